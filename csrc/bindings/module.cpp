@@ -1,0 +1,18 @@
+// kdfast._cpu: the list of what is bound. Each op has a file of its own beside this one.
+#include <pybind11/pybind11.h>
+
+#include "core/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "CPU kernels of kdfast. Private: use kdfast.ops, which checks its arguments.";
+    m.attr("isa") = kdfast::isa_name(kdfast::active_isa());
+    py::list isas;
+    for (auto isa : {kdfast::Isa::baseline, kdfast::Isa::avx2, kdfast::Isa::avx512, kdfast::Isa::avx512bf16})
+        if (kdfast::has_isa(isa)) isas.append(kdfast::isa_name(isa));
+    m.attr("available_isas") = isas;
+#if defined(__VERSION__)
+    m.attr("compiler") = __VERSION__;
+#endif
+}

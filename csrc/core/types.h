@@ -1,0 +1,54 @@
+// Element types that cross the boundary with Python, as (dtype code, untyped pointer). 16-bit floats are stored, never
+// computed with: kernels accumulate in float32.
+#pragma once
+
+#include <cstdint>
+
+namespace kdfast {
+
+// The codes are those of ops/_arrays.py.
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
+inline float to_float(f16 x) {
+    const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, magnitude = x.bits & 0x7FFFu;
+    if (magnitude >= 0x7C00u)  // infinity, NaN
+        return __builtin_bit_cast(float, sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
+    // Scaling by 2^112 moves the exponent's bias and makes subnormals right as well.
+    const float scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+    return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, scaled));
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+template <class T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) { return x; }
+template <>
+inline bf16 from_float<bf16>(float x) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
+    return {static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16)};
+}
+template <>
+inline f16 from_float<f16>(float x) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude > 0x7F800000u) return {static_cast<uint16_t>(sign | 0x7E00u)};
+    if (magnitude >= 0x477FF000u) return {static_cast<uint16_t>(sign | 0x7C00u)};  // ≥ 65520 rounds to infinity
+    if (magnitude < 0x38800000u) {                                                 // below 2^-14: subnormal, rounded by an addition
+        const float aligned = __builtin_bit_cast(float, magnitude) + 0.5f;          // one unit = 2^-24
+        return {static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, aligned) - 0x3F000000u))};
+    }
+    const uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1u);
+    return {static_cast<uint16_t>(sign | (rounded - 0x38000000u) >> 13)};
+}
+
+}  // namespace kdfast

@@ -1,0 +1,73 @@
+"""Schedules of temperature and mixing weight, and the configuration of one run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kdfast.errors import ConfigError, suggest
+
+__all__ = ["SHAPES", "RunConfig"]
+
+# Progress along a schedule: x in [0, 1] is the share of the epochs done, the value is the share of the way to go.
+SHAPES = {
+    "linear": lambda x: x,
+    "cosine": lambda x: 0.5 * (1.0 - math.cos(math.pi * x)),
+    "step": lambda x: 0.0 if x < 0.5 else 1.0,
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One point of the grid: how temperature T and mixing weight α go over the epochs.
+
+    temp_init, temp_final: T in the first and the last epoch; temp_final None keeps T constant.
+    alpha_init, alpha_final: likewise for α, the weight of the distillation term (1 − α weighs the labels).
+    shape: of both schedules, a key of SHAPES; the study's is "linear".
+
+    Raises ConfigError for T ≤ 0, α outside [0, 1], values that are not finite, or an unknown shape.
+    """
+
+    temp_init: float
+    alpha_init: float
+    temp_final: float | None = None
+    alpha_final: float | None = None
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        for name in ("temp_init", "temp_final"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"temperature must be finite and above 0, is {value}", where=name)
+        for name in ("alpha_init", "alpha_final"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:  # NaN fails too
+                raise ConfigError(f"α must lie in [0, 1], is {value}", where=name)
+        if self.shape not in SHAPES:
+            raise ConfigError(f"unknown schedule {self.shape!r}", where="shape", hint=suggest(self.shape, list(SHAPES)))
+
+    @property
+    def strategy(self) -> str:
+        """`baseline` (both constant), `tempanneal`, `alphasched` or `combined`, as the study calls them."""
+        if self.temp_final is None:
+            return "baseline" if self.alpha_final is None else "alphasched"
+        return "tempanneal" if self.alpha_final is None else "combined"
+
+    @property
+    def name(self) -> str:
+        """E.g. `combined_T10.0to1.0_A0.9to0.3`; a shape other than linear is appended."""
+
+        def span(initial: float, final: float | None) -> str:
+            return f"{float(initial)}" if final is None else f"{float(initial)}to{float(final)}"
+
+        name = f"{self.strategy}_T{span(self.temp_init, self.temp_final)}_A{span(self.alpha_init, self.alpha_final)}"
+        return name if self.shape == "linear" or self.strategy == "baseline" else f"{name}_{self.shape}"
+
+    def at(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """(T, α) of an epoch, counted from 0, of the planned epochs: v_init + (v_final − v_init) · s(e / (E − 1))."""
+        progress = SHAPES[self.shape](epoch / max(epochs - 1, 1))
+
+        def value(initial: float, final: float | None) -> float:
+            return initial if final is None else initial + (final - initial) * progress
+
+        return value(self.temp_init, self.temp_final), value(self.alpha_init, self.alpha_final)

@@ -1,0 +1,97 @@
+"""Which implementation of an op runs: the compiled CPU kernels, the CUDA kernels, or the PyTorch reference.
+
+The choice is made per call. By itself an op takes the compiled kernels of the tensors' device and falls back to the
+reference, with one warning per op and reason. `KDFAST_BACKEND` (reference, cpu, cuda) or `with kdfast.backend(...)`
+force one.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
+
+NAMES = ["reference", "cpu", "cuda"]
+
+_forced: ContextVar[str | None] = ContextVar("kdfast_backend", default=None)
+_warned: set[tuple[str, str]] = set()
+_warned_lock = threading.Lock()
+
+_cpu: ModuleType | None
+try:
+    from kdfast import _cpu  # type: ignore[no-redef,attr-defined]
+
+    why_no_cpu = None
+except ImportError as error:
+    _cpu = None
+    why_no_cpu = f"the compiled module kdfast._cpu is missing ({error}); a build with a C++ compiler brings it"
+except RuntimeError as error:  # KDFAST_ISA names what this CPU lacks
+    raise BackendError(str(error)) from None
+
+
+def cpu_module() -> ModuleType:
+    """The compiled CPU module. Call it only where `choose` has answered "cpu"."""
+    assert _cpu is not None
+    return _cpu
+
+
+def _check(name: str, where: str) -> str:
+    if name not in NAMES:
+        raise ConfigError(f"unknown backend {name!r}", where=where, hint=suggest(name, NAMES))
+    if name == "cpu" and _cpu is None:
+        raise BackendError(str(why_no_cpu), where=where, hint="reinstall kdfast, or use the backend 'reference'")
+    if name == "cuda":
+        raise BackendError("this build of kdfast has no CUDA kernels", where=where, hint="use 'cpu' or 'reference'")
+    return name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force a backend, "reference", "cpu" or "cuda", inside a `with` block (in this thread or task).
+
+    Raises ConfigError for an unknown name and BackendError for one that this installation lacks.
+    """
+    token = _forced.set(_check(name, "kdfast.backend"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced() -> str | None:
+    """The backend that is forced here, or None."""
+    name = _forced.get()
+    if name is None and (env := os.environ.get("KDFAST_BACKEND")):
+        name = _check(env, "KDFAST_BACKEND")
+    return name
+
+
+def choose(op: str, device_type: str, unsupported: str | None = None) -> str:
+    """The implementation for one call: "cpu" (compiled) or "reference".
+
+    device_type: the tensors' `device.type`. unsupported: why the kernel can't take this call (None: it can).
+    A fall-back that the user did not ask for warns once per op and reason.
+    """
+    name = forced()
+    if name == "reference":
+        return name
+    if device_type != "cpu":
+        reason = f"there is no compiled kernel for device {device_type!r}"
+    elif _cpu is None:
+        reason = str(why_no_cpu)
+    elif unsupported is not None:
+        reason = unsupported
+    else:
+        return "cpu"
+    key = (op if device_type == "cpu" and _cpu is not None else "", reason)
+    with _warned_lock:
+        first = key not in _warned
+        _warned.add(key)
+    if first:
+        message = f"kdfast.ops.{op} runs its PyTorch reference, which is slower: {reason}"
+        warnings.warn(message, KdfastWarning, stacklevel=3)
+    return "reference"

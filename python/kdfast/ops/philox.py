@@ -1,0 +1,81 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11) in PyTorch, and the keys it is used with.
+
+The twin of csrc/core/philox.h, which gives the same bits. A random number depends on its key (a `seed`, derived from
+the study's seed, a purpose, step and layer) and its counter (jet, head, query, key or feature), never on the order
+of computation, the number of threads or the device.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def splitmix64(x: int) -> int:
+    """One output of splitmix64 (Steele et al., OOPSLA'14) for the state x."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def derive_seed(seed: int, purpose: str, *parts: int) -> int:
+    """A 63-bit seed for one use: the splitmix64 chain over (seed, purpose, *parts), e.g. ("dropout", step, layer).
+
+    63 bits, so that it fits a signed 64-bit integer wherever it travels.
+    """
+    state = splitmix64(seed & _MASK64)
+    for byte in purpose.encode():
+        state = splitmix64(state ^ byte)
+    for part in parts:
+        state = splitmix64(state ^ (part & _MASK64))
+    return state >> 1
+
+
+def _mul_32x32(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a · b for 32-bit values held in int64 (whose own product would overflow)."""
+    low = (a & 0xFFFF) * b
+    high = (a >> 16) * b
+    total = low + ((high & 0xFFFF) << 16)
+    return ((high >> 16) + (total >> 32)) & _MASK32, total & _MASK32
+
+
+def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words (in int64) for each counter; the counters are int64 tensors that broadcast."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(c & _MASK32 for c in (c0, c1, c2, c3)))
+    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
+    for _ in range(10):
+        hi0, lo0 = _mul_32x32(0xD2511F53, c0)
+        hi1, lo1 = _mul_32x32(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1, c2, c3
+
+
+def dropout_threshold(p: float) -> int:
+    """p as a threshold on 16 random bits; an element is kept where its bits ≥ threshold."""
+    return int(p * 65536.0 + 0.5)
+
+
+def dropout_scale(p: float) -> float:
+    """What kept elements are multiplied by: 1 / (1 − p as quantised to 16 bits)."""
+    return 65536.0 / (65536 - dropout_threshold(p))
+
+
+def dropout_keep(seed: int, p: float, jet: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Which elements dropout keeps (bool), for int64 index tensors that broadcast.
+
+    One Philox call, at the counter (jet, head, row, column // 8), decides eight neighbouring columns: column c uses 16
+    bits of word (c % 8) // 2, the low half where c is even. jet: position in the batch; row: query or constituent
+    within the jet; column: key or feature.
+    """
+    words = torch.stack(philox4x32(seed, jet, head, row, column // 8))
+    column = column.expand(words.shape[1:])
+    word = words.gather(0, ((column % 8) // 2)[None])[0]
+    return ((word >> (16 * (column % 2))) & 0xFFFF) >= dropout_threshold(p)
+
+
+def uniform_open(bits: Tensor) -> Tensor:
+    """32 random bits to a float64 uniform in (0, 1): 24 bits and a half."""
+    return ((bits >> 8).double() + 0.5) * (1.0 / 16777216.0)
