@@ -1,0 +1,159 @@
+"""AUC and background rejection, weighted, ties counted as a real threshold would.
+
+A jet passes a threshold t when its score is ≥ t, so jets of equal score pass or fail together. Signal has label 1,
+background label 0. Jets of weight 0 take no part.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdfast.errors import ConfigError, DataError
+
+__all__ = ["Rejection", "RocCurve", "background_rejection", "roc_auc", "roc_curve"]
+
+Floats = NDArray[np.float64]
+
+# −ln(1 − 0.68): the mean of a Poisson that gives no event 32 % of the time.
+POISSON_68 = 1.14
+
+
+class Rejection(NamedTuple):
+    """Background rejection 1/ε_B at a signal efficiency.
+
+    value: 1/ε_B, or its 68 % lower limit n_B/1.14 where no background jet survives; always finite.
+    survivors: background jets that pass the threshold (a count, not a sum of weights).
+    is_lower_limit: no background survived.
+    """
+
+    value: float
+    survivors: int
+    is_lower_limit: bool
+
+
+class RocCurve(NamedTuple):
+    """Efficiencies at each distinct score as threshold, falling thresholds, so rising efficiencies ([n] each)."""
+
+    signal_efficiency: Floats
+    background_efficiency: Floats
+    survivors: NDArray[np.int64]
+    thresholds: Floats
+
+
+def _one_dimensional(values: ArrayLike, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"needs one value per jet, has shape {array.shape}", where=name)
+    return array
+
+
+def _split(
+    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
+) -> tuple[Floats, Floats, Floats | None, Floats | None]:
+    """Scores of signal and background, weights of signal and background (None: all 1), checked."""
+    y, s = _one_dimensional(labels, "labels"), _one_dimensional(scores, "scores").astype(np.float64, copy=False)
+    if len(y) != len(s):
+        raise DataError(f"{len(s)} scores for {len(y)} labels", where="scores")
+    signal = y == 1
+    if bad := int(np.count_nonzero(~signal & (y != 0))):
+        raise DataError(f"labels must be 0 (background) or 1 (signal), {bad} of {len(y)} are neither", where="labels")
+    if nans := int(np.count_nonzero(np.isnan(s))):
+        raise DataError(f"{nans} of {len(s)} scores are NaN", where="scores", hint="did the training diverge?")
+    w: Floats | None = None
+    if weights is not None:
+        w = _one_dimensional(weights, "weights").astype(np.float64, copy=False)
+        if len(w) != len(y):
+            raise DataError(f"{len(w)} weights for {len(y)} labels", where="weights")
+        if not (np.isfinite(w).all() and (w >= 0).all()):
+            raise DataError("weights must be finite and not negative", where="weights")
+        used = w > 0
+        if not used.all():
+            signal, s, w = signal[used], s[used], w[used]
+    background = ~signal
+    for chosen, name in ((signal, "signal (label 1)"), (background, "background (label 0)")):
+        if not chosen.any():
+            weighty = "" if weights is None else " with a weight above 0"
+            raise DataError(f"there is no {name} jet{weighty}", where="labels", hint="a metric needs both classes")
+    if w is None:
+        return s[signal], s[background], None, None
+    return s[signal], s[background], w[signal], w[background]
+
+
+def roc_auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Area under the ROC curve: the (weighted) share of pairs where signal scores above background, ties half.
+
+    labels [B] of 0 and 1, scores [B] in any monotonic scale, weights [B] ≥ 0 or None. Without weights the count
+    is exact; the same input gives the same bits. Raises DataError for NaN scores or a single class.
+    """
+    signal, background, w_signal, w_background = _split(labels, scores, weights)
+    if w_signal is None or w_background is None:
+        signal.sort()  # copies, by boolean indexing: ours to sort; sorted needles search faster
+        background.sort()
+        below = np.searchsorted(background, signal, "left").sum(dtype=np.int64)
+        not_above = np.searchsorted(background, signal, "right").sum(dtype=np.int64)
+        return int(below + not_above) / (2 * len(signal) * len(background))
+    order = np.argsort(background, kind="stable")
+    background, cumulated = background[order], np.concatenate(([0.0], np.cumsum(w_background[order])))
+    pairs = cumulated[np.searchsorted(background, signal, "left")]
+    pairs += cumulated[np.searchsorted(background, signal, "right")]
+    area = float(np.dot(w_signal, pairs) / (2.0 * w_signal.sum() * cumulated[-1]))
+    return min(area, 1.0)  # rounding
+
+
+def _roc(
+    signal: Floats, background: Floats, w_signal: Floats | None, w_background: Floats | None
+) -> tuple[RocCurve, float]:
+    """The curve, and the relative rounding error that its efficiencies may carry."""
+    thresholds = np.unique(np.concatenate((signal, background)))[::-1]
+
+    def passing(values: Floats, weights: Floats | None) -> tuple[NDArray[np.int64], Floats]:
+        order = np.argsort(values, kind="stable")[::-1]
+        falling = values[order]
+        count = np.searchsorted(-falling, -thresholds, "right").astype(np.int64)
+        if weights is None:
+            return count, count / len(values)
+        cumulated = np.concatenate(([0.0], np.cumsum(weights[order])))
+        return count, cumulated[count] / cumulated[-1]
+
+    _, signal_efficiency = passing(signal, w_signal)
+    survivors, background_efficiency = passing(background, w_background)
+    rounding = 0.0 if w_signal is None else len(signal) * np.finfo(np.float64).eps
+    return RocCurve(signal_efficiency, background_efficiency, survivors, thresholds), rounding
+
+
+def roc_curve(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> RocCurve:
+    """Signal and background efficiency of every distinct score as threshold (score ≥ threshold passes).
+
+    Arguments and errors as for `roc_auc`. The last point is (1, 1); the point (0, 0) above all scores is not listed.
+    """
+    return _roc(*_split(labels, scores, weights))[0]
+
+
+def background_rejection(
+    labels: ArrayLike, scores: ArrayLike, efficiency: float, weights: ArrayLike | None = None
+) -> Rejection:
+    """1/ε_B at the first (highest) threshold whose signal efficiency reaches `efficiency`, in (0, 1].
+
+    With no surviving background jet the value is the 68 % lower limit n_B/1.14 (with weights, n_B is the effective
+    number (Σw)²/Σw²), never inf. With weights, rounding in their sums does not decide whether the efficiency is
+    reached. Raises ConfigError for an efficiency outside (0, 1], DataError for NaN scores or a single class.
+    """
+    if not 0 < efficiency <= 1:  # NaN fails too
+        raise ConfigError(f"a signal efficiency lies in (0, 1], is {efficiency}", where="efficiency")
+    signal, background, w_signal, w_background = _split(labels, scores, weights)
+    curve, rounding = _roc(signal, background, w_signal, w_background)
+    point = int(np.argmax(curve.signal_efficiency >= efficiency * (1.0 - rounding)))  # the last one is 1: one exists
+    survivors = int(curve.survivors[point])
+    if survivors == 0:
+        number = len(background) if w_background is None else w_background.sum() ** 2 / np.square(w_background).sum()
+        return Rejection(float(number) / POISSON_68, 0, True)
+    value = 1.0 / float(curve.background_efficiency[point])
+    if not math.isfinite(value):  # weights so small that their share underflows
+        raise DataError("the weights span too wide a range for a rejection", where="weights")
+    return Rejection(value, survivors, False)
