@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kdfast.errors import ConfigError, DataError
-from kdfast.metrics import Rejection, background_rejection, roc_auc, roc_curve
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
+
+from kdfast.errors import ConfigError, DataError
+from kdfast.metrics import Rejection, background_rejection, roc_auc, roc_curve
 
 EFFICIENCIES = [0.1, 0.3, 0.5, 0.8, 0.999, 1.0]
 
