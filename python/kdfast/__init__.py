@@ -1,6 +1,8 @@
 """kdfast: knowledge-distillation sweeps for trigger jet taggers."""
 
 from kdfast._version import __version__
+from kdfast.distill.schedules import RunConfig
 from kdfast.ops.backend import backend
+from kdfast.study.grid import grid
 
-__all__ = ["__version__", "backend"]
+__all__ = ["RunConfig", "__version__", "backend", "grid"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from kdfast.errors import ConfigError, suggest
@@ -16,6 +17,12 @@ SHAPES = {
     "step": lambda x: 0.0 if x < 0.5 else 1.0,
 }
 
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NAME = re.compile(
+    rf"(?P<strategy>[a-z]+)_T(?P<temp_init>{_NUMBER})(?:to(?P<temp_final>{_NUMBER}))?"
+    rf"_A(?P<alpha_init>{_NUMBER})(?:to(?P<alpha_final>{_NUMBER}))?(?:_(?P<shape>[a-z]+))?"
+)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -23,7 +30,8 @@ class RunConfig:
 
     temp_init, temp_final: T in the first and the last epoch; temp_final None keeps T constant.
     alpha_init, alpha_final: likewise for α, the weight of the distillation term (1 − α weighs the labels).
-    shape: of both schedules, a key of SHAPES; the study's is "linear".
+    shape: of both schedules, a key of SHAPES; the study's is "linear". A configuration without a final value has no
+        schedule, so its shape is always "linear".
 
     Raises ConfigError for T ≤ 0, α outside [0, 1], values that are not finite, or an unknown shape.
     """
@@ -45,6 +53,8 @@ class RunConfig:
                 raise ConfigError(f"α must lie in [0, 1], is {value}", where=name)
         if self.shape not in SHAPES:
             raise ConfigError(f"unknown schedule {self.shape!r}", where="shape", hint=suggest(self.shape, list(SHAPES)))
+        if self.temp_final is None and self.alpha_final is None:
+            object.__setattr__(self, "shape", "linear")
 
     @property
     def strategy(self) -> str:
@@ -61,7 +71,29 @@ class RunConfig:
             return f"{float(initial)}" if final is None else f"{float(initial)}to{float(final)}"
 
         name = f"{self.strategy}_T{span(self.temp_init, self.temp_final)}_A{span(self.alpha_init, self.alpha_final)}"
-        return name if self.shape == "linear" or self.strategy == "baseline" else f"{name}_{self.shape}"
+        return name if self.shape == "linear" else f"{name}_{self.shape}"
+
+    @classmethod
+    def from_name(cls, name: str) -> RunConfig:
+        """The configuration that `name` stands for; numbers may be written in any way ("T7" as well as "T7.0").
+
+        Raises ConfigError for a name of another form, one whose strategy contradicts its values, or bad values.
+        """
+        example = "a run's name looks like tempanneal_T7.0to1.0_A0.5"
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ConfigError("is not the name of a run", where=repr(name), hint=example)
+        numbers = {key: found[key] for key in ("temp_init", "alpha_init", "temp_final", "alpha_final")}
+        try:
+            config = cls(
+                **{key: None if text is None else float(text) for key, text in numbers.items()},  # type: ignore[arg-type]
+                shape=found["shape"] or "linear",
+            )
+        except ConfigError as error:
+            raise ConfigError(error.what, where=f"{name!r}, {error.where}", hint=error.hint) from None
+        if found["strategy"] != config.strategy:
+            raise ConfigError(f"these values are of the strategy {config.strategy!r}", where=repr(name), hint=example)
+        return config
 
     def at(self, epoch: int, epochs: int) -> tuple[float, float]:
         """(T, α) of an epoch, counted from 0, of the planned epochs: v_init + (v_final − v_init) · s(e / (E − 1))."""

@@ -1,0 +1,114 @@
+"""Grids: which configurations of temperature and mixing weight a study compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import TypedDict
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.errors import ConfigError, suggest
+
+__all__ = ["GRIDS", "grid"]
+
+
+class _Lists(TypedDict):
+    temperature: Sequence[float]
+    alpha: Sequence[float]
+    temperature_final: Sequence[float]
+    alpha_final: Sequence[float]
+
+
+# A preset keeps only final values strictly below their initial one.
+GRIDS: dict[str, _Lists] = {
+    # The 132 configurations of the study.
+    "study": {
+        "temperature": (3.0, 5.0, 7.0, 10.0),
+        "alpha": (0.3, 0.5, 0.7, 0.9),
+        "temperature_final": (1.0, 2.0),
+        "alpha_final": (0.1, 0.3),
+    },
+    # What its authors wanted next: higher temperatures, α up to 1, finer steps. 378 configurations, with the 132.
+    "wide": {
+        "temperature": (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
+        "alpha": (0.3, 0.5, 0.7, 0.9, 1.0),
+        "temperature_final": (1.0, 2.0),
+        "alpha_final": (0.1, 0.3),
+    },
+}
+
+
+def grid(
+    preset: str | None = None,
+    *,
+    temperature: float | Iterable[float] | None = None,
+    alpha: float | Iterable[float] | None = None,
+    temperature_final: float | Iterable[float] = (),
+    alpha_final: float | Iterable[float] = (),
+    shape: str = "linear",
+) -> list[RunConfig]:
+    """The configurations of a grid, in the order: constant, T annealed, α scheduled, both.
+
+    Either a preset, "study" (the study's 132) or "wide" (T from 1 to 50, α up to 1), or lists of one's own, for
+    example `grid(temperature=[3, 5], alpha=[0.5, 0.9], temperature_final=[1])`: every T with every α, constant and
+    going to each final value. Final values may also lie above the initial one; one equal to it is no schedule and is
+    left out, as are repetitions.
+
+    shape: of the schedules, "linear", "cosine" or "step". It goes with presets too.
+    Raises ConfigError for an unknown preset or shape, T ≤ 0, α outside [0, 1], or a grid without a configuration.
+    """
+    temps_final, alphas_final = _numbers("temperature_final", temperature_final), _numbers("alpha_final", alpha_final)
+    if preset is not None:
+        if temperature is not None or alpha is not None or temps_final or alphas_final:
+            raise ConfigError("takes a preset or lists of its own, not both", where="grid")
+        if preset not in GRIDS:
+            raise ConfigError(f"unknown preset {preset!r}", where="grid", hint=suggest(str(preset), list(GRIDS)))
+        return _configurations(**GRIDS[preset], shape=shape, only_falling=True)
+    if temperature is None or alpha is None:
+        raise ConfigError("needs a preset, or both temperature and alpha", where="grid", hint='e.g. grid("study")')
+    return _configurations(
+        temperature=_numbers("temperature", temperature),
+        alpha=_numbers("alpha", alpha),
+        temperature_final=temps_final,
+        alpha_final=alphas_final,
+        shape=shape,
+        only_falling=False,
+    )
+
+
+def _configurations(
+    temperature: Sequence[float],
+    alpha: Sequence[float],
+    temperature_final: Sequence[float],
+    alpha_final: Sequence[float],
+    shape: str,
+    only_falling: bool,
+) -> list[RunConfig]:
+    def allowed(initial: float, final: float | None) -> bool:
+        return final is None or (final < initial if only_falling else final != initial)
+
+    configs: dict[str, RunConfig] = {}  # by name: repetitions fall together
+    constant: tuple[None] = (None,)
+    for temp_finals, alpha_finals in (
+        (constant, constant),
+        (temperature_final, constant),
+        (constant, alpha_final),
+        (temperature_final, alpha_final),
+    ):
+        for temp, temp_final, a, a_final in product(temperature, temp_finals, alpha, alpha_finals):
+            if allowed(temp, temp_final) and allowed(a, a_final):
+                config = RunConfig(temp, a, temp_final, a_final, shape)
+                configs.setdefault(config.name, config)
+    if not configs:
+        raise ConfigError("has no configuration", where="grid", hint="give at least one temperature and one alpha")
+    return list(configs.values())
+
+
+def _numbers(name: str, values: float | Iterable[float]) -> list[float]:
+    try:
+        items = [values] if isinstance(values, (int, float)) else list(values)
+        if any(isinstance(item, (str, bytes)) for item in items):
+            raise TypeError("text")
+        return [float(item) + 0.0 for item in items]  # + 0.0: no negative zero in a name
+    except (TypeError, ValueError):
+        raise ConfigError(f"must be a number or a list of numbers, is {values!r}", where=f"grid, {name}") from None
