@@ -33,6 +33,11 @@ def derive_seed(seed: int, purpose: str, *parts: int) -> int:
     return state >> 1
 
 
+def fold_seed(seed: int, part: int) -> int:
+    """One more link: a 63-bit seed for part (a layer, a step) of what seed is for."""
+    return splitmix64(seed ^ (part & _MASK64)) >> 1
+
+
 def _mul_32x32(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     """High and low 32 bits of a · b for 32-bit values held in int64 (whose own product would overflow)."""
     low = (a & 0xFFFF) * b

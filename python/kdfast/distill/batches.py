@@ -1,0 +1,32 @@
+"""Batches of packed jets: an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdfast.ops.philox import derive_seed, philox4x32
+
+__all__ = ["epoch_batches", "gather"]
+
+
+def epoch_batches(seed: int, epoch: int, jets: int, batch_size: int) -> Tensor:
+    """[steps, batch_size] positions of the jets of each batch; the last partial batch is dropped.
+
+    A permutation: jets sorted by 63 Philox bits of (seed, "batches", epoch; position), ties by position.
+    """
+    position = torch.arange(jets)
+    zero = torch.zeros_like(position)
+    high, low, _, _ = philox4x32(derive_seed(seed, "batches", epoch), position, zero, zero, zero)
+    order = torch.argsort((high >> 1 << 32) | low, stable=True)
+    steps = jets // batch_size
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def gather(features: Tensor, offsets: Tensor, jets: Tensor) -> tuple[Tensor, Tensor]:
+    """(features, offsets) of the given jets [b], packed in their order."""
+    counts = offsets.diff()[jets]
+    new_offsets = torch.zeros(len(jets) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=new_offsets[1:])
+    shift = torch.repeat_interleave(offsets[jets] - new_offsets[:-1], counts)
+    return features[torch.arange(len(shift)) + shift], new_offsets

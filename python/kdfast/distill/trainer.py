@@ -1,0 +1,169 @@
+"""The trainer of a pack: K members of one seed on one set of data, targets and batches.
+
+An engine trains the pack; which one, and how it schedules the members, changes no result beyond its accuracy and never
+what a member's neighbours are. `train_pack` picks the engine and yields results as members finish.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.errors import ConfigError, DataError
+from kdfast.models.config import ModelConfig
+
+__all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View", "train_pack"]
+
+
+class Recipe(BaseModel):
+    """How every member is trained; the defaults are the study's.
+
+    epochs: planned. batch_size: jets; the last partial batch is dropped. learning_rate: after warm-up; it rises
+    linearly over warmup_epochs, then falls as a cosine. weight_decay: AdamW's. clip_norm: of the whole gradient.
+    patience: epochs without a better validation AUC before a member stops. attention_weight: of the attention-transfer
+    term.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=512, ge=2)
+    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
+    warmup_epochs: int = Field(default=3, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    patience: int = Field(default=20, ge=1)
+    attention_weight: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class View:
+    """One split of the jets as one model sees them.
+
+    features: [M, F] float32, standardised. offsets: [B + 1] int64. labels, weights: [B] float32.
+    """
+
+    features: Tensor
+    offsets: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of the training jets, computed once.
+
+    logits: [B, 1]. attention_entropy, attention_max: [B], of its pooling attention; None: no attention-transfer term.
+    """
+
+    logits: Tensor
+    attention_entropy: Tensor | None = None
+    attention_max: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a pack. config None: no teacher (the baseline, and the teacher's own training)."""
+
+    name: str
+    config: RunConfig | None = None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Members that share model, seed, recipe, jets, targets and batches.
+
+    targets: of the training jets; needed where a member has a config. precision: "fp32".
+    Raises ConfigError and DataError for parts that do not fit together.
+    """
+
+    model: ModelConfig
+    members: tuple[Member, ...]
+    seed: int
+    recipe: Recipe
+    train: View
+    validation: View
+    test: View
+    targets: Targets | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision != "fp32":
+            hint = 'use precision="fp32"'
+            raise ConfigError(f"no engine of this version trains in {self.precision!r}", where="precision", hint=hint)
+        if len(self.train) < self.recipe.batch_size:
+            raise ConfigError(
+                f"{self.recipe.batch_size} jets a batch, but {len(self.train)} training jets",
+                where="batch_size",
+                hint=f"choose batch_size ≤ {len(self.train)} or give more jets",
+            )
+        if any(member.config is not None for member in self.members):
+            if self.targets is None:
+                raise ConfigError("students need a teacher's targets", where="targets")
+            if len(self.targets.logits) != len(self.train):
+                raise DataError(
+                    f"{len(self.targets.logits)} teacher logits for {len(self.train)} training jets", where="targets"
+                )
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Progress of one member: after each epoch. jets: trained on in this epoch; seconds: it took."""
+
+    member: str
+    epoch: int
+    epochs: int
+    loss: float
+    auc_val: float
+    best_auc_val: float
+    jets: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """What became of a member.
+
+    status: "done", or "diverged" (a loss or gradient was not finite: message says when; scores and state are empty).
+    best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds: wall time.
+    curves: a value an epoch of loss, loss_kd, loss_label, loss_attention, auc_val, temperature, alpha, learning_rate.
+    scores_validation, scores_test: [B] logits. state: the kept weights, by name.
+    """
+
+    name: str
+    status: str
+    message: str
+    best_epoch: int
+    epochs: int
+    seconds: float
+    curves: dict[str, list[float]]
+    scores_validation: Tensor = field(default_factory=lambda: torch.empty(0))
+    scores_test: Tensor = field(default_factory=lambda: torch.empty(0))
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train_pack(
+    pack: Pack,
+    *,
+    threads: int | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[MemberResult]:
+    """Trains a pack; yields each member's result as soon as it is there.
+
+    threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any thread.
+    stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished members yield
+    nothing.
+    """
+    from kdfast.distill.reference_engine import train
+
+    return train(pack, threads or torch.get_num_threads(), on_epoch, stop or threading.Event())

@@ -1,0 +1,111 @@
+"""JetTransformer: the tagger that serves as teacher, baseline and student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdfast.errors import ConfigError, ModelError
+from kdfast.models.config import ModelConfig, model_config
+from kdfast.models.layers import BatchNorm, DenseBlock, EncoderLayer, PoolingAttention
+from kdfast.ops.philox import derive_seed, fold_seed, philox4x32
+
+__all__ = ["JetTransformer", "initialise"]
+
+
+class JetTransformer(nn.Module):
+    """A transformer over the constituents of packed jets.
+
+    Features → dense block per constituent → pre-norm encoder layers → attention pooling → LayerNorm → head (dense
+    block, residual dense block, dense block to half the width, linear).
+
+    JetTransformer("study") takes a preset; JetTransformer(width=48, layers=2, heads=4, ffn=128) takes sizes; both
+    together change a preset. seed sets the initial weights. Raises ConfigError.
+    """
+
+    def __init__(self, preset: str | ModelConfig | None = None, *, seed: int = 0, **sizes: Any) -> None:
+        super().__init__()
+        base = {} if preset is None else model_config(preset).model_dump()
+        unknown_preset = preset is None and not sizes
+        if unknown_preset:
+            raise ConfigError("give a preset or sizes", where="JetTransformer", hint='e.g. JetTransformer("small")')
+        self.config = config = model_config(base | sizes)
+        width, p = config.width, config.dropout
+        self.embed = DenseBlock(config.num_features, width, p)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.pool = PoolingAttention(config)
+        self.pool_norm = nn.LayerNorm(width)
+        self.dense1 = DenseBlock(width, width, p)
+        self.dense2 = DenseBlock(width, width, p)
+        self.dense3 = DenseBlock(width, width // 2, p)
+        self.classify = nn.Linear(width // 2, config.num_classes)
+        initialise(self, seed)
+
+    def forward(
+        self,
+        features: Tensor,
+        offsets: Tensor,
+        return_attention: bool = False,
+        *,
+        dropout_seed: int | None = None,
+    ) -> Any:
+        """Logits [B, C] of packed jets; with return_attention also the pooling weights [M], averaged over heads.
+
+        features: [M, F] standardised. offsets: [B + 1] int64. dropout_seed: the key of this step's dropout in training
+        mode; None draws one from torch's default generator.
+        """
+        if features.ndim != 2 or features.shape[1] != self.config.num_features:
+            shape, wanted = list(features.shape), self.config.num_features
+            raise ModelError(f"features must be [M, {wanted}], are {shape}", where="features")
+        seeds: list[int | None]
+        if self.training and self.config.dropout > 0:
+            if dropout_seed is None:
+                dropout_seed = int(torch.randint(2**62, ()).item())
+            seeds = [fold_seed(dropout_seed, layer) for layer in range(self.config.layers + 5)]
+        else:
+            seeds = [None] * (self.config.layers + 5)
+        x = self.embed(features, offsets, seeds[0])
+        for layer, seed in zip(self.encoder, seeds[5:], strict=True):
+            x = layer(x, offsets, seed)
+        pooled, attention = self.pool(x, offsets, seeds[1])
+        h = self.dense1(self.pool_norm(pooled), None, seeds[2])
+        h = h + self.dense2(h, None, seeds[3])
+        logits = self.classify(self.dense3(h, None, seeds[4]))
+        return (logits, attention) if return_attention else logits
+
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def initialise(model: JetTransformer, seed: int) -> None:
+    """The study's initial weights: Xavier-uniform matrices, zero biases, query 0.02 · N(0, 1), norms 1 and 0.
+
+    Random numbers are Philox of (seed, "init", the parameter's number), so they are the same on every machine.
+    """
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        with torch.no_grad():
+            if parameter.ndim == 2:
+                fan_out, fan_in = parameter.shape
+                if name.endswith(("qkv.weight", "pool.q.weight", "pool.kv.weight")):
+                    fan_out = 3 * fan_in  # one stacked matrix, as in torch.nn.MultiheadAttention
+                bound = (6.0 / (fan_in + fan_out)) ** 0.5
+                parameter.copy_((2 * _uniform(derive_seed(seed, "init", number), parameter) - 1) * bound)
+            elif name == "pool.query":
+                u = _uniform(derive_seed(seed, "init", number), parameter.new_empty(2, *parameter.shape))
+                parameter.copy_(0.02 * torch.sqrt(-2 * torch.log(u[0])) * torch.cos(2 * torch.pi * u[1]))
+            else:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.reset_running_stats()
+
+
+def _uniform(seed: int, like: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1), float64, of like's shape: element e from word e % 4 of the counter e // 4."""
+    blocks = torch.arange((like.numel() + 3) // 4)
+    zero = torch.zeros_like(blocks)
+    words = torch.stack(philox4x32(seed, blocks, zero, zero, zero), dim=1).flatten()[: like.numel()]
+    return ((words.double() + 0.5) / 2**32).view(like.shape)

@@ -1,0 +1,148 @@
+"""A tagger: a trained model with everything that it needs to score new jets, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+
+from kdfast._files import write_atomically
+from kdfast._version import __version__
+from kdfast.errors import KdfastError, ModelError
+from kdfast.jets.features import Standardisation, features
+from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
+from kdfast.jets.packed import PackedJets
+from kdfast.models.config import ModelConfig
+from kdfast.models.jet_transformer import JetTransformer
+
+__all__ = ["Preparation", "Tagger", "load_model"]
+
+_FORMAT = 1
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How jets as they are read become a model's inputs.
+
+    view: "offline" or "hlt". hlt: preset or numbers of the emulation; None where the HLT jets came from a real trigger,
+    which then must be given as they are. hlt_seed: of the emulation's random numbers. max_constituents: hardest ones
+    kept of a jet as read (None: all). standardisation: of the features.
+    """
+
+    view: str
+    hlt: str | HLTConfig | None
+    hlt_seed: int
+    max_constituents: int | None
+    standardisation: Standardisation
+
+    def view_of(self, jets: PackedJets) -> PackedJets:
+        """The jets as the model sees them."""
+        if self.max_constituents is not None:
+            place = np.arange(len(jets.constituents)) - np.repeat(jets.offsets[:-1], jets.counts)
+            jets = jets.select_constituents(place < self.max_constituents)
+        if self.view == "offline":
+            return offline_view(jets) if self.hlt is None else offline_view(jets, self.hlt)
+        return jets if self.hlt is None else emulate_hlt(jets, self.hlt, seed=self.hlt_seed)
+
+    def inputs(self, view: PackedJets) -> tuple[Tensor, Tensor]:
+        """(features [M, F] standardised, offsets [B + 1]) of jets as the model sees them."""
+        return self.standardisation.apply(features(view)), torch.from_numpy(view.offsets)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; `from_json` reads it back."""
+        hlt = self.hlt if self.hlt is None or isinstance(self.hlt, str) else self.hlt.to_dict()
+        return {
+            "view": self.view,
+            "hlt": hlt,
+            "hlt_seed": self.hlt_seed,
+            "max_constituents": self.max_constituents,
+            "standardisation": self.standardisation.to_dict(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Preparation:
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError for something else."""
+        hlt = data["hlt"]
+        return cls(
+            str(data["view"]),
+            HLTConfig(**hlt) if isinstance(hlt, dict) else hlt,
+            int(data["hlt_seed"]),
+            data["max_constituents"],
+            Standardisation.from_dict(data["standardisation"]),
+        )
+
+
+class Tagger:
+    """A trained model with its preparation of jets.
+
+    predict(jets) scores jets as `load_jets` gives them; save(path) writes one safetensors file that load_model reads.
+    """
+
+    def __init__(self, model: JetTransformer, preparation: Preparation) -> None:
+        self.model, self.preparation = model.eval(), preparation
+
+    def logits(self, jets: PackedJets, *, prepared: bool = False) -> Tensor:
+        """[B, C] logits. prepared: the jets are already as the model's view has them (a real trigger's jets)."""
+        view = jets if prepared else self.preparation.view_of(jets)
+        inputs, offsets = self.preparation.inputs(view)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(view), _BATCH):
+                part = offsets[start : start + _BATCH + 1]
+                parts.append(self.model(inputs[part[0] : part[-1]], part - part[0]))
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
+
+    def predict(self, jets: PackedJets, *, prepared: bool = False) -> NDArray[np.float32]:
+        """Scores [B, C]: probability of signal for C = 1, class probabilities else.
+
+        prepared: the jets are already as the model's view has them, as a real trigger's are; the file's own HLT
+        emulation or offline threshold is then not applied.
+        """
+        logits = self.logits(jets, prepared=prepared)
+        return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)).numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tagger, whole or not at all."""
+        card = {"format": _FORMAT, "kdfast": __version__, "model": self.model.config.model_dump()}
+        metadata = {"kdfast": json.dumps(card | {"preparation": self.preparation.to_json()})}
+        content = save({name: t.contiguous() for name, t in self.model.state_dict().items()}, metadata)
+        write_atomically(Path(path), lambda file: file.write(content))
+
+
+def load_model(path: str | Path) -> Tagger:
+    """Reads a tagger from the safetensors file that Tagger.save or a sweep wrote. Raises ModelError."""
+    where = str(path)
+    if not Path(path).is_file():
+        raise ModelError("there is no such model file", where=where)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (safetensors.SafetensorError, OSError) as error:
+        hint = "copy it again from where it was made"
+        raise ModelError(f"is damaged or no safetensors file ({error})", where=where, hint=hint) from None
+    if "kdfast" not in metadata:
+        raise ModelError("holds weights of something else", where=where, hint="give a model that kdfast wrote")
+    try:
+        card = json.loads(metadata["kdfast"])
+        if card["format"] > _FORMAT:
+            hint = f"update kdfast (this is {__version__}, it was written by {card['kdfast']})"
+            raise ModelError(f"has format {card['format']}, newer than this kdfast reads", where=where, hint=hint)
+        model = JetTransformer(ModelConfig(**card["model"]))
+        preparation = Preparation.from_json(card["preparation"])
+        model.load_state_dict(state)
+    except KdfastError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"its weights and its description do not fit together ({reason})", where=where) from None
+    return Tagger(model, preparation)
