@@ -1,0 +1,26 @@
+# Sourced by the scripts beside it: goes to the repository's root; a virtual environment there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The first of the usual names that is at least 3.10; PYTHON names another.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "kdfast needs Python 3.10 or newer; set PYTHON to one" >&2
+    return 1
+}
+
+# Creates .venv (once) and puts it first on PATH.
+use_venv() {
+    if [ ! -x .venv/bin/pip ]; then
+        rm -rf .venv
+        "$(find_python)" -m venv .venv
+    fi
+    PATH="$PWD/.venv/bin:$PATH"
+    export PIP_DISABLE_PIP_VERSION_CHECK=1
+}
