@@ -42,7 +42,7 @@ inline bool dropout_keep(const Philox4& bits, uint32_t element, uint32_t thresho
     return ((bits.v[(element % 8) / 2] >> (16 * (element % 2))) & 0xFFFF) >= threshold;
 }
 
-// Uniform in (0, 1): 24 bits and a half, exact in float32.
-inline float uniform_open(uint32_t bits) { return (static_cast<float>(bits >> 8) + 0.5f) * (1.0f / 16777216.0f); }
+// Uniform in (0, 1): (bits + 1/2) / 2^32, exact in float64 (float32 would round the last ones to 1).
+inline double uniform_open(uint32_t bits) { return (static_cast<double>(bits) + 0.5) * 0x1p-32; }
 
 }  // namespace kdfast

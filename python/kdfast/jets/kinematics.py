@@ -7,8 +7,8 @@ __all__ = ["jet_p4", "wrap_phi"]
 
 
 def wrap_phi(phi: NDArray[np.floating]) -> NDArray[np.floating]:
-    """An angle brought to [−π, π)."""
-    return (phi + np.pi) % (2 * np.pi) - np.pi
+    """An angle brought to [−π, π]; one that lies inside stays exactly as it is."""
+    return phi - 2 * np.pi * np.rint(phi * (0.5 / np.pi))
 
 
 def jet_p4(constituents: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,5 +1,20 @@
-"""Element types as the compiled modules name them (DType in csrc/core/types.h)."""
+"""What ops check about tensors, and the element types as the compiled modules name them."""
 
 import torch
+from torch import Tensor
 
+from kdfast.errors import DataError
+
+# DType in csrc/core/types.h
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def check_constituents(constituents: Tensor, offsets: Tensor) -> None:
+    """Raises DataError unless constituents are floating-point [M, 4], and offsets int64 [B + 1], 0 … M, not falling."""
+    if constituents.dim() != 2 or constituents.shape[1] != 4 or not constituents.is_floating_point():
+        shape = f"{constituents.dtype} {list(constituents.shape)}"
+        raise DataError(f"must be floating-point [M, 4] (pt, eta, phi, energy), is {shape}", where="constituents")
+    if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0:
+        raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
+    if offsets[0] != 0 or offsets[-1] != len(constituents) or bool((offsets.diff() < 0).any()):
+        raise DataError(f"must run from 0 to {len(constituents)} (the number of constituents)", where="offsets")

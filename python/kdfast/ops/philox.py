@@ -82,5 +82,12 @@ def dropout_keep(seed: int, p: float, jet: Tensor, head: Tensor, row: Tensor, co
 
 
 def uniform_open(bits: Tensor) -> Tensor:
-    """32 random bits to a float64 uniform in (0, 1): 24 bits and a half."""
-    return ((bits >> 8).double() + 0.5) * (1.0 / 16777216.0)
+    """32 random bits to a float64 uniform in (0, 1): (bits + ½) · 2⁻³², exact."""
+    return (bits.double() + 0.5) * 2.0**-32
+
+
+def normal_pair(bits_radius: Tensor, bits_angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normal numbers (float64) from 2 × 32 random bits, by Box and Muller."""
+    radius = torch.sqrt(-2.0 * torch.log(uniform_open(bits_radius)))
+    angle = (2.0 * torch.pi) * uniform_open(bits_angle)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
