@@ -1,0 +1,133 @@
+"""Runs the benchmarks in bench/ and shows how many times faster kdfast is than each plain baseline.
+
+The benchmarks live in the source tree, with their baselines and committed results, and measure whichever kdfast is
+imported: an installed one as well as the tree's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from kdfast.errors import ConfigError
+
+__all__ = ["BenchmarkRow", "find_benchmarks", "ratio_table", "read_rows", "run_benchmarks"]
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One benchmark: medians in seconds per call, ratio = plain / ours for the same work, and what it should reach."""
+
+    name: str
+    ours: float
+    plain: float
+    baseline: str
+    ratio: float
+    ratio_p20: float
+    ratio_p80: float
+    floor: float | None
+    aim: float | None
+    environment: str
+
+    @property
+    def verdict(self) -> str:
+        """ "aim", "floor" (reached, but not the aim), "below" (the floor), or "" where neither is set."""
+        if self.floor is not None and self.ratio < self.floor:
+            return "below"
+        if self.aim is not None and self.ratio >= self.aim:
+            return "aim"
+        return "floor" if self.floor is not None else ""
+
+
+def find_benchmarks(start: Path | None = None) -> Path:
+    """The source tree's bench/: in `start` (default: the current folder) or its parents, or beside this package.
+
+    Raises ConfigError where there is none: an installed package does not carry the benchmarks.
+    """
+    here = (start or Path.cwd()).resolve()
+    for root in [here, *here.parents, Path(__file__).resolve().parents[2]]:
+        if (root / "bench" / "ratio.py").is_file():
+            return root / "bench"
+    raise ConfigError(
+        "the benchmarks are part of the source tree, not of the installed package, and none was found here",
+        where=str(here),
+        hint="run `kdfast bench` inside a clone of kdfast; it measures the kdfast that is installed",
+    )
+
+
+def run_benchmarks(select: str | None = None, *, threads: int = 2, save: Path | None = None) -> list[BenchmarkRow]:
+    """Runs the benchmarks (those that match `select`, pytest's -k) in a fresh process and returns their rows.
+
+    save: keep pytest-benchmark's JSON file there. Raises ConfigError where pytest-benchmark is missing, where `select`
+    matches nothing, and where a benchmark fails, which it does when the two sides disagree.
+    """
+    folder = find_benchmarks()
+    for module in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"the benchmarks need {module}", hint="pip install 'kdfast[bench]'")
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(save or Path(scratch) / "bench.json").resolve()
+        command = [sys.executable, "-m", "pytest", str(folder), "-q", "-p", "no:cacheprovider"]
+        command += ["--benchmark-json", str(report), "--benchmark-columns=median,rounds"]
+        command += ["-k", select] if select else []
+        environment = {**os.environ, "KDFAST_BENCH_THREADS": str(threads)}
+        done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
+        if done.returncode == 5:  # pytest collected nothing
+            raise ConfigError(f"no benchmark matches {select!r}", where="select")
+        if done.returncode != 0:
+            raise ConfigError(f"a benchmark failed:\n{done.stdout[-4000:]}{done.stderr[-1000:]}", where=str(folder))
+        return read_rows(report)
+
+
+def read_rows(report: Path) -> list[BenchmarkRow]:
+    """The rows in a JSON file that `run_benchmarks` saved; benchmarks without a baseline are left out."""
+    rows = []
+    for entry in json.loads(report.read_text())["benchmarks"]:
+        info = entry["extra_info"]
+        if "ratio" not in info:
+            continue
+        versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+        rows.append(
+            BenchmarkRow(
+                name=entry["name"].removeprefix("test_"),
+                ours=info["ours_s"][1],
+                plain=info["plain_s"][1] / info["plain_work"],
+                environment=f"{info['cpu']}, {info['isa']}, {info['threads']} threads; {versions}",
+                **{key: info[key] for key in ("baseline", "ratio", "ratio_p20", "ratio_p80", "floor", "aim")},
+            )
+        )
+    return rows
+
+
+def ratio_table(rows: list[BenchmarkRow]) -> Table:
+    """A rich table: benchmark, ours, baseline, ratio (and its p20–p80 over the pairs), floor, aim."""
+    table = Table(caption="\n".join(sorted({row.environment for row in rows})), caption_justify="left")
+    table.add_column("benchmark")
+    for heading in ("ours", "baseline", "ratio", "p20–p80", "floor", "aim"):
+        table.add_column(heading, justify="right")
+    style = {"below": "red", "floor": "yellow", "aim": "green", "": "default"}
+    for row in rows:
+        table.add_row(
+            row.name,
+            _time(row.ours),
+            f"{_time(row.plain)} {row.baseline}",
+            f"[{style[row.verdict]}]{row.ratio:.1f}×[/]",
+            f"{row.ratio_p20:.1f}–{row.ratio_p80:.1f}",
+            *("" if goal is None else f"{goal:g}×" for goal in (row.floor, row.aim)),
+        )
+    return table
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
