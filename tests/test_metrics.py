@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.metrics import Rejection, background_rejection, roc_auc, roc_curve
+from kdfast.metrics import Rejection, background_rejection, evaluate, roc_auc, roc_curve
 
 EFFICIENCIES = [0.1, 0.3, 0.5, 0.8, 0.999, 1.0]
 
@@ -124,6 +124,15 @@ def test_known_values():
     assert background_rejection([1, 1, 0, 0, 0, 0], [4, 2, 3, 1, 0, -1], 0.51) == Rejection(4.0, 1, False)
     # a tie with the signal jet at the threshold passes with it
     assert background_rejection([1, 1, 0, 0], [4, 2, 4, 1], 0.5) == Rejection(2.0, 1, False)
+
+
+def test_evaluate_names_every_number():
+    labels, scores = [1, 1, 0, 0, 0, 0], [4, 2, 3, 1, 0, -1]
+    numbers = evaluate(labels, scores)
+    assert list(numbers) == ["auc", "bkg_rej_30", "n_bkg_30", "bkg_rej_50", "n_bkg_50", "bkg_rej_80", "n_bkg_80"]
+    assert numbers["auc"] == 7 / 8
+    assert (numbers["bkg_rej_50"], numbers["n_bkg_50"]) == (4 / 1.14, 0)
+    assert (numbers["bkg_rej_80"], numbers["n_bkg_80"]) == (4.0, 1)
 
 
 def test_same_bits_again_and_torch_input():

@@ -1,0 +1,351 @@
+"""A study on disk: one immutable folder per result (folders.py says how they are written and checked).
+
+STUDY/
+    study.toml                  settings
+    provenance.json             format, versions, fingerprint of the data, instruction set
+    results/KIND.NAME.seedN/    one trained network: manifest.json, result.json (settings, metrics, curves, model
+                                card), arrays.safetensors (scores per jet), weights.safetensors
+    shared/NAME/                what all results share (labels, weights, index of a split): manifest.json,
+                                arrays.safetensors
+    targets/                    cache of teacher outputs
+    results_summary.csv, …      derived from the above; can always be rebuilt
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from kdfast._files import fsync_folder, write_atomically
+from kdfast.distill.schedules import RunConfig
+from kdfast.errors import StudyError, suggest
+from kdfast.study.folders import (
+    FORMAT,
+    check_folder,
+    check_format,
+    commit,
+    damage,
+    folders,
+    json_bytes,
+    locked,
+    parse_json,
+    read,
+    read_checked,
+    remove_leftovers,
+    writing_errors,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["KINDS", "StoredResult", "StudyStore"]
+
+KINDS = ("teacher", "baseline", "student")
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """One trained network as it is stored.
+
+    kind: "teacher", "baseline" (a student trained without a teacher) or "student". name: the run's name, unique
+    together with kind and seed. config: a student's schedule, else None. status: "done" or "diverged"; message says
+    why. metrics: numbers by name (those of `kdfast.metrics.evaluate`, best_epoch, epochs, …; empty for a diverged
+    run). curves: a value per epoch, by name. arrays: scores per jet, `scores_validation` and `scores_test`.
+    state: the network's tensors by name. card: what a model file needs besides (sizes, features, HLT settings).
+    Read back, arrays and state are loaded and checked on first use.
+    """
+
+    kind: str
+    name: str
+    seed: int
+    config: RunConfig | None = None
+    status: str = "done"
+    message: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, list[float]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    card: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """The folder's name, e.g. `student.baseline_T3.0_A0.5.seed42`."""
+        return _key(self.kind, self.name, self.seed)
+
+
+class StudyStore:
+    """The folder of one study. Make one with `create_or_open` or `open`.
+
+    path; settings (the content of study.toml); provenance; targets_cache: the folder for teacher outputs.
+    Every method raises StudyError, which names the file or folder, for what can't be read or written or is damaged.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
+        self.path, self.settings, self.provenance = path, settings, provenance
+        self.targets_cache = path / "targets"
+        self._results, self._shared = path / "results", path / "shared"
+        self._intact: set[str] = set()
+
+    # ---- opening
+
+    @classmethod
+    def create_or_open(cls, path: str | Path, settings: dict[str, Any], provenance: dict[str, Any]) -> StudyStore:
+        """Opens the study at path, or makes one with these settings and provenance where there is none.
+
+        Of an existing study the stored settings count (`.settings`); comparing them is the caller's part. Leftovers
+        of killed writers are removed. Refuses a folder that holds other things.
+        """
+        path = Path(path)
+        if not _exists(path / "provenance.json"):
+            _create(path, settings, provenance)
+        store = cls.open(path)
+        store._remove_leftovers()
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> StudyStore:
+        """Opens an existing study, which may be read-only."""
+        path = Path(path)
+        described = path / "provenance.json"
+        if not _exists(described):
+            what = "holds no study" if path.is_dir() else "does not exist"
+            raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
+        file = described
+        try:
+            provenance = parse_json(read(file))
+            file = path / "study.toml"
+            settings = tomllib.loads(read(file).decode())
+        except ValueError as error:
+            raise StudyError(f"can't be read ({error})", where=str(file), hint="restore it from a copy") from None
+        check_format(provenance.pop("format", None), described)
+        return cls(path, settings, provenance)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the study for one writing process (a second one gets a StudyError). A killed process lets go of it."""
+        with locked(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+            if held is False:
+                raise StudyError("another process is working on this study", where=str(self.path))
+            yield
+
+    # ---- reading
+
+    def results(self) -> list[StoredResult]:
+        """All results, sorted by kind, name and seed. Raises StudyError for the first damaged one."""
+        return [_load(folder) for folder in folders(self._results)]
+
+    def get(self, kind: str, name: str, seed: int) -> StoredResult:
+        """One result. Raises StudyError where it is missing or damaged."""
+        folder = self._results / _key(kind, name, seed)
+        if not folder.exists():
+            raise StudyError(f"there is no {kind} {name!r} with seed {seed}", where=str(self.path))
+        return _load(folder)
+
+    def has(self, kind: str, name: str, seed: int) -> bool:
+        """Whether the result is there. Checks all of its files the first time; raises StudyError for a damaged one."""
+        key = _key(kind, name, seed)
+        if key not in self._intact:
+            if not (self._results / key).exists():
+                return False
+            check_folder(self._results / key)
+            self._intact.add(key)
+        return True
+
+    def damaged(self) -> dict[Path, str]:
+        """What is wrong, by folder, after checking every file of every folder. Empty: all is well."""
+        found = {}
+        for folder in (*folders(self._results), *folders(self._shared)):
+            try:
+                check_folder(folder)
+            except StudyError as error:
+                found[folder] = error.what
+        return found
+
+    def shared(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays that `write_shared` stored under this name."""
+        folder = self._shared / name
+        if not folder.exists():
+            hint = "run the same sweep again: it is made anew"
+            raise StudyError(f"there are no shared arrays {name!r}", where=str(self.path), hint=hint)
+        return _load_arrays(folder)
+
+    # ---- writing
+
+    def write(self, result: StoredResult) -> Path:
+        """Stores a result, whole or not at all, and returns its folder. What is stored is never changed."""
+        folder = self._results / result.key
+        document = {
+            "kind": result.kind,
+            "name": result.name,
+            "seed": result.seed,
+            "config": None if result.config is None else asdict(result.config),
+            "status": result.status,
+            "message": result.message,
+            "metrics": dict(result.metrics),
+            "curves": {name: [_json_number(value) for value in values] for name, values in result.curves.items()},
+            "card": None if result.card is None else dict(result.card),
+        }
+        files = {
+            "result.json": json_bytes(document),
+            "arrays.safetensors": _array_bytes(result.arrays),
+            "weights.safetensors": _state_bytes(result.state),
+        }
+        commit(folder, files)
+        self._intact.add(result.key)
+        return folder
+
+    def write_shared(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
+        """Stores what all results share: "validation" and "test" with arrays labels, weights, index [B].
+
+        The same again changes nothing; other content under the same name is refused.
+        """
+        folder = self._shared / _safe(name)
+        content = _array_bytes(arrays)
+        if not folder.exists():
+            commit(folder, {"arrays.safetensors": content})
+        elif read_checked(folder, "arrays.safetensors") != content:
+            raise StudyError(f"holds other jets for {name}", where=str(self.path), hint="use another folder")
+        return folder
+
+    def rebuild_summaries(self) -> dict[str, Path]:
+        """Writes the summary files anew from the stored results; their paths by name."""
+        from kdfast.report import rebuild  # the report reads stores; imported here, no import leads back
+
+        return rebuild(self)
+
+    def _remove_leftovers(self) -> None:
+        for parent in (self._results, self._shared):
+            remove_leftovers(parent)
+        for leftover in self.path.glob(".*.tmp"):  # of summary files: writing one takes seconds
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink(missing_ok=True)
+
+
+class _OnUse(Mapping[str, Any]):
+    """A mapping that is loaded when first looked at."""
+
+    def __init__(self, load: Callable[[], dict[str, Any]]) -> None:
+        self._load = load
+        self._content: dict[str, Any] | None = None
+
+    def _mapping(self) -> dict[str, Any]:
+        if self._content is None:
+            self._content = self._load()
+        return self._content
+
+    def __getitem__(self, key: str) -> Any:
+        return self._mapping()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapping())
+
+    def __len__(self) -> int:
+        return len(self._mapping())
+
+
+def _safe(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", name):
+        raise StudyError(f"{name!r} can't name a result", hint="use up to 200 letters, digits and _ . + -")
+    return name
+
+
+def _key(kind: str, name: str, seed: int) -> str:
+    if kind not in KINDS:
+        raise StudyError(f"unknown kind of result {kind!r}", hint=suggest(kind, list(KINDS)))
+    return f"{kind}.{_safe(name)}.seed{int(seed)}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a parent that may not be entered
+        raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
+
+
+def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
+    own = {"study.toml", "results", "shared", "targets"}  # a killed creation may have left these
+    with writing_errors(path):
+        if path.exists() and (
+            not path.is_dir() or any(p.name not in own and p.suffix != ".tmp" for p in path.iterdir())
+        ):
+            raise StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
+        for folder in ("results", "shared", "targets"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "study.toml", lambda file: file.write(tomli_w.dumps(settings).encode()))
+        document = json_bytes({"format": FORMAT, **provenance})
+        write_atomically(path / "provenance.json", lambda file: file.write(document))  # last: now it is a study
+        fsync_folder(path.absolute().parent)
+
+
+def _load(folder: Path) -> StoredResult:
+    content = read_checked(folder, "result.json")
+    try:
+        document = parse_json(content)
+        config = document["config"]
+        result = StoredResult(
+            kind=document["kind"],
+            name=document["name"],
+            seed=document["seed"],
+            config=None if config is None else RunConfig(**config),
+            status=document["status"],
+            message=document["message"],
+            metrics=document["metrics"],
+            curves={name: [float(value) for value in values] for name, values in document["curves"].items()},
+            arrays=_OnUse(lambda: _load_arrays(folder)),
+            state=_OnUse(lambda: _load_state(folder)),
+            card=document["card"],
+        )
+        key = result.key
+    except (KeyError, TypeError, ValueError, AttributeError, StudyError) as error:
+        raise damage(folder, f"result.json has unexpected content ({error})") from error
+    if key != folder.name:
+        raise damage(folder, f"it holds {key}")
+    return result
+
+
+def _load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    from safetensors.numpy import load
+
+    return load(read_checked(folder, "arrays.safetensors"))
+
+
+def _load_state(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(read_checked(folder, "weights.safetensors"))
+
+
+def _array_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _state_bytes(state: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    # clones: views of one flat buffer share memory, which the format refuses
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no NaN and no infinity (the loss of a diverged run): they become "nan", "inf", which float() reads."""
+    value = float(value)
+    return value if math.isfinite(value) else repr(value)
