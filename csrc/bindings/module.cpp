@@ -5,6 +5,10 @@
 
 namespace py = pybind11;
 
+namespace kdfast {
+void bind_dropout(py::module_&);
+}  // namespace kdfast
+
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of kdfast. Private: use kdfast.ops, which checks its arguments.";
     m.attr("isa") = kdfast::isa_name(kdfast::active_isa());
@@ -15,4 +19,5 @@ PYBIND11_MODULE(_cpu, m) {
 #if defined(__VERSION__)
     m.attr("compiler") = __VERSION__;
 #endif
+    kdfast::bind_dropout(m);
 }

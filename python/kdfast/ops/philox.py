@@ -38,29 +38,21 @@ def fold_seed(seed: int, part: int) -> int:
     return splitmix64(seed ^ (part & _MASK64)) >> 1
 
 
-def _mul_32x32(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a · b for 32-bit values held in int64 (whose own product would overflow)."""
-    low = (a & 0xFFFF) * b
-    high = (a >> 16) * b
-    total = low + ((high & 0xFFFF) << 16)
-    return ((high >> 16) + (total >> 32)) & _MASK32, total & _MASK32
-
-
 def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit words (in int64) for each counter; the counters are int64 tensors that broadcast."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*(c & _MASK32 for c in (c0, c1, c2, c3)))
     k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
     for _ in range(10):
-        hi0, lo0 = _mul_32x32(0xD2511F53, c0)
-        hi1, lo1 = _mul_32x32(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        # int64 products keep the low 64 bits, all that 32 × 32 bits have; c1 and c3 carry garbage above their 32.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _MASK32, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK32, p0
         k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK32, c2, c3 & _MASK32
 
 
 def dropout_threshold(p: float) -> int:
-    """p as a threshold on 16 random bits; an element is kept where its bits ≥ threshold."""
-    return int(p * 65536.0 + 0.5)
+    """p in [0, 1) as a threshold on 16 random bits; an element is kept where its bits ≥ threshold."""
+    return min(int(p * 65536.0 + 0.5), 65535)
 
 
 def dropout_scale(p: float) -> float:
@@ -68,17 +60,17 @@ def dropout_scale(p: float) -> float:
     return 65536.0 / (65536 - dropout_threshold(p))
 
 
-def dropout_keep(seed: int, p: float, jet: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Which elements dropout keeps (bool), for int64 index tensors that broadcast.
+def dropout_keep(seed: int, p: float, jet: Tensor, head: Tensor, row: Tensor, num_columns: int) -> Tensor:
+    """Which elements dropout keeps: bool [..., num_columns], for int64 index tensors that broadcast to [...].
 
     One Philox call, at the counter (jet, head, row, column // 8), decides eight neighbouring columns: column c uses 16
     bits of word (c % 8) // 2, the low half where c is even. jet: position in the batch; row: query or constituent
     within the jet; column: key or feature.
     """
-    words = torch.stack(philox4x32(seed, jet, head, row, column // 8))
-    column = column.expand(words.shape[1:])
-    word = words.gather(0, ((column % 8) // 2)[None])[0]
-    return ((word >> (16 * (column % 2))) & 0xFFFF) >= dropout_threshold(p)
+    groups = torch.arange((num_columns + 7) // 8, device=jet.device)
+    words = torch.stack(philox4x32(seed, jet[..., None], head[..., None], row[..., None], groups), dim=-1)
+    halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten(-3)
+    return halves[..., :num_columns] >= dropout_threshold(p)
 
 
 def uniform_open(bits: Tensor) -> Tensor:

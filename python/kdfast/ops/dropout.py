@@ -1,0 +1,105 @@
+"""Dropout with a mask that is a function of seed and position, so that every backend draws the same one.
+
+y = x · keep / (1 − p), with keep from Philox at the counter (jet's position in the batch, 0, constituent within the
+jet, feature // 8). The backward pass is the same operation on the gradient: nothing but the seed is kept for it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdfast.errors import ConfigError, DataError
+from kdfast.ops import backend
+from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops._eager import is_eager
+from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold
+
+__all__ = ["dropout", "dropout_reference"]
+
+_MAX_FEATURES = 2**18  # of the compiled kernel
+
+
+def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+    """Sets each element of x to zero with probability p (rounded to 1/65536) and scales the others by 1 / (1 − p).
+
+    x: [M, D] features of packed constituents, floating point. offsets: [B + 1] int64, where each jet begins; None: x
+    is [B, D], a row a jet. seed: 64 bits, one for each use (philox.derive_seed).
+    Raises ConfigError for p outside [0, 1), DataError for shapes that don't fit.
+    """
+    if p == 0:
+        return x
+    if not 0 < p < 1:  # NaN fails too
+        raise ConfigError(f"a dropout probability must lie in [0, 1), is {p}", where="p")
+    if x.dim() != 2 or not x.is_floating_point():
+        raise DataError(f"must be a floating-point [M, D], is {x.dtype} {list(x.shape)}", where="x")
+    if offsets is not None and (offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0):
+        raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
+    run = _EagerDropout.apply if is_eager(x) else torch.ops.kdfast.dropout.default
+    try:
+        return run(x, offsets, p, seed)
+    except ValueError as error:
+        raise DataError(str(error), where="offsets") from None
+
+
+def dropout_reference(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+    """The specification of `dropout`, on any device and in any dtype."""
+    rows = torch.arange(len(x), device=x.device)
+    if offsets is None:
+        jet, row = rows, torch.zeros_like(rows)
+    else:
+        jet = torch.repeat_interleave(offsets.diff())
+        row = rows - offsets[jet]
+    keep = dropout_keep(seed, p, jet, torch.zeros_like(jet), row, x.shape[1])
+    return torch.where(keep, x * dropout_scale(p), 0.0)
+
+
+def _dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+    code = DTYPE_CODES.get(x.dtype)
+    if code is None:  # float64
+        return dropout_reference(x, offsets, p, seed)
+    unsupported = None if x.shape[1] < _MAX_FEATURES else f"{x.shape[1]} features are more than the kernel takes"
+    if backend.choose("dropout", x.device.type, unsupported) == "reference":
+        return dropout_reference(x, offsets, p, seed)
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if offsets is not None:
+        offsets = offsets.contiguous()
+    backend.cpu_module().dropout(
+        x.data_ptr(),
+        y.data_ptr(),
+        code,
+        0 if offsets is None else offsets.data_ptr(),
+        len(x) if offsets is None else len(offsets) - 1,
+        *x.shape,
+        seed & 0xFFFFFFFFFFFFFFFF,
+        dropout_threshold(p),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, offsets, ctx.p, ctx.seed = inputs
+    ctx.save_for_backward(offsets)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    (offsets,) = ctx.saved_tensors
+    return dropout(grad, offsets, ctx.p, ctx.seed), None, None, None
+
+
+class _EagerDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+        _keep_arguments(ctx, (x, offsets, p, seed), None)
+        return _dropout(x, offsets, p, seed)
+
+    backward = staticmethod(_backward)
+
+
+_library = torch.library.Library("kdfast", "FRAGMENT")
+_library.define("dropout(Tensor x, Tensor? offsets, float p, int seed) -> Tensor")
+_library.impl("dropout", _dropout, "CompositeExplicitAutograd")
+torch.library.register_fake("kdfast::dropout", lambda x, offsets, p, seed: torch.empty_like(x), lib=_library)
+torch.library.register_autograd("kdfast::dropout", _backward, setup_context=_keep_arguments, lib=_library)
