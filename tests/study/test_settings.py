@@ -1,0 +1,136 @@
+"""Settings: defaults, TOML there and back, and what bad ones are told."""
+
+import pytest
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.errors import ConfigError
+from kdfast.jets.hlt import HLTConfig
+from kdfast.models.config import PRESETS
+from kdfast.study.grid import grid
+from kdfast.study.settings import StudySettings
+
+
+def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_are_not():
+    study = StudySettings.resolve(overrides={"data": {"paths": ["jets.h5"]}})
+    assert (study.model, study.teacher_model, study.hlt) == ("study", "study", "nominal")
+    assert (study.recipe.epochs, study.recipe.batch_size, study.data.max_constituents) == (50, 512, 40)
+    assert (study.recipe.teacher().epochs, study.recipe.teacher().patience, study.recipe.student().patience) == (
+        50,
+        15,
+        20,
+    )
+    assert StudySettings.resolve(data_given=True) == StudySettings()
+    demo = StudySettings.resolve()
+    assert (demo.model, demo.teacher_model, demo.hlt) == ("small", "medium", "nominal")
+    for settings in (study, demo):
+        assert (settings.data.seed, settings.seeds, settings.data.fractions) == (42, (42,), (0.70, 0.15, 0.15))
+        assert [run.name for run in settings.runs()] == [run.name for run in grid("study")]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"data": {"paths": ["a.h5", "b.h5"], "max_jets": 1000, "on_bad": "drop"}, "seeds": [1, 2, 1]},
+        {"hlt": HLTConfig(1.0, 0.1, 0.2, 0.05, 0.0), "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32}},
+        {"grid": {"temperature": [3], "alpha": [0.5, 0.7], "temperature_final": [1], "shape": "cosine"}},
+        {"grid": grid(temperature=[3.0], alpha=[0.5]), "teacher": "teacher.safetensors", "seeds": 7},
+    ],
+)
+def test_toml_gives_back_the_same_settings(tmp_path, overrides):
+    settings = StudySettings.resolve(overrides=overrides)
+    settings.write_toml(tmp_path / "study.toml")
+    again = StudySettings.resolve(tmp_path / "study.toml")
+    if overrides.get("data") or not overrides:
+        assert again == settings
+    assert again.table() == settings.table()
+    assert again.runs() == settings.runs()
+    assert again.decisive() == settings.decisive()
+
+
+def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "seeds = [1, 2]\n[recipe]\nepochs = 4\nbatch_size = 64\n[hlt]\npt_threshold = 1\nmerge_radius = 0.1\n"
+        "pt_resolution = 0.2\nangular_resolution = 0.05\nloss = 0\n"
+    )
+    settings = StudySettings.resolve(path, {"recipe": {"epochs": 9, "batch_size": None}, "model": None})
+    assert (settings.recipe.epochs, settings.recipe.batch_size, settings.seeds) == (9, 64, (1, 2))
+    assert settings.hlt == HLTConfig(1, 0.1, 0.2, 0.05, 0)
+    assert settings.model == "small"
+    assert StudySettings.resolve(path, {"hlt": "severe"}).hlt == "severe"  # replaced whole
+
+
+def test_what_decides_results():
+    demo = StudySettings.resolve()
+    same = {"grid": "wide", "seeds": [1, 2], "device": "cpu", "model": PRESETS["small"]}
+    assert StudySettings.resolve(overrides=same).decisive() == demo.decisive()
+    for other in ({"recipe": {"epochs": 99}}, {"hlt": "mild"}, {"data": {"seed": 1}}, {"model": "medium"}):
+        assert StudySettings.resolve(overrides=other).decisive() != demo.decisive()
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("sedes = [1]", "FILE, sedes: unknown key 'sedes'\ndid you mean 'seeds'?"),
+        ("[recipe]\nepoch = 3", "FILE, recipe.epoch: unknown key 'epoch'\ndid you mean 'epochs'?"),
+        ("[recipe]\nepochs = 0", "FILE, recipe.epochs: input should be greater than or equal to 1, is 0"),
+        ('[recipe]\nepochs = "many"', "FILE, recipe.epochs: input should be a valid integer"),
+        ("[data]\nmax_jet = 3", "did you mean 'max_jets'?"),
+        ("[data]\nfractions = [0.7, 0.2, 0.2]", "FILE, data.fractions: must be three shares above 0 that add up to 1"),
+        ("[data]\nfractions = [0.7, 0.3]", "FILE, data.fractions: "),
+        ('[data]\non_bad = "skip"', "FILE, data.on_bad: input should be 'error' or 'drop', is 'skip'"),
+        ('grid = "studdy"', "FILE, grid: unknown grid 'studdy'\ndid you mean 'study'?"),
+        ("grid = 3", "FILE, grid: must be a preset's name, lists or runs, is 3"),
+        ("grid = []", "FILE, grid: has no configuration"),
+        ('grid = ["baseline_T0.0_A0.5"]', "FILE, grid: 'baseline_T0.0_A0.5', temp_init: temperature must be finite"),
+        ("[grid]\ntemperature = [3]\nalpha = [1.5]", "FILE, grid: alpha_init: α must lie in [0, 1], is 1.5"),
+        (
+            "[grid]\ntemperature = [3]\nalpha = [0.5]\ntemp_final = [1]",
+            "FILE, grid.temp_final: unknown key 'temp_final'",
+        ),
+        ("[grid]\ntemperature = []\nalpha = [0.5]", "FILE, grid: grid: has no configuration"),
+        ('hlt = "nomnal"', "FILE, hlt: unknown HLT preset 'nomnal'\ndid you mean 'nominal'?"),
+        ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
+        (
+            "[hlt]\npt_threshold = 1",
+            "FILE, hlt: lacks merge_radius, pt_resolution, angular_resolution, loss\ngive all of",
+        ),
+        ('model = "tiny"', "FILE, model: unknown model preset 'tiny'"),
+        ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is no multiple of heads 4"),
+        ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
+        ("seeds = []", "FILE, seeds: has no seed"),
+        ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
+        ('precision = "bf16"', "FILE, precision: no engine of this version trains in bf16\nuse 'fp32'"),
+        ('precision = "fp23"', "did you mean 'fp32'?"),
+        ('device = "cuda:0"', "FILE, device: no engine of this version trains on a GPU"),
+        ("seeds = [1", "FILE: is no valid TOML"),
+    ],
+)
+def test_bad_toml_says_what_is_wrong(tmp_path, toml, message):
+    path = tmp_path / "study.toml"
+    path.write_text(toml)
+    with pytest.raises(ConfigError) as error:
+        StudySettings.resolve(path)
+    text = str(error.value)
+    assert message.replace("FILE", str(path)) in text
+    assert text.count("\n") <= 1
+
+
+def test_a_bad_argument_is_not_blamed_on_the_file(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("[recipe]\nepochs = 3\n")
+    with pytest.raises(ConfigError, match=r"^recipe\.epochs: input should be greater than or equal to 1, is -2"):
+        StudySettings.resolve(path, {"recipe": {"epochs": -2}})
+    with pytest.raises(ConfigError, match=r"^grid: unknown grid 'x'"):
+        StudySettings.resolve(path, {"grid": "x"})
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: can't be read \(No such file or directory\)"):
+        StudySettings.resolve(tmp_path / "nowhere.toml")
+
+
+def test_runs_as_a_grid():
+    run = RunConfig(3.0, 0.5)
+    assert StudySettings.resolve(overrides={"grid": [run, run]}).runs() == [run]
