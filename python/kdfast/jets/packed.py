@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from kdfast.errors import DataError
+from kdfast._files import write_atomically
+from kdfast.errors import ConfigError, DataError
+from kdfast.jets.kinematics import jet_p4
 
 __all__ = ["PackedJets"]
+
+DTYPES: dict[str, DTypeLike] = {
+    "constituents": np.float32,
+    "offsets": np.int64,
+    "labels": np.int64,
+    "weights": np.float32,
+    "p4": np.float32,
+    "index": np.int64,
+}
+# What NumPy and zipfile raise for a file that is damaged or of another kind.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +62,23 @@ class PackedJets:
     index: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        jets = len(self.offsets) - 1
-        if jets < 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.constituents):
-            total = len(self.constituents)
-            raise DataError(f"must run from 0 to {total} (the number of constituents)", where="offsets")
-        if np.any(np.diff(self.offsets) < 0):
-            raise DataError("must not fall", where="offsets")
+        for name, dtype in DTYPES.items():
+            if getattr(self, name).dtype != dtype:
+                raise DataError(f"must be {np.dtype(dtype)}, is {getattr(self, name).dtype}", where=name)
         if self.constituents.ndim != 2 or self.constituents.shape[1] != 4:
             shape = list(self.constituents.shape)
             raise DataError(f"must be [M, 4] (pt, eta, phi, energy), is {shape}", where="constituents")
-        for name, shape in (("labels", (jets,)), ("weights", (jets,)), ("p4", (jets, 4)), ("index", (jets,))):
-            if getattr(self, name).shape != shape:
-                raise DataError(f"must have shape {list(shape)}, has {list(getattr(self, name).shape)}", where=name)
+        if self.offsets.ndim != 1 or len(self.offsets) == 0:
+            raise DataError(f"must be [B + 1], is {list(self.offsets.shape)}", where="offsets")
+        jets, total = len(self.offsets) - 1, len(self.constituents)
+        if self.offsets[0] != 0 or self.offsets[-1] != total:
+            raise DataError(f"must run from 0 to {total} (the number of constituents)", where="offsets")
+        if np.any(self.offsets[1:] < self.offsets[:-1]):
+            raise DataError("must not fall", where="offsets")
+        for name in ("labels", "weights", "p4", "index"):
+            needed = [jets, 4] if name == "p4" else [jets]
+            if list(getattr(self, name).shape) != needed:
+                raise DataError(f"must have shape {needed}, has {list(getattr(self, name).shape)}", where=name)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -53,32 +86,88 @@ class PackedJets:
     def __repr__(self) -> str:
         return f"PackedJets({len(self):,} jets, {len(self.constituents):,} constituents)"
 
+    def __iter__(self) -> Iterator[PackedJets]:
+        """One jet after the other, each as a PackedJets of length 1."""
+        return (self[b : b + 1] for b in range(len(self)))
+
     @property
     def counts(self) -> NDArray[np.int64]:
         """[B] constituents of each jet."""
         return np.diff(self.offsets)
 
     def __getitem__(self, which: slice | ArrayLike) -> PackedJets:
-        """Some of the jets: a slice (shares memory where its step is 1), a boolean mask [B], or integer positions."""
-        if isinstance(which, slice) and which.indices(len(self))[2] == 1:
-            start, stop, _ = which.indices(len(self))
-            stop = max(start, stop)
-            first, last = self.offsets[start], self.offsets[stop]
-            per_jet = slice(start, stop)
-            return PackedJets(
-                self.constituents[first:last],
-                self.offsets[start : stop + 1] - first,
-                *(a[per_jet] for a in (self.labels, self.weights, self.p4, self.index)),
-            )
-        rows = np.atleast_1d(np.arange(len(self))[which])
+        """Some of the jets: a slice (shares memory where its step is 1), a boolean mask [B], or integer positions.
+
+        A single position gives a PackedJets of length 1; negative positions count from the end.
+        """
+        if isinstance(which, slice):
+            start, stop, step = which.indices(len(self))
+            if step == 1:
+                return self._span(start, max(start, stop))
+            rows = np.arange(start, stop, step)
+        else:
+            rows = self._positions(np.atleast_1d(np.asarray(which)))
         return PackedJets(
-            self.constituents[constituent_rows(self.offsets, rows)],
-            offsets_of(self.counts[rows]),
-            *(a[rows] for a in (self.labels, self.weights, self.p4, self.index)),
+            constituents=self.constituents[constituent_rows(self.offsets, rows)],
+            offsets=offsets_of(self.counts[rows]),
+            labels=self.labels[rows],
+            weights=self.weights[rows],
+            p4=self.p4[rows],
+            index=self.index[rows],
         )
+
+    def _span(self, start: int, stop: int) -> PackedJets:
+        first, last = self.offsets[start], self.offsets[stop]
+        return PackedJets(
+            constituents=self.constituents[first:last],
+            offsets=self.offsets[start : stop + 1] - first,
+            labels=self.labels[start:stop],
+            weights=self.weights[start:stop],
+            p4=self.p4[start:stop],
+            index=self.index[start:stop],
+        )
+
+    def _positions(self, which: NDArray[Any]) -> NDArray[np.int64]:
+        """Positions 0 … B − 1 that a mask or an array of positions stands for."""
+        if which.ndim != 1:
+            raise DataError(f"jets are chosen by one dimension, not by {list(which.shape)}", where="index")
+        if which.dtype == np.bool_:
+            if len(which) != len(self):
+                raise DataError(f"the mask has {len(which)} entries for {len(self)} jets", where="index")
+            return np.flatnonzero(which)
+        if which.size == 0:
+            return np.zeros(0, np.int64)
+        if which.dtype.kind not in "iu":
+            raise DataError(f"must be booleans or whole numbers, is {which.dtype}", where="index")
+        outside = (which < -len(self)) | (which >= len(self))
+        if outside.any():
+            raise DataError(f"there is no jet {which[outside][0]} among {len(self)}", where="index")
+        rows = which.astype(np.int64)
+        return np.where(rows < 0, rows + len(self), rows)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PackedJets], *, renumber: bool = False) -> PackedJets:
+        """The jets of all parts, one part after the other.
+
+        `index` is a jet's identity: DataError where two jets share one, unless renumber gives new ones (0 … B − 1).
+        """
+        if not parts:
+            raise DataError("there are no jets to concatenate", where="parts")
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in DTYPES if name != "offsets"}
+        offsets = offsets_of(np.concatenate([part.counts for part in parts]))
+        if renumber:
+            joined["index"] = np.arange(len(offsets) - 1)
+        elif len(np.unique(joined["index"])) < len(joined["index"]):
+            hint = "read the files in one call, or pass renumber=True where the parts hold different jets"
+            raise DataError("two jets have the same index", where="parts", hint=hint)
+        return cls(offsets=offsets, **joined)
 
     def select_constituents(self, keep: NDArray[np.bool_]) -> PackedJets:
         """The same jets with only the constituents where keep [M] is true."""
+        keep = np.asarray(keep)
+        if keep.dtype != np.bool_ or keep.shape != (len(self.constituents),):
+            what = f"must be bool [{len(self.constituents)}], is {keep.dtype} {list(keep.shape)}"
+            raise DataError(what, where="keep")
         kept_before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])
         return self.with_constituents(self.constituents[keep], kept_before[self.offsets])
 
@@ -88,6 +177,8 @@ class PackedJets:
 
     def to_padded(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(x [B, n, 4], mask [B, n]): the first n constituents of each jet, zeros and False behind them."""
+        if n < 0:
+            raise ConfigError(f"must not be negative, is {n}", where="n")
         mask = np.arange(n) < self.counts[:, None]
         x = np.zeros((len(self), n, 4), np.float32)
         x[mask] = self.constituents[(np.arange(n) + self.offsets[:-1, None])[mask]]
@@ -108,9 +199,7 @@ class PackedJets:
 
         What is not given: labels 0, weights 1, p4 the constituents' sum, index the position.
         """
-        from kdfast.jets.kinematics import jet_p4
-
-        x, mask = np.asarray(x, np.float32), np.asarray(mask, bool)
+        x, mask = np.asarray(x, np.float32), np.asarray(mask, np.bool_)
         if x.ndim != 3 or x.shape[2] != 4 or mask.shape != x.shape[:2]:
             raise DataError(f"x must be [B, N, 4] and mask [B, N]; they are {list(x.shape)} and {list(mask.shape)}")
         constituents, offsets = x[mask], offsets_of(mask.sum(axis=1))
@@ -118,27 +207,36 @@ class PackedJets:
         return cls(
             constituents,
             offsets,
-            np.zeros(jets, np.int64) if labels is None else np.asarray(labels, np.int64),
-            np.ones(jets, np.float32) if weights is None else np.asarray(weights, np.float32),
-            jet_p4(constituents, offsets) if p4 is None else np.asarray(p4, np.float32),
-            np.arange(jets) if index is None else np.asarray(index, np.int64),
+            labels=np.zeros(jets, np.int64) if labels is None else _whole(labels, "labels"),
+            weights=np.ones(jets, np.float32) if weights is None else np.asarray(weights, np.float32),
+            p4=jet_p4(constituents, offsets) if p4 is None else np.asarray(p4, np.float32),
+            index=np.arange(jets) if index is None else _whole(index, "index"),
         )
 
     def save(self, path: str | Path) -> None:
         """Writes all arrays to a NumPy .npz file, whole or not at all."""
-        from kdfast._files import write_atomically
-
-        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        arrays = {name: getattr(self, name) for name in DTYPES}
         write_atomically(Path(path), lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> PackedJets:
-        """Reads what `save` wrote. Raises DataError for a file that is damaged or something else."""
+        """Reads what `save` wrote. Raises DataError for a file that is missing, damaged or something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**{name: file[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DataError(f"is no file of packed jets ({error})", where=str(path)) from error
+                return cls(**{name: file[name] for name in DTYPES})
+        except FileNotFoundError as error:
+            raise DataError("there is no such file", where=str(path)) from error
+        except DAMAGE as error:
+            raise DataError(f"is no file of packed jets, or damaged ({error})", where=str(path)) from error
+
+
+def _whole(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    """Whole numbers as int64; never rounds."""
+    given = np.asarray(values)
+    whole = given.astype(np.int64)
+    if not np.array_equal(whole, given):
+        raise DataError("must hold whole numbers", where=name)
+    return whole
 
 
 def offsets_of(counts: ArrayLike) -> NDArray[np.int64]:

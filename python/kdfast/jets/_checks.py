@@ -1,0 +1,76 @@
+"""Faults of stored jets: how they are found, and what becomes of them (an error, or a counted drop)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.errors import DataError, KdfastWarning
+
+__all__ = ["Faults", "below_momentum", "pt_faults", "pt_is_fine"]
+
+ENERGY_TOLERANCE = 1e-3  # rounded massless constituents lie just below |p|
+
+
+@dataclass
+class Faults:
+    """Bad jets met so far: the first one is an error, or all are dropped and counted by reason."""
+
+    drop: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, path: str, dataset: str, rows: NDArray[np.int64], what: str, hint: str | None) -> None:
+        """Notes that these rows of a file have the fault `what` in a dataset."""
+        where = f"{path}, dataset {dataset}, row {rows[0]}"
+        if not self.drop:
+            raise DataError(what, where=where, hint=hint or "on_bad='drop' leaves such jets out and counts them")
+        reason = f"{dataset} {what.partition(' (')[0]}"
+        self.first.setdefault(reason, where)
+        self.counts[reason] = self.counts.get(reason, 0) + len(rows)
+
+    def warn(self, jets: int) -> None:
+        """Reports what was dropped, of so many jets read."""
+        if not self.counts:
+            return
+        reasons = "; ".join(
+            f"{n:,} because {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()
+        )
+        total = sum(self.counts.values())
+        warnings.warn(f"{total:,} of {jets:,} jets dropped: {reasons}", KdfastWarning, stacklevel=4)
+
+
+def pt_is_fine(pt: NDArray[np.float32]) -> bool:
+    """Whether each row of pt [rows, N] is finite, not negative and never rises (so that zeros come last).
+
+    Where all rows fall, the first column has the largest values and the last one the smallest: one pass over pt.
+    """
+    flat = pt.reshape(-1)
+    falls = flat[1:] <= flat[:-1]  # false for NaN
+    falls[pt.shape[1] - 1 :: pt.shape[1]] = True  # from one row's end to the next row's beginning
+    return bool(falls.all() and np.isfinite(pt[:, 0]).all() and (pt[:, -1] >= 0).all())
+
+
+def pt_faults(pt: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
+    """Which rows of pt [rows, N] have which fault, the gravest first."""
+    some = pt != 0
+    later = np.logical_or.accumulate(some[:, ::-1], axis=1)[:, ::-1]  # this slot or a later one is filled
+    with np.errstate(invalid="ignore"):
+        rises = (pt[:, 1:] > pt[:, :-1]).any(axis=1)
+    return {
+        "is not finite": ~np.isfinite(pt).all(axis=1),
+        "is negative": (pt < 0).any(axis=1),
+        "has a hole: a zero before a filled slot": (later & ~some).any(axis=1),
+        "does not fall: the constituents are not sorted": rises,
+    }
+
+
+def below_momentum(pt: NDArray[np.float32], eta: NDArray[np.float32], energy: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether a constituent's energy lies below its |p| = pt·cosh η by more than rounding explains."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        growth = np.exp(np.abs(eta))
+        momentum = np.float32((1 - ENERGY_TOLERANCE) / 2) * pt * (growth + 1 / growth)
+        return ~(energy >= momentum)

@@ -1,0 +1,72 @@
+"""Files in the layouts of the ATLAS Top Tagging Open Data, for tests of what reads them."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.jets.kinematics import jet_p4
+from kdfast.jets.packed import PackedJets, offsets_of
+
+CONSTITUENTS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")
+
+
+def random_jets(jets: int, seed: int = 0, *, most: int = 200, mean: float = 50, fewest: int = 0) -> PackedJets:
+    """Jets with falling pT, massless constituents and both classes; not physics, but within what files may hold."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(mean, jets).clip(fewest, most)
+    offsets = offsets_of(counts)
+    jet = np.repeat(np.arange(jets), counts)
+    pt = rng.exponential(10.0, len(jet)).astype(np.float32) + np.float32(0.5)
+    pt = pt[np.lexsort((-pt, jet))]
+    eta = rng.uniform(-1.5, 1.5, jets)[jet] + rng.normal(0, 0.3, len(jet))
+    phi = rng.uniform(-np.pi, np.pi, len(jet))
+    constituents = np.stack([pt, eta, phi, pt * np.cosh(eta)], axis=1).astype(np.float32)
+    return PackedJets(
+        constituents,
+        offsets,
+        rng.integers(0, 2, jets),
+        rng.uniform(0.5, 2.0, jets).astype(np.float32),
+        jet_p4(constituents, offsets),
+        np.arange(jets),
+    )
+
+
+def atlas_arrays(jets: PackedJets, *, width: int = 200, version: int = 1) -> dict[str, NDArray[Any]]:
+    """The datasets of a file (momenta in MeV); tests damage them before writing."""
+    x, _ = jets.to_padded(width)
+    mev = np.float32(1000)
+    arrays = {name: x[:, :, k] * (mev if k in (0, 3) else 1) for k, name in enumerate(CONSTITUENTS)}
+    names = ("fjet_pt", "fjet_eta", "fjet_phi", "fjet_m")
+    arrays |= {name: jets.p4[:, k] * (mev if k in (0, 3) else 1) for k, name in enumerate(names)}
+    arrays["fjet_Tau1_wta"] = np.zeros(len(jets), np.float32)
+    arrays["labels"] = jets.labels.astype(np.int32)
+    if version == 1:
+        arrays["weights"] = jets.weights.copy()
+    else:
+        arrays["training_weights"] = jets.weights.copy()
+        arrays["fjet_clus_taste"] = np.ones((len(jets), width), np.int32)
+        arrays["EventInfo_mcEventNumber"] = np.arange(len(jets))
+    return arrays
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], *, attributes: bool = False, **storage: Any) -> Path:
+    """Writes datasets; storage: as in h5py's create_dataset (for two dimensions also chunks=(rows, columns))."""
+    storage = {"compression": "gzip", "compression_opts": 4, "chunks": True} | storage
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            chunks = storage["chunks"]
+            file.create_dataset(
+                name, data=values, **storage | {"chunks": chunks[: values.ndim] if isinstance(chunks, tuple) else chunks}
+            )
+        if attributes:
+            file.attrs["constit"] = list(CONSTITUENTS)
+            file.attrs["num_jets"] = len(arrays["labels"])
+    return path
+
+
+def write_atlas(path: Path, jets: PackedJets, *, width: int = 200, version: int = 1, **storage: Any) -> Path:
+    """A good file with these jets."""
+    return write_arrays(path, atlas_arrays(jets, width=width, version=version), **storage)
