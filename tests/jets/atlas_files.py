@@ -7,31 +7,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast.jets.kinematics import jet_p4
-from kdfast.jets.packed import PackedJets, offsets_of
+from kdfast.jets.packed import PackedJets
 
 CONSTITUENTS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")
-
-
-def random_jets(jets: int, seed: int = 0, *, most: int = 200, mean: float = 50, fewest: int = 0) -> PackedJets:
-    """Jets with falling pT, massless constituents and both classes; not physics, but within what files may hold."""
-    rng = np.random.default_rng(seed)
-    counts = rng.poisson(mean, jets).clip(fewest, most)
-    offsets = offsets_of(counts)
-    jet = np.repeat(np.arange(jets), counts)
-    pt = rng.exponential(10.0, len(jet)).astype(np.float32) + np.float32(0.5)
-    pt = pt[np.lexsort((-pt, jet))]
-    eta = rng.uniform(-1.5, 1.5, jets)[jet] + rng.normal(0, 0.3, len(jet))
-    phi = rng.uniform(-np.pi, np.pi, len(jet))
-    constituents = np.stack([pt, eta, phi, pt * np.cosh(eta)], axis=1).astype(np.float32)
-    return PackedJets(
-        constituents,
-        offsets,
-        rng.integers(0, 2, jets),
-        rng.uniform(0.5, 2.0, jets).astype(np.float32),
-        jet_p4(constituents, offsets),
-        np.arange(jets),
-    )
 
 
 def atlas_arrays(jets: PackedJets, *, width: int = 200, version: int = 1) -> dict[str, NDArray[Any]]:
@@ -58,9 +36,8 @@ def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], *, attributes: boo
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():
             chunks = storage["chunks"]
-            file.create_dataset(
-                name, data=values, **storage | {"chunks": chunks[: values.ndim] if isinstance(chunks, tuple) else chunks}
-            )
+            here = chunks[: values.ndim] if isinstance(chunks, tuple) else chunks
+            file.create_dataset(name, data=values, **storage | {"chunks": here})
         if attributes:
             file.attrs["constit"] = list(CONSTITUENTS)
             file.attrs["num_jets"] = len(arrays["labels"])

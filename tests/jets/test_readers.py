@@ -1,28 +1,31 @@
 """load_jets on good and on damaged files in the ATLAS layouts."""
 
-import os
-import shutil
-import subprocess
-import sys
-import warnings
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kdfast.errors import ConfigError, DataError, KdfastWarning
-from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.readers import load_jets
-from tests.jets.atlas_files import CONSTITUENTS, atlas_arrays, random_jets, write_arrays, write_atlas
+from tests.jets.atlas_files import write_atlas
+from tests.synthetic import synthetic_jets
 
 Arrays = dict[str, NDArray[Any]]
-JETS = random_jets(60, seed=3, mean=8, most=20)
 WIDTH = 20
+
+
+def some_jets(n: int, seed: int = 0) -> PackedJets:
+    """Jets of up to WIDTH constituents, many full, one empty, with weights."""
+    jets = synthetic_jets(n, seed, max_constituents=WIDTH)
+    keep = np.random.default_rng(seed).random(len(jets.constituents)) < np.repeat(np.linspace(0.2, 1.5, n), jets.counts)
+    keep[jets.offsets[n // 2] : jets.offsets[n // 2 + 1]] = False
+    return replace(jets.select_constituents(keep), weights=np.linspace(0.5, 2, n, dtype=np.float32))
+
+
+JETS = some_jets(60)
 
 
 def in_file_precision(jets: PackedJets) -> PackedJets:
