@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 namespace kdfast {
+void bind_adamw(py::module_&);
 void bind_dropout(py::module_&);
 }  // namespace kdfast
 
@@ -19,5 +20,6 @@ PYBIND11_MODULE(_cpu, m) {
 #if defined(__VERSION__)
     m.attr("compiler") = __VERSION__;
 #endif
+    kdfast::bind_adamw(m);
     kdfast::bind_dropout(m);
 }

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from kdfast.ops.adamw import adamw
+
 __all__ = ["FlatAdamW", "learning_rate"]
 
 
@@ -20,19 +22,16 @@ def learning_rate(epoch: int, epochs: int, warmup_epochs: int, peak: float) -> f
 class FlatAdamW:
     """AdamW (Loshchilov & Hutter, ICLR'19) on one flat buffer that a model's parameters become views of.
 
-    parameters, gradient, and both moments are [P]; one set of elementwise passes updates the whole model. The gradient
-    is first scaled to a global norm of at most clip_norm, as torch.nn.utils.clip_grad_norm_ does.
+    parameters, gradient, and both moments are [P], so that one call of the op clips and updates the whole model.
     """
 
-    beta1, beta2, eps = 0.9, 0.999, 1e-8
-
     def __init__(self, model: nn.Module, weight_decay: float, clip_norm: float) -> None:
-        self.weight_decay, self.clip_norm = weight_decay, clip_norm
+        self.weight_decay, self.clip_norm = torch.full((1,), weight_decay), clip_norm
         shapes = list(model.parameters())
         total = sum(p.numel() for p in shapes)
         self.parameters = torch.empty(total)
         self.gradient, self.moment1, self.moment2 = (torch.zeros(total) for _ in range(3))
-        self.step_count = 0
+        self.step_count = torch.zeros(1, dtype=torch.int64)
         start = 0
         for parameter in shapes:
             stop = start + parameter.numel()
@@ -48,17 +47,12 @@ class FlatAdamW:
 
     def step(self, learning_rate: float) -> bool:
         """One update. False, and nothing changes, where the gradient is not finite."""
-        norm = float(torch.linalg.vector_norm(self.gradient))
-        if not math.isfinite(norm):
-            return False
-        if (scale := self.clip_norm / (norm + 1e-6)) < 1:
-            self.gradient.mul_(scale)
         self.step_count += 1
-        self.moment1.lerp_(self.gradient, 1 - self.beta1)
-        self.moment2.mul_(self.beta2).addcmul_(self.gradient, self.gradient, value=1 - self.beta2)
-        correction1 = 1 - self.beta1**self.step_count
-        correction2 = 1 - self.beta2**self.step_count
-        self.parameters.mul_(1 - learning_rate * self.weight_decay)
-        denominator = self.moment2.sqrt().div_(math.sqrt(correction2)).add_(self.eps)
-        self.parameters.addcdiv_(self.moment1, denominator, value=-learning_rate / correction1)
-        return True
+        norm = adamw(
+            *(x[None] for x in (self.parameters, self.gradient, self.moment1, self.moment2)),
+            step=self.step_count,
+            learning_rate=torch.full((1,), learning_rate),
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
+        return math.isfinite(norm.item())

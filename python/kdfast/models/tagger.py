@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Preparation:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; `from_json` reads it back."""
-        hlt = self.hlt if self.hlt is None or isinstance(self.hlt, str) else self.hlt.to_dict()
+        hlt = self.hlt if self.hlt is None or isinstance(self.hlt, str) else asdict(self.hlt)
         return {
             "view": self.view,
             "hlt": hlt,

@@ -1,0 +1,119 @@
+"""Gradient clipping and AdamW over flat parameters [K, P], in place.
+
+Per member k, with its step count n (Loshchilov & Hutter, ICLR'19; clipping as torch.nn.utils.clip_grad_norm_ does it):
+    g = gradient · min(1, clip_norm / (‖gradient‖ + 1e-6))
+    m = β₁ m + (1 − β₁) g;   v = β₂ v + (1 − β₂) g²
+    θ = (1 − η λ) θ − η / (1 − β₁ⁿ) · m / (√v / √(1 − β₂ⁿ) + ε)
+A member whose gradient is not finite is left as it is.
+"""
+
+import torch
+from torch import Tensor
+
+from kdfast.errors import DataError
+from kdfast.ops import backend
+
+__all__ = ["adamw", "adamw_reference"]
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+def adamw(
+    parameters: Tensor,
+    gradient: Tensor,
+    moment1: Tensor,
+    moment2: Tensor,
+    *,
+    step: Tensor,
+    learning_rate: Tensor,
+    weight_decay: Tensor,
+    clip_norm: float,
+) -> Tensor:
+    """One update of K members in place; returns the gradients' norms [K] before clipping.
+
+    parameters, moment1, moment2: [K, P], contiguous, changed in place; gradient: [K, P], read. All float32 (float64 for
+    the reference). step: [K] int64, updates so far with this one. learning_rate, weight_decay: [K], of the same dtype.
+    A member whose norm is not finite is left alone. Raises DataError for shapes or dtypes that do not fit.
+    """
+    shape = parameters.shape
+    if len(shape) != 2 or any(x.shape != shape for x in (gradient, moment1, moment2)):
+        raise DataError("parameters, gradient and moments must share one shape [K, P]", where="adamw")
+    if any(x.shape != shape[:1] for x in (step, learning_rate, weight_decay)) or step.dtype != torch.int64:
+        raise DataError(f"step (int64), learning_rate and weight_decay must be [{shape[0]}]", where="adamw")
+    return torch.ops.kdfast.adamw.default(
+        parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm
+    )
+
+
+def adamw_reference(
+    parameters: Tensor,
+    gradient: Tensor,
+    moment1: Tensor,
+    moment2: Tensor,
+    step: Tensor,
+    learning_rate: Tensor,
+    weight_decay: Tensor,
+    clip_norm: float,
+) -> Tensor:
+    """The specification; any floating dtype."""
+    norm = torch.linalg.vector_norm(gradient, dim=1)
+    g = gradient * (clip_norm / (norm + 1e-6)).clamp(max=1)[:, None]
+    rate, count = learning_rate[:, None], step[:, None].double()
+    m = moment1 + (1 - BETA1) * (g - moment1)
+    v = BETA2 * moment2 + (1 - BETA2) * g * g
+    correction1, root_correction2 = 1 - BETA1**count, (1 - BETA2**count).sqrt()
+    denominator = v.sqrt() / root_correction2.to(v.dtype) + EPS
+    new = (1 - rate * weight_decay[:, None]) * parameters - (rate / correction1).to(v.dtype) * (m / denominator)
+    finite = norm.isfinite()[:, None]
+    for old, updated in ((parameters, new), (moment1, m), (moment2, v)):
+        old.copy_(torch.where(finite, updated, old))
+    return norm
+
+
+def _run(
+    parameters: Tensor,
+    gradient: Tensor,
+    moment1: Tensor,
+    moment2: Tensor,
+    step: Tensor,
+    learning_rate: Tensor,
+    weight_decay: Tensor,
+    clip_norm: float,
+) -> Tensor:
+    arrays = (parameters, gradient, moment1, moment2, learning_rate, weight_decay)
+    unsupported = None
+    if any(x.dtype != torch.float32 or not x.is_contiguous() for x in arrays) or not step.is_contiguous():
+        unsupported = "parameters, gradient, moments and rates must be contiguous float32"
+    if (parameters.dtype == torch.float64) or backend.choose("adamw", parameters.device.type, unsupported) != "cpu":
+        return adamw_reference(parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm)
+    norm = parameters.new_empty(len(parameters))
+    backend.cpu_module().adamw(
+        parameters.data_ptr(),
+        gradient.data_ptr(),
+        moment1.data_ptr(),
+        moment2.data_ptr(),
+        norm.data_ptr(),
+        learning_rate.data_ptr(),
+        weight_decay.data_ptr(),
+        step.data_ptr(),
+        *parameters.shape,
+        BETA1,
+        BETA2,
+        EPS,
+        clip_norm,
+        torch.get_num_threads(),
+    )
+    return norm
+
+
+_library = torch.library.Library("kdfast", "FRAGMENT")
+_library.define(
+    "adamw(Tensor(a!) parameters, Tensor gradient, Tensor(b!) moment1, Tensor(c!) moment2, Tensor step, "
+    "Tensor learning_rate, Tensor weight_decay, float clip_norm) -> Tensor"
+)
+_library.impl("adamw", _run, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("kdfast::adamw", lib=_library)
+def _fake(parameters: Tensor, *_: object) -> Tensor:
+    return parameters.new_empty(parameters.shape[0])

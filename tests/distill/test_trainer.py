@@ -1,0 +1,162 @@
+import threading
+
+import pytest
+import torch
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.distill.targets import predict_logits, teacher_targets
+from kdfast.distill.trainer import EpochReport, Member, Recipe, View, train_pack
+from kdfast.errors import ConfigError, DataError
+from kdfast.metrics import roc_auc
+from kdfast.models import JetTransformer
+from tests.distill.packs import MODEL, pack, students, view
+
+
+def assert_same(a, b):
+    assert (a.name, a.status, a.best_epoch, a.epochs) == (b.name, b.status, b.best_epoch, b.epochs)
+    assert a.curves == b.curves
+    for x, y in ((a.scores_validation, b.scores_validation), (a.scores_test, b.scores_test)):
+        assert torch.equal(x, y)
+    assert a.state.keys() == b.state.keys()
+    assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
+
+
+def results(a_pack, **options):
+    return {result.name: result for result in train_pack(a_pack, **options)}
+
+
+def test_a_member_does_not_depend_on_its_neighbours_or_the_threads():
+    members = students(8)
+    eight = results(pack(members), threads=2)
+    assert len(eight) == 8
+    assert_same(results(pack(members[5:6]), threads=1)[members[5].name], eight[members[5].name])
+    one_thread = results(pack(members[::-1]), threads=1)
+    for name, result in eight.items():
+        assert_same(result, one_thread[name])
+
+
+def test_members_of_a_pack_differ_and_so_do_seeds():
+    members = students(2)
+    a, b = results(pack(members)).values()
+    assert not torch.equal(a.scores_test, b.scores_test)
+    other_seed = results(pack(members, seed=6))
+    assert not torch.equal(other_seed[a.name].scores_test, a.scores_test)
+
+
+def test_learns_and_keeps_the_best_epoch():
+    a_pack = pack([Member("baseline")], epochs=12, learning_rate=1e-2, targets=False)
+    (result,) = train_pack(a_pack)
+    curve = result.curves["auc_val"]
+    assert result.status == "done"
+    assert len(curve) == result.epochs == 12
+    assert max(curve) == curve[result.best_epoch] > 0.75
+    val = a_pack.validation
+    kept = roc_auc(val.labels.numpy(), result.scores_validation.numpy(), val.weights.numpy())
+    assert kept == curve[result.best_epoch]
+    model = JetTransformer(MODEL)
+    model.load_state_dict(result.state)
+    assert torch.equal(predict_logits(model, a_pack.test), result.scores_test)
+    assert result.curves["loss"][-1] < result.curves["loss"][0]
+    assert set(result.curves["loss_kd"]) == {0.0} == set(result.curves["loss_attention"])
+
+
+def test_the_parts_of_the_loss_add_up_and_schedules_are_followed():
+    config = RunConfig(5.0, 0.8, 1.0, 0.2)
+    (result,) = train_pack(pack([Member("student", config)], epochs=4))
+    curves = result.curves
+    for loss, *parts in zip(*(curves[f"loss{part}"] for part in ("", "_kd", "_label", "_attention")), strict=True):
+        assert loss == pytest.approx(sum(parts), rel=1e-5)
+        assert all(part > 0 for part in parts)
+    assert list(zip(curves["temperature"], curves["alpha"], strict=True)) == [config.at(e, 4) for e in range(4)]
+
+
+def test_early_stop():
+    a_pack = pack([Member("baseline")], epochs=40, patience=2, learning_rate=1e-12)
+    (result,) = train_pack(a_pack)
+    assert result.epochs == result.best_epoch + 3 < 40
+
+
+def test_a_diverging_member_is_isolated():
+    good = students(2)
+    bad = Member("bad", RunConfig(1e25, 0.5))  # T² overflows
+    alone, together = results(pack(good)), results(pack([good[0], bad, good[1]]), threads=2)
+    assert together["bad"].status == "diverged"
+    assert "not finite in epoch 0, step 1" in together["bad"].message
+    assert not together["bad"].state
+    for member in good:
+        assert_same(alone[member.name], together[member.name])
+
+
+def test_jets_of_weight_zero_do_not_enter_the_loss():
+    a_pack = pack(students(1), epochs=1, batch_size=96)
+    train = a_pack.train
+    train.weights[:48] = 0
+    (first,) = train_pack(a_pack)
+    train.labels[:48] = 1 - train.labels[:48]
+    a_pack.targets.logits[:48] = -7.0
+    (second,) = train_pack(a_pack)
+    assert_same(first, second)
+
+
+def test_reports_each_epoch():
+    reports: list[EpochReport] = []
+    list(train_pack(pack(students(2)), on_epoch=reports.append))
+    assert len(reports) == 6
+    assert {(r.epoch, r.epochs, r.jets) for r in reports} == {(0, 3, 96), (1, 3, 96), (2, 3, 96)}
+    assert all(r.best_auc_val >= r.auc_val for r in reports)
+
+
+def test_stop_ends_the_pack_without_half_results():
+    stop = threading.Event()
+    seen = []
+    for result in train_pack(pack(students(6), epochs=5), threads=1, stop=stop):
+        seen.append(result)
+        stop.set()
+    assert len(seen) < 6
+    assert all(result.epochs == 5 for result in seen)
+
+
+def test_closing_the_iterator_ends_the_threads():
+    before = threading.active_count(), torch.get_num_threads()
+    iterator = train_pack(pack(students(6), epochs=5), threads=2)
+    next(iterator)
+    iterator.close()
+    assert (threading.active_count(), torch.get_num_threads()) == before
+
+
+def test_an_error_in_a_callback_reaches_the_caller():
+    def fail(_):
+        raise RuntimeError("from the callback")
+
+    with pytest.raises(RuntimeError, match="from the callback"):
+        list(train_pack(pack(students(2)), on_epoch=fail))
+
+
+def test_packs_that_do_not_fit():
+    with pytest.raises(ConfigError, match="512 jets a batch, but 96 training jets"):
+        pack(students(1), batch_size=512)
+    with pytest.raises(ConfigError, match="students need a teacher's targets"):
+        pack(students(1), targets=False)
+    with pytest.raises(ValueError, match="greater than 0"):
+        Recipe(learning_rate=0)
+    a_pack = pack(students(1))
+    with pytest.raises(DataError, match="96 teacher logits for 64 training jets"):
+        type(a_pack)(**{**vars(a_pack), "train": view(64, 3)})
+
+
+def test_targets_are_cached_and_a_damaged_cache_is_computed_anew(tmp_path):
+    model, jets = JetTransformer(MODEL, seed=3), view(50, 4)
+    fresh = teacher_targets(model, jets)
+    first = teacher_targets(model, jets, tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    again = teacher_targets(model, jets, tmp_path)
+    assert path.read_bytes() == content
+    cached = teacher_targets(model, jets, tmp_path)
+    for targets in (first, again, cached):
+        for name in ("logits", "attention_entropy", "attention_max"):
+            assert torch.equal(getattr(targets, name), getattr(fresh, name))
+    other = View(jets.features + 1, jets.offsets, jets.labels, jets.weights)
+    teacher_targets(model, other, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
