@@ -32,7 +32,7 @@ def atlas_arrays(jets: PackedJets, *, width: int = 200, version: int = 1) -> dic
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], *, attributes: bool = False, **storage: Any) -> Path:
     """Writes datasets; storage: as in h5py's create_dataset (for two dimensions also chunks=(rows, columns))."""
-    storage = {"compression": "gzip", "compression_opts": 4, "chunks": True} | storage
+    storage = {"compression": "gzip", "chunks": True} | storage
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():
             chunks = storage["chunks"]

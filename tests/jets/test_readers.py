@@ -1,5 +1,7 @@
-"""load_jets on good and on damaged files in the ATLAS layouts."""
+"""load_jets on good files in the ATLAS layouts, on parts of them, and on files with bad jets."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kdfast.errors import ConfigError, DataError, KdfastWarning
+from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.readers import load_jets
-from tests.jets.atlas_files import write_atlas
+from tests.jets.atlas_files import CONSTITUENTS, atlas_arrays, write_arrays, write_atlas
 from tests.synthetic import synthetic_jets
 
 Arrays = dict[str, NDArray[Any]]
@@ -20,7 +24,7 @@ WIDTH = 20
 def some_jets(n: int, seed: int = 0) -> PackedJets:
     """Jets of up to WIDTH constituents, many full, one empty, with weights."""
     jets = synthetic_jets(n, seed, max_constituents=WIDTH)
-    keep = np.random.default_rng(seed).random(len(jets.constituents)) < np.repeat(np.linspace(0.2, 1.5, n), jets.counts)
+    keep = np.random.default_rng(seed).random(len(jets.constituents)) < np.repeat(np.linspace(0.2, 1.2, n), jets.counts)
     keep[jets.offsets[n // 2] : jets.offsets[n // 2 + 1]] = False
     return replace(jets.select_constituents(keep), weights=np.linspace(0.5, 2, n, dtype=np.float32))
 
@@ -45,12 +49,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "v1": {},
     "v2": {"version": 2},
     "attributes": {"attributes": True},
-    "contiguous": {"compression": None, "compression_opts": None, "chunks": None},
+    "contiguous": {"compression": None, "chunks": None},
     "shuffle and checksum": {"shuffle": True, "fletcher32": True},
     "tiny chunks": {"chunks": (7, 3)},
     "one chunk": {"chunks": (60, 20)},
     "column chunks": {"chunks": (60, 1)},
-    "lzf": {"compression": "lzf", "compression_opts": None},
+    "lzf": {"compression": "lzf"},
 }
 
 
@@ -60,3 +64,254 @@ def test_reads_every_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lay
     monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
     path = write_atlas(tmp_path / "jets.h5", JETS, width=WIDTH, **LAYOUTS[layout])
     assert_same(load_jets(path), in_file_precision(JETS))
+
+
+def test_systematic_variations_have_no_weights(tmp_path: Path) -> None:
+    arrays = atlas_arrays(JETS, width=WIDTH, version=2)
+    del arrays["training_weights"]
+    read = load_jets(write_arrays(tmp_path / "esup.h5", arrays))
+    np.testing.assert_array_equal(read.weights, np.ones(len(JETS), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float64, np.bool_])
+def test_labels_of_any_number_type(tmp_path: Path, dtype: type) -> None:
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    arrays["labels"] = arrays["labels"].astype(dtype)
+    np.testing.assert_array_equal(load_jets(write_arrays(tmp_path / "jets.h5", arrays)).labels, JETS.labels)
+
+
+def test_float64_files_are_rounded_once(tmp_path: Path) -> None:
+    arrays = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in atlas_arrays(JETS, width=20).items()}
+    assert_same(load_jets(write_arrays(tmp_path / "jets.h5", arrays)), in_file_precision(JETS))
+
+
+# ── several files, and parts of them ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def three_files(tmp_path: Path) -> list[Path]:
+    parts = ((0, 25), (25, 26), (26, 60))
+    return [write_atlas(tmp_path / f"part_{i}.h5", JETS[a:b], width=(20, 23, 30)[i]) for i, (a, b) in enumerate(parts)]
+
+
+def test_several_files_count_rows_on(three_files: list[Path]) -> None:
+    expected = in_file_precision(JETS)
+    assert_same(load_jets(three_files), expected)
+    assert_same(load_jets([str(path) for path in three_files]), expected)
+    assert_same(load_jets(three_files[0].parent / "part_*.h5"), expected)
+    assert_same(load_jets([three_files[0], str(three_files[0].parent / "part_[12].h5")]), expected)
+    swapped = load_jets(three_files[::-1])
+    np.testing.assert_array_equal(
+        swapped.labels, np.concatenate([JETS.labels[26:], JETS.labels[25:26], JETS.labels[:25]])
+    )
+    np.testing.assert_array_equal(swapped.index, np.arange(60))
+
+
+def test_a_name_with_brackets_is_a_file_where_it_exists(tmp_path: Path) -> None:
+    path = write_atlas(tmp_path / "jets[1].h5", JETS, width=WIDTH)
+    assert len(load_jets(path)) == len(JETS)
+
+
+@pytest.mark.parametrize("max_jets", [1, 24, 25, 26, 27, 60, 10_000])
+def test_max_jets_takes_the_first_ones(three_files: list[Path], max_jets: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KdfastWarning)  # the first jet alone is of one class
+        assert_same(load_jets(three_files, max_jets=max_jets), in_file_precision(JETS[:max_jets]))
+
+
+def test_max_jets_warns_when_it_cuts_a_class_off(tmp_path: Path) -> None:
+    files = [write_atlas(tmp_path / f"class{c}.h5", JETS[JETS.labels == c], width=WIDTH) for c in (0, 1)]
+    with pytest.warns(KdfastWarning, match="the first 10 jets of .* are all of class 0: max_jets takes jets in file"):
+        load_jets(files, max_jets=10)
+
+
+@pytest.mark.parametrize("chunks", [(60, 20), (7, 3), (60, 1)])
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_max_constituents_takes_the_hardest(tmp_path: Path, n: int, chunks: tuple[int, int]) -> None:
+    path = write_atlas(tmp_path / "jets.h5", JETS, width=WIDTH, chunks=chunks)
+    all_of_them = in_file_precision(JETS)
+    place = np.arange(len(JETS.constituents)) - np.repeat(JETS.offsets[:-1], JETS.counts)
+    assert_same(load_jets(path, max_constituents=n), all_of_them.select_constituents(place < n))
+
+
+def test_jets_to_be_scored_need_no_labels(tmp_path: Path) -> None:
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    arrays["weights"][:] = 0
+    labelled = write_arrays(tmp_path / "labelled.h5", arrays)
+    del arrays["labels"]
+    bare = write_arrays(tmp_path / "bare.h5", arrays)
+    read = load_jets([labelled, bare], require_labels=False)
+    np.testing.assert_array_equal(read.labels, np.concatenate([JETS.labels, np.full(60, -1)]))
+    np.testing.assert_array_equal(
+        read.constituents[: len(read.constituents) // 2], in_file_precision(JETS).constituents
+    )
+    with pytest.raises(DataError, match=r"dataset labels: is missing\n.*\nfor jets .* scored: require_labels=False"):
+        load_jets(bare)
+
+
+def test_the_same_content_has_the_same_fingerprint(three_files: list[Path], tmp_path: Path) -> None:
+    together = write_atlas(tmp_path / "all.h5", JETS, width=WIDTH, chunks=(7, 3))
+    name = fingerprint(load_jets(together))
+    assert name == fingerprint(load_jets(three_files)) == fingerprint(in_file_precision(JETS))
+    assert name != fingerprint(load_jets(together, max_constituents=10))
+
+
+# ── bad jets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def put(name: str, row: int, column: int | None, value: float) -> Callable[[Arrays], None]:
+    def damage(arrays: Arrays) -> None:
+        arrays[name][(row,) if column is None else (row, column)] = value
+
+    return damage
+
+
+def swap_first_two(arrays: Arrays) -> None:
+    for name in CONSTITUENTS:
+        arrays[name][40, :2] = arrays[name][40, 1::-1]
+
+
+def hole(arrays: Arrays) -> None:
+    for name in CONSTITUENTS:
+        arrays[name][40, 1] = 0
+
+
+def low_energy(factor: float) -> Callable[[Arrays], None]:
+    def damage(arrays: Arrays) -> None:
+        momentum = arrays["fjet_clus_pt"][40, 1] * np.cosh(np.float64(arrays["fjet_clus_eta"][40, 1]))
+        arrays["fjet_clus_E"][40, 1] = momentum * factor
+
+    return damage
+
+
+# fault: (damage, dataset, message, hardest constituents that must be read to see it)
+BAD_JETS: dict[str, tuple[Callable[[Arrays], None], str, str, int]] = {
+    "NaN pT": (put("fjet_clus_pt", 40, 1, np.nan), "fjet_clus_pt", "is not finite", 1),
+    "NaN first pT": (put("fjet_clus_pt", 40, 0, np.nan), "fjet_clus_pt", "is not finite", 1),
+    "NaN pT in padding": (put("fjet_clus_pt", 40, 19, np.nan), "fjet_clus_pt", "is not finite", 1),
+    "infinite pT": (put("fjet_clus_pt", 40, 0, np.inf), "fjet_clus_pt", "is not finite", 1),
+    "negative pT": (put("fjet_clus_pt", 40, 1, -5), "fjet_clus_pt", "is negative", 1),
+    "negative pT in padding": (put("fjet_clus_pt", 40, 19, -5), "fjet_clus_pt", "is negative", 1),
+    "unsorted": (swap_first_two, "fjet_clus_pt", "does not fall: the constituents are not sorted", 1),
+    "hole": (hole, "fjet_clus_pt", "has a hole: a zero before a filled slot", 1),
+    "pT in padding": (put("fjet_clus_pt", 40, 19, 1), "fjet_clus_pt", "has a hole: a zero before a filled slot", 1),
+    "NaN eta": (put("fjet_clus_eta", 40, 1, np.nan), "fjet_clus_eta", "is not finite", 2),
+    "infinite phi": (put("fjet_clus_phi", 40, 1, -np.inf), "fjet_clus_phi", "is not finite", 2),
+    "NaN energy": (put("fjet_clus_E", 40, 1, np.nan), "fjet_clus_E", "is not finite", 2),
+    "infinite energy": (put("fjet_clus_E", 40, 1, np.inf), "fjet_clus_E", "is not finite", 2),
+    "eta in padding": (
+        put("fjet_clus_eta", 40, 19, 1),
+        "fjet_clus_eta",
+        "is not zero in padding (where pT is zero)",
+        20,
+    ),
+    "NaN phi in padding": (put("fjet_clus_phi", 40, 19, np.nan), "fjet_clus_phi", "is not zero in padding", 20),
+    "energy in padding": (put("fjet_clus_E", 40, 19, 1), "fjet_clus_E", "is not zero in padding", 20),
+    "low energy": (low_energy(0.9985), "fjet_clus_E", "is smaller than the momentum pT·cosh η", 2),
+    "negative energy": (low_energy(-1), "fjet_clus_E", "is smaller than the momentum pT·cosh η", 2),
+    "no energy": (low_energy(0), "fjet_clus_E", "is smaller than the momentum pT·cosh η", 2),
+    "huge eta": (put("fjet_clus_eta", 40, 1, 1e4), "fjet_clus_E", "is smaller than the momentum pT·cosh η", 2),
+    "NaN jet pT": (put("fjet_pt", 40, None, np.nan), "fjet_pt", "is not finite (nan)", 1),
+    "negative jet pT": (put("fjet_pt", 40, None, -3), "fjet_pt", "is negative (-3)", 1),
+    "infinite jet mass": (put("fjet_m", 40, None, np.inf), "fjet_m", "is not finite (inf)", 1),
+    "other class": (put("labels", 40, None, 2), "labels", "is neither 0 (background) nor 1 (signal) (2)", 1),
+    "negative weight": (put("weights", 40, None, -0.25), "weights", "is negative (-0.25)", 1),
+    "NaN weight": (put("weights", 40, None, np.nan), "weights", "is not finite (nan)", 1),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_JETS)
+@pytest.mark.parametrize("block_bytes", [600, 1 << 21])
+def test_bad_jets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, block_bytes: int) -> None:
+    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
+    damage, dataset, message, needed = BAD_JETS[fault]
+    assert JETS.counts[40] in range(3, 19)
+    good = write_atlas(tmp_path / "good.h5", JETS[:10], width=WIDTH, chunks=(7, 20))
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    damage(arrays)
+    bad = write_arrays(tmp_path / "bad.h5", arrays, chunks=(7, 20))
+
+    with pytest.raises(DataError) as error:
+        load_jets(bad)
+    assert str(error.value).startswith(f"{bad}, dataset {dataset}, row 40: {message}")
+    assert error.value.hint == "on_bad='drop' leaves such jets out and counts them"
+    assert len(load_jets(bad, max_jets=40)) == 40  # the bad jet is not among those asked for
+
+    with pytest.warns(KdfastWarning) as caught:
+        read = load_jets([good, bad], on_bad="drop")
+    reason = f"{dataset} {str(error.value.what).partition(' (')[0]}"
+    first = f"(first: {bad}, dataset {dataset}, row 40)"
+    assert [str(w.message) for w in caught] == [f"1 of 70 jets dropped: 1 because {reason} {first}"]
+    assert caught[0].filename == __file__
+    kept = np.arange(60) != 40
+    expected = in_file_precision(PackedJets.concatenate([JETS[:10], JETS[kept]], renumber=True))
+    assert_same(read, replace(expected, index=np.concatenate([np.arange(10), 10 + np.flatnonzero(kept)])))
+
+    if needed > 1:  # a fault in a constituent that is not asked for is not seen
+        assert len(load_jets(bad, max_constituents=needed - 1)) == len(JETS)
+
+
+def test_massless_constituents_may_be_rounded(tmp_path: Path) -> None:
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    low_energy(0.9995)(arrays)
+    assert len(load_jets(write_arrays(tmp_path / "jets.h5", arrays))) == len(JETS)
+
+
+def test_drop_counts_each_jet_once_under_its_first_fault(tmp_path: Path) -> None:
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    for row in (0, 5, 59):
+        arrays["fjet_clus_pt"][row, 0] = np.nan
+        arrays["fjet_clus_E"][row, 0] = np.nan
+        arrays["weights"][row] = -1
+    arrays["fjet_clus_phi"][[5, 7], 0] = np.nan
+    arrays["labels"][[7, 9]] = 3
+    path = write_arrays(tmp_path / "jets.h5", arrays)
+    with pytest.warns(KdfastWarning) as caught:
+        read = load_jets(path, on_bad="drop")
+    for part in ("5 of 60 jets", "3 because fjet_clus_pt is", "1 because fjet_clus_phi is", "1 because labels is"):
+        assert part in str(caught[0].message)
+    assert_same(read, in_file_precision(JETS[np.setdiff1d(np.arange(60), [0, 5, 7, 9, 59])]))
+
+
+@pytest.mark.parametrize("max_jets", [1, 5, 30, 55])
+def test_max_jets_counts_good_jets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_jets: int) -> None:
+    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", 700)
+    bad = np.isin(np.arange(60), [0, 1, 2, 3, 20, 58])
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    arrays["fjet_clus_eta"][bad, 0] = np.nan
+    arrays["fjet_clus_eta"][JETS.counts == 0, 0] = 0
+    path = write_arrays(tmp_path / "jets.h5", arrays, chunks=(7, 20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KdfastWarning)
+        assert_same(load_jets(path, max_jets=max_jets, on_bad="drop"), in_file_precision(JETS[~bad][:max_jets]))
+
+
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    arrays = atlas_arrays(JETS, width=WIDTH)
+    arrays["weights"][:] = -1
+    path = write_arrays(tmp_path / "jets.h5", arrays)
+    with (
+        pytest.warns(KdfastWarning, match="60 of 60 jets dropped"),
+        pytest.raises(DataError, match=r"jets.h5: no good jet is left\non_bad='error' shows the first fault"),
+    ):
+        load_jets(path, on_bad="drop")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_jets": 0}, "max_jets: must be a whole number from 1 on, is 0"),
+        ({"max_jets": 2.5}, "max_jets: must be a whole number from 1 on, is 2.5"),
+        ({"max_constituents": -1}, "max_constituents: must be a whole number from 1 on, is -1"),
+        ({"max_constituents": True}, "max_constituents: must be a whole number from 1 on, is True"),
+        (
+            {"max_constituents": 21},
+            "max_constituents: is 21, but only 20 constituents a jet are stored in .*jets.h5\nask",
+        ),
+        ({"on_bad": "ignore"}, "on_bad: must be 'error' or 'drop', is 'ignore'"),
+    ],
+)
+def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    path = write_atlas(tmp_path / "jets.h5", JETS, width=WIDTH)
+    with pytest.raises(ConfigError, match=message):
+        load_jets(path, **arguments)

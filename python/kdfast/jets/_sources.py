@@ -6,7 +6,8 @@ the reader open another one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from os import PathLike, fspath
@@ -15,9 +16,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kdfast.errors import ConfigError, DataError
+from kdfast.errors import ConfigError, DataError, KdfastError
 
-__all__ = ["CONSTITUENTS", "JET", "AnyPath", "Source", "check_same_weights", "expand", "inspect", "open_file"]
+__all__ = [
+    "CONSTITUENTS",
+    "JET",
+    "AnyPath",
+    "Source",
+    "check_same_weights",
+    "damage_in",
+    "expand",
+    "inspect",
+    "open_file",
+]
 
 CONSTITUENTS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")
 JET = ("fjet_pt", "fjet_eta", "fjet_phi", "fjet_m")
@@ -85,13 +96,25 @@ def open_file(path: Path) -> h5py.File:
         raise DataError(f"can't be read as HDF5 ({error})", where=where, hint="copy or download it again") from error
 
 
+@contextmanager
+def damage_in(path: Path) -> Iterator[None]:
+    """Turns what h5py raises for broken structures inside a file into DataError."""
+    try:
+        yield
+    except KdfastError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        what = f"is damaged ({str(error).strip(chr(34))})"
+        raise DataError(what, where=str(path), hint="copy or download it again") from error
+
+
 def inspect(path: Path, max_constituents: int | None, require_labels: bool) -> Source:
     """Checks names, types and shapes of one file's datasets without reading them."""
-    with open_file(path) as file:
+    with open_file(path) as file, damage_in(path):
         _check_listed_fields(file, path)
         constituents = [_dataset(file, path, name, columns=True) for name in CONSTITUENTS]
         per_jet = [_dataset(file, path, name) for name in JET]
-        names = file.keys()
+        names = list(file)
         labels = LABELS if require_labels or LABELS in names else None
         weights = next((name for name in WEIGHTS if name in names), None)
         per_jet += [_dataset(file, path, name) for name in (labels, weights) if name is not None]
@@ -129,9 +152,9 @@ def _check_listed_fields(file: h5py.File, path: Path) -> None:
 def _dataset(file: h5py.File, path: Path, name: str, *, columns: bool = False) -> h5py.Dataset:
     """The dataset, found by a hard link, with its bytes in this file, of numbers, with one or two dimensions."""
     where = f"{path}, dataset {name}"
-    link = file.get(name, getlink=True) if name in file.keys() else None  # noqa: SIM118 (`in file` would follow links)
+    link = file.get(name, getlink=True) if name in list(file) else None  # `name in file` would follow links
     if link is None:
-        hint = f"the file holds: {', '.join(sorted(file.keys())) or 'nothing'}"
+        hint = f"the file holds: {', '.join(sorted(file)) or 'nothing'}"
         if name == LABELS:
             hint += "\nfor jets that are only to be scored: require_labels=False"
         raise DataError("is missing", where=where, hint=hint)
@@ -144,6 +167,12 @@ def _dataset(file: h5py.File, path: Path, name: str, *, columns: bool = False) -
         raise DataError("is a group, not a dataset", where=where)
     if item.external or item.is_virtual:
         raise DataError("has its bytes in another file", where=where, hint="copy it into one file (h5repack)")
+    properties = item.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    for number in filters:
+        if not h5py.h5z.filter_avail(number):
+            what = f"is packed by a filter that is not installed (number {number} of HDF5's registry)"
+            raise DataError(what, where=where, hint="import hdf5plugin first, or repack the file with gzip (h5repack)")
     kinds = "fiub" if name == LABELS else "f"
     if item.dtype.kind not in kinds:
         raise DataError(f"must hold {'numbers' if name == LABELS else 'floats'}, holds {item.dtype}", where=where)

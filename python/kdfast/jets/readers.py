@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 from kdfast.jets._checks import Faults, below_momentum, pt_faults, pt_is_fine
-from kdfast.jets._sources import CONSTITUENTS, JET, AnyPath, Source, check_same_weights, expand, inspect, open_file
+from kdfast.jets._sources import (
+    CONSTITUENTS,
+    JET,
+    AnyPath,
+    Source,
+    check_same_weights,
+    damage_in,
+    expand,
+    inspect,
+    open_file,
+)
 from kdfast.jets.packed import PackedJets, offsets_of
 
 __all__ = ["load_jets"]
@@ -100,7 +110,7 @@ class _Packing:
 
 
 def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
-    with open_file(source.path) as file:
+    with open_file(source.path) as file, damage_in(source.path):
         names = (*CONSTITUENTS, *JET, source.labels, source.weights)
         datasets = {name: file[name] for name in names if name}  # kept open: each has a cache of unpacked chunks
         rows_at_once = _rows_at_once(datasets[CONSTITUENTS[0]])
@@ -157,7 +167,12 @@ class _Block:
             except OSError as error:
                 bad = np.zeros(len(self.good), np.bool_)
                 bad[start - self.start : stop - self.start] = True
-                self.reject(name, bad, f"is damaged here ({error})", hint="copy or download the file again")
+                self.reject(
+                    name,
+                    bad,
+                    f"can't be read here, the file is damaged ({error})",
+                    hint="copy or download the file again",
+                )
 
     def reject(
         self,
