@@ -1,0 +1,319 @@
+"""Generates top and QCD jets with Pythia 8 into a file of the ATLAS layout: `kdfast generate`.
+
+Worker processes (kdfast/jets/pythia.py) make chunks of jets of one class; the chunks wait in a folder beside the output
+until all are there and the file is put together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast._files import fsync_folder, write_atomically
+from kdfast._version import __version__
+from kdfast.errors import BackendError, ConfigError, KdfastError, StudyError
+from kdfast.jets import pythia
+
+__all__ = ["generate"]
+
+CHUNK_JETS = 500  # of one class: some seconds of one core, what a kill can cost
+ROWS = 512  # jets in one block of the file (HDF5 chunk): 400 kB of each dataset
+MAX_JETS = 100_000_000
+_PYTHIA_SEEDS = 900_000_000  # Pythia takes 1 … 900,000,000; each is a sequence of its own
+
+
+def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, progress: bool = True) -> Path:
+    """Generates `jets` jets (2 to 10⁸, an even number), half of them top jets, into the HDF5 file `out`; returns it.
+
+    pp collisions at 13 TeV; anti-kT jets, R = 1.0, 450–1200 GeV, |η| < 2, both classes with the same pT spectrum (see
+    PYTHIA_SETTINGS and SELECTION in kdfast.jets.pythia). Layout: fjet_clus_pt/eta/phi/E [N, 200] float32 (MeV, falling
+    pT, zeros behind the last constituent), fjet_pt/eta/phi/m [N] float32 (MeV), labels [N] (1 = top), weights [N]
+    (all 1); attributes record settings, versions and seeds. Some 780 bytes a jet.
+
+    The content depends on (jets, seed) and on the versions of kdfast and Pythia, not on the number of processes `jobs`
+    (default: the cores this process may use), of which each makes about 100 jets/s. seed: 0 ≤ seed < 2⁶³.
+    Finished chunks of 500 jets are kept in the folder `<out>.partial` until `out` appears, whole: after an interrupt
+    or a kill the same call goes on where it stopped.
+
+    Raises BackendError without the extra [generate] or where Pythia fails; ConfigError for a bad argument, an `out`
+    that exists, can't be written or is being written by another process, or an `<out>.partial` of other settings;
+    StudyError where the disk fails at the end.
+    """
+    out = Path(out)
+    jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
+    if not isinstance(jets, int) or not 2 <= jets <= MAX_JETS or jets % 2:
+        raise ConfigError(f"must be an even number from 2 to {MAX_JETS:,}, is {jets}", where="jets")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"must be a whole number from 0 to 2^63 − 1, is {seed}", where="seed")
+    if jobs < 1:
+        raise ConfigError(f"must be at least 1, is {jobs}", where="jobs")
+    if importlib.util.find_spec("pythia8mc") is None:
+        raise BackendError(
+            "pythia8mc is not installed", where="generate", hint="install it with: pip install 'kdfast[generate]'"
+        )
+    if out.exists():
+        raise ConfigError("exists already", where=str(out), hint="choose another name, or delete it first")
+    settings = {
+        "jets": jets,
+        "seed": seed,
+        "kdfast": __version__,
+        "pythia8mc": version("pythia8mc"),
+        "pythia_settings": {name: list(lines) for name, lines in pythia.PYTHIA_SETTINGS.items()},
+        "selection": pythia.SELECTION,
+    }
+    folder = out.with_name(f"{out.name}.partial")
+    with _partial_folder(folder, settings):
+        chunks = _plan(jets, seed, folder)
+        missing = [chunk for chunk in chunks if not chunk["path"].exists()]
+        with _reporter(jets, jets - sum(chunk["count"] for chunk in missing), folder, progress) as report:
+            _make_chunks(missing, min(jobs, len(missing)), folder, report)
+        try:
+            _write_file(folder / "whole.h5", chunks, settings)
+            os.replace(folder / "whole.h5", out)
+            fsync_folder(out.absolute().parent)
+        except OSError as error:
+            raise StudyError(f"can't be written ({error})", where=str(out), hint=_GOES_ON) from error
+        shutil.rmtree(folder)
+    return out
+
+
+_GOES_ON = "finished jets are kept; the same command goes on"
+
+
+@contextmanager
+def _partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Creates the folder or takes up the one of an earlier run with these settings; locked while in use."""
+    described = folder / "settings.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"can't be created ({error.strerror})", where=str(folder)) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError("another process is generating into this folder", where=str(folder)) from error
+        if described.exists():
+            before = json.loads(described.read_text())
+            differing = [name for name in settings if before.get(name) != settings[name]]
+            if differing:
+                values = (f"{name} {before.get(name)} (now {settings[name]})" for name in differing)
+                described_values = ", ".join(v if len(v) < 80 else v.split()[0] for v in values)
+                raise ConfigError(
+                    f"holds unfinished jets of other settings: {described_values}",
+                    where=str(folder),
+                    hint="repeat the command that began them, or delete the folder",
+                )
+        elif any(folder.iterdir()):
+            raise ConfigError("is no folder of unfinished jets", where=str(folder), hint="choose another output name")
+        else:
+            try:
+                write_atomically(described, lambda file: file.write(json.dumps(settings, indent=1).encode()))
+            except OSError as error:
+                raise ConfigError(f"can't be written ({error.strerror})", where=str(folder)) from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _plan(jets: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The chunks of a file (what a worker is asked for), the classes in turn; they depend on (jets, seed) alone."""
+    first_seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    chunks: list[dict[str, Any]] = []
+    for first in range(0, jets // 2, CHUNK_JETS):
+        for label in (0, 1):
+            number = len(chunks)
+            chunks.append(
+                {
+                    "path": folder / f"chunk_{number:06d}.npz",
+                    "label": label,
+                    "first": first,
+                    "count": min(CHUNK_JETS, jets // 2 - first),
+                    "pythia_seed": 1 + (first_seed + number) % _PYTHIA_SEEDS,
+                }
+            )
+    return chunks
+
+
+def _make_chunks(chunks: list[dict[str, Any]], jobs: int, folder: Path, report: Callable[[int], None]) -> None:
+    """Lets `jobs` workers make the chunks; returns when all are on disk; an error or an interrupt ends all workers."""
+    waiting = iter(chunks)
+    # The program file itself, not `-m`: a worker then imports NumPy and Pythia, but neither kdfast nor torch.
+    program = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    with ExitStack() as stack:
+        answers = stack.enter_context(selectors.DefaultSelector())
+        for number in range(jobs):
+            log = stack.enter_context(open(folder / f"worker_{number}.log", "wb"))
+            worker: subprocess.Popen[str] = subprocess.Popen(
+                [sys.executable, "-c", program, pythia.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches this process only, which then ends them
+            )
+            stack.callback(_end, worker)
+            assert worker.stdout is not None
+            answers.register(worker.stdout, selectors.EVENT_READ, (worker, Path(log.name)))
+            _ask(worker, next(waiting))
+        while answers.get_map():
+            for key, _ in answers.select():
+                asked, log_path = key.data
+                line = asked.stdout.readline()  # one answer a request: nothing stays behind in the buffer
+                answer: dict[str, Any] = json.loads(line) if line else {"error": _last_lines(log_path)}
+                if "error" in answer:
+                    raise BackendError(f"Pythia stopped: {answer['error']}", where="generate", hint=_GOES_ON)
+                report(answer["made"])
+                chunk = next(waiting, None)
+                if chunk is None:
+                    answers.unregister(key.fileobj)
+                else:
+                    _ask(asked, chunk)
+
+
+def _ask(worker: subprocess.Popen[str], chunk: dict[str, Any]) -> None:
+    assert worker.stdin is not None
+    with suppress(BrokenPipeError):  # it died: its output ends too, and there the reason is looked for
+        worker.stdin.write(json.dumps(chunk, default=str) + "\n")
+        worker.stdin.flush()
+
+
+def _end(worker: subprocess.Popen[str]) -> None:
+    worker.kill()
+    worker.wait()
+    for stream in (worker.stdin, worker.stdout):
+        assert stream is not None
+        with suppress(BrokenPipeError):
+            stream.close()
+
+
+def _last_lines(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return "; ".join(lines[-3:]) or "a worker process was killed (out of memory?)"
+
+
+@contextmanager
+def _reporter(jets: int, done: int, folder: Path, progress: bool) -> Iterator[Callable[[int], None]]:
+    """report(made): a bar on a terminal, elsewhere a line every ten seconds; an interrupt is told what is kept."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, quiet=not progress, highlight=False)
+    bar = Progress(
+        TextColumn("generating jets"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (progress and console.is_terminal),
+    )
+    task = bar.add_task("", total=jets, completed=done, rate="")
+    begun, made, said = time.monotonic(), 0, time.monotonic()
+    if done:
+        console.print(f"going on: {done:,} of {jets:,} jets are there")
+
+    def report(count: int) -> None:
+        nonlocal made, said
+        made += count
+        rate = f"{made / (time.monotonic() - begun):.0f} jets/s"
+        bar.update(task, completed=done + made, rate=rate)
+        if not console.is_terminal and (time.monotonic() - said > 10 or done + made == jets):
+            said = time.monotonic()
+            console.print(f"generated {done + made:,} of {jets:,} jets, {rate}")
+
+    try:
+        with bar:
+            yield report
+    except (KeyboardInterrupt, KdfastError):
+        console.print(
+            f"stopped: {done + made:,} of {jets:,} jets are kept in {folder}; the same command goes on", soft_wrap=True
+        )
+        raise
+
+
+def _write_file(path: Path, chunks: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Puts the chunks together: classes in random order, a class's chunks one after the other, block by block."""
+    import h5py
+
+    jets = settings["jets"]
+    labels = np.random.default_rng(settings["seed"]).permutation(np.arange(jets) % 2)
+    streams = [_Stream([c["path"] for c in chunks if c["label"] == label]) for label in (0, 1)]
+    fields = {"fjet_clus_pt": "MeV", "fjet_clus_eta": "", "fjet_clus_phi": "rad", "fjet_clus_E": "MeV"}
+    jet_fields = {"fjet_pt": "MeV", "fjet_eta": "", "fjet_phi": "rad", "fjet_m": "MeV"}
+    packing: dict[str, Any] = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
+    slots = pythia.MAX_CONSTITUENTS
+    with h5py.File(path, "w") as file:
+        rows = min(ROWS, jets)
+        for name, unit in fields.items():
+            file.create_dataset(name, (jets, slots), "f4", chunks=(rows, slots), **packing).attrs["unit"] = unit
+        for name, unit in jet_fields.items():
+            file.create_dataset(name, (jets,), "f4", **packing).attrs["unit"] = unit
+        file.create_dataset("labels", data=labels.astype(np.int32), **packing)
+        file.create_dataset("weights", data=np.ones(jets, np.float32), **packing)
+        for start in range(0, jets, ROWS):
+            block = labels[start : start + ROWS]
+            padded = np.zeros((4, len(block), slots), np.float32)
+            p4 = np.zeros((len(block), 4), np.float32)
+            for label, stream in enumerate(streams):
+                places = np.flatnonzero(block == label)
+                constituents, counts, p4[places] = stream.take(len(places))
+                slot = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+                padded[:, np.repeat(places, counts), slot] = constituents.T
+            for field, name in enumerate(fields):
+                file[name][start : start + len(block)] = padded[field]
+            for field, name in enumerate(jet_fields):
+                file[name][start : start + len(block)] = p4[:, field]
+        file.attrs["constit"] = list(fields)
+        file.attrs["jet"] = list(jet_fields)
+        for name, value in settings.items():
+            file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
+        file.attrs["chunk_jets"] = CHUNK_JETS
+        file.attrs["pythia_seeds"] = np.array([c["pythia_seed"] for c in chunks], np.int64)
+        file.attrs["description"] = (
+            "Pythia 8 hadronic top jets (label 1) and QCD jets (label 0); made by `kdfast generate`"
+        )
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
+
+
+class _Stream:
+    """The jets of one class, chunk after chunk, taken in portions."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = iter(paths)
+        self._constituents = np.zeros((0, 4), np.float32)
+        self._counts = np.zeros(0, np.int64)
+        self._jets = np.zeros((0, 4), np.float32)
+
+    def take(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """constituents [M, 4], counts [count], jets [count, 4] of the next jets."""
+        while len(self._counts) < count:
+            with np.load(next(self._paths)) as chunk:
+                self._constituents = np.concatenate([self._constituents, chunk["constituents"]])
+                self._counts = np.concatenate([self._counts, chunk["counts"]])
+                self._jets = np.concatenate([self._jets, chunk["jets"]])
+        split = int(self._counts[:count].sum())
+        taken = self._constituents[:split], self._counts[:count], self._jets[:count]
+        self._constituents, self._counts, self._jets = (
+            self._constituents[split:],
+            self._counts[count:],
+            self._jets[count:],
+        )
+        return taken
