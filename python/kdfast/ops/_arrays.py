@@ -14,7 +14,12 @@ def check_constituents(constituents: Tensor, offsets: Tensor) -> None:
     if constituents.dim() != 2 or constituents.shape[1] != 4 or not constituents.is_floating_point():
         shape = f"{constituents.dtype} {list(constituents.shape)}"
         raise DataError(f"must be floating-point [M, 4] (pt, eta, phi, energy), is {shape}", where="constituents")
+    check_offsets(offsets, len(constituents))
+
+
+def check_offsets(offsets: Tensor, rows: int) -> None:
+    """Raises DataError unless offsets are int64 [B + 1] that rise from 0 to rows (a jet may be empty)."""
     if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0:
         raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
-    if offsets[0] != 0 or offsets[-1] != len(constituents) or bool((offsets.diff() < 0).any()):
-        raise DataError(f"must run from 0 to {len(constituents)} (the number of constituents)", where="offsets")
+    if offsets[0] != 0 or offsets[-1] != rows or bool((offsets.diff() < 0).any()):
+        raise DataError(f"must rise from 0 to {rows}, the number of constituents", where="offsets")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
-from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops._arrays import DTYPE_CODES, check_offsets
 from kdfast.ops._eager import is_eager
 from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold
 
@@ -39,6 +39,8 @@ def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
     try:
         return run(x, offsets, p, seed)
     except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(str(error), where="offsets") from None
 
 
@@ -48,6 +50,7 @@ def dropout_reference(x: Tensor, offsets: Tensor | None, p: float, seed: int) ->
     if offsets is None:
         jet, row = rows, torch.zeros_like(rows)
     else:
+        check_offsets(offsets, len(x))
         jet = torch.repeat_interleave(offsets.diff())
         row = rows - offsets[jet]
     keep = dropout_keep(seed, p, jet, torch.zeros_like(jet), row, x.shape[1])
