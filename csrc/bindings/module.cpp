@@ -8,6 +8,8 @@ namespace py = pybind11;
 namespace kdfast {
 void bind_adamw(py::module_&);
 void bind_dropout(py::module_&);
+void bind_hlt_emulation(py::module_&);
+void bind_jet_features(py::module_&);
 }  // namespace kdfast
 
 PYBIND11_MODULE(_cpu, m) {
@@ -22,4 +24,6 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
     kdfast::bind_adamw(m);
     kdfast::bind_dropout(m);
+    kdfast::bind_hlt_emulation(m);
+    kdfast::bind_jet_features(m);
 }

@@ -26,9 +26,9 @@ KDFAST_INLINE WVec multiply_low32(WVec a, WVec b) {
 #endif
 }
 
-// The random bits of the counters (c0, c1, c2, c3), one per lane (their low 32 bits), as dropout reads them: element e
-// of lane i is decided by bits[8 i + e], since the halves of the four words follow each other in memory.
-KDFAST_INLINE void philox_bits16(uint64_t key, WVec c0, WVec c1, WVec c2, WVec c3, uint16_t* bits) {
+// The four words of the counters (c0, c1, c2, c3), one counter per lane (the low 32 bits of each), in their place. Only
+// the low halves of the results mean something.
+KDFAST_INLINE void philox_rounds(uint64_t key, WVec& c0, WVec& c1, WVec& c2, WVec& c3) {
     const WVec m0 = WVec{} + 0xD2511F53u, m1 = WVec{} + 0xCD9E8D57u;
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
 #pragma GCC unroll 10
@@ -41,6 +41,12 @@ KDFAST_INLINE void philox_bits16(uint64_t key, WVec c0, WVec c1, WVec c2, WVec c
         k0 += 0x9E3779B9;
         k1 += 0xBB67AE85;
     }
+}
+
+// The random bits of the counters as dropout reads them: element e of lane i is decided by bits[8 i + e], since the
+// halves of the four words follow each other in memory.
+KDFAST_INLINE void philox_bits16(uint64_t key, WVec c0, WVec c1, WVec c2, WVec c3, uint16_t* bits) {
+    philox_rounds(key, c0, c1, c2, c3);
     const WVec low = (c0 & 0xFFFFFFFFu) | c1 << 32, high = (c2 & 0xFFFFFFFFu) | c3 << 32;
 #if defined(__AVX512F__)
     const WVec first = __builtin_shuffle(low, high, WVec{0, 8, 1, 9, 2, 10, 3, 11});

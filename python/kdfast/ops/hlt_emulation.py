@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import DataError
+from kdfast.ops import backend
 from kdfast.ops._arrays import check_constituents
 from kdfast.ops.philox import normal_pair, philox4x32, uniform_open
 
@@ -171,12 +172,39 @@ def _check_values(constituents: Tensor, offsets: Tensor) -> None:
             raise DataError(what, where=where, hint=hint)
 
 
+def _hlt_emulation(
+    constituents: Tensor,
+    offsets: Tensor,
+    index: Tensor,
+    pt_threshold: float,
+    merge_radius: float,
+    pt_resolution: float,
+    angular_resolution: float,
+    loss: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    settings = (pt_threshold, merge_radius, pt_resolution, angular_resolution, loss)
+    kernel_takes_it = constituents.dtype == torch.float32
+    if not kernel_takes_it or backend.choose("hlt_emulation", constituents.device.type) == "reference":
+        return hlt_emulation_reference(constituents, offsets, index, *settings, seed)
+    module, threads, jets = backend.cpu_module(), torch.get_num_threads(), len(index)
+    constituents, offsets, index = constituents.contiguous(), offsets.contiguous(), index.contiguous()
+    scratch, edges, removed = torch.empty_like(constituents), torch.empty_like(offsets), offsets.new_empty(3)
+    inputs = (constituents.data_ptr(), offsets.data_ptr(), index.data_ptr(), jets)
+    outputs = (scratch.data_ptr(), edges.data_ptr(), removed.data_ptr())
+    if module.hlt_emulation(*inputs, *settings, seed & 0xFFFFFFFFFFFFFFFF, *outputs, threads) >= 0:
+        _check_values(constituents, offsets)  # raises
+    result = constituents.new_empty((int(edges[-1]), 4))
+    module.hlt_compact(scratch.data_ptr(), offsets.data_ptr(), edges.data_ptr(), jets, result.data_ptr(), threads)
+    return result, edges, removed
+
+
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
     "hlt_emulation(Tensor constituents, Tensor offsets, Tensor index, float pt_threshold, float merge_radius, "
     "float pt_resolution, float angular_resolution, float loss, int seed) -> (Tensor, Tensor, Tensor)"
 )
-_library.impl("hlt_emulation", hlt_emulation_reference, "CompositeExplicitAutograd")
+_library.impl("hlt_emulation", _hlt_emulation, "CompositeExplicitAutograd")
 
 
 def _fake(

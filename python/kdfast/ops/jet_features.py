@@ -10,6 +10,7 @@ pT_jet ≤ 1e-6 Σ pT, a jet has no axis, and Δη, Δφ, ΔR and ln(pT / pT_jet
 import torch
 from torch import Tensor
 
+from kdfast.ops import backend
 from kdfast.ops._arrays import check_constituents
 
 __all__ = ["jet_features", "jet_features_reference"]
@@ -56,9 +57,21 @@ def jet_features_reference(constituents: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(features.isfinite(), features, 0.0).clamp(-CLIP, CLIP)
 
 
+def _jet_features(constituents: Tensor, offsets: Tensor) -> Tensor:
+    kernel_takes_it = constituents.dtype == torch.float32
+    if not kernel_takes_it or backend.choose("jet_features", constituents.device.type) == "reference":
+        return jet_features_reference(constituents, offsets)
+    constituents, offsets = constituents.contiguous(), offsets.contiguous()
+    features = constituents.new_empty((len(constituents), NUM_FEATURES))
+    jets, threads = len(offsets) - 1, torch.get_num_threads()
+    module = backend.cpu_module()
+    module.jet_features(constituents.data_ptr(), offsets.data_ptr(), jets, features.data_ptr(), threads)
+    return features
+
+
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define("jet_features(Tensor constituents, Tensor offsets) -> Tensor")
-_library.impl("jet_features", jet_features_reference, "CompositeExplicitAutograd")
+_library.impl("jet_features", _jet_features, "CompositeExplicitAutograd")
 
 
 def _fake(constituents: Tensor, offsets: Tensor) -> Tensor:
