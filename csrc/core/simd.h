@@ -31,7 +31,8 @@ KDFAST_INLINE Vec load(const float* p) {
     return v;
 }
 KDFAST_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-KDFAST_INLINE Vec broadcast(float x) { return Vec{} + x; }
+// By a subtraction, which the compiler drops: x − 0 is x for every x, but x + 0 is not for x = −0.
+KDFAST_INLINE Vec broadcast(float x) { return x - Vec{}; }
 // The first n lanes from memory, fill in the rest; 0 ≤ n ≤ kLanes.
 KDFAST_INLINE Vec load_partial(const float* p, int n, float fill = 0.0f) {
     Vec v = broadcast(fill);
