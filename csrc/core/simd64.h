@@ -24,7 +24,7 @@ KDFAST_INLINE DVec load(const double* p) {
     return v;
 }
 KDFAST_INLINE void store(double* p, DVec v) { std::memcpy(p, &v, sizeof v); }
-KDFAST_INLINE DVec broadcast64(double x) { return DVec{} + x; }
+KDFAST_INLINE DVec broadcast64(double x) { return x - DVec{}; }
 KDFAST_INLINE DVec select(LVec mask, DVec a, DVec b) { return mask ? a : b; }
 KDFAST_INLINE DVec min(DVec a, DVec b) { return select(a < b, a, b); }
 KDFAST_INLINE DVec max(DVec a, DVec b) { return select(a > b, a, b); }
