@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kdfast.errors import BackendError, ConfigError
+from kdfast.errors import BackendError, ConfigError, StudyError
 from kdfast.jets import generator, pythia
 
 needs_pythia = pytest.mark.skipif(importlib.util.find_spec("pythia8mc") is None, reason="needs the extra [generate]")
@@ -137,11 +137,23 @@ def test_partial_folder_of_other_settings_is_refused(tmp_path):
 
 
 @needs_pythia
+def test_damaged_chunk_is_named(tmp_path, monkeypatch):
+    def torn(chunks, *rest):
+        for chunk in chunks:
+            chunk["path"].write_bytes(b"PK")
+
+    monkeypatch.setattr(generator, "_make_chunks", torn)
+    with pytest.raises(StudyError, match=r"chunk_000000.npz: is damaged"):
+        generator.generate(2, tmp_path / "jets.h5", seed=7, progress=False)
+    assert not (tmp_path / "jets.h5").exists()
+
+
+@needs_pythia
 def test_failing_pythia_is_told(tmp_path, monkeypatch):
     broken = tmp_path / "worker.py"
     broken.write_text("raise SystemExit('libpythia8 is damaged')")
     monkeypatch.setattr(pythia, "__file__", str(broken))
-    with pytest.raises(BackendError, match="Pythia stopped: libpythia8 is damaged"):
+    with pytest.raises(BackendError, match="a worker stopped: libpythia8 is damaged"):
         generator.generate(2, tmp_path / "jets.h5", seed=7, progress=False)
     assert not (tmp_path / "jets.h5").exists()
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -46,7 +47,7 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
     (all 1); attributes record settings, versions and seeds. Some 780 bytes a jet.
 
     The content depends on (jets, seed) and on the versions of kdfast and Pythia, not on the number of processes `jobs`
-    (default: the cores this process may use), of which each makes about 100 jets/s. seed: 0 ≤ seed < 2⁶³.
+    (default: the cores this process may use), of which each makes some 50 jets/s. seed: 0 ≤ seed < 2⁶³.
     Finished chunks of 500 jets are kept in the folder `<out>.partial` until `out` appears, whole: after an interrupt
     or a kill the same call goes on where it stopped.
 
@@ -88,7 +89,7 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
             fsync_folder(out.absolute().parent)
         except OSError as error:
             raise StudyError(f"can't be written ({error})", where=str(out), hint=_GOES_ON) from error
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # the jets are safe; an orphan of a killed run may still write here
     return out
 
 
@@ -110,7 +111,10 @@ def _partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         except OSError as error:
             raise ConfigError("another process is generating into this folder", where=str(folder)) from error
         if described.exists():
-            before = json.loads(described.read_text())
+            try:
+                before = dict(json.loads(described.read_text()))
+            except ValueError:
+                before = {}
             differing = [name for name in settings if before.get(name) != settings[name]]
             if differing:
                 values = (f"{name} {before.get(name)} (now {settings[name]})" for name in differing)
@@ -178,7 +182,7 @@ def _make_chunks(chunks: list[dict[str, Any]], jobs: int, folder: Path, report: 
                 line = asked.stdout.readline()  # one answer a request: nothing stays behind in the buffer
                 answer: dict[str, Any] = json.loads(line) if line else {"error": _last_lines(log_path)}
                 if "error" in answer:
-                    raise BackendError(f"Pythia stopped: {answer['error']}", where="generate", hint=_GOES_ON)
+                    raise BackendError(f"a worker stopped: {answer['error']}", where="generate", hint=_GOES_ON)
                 report(answer["made"])
                 chunk = next(waiting, None)
                 if chunk is None:
@@ -305,10 +309,16 @@ class _Stream:
     def take(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
         """constituents [M, 4], counts [count], jets [count, 4] of the next jets."""
         while len(self._counts) < count:
-            with np.load(next(self._paths)) as chunk:
-                self._constituents = np.concatenate([self._constituents, chunk["constituents"]])
-                self._counts = np.concatenate([self._counts, chunk["counts"]])
-                self._jets = np.concatenate([self._jets, chunk["jets"]])
+            path = next(self._paths)
+            try:
+                with np.load(path) as chunk:
+                    constituents, counts, jets = (chunk[name] for name in ("constituents", "counts", "jets"))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                hint = "delete it; the same command makes it again"
+                raise StudyError(f"is damaged ({error})", where=str(path), hint=hint) from error
+            self._constituents = np.concatenate([self._constituents, constituents])
+            self._counts = np.concatenate([self._counts, counts])
+            self._jets = np.concatenate([self._jets, jets])
         split = int(self._counts[:count].sum())
         taken = self._constituents[:split], self._counts[:count], self._jets[:count]
         self._constituents, self._counts, self._jets = (

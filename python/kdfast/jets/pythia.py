@@ -163,7 +163,7 @@ def main(requests: TextIO, answers: TextIO) -> None:
         try:
             content = io.BytesIO()
             np.savez(content, **make_chunk(**request))
-            temporary = path.with_suffix(".tmp")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")  # an orphan of a killed run may still write its own
             with open(temporary, "wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
