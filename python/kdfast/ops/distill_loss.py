@@ -1,0 +1,321 @@
+"""The loss of knowledge distillation for K members in one call, with its gradient in the same pass.
+
+For one jet with student logits s, teacher logits t and label y, at temperature T and mixing weight α:
+
+    l = α · T² · KL(p ‖ q) + (1 − α) · CE(s, y)          p = softmax(t / T), q = softmax(s / T)
+
+One logit (C = 1) stands for two classes with logits (0, s): KL is between Bern(σ(t / T)) and Bern(σ(s / T)), CE is the
+binary cross-entropy, and y may be anything in [0, 1]. A member's loss is the weighted mean Σ w·l / Σ w over the jets.
+(Hinton et al., arXiv:1503.02531; T² keeps the gradient's size independent of T.)
+
+Its gradient by s is w / Σ w · [α · T · (q − p) + (1 − α) · (softmax(s) − y)].
+
+The raw op, `torch.ops.kdfast.distill_loss`, is what a trainer calls; `distill_loss` is for everybody else.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+from kdfast.errors import ConfigError, DataError
+from kdfast.ops._eager import is_eager
+
+__all__ = ["distill_loss", "distill_loss_reference"]
+
+MAX_CLASSES = 256  # of the compiled kernel (kMaxClasses in csrc/distill_loss/distill_loss.h)
+
+_library = torch.library.Library("kdfast", "FRAGMENT")
+_library.define(
+    "distill_loss(Tensor student_logits, Tensor? teacher_logits, Tensor labels, Tensor temperature, Tensor alpha, "
+    "Tensor? weights=None, bool float32_grad=False) -> (Tensor loss, Tensor grad, Tensor terms)"
+)
+
+
+PerMember: TypeAlias = float | Sequence[float] | Tensor
+
+
+@overload
+def distill_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    temperature: PerMember,
+    alpha: PerMember,
+    weights: Tensor | None = None,
+    return_terms: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def distill_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    temperature: PerMember,
+    alpha: PerMember,
+    weights: Tensor | None = None,
+    return_terms: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def distill_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    temperature: PerMember,
+    alpha: PerMember,
+    weights: Tensor | None = None,
+    return_terms: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The mean over B jets of α · T² · KL(teacher ‖ student) + (1 − α) · CE(student, label), for K members at once.
+
+    student_logits: [K, B, C], or [B, C] for one member; C = 1 is a binary tagger. float32, bfloat16, float16 (computed
+        in float32) or float64.
+    teacher_logits: [B, C], the same for all members, or [K, B, C]. No gradient reaches it. It is not read for members
+        whose α is 0 (NaN there does no harm), and may be None where every α is 0.
+    labels: [B] classes 0 … C − 1 (integers); for C = 1 integers or floats in [0, 1].
+    temperature, alpha: a number, or one for each member ([K]); T > 0, 0 ≤ α ≤ 1. Constants to autograd.
+    weights: [B] event weights ≥ 0, not all 0; None: all 1.
+    return_terms: also return the loss's two parts, [K, 2] without gradient: the weighted means of T² · KL (0 where α is
+        0) and of CE, so that loss = α · terms[:, 0] + (1 − α) · terms[:, 1].
+
+    Returns the loss, [K] (a scalar for [B, C] logits), float32 (float64 for float64 logits). Loss and gradient are
+    finite for T in [0.05, 100] and |logit| ≤ 1e4. The same call gives the same bits for any number of threads.
+
+    Raises DataError for shapes that don't fit, labels or weights that can't be; ConfigError for T or α outside their
+    range.
+    """
+    members = student_logits.shape[0] if student_logits.dim() == 3 else 1
+    eager = is_eager(student_logits)
+    t = _per_member(temperature, members, student_logits.device, eager, "temperature")
+    a = _per_member(alpha, members, student_logits.device, eager, "alpha")
+    if not eager:
+        op, is_16_bit = torch.ops.kdfast.distill_loss.default, student_logits.element_size() == 2
+        loss, _, terms = op(student_logits, teacher_logits, labels, t, a, weights, is_16_bit)
+    elif student_logits.requires_grad and torch.is_grad_enabled():
+        loss, terms = _DistillLoss.apply(student_logits, teacher_logits, labels, t, a, weights)
+    else:
+        loss, _, terms = _run(student_logits, teacher_logits, labels, t, a, weights, None)
+    return (loss, terms) if return_terms else loss
+
+
+def _constant(value: float, members: int, device: torch.device) -> Tensor:
+    return torch.full((members,), value, dtype=torch.float64, device=device)
+
+
+_cached_constant = lru_cache(maxsize=512)(_constant)
+
+
+def _per_member(value: PerMember, members: int, device: torch.device, eager: bool, name: str) -> Tensor:
+    """[K] float64."""
+    if isinstance(value, (int, float)):
+        constant = _cached_constant if eager else _constant  # a traced tensor must not outlive its trace
+        return constant(float(value), members, device)
+    tensor = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten()
+    if tensor.numel() == 1:
+        return tensor.expand(members)
+    if tensor.numel() != members:
+        raise ConfigError(f"must be one number, or one for each of {members} members; has {tensor.numel()}", where=name)
+    return tensor
+
+
+class _DistillLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor,
+        temperature: Tensor,
+        alpha: Tensor,
+        weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        # The gradient of 16-bit logits stays in float32 until it is scaled: a mean over many jets divides it by their
+        # number, which float16 may not hold before a loss scaler's factor is on it.
+        dtype = torch.float32 if student.element_size() == 2 else student.dtype
+        loss, grad, terms = _run(student, teacher, labels, temperature, alpha, weights, dtype)
+        ctx.mark_non_differentiable(terms)
+        ctx.save_for_backward(grad)
+        ctx.dtype = student.dtype
+        return loss, terms
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return _scaled(ctx.saved_tensors[0], grad_loss, ctx.dtype), None, None, None, None, None
+
+
+def _scaled(grad: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    """The incoming gradient (per member) times the member's own; `grad` itself is never changed."""
+    product = grad * (grad_loss if grad_loss.dim() == 0 else grad_loss[:, None, None])
+    if product.dtype != dtype:
+        product = product.to(dtype)
+    if torch.is_grad_enabled():  # create_graph=True
+        product = _NoSecondDerivative.apply(product, torch.zeros((), device=grad.device, requires_grad=True))
+    return product
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Hands on a gradient whose own derivative is not known, so that asking for it fails instead of giving 0."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, anchor: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("distill_loss can be differentiated once only")
+
+
+def _run(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    temperature: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None,
+    grad_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, grad, terms) by kernel or reference. grad_dtype None: no gradient is wanted (grad is then empty)."""
+    _check_shapes(student, teacher, labels, temperature, alpha, weights)
+    return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
+
+
+def _check_shapes(
+    student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: Tensor, alpha: Tensor, weights: Tensor | None
+) -> None:
+    shape = student.shape
+    if len(shape) not in (2, 3) or shape[-1] == 0 or not student.is_floating_point():
+        raise DataError(f"must be floats [B, C] or [K, B, C], is {student.dtype} {list(shape)}", where="student_logits")
+    members, jets = shape[0] if len(shape) == 3 else 1, shape[-2]
+    if jets == 0:
+        raise DataError("no jets: the mean over them is undefined", where="student_logits")
+    if teacher is not None and teacher.shape != shape and teacher.shape != shape[-2:]:
+        raise DataError(
+            f"must be {list(shape[-2:])} or {list(shape)}, is {list(teacher.shape)}", where="teacher_logits"
+        )
+    if labels.shape != (jets,):
+        raise DataError(f"must be [{jets}], one for each jet; is {list(labels.shape)}", where="labels")
+    if shape[-1] > 1 and labels.is_floating_point():
+        raise DataError(f"must be integers for {shape[-1]} classes, are {labels.dtype}", where="labels")
+    if weights is not None and weights.shape != (jets,):
+        raise DataError(f"must be [{jets}], one for each jet; is {list(weights.shape)}", where="weights")
+    for name, value in (("temperature", temperature), ("alpha", alpha)):
+        if value.shape != (members,) or value.dtype != torch.float64:
+            expected, found = f"float64 [{members}]", f"{value.dtype} {list(value.shape)}"
+            raise ConfigError(f"must be {expected} for the raw op, is {found}", where=name)
+
+
+def _check_values(
+    teacher: Tensor | None, labels: Tensor, classes: int, temperature: Tensor, alpha: Tensor, weights: Tensor | None
+) -> None:
+    """Raises for the first value that can't be. (The kernel checks in passing; this then names the fault.)"""
+
+    def first(bad: Tensor) -> int | None:
+        rows = bad.nonzero()
+        return int(rows[0]) if len(rows) else None
+
+    if (k := first(~((temperature > 0) & temperature.isfinite()))) is not None:
+        raise ConfigError(f"must be finite and above 0, is {float(temperature[k])}", where=f"temperature, member {k}")
+    if (k := first(~((alpha >= 0) & (alpha <= 1)))) is not None:
+        raise ConfigError(f"must lie in [0, 1], is {float(alpha[k])}", where=f"alpha, member {k}")
+    if teacher is None and (k := first(alpha > 0)) is not None:
+        raise ConfigError(f"is None, but α of member {k} is {float(alpha[k])}", where="teacher_logits")
+    top = 1 if classes == 1 else classes - 1
+    if (row := first(~((labels >= 0) & (labels <= top)))) is not None:
+        allowed = "in [0, 1]" if classes == 1 else f"a class from 0 to {top}"
+        raise DataError(f"must be {allowed}, is {labels[row].item()}", where=f"labels, row {row}")
+    if weights is not None:
+        if (row := first(~((weights >= 0) & weights.isfinite()))) is not None:
+            raise DataError(f"must be finite and not negative, is {weights[row].item()}", where=f"weights, row {row}")
+        if not weights.any():
+            raise DataError("are all zero: the weighted mean is undefined", where="weights")
+
+
+def distill_loss_reference(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    temperature: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None = None,
+    grad_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification, in float64: (loss [K], grad like student_logits, terms [K, 2]), as the raw op gives them.
+
+    terms: the weighted means of T² · KL (0 where α = 0, whatever the teacher) and of CE; loss = α · terms[:, 0] +
+    (1 − α) · terms[:, 1]. grad: of each member's own loss, empty where grad_dtype is None.
+    """
+    classes = student_logits.shape[-1]
+    _check_values(teacher_logits, labels, classes, temperature, alpha, weights)
+    dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+    distils = (alpha > 0)[:, None, None]
+    s = student_logits.double().reshape(-1, *student_logits.shape[-2:])
+    t = s if teacher_logits is None else torch.where(distils, teacher_logits.double(), s)  # s: KL = 0
+    if classes == 1:
+        s, t = (torch.cat([torch.zeros_like(x), x], -1) for x in (s, t))
+        y = torch.stack([1 - labels.double(), labels.double()], -1)
+    else:
+        y = torch.nn.functional.one_hot(labels.long(), classes).double()
+    w = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
+    w = w / w.sum()
+    T, a = temperature[:, None, None], alpha[:, None, None]
+
+    log_p, log_q, log_s = torch.log_softmax(t / T, -1), torch.log_softmax(s / T, -1), torch.log_softmax(s, -1)
+    p, q = log_p.exp(), log_q.exp()
+    kd = (T**2 * p * (log_p - log_q)).sum(-1)
+    ce = -(y * log_s).sum(-1)
+    terms = torch.stack([(w * kd).sum(-1), (w * ce).sum(-1)], -1)
+    loss = alpha * terms[:, 0] + (1 - alpha) * terms[:, 1]
+    if grad_dtype is None:
+        grad = student_logits.new_empty(0)
+    else:
+        grad = w[:, None] * (a * T * (q - p) + (1 - a) * (log_s.exp() - y))
+        grad = torch.empty_like(s[..., -classes:], dtype=grad_dtype).copy_(grad[..., -classes:])
+        grad = grad.reshape(student_logits.shape)
+    outer = student_logits.shape[:-2]
+    return loss.to(dtype).reshape(outer), grad, terms.to(dtype).reshape(*outer, 2)
+
+
+def _raw(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    temperature: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None = None,
+    float32_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_dtype = torch.float32 if float32_grad else student.dtype
+    return _run(student, teacher, labels, temperature, alpha, weights, grad_dtype)
+
+
+def _fake(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    temperature: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None = None,
+    float32_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    outer = student.shape[:-2]
+    grad = student.new_empty(student.shape, dtype=torch.float32 if float32_grad else student.dtype)
+    return student.new_empty(outer, dtype=dtype), grad, student.new_empty((*outer, 2), dtype=dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _scaled(ctx.saved_tensors[0], grad_loss, ctx.dtype), None, None, None, None, None, None
+
+
+_library.impl("distill_loss", _raw, "CompositeExplicitAutograd")
+torch.library.register_fake("kdfast::distill_loss", _fake, lib=_library)
+torch.library.register_autograd("kdfast::distill_loss", _backward, setup_context=_setup_context, lib=_library)
