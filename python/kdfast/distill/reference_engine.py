@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdfast.distill.attention_transfer import attention_transfer_loss
@@ -163,12 +162,12 @@ def member_loss(
     labels, weights = pack.train.labels[jets], pack.train.weights[jets]
     logits, attention = model(features, offsets, return_attention=True, dropout_seed=dropout_seed)
     targets = pack.targets if member.config is not None else None
-    teacher = torch.zeros_like(logits, requires_grad=False) if targets is None else targets.logits[jets]
-    loss = distill_loss(logits, teacher, labels, temperature=temperature, alpha=alpha, weights=weights)
-    with torch.no_grad():
-        bce = F.binary_cross_entropy_with_logits(logits[:, 0], labels, weights) * len(jets) / weights.sum()
-        label_term = (1 - alpha) * bce
-    terms = [loss.detach(), loss.detach() - label_term, label_term, torch.zeros(())]
+    teacher = None if targets is None else targets.logits[jets]
+    loss, parts = distill_loss(
+        logits, teacher, labels, temperature=temperature, alpha=alpha, weights=weights, return_terms=True
+    )
+    kl, cross_entropy = parts.unbind(-1)
+    terms = [loss.detach(), alpha * kl, (1 - alpha) * cross_entropy, torch.zeros(())]
     if targets is not None and targets.attention_entropy is not None and targets.attention_max is not None:
         transfer = pack.recipe.attention_weight * attention_transfer_loss(
             attention, offsets, targets.attention_entropy[jets], targets.attention_max[jets], weights
