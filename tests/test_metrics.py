@@ -131,6 +131,7 @@ def test_evaluate_names_every_number():
     numbers = evaluate(labels, scores)
     assert list(numbers) == ["auc", "bkg_rej_30", "n_bkg_30", "bkg_rej_50", "n_bkg_50", "bkg_rej_80", "n_bkg_80"]
     assert numbers["auc"] == 7 / 8
+    assert evaluate(labels, scores, suffix="_val") == {f"{name}_val": value for name, value in numbers.items()}
     assert (numbers["bkg_rej_50"], numbers["n_bkg_50"]) == (4 / 1.14, 0)
     assert (numbers["bkg_rej_80"], numbers["n_bkg_80"]) == (4.0, 1)
 

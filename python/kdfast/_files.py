@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["fsync_folder", "write_atomically"]
+__all__ = ["fsync_folder", "write_atomically", "write_content"]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -30,3 +30,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Makes path a file of this content, whole or not at all, durably."""
+    write_atomically(path, lambda file: file.write(content))

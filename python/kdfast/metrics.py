@@ -162,12 +162,17 @@ def background_rejection(
     return Rejection(value, survivors, False)
 
 
-def evaluate(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> dict[str, float]:
+def evaluate(
+    labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None, *, suffix: str = ""
+) -> dict[str, float]:
     """The numbers of one network on one set of jets: auc, and bkg_rej_P and n_bkg_P (surviving background jets) at
-    each signal efficiency of P percent in WORKING_POINTS. n_bkg_P = 0 marks bkg_rej_P as a 68 % lower limit."""
-    numbers: dict[str, float] = {"auc": roc_auc(labels, scores, weights)}
+    each signal efficiency of P percent in WORKING_POINTS. n_bkg_P = 0 marks bkg_rej_P as a 68 % lower limit.
+
+    suffix is appended to each name: "_val" where the jets are the validation jets.
+    """
+    numbers: dict[str, float] = {f"auc{suffix}": roc_auc(labels, scores, weights)}
     for percent in WORKING_POINTS:
         rejection = background_rejection(labels, scores, percent / 100, weights)
-        numbers[f"bkg_rej_{percent}"] = rejection.value
-        numbers[f"n_bkg_{percent}"] = rejection.survivors
+        numbers[f"bkg_rej_{percent}{suffix}"] = rejection.value
+        numbers[f"n_bkg_{percent}{suffix}"] = rejection.survivors
     return numbers

@@ -18,6 +18,8 @@ import torch
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
+from kdfast.jets.features import Standardisation
+from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model, tagger_card
 from kdfast.study.folders import FORMAT
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -120,6 +122,22 @@ def test_shared_arrays(store):
         np.testing.assert_array_equal(read[name], values)
     with pytest.raises(StudyError, match="there are no shared arrays 'validation'"):
         store.shared("validation")
+
+
+def test_the_weights_are_a_model_file(store, tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, layers=1, heads=2, ffn=16)
+    standardisation = Standardisation(torch.zeros(7), torch.ones(7))
+    preparation = Preparation("hlt", "nominal", 3, 40, standardisation)
+    tagger = Tagger(JetTransformer(config), preparation)
+    card = tagger_card(config, preparation)
+    store.write(replace(make_result(), state=tagger.model.state_dict(), card=card))
+    (result,) = StudyStore.open(store.path).results()
+    (tmp_path / "model.safetensors").write_bytes(store.model_file(result))
+    read = load_model(tmp_path / "model.safetensors")
+    assert tagger_card(read.model.config, read.preparation) == card == result.card
+    for name, tensor in tagger.model.state_dict().items():
+        assert torch.equal(read.model.state_dict()[name], tensor)
 
 
 # ---- folders that are no study

@@ -23,7 +23,7 @@ from kdfast.jets.packed import PackedJets
 from kdfast.models.config import ModelConfig
 from kdfast.models.jet_transformer import JetTransformer
 
-__all__ = ["Preparation", "Tagger", "load_model"]
+__all__ = ["Preparation", "Tagger", "load_model", "tagger_card"]
 
 _FORMAT = 1
 _BATCH = 1024
@@ -81,6 +81,16 @@ class Preparation:
         )
 
 
+def tagger_card(config: ModelConfig, preparation: Preparation) -> dict[str, Any]:
+    """What a model file holds besides the weights, as plain data: its metadata "kdfast" is this as JSON."""
+    return {
+        "format": _FORMAT,
+        "kdfast": __version__,
+        "model": config.model_dump(),
+        "preparation": preparation.to_json(),
+    }
+
+
 class Tagger:
     """A trained model with its preparation of jets.
 
@@ -112,8 +122,7 @@ class Tagger:
 
     def save(self, path: str | Path) -> None:
         """Writes the tagger, whole or not at all."""
-        card = {"format": _FORMAT, "kdfast": __version__, "model": self.model.config.model_dump()}
-        metadata = {"kdfast": json.dumps(card | {"preparation": self.preparation.to_json()})}
+        metadata = {"kdfast": json.dumps(tagger_card(self.model.config, self.preparation))}
         content = save({name: t.contiguous() for name, t in self.model.state_dict().items()}, metadata)
         write_atomically(Path(path), lambda file: file.write(content))
 

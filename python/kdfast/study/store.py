@@ -14,6 +14,7 @@ STUDY/
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import re
 import sys
@@ -66,9 +67,10 @@ class StoredResult:
 
     kind: "teacher", "baseline" (a student trained without a teacher) or "student". name: the run's name, unique
     together with kind and seed. config: a student's schedule, else None. status: "done" or "diverged"; message says
-    why. metrics: numbers by name (those of `kdfast.metrics.evaluate`, best_epoch, epochs, …; empty for a diverged
-    run). curves: a value per epoch, by name. arrays: scores per jet, `scores_validation` and `scores_test`.
-    state: the network's tensors by name. card: what a model file needs besides (sizes, features, HLT settings).
+    why. metrics: numbers by name: those of `kdfast.metrics.evaluate` on the test jets and, with the suffix "_val", on
+    the validation jets, best_epoch and epochs; of a diverged run epochs alone. curves: a value per epoch, by name.
+    arrays: logits per jet [B], `scores_validation` and `scores_test`. state: the network's tensors by name.
+    card: `kdfast.models.tagger_card`; with it weights.safetensors is a model file that `kdfast.load_model` reads.
     Read back, arrays and state are loaded and checked on first use.
     """
 
@@ -178,6 +180,10 @@ class StudyStore:
                 found[folder] = error.what
         return found
 
+    def model_file(self, result: StoredResult) -> bytes:
+        """A result's weights as the bytes of a model file (that of a result with a card)."""
+        return read_checked(self._results / result.key, "weights.safetensors")
+
     def shared(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays that `write_shared` stored under this name."""
         folder = self._shared / name
@@ -205,7 +211,7 @@ class StudyStore:
         files = {
             "result.json": json_bytes(document),
             "arrays.safetensors": _array_bytes(result.arrays),
-            "weights.safetensors": _state_bytes(result.state),
+            "weights.safetensors": _state_bytes(result.state, result.card),
         }
         commit(folder, files)
         self._intact.add(result.key)
@@ -338,11 +344,12 @@ def _array_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def _state_bytes(state: Mapping[str, Tensor]) -> bytes:
+def _state_bytes(state: Mapping[str, Tensor], card: Mapping[str, Any] | None) -> bytes:
     from safetensors.torch import save
 
     # clones: views of one flat buffer share memory, which the format refuses
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    return save(tensors, None if card is None else {"kdfast": json.dumps(card)})
 
 
 def _json_number(value: float) -> float | str:

@@ -1,0 +1,134 @@
+"""The results of a study as a table: a row per student, and which one is best."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.study.store import StoredResult
+
+__all__ = ["COLUMNS", "METRICS", "STRATEGIES", "combined_score", "csv_text", "results_table", "select_best"]
+
+# Strategies in the order of the grid: constant, T annealed, α scheduled, both.
+STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
+
+# Columns of results_summary.csv. Test jets, unless the name ends in _val. An empty *_final: the value is constant.
+COLUMNS = (
+    "run_name",
+    "strategy",
+    "temp_init",
+    "temp_final",
+    "alpha_init",
+    "alpha_final",
+    "seed",
+    "auc_student",
+    "bkg_rej_30",
+    "bkg_rej_50",
+    "bkg_rej_80",
+    "n_bkg_50",
+    "auc_val",
+    "bkg_rej_50_val",
+    "best_epoch",
+    "epochs",
+    "auc_baseline",
+    "auc_teacher",
+    "status",
+)
+
+# What a run can be best in, and how the text names it.
+METRICS = {
+    "auc": "AUC",
+    "bkg_rej_30": "background rejection at 30 %",
+    "bkg_rej_50": "background rejection at 50 %",
+    "bkg_rej_80": "background rejection at 80 %",
+    "combined": "combined score",
+}
+
+_INTEGERS = ("seed", "n_bkg_30", "n_bkg_50", "n_bkg_80", "best_epoch", "epochs")
+_MORE = ("n_bkg_30", "n_bkg_80", "bkg_rej_30_val", "bkg_rej_80_val")
+
+
+def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
+    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30, n_bkg_80, bkg_rej_30_val and
+    bkg_rej_80_val. A diverged run has its status and no metrics. auc_baseline: of the same seed."""
+    baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
+    teachers = [result.metrics for result in results if result.kind == "teacher"]
+    rows = []
+    for result in results:
+        if result.kind != "student" or result.config is None:
+            continue
+        config = result.config
+        rows.append(
+            {
+                **result.metrics,
+                "run_name": result.name,
+                "strategy": config.strategy,
+                "temp_init": config.temp_init,
+                "temp_final": config.temp_final,
+                "alpha_init": config.alpha_init,
+                "alpha_final": config.alpha_final,
+                "seed": result.seed,
+                "auc_student": result.metrics.get("auc"),
+                "auc_baseline": baselines.get(result.seed, {}).get("auc"),
+                "auc_teacher": teachers[0].get("auc") if teachers else None,
+                "status": result.status,
+            }
+        )
+    rows.sort(key=_place)
+    columns = [*COLUMNS, *_MORE]
+    table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns)
+    texts = ("run_name", "strategy", "status")
+    return table.astype({c: str if c in texts else "Int64" if c in _INTEGERS else np.float64 for c in columns})
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The order of the grid; a constant value comes before one that is scheduled."""
+
+    def number(name: str) -> float:
+        return -np.inf if row[name] is None else row[name]
+
+    values = (number(name) for name in ("temp_init", "temp_final", "alpha_init", "alpha_final"))
+    return (STRATEGIES.index(row["strategy"]), *values, row["run_name"], row["seed"])
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The table's COLUMNS as CSV. Each float is written so that it reads back bit for bit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in table[list(COLUMNS)].itertuples(index=False):
+        writer.writerow("" if pd.isna(value) else repr(value) if isinstance(value, float) else value for value in row)
+    return buffer.getvalue()
+
+
+def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table.
+
+    suffix: "" for the test jets, "_val" for validation."""
+
+    def scaled(values: pd.Series) -> pd.Series:
+        low, high = values.min(), values.max()
+        return (values - low) / (high - low) if high > low else values * 0.0
+
+    auc = table[f"auc{suffix}" if suffix else "auc_student"]
+    return (scaled(auc) + scaled(table[f"bkg_rej_50{suffix}"])) / 2.0
+
+
+def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
+    """The row that is best by a key of METRICS on the validation jets; of equal ones the first.
+
+    Raises ConfigError for an unknown metric, StudyError where no run has finished.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}", where="metric", hint=suggest(metric, list(METRICS)))
+    done = table[table["status"] == "done"]
+    if done.empty:
+        raise StudyError("no student of this study has finished yet", hint="run the sweep to its end")
+    values = combined_score(done, "_val") if metric == "combined" else done[f"{metric}_val"]
+    return done.loc[values.idxmax()]

@@ -1,0 +1,109 @@
+"""The results of a study, as users work with them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.report import rebuild
+from kdfast.report.table import COLUMNS, results_table, select_best
+from kdfast.study.store import StoredResult, StudyStore
+
+__all__ = ["StudyResults", "open_study"]
+
+
+class StudyResults:
+    """The results of a study, finished or not; open_study(path) gives one, and so does kdfast.sweep.
+
+    path: the study's folder. results: a row per student (see below). Everything is read from the stored results when
+    first asked for; open the study again to see what has been added since.
+    """
+
+    def __init__(self, store: StudyStore) -> None:
+        self._store = store
+        self.path = store.path
+
+    def __repr__(self) -> str:
+        done = int((self.results["status"] == "done").sum())
+        return f"StudyResults({str(self.path)!r}: {len(self.results)} runs, {done} done)"
+
+    @cached_property
+    def _stored(self) -> list[StoredResult]:
+        return self._store.results()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        return results_table(self._stored)
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """A row per student, in the order of the grid. Test jets, unless the name ends in _val.
+
+        run_name, strategy; temp_init, temp_final, alpha_init, alpha_final (no final value: constant); seed;
+        auc_student; bkg_rej_30, _50, _80 (background rejection 1/ε_B at 30, 50, 80 % signal efficiency); n_bkg_50
+        (background jets that survive; 0: bkg_rej_50 is a 68 % lower limit); auc_val, bkg_rej_50_val; best_epoch
+        (counted from 0), epochs; auc_baseline (same seed, no teacher), auc_teacher; status ("done", "diverged").
+        """
+        return self._table[list(COLUMNS)].copy()
+
+    def best(self, metric: str = "auc") -> pd.Series:
+        """The row of `results` that is best on the validation jets; what it reports is from the test jets.
+
+        metric: "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (AUC and bkg_rej_50, each scaled to
+        0…1 over the study). Raises ConfigError for another one, StudyError where no student has finished.
+        """
+        return select_best(self._table, metric)[list(COLUMNS)]
+
+    def scores(self, run_name: str, seed: int | None = None) -> pd.DataFrame:
+        """Scores of one run on the validation and test jets, a row per jet.
+
+        run_name: as in `results`, or the name of the teacher or the baseline. seed: may be left out where there is
+        only one. Columns: split ("validation" or "test"), index (the jet's identity), label, weight, score (logit),
+        probability (of signal). Raises ConfigError for an unknown run or seed, StudyError for one that diverged.
+        """
+        named = [result for result in self._stored if result.name == run_name]
+        if not named:
+            names = list(dict.fromkeys(result.name for result in self._stored))
+            raise ConfigError(f"no run is named {run_name!r}", where="run_name", hint=_few(suggest(run_name, names)))
+        seeds = [result.seed for result in named]
+        if seed is None and len(named) > 1:
+            raise ConfigError(f"{run_name} has several seeds", where="seed", hint=f"give one of {seeds}")
+        if seed is not None and seed not in seeds:
+            raise ConfigError(f"{run_name} has no seed {seed}", where="seed", hint=f"known: {seeds}")
+        result = named[0 if seed is None else seeds.index(seed)]
+        if result.status != "done":
+            raise StudyError(f"{run_name} has no scores: it {result.status}", where=str(self.path))
+        parts = []
+        for split in ("validation", "test"):
+            jets, logits = self._store.shared(split), np.asarray(result.arrays[f"scores_{split}"], np.float64)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "split": split,
+                        "index": jets["index"],
+                        "label": jets["labels"],
+                        "weight": jets["weights"],
+                        "score": logits,
+                        "probability": np.exp(-np.logaddexp(0.0, -logits)),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+    def report(self) -> dict[str, Path]:
+        """Writes the summary files, figures and models of the study anew and returns their paths by name."""
+        return rebuild(self._store)
+
+
+def open_study(path: str | Path) -> StudyResults:
+    """Opens the folder that a sweep wrote, also while the sweep is running. Raises StudyError."""
+    return StudyResults(StudyStore.open(path))
+
+
+def _few(hint: str, length: int = 200) -> str:
+    """The start of a hint that lists a whole grid."""
+    return hint if len(hint) <= length else hint[:length].rsplit(",", 1)[0] + ", …"

@@ -1,0 +1,73 @@
+"""A study with scores drawn from a formula in place of trained networks: fast, and its right answers are known."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.metrics import evaluate
+from kdfast.study.grid import grid
+from kdfast.study.store import StoredResult, StudyStore
+
+SETTINGS = {"grid": "study", "seeds": [42]}
+PROVENANCE = {"versions": {"kdfast": "0.1.0"}, "data": "0123abcd"}
+
+
+def separation(config: RunConfig | None) -> float:
+    """Mean score of signal over background, in σ: α helps, T helps less."""
+    return 1.25 if config is None else 1.25 + 0.05 * config.alpha_init + 0.002 * config.temp_init
+
+
+def make_study(
+    path: Path,
+    configs: list[RunConfig] | None = None,
+    *,
+    seeds: tuple[int, ...] = (42,),
+    jets: int = 900,
+    diverged: tuple[str, ...] = (),
+    teacher: bool = True,
+) -> StudyStore:
+    """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets."""
+    store = StudyStore.create_or_open(path, SETTINGS, PROVENANCE)
+    rng = np.random.default_rng(5)
+    splits = {}
+    for number, split in enumerate(("validation", "test")):
+        labels = np.arange(jets) % 2
+        splits[split] = labels
+        weights = rng.uniform(0.5, 1.5, jets).astype(np.float32)
+        store.write_shared(split, {"labels": labels, "weights": weights, "index": np.arange(jets) + number * jets})
+    noise = {split: rng.normal(size=jets) for split in splits}  # shared, as the runs share their jets
+
+    def write(kind: str, name: str, seed: int, strength: float, config: RunConfig | None = None) -> None:
+        if name in diverged:
+            store.write(StoredResult(kind, name, seed, config, "diverged", "the loss is NaN in epoch 2", {"epochs": 2}))
+            return
+        own = np.random.default_rng([seed, *name.encode()])
+        scores, metrics = {}, {}
+        for split, labels in splits.items():
+            values = noise[split] + 0.2 * own.normal(size=jets) + strength * labels
+            scores[f"scores_{split}"] = values.astype(np.float32)
+            suffix = "_val" if split == "validation" else ""
+            metrics |= evaluate(labels, scores[f"scores_{split}"], store.shared(split)["weights"], suffix=suffix)
+        store.write(
+            StoredResult(
+                kind,
+                name,
+                seed,
+                config,
+                metrics={**metrics, "best_epoch": 3, "epochs": 6},
+                curves={"loss": [0.7, 0.6], "auc_val": [0.7, 0.8]},
+                arrays=scores,
+                state={"w": torch.full((3,), float(seed))},
+                card={"of": f"{kind} {name} {seed}"},
+            )
+        )
+
+    if teacher:
+        write("teacher", "teacher", 42, 2.0)
+    for seed in seeds:
+        write("baseline", "baseline", seed, separation(None))
+        for config in grid("study") if configs is None else configs:
+            write("student", config.name, seed, separation(config), config)
+    return store
