@@ -1,10 +1,57 @@
 """kdfast: knowledge-distillation sweeps for trigger jet taggers."""
 
-from kdfast._version import __version__
-from kdfast.distill.schedules import RunConfig
-from kdfast.jets.readers import load_jets
-from kdfast.jets.sample import sample
-from kdfast.ops.backend import backend
-from kdfast.study.grid import grid
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RunConfig", "__version__", "backend", "grid", "load_jets", "sample"]
+from kdfast._version import __version__
+
+if TYPE_CHECKING:
+    from kdfast import metrics, models, ops
+    from kdfast.distill.schedules import RunConfig
+    from kdfast.jets.readers import load_jets
+    from kdfast.jets.sample import sample
+    from kdfast.ops.backend import backend
+    from kdfast.study.grid import grid
+    from kdfast.study.results import StudyResults, open_study
+
+__all__ = [
+    "RunConfig",
+    "StudyResults",
+    "__version__",
+    "backend",
+    "grid",
+    "load_jets",
+    "metrics",
+    "models",
+    "open_study",
+    "ops",
+    "sample",
+]
+
+# Name → module, loaded when first used: `import kdfast` and the command line start without waiting for torch.
+# A name that is its own module's is that module.
+_HOMES = {
+    "RunConfig": "distill.schedules",
+    "StudyResults": "study.results",
+    "backend": "ops.backend",
+    "grid": "study.grid",
+    "load_jets": "jets.readers",
+    "metrics": "metrics",
+    "models": "models",
+    "open_study": "study.results",
+    "ops": "ops",
+    "sample": "jets.sample",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kdfast' has no attribute {name!r}")
+    home = import_module(f"kdfast.{_HOMES[name]}")
+    value = home if name == _HOMES[name] else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
