@@ -1,5 +1,7 @@
 """load_jets on good files in the ATLAS layouts, on parts of them, and on files with bad jets."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.readers import load_jets
+from kdfast.jets.readers import BLOCK_BYTES, load_jets
 from tests.jets.atlas_files import CONSTITUENTS, atlas_arrays, write_arrays, write_atlas
 from tests.synthetic import synthetic_jets
 
@@ -315,3 +317,29 @@ def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, Any], messa
     path = write_atlas(tmp_path / "jets.h5", JETS, width=WIDTH)
     with pytest.raises(ConfigError, match=message):
         load_jets(path, **arguments)
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PEAK = """
+import resource, sys
+from kdfast.jets.readers import BLOCK_BYTES, load_jets
+load_jets(sys.argv[1])                                    # imports, HDF5's own memory
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+jets = load_jets(sys.argv[2])
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), jets.constituents.nbytes)
+"""
+
+
+@pytest.mark.parametrize("chunks", [(1000, 200), (20_000, 5)])
+def test_memory_stays_at_the_packed_size(tmp_path: Path, chunks: tuple[int, int]) -> None:
+    """Peak memory while 384 MB of padded arrays are read, above what a small file takes."""
+    jets = synthetic_jets(2_000, max_constituents=200)
+    jets = PackedJets.concatenate([jets] * 60, renumber=True)
+    small = write_atlas(tmp_path / "small.h5", jets[:100], width=200)
+    large = write_atlas(tmp_path / "large.h5", jets, width=200, compression_opts=1, chunks=chunks)
+    run = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True)
+    peak, packed = map(int, run.stdout.split())
+    assert packed == jets.constituents.nbytes
+    block = max(BLOCK_BYTES, 4 * chunks[0] * 200)
+    assert peak < 1.1 * packed + 6 * block + 10e6

@@ -70,7 +70,9 @@ def pt_faults(pt: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
 
 def below_momentum(pt: NDArray[np.float32], eta: NDArray[np.float32], energy: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Whether a constituent's energy lies below its |p| = pt·cosh η by more than rounding explains."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        growth = np.exp(np.abs(eta))
-        momentum = np.float32((1 - ENERGY_TOLERANCE) / 2) * pt * (growth + 1 / growth)
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        momentum = np.exp(eta)  # 2·cosh η = exp η + 1 / exp η; an η too large for float32 gives infinity
+        momentum += np.reciprocal(momentum)
+        momentum *= pt
+        momentum *= np.float32((1 - ENERGY_TOLERANCE) / 2)
         return ~(energy >= momentum)

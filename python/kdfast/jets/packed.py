@@ -233,7 +233,8 @@ class PackedJets:
 def _whole(values: ArrayLike, name: str) -> NDArray[np.int64]:
     """Whole numbers as int64; never rounds."""
     given = np.asarray(values)
-    whole = given.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, which differs from NaN
+        whole = given.astype(np.int64)
     if not np.array_equal(whole, given):
         raise DataError("must hold whole numbers", where=name)
     return whole

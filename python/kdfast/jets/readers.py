@@ -114,11 +114,12 @@ def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
         names = (*CONSTITUENTS, *JET, source.labels, source.weights)
         datasets = {name: file[name] for name in names if name}  # kept open: each has a cache of unpacked chunks
         rows_at_once = _rows_at_once(datasets[CONSTITUENTS[0]])
+        scratch = np.empty(min(rows_at_once, source.rows) * source.stored, np.float32)
         start = 0
         while start < source.rows and jets.size < jets.wanted:
             block_end = start - start % rows_at_once + rows_at_once
             stop = min(block_end, source.rows, start + jets.wanted - jets.size)
-            _read_block(_Block(datasets, source, start, stop, jets.faults), first_index, jets)
+            _read_block(_Block(datasets, source, start, stop, scratch, jets.faults), first_index, jets)
             start = stop
 
 
@@ -134,36 +135,57 @@ class _Block:
     """Rows start … stop of a file; `good` [rows] turns False for a jet with a fault (where such jets are dropped)."""
 
     def __init__(
-        self, datasets: dict[str, h5py.Dataset], source: Source, start: int, stop: int, faults: Faults
+        self,
+        datasets: dict[str, h5py.Dataset],
+        source: Source,
+        start: int,
+        stop: int,
+        scratch: NDArray[np.float32],
+        faults: Faults,
     ) -> None:
         self.datasets, self.source, self.start, self.stop, self.faults = datasets, source, start, stop, faults
+        self.scratch = scratch
         self.good = np.ones(stop - start, np.bool_)
 
-    def read(self, name: str, columns: int | None = None) -> NDArray[np.float32]:
-        """[rows] or [rows, columns] of a dataset; zeros in jets that are dropped."""
-        dataset = self.datasets[name]
-        shape = (len(self.good),) if columns is None else (len(self.good), columns)
-        # HDF5 brings floats to float32; it can't convert its booleans
-        values = np.empty(shape, np.float32 if dataset.dtype.kind == "f" else dataset.dtype)
+    def read_padded(self, name: str, columns: int) -> NDArray[np.float32]:
+        """[rows, columns] of a constituent dataset in the scratch memory, valid until the next call.
+
+        (New memory for every block costs more than the checks do.)
+        """
+        rows = len(self.good)
+        return self._read(name, self.scratch[: rows * columns].reshape(rows, columns))
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """[rows] of a dataset with one value a jet."""
+        dtype = self.datasets[name].dtype  # HDF5 brings floats to float32; it can't convert its booleans
+        return self._read(name, np.empty(len(self.good), np.float32 if dtype.kind == "f" else dtype))
+
+    def _read(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fills values; with zeros in jets that are dropped."""
         try:
-            self._fill(dataset, values, self.start, self.stop)
+            self._fill(name, values, self.start, self.stop)
         except OSError:
-            self._fill_by_chunks(dataset, name, values)
+            self._fill_by_chunks(name, values)
         if not self.good.all():
             values[~self.good] = 0
         return values
 
-    def _fill(self, dataset: h5py.Dataset, values: NDArray[np.float32], start: int, stop: int) -> None:
-        selection = np.s_[start:stop] if values.ndim == 1 else np.s_[start:stop, : values.shape[1]]
-        dataset.read_direct(values, selection, np.s_[start - self.start : stop - self.start])
+    def _fill(self, name: str, values: NDArray[np.float32], start: int, stop: int) -> None:
+        # h5py's low-level calls: its slicing syntax costs as much time as a small block
+        dataset = self.datasets[name].id
+        stored = dataset.get_space()
+        shape = (stop - start, *values.shape[1:])
+        stored.select_hyperslab((start, *(0 for _ in shape[1:])), shape)
+        dataset.read(h5py.h5s.create_simple(shape), stored, values[start - self.start : stop - self.start])
 
-    def _fill_by_chunks(self, dataset: h5py.Dataset, name: str, values: NDArray[np.float32]) -> None:
+    def _fill_by_chunks(self, name: str, values: NDArray[np.float32]) -> None:
         """Finds the rows whose chunk can't be read (a filter or its checksum fails)."""
-        step = dataset.chunks[0] if dataset.chunks else self.stop
+        chunks = self.datasets[name].chunks
+        step = chunks[0] if chunks else self.stop
         for first in range(self.start - self.start % step, self.stop, step):
             start, stop = max(first, self.start), min(first + step, self.stop)
             try:
-                self._fill(dataset, values, start, stop)
+                self._fill(name, values, start, stop)
             except OSError as error:
                 bad = np.zeros(len(self.good), np.bool_)
                 bad[start - self.start : stop - self.start] = True
@@ -230,28 +252,34 @@ def _read_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
     """Appends the block's constituents to jets.constituents; the number of each jet [rows]."""
     width = block.source.width
     # pT is read and checked to the end: the first `width` constituents are the hardest only if all are sorted
-    pt = block.read("fjet_clus_pt", block.source.stored)
+    pt = block.read_padded("fjet_clus_pt", block.source.stored)
     if not pt_is_fine(pt):
         for what, bad in pt_faults(pt).items():
             block.reject("fjet_clus_pt", bad, what)
         pt[~block.good] = 0
-    filled = np.ascontiguousarray(pt[:, :width]) > 0
+    filled = pt[:, :width] > 0
     counts = np.where(filled[:, -1], width, filled.argmin(axis=1))
     offsets = offsets_of(counts)
     packed = jets.room(int(offsets[-1]), len(counts))
-    np.divide(pt[:, :width][filled], MEV_PER_GEV, out=packed[:, 0])
-    for k, name in enumerate(CONSTITUENTS[1:], start=1):
-        padded = block.read(name, width)
+    columns = [pt[:, :width][filled]]
+    for name in CONSTITUENTS[1:]:
+        padded = block.read_padded(name, width)
         values = padded[filled]
-        if np.count_nonzero(padded != 0) != np.count_nonzero(values != 0):
+        columns.append(values)
+        # bits tell quickly whether anything stands in padding (or a −0, which is none)
+        if np.count_nonzero(padded.view(np.int32)) != np.count_nonzero(values.view(np.int32)):
             block.reject(name, ((padded != 0) & ~filled).any(axis=1), "is not zero in padding (where pT is zero)")
-        packed[:, k] = values / MEV_PER_GEV if name == "fjet_clus_E" else values
         finite = np.isfinite(values)
         if not finite.all():
             block.reject(name, _jets_with(~finite, offsets), "is not finite")
-    below = below_momentum(packed[:, 0], packed[:, 1], packed[:, 3])
+    below = below_momentum(columns[0], columns[1], columns[3])
     if below.any():
         block.reject("fjet_clus_E", _jets_with(below, offsets), "is smaller than the momentum pT·cosh η")
+    for k, values in enumerate(columns):
+        if k in (0, 3):
+            np.divide(values, MEV_PER_GEV, out=packed[:, k])
+        else:
+            packed[:, k] = values
     return counts
 
 
