@@ -10,7 +10,7 @@ from kdfast.errors import DataError
 from kdfast.jets.features import features
 from kdfast.jets.hlt import emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
-from kdfast.study.prepare import SPLITS, cut, fingerprint, load, prepare
+from kdfast.study.prepare import SPLITS, cut, load, prepare
 from kdfast.study.settings import DataSettings, StudySettings
 from tests.synthetic import synthetic_jets
 
@@ -71,18 +71,6 @@ def test_cutting_keeps_the_hardest(jets):
     first = jets.offsets[:-1]
     assert np.array_equal(short.constituents[short.offsets[:-1]], jets.constituents[first])
     assert len(load(jets, DataSettings(max_jets=30))) == 30
-
-
-def test_fingerprint_sees_every_change(jets):
-    assert fingerprint(jets) == fingerprint(jets[np.arange(len(jets))])
-    others = [
-        jets[::-1],
-        cut(jets, 5),
-        replace(jets, labels=1 - jets.labels),
-        replace(jets, weights=jets.weights * 2),
-        replace(jets, index=jets.index + 1),
-    ]
-    assert len({fingerprint(other) for other in [jets, *others]}) == 6
 
 
 def constituent_set(jets: PackedJets, row: int, column: int, value: float) -> PackedJets:

@@ -9,7 +9,7 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class _Stopped(Exception):
 
 def train(
     pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
-) -> Iterator[MemberResult]:
+) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack."""
     waiting: queue.SimpleQueue[Member] = queue.SimpleQueue()
     for member in pack.members:

@@ -7,7 +7,7 @@ what a member's neighbours are. `train_pack` picks the engine and yields results
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -157,7 +157,7 @@ def train_pack(
     threads: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: threading.Event | None = None,
-) -> Iterator[MemberResult]:
+) -> Generator[MemberResult, None, None]:
     """Trains a pack; yields each member's result as soon as it is there.
 
     threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any thread.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,7 @@ from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.study.settings import DataSettings, StudySettings
 
-__all__ = ["SPLITS", "PreparedData", "fingerprint", "load", "prepare"]
+__all__ = ["SPLITS", "PreparedData", "load", "prepare"]
 
 SPLITS = ("train", "validation", "test")
 CLASSES = {0: "background", 1: "signal"}
@@ -118,16 +117,6 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
             if not len(views[name][split].features):
                 raise _no_constituent(f"{split} jets, {name} view")
     return PreparedData(jets, positions, views["offline"], views["hlt"], offline, trigger)
-
-
-def fingerprint(jets: PackedJets) -> str:
-    """SHA-256 of all that training sees of the jets."""
-    digest = hashlib.sha256()
-    for name in ("constituents", "offsets", "labels", "weights", "index"):
-        array = np.ascontiguousarray(getattr(jets, name))
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def _view(preparation: Preparation, jets: PackedJets) -> View:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from kdfast._files import write_atomically
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import Recipe
 from kdfast.errors import ConfigError, suggest
-from kdfast.jets.hlt import HLT_PRESETS, HLTConfig
+from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
 from kdfast.study.grid import GRIDS, grid
 
@@ -213,6 +214,7 @@ class StudySettings(BaseModel):
             table["data"].pop(key, None)
         for key in ("model", "teacher_model"):
             table[key] = model_config(getattr(self, key)).model_dump()
+        table["hlt"] = asdict(hlt_config(self.hlt))
         table["recipe"].setdefault("teacher_epochs", self.recipe.epochs)
         return table
 
@@ -224,7 +226,7 @@ class StudySettings(BaseModel):
     @classmethod
     def resolve(
         cls,
-        config: str | Path | Mapping[str, Any] | None = None,
+        config: str | PathLike[str] | Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
         *,
         data_given: bool = False,
@@ -234,7 +236,7 @@ class StudySettings(BaseModel):
         Where data are given, here or in either table, the defaults are the study's, else the demo's.
         Raises ConfigError that names the file or argument, the key, and for a misspelt key the nearest known one.
         """
-        given = _read_toml(Path(config)) if isinstance(config, (str, Path)) else dict(config or {})
+        given = _read_toml(Path(config)) if isinstance(config, (str, PathLike)) else dict(config or {})
         overrides = _without_none(overrides or {})
         asked = _merge(given, overrides)
         data = asked.get("data")
@@ -242,7 +244,7 @@ class StudySettings(BaseModel):
         try:
             return cls.model_validate(asked if data_given else _merge(DEMO, asked))
         except ValidationError as error:
-            source = str(config) if isinstance(config, (str, Path)) else ""
+            source = fspath(config) if isinstance(config, (str, PathLike)) else ""
             raise _in_words(error, source, overrides) from None
 
 

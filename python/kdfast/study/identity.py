@@ -1,0 +1,106 @@
+"""What makes a study this study: the settings, data and teacher that decide its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdfast._version import __version__
+from kdfast.errors import KdfastWarning, StudyError
+from kdfast.models.tagger import Tagger, tagger_card
+from kdfast.ops import backend
+from kdfast.study.store import StudyStore
+
+__all__ = ["environment", "refuse_another", "teacher_fingerprint", "warn_of_other_environment"]
+
+# Differences that an error names before it only counts them.
+_NAMED = 6
+
+
+def environment() -> dict[str, str]:
+    """Versions, instruction set and backend: for one of these, results are the same bit for bit."""
+    try:
+        isa = str(backend.cpu_module().isa)
+    except AssertionError:
+        isa = "none"
+    return {
+        "kdfast": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "isa": isa,
+        "backend": backend.forced() or "auto",
+    }
+
+
+def teacher_fingerprint(teacher: Tagger | NDArray[np.float32]) -> str:
+    """SHA-256 of a teacher that a study was given."""
+    if isinstance(teacher, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(teacher).data).hexdigest()
+    card = tagger_card(teacher.model.config, teacher.preparation)
+    card.pop("kdfast")  # the version that wrote it does not matter
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    for name, tensor in sorted(teacher.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
+    """Raises StudyError where the store's study was made with other decisive settings, and names them.
+
+    The fingerprint of the data is compared once it is known.
+    """
+    there = store.provenance.get("decisive")
+    if not isinstance(there, Mapping):
+        raise StudyError("does not say what it was made with", where=str(store.path), hint="use another folder")
+    here = json.loads(json.dumps(decisive))
+    if "fingerprint" not in here["data"]:
+        here["data"]["fingerprint"] = there.get("data", {}).get("fingerprint")
+    found = list(_differences(there, here))
+    if found:
+        more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise StudyError(
+            f"holds another study: {'; '.join(found[:_NAMED])}{more}",
+            where=str(store.path),
+            hint="give another folder, or the settings of this one (they stand in its study.toml)",
+        )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in dict.fromkeys([*there, *here]):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield (
+                "the jets are others"
+                if key == "fingerprint"
+                else f"{prefix}{key} is {_shown(old)} there, {_shown(new)} here"
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {item}" for key, item in value.items()) + "}"
+    text = str(value)
+    return f"{text[:8]}…" if len(text) == 64 else text
+
+
+def warn_of_other_environment(store: StudyStore) -> None:
+    """Where a study goes on in another environment, new results may differ from an uninterrupted run's in last bits."""
+    there, here = store.provenance.get("environment", {}), environment()
+    names = [name for name in here if there.get(name) != here[name]]
+    if names:
+        listing = ", ".join(f"{name} {there.get(name)} → {here[name]}" for name in names)
+        message = f"{store.path}: this study was begun in another environment ({listing}); last bits may differ"
+        warnings.warn(message, KdfastWarning, stacklevel=4)

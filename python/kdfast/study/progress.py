@@ -1,0 +1,121 @@
+"""What a user sees while a sweep runs: a live line in a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from kdfast.distill.trainer import EpochReport, MemberResult
+
+__all__ = ["SweepProgress"]
+
+# Without a terminal, seconds between lines about epochs; every finished member has its line anyway.
+PLAIN_INTERVAL = 30.0
+
+
+class SweepProgress:
+    """Takes the trainer's events, from any thread, and shows members done, epoch, jets/s, best so far and time left.
+
+    Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so that stdout
+    holds results alone.
+    """
+
+    def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._enabled = enabled
+        live = enabled and (self._console.is_terminal or self._console.is_jupyter)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
+        self._live = Progress(*columns, console=self._console) if live else None
+        self._lock = threading.Lock()
+        self._what = ""
+        self._best: tuple[float, str] | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> SweepProgress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, what: str, *, members: int, epochs: int, done: int = 0) -> None:
+        """A pack starts: `what` it is, members to train, planned epochs of each, members done in earlier runs."""
+        with self._lock:
+            self._what, self._members, self._done = what, members + done, done
+            self._epochs, self._epochs_left, self._epochs_trained = epochs, members * epochs, 0
+            self._running: dict[str, int] = {}  # epochs trained, by member
+            self._jets, self._began = 0, time.monotonic()
+            if self._live is not None:
+                for task in self._live.task_ids:
+                    self._live.remove_task(task)
+                self._task = self._live.add_task(what, total=members * epochs, status="")
+
+    def best(self, name: str, auc_val: float) -> None:
+        """A student's validation AUC; the highest one is shown."""
+        with self._lock:
+            if self._best is None or auc_val > self._best[0]:
+                self._best = (auc_val, name)
+
+    def epoch(self, report: EpochReport) -> None:
+        """A member has trained an epoch."""
+        with self._lock:
+            self._running[report.member] = report.epoch + 1
+            self._epochs_left -= 1
+            self._epochs_trained += 1
+            self._jets += report.jets
+            self._show()
+            if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL:
+                self._line(f"{report.member} in training, AUC(val) {report.auc_val:.4f}")
+
+    def member(self, result: MemberResult) -> None:
+        """A member is finished; epochs that it did not need count as done."""
+        with self._lock:
+            self._done += 1
+            self._epochs_left -= self._epochs - self._running.pop(result.name, 0)
+            self._show()
+            if result.status != "done":
+                self._line(f"{result.name} {result.status}: {result.message}")
+            elif self._live is None:
+                self._line(f"{result.name} done, AUC(val) {max(result.curves['auc_val']):.4f}")
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.say(f"{self._what}: {text} ({self._status()})")
+
+    def _show(self) -> None:
+        if self._live is not None:
+            total = self._members * self._epochs
+            self._live.update(self._task, completed=total - self._epochs_left, total=total, status=self._status())
+
+    def _status(self) -> str:
+        elapsed = time.monotonic() - self._began
+        parts = [f"{self._done}/{self._members} done"]
+        if self._running:
+            parts.append(f"epoch {max(self._running.values())}/{self._epochs}")
+        if elapsed > 0:
+            parts.append(f"{self._jets / elapsed:,.0f} jets/s")
+        if self._best is not None:
+            parts.append(f"best so far {self._best[0]:.4f} {self._best[1]}")
+        if self._epochs_left and self._epochs_trained:
+            parts.append(f"{duration(elapsed / self._epochs_trained * self._epochs_left)} left")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """E.g. "45 s", "12 min", "3.4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

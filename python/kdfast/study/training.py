@@ -1,0 +1,192 @@
+"""Training a study's networks, teacher, baselines and students, and storing each result as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.distill.targets import predict_logits, teacher_targets
+from kdfast.distill.trainer import Member, MemberResult, Pack, Targets, train_pack
+from kdfast.errors import StudyError
+from kdfast.metrics import evaluate
+from kdfast.models.config import ModelConfig, model_config
+from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.tagger import Preparation, Tagger, tagger_card
+from kdfast.study.folders import writing_errors
+from kdfast.study.interrupt import Stop, SweepInterrupted
+from kdfast.study.prepare import SPLITS, PreparedData
+from kdfast.study.progress import SweepProgress
+from kdfast.study.settings import StudySettings
+from kdfast.study.store import StoredResult, StudyStore
+
+__all__ = ["StudyTraining"]
+
+
+@dataclass(frozen=True)
+class StudyTraining:
+    """What the steps of one run of a study share."""
+
+    settings: StudySettings
+    store: StudyStore
+    prepared: PreparedData
+    shown: SweepProgress
+    stop: Stop
+    threads: int | None = None
+
+    def teacher(self, external: Tagger | NDArray[np.float32] | None) -> Targets:
+        """Stores the teacher as a result, if it is not there yet, and gives its targets on the training jets.
+
+        external: a trained teacher, or logits [N] for all jets (targets without attention); None: one is trained.
+        """
+        seed = self.settings.data.seed  # one teacher per study, whatever the members' seeds
+        known = self.store.has("teacher", "teacher", seed)
+        if isinstance(external, np.ndarray):
+            logits = {split: torch.from_numpy(external[part]) for split, part in self.prepared.positions.items()}
+            if not known:
+                self._write("teacher", "teacher", seed, None, logits)
+            return Targets(logits["train"][:, None])
+        if external is not None:
+            model, views = external.model, self.prepared.seen_by(external)
+            if not known:
+                scores = {split: predict_logits(model, views[split]) for split in ("validation", "test")}
+                card = tagger_card(model.config, external.preparation)
+                self._write("teacher", "teacher", seed, None, scores, state=model.state_dict(), card=card)
+        else:
+            views = dict(self.prepared.offline)
+            if not known:
+                self._train_teacher(seed)
+            model = JetTransformer(model_config(self.settings.teacher_model))
+            model.load_state_dict(dict(self.store.get("teacher", "teacher", seed).state))
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # else the targets' last bits, and every student's, depend on the number of threads
+        try:
+            with writing_errors(self.store.targets_cache):
+                return teacher_targets(model, views["train"], self.store.targets_cache)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def _train_teacher(self, seed: int) -> None:
+        recipe, sizes = self.settings.recipe.teacher(), model_config(self.settings.teacher_model)
+        train, validation, test = (self.prepared.offline[split] for split in SPLITS)
+        pack = Pack(
+            sizes, (Member("teacher"),), seed, recipe, train, validation, test, precision=self.settings.precision
+        )
+        self.shown.begin("teacher", members=1, epochs=recipe.epochs)
+        with closing(self._results(pack)) as results:
+            for result in results:
+                if result.status != "done":
+                    hint = "lower the learning rate: without a teacher there are no students"
+                    raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
+                self._write_trained("teacher", seed, None, result, sizes, self.prepared.offline_preparation)
+
+    def students(self, seed: int, targets: Targets) -> None:
+        """Trains the baseline and the students of one seed that are not stored yet."""
+        recipe, sizes = self.settings.recipe.student(), model_config(self.settings.model)
+        members = [Member("baseline"), *(Member(run.name, run) for run in self.settings.runs())]
+        missing = [m for m in members if not self.store.has(_kind(m.config), m.name, seed)]
+        if not missing:
+            return
+        train, validation, test = (self.prepared.hlt[split] for split in SPLITS)
+        precision = self.settings.precision
+        pack = Pack(sizes, tuple(missing), seed, recipe, train, validation, test, targets, precision)
+        done = len(members) - len(missing)
+        if done:
+            self.shown.say(f"seed {seed}: {done} of {len(members)} members are stored, {len(missing)} to go")
+            for stored in self.store.results():
+                if stored.kind == "student" and stored.status == "done":
+                    self.shown.best(stored.name, stored.metrics["auc_val"])
+        self.shown.begin(f"seed {seed}", members=len(missing), epochs=recipe.epochs, done=done)
+        configs = {member.name: member.config for member in missing}
+        with closing(self._results(pack)) as results:
+            for result in results:
+                config = configs[result.name]
+                if config is not None and result.status == "done":
+                    self.shown.best(result.name, max(result.curves["auc_val"]))
+                self._write_trained(_kind(config), seed, config, result, sizes, self.prepared.hlt_preparation)
+
+    def _results(self, pack: Pack) -> Generator[MemberResult, None, None]:
+        """The pack's results; raises SweepInterrupted where the user has stopped it."""
+        finished = 0
+        with closing(
+            train_pack(pack, threads=self.threads, on_epoch=self.shown.epoch, stop=self.stop.event)
+        ) as results:
+            for result in results:
+                yield result
+                self.shown.member(result)  # after it is stored
+                finished += 1
+        if self.stop.event.is_set() and finished < len(pack.members):
+            raise SweepInterrupted(
+                f"stopped: what has finished is stored in {self.store.path}; the same command goes on from there",
+                self.stop.signum,
+            )
+
+    def _write_trained(
+        self,
+        kind: str,
+        seed: int,
+        config: RunConfig | None,
+        result: MemberResult,
+        sizes: ModelConfig,
+        preparation: Preparation,
+    ) -> None:
+        if result.status != "done":
+            metrics = {"epochs": result.epochs}
+            status, message, curves = result.status, result.message, result.curves
+            self.store.write(StoredResult(kind, result.name, seed, config, status, message, metrics, curves))
+            return
+        self._write(
+            kind,
+            result.name,
+            seed,
+            config,
+            {"validation": result.scores_validation, "test": result.scores_test},
+            more={"best_epoch": result.best_epoch, "epochs": result.epochs, "seconds": result.seconds},
+            curves=result.curves,
+            state=result.state,
+            card=tagger_card(sizes, preparation),
+        )
+
+    def _write(
+        self,
+        kind: str,
+        name: str,
+        seed: int,
+        config: RunConfig | None,
+        logits: Mapping[str, Tensor],
+        *,
+        more: Mapping[str, Any] | None = None,
+        curves: Mapping[str, list[float]] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        arrays: dict[str, NDArray[Any]] = {}
+        metrics: dict[str, Any] = {}
+        for split, suffix in (("test", ""), ("validation", "_val")):
+            arrays[f"scores_{split}"] = scores = logits[split].numpy()
+            jets = self.prepared.shared_arrays(split)
+            metrics |= evaluate(jets["labels"], scores, jets["weights"], suffix=suffix)
+        self.store.write(
+            StoredResult(
+                kind=kind,
+                name=name,
+                seed=seed,
+                config=config,
+                metrics=metrics | dict(more or {}),
+                curves=curves or {},
+                arrays=arrays,
+                state=state or {},
+                card=card,
+            )
+        )
+
+
+def _kind(config: RunConfig | None) -> str:
+    return "baseline" if config is None else "student"

@@ -1,0 +1,36 @@
+"""A sweep of seconds: what the driver's tests run, also as `python -m tests.study.small_sweep OUT EPOCHS`."""
+
+import sys
+from typing import Any
+
+from kdfast.study.results import StudyResults
+
+from kdfast.jets.packed import PackedJets
+from kdfast.study.driver import sweep
+from kdfast.study.grid import grid
+from tests.synthetic import synthetic_jets
+
+GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])
+SIZES = {"width": 8, "layers": 1, "heads": 2, "ffn": 16}
+
+
+def small_jets() -> PackedJets:
+    return synthetic_jets(400, seed=3)
+
+
+def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
+    """Four students of tiny networks on 400 jets; `changes` go over its arguments."""
+    arguments: dict[str, Any] = {
+        "grid": GRID,
+        "model": SIZES,
+        "teacher_model": SIZES | {"width": 12},
+        "epochs": 2,
+        "batch_size": 32,
+        "max_constituents": 15,
+        "progress": False,
+    }
+    return sweep(small_jets() if data is None else data, out, **(arguments | changes))
+
+
+if __name__ == "__main__":
+    small_sweep(sys.argv[1], progress=True, epochs=int(sys.argv[2]))

@@ -1,0 +1,272 @@
+"""The sweep, end to end on a few hundred jets and tiny networks."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kdfast.study.results import StudyResults, open_study
+
+from kdfast.errors import ConfigError, DataError, ModelError, StudyError
+from kdfast.jets.hlt import emulate_hlt
+from kdfast.models.tagger import load_model
+from kdfast.study.grid import grid
+from kdfast.study.store import StudyStore
+from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> StudyResults:
+    return small_sweep(tmp_path_factory.mktemp("sweep") / "study")
+
+
+@pytest.fixture
+def copy(study, tmp_path) -> Path:
+    shutil.copytree(study.path, tmp_path / "study")
+    return tmp_path / "study"
+
+
+def csv(path: Path) -> str:
+    return (path / "results_summary.csv").read_text()
+
+
+def stored(path: Path) -> set[str]:
+    return {result.key for result in StudyStore.open(path).results()}
+
+
+def test_every_run_is_there(study):
+    results = study.results
+    assert sorted(results["run_name"]) == sorted(run.name for run in GRID)
+    assert (results["status"] == "done").all()
+    assert (results["epochs"] == 2).all()
+    for column in ("auc_student", "auc_val", "auc_baseline", "auc_teacher"):
+        assert results[column].between(0, 1).all()
+    assert {"teacher.teacher.seed42", "baseline.baseline.seed42"} <= stored(study.path)
+    best = study.best("auc")
+    assert best["auc_val"] == results["auc_val"].max()
+    assert (study.path / "study.toml").exists()
+
+
+def test_scores_are_those_that_the_written_model_gives(study):
+    best = study.best("auc")
+    scores = study.scores(best["run_name"], 42)
+    tagger = load_model(study.path / "models" / "best_student.safetensors")
+    jets = small_jets()
+    test = scores[scores["split"] == "test"]
+    expected = tagger.logits(jets[test["index"].to_numpy()])[:, 0].numpy()
+    np.testing.assert_allclose(test["score"], expected, rtol=1e-4, atol=1e-5)
+    teacher = load_model(study.path / "models" / "teacher.safetensors")
+    assert teacher.preparation.view == "offline"
+    assert teacher.model.config.width == 12
+    assert load_model(study.path / "models" / "baseline.safetensors").model.config.width == 8
+
+
+def test_the_same_again_trains_nothing_and_changes_nothing(study, copy):
+    folders = {path: path.stat().st_mtime_ns for path in (copy / "results").iterdir()}
+    again = small_sweep(copy)
+    assert {path: path.stat().st_mtime_ns for path in (copy / "results").iterdir()} == folders
+    assert csv(again.path) == csv(study.path)
+
+
+def test_a_resumed_study_ends_in_the_same_table_bit_for_bit(study, copy):
+    for key in ("student.baseline_T2.0_A0.5.seed42", "baseline.baseline.seed42"):
+        shutil.rmtree(copy / "results" / key)
+    shutil.rmtree(copy / "targets")
+    small_sweep(copy, threads=1)
+    assert csv(copy) == csv(study.path)
+
+
+def test_seeds_and_configurations_may_be_added(study, copy):
+    more = small_sweep(copy, grid=grid(temperature=[2.0], alpha=[0.5, 0.9]), seeds=(7,))
+    assert stored(copy) - stored(study.path) == {
+        "baseline.baseline.seed7",
+        "student.baseline_T2.0_A0.5.seed7",
+        "student.baseline_T2.0_A0.9.seed7",
+    }
+    results = more.results
+    assert len(results) == len(GRID) + 2
+    old = results[results["seed"] == 42].reset_index(drop=True)
+    assert old.equals(study.results)
+
+
+def test_one_run_by_name_and_settings_from_a_file(tmp_path):
+    toml = tmp_path / "mine.toml"
+    toml.write_text(
+        'seeds = [1]\ngrid = ["baseline_T3.0_A0.5"]\n[recipe]\nbatch_size = 32\nepochs = 9\nteacher_epochs = 1\n'
+    )
+    arguments = {"grid": "study", "epochs": 1, "batch_size": None, "config": toml}
+    results = small_sweep(tmp_path / "out", **arguments).results
+    assert [*results["run_name"]] == ["baseline_T3.0_A0.5"]
+    assert [*results["seed"]] == [1]
+    assert [*results["epochs"]] == [1]
+
+
+def test_a_saved_teacher_gives_the_same_students(study, tmp_path):
+    other = small_sweep(tmp_path / "other", teacher=study.path / "models" / "teacher.safetensors")
+    assert csv(other.path) == csv(study.path)
+    tagger = load_model(study.path / "models" / "teacher.safetensors")
+    with pytest.raises(StudyError, match="teacher"):
+        small_sweep(study.path, teacher=tagger)
+    small_sweep(other.path, teacher=tagger)  # the same teacher
+
+
+def test_a_teachers_logits(study, tmp_path):
+    tagger = load_model(study.path / "models" / "teacher.safetensors")
+    logits = tagger.logits(small_jets())
+    results = small_sweep(tmp_path / "out", teacher=logits.numpy()).results
+    np.testing.assert_allclose(results["auc_teacher"], study.results["auc_teacher"], atol=1e-3)
+    assert np.array_equal(results["auc_baseline"], study.results["auc_baseline"])
+    assert not np.array_equal(results["auc_student"], study.results["auc_student"])  # no attention term
+    curves = StudyStore.open(tmp_path / "out").get("student", GRID[0].name, 42).curves
+    assert curves["loss_attention"] == [0.0, 0.0]
+    assert not (tmp_path / "out" / "models" / "teacher.safetensors").exists()
+
+
+def test_real_hlt_jets(study, tmp_path):
+    jets = small_jets()
+    real = small_sweep(tmp_path / "real", hlt=emulate_hlt(jets, "severe", seed=1), grid=GRID[:1])
+    assert real.results["auc_teacher"][0] == study.results["auc_teacher"][0]
+    assert real.results["auc_baseline"][0] != study.results["auc_baseline"][0]
+    tagger = load_model(real.path / "models" / "best_student.safetensors")
+    assert tagger.preparation.hlt is None
+    with pytest.raises(StudyError, match="hlt is jets"):
+        small_sweep(real.path, hlt=emulate_hlt(jets, "severe", seed=2))
+
+
+def test_event_weights_count(study, tmp_path):
+    jets = small_jets()
+    weights = np.where(jets.constituents[jets.offsets[:-1], 0] > 100, 3.0, 0.5).astype(np.float32)
+    results = small_sweep(tmp_path / "out", replace(jets, weights=weights), grid=GRID[:1]).results
+    assert results["auc_baseline"][0] != study.results["auc_baseline"][0]
+    scores = open_study(tmp_path / "out").scores("baseline")
+    assert set(scores["weight"]) == {0.5, 3.0}
+
+
+def test_a_diverging_student_leaves_the_others_alone(study, tmp_path, monkeypatch):
+    from kdfast.distill import reference_engine
+
+    genuine = reference_engine.member_loss
+
+    def sometimes_nan(pack, member, *rest):
+        loss, terms = genuine(pack, member, *rest)
+        return (loss * torch.nan if member.name == GRID[1].name else loss), terms
+
+    monkeypatch.setattr(reference_engine, "member_loss", sometimes_nan)
+    results = small_sweep(tmp_path / "out").results.set_index("run_name")
+    assert results.loc[GRID[1].name, "status"] == "diverged"
+    assert np.isnan(results.loc[GRID[1].name, "auc_student"])
+    others = [run.name for run in GRID if run != GRID[1]]
+    assert results.loc[others].equals(study.results.set_index("run_name").loc[others])
+
+
+def test_a_diverging_teacher_is_an_error(tmp_path, monkeypatch):
+    from kdfast.distill import reference_engine
+
+    monkeypatch.setattr(
+        reference_engine, "member_loss", lambda *a: (torch.tensor(torch.nan, requires_grad=True), torch.zeros(4))
+    )
+    with pytest.raises(StudyError, match="the teacher diverged: loss or gradient not finite in epoch 0"):
+        small_sweep(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"epochs": 3},
+            "holds another study: recipe.epochs is 2 there, 3 here; recipe.teacher_epochs is 2 there, 3 here",
+        ),
+        ({"hlt": "severe"}, "hlt.pt_threshold is 2.0 there, 5.0 here"),
+        ({"model": {**SIZES, "ffn": 24}}, "model.ffn is 16 there, 24 here"),
+        ({"max_constituents": 10}, "data.max_constituents is 15 there, 10 here"),
+        ({"data": small_jets()[:300]}, "holds another study: the jets are others"),
+        ({"resume": False}, "holds a study already"),
+        ({"teacher": np.zeros(400)}, "teacher"),
+    ],
+)
+def test_another_study_is_refused_and_the_differences_named(study, changes, message):
+    before = stored(study.path)
+    with pytest.raises(StudyError) as error:
+        small_sweep(study.path, **changes)
+    assert str(study.path) in str(error.value)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 1
+    assert stored(study.path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"epochs": 0}, ConfigError, "recipe.epochs: input should be greater than or equal to 1, is 0"),
+        ({"grid": "studdy"}, ConfigError, "did you mean 'study'?"),
+        ({"model": "smal"}, ConfigError, "model: unknown model preset 'smal'\ndid you mean 'small'?"),
+        ({"hlt": "nominl"}, ConfigError, "did you mean 'nominal'?"),
+        ({"precision": "bf16"}, ConfigError, "no engine of this version trains in bf16"),
+        ({"batch_size": 300}, ConfigError, "batch_size: 300 jets a batch, but 280 training jets"),
+        ({"config": {"recipe": {"epoch": 3}}}, ConfigError, "recipe.epoch: unknown key 'epoch'\ndid you mean 'epochs'?"),
+        ({"config": {"data": {"paths": ["x.h5"]}}}, ConfigError, "data.paths: names files, but jets are given too"),
+        ({"data": 3}, DataError, "data: must be paths, PackedJets or None, is int"),
+        ({"data": []}, DataError, "data: names no file"),
+        ({"data": "nowhere.h5"}, DataError, "nowhere.h5"),
+        ({"teacher": np.zeros(399)}, DataError, "teacher: 399 logits for 400 jets"),
+        ({"teacher": np.full(400, np.nan)}, DataError, "teacher, row 0: logit must be finite, is nan"),
+        ({"teacher": np.zeros((400, 2))}, DataError, "teacher: needs one logit a jet, has shape [400, 2]"),
+        ({"teacher": object()}, DataError, "teacher: is neither a model nor logits: object"),
+        ({"teacher": "nowhere.safetensors"}, ModelError, "nowhere.safetensors: there is no such model file"),
+        ({"hlt": small_jets()[:10]}, DataError, "hlt: 10 HLT jets for 400 offline jets"),
+        ({"hlt": {"pt_threshold": 1e6, "merge_radius": 0, "pt_resolution": 0, "angular_resolution": 0, "loss": 0}},
+         DataError, "train jets, hlt view: no jet has a constituent left"),
+    ],
+)  # fmt: skip
+def test_bad_input_says_what_is_wrong(tmp_path, changes, kind, message):
+    with pytest.raises(kind) as error:
+        small_sweep(tmp_path / "out", **changes)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") <= 1
+
+
+def test_folders_that_can_not_hold_a_study(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    for out, message in (
+        (tmp_path / "file", "file"),
+        (tmp_path / "file" / "below", "file"),
+        (tmp_path / "other", "is no study and is not empty"),
+        (Path("/proc/study"), "/proc/study"),
+    ):
+        with pytest.raises(StudyError) as error:
+            small_sweep(out)
+        assert message in str(error.value)
+
+
+def test_a_disk_that_fills_up_half_way(study, tmp_path, monkeypatch):
+    import errno
+
+    from kdfast.study import folders
+
+    genuine, written = folders.os.fsync, []
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        genuine(descriptor)
+
+    monkeypatch.setattr(folders.os, "fsync", full)
+    with pytest.raises(StudyError, match="No space left on device\nmake room and run the same command again"):
+        small_sweep(tmp_path / "out")
+    monkeypatch.undo()
+    before = stored(tmp_path / "out")
+    assert before
+    small_sweep(tmp_path / "out")
+    assert csv(tmp_path / "out") == csv(study.path)
+
+
+def test_going_on_in_another_environment_warns(copy):
+    provenance = copy / "provenance.json"
+    provenance.write_text(provenance.read_text().replace(torch.__version__, "2.6.0"))
+    with pytest.warns(match="begun in another environment .torch 2.6.0 → "):
+        small_sweep(copy)
