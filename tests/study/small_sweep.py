@@ -8,6 +8,7 @@ from kdfast.study.results import StudyResults
 from kdfast.jets.packed import PackedJets
 from kdfast.study.driver import sweep
 from kdfast.study.grid import grid
+from kdfast.study.interrupt import SweepInterrupted
 from tests.synthetic import synthetic_jets
 
 GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])
@@ -33,4 +34,8 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
 
 
 if __name__ == "__main__":
-    small_sweep(sys.argv[1], progress=True, epochs=int(sys.argv[2]))
+    try:
+        small_sweep(sys.argv[1], progress=True, epochs=int(sys.argv[2]))
+    except SweepInterrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signum)

@@ -205,7 +205,7 @@ def test_another_study_is_refused_and_the_differences_named(study, changes, mess
         ({"hlt": "nominl"}, ConfigError, "did you mean 'nominal'?"),
         ({"precision": "bf16"}, ConfigError, "no engine of this version trains in bf16"),
         ({"batch_size": 300}, ConfigError, "batch_size: 300 jets a batch, but 280 training jets"),
-        ({"config": {"recipe": {"epoch": 3}}}, ConfigError, "recipe.epoch: unknown key 'epoch'\ndid you mean 'epochs'?"),
+        ({"config": {"recipe": {"epoch": 3}}}, ConfigError, "unknown key 'epoch'\ndid you mean 'epochs'?"),
         ({"config": {"data": {"paths": ["x.h5"]}}}, ConfigError, "data.paths: names files, but jets are given too"),
         ({"data": 3}, DataError, "data: must be paths, PackedJets or None, is int"),
         ({"data": []}, DataError, "data: names no file"),
