@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kdfast.jets.readers import load_jets
     from kdfast.jets.sample import sample
     from kdfast.ops.backend import backend
+    from kdfast.study.driver import sweep
     from kdfast.study.grid import grid
     from kdfast.study.results import StudyResults, open_study
 
@@ -26,6 +27,7 @@ __all__ = [
     "open_study",
     "ops",
     "sample",
+    "sweep",
 ]
 
 # Name → module, loaded when first used: `import kdfast` and the command line start without waiting for torch.
@@ -41,6 +43,7 @@ _HOMES = {
     "open_study": "study.results",
     "ops": "ops",
     "sample": "jets.sample",
+    "sweep": "study.driver",
 }
 
 

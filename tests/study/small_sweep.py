@@ -3,12 +3,11 @@
 import sys
 from typing import Any
 
-from kdfast.study.results import StudyResults
-
 from kdfast.jets.packed import PackedJets
 from kdfast.study.driver import sweep
 from kdfast.study.grid import grid
 from kdfast.study.interrupt import SweepInterrupted
+from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets
 
 GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])

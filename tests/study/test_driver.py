@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kdfast.study.results import StudyResults, open_study
 
 from kdfast.errors import ConfigError, DataError, ModelError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.models.tagger import load_model
 from kdfast.study.grid import grid
+from kdfast.study.results import StudyResults, open_study
 from kdfast.study.store import StudyStore
 from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
 
