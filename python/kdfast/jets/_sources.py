@@ -34,6 +34,8 @@ CONSTITUENTS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")
 JET = ("fjet_pt", "fjet_eta", "fjet_phi", "fjet_m")
 LABELS = "labels"
 WEIGHTS = ("weights", "training_weights")  # v1, v2
+# Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets need a cache.
+CHUNK_CACHE_BYTES = 1 << 20
 
 AnyPath = str | PathLike[str]
 
@@ -88,7 +90,7 @@ def open_file(path: Path) -> h5py.File:
     if not h5py.is_hdf5(path):
         raise DataError("is not an HDF5 file", where=where, hint="load_jets reads ATLAS Top Tagging HDF5 files (.h5)")
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
     except OSError as error:
         if "truncated" in str(error):
             what = f"is truncated: only {path.stat().st_size:,} bytes are there"

@@ -30,7 +30,7 @@ class PreparedData:
 
     positions: by split, of its jets among all jets (rising). labels, weights, index: by split, [B] of its jets.
     offline, hlt: by split, what the teacher and what students see, standardised by the same numbers.
-    offline_preparation, hlt_preparation: how to make the two from jets as they are read. fingerprint: of the jets.
+    offline_preparation, hlt_preparation: how to make the two from jets as they are read.
     """
 
     jets: PackedJets
