@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 namespace kdfast {
 void bind_adamw(py::module_&);
+void bind_constituent_attention(py::module_&);
 void bind_dropout(py::module_&);
 void bind_hlt_emulation(py::module_&);
 void bind_jet_features(py::module_&);
@@ -23,6 +24,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.attr("compiler") = __VERSION__;
 #endif
     kdfast::bind_adamw(m);
+    kdfast::bind_constituent_attention(m);
     kdfast::bind_dropout(m);
     kdfast::bind_hlt_emulation(m);
     kdfast::bind_jet_features(m);

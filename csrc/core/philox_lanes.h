@@ -49,11 +49,11 @@ KDFAST_INLINE void philox_bits16(uint64_t key, WVec c0, WVec c1, WVec c2, WVec c
     philox_rounds(key, c0, c1, c2, c3);
     const WVec low = (c0 & 0xFFFFFFFFu) | c1 << 32, high = (c2 & 0xFFFFFFFFu) | c3 << 32;
 #if defined(__AVX512F__)
-    const WVec first = __builtin_shuffle(low, high, WVec{0, 8, 1, 9, 2, 10, 3, 11});
-    const WVec second = __builtin_shuffle(low, high, WVec{4, 12, 5, 13, 6, 14, 7, 15});
+    const WVec first = KDFAST_SHUFFLE(WVec, low, high, 0, 8, 1, 9, 2, 10, 3, 11);
+    const WVec second = KDFAST_SHUFFLE(WVec, low, high, 4, 12, 5, 13, 6, 14, 7, 15);
 #elif defined(__AVX2__)
-    const WVec first = __builtin_shuffle(low, high, WVec{0, 4, 1, 5});
-    const WVec second = __builtin_shuffle(low, high, WVec{2, 6, 3, 7});
+    const WVec first = KDFAST_SHUFFLE(WVec, low, high, 0, 4, 1, 5);
+    const WVec second = KDFAST_SHUFFLE(WVec, low, high, 2, 6, 3, 7);
 #else
     const WVec first = {low[0], high[0]}, second = {low[1], high[1]};
 #endif

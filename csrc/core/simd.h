@@ -11,6 +11,13 @@
 
 #define KDFAST_INLINE inline __attribute__((always_inline))
 
+// Lanes of a, then of b, picked by constant numbers; M: the integer vector type of the same width.
+#if defined(__clang__)
+#define KDFAST_SHUFFLE(M, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define KDFAST_SHUFFLE(M, a, b, ...) __builtin_shuffle(a, b, M{__VA_ARGS__})
+#endif
+
 namespace kdfast::KDFAST_ISA_NS {
 
 #if defined(__AVX512F__)

@@ -9,16 +9,20 @@ lse_i = log Σ_j exp(s_ij) is all that is kept of the scores; the backward pass 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.ops._arrays import check_offsets
-from kdfast.ops.philox import dropout_keep, dropout_scale
+from kdfast.ops import backend
+from kdfast.ops._arrays import DTYPE_CODES, check_offsets
+from kdfast.ops._eager import is_eager
+from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold
 
 __all__ = ["constituent_attention", "constituent_attention_reference", "padded_attention"]
 
+_HEAD_DIMS = (8, 16, 24, 32, 64)  # of the compiled kernel
 _BLOCK = 2**24  # elements of a score matrix that the reference holds at a time
 
 
@@ -44,7 +48,14 @@ def constituent_attention(
     Returns a tensor like q. Raises ConfigError for dropout_p outside [0, 1), DataError for shapes that don't fit.
     """
     scale = _check(q, k, v, offsets, bias, scale, dropout_p)
-    return constituent_attention_reference(q, k, v, offsets, bias=bias, scale=scale, dropout_p=dropout_p, seed=seed)
+    if not is_eager(q):
+        return torch.ops.kdfast.constituent_attention.default(q, k, v, offsets, bias, scale, dropout_p, seed)[0]
+    if not _takes_kernel(q):
+        return _reference(q, k, v, offsets, bias, scale, dropout_p, seed)[0]
+    try:
+        return _EagerAttention.apply(q, k, v, offsets, bias, scale, dropout_p, seed)
+    except ValueError as error:
+        raise DataError(str(error), where="offsets") from None
 
 
 def padded_attention(
@@ -71,8 +82,10 @@ def padded_attention(
     if bias is not None:
         pairs = (mask[:, :, None] & mask[:, None, :]).flatten().nonzero()[:, 0]
         bias = bias.transpose(0, 1).flatten(1).index_select(1, pairs)
-    packed = [x.flatten(0, 1).index_select(0, rows) for x in (q, k, v)]
-    out = constituent_attention(*packed, offsets, bias=bias, scale=scale, dropout_p=dropout_p, seed=seed)
+    packed_q, packed_k, packed_v = (x.flatten(0, 1).index_select(0, rows) for x in (q, k, v))
+    out = constituent_attention(
+        packed_q, packed_k, packed_v, offsets, bias=bias, scale=scale, dropout_p=dropout_p, seed=seed
+    )
     return out.new_zeros(q.flatten(0, 1).shape).index_copy(0, rows, out).view(q.shape)
 
 
@@ -94,26 +107,26 @@ def constituent_attention_reference(
 def _reference(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse): jets padded to the longest of a block of jets, whose scores are few enough for the memory."""
+    """(out, lse), the latter without a gradient: jets padded to the longest of a block of them that fits the memory."""
     if q.dim() == 3:
         out, lse = _reference(q[None], k[None], v[None], offsets, bias, scale, dropout_p, seed)
         return out[0], lse[0]
     members, constituents, heads, _ = q.shape
     check_offsets(offsets, constituents)
-    longest = int(offsets.diff().max()) if len(offsets) > 1 else 0
+    longest = max([1, *offsets.diff().tolist()])
     step = max(1, _BLOCK // max(1, members * heads * longest**2))
     pair_offsets = torch.cat([offsets.new_zeros(1), offsets.diff().square().cumsum(0)])
-    outs, lses = [q[:, :0]], [q[:, :0, :, 0]]
-    for first in range(0, len(offsets) - 1, step):
+    blocks = []
+    for first in range(0, max(1, len(offsets) - 1), step):
         ends = offsets[first : first + step + 1]
-        begin, end = int(ends[0]), int(ends[-1])
-        block = None
+        rows = slice(int(ends[0]), int(ends[-1]))
+        block_bias = None
         if bias is not None:
-            block = bias[..., int(pair_offsets[first]) : int(pair_offsets[first + len(ends) - 1])]
-        q_block, k_block, v_block = (x[:, begin:end] for x in (q, k, v))
-        out, lse = _attend_block(q_block, k_block, v_block, ends.diff(), block, scale, dropout_p, seed, first)
-        outs.append(out)
-        lses.append(lse)
+            block_bias = bias[..., int(pair_offsets[first]) : int(pair_offsets[first + len(ends) - 1])]
+        blocks.append(
+            _attend_block(q[:, rows], k[:, rows], v[:, rows], ends.diff(), block_bias, scale, dropout_p, seed, first)
+        )
+    outs, lses = zip(*blocks, strict=True)
     return torch.cat(outs, 1), torch.cat(lses, 1)
 
 
@@ -130,7 +143,7 @@ def _attend_block(
 ) -> tuple[Tensor, Tensor]:
     """One padded computation for the jets of q, k, v [K, m, H, d], which have counts [b] constituents."""
     members, _, heads, d = q.shape
-    jets, n = len(counts), int(counts.max())
+    jets, n = len(counts), max([1, *counts.tolist()])  # an empty jet has one slot of padding
     position = torch.arange(n, device=q.device)
     valid = position < counts[:, None]
     rows = valid.flatten().nonzero()[:, 0]
@@ -147,13 +160,14 @@ def _attend_block(
     key_valid = position < counts.clamp(min=1)[:, None]
     scores = scores.masked_fill(~key_valid[:, None, None, :], -torch.inf)
     weights = scores.softmax(-1)
+    # The largest weight is exp(largest score − lse).
+    lse = (scores.detach().amax(-1) - weights.detach().amax(-1).log()).transpose(-2, -1)
     if dropout_p > 0:
         jet = torch.arange(first_jet, first_jet + jets, device=q.device)[:, None, None]
         head = torch.arange(heads, device=q.device)[:, None]
         keep = dropout_keep(seed, dropout_p, jet, head, position, n)
         weights = torch.where(keep, weights * dropout_scale(dropout_p), 0.0)
     out = torch.einsum("kbhij,kbjhd->kbihd", weights, pad(v))
-    lse = scores.detach().logsumexp(-1).transpose(-2, -1)
     return out.flatten(1, 2).index_select(1, rows), lse.flatten(1, 2).index_select(1, rows)
 
 
@@ -182,3 +196,162 @@ def _check(
     if not math.isfinite(scale):
         raise ConfigError(f"must be finite, is {scale}", where="scale")
     return float(scale)
+
+
+def _takes_kernel(q: Tensor) -> bool:
+    """Whether the compiled kernel runs; float64 goes to the reference without a warning, other sizes with one."""
+    if q.dtype not in DTYPE_CODES:
+        return False
+    d = q.shape[-1]
+    unsupported = None if d in _HEAD_DIMS else f"head_dim {d} is none of {', '.join(map(str, _HEAD_DIMS))}"
+    return backend.choose("constituent_attention", q.device.type, unsupported) == "cpu"
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int]:
+    """A [K, M, H, d] or [M, H, d] tensor as the binding takes it: address and strides of member, row and head."""
+    strides = x.stride()
+    return (x.data_ptr(), strides[0] if len(strides) == 4 else 0, strides[-3], strides[-2])
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _common(
+    q: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
+) -> tuple[Any, ...]:
+    """The arguments that the two kernels share at their end, from bias on; bias float32 and contiguous."""
+    heads, d = q.shape[-2:]
+    members = q.shape[0] if q.dim() == 4 else 1
+    bias_members = 0 if bias is None else bias.shape[0] if bias.dim() == 3 else 1
+    return (
+        0 if bias is None else bias.data_ptr(),
+        offsets.data_ptr(),
+        (len(offsets) - 1, q.shape[-3], members, heads, d, bias_members),
+        DTYPE_CODES[q.dtype],
+        scale,
+        seed & 0xFFFFFFFFFFFFFFFF,
+        dropout_threshold(dropout_p),
+        torch.get_num_threads(),
+    )
+
+
+def _float_bias(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(torch.float32).contiguous()
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """(out, lse), by the kernel or the reference."""
+    if not _takes_kernel(q):
+        out, lse = _reference(q, k, v, offsets, bias, scale, dropout_p, seed)
+        return out, lse if q.dtype == torch.float64 else lse.float()
+    q, k, v, bias, offsets = _unit_stride(q), _unit_stride(k), _unit_stride(v), _float_bias(bias), offsets.contiguous()
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32)
+    common = _common(q, offsets, bias, scale, dropout_p, seed)
+    backend.cpu_module().constituent_attention_forward(
+        _rows(q), _rows(k), _rows(v), _rows(out), lse.data_ptr(), *common
+    )
+    return out, lse
+
+
+def _backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and bias (empty without one), by the kernel or the reference."""
+    if not _takes_kernel(q):
+        with torch.enable_grad():
+            q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+            bias = None if bias is None else bias.detach().requires_grad_()
+            out, _ = _reference(q, k, v, offsets, bias, scale, dropout_p, seed)
+            inputs = (q, k, v) if bias is None else (q, k, v, bias)
+            dq, dk, dv, *rest = torch.autograd.grad(out, inputs, grad_out)
+        return dq, dk, dv, rest[0] if rest else q.new_empty(0)
+    q, k, v, grad_out = _unit_stride(q), _unit_stride(k), _unit_stride(v), _unit_stride(grad_out)
+    offsets = offsets.contiguous()
+    wide_bias = _float_bias(bias)
+    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype) for _ in range(3))
+    dbias = q.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=torch.float32)
+    backend.cpu_module().constituent_attention_backward(
+        _rows(grad_out),
+        _rows(q),
+        _rows(k),
+        _rows(v),
+        _rows(dq),
+        _rows(dk),
+        _rows(dv),
+        0 if bias is None else dbias.data_ptr(),
+        lse.data_ptr(),
+        *_common(q, offsets, wide_bias, scale, dropout_p, seed),
+    )
+    return dq, dk, dv, dbias if bias is None else dbias.to(bias.dtype)
+
+
+def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, ctx.seed = inputs
+    ctx.save_for_backward(q, k, v, offsets, bias, output[1])
+
+
+class _EagerAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        output = _forward(*arguments)
+        _keep_arguments(ctx, arguments, output)
+        return output[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, offsets, bias, lse = ctx.saved_tensors
+        grads = _backward(grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, ctx.seed)
+        return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
+
+
+def _registered_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    """As _EagerAttention.backward, through the op; lse is a by-product that is not differentiated."""
+    q, k, v, offsets, bias, lse = ctx.saved_tensors
+    grads = torch.ops.kdfast.constituent_attention_backward.default(
+        grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, ctx.seed
+    )
+    return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
+
+
+def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=lse_dtype)
+
+
+def _fake_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
+    grads = (q.new_empty(q.shape) for _ in range(3))
+    return (*grads, q.new_empty(0) if bias is None else bias.new_empty(bias.shape))
+
+
+_library = torch.library.Library("kdfast", "FRAGMENT")
+_library.define(
+    "constituent_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? bias, float scale, float dropout_p, "
+    "int seed) -> (Tensor, Tensor)"
+)
+_library.define(
+    "constituent_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? bias, "
+    "Tensor lse, float scale, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("constituent_attention", _forward, "CompositeExplicitAutograd")
+_library.impl("constituent_attention_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("kdfast::constituent_attention", _fake_forward, lib=_library)
+torch.library.register_fake("kdfast::constituent_attention_backward", _fake_backward, lib=_library)
+torch.library.register_autograd(
+    "kdfast::constituent_attention", _registered_backward, setup_context=_keep_arguments, lib=_library
+)

@@ -1,0 +1,299 @@
+"""constituent_attention: kernel against reference and float64, masks, layouts, and what must never leak."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdfast import backend
+from kdfast.errors import ConfigError, DataError, KdfastWarning
+from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference, padded_attention
+from tests.ops.accuracy import assert_accurate
+
+SEED = 0x1234_5678_9ABC_DEF0
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MIXED = [5, 0, 30, 1, 11, 17, 8, 40, 9]
+
+
+def offsets_of(counts: list[int]) -> Tensor:
+    return torch.tensor([0, *counts]).cumsum(0)
+
+
+def draw(
+    counts: list[int],
+    heads: int,
+    d: int,
+    *,
+    members: int = 0,
+    bias: str | None = None,
+    size: float = 1.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """qkv [(K,) M, 3, H, d], offsets, bias, grad_out; members 0: no dimension K. bias: "shared", "own" or None."""
+    generator = torch.Generator().manual_seed(seed)
+    lead = [members] if members else []
+    rows, pairs = sum(counts), sum(n * n for n in counts)
+    qkv = torch.randn(*lead, rows, 3, heads, d, generator=generator)
+    qkv[..., :2, :, :] *= size
+    grad = torch.randn(*lead, rows, heads, d, generator=generator)
+    shape = [*(lead if bias == "own" else []), heads, pairs]
+    return qkv, offsets_of(counts), None if bias is None else torch.randn(*shape, generator=generator), grad
+
+
+def results(
+    attention: Callable[..., Tensor],
+    dtype: torch.dtype,
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor],
+    storage: torch.dtype | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Output and gradients, computed in dtype from inputs rounded to storage."""
+    qkv, offsets, bias, grad = inputs
+    rounded = [None if x is None else x.to(storage or dtype).to(dtype) for x in (qkv, bias, grad)]
+    qkv, bias, grad = rounded
+    leaves = [x.requires_grad_() for x in (qkv, bias) if x is not None]
+    out = attention(*qkv.unbind(-3), offsets, bias=bias, **options)
+    grads = torch.autograd.grad(out, leaves, grad)
+    return {"out": out.detach(), **dict(zip(("dqkv", "dbias"), grads, strict=False))}
+
+
+def check(dtype: torch.dtype, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor], case: str, **options: Any) -> None:
+    """The accuracy rule for the output and every gradient."""
+    actual = results(constituent_attention, dtype, inputs, **options)
+    plain = results(constituent_attention_reference, dtype, inputs, **options)
+    exact = results(constituent_attention_reference, torch.float64, inputs, storage=dtype, **options)
+    for name in exact:
+        assert_accurate(actual[name], plain[name], exact[name], f"{name}, {case}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [8, 16, 24, 32, 64])
+@pytest.mark.parametrize(("members", "bias"), [(0, None), (0, "shared"), (3, None), (3, "shared"), (3, "own")])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_accuracy(dtype: torch.dtype, d: int, members: int, bias: str | None, p: float) -> None:
+    inputs = draw([5, 0, 30, 1, 17], 2, d, members=members, bias=bias)
+    check(dtype, inputs, f"d={d} K={members} bias={bias} p={p}", dropout_p=p, seed=SEED)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.one_of(st.integers(0, 20), st.sampled_from([0, 1, 200])), max_size=6),
+    heads=st.integers(1, 5),
+    d=st.sampled_from([8, 16, 24, 32, 64]),
+    members=st.integers(0, 5),
+    bias=st.sampled_from([None, "shared", "own"]),
+    p=st.sampled_from([0.0, 0.1, 0.9]),
+    dtype=st.sampled_from(DTYPES),
+    scale=st.sampled_from([None, 1.0, -0.3]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape(
+    counts: list[int],
+    heads: int,
+    d: int,
+    members: int,
+    bias: str | None,
+    p: float,
+    dtype: torch.dtype,
+    scale: float | None,
+    seed: int,
+) -> None:
+    inputs = draw(counts, heads, d, members=members, bias=bias, seed=seed)
+    check(dtype, inputs, f"seed={seed} counts={counts}", dropout_p=p, seed=seed, scale=scale)
+
+
+@pytest.mark.parametrize("size", [10.0, 60.0])
+def test_extreme_logits(size: float) -> None:
+    """Scores up to some 1e4: softmax is all but one-hot, and lse's rounding must not show."""
+    check(torch.float32, draw([40, 13, 3], 2, 16, size=size), f"size={size}")
+
+
+def test_reference_is_a_loop_over_jets() -> None:
+    qkv, offsets, bias, _ = draw(MIXED, 3, 16, members=2, bias="shared")
+    q, k, v = qkv.double().unbind(-3)
+    bias = bias.double()
+    expected, at = torch.empty_like(q), 0
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        n = end - begin
+        scores = torch.einsum("kihd,kjhd->khij", q[:, begin:end], k[:, begin:end]) / 4
+        weights = (scores + bias[:, at : at + n * n].view(3, n, n)).softmax(-1)
+        expected[:, begin:end] = torch.einsum("khij,kjhd->kihd", weights, v[:, begin:end])
+        at += n * n
+    torch.testing.assert_close(constituent_attention_reference(q, k, v, offsets, bias=bias), expected)
+
+
+def test_reference_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(MIXED, 2, 8, members=2, bias="own")
+    whole = results(constituent_attention_reference, torch.float64, inputs, dropout_p=0.4, seed=SEED)
+    monkeypatch.setattr("kdfast.ops.constituent_attention._BLOCK", 2 * 2 * 40 * 40 * 2)
+    blocks = results(constituent_attention_reference, torch.float64, inputs, dropout_p=0.4, seed=SEED)
+    for name in whole:
+        torch.testing.assert_close(blocks[name], whole[name])
+
+
+def test_gradcheck() -> None:
+    qkv, offsets, bias, _ = draw([4, 0, 2], 2, 4, bias="shared")
+    leaves = [x.double().requires_grad_() for x in (*qkv.unbind(-3), bias)]
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return constituent_attention(q, k, v, offsets, bias=bias, dropout_p=0.3, seed=SEED)
+
+    assert torch.autograd.gradcheck(attention, leaves)
+    assert torch.autograd.gradgradcheck(attention, leaves)
+
+
+@pytest.mark.parametrize("bias", [None, "shared"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_opcheck(bias: str | None, dtype: torch.dtype) -> None:
+    qkv, offsets, pair_bias, _ = draw([4, 0, 3], 2, 8, members=2, bias=bias)
+    q, k, v = (x.to(dtype).requires_grad_() for x in qkv.unbind(-3))
+    if pair_bias is not None:
+        pair_bias = pair_bias.to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.kdfast.constituent_attention.default, (q, k, v, offsets, pair_bias, 0.3, 0.2, SEED))
+
+
+def test_compiles_without_graph_break() -> None:
+    qkv, offsets, _, _ = draw([4, 3], 2, 8)
+    qkv.requires_grad_()
+
+    def attention(x: Tensor) -> Tensor:
+        return constituent_attention(*(x * 2).unbind(-3), offsets, dropout_p=0.2, seed=7)
+
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(qkv), attention(qkv))
+    grads = [torch.autograd.grad(f(qkv).sum(), qkv)[0] for f in (compiled, attention)]
+    torch.testing.assert_close(*grads)
+
+
+def test_dropout_mask_is_the_reference_mask() -> None:
+    """With values one-hot in the key, the output shows the weights themselves: the same ones are dropped."""
+    counts, heads, d = [40, 3, 64], 2, 64
+    qkv, offsets, _, _ = draw(counts, heads, d)
+    q, k, _ = qkv.unbind(-3)
+    eye = torch.cat([torch.eye(n, d) for n in counts])[:, None].expand(-1, heads, -1)
+    weights = constituent_attention(q, k, eye, offsets, dropout_p=0.5, seed=SEED)
+    expected = constituent_attention_reference(q, k, eye, offsets, dropout_p=0.5, seed=SEED)
+    assert torch.equal(weights == 0, expected == 0)
+    assert 0.4 < (weights[:40, :, :40] == 0).double().mean() < 0.6
+    # dv_j = Σ_i P̃_ij g_i, with g one-hot in the query, shows the mask that the backward pass used.
+    v = torch.randn_like(q).requires_grad_()
+    constituent_attention(q, k, v, offsets, dropout_p=0.5, seed=SEED).backward(eye)
+    first_jet = slice(0, 40)
+    assert torch.equal(
+        v.grad[first_jet, :, :40].permute(1, 2, 0) == 0, weights[first_jet, :, :40].permute(1, 0, 2) == 0
+    )
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("counts", [[], [0], [0, 0, 0]])
+@pytest.mark.parametrize("members", [0, 2])
+def test_nothing_in_nothing_out(counts: list[int], members: int, dtype: torch.dtype) -> None:
+    inputs = draw(counts, 2, 8, members=members, bias="shared")
+    for x in results(constituent_attention, dtype, inputs, dropout_p=0.1).values():
+        assert x.numel() == 0
+    assert results(constituent_attention, dtype, inputs)["dqkv"].shape == inputs[0].shape
+
+
+def test_layouts_give_the_same_bits() -> None:
+    qkv, offsets, _, grad = draw(MIXED, 4, 16)
+    contiguous = [x.contiguous() for x in qkv.unbind(-3)]
+    transposed = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in contiguous]
+    strided = [torch.stack([x, x], -1)[..., 0] for x in contiguous]  # the last dimension has a stride: copied
+    outputs = []
+    for q, k, v in (qkv.unbind(-3), contiguous, transposed, strided):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = constituent_attention(*leaves, offsets)
+        expanded = grad[:, :, :1].expand_as(grad)  # what sum().backward() gives: stride 0
+        outputs.append((out, *torch.autograd.grad(out, leaves, expanded)))
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
+
+
+def test_threads_and_members_change_nothing() -> None:
+    inputs = draw([40, 0, 7, 25] * 12, 4, 16, members=3, bias="shared")
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            runs.append(results(constituent_attention, torch.float32, inputs, dropout_p=0.1, seed=SEED))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(runs[0][name], run[name]) for name in run)
+    qkv, offsets, bias, grad = inputs
+    alone = results(constituent_attention, torch.float32, (qkv[1], offsets, bias, grad[1]), dropout_p=0.1, seed=SEED)
+    assert torch.equal(alone["out"], runs[0]["out"][1])
+    assert torch.equal(alone["dqkv"], runs[0]["dqkv"][1])
+
+
+def test_jets_do_not_see_each_other() -> None:
+    qkv, offsets, _, grad = draw([6, 9, 3], 2, 8)
+    clean = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
+    spoilt = qkv.clone()
+    spoilt[6:15] = float("nan")
+    dirty = results(constituent_attention, torch.float32, (spoilt, offsets, None, grad))
+    others = torch.tensor([*range(6), *range(15, 18)])
+    for name in clean:
+        assert torch.equal(dirty[name][others], clean[name][others])
+        assert dirty[name][6:15].isnan().any()
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_padding_never_leaks(name: str) -> None:
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]).bool()
+    generator = torch.Generator().manual_seed(1)
+    qkv = torch.randn(3, 4, 4, 2, 8, generator=generator)
+    grad, bias = (torch.randn(*shape, generator=generator) for shape in ((4, 4, 2, 8), (4, 2, 4, 4)))
+    spoilt, spoilt_grad, spoilt_bias = qkv.clone(), grad.clone(), bias.clone()
+    spoilt[:, ~mask] = float("nan")
+    spoilt[1][~mask] = float("inf")
+    spoilt_grad[~mask] = float("nan")
+    spoilt_bias.permute(0, 2, 3, 1)[~(mask[:, :, None] & mask[:, None, :])] = float("nan")
+    outputs = []
+    for x, g, b in ((qkv, grad, bias), (spoilt, spoilt_grad, spoilt_bias)):
+        leaves = [*(part.clone().requires_grad_() for part in x), b.clone().requires_grad_()]
+        with backend(name):
+            out = padded_attention(*leaves[:3], mask, bias=leaves[3])
+            outputs.append((out, *torch.autograd.grad(out, leaves, g)))
+    for clean, dirty in zip(*outputs, strict=True):
+        assert torch.equal(clean, dirty)
+        assert clean.isfinite().all()
+    for x in outputs[0][:4]:
+        assert not x[~mask].any()
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x[2:].transpose(1, 2) for x in qkv), attn_mask=mask[2:, None, None].logical_not() * -1e30 + bias[2:]
+    ).transpose(1, 2)
+    torch.testing.assert_close(outputs[0][0][2:][mask[2:]], expected[mask[2:]])
+
+
+def test_other_head_dims_run_the_reference_with_a_warning() -> None:
+    qkv, offsets, _, _ = draw([3, 2], 2, 12)
+    with pytest.warns(KdfastWarning, match="constituent_attention runs its PyTorch reference.*head_dim 12"):
+        out = constituent_attention(*qkv.unbind(-3), offsets)
+    assert torch.equal(out, constituent_attention_reference(*qkv.unbind(-3), offsets))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dropout_p": 1.0}, ConfigError, r"dropout_p: a dropout probability must lie in \[0, 1\)"),
+        ({"scale": float("nan")}, ConfigError, "scale: must be finite"),
+        ({"offsets": torch.tensor([0, 3, 4])}, DataError, "offsets: must rise from 0 to 5"),
+        ({"offsets": torch.tensor([0, 6, 5])}, DataError, "offsets: must rise from 0 to 5"),
+        ({"offsets": torch.tensor([0, 5], dtype=torch.int32)}, DataError, "offsets: must be int64"),
+        ({"bias": torch.zeros(2, 12)}, DataError, r"bias: must be \[H, Σ n²\] = \[2, 13\]"),
+        ({"k": torch.zeros(5, 2, 16)}, DataError, "k: is torch.float32"),
+        ({"v": torch.zeros(5, 2, 8).half()}, DataError, "v: is torch.float16"),
+        ({"q": torch.zeros(5, 8)}, DataError, "q: must be floating-point"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: str, name: str) -> None:
+    arguments: dict[str, Any] = {name: torch.zeros(5, 2, 8) for name in ("q", "k", "v")}
+    with backend(name), pytest.raises(error, match=message):
+        constituent_attention(**(arguments | {"offsets": torch.tensor([0, 3, 5])} | change))
