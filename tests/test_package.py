@@ -22,7 +22,7 @@ def test_unknown_name():
 
 
 def test_import_waits_for_no_torch():
-    code = "import sys, kdfast; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
+    code = "import sys, kdfast, kdfast.cli; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,22 +6,32 @@ from typing import TYPE_CHECKING, Any
 from kdfast._version import __version__
 
 if TYPE_CHECKING:
-    from kdfast import metrics, models, ops
+    from kdfast import errors, metrics, models, ops
     from kdfast.distill.schedules import RunConfig
+    from kdfast.jets.features import features
+    from kdfast.jets.hlt import HLTConfig, emulate_hlt
+    from kdfast.jets.packed import PackedJets
     from kdfast.jets.readers import load_jets
     from kdfast.jets.sample import sample
+    from kdfast.models.tagger import load_model
     from kdfast.ops.backend import backend
     from kdfast.study.driver import sweep
     from kdfast.study.grid import grid
     from kdfast.study.results import StudyResults, open_study
 
 __all__ = [
+    "HLTConfig",
+    "PackedJets",
     "RunConfig",
     "StudyResults",
     "__version__",
     "backend",
+    "emulate_hlt",
+    "errors",
+    "features",
     "grid",
     "load_jets",
+    "load_model",
     "metrics",
     "models",
     "open_study",
@@ -33,11 +43,17 @@ __all__ = [
 # Name → module, loaded when first used: `import kdfast` and the command line start without waiting for torch.
 # A name that is its own module's is that module.
 _HOMES = {
+    "HLTConfig": "jets.hlt",
+    "PackedJets": "jets.packed",
     "RunConfig": "distill.schedules",
     "StudyResults": "study.results",
     "backend": "ops.backend",
+    "emulate_hlt": "jets.hlt",
+    "errors": "errors",
+    "features": "jets.features",
     "grid": "study.grid",
     "load_jets": "jets.readers",
+    "load_model": "models.tagger",
     "metrics": "metrics",
     "models": "models",
     "open_study": "study.results",

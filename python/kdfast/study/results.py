@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pandas as pd
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.report import rebuild
 from kdfast.report.table import COLUMNS, results_table, select_best
+from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
 __all__ = ["StudyResults", "open_study"]
@@ -93,6 +95,28 @@ class StudyResults:
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+    def status(self) -> pd.DataFrame:
+        """What is there and what is not, after checking every file: columns kind, run_name, seed, status ("done",
+        "diverged", "missing", "damaged") and message, a row for each run that the study's settings ask for, and then
+        for each that later calls have added."""
+        settings = StudySettings.resolve(self._store.settings, data_given=True)
+        wanted = [("teacher", "teacher", settings.data.seed)]  # one per study, made with the seed of its data
+        for seed in settings.seeds:
+            wanted.append(("baseline", "baseline", seed))
+            wanted += [("student", config.name, seed) for config in settings.runs()]
+        state = dict.fromkeys(wanted, ("missing", ""))
+        damaged = self._store.damaged()
+        for result in self._store.results(skip=damaged):
+            state[result.kind, result.name, result.seed] = (result.status, result.message)
+        folders = {path.name: what for path, what in damaged.items()}
+        for run in wanted:
+            if what := folders.pop(StoredResult(*run).key, None):
+                state[run] = ("damaged", what)
+        rows: list[tuple[Any, ...]] = [(*run, *values) for run, values in state.items()]
+        rows += [("folder", name, None, "damaged", what) for name, what in folders.items()]
+        table = pd.DataFrame(rows, columns=["kind", "run_name", "seed", "status", "message"])
+        return table.astype({"seed": "Int64"})
 
     def report(self) -> dict[str, Path]:
         """Writes the summary files, figures and models of the study anew and returns their paths by name."""

@@ -19,7 +19,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,9 +149,10 @@ class StudyStore:
 
     # ---- reading
 
-    def results(self) -> list[StoredResult]:
-        """All results, sorted by kind, name and seed. Raises StudyError for the first damaged one."""
-        return [_load(folder) for folder in folders(self._results)]
+    def results(self, *, skip: Collection[Path] = ()) -> list[StoredResult]:
+        """All results but those of the folders to skip, sorted by kind, name and seed. Raises StudyError for the first
+        damaged one."""
+        return [_load(folder) for folder in folders(self._results) if folder not in skip]
 
     def get(self, kind: str, name: str, seed: int) -> StoredResult:
         """One result. Raises StudyError where it is missing or damaged."""

@@ -1,0 +1,98 @@
+"""What this installation consists of: versions, processor, compiled modules, settings from the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+
+from kdfast._version import __version__
+from kdfast.errors import BackendError, KdfastError
+
+__all__ = ["examine"]
+
+_PACKAGES = ("torch", "numpy", "h5py", "pandas", "scipy", "scikit-learn", "safetensors", "pydantic", "matplotlib")
+_EXTRAS = {"generate": ("pythia8mc", "fastjet"), "bench": ("pytest-benchmark",)}
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """What was found, as lines of name and text under headings. Never raises for what is missing: it says so."""
+    return {
+        "versions": _versions(),
+        "processor": _processor(),
+        "modules": _modules(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("KDFAST_")}
+        or {"KDFAST_*": "nothing is set"},
+        "data": {"bundled sample": _sample()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"kdfast": f"{__version__} ({Path(__file__).parent})"}
+    found["python"] = f"{platform.python_version()} ({sys.executable})"
+    found |= {package: _version(package) or "missing" for package in _PACKAGES}
+    for extra, packages in _EXTRAS.items():
+        lacking = [package for package in packages if _version(package) is None]
+        found[f"extra [{extra}]"] = (
+            f"not installed ({', '.join(lacking)}): pip install 'kdfast[{extra}]'"
+            if lacking
+            else ", ".join(f"{package} {_version(package)}" for package in packages)
+        )
+    return found
+
+
+def _processor() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = {"name": names[0] if names else platform.processor() or platform.machine()}
+    found["cores"] = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used"
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return found | {"threads": f"unknown, torch can't be imported: {error}"}
+    found["threads"] = f"{torch.get_num_threads()} (torch.get_num_threads(); OMP_NUM_THREADS sets it)"
+    return found
+
+
+def _modules() -> dict[str, str]:
+    try:
+        from kdfast.ops import backend
+    except BackendError as error:  # e.g. KDFAST_ISA names what this processor lacks
+        return {"kdfast._cpu": f"not in use: {error}".replace("\n", "; ")}
+    except (ImportError, OSError) as error:
+        return {"kdfast._cpu": f"not in use: kdfast.ops can't be imported: {error}"}
+    found = {}
+    if backend.why_no_cpu is None:
+        module = backend.cpu_module()
+        found["kdfast._cpu"] = "in use"
+        found["instruction set"] = f"{module.isa} (this processor and build have: {', '.join(module.available_isas)})"
+        found["compiler"] = str(getattr(module, "compiler", "unknown"))
+    else:
+        found["kdfast._cpu"] = f"not in use: {backend.why_no_cpu}"
+    found["kdfast._cuda"] = "not in use: this build of kdfast has no CUDA kernels"
+    try:
+        forced = backend.forced()
+        found["backend"] = f"{forced}, forced by KDFAST_BACKEND" if forced else "compiled kernels, else the reference"
+    except KdfastError as error:
+        found["backend"] = str(error).replace("\n", "; ")
+    return found
+
+
+def _sample() -> str:
+    sample = files("kdfast.jets") / "data" / "sample.h5"
+    if not sample.is_file():
+        return "missing: reinstall kdfast, or give files of your own"
+    return f"{sample} ({len(sample.read_bytes()) / 1e6:.1f} MB)"

@@ -1,0 +1,267 @@
+"""The command line: what it prints, where, and its exit status; never a traceback unless it is asked for."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import kdfast
+from kdfast.cli import main
+from kdfast.errors import KdfastWarning
+from kdfast.jets.features import Standardisation
+from kdfast.jets.sample import sample
+from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
+from kdfast.models.scoring import write_scores
+from kdfast.study.results import open_study
+
+SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
+COMMANDS = ["sweep", "status", "report", "predict", "generate", "bench", "doctor"]
+TINY = ["--temperature", "3", "--alpha", "0.5", "--epochs", "1", "--teacher-epochs", "1", "--max-jets", "800"]
+TINY += ["--model", "small", "--teacher-model", "small", "--max-constituents", "10", "--batch-size", "64"]
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
+
+
+def start(*arguments, **more):
+    code = "import sys; from kdfast.cli import main; sys.exit(main())"
+    run = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(run, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(**more))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of one student, swept by the command line."""
+    out = tmp_path_factory.mktemp("cli") / "study"
+    assert main(["sweep", "--out", str(out), "--quiet", *TINY]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def jets_file(tmp_path_factory):
+    """The first 300 jets of the bundled sample as a file of a user's, without labels."""
+    path = tmp_path_factory.mktemp("jets") / "unlabelled.h5"
+    with h5py.File(SAMPLE) as source, h5py.File(path, "w") as file:
+        for name in source:
+            if name != "labels":
+                file.create_dataset(name, data=source[name][:300])
+    return path
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kdfast {kdfast.__version__}\n"
+
+
+def test_no_command_prints_help(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", out, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(capsys, command):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: kdfast {command}" in out
+    assert re.search(rf"Examples?:\n    kdfast {command}", out)
+
+
+def test_examples_name_options_that_exist(capsys):
+    for command in COMMANDS:
+        main([command, "--help"])
+        examples, options = capsys.readouterr().out.split("Options:")
+        for option in re.findall(r"(?<= )--?[a-z][a-z-]*", examples):
+            assert re.search(rf"{option}\b", options), (command, option)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["swep"], "kdfast: No such command 'swep'"),
+        (["sweep", "--ouut", "x"], "kdfast sweep: No such option: --ouut"),
+        (["sweep", "--epochs", "0"], "kdfast sweep: Invalid value for '--epochs'"),
+        (["sweep", "--temperature", "0", "--alpha", "0.5"], "temperature must be finite and above 0, is 0.0"),
+        (["sweep", "--temperature", "3", "--alpha", "1.5"], "α must lie in [0, 1], is 1.5"),
+        (["sweep", "--grid", "wid"], "unknown grid 'wid'\ndid you mean 'wide'?"),
+        (["sweep", "--hlt", "nominl"], "unknown HLT preset 'nominl'\ndid you mean 'nominal'?"),
+        (["sweep", "--model", "smal"], "unknown model preset 'smal'\ndid you mean 'small'?"),
+        (["sweep", "nowhere.h5"], "nowhere.h5: "),
+        (["sweep", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
+        (["sweep", "--teacher", "nowhere.safetensors"], "nowhere.safetensors: there is no such model file"),
+        (["sweep", "--teacher", "nowhere.npy"], "nowhere.npy"),
+        (["sweep", "--out", "/proc/kdfast", *TINY], "/proc/kdfast: can't be written"),
+        (["status"], "kdfast status: Missing argument 'STUDY'"),
+        (["status", "nowhere"], "kdfast: nowhere: does not exist\ngive the folder that `kdfast sweep --out` wrote"),
+        (["report", "."], "kdfast: .: holds no study"),
+        (["predict", "nowhere", "jets.h5", "--out", "x.h5"], "kdfast: nowhere: there is no such model file"),
+        (["generate", "--jets", "3", "--out", "x.h5", "--seed", "1"], "kdfast: jets: must be an even number"),
+    ],
+)
+def test_errors_are_two_lines_and_status_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    # progress may come first; the error itself is one or two lines
+    error = captured.err[captured.err.index("kdfast") :] if captured.err.startswith("kdfast") else captured.err
+    assert len(error.splitlines()) <= 3
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback():
+    process = start("status", "nowhere", "--debug")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback (most recent call last)" in errors
+    assert "StudyError: nowhere: does not exist" in errors
+
+
+def test_a_teacher_that_is_no_array(capsys, tmp_path):
+    path = tmp_path / "logits.npy"
+    path.write_bytes(b"no array")
+    assert main(["sweep", "--teacher", str(path), "--out", str(tmp_path / "s")]) == 2
+    assert f"{path}: is no array that numpy.save wrote" in capsys.readouterr().err
+
+
+def test_sweep_prints_the_best_and_the_files(study, capsys):
+    assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
+    captured = capsys.readouterr()
+    assert "1 of 1 runs are done" in captured.out
+    assert "baseline_T3.0_A0.5" in captured.out
+    assert str(study / "results_summary.txt") in captured.out
+    assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_another_study_is_refused(study, capsys):
+    assert main(["sweep", "--out", str(study), *TINY, "--hlt", "severe"]) == 2
+    assert "hlt" in capsys.readouterr().err
+    assert main(["sweep", "--out", str(study), *TINY, "--no-resume"]) == 2
+    assert "holds a study already" in capsys.readouterr().err
+
+
+def test_status_and_report(study, capsys):
+    assert main(["status", str(study)]) == 0
+    assert capsys.readouterr().out == f"{study}: 3 runs, 3 done\n"
+    assert main(["report", str(study)]) == 0
+    assert "1 of 1 runs are done" in capsys.readouterr().out
+
+
+def test_status_names_what_is_missing_or_damaged(study, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    shutil.rmtree(copy / "results" / "student.baseline_T3.0_A0.5.seed42")
+    (copy / "results" / "baseline.baseline.seed42" / "weights.safetensors").unlink()
+    assert main(["status", str(copy)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert sorted(out[0].split(", ")[1:]) == ["1 damaged", "1 done", "1 missing"]
+    assert out[1] == "  baseline baseline, seed 42: is damaged: weights.safetensors is missing"
+    table = open_study(copy).status()
+    assert dict(zip(table["kind"], table["status"], strict=True)) == {
+        "teacher": "done",
+        "baseline": "damaged",
+        "student": "missing",
+    }
+
+
+def test_predict_scores_files_without_labels(study, jets_file, tmp_path, capsys):
+    model, out = study / "models" / "best_student.safetensors", tmp_path / "scores.h5"
+    assert main(["predict", str(model), str(jets_file), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: scores of 300 jets\n"
+    with h5py.File(out) as file:
+        assert sorted(file) == ["index", "probability", "score"]
+        scores, probability = file["score"][:], file["probability"][:]
+        np.testing.assert_array_equal(file["index"], np.arange(300))
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-scores.astype(np.float64))), rtol=1e-5)
+    np.testing.assert_array_equal(probability, load_model(model).predict(sample()[:300])[:, 0])
+
+
+def test_predict_keeps_labels_and_says_why_it_cannot_write(tmp_path, capsys):
+    tagger = Tagger(
+        JetTransformer(ModelConfig(width=8, layers=1, heads=2, ffn=8)),
+        Preparation("hlt", "nominal", 1, None, Standardisation(torch.zeros(7), torch.ones(7))),
+    )
+    jets = sample()[:40]
+    path = write_scores(tmp_path / "scores.h5", tagger, jets)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["label"], jets.labels)
+    tagger.save(tmp_path / "model.safetensors")
+    for out, reason in (("no/scores.h5", "its folder does not exist"), (".", "Is a directory")):
+        place = tmp_path / out
+        arguments = ["predict", str(tmp_path / "model.safetensors"), str(SAMPLE), "--max-jets", "50"]
+        assert main([*arguments, "--out", str(place)]) == 2
+        assert f"{place}: can't be written: {reason}" in capsys.readouterr().err
+
+
+def test_ctrl_c_gives_130(tmp_path):
+    out = tmp_path / "study"
+    process = start("sweep", "--out", out, *TINY, "--epochs", "400")
+    for line in process.stderr:
+        if "teacher done" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("kdfast: stopped: what has finished is stored")
+
+
+def test_ctrl_c_elsewhere(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdfast.doctor.examine", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "kdfast: interrupted\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    process = start("doctor")
+    process.stdout.close()
+    process.wait()
+    assert process.returncode in (0, 1)
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_doctor(capsys, monkeypatch):
+    monkeypatch.setenv("KDFAST_BACKEND", "reference")
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for text in ("kdfast ", "torch ", "h5py ", "kdfast._cpu ", "kdfast._cuda ", "threads ", "sample.h5"):
+        assert text in out, text
+    assert "reference, forced by KDFAST_BACKEND" in out
+    assert re.search(r"KDFAST_BACKEND +reference", out)
+    monkeypatch.setenv("KDFAST_BACKEND", "refrence")
+    assert main(["doctor"]) == 0
+    assert "unknown backend 'refrence'" in capsys.readouterr().out
+
+
+def test_doctor_says_why_the_kernels_are_not_in_use(tmp_path):
+    process = start("doctor", KDFAST_ISA="avx9000")
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert re.search(r"kdfast._cpu +(not in use: .*avx9000|not in use: the compiled module)", out)
+
+
+def test_warnings_are_one_line(capsys, monkeypatch):
+    def examine():
+        warnings.warn("a slower path", KdfastWarning, stacklevel=1)
+        return {}
+
+    monkeypatch.setattr("kdfast.doctor.examine", examine)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == "kdfast: warning: a slower path\n"
