@@ -59,11 +59,16 @@ Axis sum_to_axis(const float* x, int64_t n) {
             pt += c.pt[half];
         }
     }
-    const double x_sum = reduce_add(px), y_sum = reduce_add(py), scalar_sum = reduce_add(pt);
+    const double x_sum = reduce_add(px), y_sum = reduce_add(py), energy_sum = reduce_add(energy);
     double jet_pt = std::sqrt(x_sum * x_sum + y_sum * y_sum);
-    if (!(jet_pt > kNoAxis * scalar_sum)) jet_pt = __builtin_nan("");
+    if (!(jet_pt > kNoAxis * reduce_add(pt))) jet_pt = __builtin_nan("");
+    // asinh t = ±ln(|t| + √(t² + 1)). The same log as for constituents: a lone constituent is at exactly 0 from its
+    // jet.
+    const double slope = reduce_add(pz) / jet_pt, steep = std::fabs(slope);
+    const DVec ln_sums = log(DVec{jet_pt, energy_sum});
+    const DVec asinh = log(DVec{steep < 1e150 ? steep + std::sqrt(steep * steep + 1.0) : 2.0 * steep, 1.0});
     const double phi = jet_pt == jet_pt ? std::atan2(y_sum, x_sum) : jet_pt;
-    return {std::asinh(reduce_add(pz) / jet_pt), phi, std::log(jet_pt), std::log(reduce_add(energy))};
+    return {std::copysign(asinh[0], slope), phi, ln_sums[0], ln_sums[1]};
 }
 
 // What is not finite becomes 0, the rest is clipped.
