@@ -1,5 +1,6 @@
 """constituent_attention: kernel against reference and float64, masks, layouts, and what must never leak."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_reference_is_a_loop_over_jets() -> None:
 def test_reference_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(MIXED, 2, 8, members=2, bias="own")
     whole = results(constituent_attention_reference, torch.float64, inputs, dropout_p=0.4, seed=SEED)
-    monkeypatch.setattr("kdfast.ops.constituent_attention._BLOCK", 2 * 2 * 40 * 40 * 2)
+    module = importlib.import_module("kdfast.ops.constituent_attention")  # kdfast.ops holds the function by this name
+    monkeypatch.setattr(module, "_BLOCK", 2 * 2 * 40 * 40 * 2)
     blocks = results(constituent_attention_reference, torch.float64, inputs, dropout_p=0.4, seed=SEED)
     for name in whole:
         torch.testing.assert_close(blocks[name], whole[name])

@@ -1,5 +1,7 @@
 """Ops on packed jets, each with a compiled kernel and a PyTorch reference that is its specification."""
 
+from kdfast.ops.constituent_attention import constituent_attention, padded_attention
 from kdfast.ops.distill_loss import distill_loss
+from kdfast.ops.dropout import dropout
 
-__all__ = ["distill_loss"]
+__all__ = ["constituent_attention", "distill_loss", "dropout", "padded_attention"]
