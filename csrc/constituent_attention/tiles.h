@@ -189,7 +189,8 @@ KDFAST_INLINE void for_each_keep(const Head& h, int64_t first, Each&& each) {
     typedef typename Lanes<W>::U U;
     constexpr int kParts = W / kPhiloxLanes > 0 ? W / kPhiloxLanes : 1;
     const U threshold = U{} + h.threshold, high_threshold = threshold << 16;
-    for (int64_t j = 0; j < h.n; j += 8) {
+    const int64_t n = h.n;
+    for (int64_t j = 0; j < n; j += 8) {
         U words[4];
 #pragma GCC unroll 4
         for (int part = 0; part < kParts; ++part) {
@@ -206,7 +207,7 @@ KDFAST_INLINE void for_each_keep(const Head& h, int64_t first, Each&& each) {
         }
 #pragma GCC unroll 8
         for (int e = 0; e < 8; ++e)
-            if (j + e < h.n) {
+            if (j + e < n) {
                 const U word = words[e / 2];
                 each(j + e, e % 2 == 0 ? (word & 0xFFFFu) >= threshold : word >= high_threshold);
             }
@@ -224,12 +225,14 @@ template <int D, int W>
 void forward_block(const Head& h, int64_t first) {
     typedef typename Lanes<W>::F F;
     typedef Lanes<W> L;
-    const int count = static_cast<int>(h.n - first < W ? h.n - first : W);
+    const int64_t n = h.n;  // copies in registers: stores through memcpy may alias h
+    const bool biased = h.bias != nullptr;
+    const int count = static_cast<int>(n - first < W ? n - first : W);
     float* const weights = h.weights;
     transpose<D, W>(h.q + first * h.ld_q, h.ld_q, count, h.scale, h.q_t);
-    if (h.bias) load_bias<W>(h, first, count, weights);
+    if (biased) load_bias<W>(h, first, count, weights);
     F top = F{} - __builtin_inff();
-    in_tiles<8>(h.n, [&](auto size, int64_t j0) __attribute__((always_inline)) {
+    in_tiles<8>(n, [&](auto size, int64_t j0) __attribute__((always_inline)) {
         constexpr int J = size.value;
         F s[J];
 #pragma GCC unroll 8
@@ -237,13 +240,13 @@ void forward_block(const Head& h, int64_t first) {
         dot_tile<D, W, J>(h.q_t, h.k + j0 * h.ld_k, h.ld_k, s);
 #pragma GCC unroll 8
         for (int j = 0; j < J; ++j) {
-            if (h.bias) s[j] += L::load(weights + (j0 + j) * W);
+            if (biased) s[j] += L::load(weights + (j0 + j) * W);
             L::store(weights + (j0 + j) * W, s[j]);
             top = s[j] > top ? s[j] : top;
         }
     });
     F sum = F{};
-    for (int64_t j = 0; j < h.n; ++j) {
+    for (int64_t j = 0; j < n; ++j) {
         const F e = L::exp(L::load(weights + j * W) - top);
         sum += e;
         L::store(weights + j * W, e);
@@ -256,25 +259,27 @@ void forward_block(const Head& h, int64_t first) {
     L::store(lse, top + L::log(sum));
     L::store(inverses, h.keep_scale / sum);
     for (int i = 0; i < count; ++i) h.lse[(first + i) * h.ld_lse] = lse[i];
-    combine<D, 1, W>(weights, count, h.n, h.v, h.ld_v, h.out + first * h.ld_out, h.ld_out, inverses, 1, false);
+    combine<D, 1, W>(weights, count, n, h.v, h.ld_v, h.out + first * h.ld_out, h.ld_out, inverses, 1, false);
 }
 
 template <int D, int W>
 void backward_block(const Head& h, int64_t first) {
     typedef typename Lanes<W>::F F;
     typedef Lanes<W> L;
-    const int count = static_cast<int>(h.n - first < W ? h.n - first : W);
+    const int64_t n = h.n;  // copies in registers: stores through memcpy may alias h
+    const bool biased = h.bias != nullptr;
+    const int count = static_cast<int>(n - first < W ? n - first : W);
     float *const weights = h.weights, *const grads = h.grads;
     const float* q = h.q + first * h.ld_q;
     const float* grad_out = h.grad_out + first * h.ld_grad_out;
     transpose<D, W>(q, h.ld_q, count, h.scale, h.q_t);
     transpose<D, W>(grad_out, h.ld_grad_out, count, h.keep_scale, h.grad_t);
-    if (h.bias) load_bias<W>(h, first, count, weights);
+    if (biased) load_bias<W>(h, first, count, weights);
     float lses[W] = {};
     for (int i = 0; i < count; ++i) lses[i] = h.lse[(first + i) * h.ld_lse];
     const F lse = L::load(lses);
     F total = F{}, mean = F{};  // Σ_j P_ij, which lse's rounding leaves near 1; D_i
-    in_tiles<8>(h.n, [&](auto size, int64_t j0) __attribute__((always_inline)) {
+    in_tiles<8>(n, [&](auto size, int64_t j0) __attribute__((always_inline)) {
         constexpr int J = size.value;
         F s[J], g[J];
 #pragma GCC unroll 8
@@ -282,7 +287,7 @@ void backward_block(const Head& h, int64_t first) {
         dot_tile<D, W, J>(h.q_t, h.k + j0 * h.ld_k, h.ld_k, s);
 #pragma GCC unroll 8
         for (int j = 0; j < J; ++j) {
-            if (h.bias) s[j] += L::load(weights + (j0 + j) * W);
+            if (biased) s[j] += L::load(weights + (j0 + j) * W);
             s[j] = L::exp(s[j] - lse);
             total += s[j];
             L::store(weights + (j0 + j) * W, s[j]);
@@ -299,24 +304,24 @@ void backward_block(const Head& h, int64_t first) {
             L::store(h.dropped + j * W, keep ? p : F{});
             L::store(grads + j * W, keep ? g : F{});
         });
-    for (int64_t j = 0; j < h.n; ++j) mean += L::load(weights + j * W) * L::load(grads + j * W);
+    for (int64_t j = 0; j < n; ++j) mean += L::load(weights + j * W) * L::load(grads + j * W);
     const F inverse = 1.0f / total;
     mean *= inverse;
     float* const dropped = h.threshold ? h.dropped : weights;
-    for (int64_t j = 0; j < h.n; ++j) {
+    for (int64_t j = 0; j < n; ++j) {
         const F p = L::load(weights + j * W) * inverse;
         L::store(grads + j * W, p * (L::load(grads + j * W) - mean));
         L::store(dropped + j * W, L::load(dropped + j * W) * inverse);
     }
     if (h.dbias)
         for (int i = 0; i < count; ++i)
-            for (int64_t j = 0; j < h.n; ++j) {
-                float& to = h.dbias[(first + i) * h.n + j];
+            for (int64_t j = 0; j < n; ++j) {
+                float& to = h.dbias[(first + i) * n + j];
                 to = h.add_dbias ? to + grads[j * W + i] : grads[j * W + i];
             }
-    combine<D, 1, W>(grads, count, h.n, h.k, h.ld_k, h.dq + first * h.ld_dq, h.ld_dq, &h.scale, 0, false);
-    combine<D, W, 1>(grads, h.n, count, q, h.ld_q, h.dk, h.ld_dk, &h.scale, 0, first > 0);
-    combine<D, W, 1>(dropped, h.n, count, grad_out, h.ld_grad_out, h.dv, h.ld_dv, &h.keep_scale, 0, first > 0);
+    combine<D, 1, W>(grads, count, n, h.k, h.ld_k, h.dq + first * h.ld_dq, h.ld_dq, &h.scale, 0, false);
+    combine<D, W, 1>(grads, n, count, q, h.ld_q, h.dk, h.ld_dk, &h.scale, 0, first > 0);
+    combine<D, W, 1>(dropped, n, count, grad_out, h.ld_grad_out, h.dv, h.ld_dv, &h.keep_scale, 0, first > 0);
 }
 
 // All blocks of a head; a last block of few queries takes half the lanes.
