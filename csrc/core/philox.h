@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/types.h"
+
 namespace kdfast {
 
 struct Philox4 {
@@ -11,7 +13,7 @@ struct Philox4 {
 };
 
 // key: 64 bits (low word first); counter: (c0, c1, c2, c3).
-inline Philox4 philox4x32(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+KDFAST_INLINE Philox4 philox4x32(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     for (int round = 0; round < 10; ++round) {
         const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;
@@ -27,7 +29,7 @@ inline Philox4 philox4x32(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, u
 }
 
 // One link of the chain: state ← splitmix64(state ^ value).
-inline uint64_t splitmix64(uint64_t x) {
+KDFAST_INLINE uint64_t splitmix64(uint64_t x) {
     x += 0x9E3779B97F4A7C15;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
@@ -37,12 +39,12 @@ inline uint64_t splitmix64(uint64_t x) {
 // Dropout. One Philox call decides eight neighbours (keys or features 8g … 8g+7): element e uses 16 bits of word
 // (e % 8) / 2, the low half where e is even. It is kept where those bits ≥ threshold(p); kept values are scaled by
 // 1 / (1 − threshold / 2^16), so that the expectation is exact for the probability as quantised.
-inline uint32_t dropout_threshold(double p) { return static_cast<uint32_t>(p * 65536.0 + 0.5); }
-inline bool dropout_keep(const Philox4& bits, uint32_t element, uint32_t threshold) {
+KDFAST_INLINE uint32_t dropout_threshold(double p) { return static_cast<uint32_t>(p * 65536.0 + 0.5); }
+KDFAST_INLINE bool dropout_keep(const Philox4& bits, uint32_t element, uint32_t threshold) {
     return ((bits.v[(element % 8) / 2] >> (16 * (element % 2))) & 0xFFFF) >= threshold;
 }
 
 // Uniform in (0, 1): (bits + 1/2) / 2^32, exact in float64 (float32 would round the last ones to 1).
-inline double uniform_open(uint32_t bits) { return (static_cast<double>(bits) + 0.5) * 0x1p-32; }
+KDFAST_INLINE double uniform_open(uint32_t bits) { return (static_cast<double>(bits) + 0.5) * 0x1p-32; }
 
 }  // namespace kdfast

@@ -5,10 +5,6 @@
 
 #include "core/simd.h"
 
-#if KDFAST_X86
-#include <immintrin.h>
-#endif
-
 namespace kdfast::KDFAST_ISA_NS {
 
 constexpr int kLanes64 = kLanes / 2;
@@ -164,24 +160,12 @@ KDFAST_INLINE DVec exp(DVec x) {
 // Four consecutive vectors of records (a, b, c, d) as one vector of each field.
 KDFAST_INLINE void load_records(const float* p, Vec& a, Vec& b, Vec& c, Vec& d) {
     const Vec v0 = load(p), v1 = load(p + kLanes), v2 = load(p + 2 * kLanes), v3 = load(p + 3 * kLanes);
-#if defined(__AVX512F__)
-#define KDFAST_EVEN(x, y) __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-#define KDFAST_ODD(x, y) __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
-#elif defined(__AVX2__)
-#define KDFAST_EVEN(x, y) __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14)
-#define KDFAST_ODD(x, y) __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15)
-#else
-#define KDFAST_EVEN(x, y) __builtin_shufflevector(x, y, 0, 2, 4, 6)
-#define KDFAST_ODD(x, y) __builtin_shufflevector(x, y, 1, 3, 5, 7)
-#endif
-    const Vec even0 = KDFAST_EVEN(v0, v1), even1 = KDFAST_EVEN(v2, v3);
-    const Vec odd0 = KDFAST_ODD(v0, v1), odd1 = KDFAST_ODD(v2, v3);
-    a = KDFAST_EVEN(even0, even1);
-    c = KDFAST_ODD(even0, even1);
-    b = KDFAST_EVEN(odd0, odd1);
-    d = KDFAST_ODD(odd0, odd1);
-#undef KDFAST_EVEN
-#undef KDFAST_ODD
+    const Vec even0 = even_lanes(v0, v1), even1 = even_lanes(v2, v3);
+    const Vec odd0 = odd_lanes(v0, v1), odd1 = odd_lanes(v2, v3);
+    a = even_lanes(even0, even1);
+    c = odd_lanes(even0, even1);
+    b = even_lanes(odd0, odd1);
+    d = odd_lanes(odd0, odd1);
 }
 
 // The same for the last n < kLanes records, zeros behind them.

@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+// Everything in a header that kernel sources use is inlined by force: an out-of-line copy would be merged with that of
+// another instruction set when the module is linked.
+#define KDFAST_INLINE inline __attribute__((always_inline))
+
 namespace kdfast {
 
 // The codes are those of ops/_arrays.py.
@@ -16,9 +20,9 @@ struct f16 {
     uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
-inline float to_float(f16 x) {
+KDFAST_INLINE float to_float(float x) { return x; }
+KDFAST_INLINE float to_float(bf16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
+KDFAST_INLINE float to_float(f16 x) {
     const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, magnitude = x.bits & 0x7FFFu;
     if (magnitude >= 0x7C00u)  // infinity, NaN
         return __builtin_bit_cast(float, sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
@@ -29,22 +33,24 @@ inline float to_float(f16 x) {
 
 // Round to nearest, ties to even; NaN stays NaN.
 template <class T>
-T from_float(float x);
+KDFAST_INLINE T from_float(float x);
 template <>
-inline float from_float<float>(float x) { return x; }
+KDFAST_INLINE float from_float<float>(float x) {
+    return x;
+}
 template <>
-inline bf16 from_float<bf16>(float x) {
+KDFAST_INLINE bf16 from_float<bf16>(float x) {
     const uint32_t bits = __builtin_bit_cast(uint32_t, x);
     if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
     return {static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16)};
 }
 template <>
-inline f16 from_float<f16>(float x) {
+KDFAST_INLINE f16 from_float<f16>(float x) {
     const uint32_t bits = __builtin_bit_cast(uint32_t, x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) return {static_cast<uint16_t>(sign | 0x7E00u)};
     if (magnitude >= 0x477FF000u) return {static_cast<uint16_t>(sign | 0x7C00u)};  // ≥ 65520 rounds to infinity
-    if (magnitude < 0x38800000u) {                                                 // below 2^-14: subnormal, rounded by an addition
-        const float aligned = __builtin_bit_cast(float, magnitude) + 0.5f;          // one unit = 2^-24
+    if (magnitude < 0x38800000u) {  // below 2^-14: subnormal, rounded by an addition
+        const float aligned = __builtin_bit_cast(float, magnitude) + 0.5f;  // one unit = 2^-24
         return {static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, aligned) - 0x3F000000u))};
     }
     const uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1u);

@@ -117,10 +117,10 @@ def check_accuracy(
     [
         *[(1, 1, 1), (1, 512, 1), (4, 37, 1), (2, 5000, 1), (0, 8, 1)],
         *[(1, 1, 2), (1, 512, 2), (4, 37, 2)],
-        *[(3, 16, 3), (2, 100, 10), (1, 5000, 10), (2, 33, 256), (1, 9, 300)],
+        *[(3, 16, 3), (2, 100, 10), (1, 5000, 10), (2, 33, 128), (1, 9, 129)],
     ],
 )
-@pytest.mark.filterwarnings("ignore:kdfast.ops.distill_loss runs its PyTorch reference")  # 300 classes
+@pytest.mark.filterwarnings("ignore:kdfast.ops.distill_loss runs its PyTorch reference")  # 129 classes
 def test_accuracy(each_backend: str, members: int, jets: int, classes: int, weighted: bool, dtype: torch.dtype) -> None:
     if members == 0:
         student, teacher, labels, _ = make(0, jets, classes, dtype=dtype)
@@ -191,7 +191,8 @@ def test_a_student_close_to_its_teacher_keeps_its_digits(
     assert loss.item() == pytest.approx(expected, rel=tolerance)
     assert terms[0].item() == loss.item()
     assert student.grad is not None
-    torch.testing.assert_close(student.grad, torch.tensor(grads), rtol=2e-5, atol=1e-12)
+    exact_grad = torch.tensor(grads)  # one element crosses 0; its absolute error is that of its neighbours
+    torch.testing.assert_close(student.grad, exact_grad, rtol=1e-6, atol=1e-6 * exact_grad.abs().max().item())
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
+from kdfast.ops import backend
+from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops._eager import is_eager
 
 __all__ = ["distill_loss", "distill_loss_reference"]
 
-MAX_CLASSES = 256  # of the compiled kernel (kMaxClasses in csrc/distill_loss/distill_loss.h)
+_MAX_CLASSES = 128  # of the compiled kernel (kMaxClasses in csrc/distill_loss/distill_loss.h)
 
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
@@ -179,7 +181,53 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, grad, terms) by kernel or reference. grad_dtype None: no gradient is wanted (grad is then empty)."""
     _check_shapes(student, teacher, labels, temperature, alpha, weights)
-    return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
+    shape = student.shape
+    code, classes = DTYPE_CODES.get(student.dtype), shape[-1]
+    unsupported = f"{classes} classes are more than the kernel's {_MAX_CLASSES}" if classes > _MAX_CLASSES else None
+    if code is None or backend.choose("distill_loss", student.device.type, unsupported) == "reference":
+        return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
+    student = student.contiguous()
+    teacher_stride = teacher_code = 0
+    if teacher is not None:
+        if teacher.dtype not in DTYPE_CODES:
+            teacher = teacher.float()
+        if teacher.dim() == 3 and teacher.stride(0) == 0:  # one teacher, expanded
+            teacher = teacher[0]
+        teacher = teacher.contiguous()
+        teacher_stride = shape[-2] * classes if teacher.dim() == 3 else 0
+        teacher_code = DTYPE_CODES[teacher.dtype]
+    if labels.dtype not in (torch.int64, torch.float32):
+        labels = labels.float() if labels.is_floating_point() else labels.long()
+    labels, temperature, alpha = labels.contiguous(), temperature.contiguous(), alpha.contiguous()
+    if weights is not None:
+        weights = weights.float().contiguous()
+    outer = shape[:-2]
+    loss, terms = torch.empty(outer), torch.empty((*outer, 2))
+    grad = torch.empty(0) if grad_dtype is None else torch.empty(shape, dtype=grad_dtype)
+    valid = backend.cpu_module().distill_loss(
+        student.data_ptr(),
+        0 if teacher is None else teacher.data_ptr(),
+        labels.data_ptr(),
+        0 if weights is None else weights.data_ptr(),
+        temperature.data_ptr(),
+        alpha.data_ptr(),
+        loss.data_ptr(),
+        terms.data_ptr(),
+        0 if grad_dtype is None else grad.data_ptr(),
+        outer[0] if outer else 1,
+        shape[-2],
+        classes,
+        teacher_stride,
+        code,
+        teacher_code,
+        0 if grad_dtype is None else DTYPE_CODES[grad_dtype],
+        labels.dtype == torch.float32,
+        torch.get_num_threads(),
+    )
+    if not valid:
+        _check_values(teacher, labels, classes, temperature, alpha, weights)
+        raise AssertionError("the kernel refused values that the check accepts")
+    return loss, grad, terms
 
 
 def _check_shapes(

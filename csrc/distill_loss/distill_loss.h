@@ -1,0 +1,33 @@
+// The distillation loss of K members and its gradient; the mathematics stands at the head of ops/distill_loss.py.
+#pragma once
+
+#include <cstdint>
+
+#include "core/isa.h"
+#include "core/types.h"
+
+namespace kdfast {
+
+constexpr int kMaxClasses = 128;
+
+struct DistillLossParams {
+    const void* student;        // [K, B, C]
+    const void* teacher;        // [B, C] or [K, B, C]; null where every α is 0
+    const void* labels;         // [B] int64 classes, or float32 in [0, 1] (only for C = 1)
+    const float* weights;       // [B]; null: all 1
+    const double* temperature;  // [K]
+    const double* alpha;        // [K]
+    float* loss;                // [K] out
+    float* terms;               // [K, 2] out: weighted means of T²·KL and of CE
+    void* grad;                 // [K, B, C] out; null: not wanted
+    int64_t num_members, num_jets, num_classes;
+    int64_t teacher_stride;  // elements from one member's teacher logits to the next's: 0 or B·C
+    DType student_dtype, teacher_dtype, grad_dtype;
+    bool float_labels;
+    int num_threads;
+    bool* valid;  // out: false where a temperature, α, label or weight can't be; nothing else is written then
+};
+
+KDFAST_KERNEL(distill_loss, DistillLossParams);
+
+}  // namespace kdfast
