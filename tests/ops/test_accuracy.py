@@ -19,7 +19,7 @@ def test_small_elements_do_not_hide_behind_large_ones() -> None:
         assert_accurate((exact + 1e-3).float(), exact.float(), exact)
 
 
-def test_one_unit_in_the_last_place_is_allowed_where_pytorch_is_exact() -> None:
+def test_a_unit_in_the_last_place_is_allowed_where_pytorch_is_exact() -> None:
     assert_accurate(torch.nextafter(EXACT.float(), torch.tensor(torch.inf)), EXACT.float(), EXACT)
 
 
