@@ -395,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles or imports, by version
+    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles and does not export
     command = typer.main.get_command(app)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]

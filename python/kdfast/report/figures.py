@@ -46,6 +46,7 @@ def save_roc_figure(
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     curves = {line.kind: _rejections(labels, line.scores, weights) for line in lines}
     # a style of its own, inside a context: the user's settings stay as they are
@@ -74,6 +75,7 @@ def save_roc_figure(
             usual = ratio[(_EFFICIENCIES > 0.2) & np.isfinite(ratio)]  # below, a handful of jets decides
             spread = 1.3 * max(float(np.max(np.abs(usual - 1.0), initial=0.0)), 0.05)
             axes.set_ylim(1.0 - spread, 1.0 + spread)
+            axes.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no number meets those of the other axes
             axes.set_ylabel("Student /\nbaseline")
         (below[-1] if below else top).set_xlabel(r"Signal efficiency $ε_S$")
         paths = {"roc_pdf": folder / "roc.pdf", "roc_png": folder / "roc.png"}
