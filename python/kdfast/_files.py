@@ -1,11 +1,15 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["fsync_folder", "write_atomically", "write_content"]
+from kdfast.errors import KdfastError, StudyError
+
+__all__ = ["fsync_folder", "write_atomically", "write_content", "writing_errors"]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -35,3 +39,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def write_content(path: Path, content: bytes) -> None:
     """Makes path a file of this content, whole or not at all, durably."""
     write_atomically(path, lambda file: file.write(content))
+
+
+@contextmanager
+def writing_errors(path: Path, kind: type[KdfastError] = StudyError) -> Iterator[None]:
+    """Inside the `with` block a failure to write (no permission, full disk, quota) becomes an error about path."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "make room and run the same command again" if full else "give a place that may be written"
+        raise kind(f"can't be written: {error.strerror}", where=str(path), hint=hint) from error

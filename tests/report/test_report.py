@@ -201,5 +201,5 @@ def test_a_damaged_result_is_not_reported(tmp_path):
 def test_unwritable_report(tmp_path):
     store = small(tmp_path / "s")
     (store.path / "models").write_text("a file in the way")
-    with pytest.raises(StudyError, match=r"can't be written: File exists\ngive a folder that may be written"):
+    with pytest.raises(StudyError, match=r"can't be written: File exists\ngive a place that may be written"):
         store.rebuild_summaries()

@@ -22,6 +22,7 @@ from kdfast.jets.features import Standardisation
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model, tagger_card
 from kdfast.study.folders import FORMAT
 from kdfast.study.store import StoredResult, StudyStore
+from tests.study.small_sweep import small_sweep
 
 SETTINGS = {"data": "sample", "model": {"width": 32, "dropout": 0.1}, "seeds": [42, 43]}
 PROVENANCE = {"kdfast": "0.1.0", "isa": "avx2", "data": "0123abcd"}
@@ -401,7 +402,7 @@ def test_full_disk(tmp_path):
 def test_unwritable_folder(store, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(StudyError, match=r"can't be written: Not a directory\ngive a folder that may be written"):
+    with pytest.raises(StudyError, match=r"can't be written: Not a directory\ngive a place that may be written"):
         StudyStore.create_or_open(file / "study", SETTINGS, PROVENANCE)
     with pytest.raises(StudyError, match="/proc/kdfast: can't be written"):
         StudyStore.create_or_open("/proc/kdfast", SETTINGS, PROVENANCE)
@@ -419,3 +420,26 @@ def test_read_only_study_can_be_read(store):
     finally:
         store.path.chmod(0o755)
         (store.path / "results").chmod(0o755)
+
+
+def test_a_sweep_on_a_full_disk_keeps_what_is_stored(tmp_path):
+    """The whole sweep, on a disk that has room for the first few results only."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = [shutil.which("mount"), "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if mount[0] is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises(StudyError, match=r"can't be written: No space left on device\nmake room"):
+            small_sweep(disk / "study")
+        store = StudyStore.open(disk / "study")
+        stored = {result.key: result.metrics for result in store.results()}
+        assert stored
+        assert store.damaged() == {}
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        results = small_sweep(disk / "study")
+        assert (results.results["status"] == "done").all()
+        again = {result.key: result.metrics for result in store.results()}
+        assert stored.items() <= again.items()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # cached targets may still be mapped

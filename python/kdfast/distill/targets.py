@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from kdfast._files import write_atomically
+from kdfast._files import write_content, writing_errors
 from kdfast.distill.attention_transfer import attention_summary
 from kdfast.distill.trainer import Targets, View
 from kdfast.models.jet_transformer import JetTransformer
@@ -32,7 +32,7 @@ def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None
     """The teacher's logits and pooling-attention summaries for the training view.
 
     cache_folder: where they are kept between runs, under the fingerprint of weights and inputs; a cached file that
-    can't be read is computed anew.
+    can't be read is computed anew. Raises StudyError where it can't be written.
     """
     path = None if cache_folder is None else Path(cache_folder) / f"{_fingerprint(model, view)}.safetensors"
     if path is not None and path.exists():
@@ -46,9 +46,10 @@ def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None
     parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in _evaluate(model, view)]
     logits, entropy, maximum = (torch.cat(column) for column in zip(*parts, strict=True))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = save({"logits": logits, "attention_entropy": entropy, "attention_max": maximum})
-        write_atomically(path, lambda file: file.write(content))
+        with writing_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_content(path, content)
     return Targets(logits, entropy, maximum)
 
 

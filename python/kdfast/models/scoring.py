@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kdfast._files import write_content
+from kdfast._files import write_content, writing_errors
 from kdfast._version import __version__
 from kdfast.errors import DataError
 from kdfast.jets.packed import PackedJets
@@ -38,8 +38,6 @@ def write_scores(path: str | Path, tagger: Tagger, jets: PackedJets, *, prepared
             file.create_dataset(name, data=array[:, 0] if array.shape[1] == 1 else array)
         if np.any(jets.labels >= 0):  # a file without labels is read with label −1
             file.create_dataset("label", data=jets.labels)
-    try:
+    with writing_errors(path, DataError):
         write_content(path, buffer.getvalue())
-    except OSError as error:
-        raise DataError(f"can't be written: {error.strerror}", where=str(path)) from error
     return path

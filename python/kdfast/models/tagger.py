@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from kdfast._files import write_atomically
+from kdfast._files import write_content, writing_errors
 from kdfast._version import __version__
 from kdfast.errors import KdfastError, ModelError
 from kdfast.jets.features import Standardisation, features
@@ -121,10 +121,11 @@ class Tagger:
         return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)).numpy()
 
     def save(self, path: str | Path) -> None:
-        """Writes the tagger, whole or not at all."""
+        """Writes the tagger, whole or not at all. Raises ModelError where it can't be written."""
         metadata = {"kdfast": json.dumps(tagger_card(self.model.config, self.preparation))}
         content = save({name: t.contiguous() for name, t in self.model.state_dict().items()}, metadata)
-        write_atomically(Path(path), lambda file: file.write(content))
+        with writing_errors(Path(path), ModelError):
+            write_content(Path(path), content)
 
 
 def load_model(path: str | Path) -> Tagger:

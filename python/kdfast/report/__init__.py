@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdfast._files import write_content
-from kdfast.study.folders import writing_errors
+from kdfast._files import write_content, writing_errors
 from kdfast.study.store import StoredResult, StudyStore
 
 __all__ = ["rebuild"]

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from kdfast._files import fsync_folder
-from kdfast.errors import KdfastError, StudyError
+from kdfast._files import fsync_folder, writing_errors
+from kdfast.errors import StudyError
 
 __all__ = [
     "FORMAT",
@@ -37,7 +37,6 @@ __all__ = [
     "read",
     "read_checked",
     "remove_leftovers",
-    "writing_errors",
 ]
 
 # Version of the layout of a study. A reader refuses a higher one.
@@ -104,19 +103,6 @@ def locked(folder: Path, how: int) -> Iterator[bool | None]:
         yield held
     finally:
         os.close(descriptor)  # gives the lock back
-
-
-@contextmanager
-def writing_errors(path: Path) -> Iterator[None]:
-    """Turns a failure to write (no permission, full disk, quota) into a StudyError about path."""
-    try:
-        yield
-    except KdfastError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "make room and run the same command again: it goes on" if full else "give a folder that may be written"
-        raise StudyError(f"can't be written: {error.strerror}", where=str(path), hint=hint) from error
 
 
 # ---- reading

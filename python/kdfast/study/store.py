@@ -29,7 +29,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from kdfast._files import fsync_folder, write_atomically
+from kdfast._files import fsync_folder, write_content, writing_errors
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError, suggest
 from kdfast.study.folders import (
@@ -45,7 +45,6 @@ from kdfast.study.folders import (
     read,
     read_checked,
     remove_leftovers,
-    writing_errors,
 )
 
 if sys.version_info >= (3, 11):
@@ -295,9 +294,9 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
             raise StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
         for folder in ("results", "shared", "targets"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "study.toml", lambda file: file.write(tomli_w.dumps(settings).encode()))
-        document = json_bytes({"format": FORMAT, **provenance})
-        write_atomically(path / "provenance.json", lambda file: file.write(document))  # last: now it is a study
+        write_content(path / "study.toml", tomli_w.dumps(settings).encode())
+        # last: from now on it is a study
+        write_content(path / "provenance.json", json_bytes({"format": FORMAT, **provenance}))
         fsync_folder(path.absolute().parent)
 
 
