@@ -178,6 +178,18 @@ def test_status_names_what_is_missing_or_damaged(study, capsys, tmp_path):
     }
 
 
+def test_a_deleted_result_is_made_again_to_the_same_bits(study, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    (copy / "results" / "student.baseline_T3.0_A0.5.seed42" / "weights.safetensors").write_bytes(b"damaged")
+    again = ["sweep", "--out", str(copy), "--quiet", "--config", str(study / "study.toml")]
+    assert main(again) == 2
+    assert "seed42: is damaged: weights.safetensors does not match its checksum" in capsys.readouterr().err
+    shutil.rmtree(copy / "results" / "student.baseline_T3.0_A0.5.seed42")
+    assert main(again) == 0
+    assert (copy / "results_summary.csv").read_bytes() == (study / "results_summary.csv").read_bytes()
+
+
 def test_predict_scores_files_without_labels(study, jets_file, tmp_path, capsys):
     model, out = study / "models" / "best_student.safetensors", tmp_path / "scores.h5"
     assert main(["predict", str(model), str(jets_file), "--out", str(out)]) == 0
