@@ -76,25 +76,37 @@ KDFAST_INLINE bool load_jet(const float* x, int64_t n, Workspace& w) {
 
 // How many of the falling pt reach the threshold.
 KDFAST_INLINE int64_t count_above(const float* pt, int64_t n, float threshold) {
-    int64_t count = n;
-    while (count > 0 && pt[count - 1] < threshold) --count;
-    return count;
+    int64_t below = 0;  // where the last vector that reaches it begins
+    while (below + kLanes < n && pt[below + kLanes] >= threshold) below += kLanes;
+    while (below < n && pt[below] >= threshold) ++below;
+    return below;
 }
 
-// arg(1 − w + w e^{iΔ}) for weights w in [0, 1].
-KDFAST_INLINE double weighted_turn(double w, double delta) {
-    if (std::fabs(delta) > 0.2) return std::atan2(w * std::sin(delta), (1.0 - w) + w * std::cos(delta));
-    // The imaginary part of a Bernoulli variable's cumulant generating function: κ₁Δ − κ₃Δ³/3! + κ₅Δ⁵/5! − …, with
-    // q = w (1 − w) and κ₃ = q (1 − 2w) =: c. The next term is below 1e-15.
-    const double q = w * (1.0 - w), c = q * (1.0 - 2.0 * w), d2 = delta * delta, q2 = q * q;
-    const double k5 = (1.0 - 12.0 * q) * (1.0 / 120.0);
-    const double k7 = (1.0 - 60.0 * q + 360.0 * q2) * (1.0 / 5040.0);
-    const double k9 = (1.0 - 252.0 * q + (5040.0 - 20160.0 * q) * q2) * (1.0 / 362880.0);
-    return delta * (w - c * d2 * (1.0 / 6.0 - k5 * d2 + (k7 - k9 * d2) * (d2 * d2)));
+// arg(1 − w + w e^{iΔ}) for weights w in [0, 1] and |Δ| ≤ kSmallAngle: the imaginary part of a Bernoulli variable's
+// cumulant generating function, κ₁Δ − κ₃Δ³/3! + κ₅Δ⁵/5! − …, with q = w (1 − w) and κ₃ = q (1 − 2w) =: c. The term
+// after the last is below 1e-15.
+constexpr double kSmallAngle = 0.2;
+KDFAST_INLINE DVec weighted_turn(DVec w, DVec delta) {
+    const DVec d2 = delta * delta, d4 = d2 * d2;
+    const DVec q = w * (1.0 - w), q2 = q * q, c = q * (1.0 - 2.0 * w);
+    const DVec k5 = 1.0 / 120.0 - q * (12.0 / 120.0);
+    const DVec k7 = (1.0 / 5040.0 - q * (60.0 / 5040.0)) + q2 * (360.0 / 5040.0);
+    const DVec k9 = (1.0 / 362880.0 - q * (252.0 / 362880.0)) + q2 * (5040.0 / 362880.0 - q * (20160.0 / 362880.0));
+    return delta * w - (delta * d2) * c * ((1.0 / 6.0 - k5 * d2) + d4 * (k7 - k9 * d2));
 }
 
-// Merges in place and moves those that stand to the front; returns their number.
-KDFAST_INLINE int64_t merge(Workspace& w, int64_t n, double radius) {
+// An angle in [−2π, 2π] brought to [−π, π].
+template <class T>
+KDFAST_INLINE T wrap_once(T angle) {
+    angle = angle > kPi ? angle - 2.0 * kPi : angle;
+    return angle < -kPi ? angle + 2.0 * kPi : angle;
+}
+
+// Merges in place and moves those that stand to the front; returns their number. around: some φ are more than π apart,
+// so that differences have to be wrapped.
+template <bool around>
+int64_t merge(Workspace& w, int64_t n, double radius) {
+    const bool wide = radius > kSmallAngle;
     const double radius_2 = radius * radius;
     const int64_t blocks = (n + kLanes64 - 1) / kLanes64;
     for (int64_t v = 0; v < blocks; ++v) w.standing[v] = (1u << kLanes64) - 1;
@@ -109,25 +121,27 @@ KDFAST_INLINE int64_t merge(Workspace& w, int64_t n, double radius) {
         for (int64_t v = own; v < blocks; ++v) {
             uint32_t behind = w.standing[v];
             if (v == own) behind &= ~((bit << 1) - 1);
-            while (behind) {
-                const DVec d_eta = load(w.eta + v * kLanes64) - eta;
-                DVec d_phi = abs(load(w.phi + v * kLanes64) - phi);
-                d_phi = min(d_phi, 2.0 * kPi - d_phi);
+            if (!behind) continue;
+            const double* block = w.pt + v * kLanes64;
+            const DVec pts = load(block), etas = load(w.eta + v * kLanes64), phis = load(w.phi + v * kLanes64);
+            for (;;) {
+                const DVec d_eta = etas - eta, d_phi = around ? wrap_once(phis - phi) : phis - phi;
                 const uint32_t near = behind & mask_bits(d_eta * d_eta + d_phi * d_phi < radius_2);
                 if (!near) break;
+                // Where i goes, for every lane that it may take in: the division need not wait for the choice.
+                const DVec total = pts + pt, share = select(total > 0.0, pts / total, DVec{});
+                double moved_eta[kLanes64], turn[kLanes64];
+                store(moved_eta, eta + share * d_eta);
                 const int lane = __builtin_ctz(near);
-                const int64_t j = v * kLanes64 + lane;
-                double turn = w.phi[j] - phi;
-                if (turn > kPi) turn -= 2.0 * kPi;
-                if (turn < -kPi) turn += 2.0 * kPi;
-                const double total = pt + w.pt[j];
-                const double share = total > 0.0 ? w.pt[j] / total : 0.0;
-                eta += share * (w.eta[j] - eta);
-                phi += weighted_turn(share, turn);
-                if (phi > kPi) phi -= 2.0 * kPi;
-                if (phi < -kPi) phi += 2.0 * kPi;
-                pt = total;
-                energy += w.energy[j];
+                store(turn, weighted_turn(share, d_phi));
+                if (wide && std::fabs(d_phi[lane]) > kSmallAngle) {
+                    const double s = share[lane], delta = d_phi[lane];
+                    turn[lane] = std::atan2(s * std::sin(delta), (1.0 - s) + s * std::cos(delta));
+                }
+                eta = moved_eta[lane];
+                phi = around ? wrap_once(phi + turn[lane]) : phi + turn[lane];
+                pt += block[lane];
+                energy += w.energy[v * kLanes64 + lane];
                 w.standing[v] &= ~(1u << lane);
                 behind &= ~((2u << lane) - 1);
             }
@@ -136,6 +150,20 @@ KDFAST_INLINE int64_t merge(Workspace& w, int64_t n, double radius) {
         w.place[kept++] = static_cast<uint64_t>(i);
     }
     return kept;
+}
+
+int64_t merge(Workspace& w, int64_t n, double radius) {
+    DVec low = {}, high = {};  // 0 among angles in [−π, π] makes none of them further apart than π that was not
+    for (int64_t i = 0; i < n; i += kLanes64) {
+        low = min(low, load(w.phi + i));
+        high = max(high, load(w.phi + i));
+    }
+    double lowest = 0.0, highest = 0.0;
+    for (int lane = 0; lane < kLanes64; ++lane) {
+        lowest = low[lane] < lowest ? low[lane] : lowest;
+        highest = high[lane] > highest ? high[lane] : highest;
+    }
+    return highest - lowest > kPi ? merge<true>(w, n, radius) : merge<false>(w, n, radius);
 }
 
 // Two independent standard normal numbers, by Box and Muller.
