@@ -44,7 +44,4 @@ KDFAST_INLINE bool dropout_keep(const Philox4& bits, uint32_t element, uint32_t 
     return ((bits.v[(element % 8) / 2] >> (16 * (element % 2))) & 0xFFFF) >= threshold;
 }
 
-// Uniform in (0, 1): (bits + 1/2) / 2^32, exact in float64 (float32 would round the last ones to 1).
-KDFAST_INLINE double uniform_open(uint32_t bits) { return (static_cast<double>(bits) + 0.5) * 0x1p-32; }
-
 }  // namespace kdfast

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kSliceJets = 64;
 constexpr int kFeatures = 7;
-constexpr double kClip = 20.0;
+constexpr float kClip = 20.0f;
 constexpr double kNoAxis = 1e-6;  // share of Σ pt that |Σ p_T| must have for a direction to mean something
 
 struct Axis {
@@ -72,9 +72,9 @@ Axis sum_to_axis(const float* x, int64_t n) {
 }
 
 // What is not finite becomes 0, the rest is clipped.
-KDFAST_INLINE DVec tidy(DVec x) {
-    x = select(x - x == 0.0, x, DVec{});
-    return min(max(x, broadcast64(-kClip)), broadcast64(kClip));
+KDFAST_INLINE Vec tidy(Vec x) {
+    x = select(x - x == 0.0f, x, Vec{});
+    return min(max(x, broadcast(-kClip)), broadcast(kClip));
 }
 
 void write_features(const float* x, int64_t n, const Axis& axis, float* out) {
@@ -91,8 +91,9 @@ void write_features(const float* x, int64_t n, const Axis& axis, float* out) {
                                             ln_pt - axis.ln_pt,
                                             ln_energy - axis.ln_energy,
                                             sqrt(d_eta * d_eta + d_phi * d_phi)};
-            for (int f = 0; f < kFeatures; ++f) store_as_float(columns[f] + half * kLanes64, tidy(values[f]));
+            for (int f = 0; f < kFeatures; ++f) store_as_float(columns[f] + half * kLanes64, values[f]);
         }
+        for (int f = 0; f < kFeatures; ++f) store(columns[f], tidy(load(columns[f])));
         const int64_t rows = n - i < kLanes ? n - i : kLanes;
         for (int64_t row = 0; row < rows; ++row)
             for (int f = 0; f < kFeatures; ++f) out[(i + row) * kFeatures + f] = columns[f][row];
