@@ -113,14 +113,19 @@ int64_t merge(Workspace& w, int64_t n, double radius) {
     if (n % kLanes64) w.standing[blocks - 1] = (1u << (n % kLanes64)) - 1;
 
     int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const int64_t own = i / kLanes64;
-        const uint32_t bit = 1u << (i % kLanes64);
-        if (!(w.standing[own] & bit)) continue;
+    for (int64_t own = 0; own < blocks;) {
+        // The next that stands. Those before it in its block have had their turn.
+        const uint32_t waiting = w.standing[own];
+        if (!waiting) {
+            ++own;
+            continue;
+        }
+        const int own_lane = __builtin_ctz(waiting);
+        const int64_t i = own * kLanes64 + own_lane;
+        w.standing[own] &= ~(1u << own_lane);
         double pt = w.pt[i], eta = w.eta[i], phi = w.phi[i], energy = w.energy[i];
         for (int64_t v = own; v < blocks; ++v) {
             uint32_t behind = w.standing[v];
-            if (v == own) behind &= ~((bit << 1) - 1);
             if (!behind) continue;
             const double* block = w.pt + v * kLanes64;
             const DVec pts = load(block), etas = load(w.eta + v * kLanes64), phis = load(w.phi + v * kLanes64);
