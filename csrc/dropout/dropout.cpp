@@ -42,10 +42,15 @@ void drop_rows(const DropoutParams& p, int64_t jet, int64_t first, int64_t rows)
             apply(bits, 8 * count, p.threshold, scale, x + 8 * base, y + 8 * base);
             continue;
         }
+        int64_t at = row * features, feature = 8 * group;
         for (int i = 0; i < count; ++i) {  // the last group of a row is not full
-            const int64_t r = (base + i) / groups, feature = (base + i) % groups * 8;
-            const int64_t left = features - feature < 8 ? features - feature : 8, at = r * features + feature;
-            apply(bits + 8 * i, left, p.threshold, scale, x + at, y + at);
+            const int64_t left = features - feature < 8 ? features - feature : 8;
+            apply(bits + 8 * i, left, p.threshold, scale, x + at + feature, y + at + feature);
+            feature += 8;
+            if (feature >= features) {
+                feature = 0;
+                at += features;
+            }
         }
     }
 }

@@ -113,6 +113,22 @@ def test_extreme_logits(size: float) -> None:
     check(torch.float32, draw([40, 13, 3], 2, 16, size=size), f"size={size}")
 
 
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_bias_of_another_dtype(name: str) -> None:
+    qkv, offsets, bias, _ = draw([4, 3], 2, 8, bias="shared")
+    bias.requires_grad_()
+    with backend(name):
+        out = constituent_attention(*qkv.bfloat16().unbind(-3), offsets, bias=bias)
+        out.float().square().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert bias.grad.dtype == torch.float32
+    exact = results(
+        constituent_attention_reference, torch.float64, (qkv.bfloat16(), offsets, bias.detach(), out.double() * 2)
+    )
+    torch.testing.assert_close(out.double(), exact["out"], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(bias.grad.double(), exact["dbias"], rtol=0.02, atol=0.02)
+
+
 def test_reference_is_a_loop_over_jets() -> None:
     qkv, offsets, bias, _ = draw(MIXED, 3, 16, members=2, bias="shared")
     q, k, v = qkv.double().unbind(-3)

@@ -167,7 +167,7 @@ def _attend_block(
         head = torch.arange(heads, device=q.device)[:, None]
         keep = dropout_keep(seed, dropout_p, jet, head, position, n)
         weights = torch.where(keep, weights * dropout_scale(dropout_p), 0.0)
-    out = torch.einsum("kbhij,kbjhd->kbihd", weights, pad(v))
+    out = torch.einsum("kbhij,kbjhd->kbihd", weights.to(v.dtype), pad(v))  # bias may be of a wider type
     return out.flatten(1, 2).index_select(1, rows), lse.flatten(1, 2).index_select(1, rows)
 
 
