@@ -415,8 +415,10 @@ void distill_loss(const DistillLossParams& p) {
                 ce += sums[2 * (k * slices + i) + 1];
             }
             const double kd = p.temperature[k] * p.temperature[k] * kl / weight_sum, label = ce / weight_sum;
-            p.terms[2 * k] = static_cast<float>(kd);
-            p.terms[2 * k + 1] = static_cast<float>(label);
+            if (p.terms != nullptr) {
+                p.terms[2 * k] = static_cast<float>(kd);
+                p.terms[2 * k + 1] = static_cast<float>(label);
+            }
             p.loss[k] = static_cast<float>(p.alpha[k] * kd + (1.0 - p.alpha[k]) * label);
         }
     }

@@ -18,7 +18,7 @@ struct DistillLossParams {
     const double* temperature;  // [K]
     const double* alpha;        // [K]
     float* loss;                // [K] out
-    float* terms;               // [K, 2] out: weighted means of T²·KL and of CE
+    float* terms;               // [K, 2] out: weighted means of T²·KL and of CE; null: not wanted
     void* grad;                 // [K, B, C] out; null: not wanted
     int64_t num_members, num_jets, num_classes;
     int64_t teacher_stride;  // elements from one member's teacher logits to the next's: 0 or B·C

@@ -96,10 +96,11 @@ def distill_loss(
     if not eager:
         op, is_16_bit = torch.ops.kdfast.distill_loss.default, student_logits.element_size() == 2
         loss, _, terms = op(student_logits, teacher_logits, labels, t, a, weights, is_16_bit)
-    elif student_logits.requires_grad and torch.is_grad_enabled():
-        loss, terms = _DistillLoss.apply(student_logits, teacher_logits, labels, t, a, weights)
-    else:
-        loss, _, terms = _run(student_logits, teacher_logits, labels, t, a, weights, None)
+        return (loss, terms) if return_terms else loss
+    constants = (teacher_logits, labels, t, a, weights)
+    if student_logits.requires_grad and torch.is_grad_enabled():
+        return _DistillLoss.apply(student_logits, constants, return_terms)
+    loss, _, terms = _run(student_logits, *constants, None, return_terms)
     return (loss, terms) if return_terms else loss
 
 
@@ -124,28 +125,24 @@ def _per_member(value: PerMember, members: int, device: torch.device, eager: boo
 
 
 class _DistillLoss(torch.autograd.Function):
+    """What eager calls go through. Few arguments and a plain attribute: each of them costs a microsecond."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor | None,
-        labels: Tensor,
-        temperature: Tensor,
-        alpha: Tensor,
-        weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, student: Tensor, constants: tuple[Any, ...], want_terms: bool) -> Any:
         # The gradient of 16-bit logits stays in float32 until it is scaled: a mean over many jets divides it by their
         # number, which float16 may not hold before a loss scaler's factor is on it.
-        dtype = torch.float32 if student.element_size() == 2 else student.dtype
-        loss, grad, terms = _run(student, teacher, labels, temperature, alpha, weights, dtype)
-        ctx.mark_non_differentiable(terms)
-        ctx.save_for_backward(grad)
         ctx.dtype = student.dtype
+        loss, ctx.grad, terms = _run(
+            student, *constants, torch.float32 if student.element_size() == 2 else student.dtype, want_terms
+        )
+        if not want_terms:
+            return loss
+        ctx.mark_non_differentiable(terms)
         return loss, terms
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return _scaled(ctx.saved_tensors[0], grad_loss, ctx.dtype), None, None, None, None, None
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return _scaled(ctx.grad, grad_loss, ctx.dtype), None, None
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,11 +175,12 @@ def _run(
     alpha: Tensor,
     weights: Tensor | None,
     grad_dtype: torch.dtype | None,
+    want_terms: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, grad, terms) by kernel or reference. grad_dtype None: no gradient is wanted (grad is then empty)."""
+    """(loss, grad, terms) by kernel or reference; grad is empty for grad_dtype None, terms may be where not wanted."""
     _check_shapes(student, teacher, labels, temperature, alpha, weights)
     shape = student.shape
-    code, classes = DTYPE_CODES.get(student.dtype), shape[-1]
+    code, jets, classes = DTYPE_CODES.get(student.dtype), shape[-2], shape[-1]
     unsupported = f"{classes} classes are more than the kernel's {_MAX_CLASSES}" if classes > _MAX_CLASSES else None
     if code is None or backend.choose("distill_loss", student.device.type, unsupported) == "reference":
         return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
@@ -194,16 +192,18 @@ def _run(
         if teacher.dim() == 3 and teacher.stride(0) == 0:  # one teacher, expanded
             teacher = teacher[0]
         teacher = teacher.contiguous()
-        teacher_stride = shape[-2] * classes if teacher.dim() == 3 else 0
+        teacher_stride = jets * classes if teacher.dim() == 3 else 0
         teacher_code = DTYPE_CODES[teacher.dtype]
     if labels.dtype not in (torch.int64, torch.float32):
         labels = labels.float() if labels.is_floating_point() else labels.long()
     labels, temperature, alpha = labels.contiguous(), temperature.contiguous(), alpha.contiguous()
     if weights is not None:
         weights = weights.float().contiguous()
-    outer = shape[:-2]
-    loss, terms = torch.empty(outer), torch.empty((*outer, 2))
-    grad = torch.empty(0) if grad_dtype is None else torch.empty(shape, dtype=grad_dtype)
+    packed = len(shape) == 3
+    members = shape[0] if packed else 1
+    loss = torch.empty(members) if packed else torch.empty(())
+    grad = torch.empty(0) if grad_dtype is None else torch.empty_like(student, dtype=grad_dtype)
+    terms = torch.empty(members, 2) if want_terms else loss
     valid = backend.cpu_module().distill_loss(
         student.data_ptr(),
         0 if teacher is None else teacher.data_ptr(),
@@ -212,10 +212,10 @@ def _run(
         temperature.data_ptr(),
         alpha.data_ptr(),
         loss.data_ptr(),
-        terms.data_ptr(),
+        terms.data_ptr() if want_terms else 0,
         0 if grad_dtype is None else grad.data_ptr(),
-        outer[0] if outer else 1,
-        shape[-2],
+        members,
+        jets,
         classes,
         teacher_stride,
         code,
@@ -227,13 +227,27 @@ def _run(
     if not valid:
         _check_values(teacher, labels, classes, temperature, alpha, weights)
         raise AssertionError("the kernel refused values that the check accepts")
-    return loss, grad, terms
+    return loss, grad, terms if packed or not want_terms else terms[0]
 
 
 def _check_shapes(
     student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: Tensor, alpha: Tensor, weights: Tensor | None
 ) -> None:
     shape = student.shape
+    dims = len(shape)
+    members, jets, classes = shape if dims == 3 else (1, *shape) if dims == 2 else (1, 0, 0)
+    if (  # everything at once, since this is a large part of what a small batch costs; what is wrong comes after
+        classes > 0
+        and jets > 0
+        and student.is_floating_point()
+        and (teacher is None or teacher.shape == shape or (teacher.dim() == 2 and teacher.shape == (jets, classes)))
+        and labels.shape == (jets,)
+        and (classes == 1 or not labels.is_floating_point())
+        and (weights is None or weights.shape == (jets,))
+        and temperature.shape == alpha.shape == (members,)
+        and temperature.dtype == alpha.dtype == torch.float64
+    ):
+        return
     if len(shape) not in (2, 3) or shape[-1] == 0 or not student.is_floating_point():
         raise DataError(f"must be floats [B, C] or [K, B, C], is {student.dtype} {list(shape)}", where="student_logits")
     members, jets = shape[0] if len(shape) == 3 else 1, shape[-2]
