@@ -182,6 +182,14 @@ KDFAST_INLINE Vec exp(Vec x) {
     return select(x == x, select(x > 88.72284f, broadcast(__builtin_inff()), y), x);
 }
 
+// e^x for x ≤ 0, in fewer steps: relative error ≤ 2 units in the last place down to -87, and e^-87 below that.
+KDFAST_INLINE Vec exp_nonpositive(Vec x) {
+    Vec n;
+    IVec shift;
+    const Vec f = reduce_exp(max(broadcast(-87.0f), x), n, shift);
+    return (Vec)((IVec)(exp_polynomial(f) * f * f + f + 1.0f) + shift);
+}
+
 // A function near its first-order term: `value`, and `rest`, what is left of it without that term, which keeps its
 // relative accuracy where it is tiny.
 struct Split {
@@ -235,19 +243,17 @@ KDFAST_INLINE Vec log(Vec x) {
     return select(x < __builtin_inff(), y, x);
 }
 
-// value = ln(1 + x), rest = x − ln(1 + x), for x > −1 (no check below). Relative error ≤ 3 units in the last place of
+// value = ln(1 + x), rest = x − ln(1 + x), for finite x > −1 (no check). Relative error ≤ 3 units in the last place of
 // value, ≤ 12 of rest; NaN stays NaN.
 KDFAST_INLINE Split log1p(Vec x) {
     const Vec y = 1.0f + x;
     IVec shift;
     const Vec m = reduce_log(y, shift);
-    // What rounding 1 + x lost, scaled by 2^-k like m; exactly x where k = 0.
-    const Vec lost = select(x > 1.0f, 1.0f - (y - x), x - (y - 1.0f));
+    // x − (y − 1) is what rounding 1 + x lost, scaled by 2^-k like m; where k = 0, f is x itself.
     const IVec reduced = shift != 0;
-    const Vec f = select(reduced, (m - 1.0f) + lost * (Vec)(0x3F800000 - shift), x);
+    const Vec f = select(reduced, (m - 1.0f) + (x - (y - 1.0f)) * (Vec)(0x3F800000 - shift), x);
     const Vec square = log_polynomial(f) * f * f;
-    Vec value = select(reduced, join_log(shift, f, square), f - square);
-    value = select(x < __builtin_inff(), value, x);
+    const Vec value = select(reduced, join_log(shift, f, square), f - square);
     return {value, select(reduced, x - value, square)};
 }
 

@@ -21,16 +21,25 @@ constexpr float kNear = 2.0f;
 constexpr int64_t kSliceElements = 4096;
 constexpr int64_t kParallelElements = 8192;  // fewer are done before a thread wakes
 
-// A sum over jets: in float64, so that a mean over many jets is right to float32's last place.
+// A sum over jets: in float64, so that a mean over many jets is right to float32's last place, but for groups of 4.
 struct Sum {
-    DVec low = {}, high = {};
+    DVec total = {};
+    Vec group = {};
+    int count = 0;
     KDFAST_INLINE void add(Vec v) {
-        float lanes[kLanes];
-        store(lanes, v);
-        low += load_as_double(lanes);
-        high += load_as_double(lanes + kLanes64);
+        group += v;
+        if (++count % 4 == 0) flush();
     }
-    KDFAST_INLINE double total() const { return reduce_add(low + high); }
+    KDFAST_INLINE void flush() {
+        float lanes[kLanes];
+        store(lanes, group);
+        total += load_as_double(lanes) + load_as_double(lanes + kLanes64);
+        group = Vec{};
+    }
+    KDFAST_INLINE double value() {
+        flush();
+        return reduce_add(total);
+    }
 };
 
 // `count` elements from `first` on as float32, zeros behind them up to `padded`: in place where they are, or in buffer.
@@ -137,12 +146,12 @@ KDFAST_INLINE void bernoulli(Vec a, Vec b, Vec d, Vec& kl, Vec& difference) {
     const IVec flip = b > 0.0f, wide = abs(d) > kNear;
     b = -abs(b);
     d = select(flip, -d, d);
-    const Vec eb = exp(b), inverse = 1.0f / (1.0f + eb), p = eb * inverse;
+    const Vec eb = exp_nonpositive(b), inverse = 1.0f / (1.0f + eb), p = eb * inverse;
     const Split e = expm1(min(broadcast(kNear), max(broadcast(-kNear), d)));
     Vec u = p * e.value, lift = {}, q = {};
     if (any(wide)) {
         a = select(flip, -a, a);
-        const Vec ea = exp(-abs(a));
+        const Vec ea = exp_nonpositive(-abs(a));
         u = select(wide, (ea - eb) * inverse, u);  // for a > 0 of e^-a: softplus(a) = a + ln(1 + e^-a)
         lift = select(wide, max(Vec{}, a), lift);
         q = select(a > 0.0f, broadcast(1.0f), ea) / (1.0f + ea);
@@ -155,7 +164,7 @@ KDFAST_INLINE void bernoulli(Vec a, Vec b, Vec d, Vec& kl, Vec& difference) {
 
 // Binary cross-entropy of logit s with label y, and its derivative σ(s) − y.
 KDFAST_INLINE void binary_cross_entropy(Vec s, Vec y, Vec& ce, Vec& derivative) {
-    const Vec e = exp(-abs(s)), z = e / (1.0f + e);
+    const Vec e = exp_nonpositive(-abs(s)), z = e / (1.0f + e);
     ce = max(s, Vec{}) - s * y + log1p(e).value;
     derivative = select(s > 0.0f, (1.0f - y) - z, z - y);
 }
@@ -245,7 +254,7 @@ KDFAST_INLINE void many_classes(const Member& m, int C, const float* student, co
         ClassSum p_total, d_total;
         for (int c = 0; c < C; ++c) {
             X[c] = divide(minus(exact_difference(S[c], P[c]), reference), m);
-            P[c] = exp(divide(P[c] - t_max, m));
+            P[c] = exp_nonpositive(divide(P[c] - t_max, m));
             p_total.add(P[c], c);
             d_total.add(P[c] * X[c], c);
         }
@@ -265,7 +274,7 @@ KDFAST_INLINE void many_classes(const Member& m, int C, const float* student, co
         if (any(wide)) {
             ClassSum q_total;
             for (int c = 0; c < C; ++c) {
-                Q[c] = exp(divide(S[c] - s_max, m));
+                Q[c] = exp_nonpositive(divide(S[c] - s_max, m));
                 q_total.add(Q[c], c);
             }
             const Vec q_sum = q_total.value(), q_norm = 1.0f / q_sum;
@@ -292,7 +301,7 @@ KDFAST_INLINE void many_classes(const Member& m, int C, const float* student, co
         const Vec shifted = S[c] - s_max;
         const IVec is_label = y == static_cast<float>(c);
         own = select(is_label, shifted, own);
-        S[c] = exp(shifted);
+        S[c] = exp_nonpositive(shifted);
         own_exp = select(is_label, S[c], own_exp);
         below_top_total.add(select(s_top == static_cast<float>(c), Vec{}, S[c]), c);
         others_total.add(select(is_label, Vec{}, S[c]), c);
@@ -386,8 +395,8 @@ void slice(const DistillLossParams& p, const float* y, double weight_sum, int64_
             many_classes(m, C, s, t, labels, w, grad, kd_sum, ce_sum, scratch);
         if (p.grad != nullptr) write(p.grad, p.grad_dtype, first, jets * C, padded, grad);
     }
-    sums[0] = kd_sum.total();
-    sums[1] = ce_sum.total();
+    sums[0] = kd_sum.value();
+    sums[1] = ce_sum.value();
 }
 
 }  // namespace

@@ -37,6 +37,8 @@ _library.define(
 
 
 PerMember: TypeAlias = float | Sequence[float] | Tensor
+# teacher logits, labels, temperature [K], α [K], weights
+_Constants: TypeAlias = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor | None]
 
 
 @overload
@@ -100,7 +102,7 @@ def distill_loss(
     constants = (teacher_logits, labels, t, a, weights)
     if student_logits.requires_grad and torch.is_grad_enabled():
         return _DistillLoss.apply(student_logits, constants, return_terms)
-    loss, _, terms = _run(student_logits, *constants, None, return_terms)
+    loss, _, terms = _run(student_logits, constants, None, return_terms)
     return (loss, terms) if return_terms else loss
 
 
@@ -128,13 +130,12 @@ class _DistillLoss(torch.autograd.Function):
     """What eager calls go through. Few arguments and a plain attribute: each of them costs a microsecond."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, constants: tuple[Any, ...], want_terms: bool) -> Any:
+    def forward(ctx: Any, student: Tensor, constants: _Constants, want_terms: bool) -> Any:
         # The gradient of 16-bit logits stays in float32 until it is scaled: a mean over many jets divides it by their
         # number, which float16 may not hold before a loss scaler's factor is on it.
         ctx.dtype = student.dtype
-        loss, ctx.grad, terms = _run(
-            student, *constants, torch.float32 if student.element_size() == 2 else student.dtype, want_terms
-        )
+        dtype = torch.float32 if student.element_size() == 2 else student.dtype
+        loss, ctx.grad, terms = _run(student, constants, dtype, want_terms)
         if not want_terms:
             return loss
         ctx.mark_non_differentiable(terms)
@@ -168,16 +169,10 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def _run(
-    student: Tensor,
-    teacher: Tensor | None,
-    labels: Tensor,
-    temperature: Tensor,
-    alpha: Tensor,
-    weights: Tensor | None,
-    grad_dtype: torch.dtype | None,
-    want_terms: bool = True,
+    student: Tensor, constants: _Constants, grad_dtype: torch.dtype | None, want_terms: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, grad, terms) by kernel or reference; grad is empty for grad_dtype None, terms may be where not wanted."""
+    teacher, labels, temperature, alpha, weights = constants
     _check_shapes(student, teacher, labels, temperature, alpha, weights)
     shape = student.shape
     code, jets, classes = DTYPE_CODES.get(student.dtype), shape[-2], shape[-1]
@@ -350,7 +345,7 @@ def _raw(
     float32_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_dtype = torch.float32 if float32_grad else student.dtype
-    return _run(student, teacher, labels, temperature, alpha, weights, grad_dtype)
+    return _run(student, (teacher, labels, temperature, alpha, weights), grad_dtype)
 
 
 def _fake(
