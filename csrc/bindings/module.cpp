@@ -8,6 +8,7 @@ namespace py = pybind11;
 namespace kdfast {
 void bind_adamw(py::module_&);
 void bind_constituent_attention(py::module_&);
+void bind_core_probe(py::module_&);
 void bind_distill_loss(py::module_&);
 void bind_dropout(py::module_&);
 void bind_hlt_emulation(py::module_&);
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
     kdfast::bind_adamw(m);
     kdfast::bind_constituent_attention(m);
+    kdfast::bind_core_probe(m);
     kdfast::bind_distill_loss(m);
     kdfast::bind_dropout(m);
     kdfast::bind_hlt_emulation(m);

@@ -243,7 +243,7 @@ KDFAST_INLINE Vec log(Vec x) {
     return select(x < __builtin_inff(), y, x);
 }
 
-// value = ln(1 + x), rest = x − ln(1 + x), for finite x > −1 (no check). Relative error ≤ 3 units in the last place of
+// value = ln(1 + x), rest = x − ln(1 + x), for −1 < x < 2^127 (no check). Relative error ≤ 3 units in the last place of
 // value, ≤ 12 of rest; NaN stays NaN.
 KDFAST_INLINE Split log1p(Vec x) {
     const Vec y = 1.0f + x;

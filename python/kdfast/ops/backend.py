@@ -5,6 +5,7 @@ reference, with one warning per op and reason. `KDFAST_BACKEND` (reference, cpu,
 force one.
 """
 
+import importlib
 import os
 import threading
 import warnings
@@ -17,8 +18,8 @@ from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
 
 NAMES = ["reference", "cpu", "cuda"]
 
-# os.environ.get raises and catches an exception where a variable is not set: 5 µs on every call of an op. The dictionary
-# behind it just answers.
+# os.environ.get raises and catches an exception where a variable is not set: 5 µs on every call of an op. The
+# dictionary behind it just answers.
 _VARIABLE = "KDFAST_BACKEND"
 _variables = getattr(os.environ, "_data", os.environ)
 _key = _VARIABLE if _variables is os.environ else os.environ.encodekey(_VARIABLE)
@@ -29,14 +30,13 @@ _warned_lock = threading.Lock()
 
 _cpu: ModuleType | None
 try:
-    from kdfast import _cpu  # type: ignore[no-redef,attr-defined]
-
+    _cpu = importlib.import_module("kdfast._cpu")  # not an import statement: type checkers can't see into the module
     why_no_cpu = None
 except ImportError as error:
+    if str(error).startswith("KDFAST_ISA"):  # names what is unknown or what this CPU lacks
+        raise BackendError(str(error)) from None
     _cpu = None
     why_no_cpu = f"the compiled module kdfast._cpu is missing ({error}); a build with a C++ compiler brings it"
-except RuntimeError as error:  # KDFAST_ISA names what this CPU lacks
-    raise BackendError(str(error)) from None
 
 
 def cpu_module() -> ModuleType:

@@ -1,0 +1,56 @@
+// Private: lets the tests reach the shared core (tests/ops/test_core.py, test_philox.py).
+#include "core_probe/core_probe.h"
+
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <memory>
+
+#include "core/philox.h"
+#include "core/threads.h"
+#include "core/types.h"
+
+namespace py = pybind11;
+
+namespace kdfast {
+
+void bind_core_probe(py::module_& m) {
+    auto core = m.def_submodule("core", "The shared core, for tests.");
+    core.def("apply", [](int function, uintptr_t x, uintptr_t y, uintptr_t rest, int64_t n) {
+        core_probe(CoreProbeParams{static_cast<Probe>(function), reinterpret_cast<const void*>(x),
+                                   reinterpret_cast<void*>(y), reinterpret_cast<float*>(rest), n});
+    });
+    // One element at a time, as kernels treat what is left over: codes of DType.
+    core.def("to_float", [](int dtype, uint16_t bits) {
+        return static_cast<DType>(dtype) == DType::bf16 ? to_float(bf16{bits}) : to_float(f16{bits});
+    });
+    core.def("from_float", [](int dtype, float x) {
+        return static_cast<DType>(dtype) == DType::bf16 ? from_float<bf16>(x).bits : from_float<f16>(x).bits;
+    });
+    core.def("philox4x32", [](uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+        const Philox4 r = philox4x32(key, c0, c1, c2, c3);
+        return py::make_tuple(r.v[0], r.v[1], r.v[2], r.v[3]);
+    });
+    core.def("splitmix64", [](uint64_t x) { return splitmix64(x); });
+    core.def("dropout_keep", [](uint64_t key, double p, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t column) {
+        return dropout_keep(philox4x32(key, c0, c1, c2, column / 8), column, dropout_threshold(p));
+    });
+    // How often each of num_tasks tasks ran (as bytes); with inner > 0 each first runs a parallel_for of its own.
+    core.def("parallel_for", [](int64_t num_tasks, int num_threads, int64_t inner) {
+        const auto runs = std::make_unique<std::atomic<unsigned char>[]>(static_cast<size_t>(num_tasks));
+        {
+            py::gil_scoped_release release;
+            parallel_for(num_tasks, num_threads, [&](int64_t i) {
+                std::atomic<int64_t> done{0};
+                parallel_for(inner, num_threads, [&](int64_t) { ++done; });
+                if (done == inner) ++runs[static_cast<size_t>(i)];
+            });
+        }
+        std::string counts;
+        for (int64_t i = 0; i < num_tasks; ++i)
+            counts.push_back(static_cast<char>(runs[static_cast<size_t>(i)].load()));
+        return py::bytes(counts);
+    });
+}
+
+}  // namespace kdfast

@@ -1,0 +1,65 @@
+#include "core_probe/core_probe.h"
+
+#include "core/simd.h"
+
+namespace kdfast::KDFAST_ISA_NS {
+namespace {
+
+KDFAST_INLINE Vec apply(Probe function, Vec x, Vec& rest) {
+    Split split;
+    switch (function) {
+        case Probe::exp:
+            return exp(x);
+        case Probe::exp_nonpositive:
+            return exp_nonpositive(x);
+        case Probe::log:
+            return log(x);
+        case Probe::expm1:
+            split = expm1(x);
+            break;
+        default:
+            split = log1p(x);
+            break;
+    }
+    rest = split.rest;
+    return split.value;
+}
+
+// T: the type on the 16-bit side of a load or store; n is a multiple of kLanes here, what is left over is not touched.
+template <class T>
+void convert(const CoreProbeParams& p, bool is_load) {
+    for (int64_t i = 0; i + kLanes <= p.n; i += kLanes) {
+        if (is_load)
+            store(static_cast<float*>(p.y) + i, load(static_cast<const T*>(p.x) + i));
+        else
+            store(static_cast<T*>(p.y) + i, load(static_cast<const float*>(p.x) + i));
+    }
+}
+
+}  // namespace
+
+void core_probe(const CoreProbeParams& p) {
+    switch (p.function) {
+        case Probe::load_bf16:
+            return convert<bf16>(p, true);
+        case Probe::load_f16:
+            return convert<f16>(p, true);
+        case Probe::store_bf16:
+            return convert<bf16>(p, false);
+        case Probe::store_f16:
+            return convert<f16>(p, false);
+        default:
+            break;
+    }
+    const float* x = static_cast<const float*>(p.x);
+    float* y = static_cast<float*>(p.y);
+    for (int64_t i = 0; i < p.n; i += kLanes) {
+        const int left = static_cast<int>(p.n - i < kLanes ? p.n - i : kLanes);
+        Vec rest = {};
+        const Vec v = apply(p.function, load_partial(x + i, left, -1.5f), rest);
+        store_partial(y + i, v, left);
+        if (p.rest != nullptr) store_partial(p.rest + i, rest, left);
+    }
+}
+
+}  // namespace kdfast::KDFAST_ISA_NS

@@ -1,0 +1,126 @@
+"""Which implementation runs: forced, chosen, fallen back with one warning."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+
+import kdfast
+from kdfast.errors import BackendError, ConfigError, KdfastWarning
+from kdfast.ops import backend
+
+compiled = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
+
+
+@pytest.fixture(autouse=True)
+def nothing_forced_or_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDFAST_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "_warned", set())
+
+
+@compiled
+def test_the_compiled_kernel_is_taken_by_itself() -> None:
+    assert backend.forced() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.choose("op", "cpu") == "cpu"
+
+
+def test_forced_by_context_and_restored() -> None:
+    with kdfast.backend("reference"):
+        assert backend.forced() == backend.choose("op", "cpu") == "reference"
+        if backend.why_no_cpu is None:
+            with kdfast.backend("cpu"):
+                assert backend.forced() == "cpu"
+        assert backend.forced() == "reference"
+    assert backend.forced() is None
+    with pytest.raises(ZeroDivisionError), kdfast.backend("reference"):
+        raise ZeroDivisionError
+    assert backend.forced() is None
+
+
+def test_forced_by_the_environment_but_the_context_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDFAST_BACKEND", "reference")
+    assert backend.forced() == "reference"
+    if backend.why_no_cpu is None:
+        with kdfast.backend("cpu"):
+            assert backend.choose("op", "cpu") == "cpu"
+    monkeypatch.setenv("KDFAST_BACKEND", "")
+    assert backend.forced() is None
+
+
+def test_a_context_holds_for_its_own_thread() -> None:
+    seen: list[str | None] = []
+    with kdfast.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backend.forced()))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"kdfast.backend: unknown backend 'refrence'\ndid you mean 'reference'\?"
+    with pytest.raises(ConfigError, match=message), kdfast.backend("refrence"):
+        pass
+    monkeypatch.setenv("KDFAST_BACKEND", "gpu")
+    with pytest.raises(ConfigError, match=r"KDFAST_BACKEND: unknown backend 'gpu'\n.*known: reference, cpu, cuda"):
+        backend.forced()
+
+
+def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="no CUDA kernels"), kdfast.backend("cuda"):
+        pass
+    monkeypatch.setattr(backend, "_cpu", None)
+    monkeypatch.setattr(backend, "why_no_cpu", "the compiled module is missing")
+    with pytest.raises(BackendError, match="the compiled module is missing\nreinstall kdfast"), kdfast.backend("cpu"):
+        pass
+
+
+@compiled
+def test_an_unsupported_call_warns_once_per_op_and_reason() -> None:
+    with pytest.warns(KdfastWarning, match="kdfast.ops.one runs its PyTorch reference, which is slower: too wide"):
+        assert backend.choose("one", "cpu", "too wide") == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.choose("one", "cpu", "too wide") == "reference"
+        with kdfast.backend("reference"):  # asked for: nothing to warn of
+            assert backend.choose("two", "cpu", "too wide") == "reference"
+    with pytest.warns(KdfastWarning, match="too long"):
+        backend.choose("one", "cpu", "too long")
+    with pytest.warns(KdfastWarning, match=r"kdfast.ops.two .* too wide"):
+        backend.choose("two", "cpu", "too wide")
+
+
+@compiled
+def test_another_device_warns_once_for_all_ops() -> None:
+    with pytest.warns(KdfastWarning, match="no compiled kernel for device 'meta'"):
+        assert backend.choose("one", "meta") == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.choose("two", "meta") == "reference"
+
+
+def test_without_the_module_everything_runs_on_references_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_cpu", None)
+    monkeypatch.setattr(backend, "why_no_cpu", "the compiled module is missing")
+    with pytest.warns(KdfastWarning, match="the compiled module is missing"):
+        assert backend.choose("one", "cpu") == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.choose("two", "cpu") == "reference"
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("isa", "expected"),
+    [("baseline", "baseline"), ("sse9", "BackendError: KDFAST_ISA=sse9 is unknown; it may be baseline, avx2, avx512")],
+)
+def test_isa_from_the_environment(isa: str, expected: str) -> None:
+    code = "from kdfast.ops import backend; print(backend.cpu_module().isa)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "KDFAST_ISA": isa}, capture_output=True, text=True
+    )
+    assert expected in done.stdout + done.stderr
