@@ -30,10 +30,14 @@ Isa choose() {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
-        case Isa::avx512bf16: return "avx512bf16";
-        case Isa::avx512: return "avx512";
-        case Isa::avx2: return "avx2";
-        default: return "baseline";
+        case Isa::avx512bf16:
+            return "avx512bf16";
+        case Isa::avx512:
+            return "avx512";
+        case Isa::avx2:
+            return "avx2";
+        default:
+            return "baseline";
     }
 }
 
@@ -43,11 +47,14 @@ bool has_isa(Isa isa) {
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512cd");
     switch (isa) {
-        case Isa::avx512bf16: return v4 && __builtin_cpu_supports("avx512bf16");
-        case Isa::avx512: return v4;
+        case Isa::avx512bf16:
+            return v4 && __builtin_cpu_supports("avx512bf16");
+        case Isa::avx512:
+            return v4;
         case Isa::avx2:  // x86-64-v3
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-        default: return true;
+        default:
+            return true;
     }
 #else
     return isa == Isa::baseline;

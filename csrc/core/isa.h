@@ -20,21 +20,35 @@ const char* isa_name(Isa isa);
 }  // namespace kdfast
 
 #if KDFAST_X86
-#define KDFAST_KERNEL(op, Params)                                   \
-    namespace baseline { void op(const Params&); }                  \
-    namespace avx2 { void op(const Params&); }                      \
-    namespace avx512 { void op(const Params&); }                    \
-    namespace avx512bf16 { void op(const Params&); }                \
-    inline void op(const Params& params) {                          \
-        switch (active_isa()) {                                     \
-            case Isa::avx512bf16: return avx512bf16::op(params);    \
-            case Isa::avx512: return avx512::op(params);            \
-            case Isa::avx2: return avx2::op(params);                \
-            default: return baseline::op(params);                   \
-        }                                                           \
+#define KDFAST_KERNEL(op, Params)              \
+    namespace baseline {                       \
+    void op(const Params&);                    \
+    }                                          \
+    namespace avx2 {                           \
+    void op(const Params&);                    \
+    }                                          \
+    namespace avx512 {                         \
+    void op(const Params&);                    \
+    }                                          \
+    namespace avx512bf16 {                     \
+    void op(const Params&);                    \
+    }                                          \
+    inline void op(const Params& params) {     \
+        switch (active_isa()) {                \
+            case Isa::avx512bf16:              \
+                return avx512bf16::op(params); \
+            case Isa::avx512:                  \
+                return avx512::op(params);     \
+            case Isa::avx2:                    \
+                return avx2::op(params);       \
+            default:                           \
+                return baseline::op(params);   \
+        }                                      \
     }
 #else
-#define KDFAST_KERNEL(op, Params)                  \
-    namespace baseline { void op(const Params&); } \
+#define KDFAST_KERNEL(op, Params) \
+    namespace baseline {          \
+    void op(const Params&);       \
+    }                             \
     inline void op(const Params& params) { baseline::op(params); }
 #endif

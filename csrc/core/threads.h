@@ -13,7 +13,8 @@ void run_tasks(int64_t num_tasks, int num_threads, void (*call)(void*, int64_t),
 // Calls task(i) for i in [0, num_tasks), each exactly once, on up to num_threads threads (the caller is one of them),
 // and returns when all are done. Which thread runs which task varies: tasks write to disjoint memory, and a sum over
 // tasks is taken afterwards in task order, so that no result depends on num_threads. A call made while the pool is
-// busy (from another thread, or from inside a task) runs on the caller's thread alone. Safe after fork. Tasks don't throw.
+// busy (from another thread, or from inside a task) runs on the caller's thread alone. Safe after fork. Tasks don't
+// throw.
 template <class Task>
 void parallel_for(int64_t num_tasks, int num_threads, Task&& task) {
     if (num_threads <= 1 || num_tasks <= 1) {
@@ -21,8 +22,9 @@ void parallel_for(int64_t num_tasks, int num_threads, Task&& task) {
         return;
     }
     using T = std::remove_reference_t<Task>;
-    detail::run_tasks(num_tasks, num_threads, [](void* context, int64_t i) { (*static_cast<T*>(context))(i); },
-                      const_cast<void*>(static_cast<const void*>(&task)));
+    detail::run_tasks(
+        num_tasks, num_threads, [](void* context, int64_t i) { (*static_cast<T*>(context))(i); },
+        const_cast<void*>(static_cast<const void*>(&task)));
 }
 
 }  // namespace kdfast
