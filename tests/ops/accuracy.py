@@ -1,7 +1,7 @@
 """The accuracy rule of every kernel, once.
 
 The error of a kernel's result against float64 may be twice the error of PyTorch's own computation in the same dtype,
-plus a fixed floor: two units in the last place, and what float64 itself may be wrong by (2^-50, for quantities of order
+plus a fixed floor: two units in the last place, and what float64 itself may be wrong by (2^-52, for quantities of order
 one). Nothing is tuned per test. Both the largest and the mean error are held to it, so that small elements can't hide
 behind large ones.
 """
@@ -29,7 +29,7 @@ def assert_accurate(actual: Tensor, plain: Tensor, exact: Tensor, case: str = ""
     eps = torch.finfo(actual.dtype).eps
     for what, statistic in (("largest", Tensor.max), ("mean", Tensor.mean)):
         standard = statistic(plain_error) if plain_error.numel() else exact.new_zeros(())
-        bound = 2 * standard + 2 * eps * statistic(exact.abs()) + 2.0**-50
+        bound = 2 * standard + 2 * eps * statistic(exact.abs()) + 2.0**-52
         if statistic(error) <= bound:
             continue
         worst = int(error.argmax())

@@ -14,6 +14,7 @@ import kdfast
 from kdfast.ops.backend import why_no_cpu
 from kdfast.ops.distill_loss import distill_loss, distill_loss_reference
 from tests.ops.accuracy import assert_accurate
+from tests.ops.plain_distill_loss import exact_with_grad, make, plain_with_grad
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 BACKENDS = ["reference"] if why_no_cpu else ["reference", "cpu"]
@@ -23,64 +24,6 @@ BACKENDS = ["reference"] if why_no_cpu else ["reference", "cpu"]
 def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with kdfast.backend(request.param):
         yield request.param
-
-
-def make(
-    members: int | None,
-    jets: int,
-    classes: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    scale: float = 3.0,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(student, teacher, labels, weights); members None: [B, C]."""
-    rng = torch.Generator().manual_seed(seed)
-    shape = (jets, classes) if members is None else (members, jets, classes)
-    student = (scale * torch.randn(shape, generator=rng)).to(dtype)
-    teacher = (scale * torch.randn(jets, classes, generator=rng)).to(dtype)
-    labels = torch.randint(0, max(classes, 2), (jets,), generator=rng)
-    return student, teacher, labels, torch.rand(jets, generator=rng) + 0.01
-
-
-def plain(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, weights: Tensor | None = None
-) -> Tensor:
-    """One member's loss as one would write it, in the dtype of the logits: [B, C] -> scalar."""
-    T, dtype = temperature, student.dtype
-    if student.shape[1] == 1:
-        s, t, y = student[:, 0], teacher[:, 0], labels.to(dtype)
-        p = torch.sigmoid(t / T)
-        entropy = F.binary_cross_entropy_with_logits(t / T, p, reduction="none")
-        kd = T * T * (F.binary_cross_entropy_with_logits(s / T, p, reduction="none") - entropy)
-        label = F.binary_cross_entropy_with_logits(s, y, reduction="none")
-    else:
-        log_p, log_q = F.log_softmax(teacher / T, 1), F.log_softmax(student / T, 1)
-        kd = T * T * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-        label = F.cross_entropy(student, labels, reduction="none")
-    loss = alpha * kd + (1 - alpha) * label
-    return loss.mean() if weights is None else (weights.to(dtype) * loss).sum() / weights.to(dtype).sum()
-
-
-def plain_with_grad(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    temperature: list[float],
-    alpha: list[float],
-    weights: Tensor | None,
-    grad_loss: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """plain for each member: (loss [K], grad [K, B, C])."""
-    s = student.detach().clone().requires_grad_()
-    loss = torch.stack(
-        [
-            plain(s[k], teacher[k] if teacher.dim() == 3 else teacher, labels, temperature[k], alpha[k], weights)
-            for k in range(len(s))
-        ]
-    )
-    (grad,) = torch.autograd.grad(loss, s, grad_loss.to(loss.dtype))
-    return loss.detach(), grad
 
 
 def check_accuracy(
@@ -101,9 +44,10 @@ def check_accuracy(
     assert loss.dtype == (torch.float64 if s.dtype == torch.float64 else torch.float32)
     assert grad.dtype == s.dtype
     standard = plain_with_grad(s, teacher.to(s.dtype), labels, temperature, alpha, weights, grad_loss)
-    exact = plain_with_grad(s.double(), teacher.double(), labels, temperature, alpha, weights, grad_loss)
+    exact = exact_with_grad(s, teacher, labels, temperature, alpha, weights, grad_loss)
     if s.dtype == torch.float64:  # the rule needs something more exact than what it judges
         torch.testing.assert_close((loss, grad), exact, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(standard, exact, rtol=1e-10, atol=1e-10)
     else:
         assert_accurate(loss, standard[0], exact[0], f"loss, {case}")
         assert_accurate(grad, standard[1], exact[1], f"grad, {case}")
@@ -162,7 +106,7 @@ def test_finite_at_the_extremes(each_backend: str, temperature: float, classes: 
     assert student.grad.isfinite().all()
     t, a = torch.tensor([[temperature], [0.5]], dtype=torch.float64)
     exact = distill_loss_reference(student.detach().double(), teacher.double(), labels, t, a)[0]
-    assert_accurate(loss, loss, exact)  # to one unit in the last place: a mean of exact values
+    assert_accurate(loss, exact.to(loss.dtype), exact)  # to a unit in the last place
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
