@@ -115,10 +115,10 @@ def sweep(
         typer.Option(metavar="FILE", help="No emulation: the same jets, in the same order, as a trigger saw them."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of students and baseline.  [50; demo: 6]")
+        int | None, typer.Option(min=1, metavar="N", help="Of students and baseline.  [50; demo: 5]")
     ] = None,
     teacher_epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of the teacher.  [as --epochs; demo: 8]")
+        int | None, typer.Option(min=1, metavar="N", help="Of the teacher.  [as --epochs; demo: 6]")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, metavar="N", help="Jets.  [512; demo: 128]")] = None,
     seed: Annotated[
@@ -127,7 +127,7 @@ def sweep(
     ] = None,
     max_jets: MaxJets = None,
     max_constituents: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The hardest so many of each jet.  [40; demo: all]")
+        int | None, typer.Option(min=1, metavar="N", help="The hardest so many of each jet.  [40]")
     ] = None,
     on_bad: OnBad = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,

@@ -11,7 +11,7 @@ from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets
 
 GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])
-SIZES = {"width": 8, "layers": 1, "heads": 2, "ffn": 16}
+SIZES = {"width": 8, "layers": 1, "heads": 1, "ffn": 16}
 
 
 def small_jets() -> PackedJets:
@@ -19,17 +19,18 @@ def small_jets() -> PackedJets:
 
 
 def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
-    """Four students of tiny networks on 400 jets; `changes` go over its arguments."""
+    """Four students of tiny networks on 400 jets; `changes` go over its arguments (None: not given)."""
     arguments: dict[str, Any] = {
         "grid": GRID,
         "model": SIZES,
-        "teacher_model": SIZES | {"width": 12},
+        "teacher_model": SIZES | {"width": 16, "heads": 2},
         "epochs": 2,
         "batch_size": 32,
         "max_constituents": 15,
         "progress": False,
     }
-    return sweep(small_jets() if data is None else data, out, **(arguments | changes))
+    given = {name: value for name, value in (arguments | changes).items() if value is not None}
+    return sweep(small_jets() if data is None else data, out, **given)
 
 
 if __name__ == "__main__":

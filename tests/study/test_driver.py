@@ -59,7 +59,7 @@ def test_scores_are_those_that_the_written_model_gives(study):
     np.testing.assert_allclose(test["score"], expected, rtol=1e-4, atol=1e-5)
     teacher = load_model(study.path / "models" / "teacher.safetensors")
     assert teacher.preparation.view == "offline"
-    assert teacher.model.config.width == 12
+    assert teacher.model.config.width == 16
     assert load_model(study.path / "models" / "baseline.safetensors").model.config.width == 8
 
 
@@ -96,11 +96,14 @@ def test_one_run_by_name_and_settings_from_a_file(tmp_path):
     toml.write_text(
         'seeds = [1]\ngrid = ["baseline_T3.0_A0.5"]\n[recipe]\nbatch_size = 32\nepochs = 9\nteacher_epochs = 1\n'
     )
-    arguments = {"grid": "study", "epochs": 1, "batch_size": None, "config": toml}
+    arguments = {"grid": None, "epochs": 1, "batch_size": None, "config": toml}
     results = small_sweep(tmp_path / "out", **arguments).results
     assert [*results["run_name"]] == ["baseline_T3.0_A0.5"]
     assert [*results["seed"]] == [1]
     assert [*results["epochs"]] == [1]
+    # what is given goes over the file, also where it is the default's value
+    more = small_sweep(tmp_path / "out", **(arguments | {"seeds": (42,)})).results
+    assert [*more["seed"]] == [1, 42]
 
 
 def test_a_saved_teacher_gives_the_same_students(study, tmp_path):
@@ -115,11 +118,13 @@ def test_a_saved_teacher_gives_the_same_students(study, tmp_path):
 def test_a_teachers_logits(study, tmp_path):
     tagger = load_model(study.path / "models" / "teacher.safetensors")
     logits = tagger.logits(small_jets())
-    results = small_sweep(tmp_path / "out", teacher=logits.numpy()).results
+    given = small_sweep(tmp_path / "out", teacher=logits.numpy())
+    results = given.results
     np.testing.assert_allclose(results["auc_teacher"], study.results["auc_teacher"], atol=1e-3)
     assert np.array_equal(results["auc_baseline"], study.results["auc_baseline"])
-    assert not np.array_equal(results["auc_student"], study.results["auc_student"])  # no attention term
-    curves = StudyStore.open(tmp_path / "out").get("student", GRID[0].name, 42).curves
+    name = GRID[0].name
+    assert not np.array_equal(given.scores(name)["score"], study.scores(name)["score"])  # no attention term
+    curves = StudyStore.open(tmp_path / "out").get("student", name, 42).curves
     assert curves["loss_attention"] == [0.0, 0.0]
     assert not (tmp_path / "out" / "models" / "teacher.safetensors").exists()
 

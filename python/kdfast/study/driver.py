@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -33,20 +32,28 @@ __all__ = ["Given", "run_study", "sweep"]
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
+class _Default(str):
+    """The default of an argument: tells it from the same text given on purpose, which goes over a file of settings."""
+
+
+_GRID, _HLT, _PRECISION, _DEVICE = map(_Default, ("study", "nominal", "fp32", "auto"))
+_SEEDS: Sequence[int] = (42,)  # likewise, by identity
+
+
 def sweep(
     data: Paths | PackedJets | None = None,
     out: str | PathLike[str] = "study",
     *,
-    grid: str | Mapping[str, Any] | Sequence[RunConfig | str] = "study",
+    grid: str | Mapping[str, Any] | Sequence[RunConfig | str] = _GRID,
     model: str | ModelConfig | Mapping[str, Any] | None = None,
-    hlt: str | HLTConfig | PackedJets = "nominal",
+    hlt: str | HLTConfig | PackedJets = _HLT,
     teacher: str | PathLike[str] | Tagger | ArrayLike | None = None,
     epochs: int | None = None,
-    seeds: int | Sequence[int] = (42,),
+    seeds: int | Sequence[int] = _SEEDS,
     batch_size: int | None = None,
     max_constituents: int | None = None,
-    precision: str = "fp32",
-    device: str = "auto",
+    precision: str = _PRECISION,
+    device: str = _DEVICE,
     resume: bool = True,
     progress: bool = True,
     teacher_model: str | ModelConfig | Mapping[str, Any] | None = None,
@@ -67,16 +74,15 @@ def sweep(
     hlt: preset or HLTConfig of the emulation, or the same jets, in the same order, as a real trigger saw them.
     teacher: None (train one), a saved model or Tagger, or logits for all jets, in their order (after max_jets); logits
     come without the attention-transfer term. seeds: each trains its own baseline and grid; the teacher is shared.
-    config: a TOML file (or a table like it); arguments that are not at their defaults go over it.
+    config: a TOML file (or a table like it); arguments that are given go over it.
     threads: of the training; None: torch.get_num_threads().
 
     Raises ConfigError, DataError, ModelError, StudyError, and SweepInterrupted (a KeyboardInterrupt) when stopped by
     SIGINT or SIGTERM: members that have finished are stored.
     """
     arguments = {"grid": grid, "hlt": hlt, "seeds": seeds, "precision": precision, "device": device}
-    defaults = inspect.signature(sweep).parameters
     overrides: dict[str, Any] = {
-        name: value for name, value in arguments.items() if config is None or value is not defaults[name].default
+        name: value for name, value in arguments.items() if not isinstance(value, _Default) and value is not _SEEDS
     }
     jets = data if isinstance(data, PackedJets) else None
     hlt_jets = overrides.pop("hlt") if isinstance(hlt, PackedJets) else None
