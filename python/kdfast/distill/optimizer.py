@@ -26,7 +26,7 @@ class FlatAdamW:
     """
 
     def __init__(self, model: nn.Module, weight_decay: float, clip_norm: float) -> None:
-        self.weight_decay, self.clip_norm = torch.full((1,), weight_decay), clip_norm
+        self.weight_decay, self.clip_norm = torch.full((1,), weight_decay, dtype=torch.float32), clip_norm
         shapes = list(model.parameters())
         total = sum(p.numel() for p in shapes)
         self.parameters = torch.empty(total)
@@ -51,7 +51,7 @@ class FlatAdamW:
         norm = adamw(
             *(x[None] for x in (self.parameters, self.gradient, self.moment1, self.moment2)),
             step=self.step_count,
-            learning_rate=torch.full((1,), learning_rate),
+            learning_rate=torch.full((1,), learning_rate, dtype=torch.float32),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
         )
