@@ -42,7 +42,9 @@ const char* isa_name(Isa isa) {
 }
 
 bool has_isa(Isa isa) {
-#if KDFAST_X86
+#define KDFAST_IS_BUILT(name, _) || isa == Isa::name
+    if (!(false KDFAST_EACH_ISA(KDFAST_IS_BUILT, ))) return false;
+#if defined(__x86_64__)
     const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512cd");

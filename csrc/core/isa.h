@@ -4,6 +4,8 @@
 // KDFAST_KERNEL declares those twins and one dispatcher, kdfast::<op>(params), that calls the one in use.
 #pragma once
 
+#include "isa_list.h"
+
 namespace kdfast {
 
 enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
@@ -19,36 +21,20 @@ const char* isa_name(Isa isa);
 
 }  // namespace kdfast
 
-#if KDFAST_X86
-#define KDFAST_KERNEL(op, Params)              \
-    namespace baseline {                       \
-    void op(const Params&);                    \
-    }                                          \
-    namespace avx2 {                           \
-    void op(const Params&);                    \
-    }                                          \
-    namespace avx512 {                         \
-    void op(const Params&);                    \
-    }                                          \
-    namespace avx512bf16 {                     \
-    void op(const Params&);                    \
-    }                                          \
-    inline void op(const Params& params) {     \
-        switch (active_isa()) {                \
-            case Isa::avx512bf16:              \
-                return avx512bf16::op(params); \
-            case Isa::avx512:                  \
-                return avx512::op(params);     \
-            case Isa::avx2:                    \
-                return avx2::op(params);       \
-            default:                           \
-                return baseline::op(params);   \
-        }                                      \
+// isa_list.h is written by CMake from KDFAST_ISAS: KDFAST_EACH_ISA(X, …) is X(baseline, …) X(avx2, …) and so on.
+#define KDFAST_DECLARE_TWIN(isa, op, Params) \
+    namespace isa {                          \
+    void op(const Params&);                  \
     }
-#else
-#define KDFAST_KERNEL(op, Params) \
-    namespace baseline {          \
-    void op(const Params&);       \
-    }                             \
-    inline void op(const Params& params) { baseline::op(params); }
-#endif
+#define KDFAST_CALL_TWIN(isa, op, Params) \
+    case Isa::isa:                        \
+        return isa::op(params);
+#define KDFAST_KERNEL(op, Params)                         \
+    KDFAST_EACH_ISA(KDFAST_DECLARE_TWIN, op, Params)      \
+    inline void op(const Params& params) {                \
+        switch (active_isa()) {                           \
+            KDFAST_EACH_ISA(KDFAST_CALL_TWIN, op, Params) \
+            default:                                      \
+                __builtin_unreachable();                  \
+        }                                                 \
+    }

@@ -4,7 +4,7 @@
 #include "core/philox.h"
 #include "core/simd.h"
 
-#if KDFAST_X86
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -19,7 +19,7 @@ KDFAST_INLINE WVec multiply_low32(WVec a, WVec b) {
     return (WVec)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     return (WVec)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif KDFAST_X86
+#elif defined(__x86_64__)
     return (WVec)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
     return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);

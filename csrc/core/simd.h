@@ -7,7 +7,7 @@
 
 #include "core/types.h"
 
-#if KDFAST_X86
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -109,7 +109,7 @@ KDFAST_INLINE bool any(IVec mask) {
     return _mm512_movepi32_mask((__m512i)mask) != 0;
 #elif defined(__AVX2__)
     return _mm256_movemask_ps((__m256)mask) != 0;
-#elif KDFAST_X86
+#elif defined(__x86_64__)
     return _mm_movemask_ps((__m128)mask) != 0;
 #else
     int32_t bits = 0;

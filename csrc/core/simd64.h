@@ -48,7 +48,7 @@ KDFAST_INLINE uint32_t mask_bits(LVec mask) {
     return _mm512_movepi64_mask((__m512i)mask);
 #elif defined(__AVX2__)
     return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
-#elif KDFAST_X86
+#elif defined(__x86_64__)
     return static_cast<uint32_t>(_mm_movemask_pd((__m128d)mask));
 #else
     uint32_t bits = 0;

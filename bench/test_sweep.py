@@ -1,0 +1,72 @@
+"""The demo sweep: students of the bundled sample, trained as one pack, against a job of its own for each of them."""
+
+import torch
+
+from bench.plain_trainer import PlainTagger, PlainTrainer
+from bench.ratio import compare
+from kdfast.distill.batches import epoch_batches
+from kdfast.distill.targets import teacher_targets
+from kdfast.distill.trainer import Member, Pack, View, train_pack
+from kdfast.models import JetTransformer
+from kdfast.models.config import model_config
+from kdfast.study.prepare import load, prepare
+from kdfast.study.settings import StudySettings
+
+MEMBERS = 8  # of the 132, for one epoch each: the cost of a member does not depend on its T and α
+
+
+def padded(view: View, jets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    counts = view.offsets.diff()[jets]
+    mask = torch.arange(int(counts.max())) < counts[:, None]
+    x = torch.zeros(*mask.shape, view.features.shape[1])
+    x[mask] = view.features[(view.offsets[jets][:, None] + torch.arange(mask.shape[1]))[mask]]
+    mask[:, 0] = True  # a jet that the trigger sees nothing of keeps a slot of zeros: softmax over none would be NaN
+    return x, mask
+
+
+def test_demo_sweep(benchmark):
+    settings = StudySettings.resolve()
+    prepared = prepare(load(None, settings.data), settings)
+    student, teacher = model_config(settings.model), JetTransformer(settings.teacher_model)
+    offline, hlt = prepared.offline["train"], prepared.hlt["train"]
+    recipe = settings.recipe.student().model_copy(update={"epochs": 1})
+    members = tuple(Member(run.name, run) for run in settings.runs()[:: 132 // MEMBERS][:MEMBERS])
+    targets = teacher_targets(teacher, offline)
+    pack = Pack(student, members, 0, recipe, hlt, prepared.hlt["validation"], prepared.hlt["test"], targets)
+
+    plain_teacher = PlainTagger(teacher.config)
+    plain_teacher.copy_weights(teacher)
+    batches = epoch_batches(0, 0, len(hlt), recipe.batch_size)
+
+    def ours() -> float:
+        return next(r.curves["loss"][0] for r in train_pack(pack) if r.name == members[0].name)
+
+    def plain() -> float:
+        """One student, one epoch, as one of 132 jobs: padded jets, a live teacher."""
+        plain_student = PlainTagger(student)
+        plain_student.copy_weights(JetTransformer(student, seed=0))
+        rate = recipe.learning_rate / max(recipe.warmup_epochs, 1)
+        trainer = PlainTrainer(plain_student, plain_teacher, rate, recipe.weight_decay)
+        temperature, alpha = members[0].config.at(0, 1)
+        losses = [
+            trainer.step(padded(hlt, jets), padded(offline, jets), hlt.labels[jets], temperature, alpha)
+            for jets in batches
+        ]
+        return sum(losses) / len(losses)
+
+    def check(our_loss: float, plain_loss: float) -> None:
+        # The same weights and batches; dropout differs, and BCE of soft targets is the KL plus the teacher's entropy.
+        temperature, alpha = members[0].config.at(0, 1)
+        soft = torch.sigmoid(targets.logits[batches.flatten()] / temperature)
+        entropy = torch.nn.functional.binary_cross_entropy(soft, soft).item()
+        assert abs(our_loss + alpha * temperature**2 * entropy - plain_loss) < 0.05 * plain_loss
+
+    compare(
+        benchmark,
+        ours,
+        plain,
+        check=check,
+        plain_work=1 / MEMBERS,
+        seconds=30.0,
+        baseline="a job for each member: eager, padded, live teacher",
+    )
