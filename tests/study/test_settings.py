@@ -1,10 +1,13 @@
 """Settings: defaults, TOML there and back, and what bad ones are told."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
-from kdfast.jets.hlt import HLTConfig
+from kdfast.jets.hlt import HLT_PRESETS, HLTConfig
 from kdfast.models.config import PRESETS
 from kdfast.study.grid import grid
 from kdfast.study.settings import StudySettings
@@ -59,6 +62,22 @@ def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert settings.hlt == HLTConfig(1, 0.1, 0.2, 0.05, 0)
     assert settings.model == "small"
     assert StudySettings.resolve(path, {"hlt": "severe"}).hlt == "severe"  # replaced whole
+
+
+def test_the_documented_settings_are_the_studys(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    study, own = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "study.toml"
+    path.write_text(study)
+    settings = StudySettings.resolve(path)
+    assert settings.decisive() == StudySettings.resolve(data_given=True).decisive()
+    demo = StudySettings.resolve().recipe
+    for key, value in re.findall(r"(\w+) = .*?#.*?demo: ([\de.-]+)", study):
+        assert getattr(demo, key) == float(value)
+    path.write_text(own)
+    own_settings = StudySettings.resolve(path)
+    assert own_settings.hlt == HLT_PRESETS["nominal"]
+    assert len(own_settings.runs()) == 8
 
 
 def test_what_decides_results():
