@@ -10,7 +10,7 @@ from kdfast.errors import DataError
 from kdfast.jets.features import features
 from kdfast.jets.hlt import emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
-from kdfast.study.prepare import SPLITS, cut, load, prepare
+from kdfast.study.prepare import SPLITS, load, prepare
 from kdfast.study.settings import DataSettings, StudySettings
 from tests.synthetic import synthetic_jets
 
@@ -66,7 +66,7 @@ def test_real_hlt_jets_take_the_place_of_emulated_ones(jets):
 
 
 def test_cutting_keeps_the_hardest(jets):
-    short = cut(jets, 5)
+    short = jets.hardest(5)
     assert short.counts.max() == 5
     first = jets.offsets[:-1]
     assert np.array_equal(short.constituents[short.offsets[:-1]], jets.constituents[first])

@@ -162,6 +162,13 @@ class PackedJets:
             raise DataError("two jets have the same index", where="parts", hint=hint)
         return cls(offsets=offsets, **joined)
 
+    def hardest(self, n: int | None) -> PackedJets:
+        """The same jets with their first n constituents, which are the hardest where pT falls; None: all of them."""
+        if n is None or not len(self) or self.counts.max() <= n:
+            return self
+        place = np.arange(len(self.constituents)) - np.repeat(self.offsets[:-1], self.counts)
+        return self.select_constituents(place < n)
+
     def select_constituents(self, keep: NDArray[np.bool_]) -> PackedJets:
         """The same jets with only the constituents where keep [M] is true."""
         keep = np.asarray(keep)

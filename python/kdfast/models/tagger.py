@@ -46,9 +46,7 @@ class Preparation:
 
     def view_of(self, jets: PackedJets) -> PackedJets:
         """The jets as the model sees them."""
-        if self.max_constituents is not None:
-            place = np.arange(len(jets.constituents)) - np.repeat(jets.offsets[:-1], jets.counts)
-            jets = jets.select_constituents(place < self.max_constituents)
+        jets = jets.hardest(self.max_constituents)
         if self.view == "offline":
             return offline_view(jets) if self.hlt is None else offline_view(jets, self.hlt)
         return jets if self.hlt is None else emulate_hlt(jets, self.hlt, seed=self.hlt_seed)

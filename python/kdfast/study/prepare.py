@@ -71,17 +71,9 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
         jets = sample()
     if settings.max_jets is not None:
         jets = jets[: settings.max_jets]
-    jets = cut(jets, settings.max_constituents)
+    jets = jets.hardest(settings.max_constituents)
     _check(jets, "data")
     return jets
-
-
-def cut(jets: PackedJets, max_constituents: int | None) -> PackedJets:
-    """The first (hardest) constituents of each jet."""
-    if max_constituents is None or not len(jets) or jets.counts.max() <= max_constituents:
-        return jets
-    place = np.arange(len(jets.constituents)) - np.repeat(jets.offsets[:-1], jets.counts)
-    return jets.select_constituents(place < max_constituents)
 
 
 def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | None = None) -> PreparedData:
@@ -93,7 +85,7 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
     that are not the same jets.
     """
     if hlt_jets is not None:
-        hlt_jets = _paired(jets, cut(hlt_jets, settings.data.max_constituents))
+        hlt_jets = _paired(jets, hlt_jets.hardest(settings.data.max_constituents))
     positions = _split(jets, settings.data)
     hlt = settings.hlt if hlt_jets is None else None
     seed, constituents = settings.data.seed, settings.data.max_constituents
