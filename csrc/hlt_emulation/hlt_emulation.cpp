@@ -343,6 +343,7 @@ void hlt_compact(const HltCompactParams& p) {
         for (int64_t first = piece * kJets; first < (piece + 1) * kJets && first < p.num_jets; first += kSliceJets) {
             const int64_t last = first + kSliceJets < p.num_jets ? first + kSliceJets : p.num_jets;
             const int64_t from = p.out_offsets[first], count = p.out_offsets[last] - from;
+            if (count == 0) continue;  // an empty output has no address, which memcpy may not be given
             std::memcpy(p.out + 4 * from, p.scratch + 4 * p.offsets[first], static_cast<size_t>(count) * 16);
         }
     });
