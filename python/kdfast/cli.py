@@ -279,7 +279,7 @@ def generate(
 ) -> None:
     """Generate top and QCD jets with Pythia 8 (needs `pip install 'kdfast[generate]'`).
 
-    Anti-kT jets with R = 1.0 and 450 to 1200 GeV, the same pT spectrum in both classes; some 50 jets per second and
+    Anti-kT jets with R = 1.0 and 450 to 1200 GeV, the same pT spectrum in both classes; some 40 jets per second and
     core. Stopped half-way, the same command goes on.
 
     \b

@@ -47,7 +47,7 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
     (all 1); attributes record settings, versions and seeds. Some 780 bytes a jet.
 
     The content depends on (jets, seed) and on the versions of kdfast and Pythia, not on the number of processes `jobs`
-    (default: the cores this process may use), of which each makes some 50 jets/s. seed: 0 ≤ seed < 2⁶³.
+    (default: the cores this process may use), of which each makes some 40 jets/s. seed: 0 ≤ seed < 2⁶³.
     Finished chunks of 500 jets are kept in the folder `<out>.partial` until `out` appears, whole: after an interrupt
     or a kill the same call goes on where it stopped.
 
