@@ -19,7 +19,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of kdfast. Private: use kdfast.ops, which checks its arguments.";
     m.attr("isa") = kdfast::isa_name(kdfast::active_isa());
     py::list isas;
-    for (auto isa : {kdfast::Isa::baseline, kdfast::Isa::avx2, kdfast::Isa::avx512, kdfast::Isa::avx512bf16})
+    for (auto isa : kdfast::kIsas)
         if (kdfast::has_isa(isa)) isas.append(kdfast::isa_name(isa));
     m.attr("available_isas") = isas;
 #if defined(__VERSION__)

@@ -17,6 +17,6 @@ struct CoreProbeParams {
     int64_t n;
 };
 
-KDFAST_KERNEL(core_probe, CoreProbeParams);
+KDFAST_AMX_KERNEL(core_probe, CoreProbeParams);
 
 }  // namespace kdfast

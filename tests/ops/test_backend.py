@@ -124,3 +124,12 @@ def test_isa_from_the_environment(isa: str, expected: str) -> None:
         [sys.executable, "-c", code], env={**os.environ, "KDFAST_ISA": isa}, capture_output=True, text=True
     )
     assert expected in done.stdout + done.stderr
+
+
+@compiled
+def test_the_best_isa_is_taken() -> None:
+    code = "from kdfast import _cpu; assert _cpu.isa == _cpu.available_isas[-1]; print(*_cpu.available_isas)"
+    environment = {name: value for name, value in os.environ.items() if name != "KDFAST_ISA"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    order = ["baseline", "avx2", "avx512", "avx512bf16", "amx"]
+    assert done.stdout.split() == sorted(done.stdout.split(), key=order.index)
