@@ -1,5 +1,6 @@
 #include "core_probe/core_probe.h"
 
+#include "core/normal.h"
 #include "core/simd.h"
 
 namespace kdfast::KDFAST_ISA_NS {
@@ -7,6 +8,7 @@ namespace {
 
 KDFAST_INLINE Vec apply(Probe function, Vec x, Vec& rest) {
     Split split;
+    Normal at;
     switch (function) {
         case Probe::exp:
             return exp(x);
@@ -14,6 +16,10 @@ KDFAST_INLINE Vec apply(Probe function, Vec x, Vec& rest) {
             return exp_nonpositive(x);
         case Probe::log:
             return log(x);
+        case Probe::normal:
+            at = normal(x);
+            rest = at.density;
+            return at.cdf;
         case Probe::expm1:
             split = expm1(x);
             break;

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from kdfast.ops import backend
 from kdfast.ops._arrays import DTYPE_CODES
+from tests.ops.accuracy import assert_accurate
 
 pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
 
 # Probe in csrc/core_probe/core_probe.h
-EXP, EXP_NONPOSITIVE, EXPM1, LOG, LOG1P, LOAD_BF16, LOAD_F16, STORE_BF16, STORE_F16 = range(9)
+EXP, EXP_NONPOSITIVE, EXPM1, LOG, LOG1P, LOAD_BF16, LOAD_F16, STORE_BF16, STORE_F16, NORMAL = range(10)
 ALL_16_BITS = torch.arange(65536, dtype=torch.int32).to(torch.int16)  # each bit pattern once
 
 
@@ -93,6 +94,54 @@ def test_special_values() -> None:
     assert value.tolist() == [-1.0, -1.0]
     assert rest.tolist() == [torch.tensor(1e30).item(), 99.0]
     assert (apply(EXP_NONPOSITIVE, torch.tensor([-1e30, -inf, -88.0]))[0] < 2e-38).all()
+
+
+def exact_normal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Φ and φ in float64, with relative accuracy on the negative side."""
+    x = x.double()
+    return torch.special.erfc(-x / 2**0.5) / 2, torch.exp(-x * x / 2) / (2 * torch.pi) ** 0.5
+
+
+NORMAL_GRID = torch.cat([torch.linspace(-16, 16, 640_001), signed(logarithmic(1e-30, 1e-2))]).sort().values
+
+
+def test_normal_distribution() -> None:
+    cdf, density = apply(NORMAL, NORMAL_GRID)
+    exact_cdf, exact_density = exact_normal(NORMAL_GRID)
+    assert (cdf.double() - exact_cdf).abs().max() < 9e-8
+    assert (density.double() - exact_density).abs().max() < 8e-8
+    near, far = NORMAL_GRID.abs() <= 2.6, NORMAL_GRID.abs() <= 5.6  # the negative side keeps its digits
+    for actual, exact, few, more in ((cdf, exact_cdf, 1e-6, 2e-5), (density, exact_density, 1e-6, 6e-5)):
+        relative = (actual.double() / exact - 1).abs()
+        assert relative[near].max() < few
+        assert relative[far].max() < more
+
+
+def test_gelu_and_its_derivative_are_as_accurate_as_torch_in_every_interval() -> None:
+    cdf, density = apply(NORMAL, NORMAL_GRID)
+    exact_cdf, exact_density = exact_normal(NORMAL_GRID)
+    wide, leaf = NORMAL_GRID.double(), NORMAL_GRID.clone().requires_grad_()
+    plain = torch.nn.functional.gelu(leaf)
+    plain_slope = torch.autograd.grad(plain.sum(), leaf)[0]
+    cases = {
+        "gelu": (NORMAL_GRID * cdf, plain.detach(), wide * exact_cdf),
+        "its derivative": (cdf + NORMAL_GRID * density, plain_slope, exact_cdf + wide * exact_density),
+    }
+    edges = torch.searchsorted(NORMAL_GRID, torch.arange(-16, 16.5, 0.5)).tolist()
+    for name, case in cases.items():
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            actual, torchs, exact = (values[low:high] for values in case)
+            assert_accurate(actual, torchs, exact, f"{name} from {NORMAL_GRID[low]:g} to {NORMAL_GRID[high - 1]:g}")
+
+
+def test_normal_distribution_far_out() -> None:
+    inf, nan = torch.inf, torch.nan
+    x = torch.tensor([-inf, -3e38, -20.0, -8.1, -0.0, 0.0, 1e-45, 8.1, 20.0, 3e38, inf, nan])
+    cdf, density = apply(NORMAL, x)
+    assert cdf[:-1].tolist() == [0, 0, 0, 0, 0.5, 0.5, 0.5, 1, 1, 1, 1]
+    assert density[[0, 1, 2, 3, 7, 8, 9, 10]].tolist() == [0] * 8
+    assert (x * cdf)[-1].isnan()
+    assert (x * density)[-1].isnan()
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 15, 17, 33])
