@@ -1,5 +1,6 @@
 """The shared core of the kernels, in the instruction set in use: elementary functions, 16-bit floats, threads."""
 
+import itertools
 import multiprocessing
 import threading
 
@@ -129,7 +130,7 @@ def test_gelu_and_its_derivative_are_as_accurate_as_torch_in_every_interval() ->
     }
     edges = torch.searchsorted(NORMAL_GRID, torch.arange(-16, 16.5, 0.5)).tolist()
     for name, case in cases.items():
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             actual, torchs, exact = (values[low:high] for values in case)
             assert_accurate(actual, torchs, exact, f"{name} from {NORMAL_GRID[low]:g} to {NORMAL_GRID[high - 1]:g}")
 
