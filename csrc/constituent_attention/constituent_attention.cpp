@@ -1,5 +1,6 @@
 #include "constituent_attention/constituent_attention.h"
 
+#include "constituent_attention/jet_attention.h"
 #include "constituent_attention/tiles.h"
 #include "core/scratch.h"
 #include "core/threads.h"
@@ -9,103 +10,189 @@ namespace {
 
 constexpr int64_t kSlices = 64;  // tasks for the threads; each has its own jets, of all members
 
-// One head's rows of one jet as float32: the memory itself, or a contiguous copy in `copy` for 16-bit types.
+// Rows of a buffer: a tile may read up to 15 past its end. Even, so that buffers begin at multiples of 64 bytes.
+constexpr int64_t buffer_rows(int64_t n) { return (n + 16) / 2 * 2; }
+
+// A head's rows as float32, [n][D], and the last one again until there are `rows` of them.
 template <class T, int D>
-KDFAST_INLINE const float* read_rows(const AttentionRows& rows, int64_t member, int64_t first, int64_t n, int64_t head,
-                                     float* copy, int64_t& ld) {
-    const T* from = static_cast<const T*>(rows.data) + member * rows.member + first * rows.row + head * rows.head;
+void pack(const HeadRows& from, int64_t n, int64_t rows, int64_t head, float* to) {
+    const T* row = static_cast<const T*>(from.data) + head * from.head;
+    for (int64_t i = 0; i < n; ++i, row += from.row, to += D)
+        for (int c = 0; c < D; ++c) to[c] = to_float(row[c]);
+    for (int64_t i = n; i < rows; ++i, to += D)
+        for (int c = 0; c < D; ++c) to[c] = to[c - D];
+}
+
+template <class T, int D>
+void unpack(const float* from, int64_t n, int64_t head, const HeadRows& to) {
+    if constexpr (!__is_same(T, float)) {
+        T* row = static_cast<T*>(to.data) + head * to.head;
+        for (int64_t i = 0; i < n; ++i, row += to.row, from += D)
+            for (int c = 0; c < D; ++c) row[c] = from_float<T>(from[c]);
+    }
+}
+
+// Where a head's result goes: the memory itself, or for 16-bit types `copy`, which unpack brings there.
+template <class T, int D>
+float* result(const HeadRows& rows, int64_t head, float* copy, int64_t& ld) {
     if constexpr (__is_same(T, float)) {
         ld = rows.row;
-        return from;
-    } else {
-        ld = D;
-        for (int64_t i = 0; i < n; ++i)
-            for (int c = 0; c < D; ++c) copy[i * D + c] = to_float(from[i * rows.row + c]);
-        return copy;
+        return static_cast<float*>(rows.data) + head * rows.head;
     }
+    ld = D;
+    return copy;
 }
 
-// Where a head's result goes: the memory itself, or for 16-bit types `copy`, which write_rows brings there.
+// Asks for a head's rows [begin, begin + count) before they are needed.
 template <class T, int D>
-KDFAST_INLINE float* result_rows(const AttentionRows& rows, int64_t member, int64_t first, int64_t head, float* copy,
-                                 int64_t& ld) {
-    ld = __is_same(T, float) ? rows.row : D;
-    if constexpr (__is_same(T, float))
-        return static_cast<T*>(rows.data) + member * rows.member + first * rows.row + head * rows.head;
-    else
-        return copy;
+void prefetch(const HeadRows& rows, int64_t begin, int64_t count, int64_t head) {
+    const T* row = static_cast<const T*>(rows.data) + begin * rows.row + head * rows.head;
+    for (int64_t i = 0; i < count; ++i, row += rows.row)
+        for (size_t byte = 0; byte < D * sizeof(T); byte += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);
 }
 
-template <class T, int D>
-KDFAST_INLINE void write_rows(const AttentionRows& rows, int64_t member, int64_t first, int64_t n, int64_t head,
-                              const float* copy) {
-    if constexpr (!__is_same(T, float)) {
-        T* to = static_cast<T*>(rows.data) + member * rows.member + first * rows.row + head * rows.head;
-        for (int64_t i = 0; i < n; ++i)
-            for (int c = 0; c < D; ++c) to[i * rows.row + c] = from_float<T>(copy[i * D + c]);
-    }
-}
-
-// All heads of the jets [begin, end) of one member. pairs: Σ n² of the jets before begin, of all jets.
 template <class T, int D, bool kBackward>
-void run_jets(const AttentionParams& p, int64_t member, int64_t begin, int64_t end, int64_t pairs, int64_t all_pairs,
-              int64_t longest) {
-    constexpr int64_t kRowBuffers = __is_same(T, float) ? 0 : 7;
-    float* memory = scratch(2 * D * kLanes + longest * (3 * kLanes + kRowBuffers * D));
+void run_jet(const JetAttention& jet) {
+    const int64_t n = jet.n, rows = buffer_rows(n);
+    float* memory = jet.scratch;
     const auto take = [&](int64_t floats) {
         float* taken = memory;
         memory += floats;
         return taken;
     };
+    float *const q = take(rows * D), *const k = take(rows * D), *const v = take(rows * D);
+    float* const grad_out = kBackward ? take(rows * D) : nullptr;
+    float* copies[3] = {};
+    if constexpr (!__is_same(T, float))
+        for (int i = 0; i < (kBackward ? 3 : 1); ++i) copies[i] = take(rows * D);
     Head h{};
-    h.q_t = take(D * kLanes);
-    h.grad_t = take(D * kLanes);
-    h.weights = take(longest * kLanes);
-    h.grads = take(longest * kLanes);
-    h.dropped = take(longest * kLanes);
-    float* copies[7] = {};
-    if constexpr (kRowBuffers > 0)
-        for (auto& copy : copies) copy = take(longest * D);
-    h.scale = p.scale;
-    h.keep_scale = 65536.0f / static_cast<float>(65536 - p.threshold);
-    h.seed = p.seed;
-    h.threshold = p.threshold;
-    h.ld_lse = p.num_heads;
-    const int64_t bias_member = p.bias_members > 1 ? member : 0;
-    h.add_dbias = p.bias_members == 1 && member > 0;
-    for (int64_t jet = begin; jet < end; ++jet) {
-        const int64_t first = p.offsets[jet], n = p.offsets[jet + 1] - first;
-        h.n = n;
-        h.jet = static_cast<uint32_t>(jet);
-        for (int64_t head = 0; head < p.num_heads && n > 0; ++head) {
-            h.head = static_cast<uint32_t>(head);
-            h.lse = p.lse + (member * p.num_constituents + first) * p.num_heads + head;
-            const int64_t at_bias = (bias_member * p.num_heads + head) * all_pairs + pairs;
-            if (p.bias) h.bias = p.bias + at_bias;
-            h.q = read_rows<T, D>(p.q, member, first, n, head, copies[0], h.ld_q);
-            h.k = read_rows<T, D>(p.k, member, first, n, head, copies[1], h.ld_k);
-            h.v = read_rows<T, D>(p.v, member, first, n, head, copies[2], h.ld_v);
-            if constexpr (kBackward) {
-                if (p.dbias) h.dbias = p.dbias + at_bias;
-                h.grad_out = read_rows<T, D>(p.grad_out, member, first, n, head, copies[3], h.ld_grad_out);
-                h.dq = result_rows<T, D>(p.dq, member, first, head, copies[4], h.ld_dq);
-                h.dk = result_rows<T, D>(p.dk, member, first, head, copies[5], h.ld_dk);
-                h.dv = result_rows<T, D>(p.dv, member, first, head, copies[6], h.ld_dv);
-                run_head<D, true>(h);
-                write_rows<T, D>(p.dq, member, first, n, head, copies[4]);
-                write_rows<T, D>(p.dk, member, first, n, head, copies[5]);
-                write_rows<T, D>(p.dv, member, first, n, head, copies[6]);
-            } else {
-                h.out = result_rows<T, D>(p.out, member, first, head, copies[4], h.ld_out);
-                run_head<D, false>(h);
-                write_rows<T, D>(p.out, member, first, n, head, copies[4]);
-            }
+    h.n = n;
+    h.q = q;
+    h.k = k;
+    h.v = v;
+    h.grad_out = grad_out;
+    h.q_t = take(D * kWidth);
+    h.weights = take(rows * kWidth);
+    if constexpr (kBackward) {
+        h.grad_t = take(D * kWidth);
+        h.grads = take(rows * kWidth);
+        h.dropped = jet.threshold ? take(rows * kWidth) : nullptr;
+        h.q_rows = take(kWidth * D);
+        h.grad_rows = take(kWidth * D);
+        h.dk_sum = take(rows * D);
+        h.dv_sum = take(rows * D);
+    }
+    h.ld_lse = jet.num_heads;
+    h.add_dbias = jet.add_dbias;
+    h.scale = jet.scale;
+    h.keep_scale = 65536.0f / static_cast<float>(65536 - jet.threshold);
+    h.seed = jet.seed;
+    h.threshold = jet.threshold;
+    h.jet = jet.jet;
+    for (int64_t head = 0; head < jet.num_heads && n > 0; ++head) {
+        h.head = static_cast<uint32_t>(head);
+        h.lse = jet.lse + head;
+        if (jet.bias) h.bias = jet.bias + head * jet.bias_head;
+        pack<T, D>(jet.q, n, n, head, q);
+        pack<T, D>(jet.k, n, padded_keys(n), head, k);
+        pack<T, D>(jet.v, n, padded_keys(n), head, v);
+        prefetch<T, D>(jet.q, n, jet.prefetch, head);
+        prefetch<T, D>(jet.k, n, jet.prefetch, head);
+        prefetch<T, D>(jet.v, n, jet.prefetch, head);
+        if constexpr (kBackward) {
+            if (jet.dbias) h.dbias = jet.dbias + head * jet.bias_head;
+            pack<T, D>(jet.grad_out, n, n, head, grad_out);
+            prefetch<T, D>(jet.grad_out, n, jet.prefetch, head);
+            h.dq = result<T, D>(jet.dq, head, copies[0], h.ld_dq);
+            h.dk = result<T, D>(jet.dk, head, copies[1], h.ld_dk);
+            h.dv = result<T, D>(jet.dv, head, copies[2], h.ld_dv);
+            run_head<D, true>(h);
+            unpack<T, D>(copies[0], n, head, jet.dq);
+            unpack<T, D>(copies[1], n, head, jet.dk);
+            unpack<T, D>(copies[2], n, head, jet.dv);
+        } else {
+            h.out = result<T, D>(jet.out, head, copies[0], h.ld_out);
+            run_head<D, false>(h);
+            unpack<T, D>(copies[0], n, head, jet.out);
         }
-        pairs += n * n;
     }
 }
 
-template <class T, int D, bool kBackward>
+template <class T, bool kBackward>
+void choose_head_dim(const JetAttention& jet) {
+    switch (jet.head_dim) {
+        case 8:
+            return run_jet<T, 8, kBackward>(jet);
+        case 16:
+            return run_jet<T, 16, kBackward>(jet);
+        case 24:
+            return run_jet<T, 24, kBackward>(jet);
+        case 32:
+            return run_jet<T, 32, kBackward>(jet);
+        case 64:
+            return run_jet<T, 64, kBackward>(jet);
+    }
+}
+
+template <bool kBackward>
+void choose_dtype(const JetAttention& jet) {
+    switch (jet.dtype) {
+        case DType::f32:
+            return choose_head_dim<float, kBackward>(jet);
+        case DType::bf16:
+            return choose_head_dim<bf16, kBackward>(jet);
+        case DType::f16:
+            return choose_head_dim<f16, kBackward>(jet);
+    }
+}
+
+HeadRows rows_at(const AttentionRows& rows, int64_t member, int64_t first, DType dtype) {
+    const int64_t size = dtype == DType::f32 ? 4 : 2;
+    return {static_cast<char*>(rows.data) + (member * rows.member + first * rows.row) * size, rows.row, rows.head};
+}
+
+// The jets [begin, end) of one member. pairs: Σ n² of the jets before begin, of all jets.
+template <bool kBackward>
+void run_jets(const AttentionParams& p, int64_t member, int64_t begin, int64_t end, int64_t pairs, int64_t all_pairs,
+              float* memory) {
+    JetAttention jet{};
+    jet.num_heads = p.num_heads;
+    jet.head_dim = p.head_dim;
+    jet.dtype = p.dtype;
+    jet.bias_head = all_pairs;
+    jet.add_dbias = p.bias_members == 1 && member > 0;
+    jet.scale = p.scale;
+    jet.seed = p.seed;
+    jet.threshold = p.threshold;
+    jet.scratch = memory;
+    for (int64_t b = begin; b < end; ++b) {
+        const int64_t first = p.offsets[b];
+        jet.n = p.offsets[b + 1] - first;
+        jet.jet = static_cast<uint32_t>(b);
+        jet.prefetch = b + 1 < end ? p.offsets[b + 2] - p.offsets[b + 1] : 0;
+        jet.q = rows_at(p.q, member, first, p.dtype);
+        jet.k = rows_at(p.k, member, first, p.dtype);
+        jet.v = rows_at(p.v, member, first, p.dtype);
+        jet.lse = p.lse + (member * p.num_constituents + first) * p.num_heads;
+        const int64_t at_bias = (p.bias_members > 1 ? member : 0) * p.num_heads * all_pairs + pairs;
+        if (p.bias) jet.bias = p.bias + at_bias;
+        if constexpr (kBackward) {
+            if (p.dbias) jet.dbias = p.dbias + at_bias;
+            jet.grad_out = rows_at(p.grad_out, member, first, p.dtype);
+            jet.dq = rows_at(p.dq, member, first, p.dtype);
+            jet.dk = rows_at(p.dk, member, first, p.dtype);
+            jet.dv = rows_at(p.dv, member, first, p.dtype);
+            attention_backward_jet(jet);
+        } else {
+            jet.out = rows_at(p.out, member, first, p.dtype);
+            attention_forward_jet(jet);
+        }
+        pairs += jet.n * jet.n;
+    }
+}
+
+template <bool kBackward>
 void run(const AttentionParams& p) {
     int64_t longest = 0, all_pairs = 0;
     for (int64_t jet = 0; jet < p.num_jets; ++jet) {
@@ -115,7 +202,7 @@ void run(const AttentionParams& p) {
     }
     const int64_t slices = p.num_jets < kSlices ? p.num_jets : kSlices;
     // Waking a thread costs more than little work.
-    const int threads = p.num_members * p.num_heads * all_pairs * D < 200000 ? 1 : p.num_threads;
+    const int threads = p.num_members * p.num_heads * all_pairs * p.head_dim < 200000 ? 1 : p.num_threads;
     parallel_for(slices, threads, [&](int64_t slice) {
         const int64_t begin = p.num_jets * slice / slices, end = p.num_jets * (slice + 1) / slices;
         int64_t pairs = 0;
@@ -123,43 +210,22 @@ void run(const AttentionParams& p) {
             const int64_t n = p.offsets[jet + 1] - p.offsets[jet];
             pairs += n * n;
         }
+        float* const memory = scratch(static_cast<size_t>(jet_attention_scratch(longest, p.head_dim)));
         // Members in order: a bias that they share sums its gradient in that order, whatever the number of threads.
         for (int64_t member = 0; member < p.num_members; ++member)
-            run_jets<T, D, kBackward>(p, member, begin, end, pairs, all_pairs, longest);
+            run_jets<kBackward>(p, member, begin, end, pairs, all_pairs, memory);
     });
-}
-
-template <class T, bool kBackward>
-void choose_head_dim(const AttentionParams& p) {
-    switch (p.head_dim) {
-        case 8:
-            return run<T, 8, kBackward>(p);
-        case 16:
-            return run<T, 16, kBackward>(p);
-        case 24:
-            return run<T, 24, kBackward>(p);
-        case 32:
-            return run<T, 32, kBackward>(p);
-        case 64:
-            return run<T, 64, kBackward>(p);
-    }
-}
-
-template <bool kBackward>
-void choose_dtype(const AttentionParams& p) {
-    switch (p.dtype) {
-        case DType::f32:
-            return choose_head_dim<float, kBackward>(p);
-        case DType::bf16:
-            return choose_head_dim<bf16, kBackward>(p);
-        case DType::f16:
-            return choose_head_dim<f16, kBackward>(p);
-    }
 }
 
 }  // namespace
 
-void constituent_attention_forward(const AttentionParams& p) { choose_dtype<false>(p); }
-void constituent_attention_backward(const AttentionParams& p) { choose_dtype<true>(p); }
+int64_t jet_attention_scratch(int64_t n, int64_t head_dim) {
+    return buffer_rows(n) * (9 * head_dim + 3 * kWidth) + 4 * head_dim * kWidth;
+}
+void attention_forward_jet(const JetAttention& jet) { choose_dtype<false>(jet); }
+void attention_backward_jet(const JetAttention& jet) { choose_dtype<true>(jet); }
+
+void constituent_attention_forward(const AttentionParams& p) { run<false>(p); }
+void constituent_attention_backward(const AttentionParams& p) { run<true>(p); }
 
 }  // namespace kdfast::KDFAST_ISA_NS

@@ -1,6 +1,7 @@
-// The arithmetic of one head of one jet, a block of W queries at a time, with the queries in the lanes: softmax then
-// runs down the lanes without a horizontal step, no key is padding, and surplus lanes of a last block cost nothing but
-// their place. Scores stand transposed, [n keys][W queries], in a buffer that stays in L1.
+// The arithmetic of one head of one jet, a block of up to 3 vectors of queries at a time, with the queries in the
+// lanes: softmax then runs down the lanes without a horizontal step. Scores stand transposed, [n keys][kWidth queries],
+// in a buffer that stays in L1 or L2. Keys are computed in fours: rows that are n or more repeat the last one, and
+// nobody reads what becomes of them. Surplus lanes of the last block hold finite numbers that nobody reads either.
 #pragma once
 
 #include "core/philox_lanes.h"
@@ -9,62 +10,16 @@
 namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
-template <int N>
-struct Constant {
-    static constexpr int value = N;
-};
+constexpr int kBlockVectors = 3;
+constexpr int kWidth = kBlockVectors * kLanes;  // floats from one key's scores to the next's
+constexpr int kKeyStep = 4;
+constexpr int64_t padded_keys(int64_t n) { return (n + kKeyStep - 1) / kKeyStep * kKeyStep; }
 
-template <int W>
-struct Lanes {
-    typedef float F __attribute__((vector_size(4 * W)));
-    typedef int32_t I __attribute__((vector_size(4 * W)));
-    typedef uint32_t U __attribute__((vector_size(4 * W)));
-
-    static KDFAST_INLINE F load(const float* p) {
-        F v;
-        std::memcpy(&v, p, sizeof v);
-        return v;
-    }
-    static KDFAST_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
-    // e^x for x ≤ 0; 0 below the smallest normal number; NaN stays NaN.
-    static KDFAST_INLINE F exp(F x) {
-        F n = x * 1.44269504f + 12582912.0f;  // 1.5·2^23: rounds to an integer in the low bits
-        const I power = ((I)n << 23) + 0x3F800000;
-        n -= 12582912.0f;
-        F f = x - n * 0.693359375f;  // ln 2 in two parts
-        f -= n * -2.12194440e-4f;
-        F p = f * 1.9875691e-4f + 1.3981999e-3f;
-        p = p * f + 8.3334519e-3f;
-        p = p * f + 4.1665796e-2f;
-        p = p * f + 1.6666665e-1f;
-        p = p * f + 0.5f;
-        p = p * f * f + f + 1.0f;
-        return x < -87.33655f ? F{} : p * (F)power;
-    }
-    // ln x for positive normal x; NaN stays NaN.
-    static KDFAST_INLINE F log(F x) {
-        const I exponent = ((I)x - 0x3F3504F3) >> 23;  // x = m · 2^exponent, m in [√½, √2)
-        const F f = (F)((I)x - (exponent << 23)) - 1.0f, z = f * f;
-        const F e = (F)(exponent + 0x4B400000) - 12582912.0f;  // an integer to float: 1.5·2^23 + e − 1.5·2^23
-        F p = f * 7.0376836292e-2f - 1.1514610310e-1f;
-        p = p * f + 1.1676998740e-1f;
-        p = p * f - 1.2420140846e-1f;
-        p = p * f + 1.4249322787e-1f;
-        p = p * f - 1.6668057665e-1f;
-        p = p * f + 2.0000714765e-1f;
-        p = p * f - 2.4999993993e-1f;
-        p = p * f + 3.3333331174e-1f;
-        const F y = p * f * z - e * 2.12194440e-4f - z * 0.5f;
-        return x == x ? f + y + e * 0.693359375f : x;
-    }
-};
-
-// One head of one jet. Rows are float32 with a stride in elements.
+// One head of one jet; D features a head.
 struct Head {
     int64_t n;
-    const float *q, *k, *v, *grad_out;
-    int64_t ld_q, ld_k, ld_v, ld_grad_out;
-    float *out, *dq, *dk, *dv;
+    const float *q, *k, *v, *grad_out;  // [n][D]; k and v: [padded_keys(n)][D]
+    float *out, *dq, *dk, *dv;          // rows with the strides below, in floats
     int64_t ld_out, ld_dq, ld_dk, ld_dv;
     float* lse;
     int64_t ld_lse;
@@ -74,25 +29,63 @@ struct Head {
     float scale, keep_scale;
     uint64_t seed;
     uint32_t threshold, jet, head;
-    float *q_t, *grad_t;               // scratch: [D][W]
-    float *weights, *grads, *dropped;  // scratch: [n][W]
+    float *q_t, *grad_t;               // scratch: [D][kWidth]
+    float *weights, *grads, *dropped;  // scratch: [padded_keys(n)][kWidth]
+    float *q_rows, *grad_rows;         // scratch: [kWidth][D]
+    float *dk_sum, *dv_sum;            // scratch: [padded_keys(n)][D]
 };
 
-// to[c * W + i] = factor · rows[i][c] for i < count, 0 for the other lanes.
-template <int D, int W>
-KDFAST_INLINE void transpose(const float* rows, int64_t ld, int count, float factor, float* to) {
-    if constexpr (W < 8) {
+template <int L>
+struct Lanes {
+    typedef float F __attribute__((vector_size(4 * L)));
+    typedef int32_t I __attribute__((vector_size(4 * L)));
+
+    static KDFAST_INLINE F load(const float* p) {
+        F v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static KDFAST_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
+};
+
+// 2^t for t ≤ 1 or so, relative error 1.4e-7; 0 (or 2^-126) below the smallest normal number; NaN stays NaN.
+KDFAST_INLINE Vec exp2_nonpositive(Vec t) {
+#if defined(__AVX512DQ__)
+    const Vec f = (Vec)_mm512_reduce_ps((__m512)t, 1);  // t − ⌊t⌋
+#else
+    t = select(t < -126.0f, broadcast(-126.0f), t);
+    const Vec n = (t - 0.5f) + 12582912.0f;  // 1.5·2^23: rounds to an integer in the low bits
+    const Vec f = t - (n - 12582912.0f);
+#endif
+    Vec p = f * 0x1.ebaf42p-10f + 0x1.26bbd2p-7f;  // minimax on [0, 1]
+    p = p * f + 0x1.c949b8p-5f;
+    p = p * f + 0x1.ebd6c2p-3f;
+    p = p * f + 0x1.62e4eap-1f;
+    p = p * f + 0x1.fffffep-1f;
+#if defined(__AVX512DQ__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)t);  // p · 2^⌊t⌋
+#else
+    return (Vec)((IVec)p + ((IVec)n << 23));
+#endif
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// to[c * kWidth + i] = factor · rows[i * D + c] for i < count, 0 for the other lanes of V vectors.
+template <int D, int V>
+KDFAST_INLINE void transpose(const float* rows, int count, float factor, float* to) {
+    if constexpr (kLanes < 8) {
         for (int c = 0; c < D; ++c)
-            for (int i = 0; i < W; ++i) to[c * W + i] = i < count ? rows[i * ld + c] * factor : 0.0f;
+            for (int i = 0; i < V * kLanes; ++i) to[c * kWidth + i] = i < count ? rows[i * D + c] * factor : 0.0f;
     } else {
         typedef typename Lanes<8>::F F;
         typedef typename Lanes<8>::I I;
-        for (int i = 0; i < W; i += 8)
+        for (int i = 0; i < V * kLanes; i += 8)
             for (int c = 0; c < D; c += 8) {
                 F a[8], b[8];
 #pragma GCC unroll 8
                 for (int r = 0; r < 8; ++r)
-                    a[r] = i + r < count ? Lanes<8>::load(rows + (i + r) * ld + c) * factor : F{};
+                    a[r] = i + r < count ? Lanes<8>::load(rows + (i + r) * D + c) * factor : F{};
 #pragma GCC unroll 4
                 for (int r = 0; r < 8; r += 2) {
                     b[r] = KDFAST_SHUFFLE(I, a[r], a[r + 1], 0, 8, 2, 10, 4, 12, 6, 14);
@@ -107,231 +100,259 @@ KDFAST_INLINE void transpose(const float* rows, int64_t ld, int count, float fac
                     }
 #pragma GCC unroll 4
                 for (int r = 0; r < 4; ++r) {
-                    Lanes<8>::store(to + (c + r) * W + i, KDFAST_SHUFFLE(I, a[r], a[r + 4], 0, 1, 2, 3, 8, 9, 10, 11));
-                    Lanes<8>::store(to + (c + r + 4) * W + i,
+                    Lanes<8>::store(to + (c + r) * kWidth + i,
+                                    KDFAST_SHUFFLE(I, a[r], a[r + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+                    Lanes<8>::store(to + (c + r + 4) * kWidth + i,
                                     KDFAST_SHUFFLE(I, a[r], a[r + 4], 4, 5, 6, 7, 12, 13, 14, 15));
                 }
             }
     }
 }
 
-// s[j] += Σ_c x_t[c] · rows[j][c]: lanes are queries, J keys.
-template <int D, int W, int J>
-KDFAST_INLINE void dot_tile(const float* x_t, const float* rows, int64_t ld, typename Lanes<W>::F (&s)[J]) {
+// to[j * kWidth + i] = Σ_c x_t[c * kWidth + i] · rows[j * D + c] for J keys j and V vectors of queries i.
+template <int D, int V, int J>
+KDFAST_INLINE void dot_tile(const float* x_t, const float* rows, float* to) {
+    Vec s[J][V];
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) s[j][v] = Vec{};
 #pragma GCC unroll 4
     for (int c = 0; c < D; ++c) {
-        const auto x = Lanes<W>::load(x_t + c * W);
+        Vec x[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) x[v] = load(x_t + c * kWidth + v * kLanes);
 #pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) s[j] += x * rows[j * ld + c];
+        for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) s[j][v] += x[v] * rows[j * D + c];
     }
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store(to + j * kWidth + v * kLanes, s[j][v]);
 }
 
-// Calls tile(integral constant J, j) for j in [0, n) in steps of 8, then 4, 2, 1.
-template <int Max, class Tile>
-KDFAST_INLINE void in_tiles(int64_t n, Tile&& tile) {
+// All keys of a block.
+template <int D, int V>
+KDFAST_INLINE void dot_products(const float* x_t, const float* rows, int64_t n, float* to) {
+    constexpr int J = kLanes == 16 ? 8 : 4;
     int64_t j = 0;
-    for (; j + Max <= n; j += Max) tile(Constant<Max>{}, j);
-    if constexpr (Max > 1) {
-        if constexpr (Max > 4)
-            if (n - j >= 4) tile(Constant<4>{}, j), j += 4;
-        if constexpr (Max > 2)
-            if (n - j >= 2) tile(Constant<2>{}, j), j += 2;
-        if (n - j >= 1) tile(Constant<1>{}, j);
-    }
+    for (; j + J <= padded_keys(n); j += J) dot_tile<D, V, J>(x_t, rows + j * D, to + j * kWidth);
+    if (J > kKeyStep && j < n) dot_tile<D, V, kKeyStep>(x_t, rows + j * D, to + j * kWidth);
 }
 
-// How many rows of V vectors each to accumulate at a time in the registers that there are.
-constexpr int tile_rows(int V) {
-    int rows = 8;
-    while (rows > 1 && rows * V > (kLanes == 16 ? 16 : 8)) rows /= 2;
-    return rows;
-}
-
-// out[a] (+)= factor[a · factor_step] · Σ_b coef[a · SA + b · SB] · rows[b] for a < num_out, b < count.
-template <int D, int SA, int SB>
-KDFAST_INLINE void combine(const float* coef, int64_t num_out, int64_t count, const float* rows, int64_t ld, float* out,
-                           int64_t ld_out, const float* factor, int factor_step, bool add) {
-    constexpr int L = D % kLanes == 0 ? kLanes : 8, V = D / L;
-    constexpr int kMax = tile_rows(V);
+// out[a] = factor[a * factor_step] · Σ_b coef[a * SA + b * SB] · rows[b], + start[a] where that is given, for A rows a,
+// of which the first `valid` are stored, and the C vectors of L floats from rows and out on.
+template <int D, int L, int C, int A, int SA, int SB>
+KDFAST_INLINE void combine_tile(const float* coef, int64_t count, const float* rows, const float* start, float* out,
+                                int64_t ld_out, const float* factor, int factor_step, int64_t valid) {
     typedef typename Lanes<L>::F F;
-    in_tiles<kMax>(num_out, [&](auto size, int64_t a0) __attribute__((always_inline)) {
-        constexpr int A = size.value;
-        F acc[A][V];
-#pragma GCC unroll 8
-        for (int a = 0; a < A; ++a)
+    F acc[A][C];
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) acc[a][v] = F{};
-        const float* c = coef + a0 * SA;
-        const float* r = rows;
-        for (int64_t b = 0; b < count; ++b, c += SB, r += ld) {
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) acc[a][c] = F{};
+    for (int64_t b = 0; b < count; ++b, coef += SB, rows += D)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            const F row = Lanes<L>::load(rows + c * L);
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) {
-                const F row = Lanes<L>::load(r + v * L);
-#pragma GCC unroll 8
-                for (int a = 0; a < A; ++a) acc[a][v] += row * c[a * SA];
-            }
+            for (int a = 0; a < A; ++a) acc[a][c] += row * coef[a * SA];
         }
-#pragma GCC unroll 8
-        for (int a = 0; a < A; ++a)
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) {
-                float* to = out + (a0 + a) * ld_out + v * L;
-                F x = acc[a][v] * factor[(a0 + a) * factor_step];
-                if (add) x += Lanes<L>::load(to);
-                Lanes<L>::store(to, x);
+    for (int a = 0; a < A; ++a)
+        if (a < valid)
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) {
+                F x = acc[a][c] * factor[a * factor_step];
+                if (start) x += Lanes<L>::load(start + a * D + c * L);
+                Lanes<L>::store(out + a * ld_out + c * L, x);
             }
-    });
 }
 
-// Calls each(j, keep) for every key, keep being a mask over the W queries from first on.
-template <int W, class Each>
+// combine_tile for all rows and features.
+template <int D, int SA, int SB>
+__attribute__((noinline)) void combine(const float* coef, int64_t num_out, int64_t count, const float* rows,
+                                       const float* start, float* out, int64_t ld_out, const float* factor,
+                                       int factor_step) {
+    constexpr int L = D % kLanes == 0 ? kLanes : 8, V = D / L;
+    constexpr int C = V % 4 == 0 ? 4 : V % 3 == 0 ? 3 : V;             // vectors of a row at a time
+    constexpr int kMost = (kLanes == 16 ? 16 : 8) / (C == 3 ? 4 : C);  // rows that the registers hold
+    const auto tile = [&]<int A>(int64_t a, int64_t valid) __attribute__((always_inline)) {
+        for (int c = 0; c < V; c += C)
+            combine_tile<D, L, C, A, SA, SB>(coef + a * SA, count, rows + c * L,
+                                             start ? start + a * D + c * L : nullptr, out + a * ld_out + c * L, ld_out,
+                                             factor + a * factor_step, factor_step, valid);
+    };
+    int64_t a = 0;
+    for (; a + kMost <= num_out; a += kMost) tile.template operator()<kMost>(a, kMost);
+    const int64_t left = num_out - a;
+    if (left == 0) return;
+    if constexpr (kMost >= 16)
+        if (left > 12) return tile.template operator()<16>(a, left);
+    if constexpr (kMost >= 16)
+        if (left > 8) return tile.template operator()<12>(a, left);
+    if constexpr (kMost >= 8)
+        if (left > 4) return tile.template operator()<8>(a, left);
+    tile.template operator()<(kMost < 4 ? kMost : 4)>(a, left);
+}
+
+// Calls each(at, keep) for every key and the block's vectors, keep being a mask over the queries whose scores stand at
+// `at` in the buffers.
+template <int V, class Each>
 KDFAST_INLINE void for_each_keep(const Head& h, int64_t first, Each&& each) {
-    typedef typename Lanes<W>::U U;
-    constexpr int kParts = W / kPhiloxLanes > 0 ? W / kPhiloxLanes : 1;
-    const U threshold = U{} + h.threshold, high_threshold = threshold << 16;
+    constexpr int kParts = kLanes / kPhiloxLanes;
+    const UVec threshold = UVec{} + h.threshold, high_threshold = threshold << 16;
     const int64_t n = h.n;
-    for (int64_t j = 0; j < n; j += 8) {
-        U words[4];
+    for (int64_t j = 0; j < n; j += 8)
+        for (int v = 0; v < V; ++v) {
+            UVec words[4];
+#pragma GCC unroll 2
+            for (int part = 0; part < kParts; ++part) {
+                const int64_t query = first + v * kLanes + part * kPhiloxLanes;
+                WVec c[4] = {WVec{} + h.jet, WVec{} + h.head, lane_numbers() + static_cast<uint64_t>(query),
+                             WVec{} + static_cast<uint64_t>(j / 8)};
+                philox_rounds(h.seed, c[0], c[1], c[2], c[3]);
 #pragma GCC unroll 4
-        for (int part = 0; part < kParts; ++part) {
-            WVec c[4] = {WVec{} + h.jet, WVec{} + h.head,
-                         lane_numbers() + static_cast<uint64_t>(first + part * kPhiloxLanes),
-                         WVec{} + static_cast<uint64_t>(j / 8)};
-            philox_rounds(h.seed, c[0], c[1], c[2], c[3]);
-#pragma GCC unroll 4
-            for (int w = 0; w < 4; ++w) {
-                typedef uint32_t Half __attribute__((vector_size(4 * kPhiloxLanes)));
-                const Half half = __builtin_convertvector(c[w], Half);
-                std::memcpy(reinterpret_cast<char*>(&words[w]) + part * sizeof half, &half, sizeof half);
+                for (int w = 0; w < 4; ++w) {
+                    typedef uint32_t Half __attribute__((vector_size(4 * kPhiloxLanes)));
+                    const Half half = __builtin_convertvector(c[w], Half);
+                    std::memcpy(reinterpret_cast<char*>(&words[w]) + part * sizeof half, &half, sizeof half);
+                }
             }
-        }
 #pragma GCC unroll 8
-        for (int e = 0; e < 8; ++e)
-            if (j + e < n) {
-                const U word = words[e / 2];
-                each(j + e, e % 2 == 0 ? (word & 0xFFFFu) >= threshold : word >= high_threshold);
-            }
-    }
+            for (int e = 0; e < 8; ++e)
+                if (j + e < n) {
+                    const UVec word = words[e / 2];
+                    each((j + e) * kWidth + v * kLanes,
+                         e % 2 == 0 ? (word & 0xFFFFu) >= threshold : word >= high_threshold);
+                }
+        }
 }
 
-// The block's biases, transposed as the scores are: to[j * W + i].
-template <int W>
-KDFAST_INLINE void load_bias(const Head& h, int64_t first, int count, float* to) {
+// The block's biases, transposed as the scores are, added to them.
+template <int V>
+void add_bias(const Head& h, int64_t first, int count, float* scores) {
     for (int64_t j = 0; j < h.n; ++j)
-        for (int i = 0; i < W; ++i) to[j * W + i] = i < count ? h.bias[(first + i) * h.n + j] : 0.0f;
+        for (int i = 0; i < count; ++i) scores[j * kWidth + i] += h.bias[(first + i) * h.n + j];
 }
 
-template <int D, int W>
-void forward_block(const Head& h, int64_t first) {
-    typedef typename Lanes<W>::F F;
-    typedef Lanes<W> L;
+template <int D, int V>
+__attribute__((noinline)) void forward_block(const Head& h, int64_t first) {
     const int64_t n = h.n;  // copies in registers: stores through memcpy may alias h
-    const bool biased = h.bias != nullptr;
-    const int count = static_cast<int>(n - first < W ? n - first : W);
+    const int count = static_cast<int>(n - first < V * kLanes ? n - first : V * kLanes);
     float* const weights = h.weights;
-    transpose<D, W>(h.q + first * h.ld_q, h.ld_q, count, h.scale, h.q_t);
-    if (biased) load_bias<W>(h, first, count, weights);
-    F top = F{} - __builtin_inff();
-    in_tiles<8>(n, [&](auto size, int64_t j0) __attribute__((always_inline)) {
-        constexpr int J = size.value;
-        F s[J];
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) s[j] = F{};
-        dot_tile<D, W, J>(h.q_t, h.k + j0 * h.ld_k, h.ld_k, s);
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) {
-            if (biased) s[j] += L::load(weights + (j0 + j) * W);
-            L::store(weights + (j0 + j) * W, s[j]);
-            top = s[j] > top ? s[j] : top;
+    transpose<D, V>(h.q + first * D, count, h.scale, h.q_t);
+    dot_products<D, V>(h.q_t, h.k, n, weights);
+    if (h.bias) add_bias<V>(h, first, count, weights);
+    float lse[V * kLanes], inverses[V * kLanes];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+        Vec tops[2] = {load(weights + v * kLanes), load(weights + v * kLanes)};
+        for (int64_t j = 1; j < n; j += 2) {  // a row after the last key's may be read: it is the same, or unread
+            tops[0] = max(tops[0], load(weights + j * kWidth + v * kLanes));
+            if (j + 1 < n) tops[1] = max(tops[1], load(weights + (j + 1) * kWidth + v * kLanes));
         }
-    });
-    F sum = F{};
-    for (int64_t j = 0; j < n; ++j) {
-        const F e = L::exp(L::load(weights + j * W) - top);
-        sum += e;
-        L::store(weights + j * W, e);
+        const Vec top = max(tops[0], tops[1]), reference = top * kLog2E;
+        Vec sum = Vec{};
+        for (int64_t j = 0; j < n; ++j) {
+            float* const at = weights + j * kWidth + v * kLanes;
+            const Vec e = exp2_nonpositive(load(at) * kLog2E - reference);
+            sum += e;
+            store(at, e);
+        }
+        store(lse + v * kLanes, top + log(sum));
+        store(inverses + v * kLanes, h.keep_scale / sum);
     }
     if (h.threshold)
-        for_each_keep<W>(h, first, [&](int64_t j, auto keep) __attribute__((always_inline)) {
-            L::store(weights + j * W, keep ? L::load(weights + j * W) : F{});
+        for_each_keep<V>(h, first, [&](int64_t at, auto keep) __attribute__((always_inline)) {
+            store(weights + at, keep ? load(weights + at) : Vec{});
         });
-    float lse[W], inverses[W];
-    L::store(lse, top + L::log(sum));
-    L::store(inverses, h.keep_scale / sum);
     for (int i = 0; i < count; ++i) h.lse[(first + i) * h.ld_lse] = lse[i];
-    combine<D, 1, W>(weights, count, n, h.v, h.ld_v, h.out + first * h.ld_out, h.ld_out, inverses, 1, false);
+    combine<D, 1, kWidth>(weights, count, n, h.v, nullptr, h.out + first * h.ld_out, h.ld_out, inverses, 1);
 }
 
-template <int D, int W>
-void backward_block(const Head& h, int64_t first) {
-    typedef typename Lanes<W>::F F;
-    typedef Lanes<W> L;
+template <int D, int V>
+__attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
     const int64_t n = h.n;  // copies in registers: stores through memcpy may alias h
-    const bool biased = h.bias != nullptr;
-    const int count = static_cast<int>(n - first < W ? n - first : W);
-    float *const weights = h.weights, *const grads = h.grads;
-    const float* q = h.q + first * h.ld_q;
-    const float* grad_out = h.grad_out + first * h.ld_grad_out;
-    transpose<D, W>(q, h.ld_q, count, h.scale, h.q_t);
-    transpose<D, W>(grad_out, h.ld_grad_out, count, h.keep_scale, h.grad_t);
-    if (biased) load_bias<W>(h, first, count, weights);
-    float lses[W] = {};
-    for (int i = 0; i < count; ++i) lses[i] = h.lse[(first + i) * h.ld_lse];
-    const F lse = L::load(lses);
-    F total = F{}, mean = F{};  // Σ_j P_ij, which lse's rounding leaves near 1; D_i
-    in_tiles<8>(n, [&](auto size, int64_t j0) __attribute__((always_inline)) {
-        constexpr int J = size.value;
-        F s[J], g[J];
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) s[j] = F{};
-        dot_tile<D, W, J>(h.q_t, h.k + j0 * h.ld_k, h.ld_k, s);
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) {
-            if (biased) s[j] += L::load(weights + (j0 + j) * W);
-            s[j] = L::exp(s[j] - lse);
-            total += s[j];
-            L::store(weights + (j0 + j) * W, s[j]);
+    const int count = static_cast<int>(n - first < V * kLanes ? n - first : V * kLanes);
+    const bool drops = h.threshold != 0;
+    float *const weights = h.weights, *const grads = h.grads, *const dropped = drops ? h.dropped : weights;
+    transpose<D, V>(h.q + first * D, count, h.scale, h.q_t);
+    transpose<D, V>(h.grad_out + first * D, count, h.keep_scale, h.grad_t);
+    dot_products<D, V>(h.q_t, h.k, n, weights);
+    dot_products<D, V>(h.grad_t, h.v, n, grads);
+    if (h.bias) add_bias<V>(h, first, count, weights);
+    float references[V * kLanes] = {}, inverses[V * kLanes], factors[V * kLanes];
+    for (int i = 0; i < count; ++i) references[i] = h.lse[(first + i) * h.ld_lse] * kLog2E;
+    // e_ij is P_ij but for a factor of the row, which the rounding of lse leaves near 1: 1 / Σ_j e_ij, `inverses`,
+    // goes to the rows that e and dS are multiplied with.
+    Vec totals[V], means[V];  // Σ_j e_ij, Σ_j e_ij dP_ij
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+        const Vec reference = load(references + v * kLanes);
+        Vec total = Vec{}, mean = Vec{};
+        for (int64_t j = 0; j < n; ++j) {
+            const int64_t at = j * kWidth + v * kLanes;
+            const Vec e = exp2_nonpositive(load(weights + at) * kLog2E - reference);
+            total += e;
+            if (!drops) mean += e * load(grads + at);
+            store(weights + at, e);
         }
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) g[j] = F{};
-        dot_tile<D, W, J>(h.grad_t, h.v + j0 * h.ld_v, h.ld_v, g);
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) L::store(grads + (j0 + j) * W, g[j]);
-    });
-    if (h.threshold)
-        for_each_keep<W>(h, first, [&](int64_t j, auto keep) __attribute__((always_inline)) {
-            const F p = L::load(weights + j * W), g = L::load(grads + j * W);
-            L::store(h.dropped + j * W, keep ? p : F{});
-            L::store(grads + j * W, keep ? g : F{});
+        totals[v] = total;
+        means[v] = mean;
+    }
+    if (drops) {
+        for_each_keep<V>(h, first, [&](int64_t at, auto keep) __attribute__((always_inline)) {
+            store(dropped + at, keep ? load(weights + at) : Vec{});
+            store(grads + at, keep ? load(grads + at) : Vec{});
         });
-    for (int64_t j = 0; j < n; ++j) mean += L::load(weights + j * W) * L::load(grads + j * W);
-    const F inverse = 1.0f / total;
-    mean *= inverse;
-    float* const dropped = h.threshold ? h.dropped : weights;
-    for (int64_t j = 0; j < n; ++j) {
-        const F p = L::load(weights + j * W) * inverse;
-        L::store(grads + j * W, p * (L::load(grads + j * W) - mean));
-        L::store(dropped + j * W, L::load(dropped + j * W) * inverse);
+        for (int v = 0; v < V; ++v)
+            for (int64_t j = 0; j < n; ++j) {
+                const int64_t at = j * kWidth + v * kLanes;
+                means[v] += load(weights + at) * load(grads + at);
+            }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+        const Vec inverse = 1.0f / totals[v], mean = means[v] * inverse;
+        store(inverses + v * kLanes, inverse);
+        store(factors + v * kLanes, inverse * h.scale);
+        for (int64_t j = 0; j < n; ++j) {
+            const int64_t at = j * kWidth + v * kLanes;
+            store(grads + at, load(weights + at) * (load(grads + at) - mean));
+        }
     }
     if (h.dbias)
         for (int i = 0; i < count; ++i)
             for (int64_t j = 0; j < n; ++j) {
                 float& to = h.dbias[(first + i) * n + j];
-                to = h.add_dbias ? to + grads[j * W + i] : grads[j * W + i];
+                const float gradient = grads[j * kWidth + i] * inverses[i];
+                to = h.add_dbias ? to + gradient : gradient;
             }
-    combine<D, 1, W>(grads, count, n, h.k, h.ld_k, h.dq + first * h.ld_dq, h.ld_dq, &h.scale, 0, false);
-    combine<D, W, 1>(grads, n, count, q, h.ld_q, h.dk, h.ld_dk, &h.scale, 0, first > 0);
-    combine<D, W, 1>(dropped, n, count, grad_out, h.ld_grad_out, h.dv, h.ld_dv, &h.keep_scale, 0, first > 0);
+    for (int i = 0; i < count; ++i)
+        for (int c = 0; c < D; ++c) {
+            h.q_rows[i * D + c] = h.q[(first + i) * D + c] * factors[i];
+            h.grad_rows[i * D + c] = h.grad_out[(first + i) * D + c] * (inverses[i] * h.keep_scale);
+        }
+    const bool last = first + count == n;
+    const float *const dk = first ? h.dk_sum : nullptr, *const dv = first ? h.dv_sum : nullptr;
+    const float one = 1.0f;
+    combine<D, 1, kWidth>(grads, count, n, h.k, nullptr, h.dq + first * h.ld_dq, h.ld_dq, factors, 1);
+    combine<D, kWidth, 1>(grads, n, count, h.q_rows, dk, last ? h.dk : h.dk_sum, last ? h.ld_dk : D, &one, 0);
+    combine<D, kWidth, 1>(dropped, n, count, h.grad_rows, dv, last ? h.dv : h.dv_sum, last ? h.ld_dv : D, &one, 0);
 }
 
-// All blocks of a head; a last block of few queries takes half the lanes.
+// All blocks of a head: of 2 vectors, and 3 or 1 at the end.
 template <int D, bool kBackward>
-__attribute__((noinline)) void run_head(const Head& h) {
+KDFAST_INLINE void run_head(const Head& h) {
     for (int64_t first = 0; first < h.n;) {
-        if constexpr (kLanes == 16)
-            if (h.n - first <= 8) return kBackward ? backward_block<D, 8>(h, first) : forward_block<D, 8>(h, first);
-        kBackward ? backward_block<D, kLanes>(h, first) : forward_block<D, kLanes>(h, first);
-        first += kLanes;
+        const int64_t left = (h.n - first + kLanes - 1) / kLanes;
+        if (left == 3) return kBackward ? backward_block<D, 3>(h, first) : forward_block<D, 3>(h, first);
+        if (left == 1) return kBackward ? backward_block<D, 1>(h, first) : forward_block<D, 1>(h, first);
+        kBackward ? backward_block<D, 2>(h, first) : forward_block<D, 2>(h, first);
+        first += 2 * kLanes;
     }
 }
 
