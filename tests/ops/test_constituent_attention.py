@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from kdfast import backend
 from kdfast.errors import ConfigError, DataError, KdfastWarning
@@ -171,20 +172,39 @@ def test_opcheck(bias: str | None, dtype: torch.dtype) -> None:
     q, k, v = (x.to(dtype).requires_grad_() for x in qkv.unbind(-3))
     if pair_bias is not None:
         pair_bias = pair_bias.to(dtype).requires_grad_()
-    torch.library.opcheck(torch.ops.kdfast.constituent_attention.default, (q, k, v, offsets, pair_bias, 0.3, 0.2, SEED))
+    arguments = (q, k, v, offsets, pair_bias, 0.3, 0.2, torch.tensor(SEED))
+    torch.library.opcheck(torch.ops.kdfast.constituent_attention.default, arguments)
 
 
 def test_compiles_without_graph_break() -> None:
     qkv, offsets, _, _ = draw([4, 3], 2, 8)
     qkv.requires_grad_()
 
-    def attention(x: Tensor) -> Tensor:
-        return constituent_attention(*(x * 2).unbind(-3), offsets, dropout_p=0.2, seed=7)
+    bias = torch.randn(2, 25)
 
-    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(qkv), attention(qkv))
-    grads = [torch.autograd.grad(f(qkv).sum(), qkv)[0] for f in (compiled, attention)]
-    torch.testing.assert_close(*grads)
+    def attention(x: Tensor, seed: Tensor) -> Tensor:
+        return constituent_attention(*(x * 2).unbind(-3), offsets, bias=bias, dropout_p=0.2, seed=seed)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attention, backend=counter, fullgraph=True)
+    for seed in torch.tensor([7, 8, 9]):
+        torch.testing.assert_close(compiled(qkv, seed), attention(qkv, seed))
+        grads = [torch.autograd.grad(f(qkv, seed).sum(), qkv)[0] for f in (compiled, attention)]
+        torch.testing.assert_close(*grads)
+    assert counter.frame_count == 1  # a seed is data
+
+
+def test_compiled_code_checks_the_bias() -> None:
+    qkv, offsets, _, _ = draw([4, 3], 2, 8)
+    compiled = torch.compile(constituent_attention, backend="aot_eager", fullgraph=True)
+    with pytest.raises(DataError, match="Σ n² = 25"):
+        compiled(*qkv.unbind(-3), offsets, bias=torch.zeros(2, 24))
+
+
+def test_a_seed_may_be_a_tensor() -> None:
+    qkv, offsets, _, _ = draw([4, 3], 2, 8)
+    outs = [constituent_attention(*qkv.unbind(-3), offsets, dropout_p=0.5, seed=s) for s in (SEED, torch.tensor(SEED))]
+    assert torch.equal(*outs)
 
 
 def test_dropout_mask_is_the_reference_mask() -> None:
@@ -304,7 +324,8 @@ def test_other_head_dims_run_the_reference_with_a_warning() -> None:
         ({"offsets": torch.tensor([0, 3, 4])}, DataError, "offsets: must rise from 0 to 5"),
         ({"offsets": torch.tensor([0, 6, 5])}, DataError, "offsets: must rise from 0 to 5"),
         ({"offsets": torch.tensor([0, 5], dtype=torch.int32)}, DataError, "offsets: must be int64"),
-        ({"bias": torch.zeros(2, 12)}, DataError, r"bias: must be \[H, Σ n²\] = \[2, 13\]"),
+        ({"bias": torch.zeros(2, 12)}, DataError, r"bias: must be \[H, Σ n²\] with Σ n² = 13, is \[2, 12\]"),
+        ({"bias": torch.zeros(3, 13)}, DataError, r"bias: must be .* with H = 2, is \[3, 13\]"),
         ({"k": torch.zeros(5, 2, 16)}, DataError, "k: is torch.float32"),
         ({"v": torch.zeros(5, 2, 8).half()}, DataError, "v: is torch.float16"),
         ({"q": torch.zeros(5, 8)}, DataError, "q: must be floating-point"),

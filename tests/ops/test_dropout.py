@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from kdfast import backend
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops.dropout import dropout, dropout_reference
-from kdfast.ops.philox import dropout_scale, dropout_threshold, philox4x32
+from kdfast.ops.philox import dropout_scale, dropout_threshold, philox4x32, seed_tensor
 
 SEED = 0x1234_5678_9ABC_DEF0
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -99,13 +100,21 @@ def test_gradcheck_and_second_derivative() -> None:
 @pytest.mark.parametrize("offsets", [offsets_of([4, 0, 2]), None])
 def test_opcheck(offsets: torch.Tensor | None) -> None:
     x = torch.randn(6, 16, requires_grad=True)
-    torch.library.opcheck(torch.ops.kdfast.dropout.default, (x, offsets, 0.25, SEED))
+    torch.library.opcheck(torch.ops.kdfast.dropout.default, (x, offsets, 0.25, torch.tensor(SEED)))
 
 
 def test_compiles_without_graph_break() -> None:
     x, offsets = torch.randn(6, 16), offsets_of([4, 2])
-    compiled = torch.compile(lambda x: dropout(x * 2, offsets, 0.25, 7), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), dropout(x * 2, offsets, 0.25, 7), rtol=0, atol=0)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x, seed: dropout(x * 2, offsets, 0.25, seed), backend=counter, fullgraph=True)
+    for seed in (7, 8, 9, 2**64 - 1):
+        assert torch.equal(compiled(x, seed_tensor(seed)), dropout(x * 2, offsets, 0.25, seed))
+    assert counter.frame_count == 1  # a seed is data
+
+
+def test_a_seed_may_be_a_tensor() -> None:
+    x = torch.ones(6, 16)
+    assert torch.equal(dropout(x, None, 0.5, torch.tensor(SEED)), dropout(x, None, 0.5, SEED))
 
 
 def test_dropped_values_never_leak_and_layout_does_not_matter() -> None:

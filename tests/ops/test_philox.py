@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdfast.ops import backend
-from kdfast.ops.philox import derive_seed, dropout_keep, dropout_scale, dropout_threshold, philox4x32, splitmix64
+from kdfast.ops.philox import (
+    derive_seed,
+    dropout_keep,
+    dropout_scale,
+    dropout_threshold,
+    fold_seed,
+    philox4x32,
+    seed_tensor,
+    splitmix64,
+)
 
 compiled = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
 
@@ -83,6 +92,16 @@ def test_derived_seeds_fit_63_bits_and_differ() -> None:
     assert len(seeds) == len(uses)
     assert all(0 <= s < 2**63 for s in seeds)
     assert derive_seed(1, "ab", 2) == derive_seed(1, "ab", 2) != derive_seed(1, "a", 2)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, 2**63, 2**64 - 1])
+def test_seeds_as_tensors_are_the_same_bits(seed: int) -> None:
+    assert int(seed_tensor(seed)) & (2**64 - 1) == seed
+    assert [int(fold_seed(seed_tensor(seed), part)) for part in range(4)] == [fold_seed(seed, p) for p in range(4)]
+
+
+def test_opcheck_of_fold_seed() -> None:
+    torch.library.opcheck(torch.ops.kdfast.fold_seed.default, (torch.tensor(7), 3))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])

@@ -18,7 +18,7 @@ from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops._arrays import DTYPE_CODES, check_offsets
 from kdfast.ops._eager import is_eager
-from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold
+from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
 __all__ = ["constituent_attention", "constituent_attention_reference", "padded_attention"]
 
@@ -35,7 +35,7 @@ def constituent_attention(
     bias: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
 ) -> Tensor:
     """Scaled dot-product attention within each jet; no constituent sees another jet's.
 
@@ -44,12 +44,15 @@ def constituent_attention(
     offsets: [B + 1] int64, where each jet begins. bias: [H, Σ n_b²] or [K, H, Σ n_b²], added to the scores: each jet's
         n × n block (query, key) after the other. scale: 1 / √d where None.
     dropout_p: in [0, 1), the probability that an attention weight is dropped (rounded to 1/65536); seed: 64 bits, one
-        for each use (philox.derive_seed). All members draw the same mask.
+        for each use (philox.derive_seed), an int or an int64 tensor []. All members draw the same mask.
     Returns a tensor like q. Raises ConfigError for dropout_p outside [0, 1), DataError for shapes that don't fit.
     """
     scale = _check(q, k, v, offsets, bias, scale, dropout_p)
     if not is_eager(q):
-        return torch.ops.kdfast.constituent_attention.default(q, k, v, offsets, bias, scale, dropout_p, seed)[0]
+        key = seed_tensor(seed) if dropout_p > 0 else None
+        return torch.ops.kdfast.constituent_attention.default(q, k, v, offsets, bias, scale, dropout_p, key)[0]
+    _check_pairs(bias, offsets)
+    seed = int(seed)
     if not _takes_kernel(q):
         return _reference(q, k, v, offsets, bias, scale, dropout_p, seed)[0]
     try:
@@ -67,7 +70,7 @@ def padded_attention(
     bias: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
 ) -> Tensor:
     """`constituent_attention` for padded jets: q, k, v [B, N, H, d], mask [B, N] (True: a constituent).
 
@@ -182,13 +185,9 @@ def _check(
             raise DataError(f"is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)}", where=name)
     if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0:
         raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
-    if bias is not None:
-        heads = q.shape[-2]
-        pairs = int(offsets.diff().square().sum())
-        if list(bias.shape) not in ([heads, pairs], [*q.shape[:-3], heads, pairs]):
-            raise DataError(
-                f"must be [H, Σ n²] = {[heads, pairs]} or [K, H, Σ n²], is {list(bias.shape)}", where="bias"
-            )
+    if bias is not None and tuple(bias.shape[:-1]) not in (q.shape[-2:-1], (*q.shape[:-3], q.shape[-2])):
+        what = f"must be [H, Σ n²] or [K, H, Σ n²] with H = {q.shape[-2]}, is {list(bias.shape)}"
+        raise DataError(what, where="bias")
     if not 0 <= dropout_p < 1:  # NaN fails too
         raise ConfigError(f"a dropout probability must lie in [0, 1), is {dropout_p}", where="dropout_p")
     if scale is None:
@@ -196,6 +195,12 @@ def _check(
     if not math.isfinite(scale):
         raise ConfigError(f"must be finite, is {scale}", where="scale")
     return float(scale)
+
+
+def _check_pairs(bias: Tensor | None, offsets: Tensor) -> None:
+    """The part of `_check` that reads data, which tracing can't."""
+    if bias is not None and bias.shape[-1] != (pairs := int(offsets.diff().square().sum())):
+        raise DataError(f"must be [H, Σ n²] with Σ n² = {pairs}, is {list(bias.shape)}", where="bias")
 
 
 def _takes_kernel(q: Tensor) -> bool:
@@ -298,17 +303,13 @@ def _backward(
     return dq, dk, dv, dbias if bias is None else dbias.to(bias.dtype)
 
 
-def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, ctx.seed = inputs
-    ctx.save_for_backward(q, k, v, offsets, bias, output[1])
-
-
 class _EagerAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        output = _forward(*arguments)
-        _keep_arguments(ctx, arguments, output)
-        return output[0]
+        out, lse = _forward(*arguments)
+        q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, ctx.seed = arguments
+        ctx.save_for_backward(q, k, v, offsets, bias, lse)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -318,11 +319,30 @@ class _EagerAttention(torch.autograd.Function):
         return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
 
 
+# The seed of the registered ops is a tensor (none without dropout), so that compiled code takes another one every step.
+
+
+def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, offsets, bias, scale, dropout_p, seed = arguments
+    _check_pairs(bias, offsets)
+    return _forward(q, k, v, offsets, bias, scale, dropout_p, 0 if seed is None else int(seed))
+
+
+def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, seed = arguments
+    return _backward(grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, 0 if seed is None else int(seed))
+
+
+def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(q, k, v, offsets, bias, output[1], seed)
+
+
 def _registered_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     """As _EagerAttention.backward, through the op; lse is a by-product that is not differentiated."""
-    q, k, v, offsets, bias, lse = ctx.saved_tensors
+    q, k, v, offsets, bias, lse, seed = ctx.saved_tensors
     grads = torch.ops.kdfast.constituent_attention_backward.default(
-        grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, ctx.seed
+        grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, seed
     )
     return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
 
@@ -342,14 +362,14 @@ def _fake_backward(
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
     "constituent_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? bias, float scale, float dropout_p, "
-    "int seed) -> (Tensor, Tensor)"
+    "Tensor? seed) -> (Tensor, Tensor)"
 )
 _library.define(
     "constituent_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? bias, "
-    "Tensor lse, float scale, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor lse, float scale, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_library.impl("constituent_attention", _forward, "CompositeExplicitAutograd")
-_library.impl("constituent_attention_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("constituent_attention", _run_forward, "CompositeExplicitAutograd")
+_library.impl("constituent_attention_backward", _run_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("kdfast::constituent_attention", _fake_forward, lib=_library)
 torch.library.register_fake("kdfast::constituent_attention_backward", _fake_backward, lib=_library)
 torch.library.register_autograd(

@@ -13,18 +13,18 @@ from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops._arrays import DTYPE_CODES, check_offsets
 from kdfast.ops._eager import is_eager
-from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold
+from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
 __all__ = ["dropout", "dropout_reference"]
 
 _MAX_FEATURES = 2**18  # of the compiled kernel
 
 
-def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int | Tensor) -> Tensor:
     """Sets each element of x to zero with probability p (rounded to 1/65536) and scales the others by 1 / (1 − p).
 
     x: [M, D] features of packed constituents, floating point. offsets: [B + 1] int64, where each jet begins; None: x
-    is [B, D], a row a jet. seed: 64 bits, one for each use (philox.derive_seed).
+    is [B, D], a row a jet. seed: 64 bits, one for each use (philox.derive_seed); an int, or an int64 tensor [].
     Raises ConfigError for p outside [0, 1), DataError for shapes that don't fit.
     """
     if p == 0:
@@ -35,9 +35,10 @@ def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
         raise DataError(f"must be a floating-point [M, D], is {x.dtype} {list(x.shape)}", where="x")
     if offsets is not None and (offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0):
         raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
-    run = _EagerDropout.apply if is_eager(x) else torch.ops.kdfast.dropout.default
+    if not is_eager(x):
+        return torch.ops.kdfast.dropout.default(x, offsets, p, seed_tensor(seed))
     try:
-        return run(x, offsets, p, seed)
+        return _EagerDropout.apply(x, offsets, p, int(seed))
     except ValueError as error:
         if isinstance(error, DataError):
             raise
@@ -82,27 +83,32 @@ def _dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
     return y
 
 
-def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _, offsets, ctx.p, ctx.seed = inputs
-    ctx.save_for_backward(offsets)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    (offsets,) = ctx.saved_tensors
-    return dropout(grad, offsets, ctx.p, ctx.seed), None, None, None
-
-
 class _EagerDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
-        _keep_arguments(ctx, (x, offsets, p, seed), None)
+        ctx.p, ctx.seed = p, seed
+        ctx.save_for_backward(offsets)
         return _dropout(x, offsets, p, seed)
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (offsets,) = ctx.saved_tensors
+        return dropout(grad, offsets, ctx.p, ctx.seed), None, None, None
 
 
+def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, offsets, ctx.p, seed = inputs
+    ctx.save_for_backward(offsets, seed)
+
+
+def _registered_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    offsets, seed = ctx.saved_tensors
+    return dropout(grad, offsets, ctx.p, seed), None, None, None
+
+
+# The seed of the registered op is a tensor, so that compiled code takes another one at every step.
 _library = torch.library.Library("kdfast", "FRAGMENT")
-_library.define("dropout(Tensor x, Tensor? offsets, float p, int seed) -> Tensor")
-_library.impl("dropout", _dropout, "CompositeExplicitAutograd")
+_library.define("dropout(Tensor x, Tensor? offsets, float p, Tensor seed) -> Tensor")
+_library.impl("dropout", lambda x, offsets, p, seed: _dropout(x, offsets, p, int(seed)), "CompositeExplicitAutograd")
 torch.library.register_fake("kdfast::dropout", lambda x, offsets, p, seed: torch.empty_like(x), lib=_library)
-torch.library.register_autograd("kdfast::dropout", _backward, setup_context=_keep_arguments, lib=_library)
+torch.library.register_autograd("kdfast::dropout", _registered_backward, setup_context=_keep_arguments, lib=_library)

@@ -5,6 +5,8 @@ the study's seed, a purpose, step and layer) and its counter (jet, head, query, 
 of computation, the number of threads or the device.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,25 @@ def derive_seed(seed: int, purpose: str, *parts: int) -> int:
     return state >> 1
 
 
-def fold_seed(seed: int, part: int) -> int:
-    """One more link: a 63-bit seed for part (a layer, a step) of what seed is for."""
+@overload
+def fold_seed(seed: int, part: int) -> int: ...
+@overload
+def fold_seed(seed: Tensor, part: int) -> Tensor: ...
+def fold_seed(seed: int | Tensor, part: int) -> int | Tensor:
+    """One more link: a 63-bit seed for part (a layer, a step) of what seed is for.
+
+    For an int64 tensor [] a tensor: under torch.compile a seed is then data, not a constant of the compiled code.
+    """
+    if isinstance(seed, Tensor):
+        return torch.ops.kdfast.fold_seed.default(seed, part)
     return splitmix64(seed ^ (part & _MASK64)) >> 1
+
+
+def seed_tensor(seed: int | Tensor) -> Tensor:
+    """A seed as registered ops take it: an int64 tensor []; 64 unsigned bits become the same bits, signed."""
+    if isinstance(seed, Tensor):
+        return seed
+    return torch.full((), seed if seed < 2**63 else seed - 2**64, dtype=torch.int64)
 
 
 def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -83,3 +101,12 @@ def normal_pair(bits_radius: Tensor, bits_angle: Tensor) -> tuple[Tensor, Tensor
     radius = torch.sqrt(-2.0 * torch.log(uniform_open(bits_radius)))
     angle = (2.0 * torch.pi) * uniform_open(bits_angle)
     return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+# Opaque to compilers, which need not wrap 64-bit products around as the chain does.
+_library = torch.library.Library("kdfast", "FRAGMENT")
+_library.define("fold_seed(Tensor seed, int part) -> Tensor")
+_library.impl(
+    "fold_seed", lambda seed, part: torch.full_like(seed, fold_seed(int(seed), part)), "CompositeExplicitAutograd"
+)
+torch.library.register_fake("kdfast::fold_seed", lambda seed, part: torch.empty_like(seed), lib=_library)
