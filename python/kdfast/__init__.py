@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from kdfast._version import __version__
 
 if TYPE_CHECKING:
-    from kdfast import errors, metrics, models, ops
+    from kdfast import errors, metrics, models, nn, ops
     from kdfast.distill.schedules import RunConfig
     from kdfast.jets.features import features
     from kdfast.jets.hlt import HLTConfig, emulate_hlt
@@ -34,6 +34,7 @@ __all__ = [
     "load_model",
     "metrics",
     "models",
+    "nn",
     "open_study",
     "ops",
     "sample",
@@ -56,6 +57,7 @@ _HOMES = {
     "load_model": "models.tagger",
     "metrics": "metrics",
     "models": "models",
+    "nn": "nn",
     "open_study": "study.results",
     "ops": "ops",
     "sample": "jets.sample",
