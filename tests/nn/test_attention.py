@@ -107,10 +107,12 @@ def test_other_head_dims_run_the_reference() -> None:
         assert torch.equal(out, attention(x, offsets))
 
 
-def test_nothing_but_padding_gives_zeros_and_zero_gradients() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_but_padding_gives_zeros_and_zero_gradients(compiled: bool) -> None:
     attention = ConstituentAttention(16, 2)
+    call = torch.compile(attention, backend="aot_eager", fullgraph=True) if compiled else attention
     x = torch.full((2, 3, 16), float("nan"), requires_grad=True)
-    out = attention(x, mask=torch.zeros(2, 3, dtype=torch.bool))
+    out = call(x, mask=torch.zeros(2, 3, dtype=torch.bool))
     out.sum().backward()
     assert not out.any()
     assert not x.grad.any()
