@@ -11,6 +11,7 @@ void bind_constituent_attention(py::module_&);
 void bind_core_probe(py::module_&);
 void bind_distill_loss(py::module_&);
 void bind_dropout(py::module_&);
+void bind_encoder(py::module_&);
 void bind_hlt_emulation(py::module_&);
 void bind_jet_features(py::module_&);
 }  // namespace kdfast
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_cpu, m) {
     kdfast::bind_core_probe(m);
     kdfast::bind_distill_loss(m);
     kdfast::bind_dropout(m);
+    kdfast::bind_encoder(m);
     kdfast::bind_hlt_emulation(m);
     kdfast::bind_jet_features(m);
 }
