@@ -1,11 +1,8 @@
 #include "encoder/encoder.h"
 
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "adamw/adamw.h"
-
-#include <vector>
 
 namespace py = pybind11;
 
@@ -27,6 +24,15 @@ struct Encoder {
 
 }  // namespace
 
+int64_t num_parameters(const EncoderSizes& s) {
+    const int64_t w = s.width, f = s.ffn, embed = w * s.features + 3 * w;
+    const int64_t layer = (3 * w * w + 3 * w) + (w * w + w) + (f * w + f) + (w * f + w) + 4 * w;
+    const int64_t pooling = w + 4 * (w * w + w) + 2 * w;
+    const int64_t head = 2 * (w * w + 3 * w) + w / 2 * (w + 3) + s.classes * (w / 2 + 1);
+    return embed + s.layers * layer + pooling + head;
+}
+int64_t num_running(const EncoderSizes& s) { return 7 * s.width; }
+
 void bind_encoder(py::module_& m) {
     py::class_<Encoder>(m, "Encoder", "JetTransformer on flat parameters: training step and evaluation.")
         .def(py::init([](int64_t features, int64_t width, int64_t layers, int64_t heads, int64_t ffn,
@@ -42,7 +48,7 @@ void bind_encoder(py::module_& m) {
             [](Encoder& e, uintptr_t gradient, uintptr_t features, uintptr_t offsets, uintptr_t jets, int64_t num_jets,
                uintptr_t labels, uintptr_t weights, uintptr_t teacher_logits, uintptr_t teacher_entropy,
                uintptr_t teacher_maximum, double temperature, double alpha, double attention_weight,
-               uint64_t dropout_seed, uint32_t threshold, int num_threads, uintptr_t logits, uintptr_t seconds) {
+               uint64_t dropout_seed, uint32_t threshold, int num_threads, uintptr_t seconds) {
                 double terms[4] = {};
                 bool valid = false;
                 {
@@ -66,7 +72,6 @@ void bind_encoder(py::module_& m) {
                                                    num_threads,
                                                    &e.memory,
                                                    terms,
-                                                   reinterpret_cast<float*>(logits),
                                                    reinterpret_cast<double*>(seconds),
                                                    &valid});
                 }
@@ -87,8 +92,11 @@ void bind_encoder(py::module_& m) {
                 return valid;
             },
             "Logits, and pooling weights (0: not wanted), of the jets first … first + num_jets − 1 of a view.")
-        .def_property_readonly("memory", [](const Encoder& e) { return e.memory.size(); },
-                               "Bytes held for activations and sums, without the threads' scratch.");
+        .def_property_readonly("num_parameters", [](const Encoder& e) { return num_parameters(e.sizes); })
+        .def_property_readonly("num_running", [](const Encoder& e) { return num_running(e.sizes); })
+        .def_property_readonly(
+            "memory", [](const Encoder& e) { return e.memory.size(); },
+            "Bytes held for activations and sums, without the threads' scratch.");
 }
 
 }  // namespace kdfast

@@ -1,5 +1,5 @@
-// The first dense block, Linear → BatchNorm → GELU → dropout on each constituent, without a pass for its BatchNorm: mean
-// and variance of a linear map W x + b follow from the batch's μ = mean(x) and C = mean((x − μ)(x − μ)ᵀ),
+// The first dense block, Linear → BatchNorm → GELU → dropout on each constituent, without a pass for its BatchNorm:
+// mean and variance of a linear map W x + b follow from the batch's μ = mean(x) and C = mean((x − μ)(x − μ)ᵀ),
 //
 //   mean_j = W_j · μ + b_j     σ_j² = W_j C W_jᵀ + ε     z = γ/σ · W (x − μ) + β     x ← D(GELU(z))
 //
@@ -46,8 +46,7 @@ KDFAST_INLINE void centre(float* x, const Slice* slices, int64_t num_slices, int
                 Vec sum = {};
                 for (int64_t t = 0; t < slices[i].tokens; ++t)
                     sum += load(rows + t * kMaxFeatures + c) * rows[t * kMaxFeatures + j];
-                for (int lane = 0; lane < kLanes; ++lane)
-                    m.covariance[j][c + lane] += static_cast<double>(sum[lane]);
+                for (int lane = 0; lane < kLanes; ++lane) m.covariance[j][c + lane] += static_cast<double>(sum[lane]);
             }
     }
     for (auto& row : m.covariance)
@@ -65,7 +64,7 @@ struct EmbedMap {
 
 struct EmbedParameters {
     const float *weight, *bias, *gamma, *beta;
-    const float* running;        // mean, variance
+    const float* running;  // mean, variance
     int64_t features, width;
 };
 
@@ -88,7 +87,8 @@ KDFAST_INLINE EmbedMap embed_map(const EmbedParameters& p, const Moments* moment
             for (int64_t a = 0; a < p.features; ++a) {
                 mean += static_cast<double>(weight[a]) * moments->mean[a];
                 double row = 0.0;
-                for (int64_t b = 0; b < p.features; ++b) row += moments->covariance[a][b] * static_cast<double>(weight[b]);
+                for (int64_t b = 0; b < p.features; ++b)
+                    row += moments->covariance[a][b] * static_cast<double>(weight[b]);
                 variance += static_cast<double>(weight[a]) * row;
             }
             variance = variance > 0.0 ? variance : 0.0;
@@ -102,9 +102,10 @@ KDFAST_INLINE EmbedMap embed_map(const EmbedParameters& p, const Moments* moment
         }
         deviation[j] = static_cast<float>(__builtin_sqrt(variance + static_cast<double>(kBatchNormEps)));
         factor[j] = p.gamma[j] / deviation[j];
-        shift[j] = moments ? p.beta[j]
-                           : static_cast<float>(static_cast<double>(factor[j]) * (static_cast<double>(p.bias[j]) - mean)) +
-                                 p.beta[j];
+        shift[j] = moments
+                       ? p.beta[j]
+                       : static_cast<float>(static_cast<double>(factor[j]) * (static_cast<double>(p.bias[j]) - mean)) +
+                             p.beta[j];
         for (int64_t a = 0; a < p.features; ++a) scaled[j * p.features + a] = weight[a] * factor[j];
     }
     pack_panels(scaled, 1, p.features, p.features, p.width, nullptr, packed);
@@ -134,9 +135,8 @@ KDFAST_INLINE void embed_backward(const EmbedMap& map, int64_t features, int64_t
            });
     outer(dz, ld_x, width, x, kMaxFeatures, kMaxFeatures, slice.rows, nullptr,
           [&](int64_t i, int64_t j, Vec g) __attribute__((always_inline)) { sums.add(at + i * kMaxFeatures + j, g); });
-    sum_rows(dz, ld_x, slice.rows, width, [&](int64_t j, Vec g) __attribute__((always_inline)) {
-        sums.add(at + width * kMaxFeatures + j, g);
-    });
+    sum_rows(dz, ld_x, slice.rows, width,
+             [&](int64_t j, Vec g) __attribute__((always_inline)) { sums.add(at + width * kMaxFeatures + j, g); });
 }
 
 // The parameters' gradients from S and s.
@@ -154,8 +154,7 @@ KDFAST_INLINE void embed_gradient(const EmbedParameters& p, const EmbedMap& map,
             if (map.from_batch)
                 for (int64_t b = 0; b < p.features; ++b)
                     through += static_cast<double>(w[b]) * moments.covariance[b][a];
-            weight[j * p.features + a] =
-                map.factor[j] * (S[a] - gamma[j] * inverse * static_cast<float>(through));
+            weight[j * p.features + a] = map.factor[j] * (S[a] - gamma[j] * inverse * static_cast<float>(through));
         }
         bias[j] = map.from_batch ? 0.0f : map.factor[j] * s;
     }

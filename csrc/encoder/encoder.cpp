@@ -99,7 +99,7 @@ struct Buffers {
     uint8_t *keep_embed, *keep_pool;
     HeadBuffers head;
     uint8_t* keep_head[3];
-    LayerStore<E>* stored;  // [layers], of the whole batch; in evaluation not there
+    LayerStore<E>* stored;                  // [layers], of the whole batch; in evaluation not there
     float *labels, *jet_weights, *teacher;  // [jets]
     float *group_sums, *total_sums;
     double* seconds;  // [kGroups + 1, kParts]
@@ -124,9 +124,18 @@ KDFAST_INLINE Setup set_up(const EncoderSizes& sizes, const Extent& extent, cons
     s.training = training;
     s.threaded = threaded;
     const int64_t w = sizes.width, d = w / sizes.heads;
-    s.shape = {w, sizes.heads, d, sizes.ffn, row_stride<float>(w), row_stride<E>(w), row_stride<E>(3 * w),
-               row_stride<E>(sizes.ffn), 1.0f / sqrt(static_cast<float>(d)), 0, 0};
-    s.head = {extent.jets, round_up(extent.jets, kRowGranule), row_stride<float>(w), w, sizes.pooling_heads,
+    s.shape = {w,
+               sizes.heads,
+               d,
+               sizes.ffn,
+               row_stride<float>(w),
+               row_stride<E>(w),
+               row_stride<E>(3 * w),
+               row_stride<E>(sizes.ffn),
+               1.0f / sqrt(static_cast<float>(d)),
+               0,
+               0};
+    s.head = {extent.jets,  round_up(extent.jets, kRowGranule), row_stride<float>(w), w, sizes.pooling_heads,
               sizes.classes};
     s.ld_p = round_up(sizes.pooling_heads, 16);
     // Gradient sums: the layers' as in the flat buffer, then S and s of the embedding, then the pooling query's.
@@ -191,6 +200,7 @@ KDFAST_INLINE Buffers<E> lay_out(const Setup& s, char* memory) {
     h.d_mean = at.take<float>(s.head.rows * heads * w);
     h.d_r = at.take<float>(s.head.rows * heads);
     h.dy = at.take<float>(cells);
+    h.logits = at.take<float>(jets);
     h.d_logits = at.take<float>(jets);
     for (uint8_t*& bits : b.keep_head) bits = at.take<uint8_t>(jets * w / 8 + kSlack);
     for (float** p : {&b.entropy, &b.maximum, &b.d_entropy, &b.d_maximum, &b.labels, &b.jet_weights, &b.teacher})
@@ -265,18 +275,18 @@ template <class E>
 void pack_layer(const EncoderSizes& sizes, const LayerMap& map, const float* parameters, bool training,
                 LayerWeights<E>& w) {
     const int64_t width = sizes.width, ffn = sizes.ffn;
-    const auto folded_bias = [&](const Affine& linear, const Affine& norm, int64_t num_out, float* to)
-                                 __attribute__((always_inline)) {
+    const auto folded_bias = [&](const Affine& linear, const Affine& norm, int64_t num_out,
+                                 float* to) __attribute__((always_inline)) {
         for (int64_t j = 0; j < num_out; ++j)
             to[j] = parameters[linear.bias + j] +
                     dot(parameters + linear.weight + j * width, parameters + norm.bias, width);
     };
-    const auto pack = [&](const Affine& linear, int64_t num_in, int64_t num_out, const float* gamma, const E* to)
-                          __attribute__((always_inline)) {
+    const auto pack = [&](const Affine& linear, int64_t num_in, int64_t num_out, const float* gamma,
+                          const E* to) __attribute__((always_inline)) {
         pack_panels(parameters + linear.weight, 1, num_in, num_in, num_out, gamma, const_cast<E*>(to));
     };
-    const auto pack_back = [&](const Affine& linear, int64_t num_in, int64_t num_out, const E* to)
-                               __attribute__((always_inline)) {
+    const auto pack_back = [&](const Affine& linear, int64_t num_in, int64_t num_out,
+                               const E* to) __attribute__((always_inline)) {
         pack_panels(parameters + linear.weight, num_in, 1, num_out, num_in, nullptr, const_cast<E*>(to));
     };
     w.gamma1 = parameters + map.norm1.weight;
@@ -343,8 +353,14 @@ KDFAST_INLINE void gather(const EncoderBatch& batch, const EncoderSizes& sizes, 
 
 template <class E>
 KDFAST_INLINE Pooling pooling_of(const Setup& s, const Buffers<E>& b, const Keep& keep) {
-    return {s.sizes.width, s.sizes.pooling_heads, s.shape.ld_x, s.ld_p, b.query, b.packed_query, b.first_row,
-            b.counts, b.p, keep, b.head.mean, b.head.r, b.entropy, b.maximum, b.pool_weights};
+    return {s.sizes.width, s.sizes.pooling_heads,
+            s.shape.ld_x,  s.ld_p,
+            b.query,       b.packed_query,
+            b.first_row,   b.counts,
+            b.p,           keep,
+            b.head.mean,   b.head.r,
+            b.entropy,     b.maximum,
+            b.pool_weights};
 }
 
 template <class E>
@@ -367,8 +383,8 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
     const EncoderSizes& sizes = p.sizes;
     const int64_t w = sizes.width, jets = p.batch.num_jets, granule = sizeof(E) == 2 ? 32 : kRowGranule;
     const bool threaded = p.num_threads > 1;
-    const Setup s = set_up<E>(sizes, slice_jets(p.batch, granule, nullptr, nullptr, nullptr, nullptr), map, true,
-                              threaded);
+    const Setup s =
+        set_up<E>(sizes, slice_jets(p.batch, granule, nullptr, nullptr, nullptr, nullptr), map, true, threaded);
     char* const memory = p.memory->reserve(lay_out<E>(s, nullptr).bytes + kSlack);
     *p.valid = memory != nullptr;
     if (!*p.valid) return;
@@ -390,9 +406,13 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
     for (int64_t i = 0; i < s.extent.slices; ++i) tokens += b.slices[i].tokens;
     const bool from_batch = tokens > 1;
     if (from_batch) centre(b.inputs, b.slices, s.extent.slices, sizes.features, moments);
-    const EmbedParameters embed_parameters{p.parameters + map.embed.weight, p.parameters + map.embed.bias,
-                                           p.parameters + map.embed_norm.weight, p.parameters + map.embed_norm.bias,
-                                           p.running, sizes.features, w};
+    const EmbedParameters embed_parameters{p.parameters + map.embed.weight,
+                                           p.parameters + map.embed.bias,
+                                           p.parameters + map.embed_norm.weight,
+                                           p.parameters + map.embed_norm.bias,
+                                           p.running,
+                                           sizes.features,
+                                           w};
     const EmbedMap embed = embed_map(embed_parameters, from_batch ? &moments : nullptr, p.running, b.scaled,
                                      b.packed_embed, b.shift, b.factor, b.deviation);
     tick(Part::gather);
@@ -471,7 +491,6 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
     // Head and loss.
     if (p.seconds) tick.last = Ticker::now();
     HeadBuffers head = b.head;
-    head.logits = p.logits;
     std::memset(head.mean + jets * sizes.pooling_heads * w, 0,
                 static_cast<size_t>((s.head.rows - jets) * sizes.pooling_heads * w) * sizeof(float));
     std::memset(head.r + jets * sizes.pooling_heads, 0,
@@ -491,9 +510,9 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
     float loss, terms[2];
     bool valid = false;
     const double alpha = p.teacher_logits ? p.alpha : 0.0;
-    KDFAST_ISA_NS::distill_loss(DistillLossParams{head.logits, p.teacher_logits ? b.teacher : nullptr, b.labels, b.jet_weights,
-                                   &p.temperature, &alpha, &loss, terms, head.d_logits, 1, jets, 1, 0, DType::f32,
-                                   DType::f32, DType::f32, true, 1, &valid});
+    kdfast::distill_loss(DistillLossParams{head.logits, p.teacher_logits ? b.teacher : nullptr, b.labels, b.jet_weights,
+                                           &p.temperature, &alpha, &loss, terms, head.d_logits, 1, jets, 1, 0,
+                                           DType::f32, DType::f32, DType::f32, true, 1, &valid});
     *p.valid = valid;
     if (!valid) return;
     double transfer = 0.0;
@@ -562,8 +581,7 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
                        p.gradient + map.layers + at);
     });
     embed_gradient(embed_parameters, embed, moments, b.total_sums + s.embed_sums, p.gradient + map.embed.weight,
-                   p.gradient + map.embed.bias, p.gradient + map.embed_norm.weight,
-                   p.gradient + map.embed_norm.bias);
+                   p.gradient + map.embed.bias, p.gradient + map.embed_norm.weight, p.gradient + map.embed_norm.bias);
     back_pooling_query(sizes, map, p.parameters, b.q, b.total_sums + s.query_sums, b.dq, p.gradient);
     tick(Part::gradient);
     if (p.seconds)
@@ -574,19 +592,23 @@ template <class E>
 void forward(const EncoderForwardParams& p, const ParameterMap& map) {
     const EncoderSizes& sizes = p.sizes;
     const int64_t w = sizes.width, jets = p.batch.num_jets, granule = sizeof(E) == 2 ? 32 : kRowGranule;
-    const Setup s = set_up<E>(sizes, slice_jets(p.batch, granule, nullptr, nullptr, nullptr, nullptr), map, false,
-                              false);
+    const Setup s =
+        set_up<E>(sizes, slice_jets(p.batch, granule, nullptr, nullptr, nullptr, nullptr), map, false, false);
     char* const memory = p.memory->reserve(lay_out<E>(s, nullptr).bytes + kSlack);
     *p.valid = memory != nullptr;
     if (!*p.valid) return;
     const Buffers<E> b = lay_out<E>(s, memory);
     slice_jets(p.batch, granule, b.slices, b.first_row, b.counts, b.group_begin);
     gather(p.batch, sizes, s.extent, b);
-    const EmbedParameters embed_parameters{p.parameters + map.embed.weight, p.parameters + map.embed.bias,
-                                           p.parameters + map.embed_norm.weight, p.parameters + map.embed_norm.bias,
-                                           p.running, sizes.features, w};
-    const EmbedMap embed = embed_map(embed_parameters, nullptr, nullptr, b.scaled, b.packed_embed, b.shift, b.factor,
-                                     b.deviation);
+    const EmbedParameters embed_parameters{p.parameters + map.embed.weight,
+                                           p.parameters + map.embed.bias,
+                                           p.parameters + map.embed_norm.weight,
+                                           p.parameters + map.embed_norm.bias,
+                                           p.running,
+                                           sizes.features,
+                                           w};
+    const EmbedMap embed =
+        embed_map(embed_parameters, nullptr, nullptr, b.scaled, b.packed_embed, b.shift, b.factor, b.deviation);
     for (int64_t layer = 0; layer < sizes.layers; ++layer)
         pack_layer<E>(sizes, map.layer, p.parameters + map.layers + layer * map.layer_size, false, b.weights[layer]);
     pooling_query(sizes, map, p.parameters, b.q, b.query);
@@ -600,8 +622,8 @@ void forward(const EncoderForwardParams& p, const ParameterMap& map) {
         thread.stored.keep_out = thread.stored.keep_hidden = thread.stored.keep_ffn = all;
         embed_forward(embed, sizes.features, w, b.inputs, slice, all, thread.slice.x, s.shape.ld_x);
         for (int64_t layer = 0; layer < sizes.layers; ++layer)
-            layer_forward(s.shape, b.weights[layer], thread.stored, slice, b.first_row, b.counts,
-                          s.extent.longest_jet, thread.slice, [](Part) {});
+            layer_forward(s.shape, b.weights[layer], thread.stored, slice, b.first_row, b.counts, s.extent.longest_jet,
+                          thread.slice, [](Part) {});
         pool_slice(pooling, slice, thread.slice.x);
     });
     HeadBuffers head = b.head;

@@ -10,12 +10,15 @@
 namespace kdfast {
 
 struct EncoderSizes {
-    int64_t features;                            // ≤ kMaxFeatures
-    int64_t width, layers, heads, ffn;           // width and ffn: multiples of 16; width / heads: 8, 16, 24, 32 or 64
+    int64_t features;                   // ≤ kMaxFeatures
+    int64_t width, layers, heads, ffn;  // width and ffn: multiples of 16; width / heads: 8, 16, 24, 32 or 64
     int64_t pooling_heads, classes;
 };
 
 constexpr int64_t kMaxFeatures = 16;
+
+int64_t num_parameters(const EncoderSizes&);
+int64_t num_running(const EncoderSizes&);
 
 // Some of the jets of a view, in an order of their own.
 struct EncoderBatch {
@@ -27,21 +30,41 @@ struct EncoderBatch {
 
 // What a training step spends its time on.
 enum class Part : int {
-    gather, pack, dropout, embed, norm, qkv, attention, out, ffn_in, ffn_out, pooling, head,
-    back_pooling, back_ffn_out, back_ffn_in, back_out, back_attention, back_qkv, back_norm, back_weights, back_embed,
-    gradient, count
+    gather,
+    pack,
+    dropout,
+    embed,
+    norm,
+    qkv,
+    attention,
+    out,
+    ffn_in,
+    ffn_out,
+    pooling,
+    head,
+    back_pooling,
+    back_ffn_out,
+    back_ffn_in,
+    back_out,
+    back_attention,
+    back_qkv,
+    back_norm,
+    back_weights,
+    back_embed,
+    gradient,
+    count
 };
 
 struct EncoderStepParams {
     EncoderSizes sizes;
-    EncoderBatch batch;           // at least two jets
-    const float* parameters;      // [P] in the order of JetTransformer.named_parameters()
-    float* gradient;              // [P] out
-    float* running;               // of the BatchNorms (embed, dense1 … 3): mean, variance of each, one after the other; updated
-    const float* labels;          // of the view, as are the next four
+    EncoderBatch batch;       // at least two jets
+    const float* parameters;  // [P] in the order of JetTransformer.named_parameters()
+    float* gradient;          // [P] out
+    float* running;       // of the BatchNorms (embed, dense1 … 3): mean, variance of each, one after the other; updated
+    const float* labels;  // of the view, as are the next four
     const float* weights;
-    const float* teacher_logits;  // null: no teacher
-    const float* teacher_entropy; // null: no attention-transfer term
+    const float* teacher_logits;   // null: no teacher
+    const float* teacher_entropy;  // null: no attention-transfer term
     const float* teacher_maximum;
     double temperature, alpha, attention_weight;
     uint64_t dropout_seed;
@@ -50,7 +73,6 @@ struct EncoderStepParams {
     int num_threads;
     Arena* memory;
     double* terms;    // [4] out: the loss and its parts as weighted, α KL, (1 − α) BCE, attention transfer
-    float* logits;    // [num_jets] out
     double* seconds;  // [Part::count] added to; null: not measured
     bool* valid;      // out: false where an argument's values can't be, or memory is lacking
 };
@@ -63,12 +85,12 @@ struct EncoderForwardParams {
     bool bf16;
     int num_threads;
     Arena* memory;
-    float* logits;    // [num_jets, classes] out
-    float* pooling;   // [constituents of the batch] out: pooling weights, averaged over heads; null: not wanted
-    bool* valid;      // out: false where memory is lacking
+    float* logits;   // [num_jets, classes] out
+    float* pooling;  // [constituents of the batch] out: pooling weights, averaged over heads; null: not wanted
+    bool* valid;     // out: false where memory is lacking
 };
 
-KDFAST_KERNEL(encoder_step, EncoderStepParams)
-KDFAST_KERNEL(encoder_forward, EncoderForwardParams)
+KDFAST_AMX_KERNEL(encoder_step, EncoderStepParams)
+KDFAST_AMX_KERNEL(encoder_forward, EncoderForwardParams)
 
 }  // namespace kdfast

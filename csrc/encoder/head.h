@@ -28,8 +28,9 @@ inline __attribute__((noinline)) void linear(const HeadShape& s, const float* x,
                                              const float* bias, int64_t num_in, int64_t num_out, float* packed,
                                              float* y) {
     pack_panels(weight, 1, num_in, num_in, num_out, nullptr, packed);
-    matmul(x, ldx, s.rows, packed, num_in, num_out, [&](int64_t i, int64_t j, Vec sum)
-               __attribute__((always_inline)) { store(y + i * s.ld + j, sum + load_up_to(bias + j, num_out - j)); });
+    matmul(x, ldx, s.rows, packed, num_in, num_out, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
+        store(y + i * s.ld + j, sum + load_up_to(bias + j, num_out - j));
+    });
 }
 
 // From dy: dW, and dx = dy W.
@@ -39,14 +40,14 @@ inline __attribute__((noinline)) void back_linear(const HeadShape& s, const floa
     outer(dy, s.ld, num_out, x, s.ld, num_in, s.rows, nullptr,
           [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) { store(d_weight + i * num_in + j, sum); });
     pack_panels(weight, num_in, 1, num_out, num_in, nullptr, packed);
-    matmul(dy, s.ld, s.rows, packed, num_out, num_in, [&](int64_t i, int64_t j, Vec sum)
-               __attribute__((always_inline)) { store(dx + i * s.ld + j, sum); });
+    matmul(dy, s.ld, s.rows, packed, num_out, num_in,
+           [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) { store(dx + i * s.ld + j, sum); });
 }
 
 // What a dense block keeps: ŷ = (W x + b − mean) / deviation, and its output.
 struct DenseStore {
-    float *normal, *out;     // [rows, ld]
-    float* inverse;          // 1 / deviation [ld]
+    float *normal, *out;  // [rows, ld]
+    float* inverse;       // 1 / deviation [ld]
     Keep keep;
 };
 
@@ -123,14 +124,14 @@ inline __attribute__((noinline)) void dense_backward(const HeadShape& s, float* 
 }
 
 struct HeadBuffers {
-    float *mean, *r;            // of pooling.h, rows beyond the jets zero
-    float *d_mean, *d_r;        // their gradients
+    float *mean, *r;      // of pooling.h, rows beyond the jets zero
+    float *d_mean, *d_r;  // their gradients
     float *pooled, *normal, *normal_affine, *deviation;
     DenseStore dense[3];
-    float *residual;            // h1 + h2
+    float* residual;  // h1 + h2
     float *d, *dy;
     float* packed;
-    float* logits;              // [jets, classes]
+    float* logits;  // [jets, classes]
     float* d_logits;
 };
 
@@ -141,18 +142,19 @@ inline void head_forward(const HeadShape& s, const ParameterMap& map, const floa
         const float* const weight = parameters + map.pool_kv.weight + (w + h * d) * w;
         const float* const bias = parameters + map.pool_kv.bias + w + h * d;
         pack_panels(weight, 1, w, w, d, nullptr, b.packed);
-        matmul(b.mean + h * w, heads * w, s.rows, b.packed, w, d, [&](int64_t i, int64_t j, Vec sum)
-                   __attribute__((always_inline)) {
-                       const Vec y = sum + load_up_to(bias + j, d - j) * b.r[i * heads + h];
-                       store_up_to(b.pooled + i * s.ld + h * d + j, y, d - j);
-                   });
+        matmul(b.mean + h * w, heads * w, s.rows, b.packed, w, d,
+               [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
+                   const Vec y = sum + load_up_to(bias + j, d - j) * b.r[i * heads + h];
+                   store_up_to(b.pooled + i * s.ld + h * d + j, y, d - j);
+               });
     }
     linear(s, b.pooled, s.ld, parameters + map.pool_out.weight, parameters + map.pool_out.bias, w, w, b.packed, b.d);
     normalise_rows(b.d, s.ld, s.rows, w, b.normal, s.ld, b.deviation);
     for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < w; j += kLanes)
-            store(b.normal_affine + i * s.ld + j, load(b.normal + i * s.ld + j) * load(parameters + map.pool_norm.weight + j) +
-                                                      load(parameters + map.pool_norm.bias + j));
+            store(b.normal_affine + i * s.ld + j,
+                  load(b.normal + i * s.ld + j) * load(parameters + map.pool_norm.weight + j) +
+                      load(parameters + map.pool_norm.bias + j));
     const int64_t outputs[3] = {w, w, half}, statistics[3] = {2 * w, 4 * w, 6 * w};
     const float* const inputs[3] = {b.normal_affine, b.dense[0].out, b.residual};
     for (int i = 0; i < 3; ++i) {
@@ -194,8 +196,8 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
     dense_backward(s, b.d, b.dense[0].out, parameters, gradient, map.dense[1], map.dense_norm[1], w, w, b.packed,
                    b.dense[1], b.dy, d2);
     for (int64_t e = 0; e < s.rows * s.ld; e += kLanes) store(b.d + e, load(b.d + e) + load(d2 + e));
-    dense_backward(s, b.d, b.normal_affine, parameters, gradient, map.dense[0], map.dense_norm[0], w, w, b.packed, b.dense[0],
-                   b.dy, b.d);
+    dense_backward(s, b.d, b.normal_affine, parameters, gradient, map.dense[0], map.dense_norm[0], w, w, b.packed,
+                   b.dense[0], b.dy, b.d);
     // LayerNorm
     for (int64_t j = 0; j < w; j += kLanes) {
         Vec sum = {}, along = {};
@@ -213,8 +215,8 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
     back_normalise_rows(b.d, s.ld, b.normal, s.ld, b.deviation, s.rows, w, b.dy, s.ld);
     back_linear(s, b.dy, b.pooled, parameters + map.pool_out.weight, w, w, b.packed, gradient + map.pool_out.weight,
                 b.d);
-    sum_rows(b.dy, s.ld, s.rows, w, [&](int64_t j, Vec sum)
-                 __attribute__((always_inline)) { store(gradient + map.pool_out.bias + j, sum); });
+    sum_rows(b.dy, s.ld, s.rows, w,
+             [&](int64_t j, Vec sum) __attribute__((always_inline)) { store(gradient + map.pool_out.bias + j, sum); });
     for (int64_t h = 0; h < heads; ++h) {
         const float* const d = b.d + h * dim;
         const float* const bias = parameters + map.pool_kv.bias + w + h * dim;
@@ -230,8 +232,9 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
             b.d_r[i * heads + h] = dot(row, bias, dim);
         }
         pack_panels(parameters + map.pool_kv.weight + (w + h * dim) * w, w, 1, dim, w, nullptr, b.packed);
-        matmul(d, s.ld, s.rows, b.packed, dim, w, [&](int64_t i, int64_t j, Vec sum)
-                   __attribute__((always_inline)) { store(b.d_mean + (i * heads + h) * w + j, sum); });
+        matmul(d, s.ld, s.rows, b.packed, dim, w, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
+            store(b.d_mean + (i * heads + h) * w + j, sum);
+        });
     }
 }
 
@@ -241,7 +244,8 @@ inline void pooling_query(const EncoderSizes& sizes, const ParameterMap& map, co
     const int64_t w = sizes.width, d = w / sizes.pooling_heads;
     const float scale = 1.0f / sqrt(static_cast<float>(d));
     for (int64_t j = 0; j < w; ++j)
-        q[j] = scale * (parameters[map.pool_q.bias + j] + dot(parameters + map.pool_q.weight + j * w, parameters + map.query, w));
+        q[j] = scale * (parameters[map.pool_q.bias + j] +
+                        dot(parameters + map.pool_q.weight + j * w, parameters + map.query, w));
     for (int64_t h = 0; h < sizes.pooling_heads; ++h) {
         float* const to = query + h * w;
         for (int64_t c = 0; c < w; ++c) to[c] = 0.0f;

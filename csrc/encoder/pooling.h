@@ -16,11 +16,11 @@ struct Pooling {
     const float* query;                // W_kᵀ q [heads, width]
     const float* packed_query;         // the same, packed
     const int64_t *first_row, *counts;
-    float* p;          // [rows of the batch, ld_p]: before dropout
-    Keep keep;         // of the batch's rows
-    float *mean, *r;   // x̄ [jets, heads, width], r [jets, heads]
+    float* p;                  // [rows of the batch, ld_p]: before dropout
+    Keep keep;                 // of the batch's rows
+    float *mean, *r;           // x̄ [jets, heads, width], r [jets, heads]
     float *entropy, *maximum;  // [jets] of the head-averaged p; null: not wanted
-    float* weights;    // [rows of the batch] head-averaged p
+    float* weights;            // [rows of the batch] head-averaged p
 };
 
 KDFAST_INLINE bool kept(const Keep& keep, int64_t row, int64_t head) {
@@ -30,9 +30,8 @@ KDFAST_INLINE bool kept(const Keep& keep, int64_t row, int64_t head) {
 // x: the slice's rows.
 inline __attribute__((noinline)) void pool_slice(const Pooling& s, const Slice& slice, const float* x) {
     matmul(x, s.ld_x, slice.rows, s.packed_query, s.width, s.heads,
-           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
-               store(s.p + (slice.row + i) * s.ld_p + j, y);
-           });
+           [&](int64_t i, int64_t j, Vec y)
+               __attribute__((always_inline)) { store(s.p + (slice.row + i) * s.ld_p + j, y); });
     const float share = 1.0f / static_cast<float>(s.heads);
     for (int64_t jet = slice.jet; jet < slice.jet + slice.jets; ++jet) {
         const int64_t row = s.first_row[jet], n = s.counts[jet];
@@ -86,7 +85,7 @@ inline __attribute__((noinline)) void pool_slice(const Pooling& s, const Slice& 
 
 // Gradients that reach the pooling: of x̄ and r, and of entropy and maximum.
 struct PoolingGradient {
-    const float *mean, *r;            // shapes as in Pooling
+    const float *mean, *r;           // shapes as in Pooling
     const float *entropy, *maximum;  // [jets]; null: none
 };
 
@@ -119,7 +118,8 @@ inline __attribute__((noinline)) void pool_slice_backward(const Pooling& s, cons
                 if (kept(s.keep, row + t, h)) {
                     const float* const mean = g.mean + (jet * s.heads + h) * s.width;
                     Vec product = {};
-                    for (int64_t c = 0; c < s.width; c += kLanes) product += load(mean + c) * load(rows + t * s.ld_x + c);
+                    for (int64_t c = 0; c < s.width; c += kLanes)
+                        product += load(mean + c) * load(rows + t * s.ld_x + c);
                     sum = (reduce_add(product) + g.r[jet * s.heads + h]) * s.keep.scale;
                 }
                 d[t * s.ld_p + h] = sum + shared;

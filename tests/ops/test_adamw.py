@@ -108,7 +108,7 @@ def test_bits_depend_neither_on_threads_nor_on_neighbours():
 
 def test_opcheck():
     arrays, rates = state(2, 20)
-    torch.library.opcheck(torch.ops.kdfast.adamw.default, (*arrays.values(), *rates.values(), 1.0))
+    torch.library.opcheck(torch.ops.kdfast.adamw.default, (*arrays.values(), *rates.values(), 1.0, 0))
 
 
 def test_no_members_and_no_parameters():

@@ -11,7 +11,7 @@ from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets
 
 GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])
-SIZES = {"width": 8, "layers": 1, "heads": 1, "ffn": 16}
+SIZES = {"width": 16, "layers": 1, "heads": 1, "ffn": 16}
 
 
 def small_jets() -> PackedJets:
@@ -23,7 +23,7 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
     arguments: dict[str, Any] = {
         "grid": GRID,
         "model": SIZES,
-        "teacher_model": SIZES | {"width": 16, "heads": 2},
+        "teacher_model": SIZES | {"width": 32, "heads": 2},
         "epochs": 2,
         "batch_size": 32,
         "max_constituents": 15,

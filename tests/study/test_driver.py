@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdfast.distill import cpu_engine
 from kdfast.errors import ConfigError, DataError, ModelError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.models.tagger import load_model
@@ -59,8 +60,8 @@ def test_scores_are_those_that_the_written_model_gives(study):
     np.testing.assert_allclose(test["score"], expected, rtol=1e-4, atol=1e-5)
     teacher = load_model(study.path / "models" / "teacher.safetensors")
     assert teacher.preparation.view == "offline"
-    assert teacher.model.config.width == 16
-    assert load_model(study.path / "models" / "baseline.safetensors").model.config.width == 8
+    assert teacher.model.config.width == 32
+    assert load_model(study.path / "models" / "baseline.safetensors").model.config.width == 16
 
 
 def test_the_same_again_trains_nothing_and_changes_nothing(study, copy):
@@ -150,15 +151,15 @@ def test_event_weights_count(study, tmp_path):
 
 
 def test_a_diverging_student_leaves_the_others_alone(study, tmp_path, monkeypatch):
-    from kdfast.distill import reference_engine
+    genuine = cpu_engine.step_inputs
 
-    genuine = reference_engine.member_loss
+    def sometimes_nan(pack, member):
+        inputs = genuine(pack, member)
+        if member.name != GRID[1].name:
+            return inputs
+        return replace(inputs, teacher_logits=torch.full_like(inputs.teacher_logits, torch.nan))
 
-    def sometimes_nan(pack, member, *rest):
-        loss, terms = genuine(pack, member, *rest)
-        return (loss * torch.nan if member.name == GRID[1].name else loss), terms
-
-    monkeypatch.setattr(reference_engine, "member_loss", sometimes_nan)
+    monkeypatch.setattr(cpu_engine, "step_inputs", sometimes_nan)
     results = small_sweep(tmp_path / "out").results.set_index("run_name")
     assert results.loc[GRID[1].name, "status"] == "diverged"
     assert np.isnan(results.loc[GRID[1].name, "auc_student"])
@@ -167,11 +168,13 @@ def test_a_diverging_student_leaves_the_others_alone(study, tmp_path, monkeypatc
 
 
 def test_a_diverging_teacher_is_an_error(tmp_path, monkeypatch):
-    from kdfast.distill import reference_engine
+    genuine = cpu_engine.step_inputs
 
-    monkeypatch.setattr(
-        reference_engine, "member_loss", lambda *a: (torch.tensor(torch.nan, requires_grad=True), torch.zeros(4))
-    )
+    def nan(pack, member):
+        inputs = genuine(pack, member)
+        return replace(inputs, features=torch.full_like(inputs.features, torch.nan))
+
+    monkeypatch.setattr(cpu_engine, "step_inputs", nan)
     with pytest.raises(StudyError, match="the teacher diverged: loss or gradient not finite in epoch 0"):
         small_sweep(tmp_path / "out")
 
@@ -184,7 +187,7 @@ def test_a_diverging_teacher_is_an_error(tmp_path, monkeypatch):
             "holds another study: recipe.epochs is 2 there, 3 here; recipe.teacher_epochs is 2 there, 3 here",
         ),
         ({"hlt": "severe"}, "hlt.pt_threshold is 2.0 there, 5.0 here"),
-        ({"model": {**SIZES, "ffn": 24}}, "model.ffn is 16 there, 24 here"),
+        ({"model": {**SIZES, "ffn": 32}}, "model.ffn is 16 there, 32 here"),
         ({"max_constituents": 10}, "data.max_constituents is 15 there, 10 here"),
         ({"data": small_jets()[:300]}, "holds another study: the jets are others"),
         ({"resume": False}, "holds a study already"),

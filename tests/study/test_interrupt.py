@@ -13,7 +13,7 @@ from kdfast.study.interrupt import Stop, stoppable
 from kdfast.study.store import StudyStore
 from tests.study.small_sweep import GRID, small_sweep
 
-EPOCHS = 8  # enough that a signal comes while members are running
+EPOCHS = 60  # enough that a signal comes while members are running
 
 
 @pytest.fixture(scope="module")

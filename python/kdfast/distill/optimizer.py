@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from kdfast.models.flat import flatten_parameters
 from kdfast.ops.adamw import adamw
 
 __all__ = ["FlatAdamW", "learning_rate"]
@@ -27,26 +28,19 @@ class FlatAdamW:
 
     def __init__(self, model: nn.Module, weight_decay: float, clip_norm: float) -> None:
         self.weight_decay, self.clip_norm = torch.full((1,), weight_decay, dtype=torch.float32), clip_norm
-        shapes = list(model.parameters())
-        total = sum(p.numel() for p in shapes)
-        self.parameters = torch.empty(total)
-        self.gradient, self.moment1, self.moment2 = (torch.zeros(total) for _ in range(3))
+        self.parameters = flatten_parameters(model)
+        self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
         self.step_count = torch.zeros(1, dtype=torch.int64)
-        start = 0
-        for parameter in shapes:
-            stop = start + parameter.numel()
-            view = self.parameters[start:stop].view(parameter.shape)
-            view.copy_(parameter.data)
-            parameter.data = view
-            parameter.grad = self.gradient[start:stop].view(parameter.shape)
-            start = stop
+        parameters = list(model.parameters())
+        for parameter, part in zip(parameters, self.gradient.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view(parameter.shape)
 
     def zero_grad(self) -> None:
         """Zeroes the gradient, to which a backward pass then adds."""
         self.gradient.zero_()
 
-    def step(self, learning_rate: float) -> bool:
-        """One update. False, and nothing changes, where the gradient is not finite."""
+    def step(self, learning_rate: float, num_threads: int | None = None) -> bool:
+        """One update. False, and nothing changes, where the gradient is not finite. num_threads: None for torch's."""
         self.step_count += 1
         norm = adamw(
             *(x[None] for x in (self.parameters, self.gradient, self.moment1, self.moment2)),
@@ -54,5 +48,6 @@ class FlatAdamW:
             learning_rate=torch.full((1,), learning_rate, dtype=torch.float32),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
+            num_threads=num_threads,
         )
         return math.isfinite(norm.item())

@@ -1,154 +1,64 @@
-"""The reference engine: a loop over members in PyTorch, one member a thread at a time.
+"""The reference engine: the training step in PyTorch, which specifies what the compiled engines compute.
 
 A member computes on one thread alone, so its bits depend neither on the number of threads nor on its neighbours.
 """
 
 from __future__ import annotations
 
-import contextvars
-import queue
 import threading
-import time
 from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
 
 from kdfast.distill.attention_transfer import attention_transfer_loss
-from kdfast.distill.batches import epoch_batches, gather
-from kdfast.distill.optimizer import FlatAdamW, learning_rate
-from kdfast.distill.targets import predict_logits
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack
-from kdfast.metrics import roc_auc
+from kdfast.distill.batches import gather
+from kdfast.distill.engine import train_members
+from kdfast.distill.optimizer import FlatAdamW
+from kdfast.distill.targets import reference_logits
+from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.errors import ConfigError
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.ops.distill_loss import distill_loss
-from kdfast.ops.philox import derive_seed, fold_seed
 
-__all__ = ["train"]
-
-_CURVES = ("loss", "loss_kd", "loss_label", "loss_attention", "auc_val", "temperature", "alpha", "learning_rate")
-
-
-class _Stopped(Exception):
-    """The pack was asked to stop; the member is given up."""
+__all__ = ["member_loss", "train"]
 
 
 def train(
     pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
 ) -> Generator[MemberResult, None, None]:
-    """The engine's entrance; see trainer.train_pack."""
-    waiting: queue.SimpleQueue[Member] = queue.SimpleQueue()
-    for member in pack.members:
-        waiting.put(member)
-    finished: queue.SimpleQueue[MemberResult | BaseException] = queue.SimpleQueue()
-    given_up = threading.Event()  # this pack's own: an abandoned iterator must not stop the caller's other packs
-
-    def should_stop() -> bool:
-        return stop.is_set() or given_up.is_set()
-
-    def work() -> None:
-        torch.set_num_threads(1)
-        try:
-            while not should_stop():
-                try:
-                    member = waiting.get_nowait()
-                except queue.Empty:
-                    break
-                finished.put(train_member(pack, member, on_epoch, should_stop))
-        except _Stopped:
-            pass
-        except BaseException as error:
-            finished.put(error)
-        finally:
-            finished.put(_WORKER_DONE)
-
-    num_threads = torch.get_num_threads()
-    # Each worker sees the caller's context: a backend forced by `with kdfast.backend(...)` holds there too.
-    workers = [
-        threading.Thread(target=contextvars.copy_context().run, args=(work,), name=f"kdfast-member-{i}", daemon=True)
-        for i in range(max(1, min(threads, len(pack.members))))
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        running = len(workers)
-        while running:
-            result = finished.get()
-            if result is _WORKER_DONE:
-                running -= 1
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                yield result
-    finally:
-        given_up.set()
-        for worker in workers:
-            worker.join()
-        torch.set_num_threads(num_threads)
+    """The engine's entrance; see trainer.train_pack. Raises ConfigError for a precision other than "fp32"."""
+    if pack.precision != "fp32":
+        hint = 'use precision="fp32"'
+        raise ConfigError(f"the reference engine does not train in {pack.precision!r}", where="precision", hint=hint)
+    return train_members(pack, threads, on_epoch, stop, _Learner)
 
 
-_WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
+class _Learner:
+    """distill.engine.Learner in PyTorch."""
 
+    def __init__(self, pack: Pack, member: Member) -> None:
+        self.pack, self.member = pack, member
+        self.model = JetTransformer(pack.model, seed=pack.seed)
+        self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
 
-def train_member(
-    pack: Pack,
-    member: Member,
-    on_epoch: Callable[[EpochReport], None] | None,
-    should_stop: Callable[[], bool],
-) -> MemberResult:
-    """Trains one member to its end on the calling thread."""
-    recipe, began = pack.recipe, time.perf_counter()
-    model = JetTransformer(pack.model, seed=pack.seed)
-    optimizer = FlatAdamW(model, recipe.weight_decay, recipe.clip_norm)
-    curves: dict[str, list[float]] = {name: [] for name in _CURVES}
-    best_epoch, best_auc, best_state = -1, -1.0, {}
-    dropout_seed = derive_seed(pack.seed, "dropout")
-    step = 0
-    for epoch in range(recipe.epochs):
-        epoch_began = time.perf_counter()
-        rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
-        temperature, alpha = member.config.at(epoch, recipe.epochs) if member.config else (1.0, 0.0)
-        sums = torch.zeros(4, dtype=torch.float64)
-        batches = epoch_batches(pack.seed, epoch, len(pack.train), recipe.batch_size)
-        model.train()
-        for jets in batches:
-            if should_stop():
-                raise _Stopped
-            optimizer.zero_grad()
-            loss, terms = member_loss(pack, member, model, jets, temperature, alpha, fold_seed(dropout_seed, step))
-            loss.backward()
-            step += 1
-            if not bool(torch.isfinite(loss)) or not optimizer.step(rate):
-                message = f"loss or gradient not finite in epoch {epoch}, step {step}"
-                seconds = time.perf_counter() - began
-                return MemberResult(member.name, "diverged", message, best_epoch, epoch, seconds, curves)
-            sums += terms
-        logits = predict_logits(model, pack.validation)
-        auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
-        means = (sums / len(batches)).tolist()
-        for name, value in zip(_CURVES, [*means, auc, temperature, alpha, rate], strict=True):
-            curves[name].append(value)
-        if auc > best_auc:
-            best_epoch, best_auc = epoch, auc
-            best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        if on_epoch is not None:
-            seconds = time.perf_counter() - epoch_began
-            on_epoch(EpochReport(member.name, epoch, recipe.epochs, means[0], auc, best_auc, batches.numel(), seconds))
-        if epoch - best_epoch >= recipe.patience:
-            break
-    model.load_state_dict(best_state)
-    return MemberResult(
-        member.name,
-        "done",
-        "",
-        best_epoch,
-        len(curves["loss"]),
-        time.perf_counter() - began,
-        curves,
-        predict_logits(model, pack.validation),
-        predict_logits(model, pack.test),
-        best_state,
-    )
+    def step(
+        self, jets: Tensor, temperature: float, alpha: float, rate: float, dropout_seed: int, num_threads: int
+    ) -> Tensor | None:
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss, terms = member_loss(self.pack, self.member, self.model, jets, temperature, alpha, dropout_seed)
+        loss.backward()
+        return terms if bool(torch.isfinite(loss)) and self.optimizer.step(rate) else None
+
+    def logits(self, view: View, num_threads: int) -> Tensor:
+        return reference_logits(self.model, view)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
 
 
 def member_loss(

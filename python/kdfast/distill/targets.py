@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
@@ -14,17 +13,24 @@ from torch import Tensor
 from kdfast._files import write_content, writing_errors
 from kdfast.distill.attention_transfer import attention_summary
 from kdfast.distill.trainer import Targets, View
+from kdfast.models.evaluation import evaluate_model
 from kdfast.models.jet_transformer import JetTransformer
 
-__all__ = ["predict_logits", "teacher_targets"]
-
-# Jets a forward pass: small enough for the caches, large enough to hide the calls.
-_BATCH = 1024
+__all__ = ["predict_logits", "reference_logits", "teacher_targets"]
 
 
 def predict_logits(model: JetTransformer, view: View) -> Tensor:
     """Logits of a view's jets in evaluation mode: [B] where the model has one output, else [B, C]."""
-    logits = torch.cat([logits for logits, _, _ in _evaluate(model, view)])
+    return _squeeze(torch.cat([logits for logits, _, _ in evaluate_model(model, view.features, view.offsets)]))
+
+
+def reference_logits(model: JetTransformer, view: View) -> Tensor:
+    """The same by the model's own forward pass."""
+    batches = evaluate_model(model, view.features, view.offsets, reference=True)
+    return _squeeze(torch.cat([logits for logits, _, _ in batches]))
+
+
+def _squeeze(logits: Tensor) -> Tensor:
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
@@ -43,7 +49,8 @@ def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None
                 return targets
         except (safetensors.SafetensorError, OSError, KeyError):
             pass
-    parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in _evaluate(model, view)]
+    batches = evaluate_model(model, view.features, view.offsets)
+    parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in batches]
     logits, entropy, maximum = (torch.cat(column) for column in zip(*parts, strict=True))
     if path is not None:
         content = save({"logits": logits, "attention_entropy": entropy, "attention_max": maximum})
@@ -51,17 +58,6 @@ def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None
             path.parent.mkdir(parents=True, exist_ok=True)
             write_content(path, content)
     return Targets(logits, entropy, maximum)
-
-
-def _evaluate(model: JetTransformer, view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(logits, pooling weights, offsets) of each slice of the view."""
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(view), _BATCH):
-            offsets = view.offsets[start : start + _BATCH + 1]
-            features = view.features[offsets[0] : offsets[-1]]
-            offsets = offsets - offsets[0]
-            yield (*model(features, offsets, return_attention=True), offsets)
 
 
 def _fingerprint(model: JetTransformer, view: View) -> str:

@@ -15,10 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import ConfigError, DataError
+from kdfast.errors import ConfigError, DataError, suggest
 from kdfast.models.config import ModelConfig
+from kdfast.ops import backend, encoder
 
 __all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View", "train_pack"]
+
+
+PRECISIONS = ("fp32", "bf16")
 
 
 class Recipe(BaseModel):
@@ -82,7 +86,8 @@ class Member:
 class Pack:
     """Members that share model, seed, recipe, jets, targets and batches.
 
-    targets: of the training jets; needed where a member has a config. precision: "fp32".
+    targets: of the training jets; needed where a member has a config. precision: "fp32", or "bf16" (bfloat16
+    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32).
     Raises ConfigError and DataError for parts that do not fit together.
     """
 
@@ -97,9 +102,9 @@ class Pack:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.precision != "fp32":
-            hint = 'use precision="fp32"'
-            raise ConfigError(f"no engine of this version trains in {self.precision!r}", where="precision", hint=hint)
+        if self.precision not in PRECISIONS:
+            hint = suggest(self.precision, list(PRECISIONS))
+            raise ConfigError(f"unknown precision {self.precision!r}", where="precision", hint=hint)
         if len(self.train) < self.recipe.batch_size:
             raise ConfigError(
                 f"{self.recipe.batch_size} jets a batch, but {len(self.train)} training jets",
@@ -164,6 +169,8 @@ def train_pack(
     stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished members yield
     nothing.
     """
-    from kdfast.distill.reference_engine import train
+    from kdfast.distill import cpu_engine, reference_engine
 
+    compiled = backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"
+    train = cpu_engine.train if compiled else reference_engine.train
     return train(pack, threads or torch.get_num_threads(), on_epoch, stop or threading.Event())

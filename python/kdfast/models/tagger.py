@@ -21,12 +21,12 @@ from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import ModelConfig
+from kdfast.models.evaluation import evaluate_model
 from kdfast.models.jet_transformer import JetTransformer
 
 __all__ = ["Preparation", "Tagger", "load_model", "tagger_card"]
 
 _FORMAT = 1
-_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,7 @@ class Tagger:
         """[B, C] logits. prepared: the jets are already as the model's view has them (a real trigger's jets)."""
         view = jets if prepared else self.preparation.view_of(jets)
         inputs, offsets = self.preparation.inputs(view)
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(view), _BATCH):
-                part = offsets[start : start + _BATCH + 1]
-                parts.append(self.model(inputs[part[0] : part[-1]], part - part[0]))
+        parts = [logits for logits, _, _ in evaluate_model(self.model, inputs, offsets)]
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
 
     def predict(self, jets: PackedJets, *, prepared: bool = False) -> NDArray[np.float32]:

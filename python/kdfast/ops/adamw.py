@@ -28,12 +28,14 @@ def adamw(
     learning_rate: Tensor,
     weight_decay: Tensor,
     clip_norm: float,
+    num_threads: int | None = None,
 ) -> Tensor:
     """One update of K members in place; returns the gradients' norms [K] before clipping.
 
     parameters, moment1, moment2: [K, P], contiguous, changed in place; gradient: [K, P], read. All float32 (float64 for
     the reference). step: [K] int64, updates so far with this one. learning_rate, weight_decay: [K], of the same dtype.
-    A member whose norm is not finite is left alone. Raises DataError for shapes or dtypes that do not fit.
+    A member whose norm is not finite is left alone. num_threads: of the compiled kernel, None: torch's; the result does
+    not depend on it. Raises DataError for shapes or dtypes that do not fit.
     """
     shape = parameters.shape
     if len(shape) != 2 or any(x.shape != shape for x in (gradient, moment1, moment2)):
@@ -41,7 +43,7 @@ def adamw(
     if any(x.shape != shape[:1] for x in (step, learning_rate, weight_decay)) or step.dtype != torch.int64:
         raise DataError(f"step (int64), learning_rate and weight_decay must be [{shape[0]}]", where="adamw")
     return torch.ops.kdfast.adamw.default(
-        parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm
+        parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm, num_threads or 0
     )
 
 
@@ -79,6 +81,7 @@ def _run(
     learning_rate: Tensor,
     weight_decay: Tensor,
     clip_norm: float,
+    num_threads: int,
 ) -> Tensor:
     arrays = (parameters, gradient, moment1, moment2, learning_rate, weight_decay)
     unsupported = None
@@ -101,7 +104,7 @@ def _run(
         BETA2,
         EPS,
         clip_norm,
-        torch.get_num_threads(),
+        num_threads or torch.get_num_threads(),
     )
     return norm
 
@@ -109,7 +112,7 @@ def _run(
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
     "adamw(Tensor(a!) parameters, Tensor gradient, Tensor(b!) moment1, Tensor(c!) moment2, Tensor step, "
-    "Tensor learning_rate, Tensor weight_decay, float clip_norm) -> Tensor"
+    "Tensor learning_rate, Tensor weight_decay, float clip_norm, int num_threads) -> Tensor"
 )
 _library.impl("adamw", _run, "CompositeExplicitAutograd")
 

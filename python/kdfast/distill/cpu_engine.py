@@ -1,0 +1,83 @@
+"""The CPU engine: the training step as compiled kernels, on slices of jets (csrc/encoder).
+
+One member runs per thread while there are members enough, else its slices are shared among threads. Gradient sums are
+taken over fixed groups of jets in a fixed order, so that no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor
+
+from kdfast.distill.engine import train_members
+from kdfast.distill.optimizer import FlatAdamW
+from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.models.flat import flatten_running
+from kdfast.models.jet_transformer import JetTransformer
+from kdfast.ops.encoder import Encoder, StepInputs
+
+__all__ = ["train"]
+
+# Jets whose pooled rows are held at a time in evaluation.
+_EVALUATED = 4096
+
+
+def train(
+    pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
+) -> Generator[MemberResult, None, None]:
+    """The engine's entrance; see trainer.train_pack."""
+    return train_members(pack, threads, on_epoch, stop, _Learner)
+
+
+class _Learner:
+    """distill.engine.Learner on flat parameters."""
+
+    def __init__(self, pack: Pack, member: Member) -> None:
+        self.attention_weight = pack.recipe.attention_weight
+        self.model = JetTransformer(pack.model, seed=pack.seed)
+        self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
+        self.encoder = Encoder(pack.model, self.optimizer.parameters, flatten_running(self.model), pack.precision)
+        self.inputs = step_inputs(pack, member)
+
+    def step(
+        self, jets: Tensor, temperature: float, alpha: float, rate: float, dropout_seed: int, num_threads: int
+    ) -> Tensor | None:
+        terms = self.encoder.gradient(
+            self.optimizer.gradient,
+            self.inputs,
+            jets,
+            temperature=temperature,
+            alpha=alpha,
+            attention_weight=self.attention_weight,
+            dropout_seed=dropout_seed,
+            num_threads=num_threads,
+        )
+        return terms if math.isfinite(terms[0]) and self.optimizer.step(rate, num_threads) else None
+
+    def logits(self, view: View, num_threads: int) -> Tensor:
+        parts = []
+        for start in range(0, len(view), _EVALUATED):
+            count = min(_EVALUATED, len(view) - start)
+            parts.append(self.encoder.logits(view.features, view.offsets, start, count, num_threads)[0][:, 0])
+        return torch.cat(parts)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
+
+
+def step_inputs(pack: Pack, member: Member) -> StepInputs:
+    """The pack's training jets as the compiled step takes them, with the teacher's targets where the member has one."""
+    train, targets = pack.train, pack.targets if member.config is not None else None
+    arrays = [train.features, train.offsets, train.labels, train.weights]
+    if targets is not None:
+        arrays.append(targets.logits[:, 0])
+        if targets.attention_entropy is not None and targets.attention_max is not None:
+            arrays += [targets.attention_entropy, targets.attention_max]
+    return StepInputs(*(array.contiguous() for array in arrays))
