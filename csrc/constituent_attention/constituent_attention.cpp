@@ -13,6 +13,10 @@ constexpr int64_t kSlices = 64;  // tasks for the threads; each has its own jets
 // Rows of a buffer: a tile may read up to 15 past its end. Even, so that buffers begin at multiples of 64 bytes.
 constexpr int64_t buffer_rows(int64_t n) { return (n + 16) / 2 * 2; }
 
+int64_t scratch_floats(int64_t n, int64_t head_dim) {
+    return buffer_rows(n) * (9 * head_dim + 3 * kWidth) + 4 * head_dim * kWidth;
+}
+
 // A head's rows as float32, [n][D], and the last one again until there are `rows` of them.
 template <class T, int D>
 void pack(const HeadRows& from, int64_t n, int64_t rows, int64_t head, float* to) {
@@ -183,10 +187,10 @@ void run_jets(const AttentionParams& p, int64_t member, int64_t begin, int64_t e
             jet.dq = rows_at(p.dq, member, first, p.dtype);
             jet.dk = rows_at(p.dk, member, first, p.dtype);
             jet.dv = rows_at(p.dv, member, first, p.dtype);
-            attention_backward_jet(jet);
+            KDFAST_ISA_NS::attention_backward_jet(jet);
         } else {
             jet.out = rows_at(p.out, member, first, p.dtype);
-            attention_forward_jet(jet);
+            KDFAST_ISA_NS::attention_forward_jet(jet);
         }
         pairs += jet.n * jet.n;
     }
@@ -210,7 +214,7 @@ void run(const AttentionParams& p) {
             const int64_t n = p.offsets[jet + 1] - p.offsets[jet];
             pairs += n * n;
         }
-        float* const memory = scratch(static_cast<size_t>(jet_attention_scratch(longest, p.head_dim)));
+        float* const memory = scratch(static_cast<size_t>(scratch_floats(longest, p.head_dim)));
         // Members in order: a bias that they share sums its gradient in that order, whatever the number of threads.
         for (int64_t member = 0; member < p.num_members; ++member)
             run_jets<kBackward>(p, member, begin, end, pairs, all_pairs, memory);
@@ -219,9 +223,7 @@ void run(const AttentionParams& p) {
 
 }  // namespace
 
-int64_t jet_attention_scratch(int64_t n, int64_t head_dim) {
-    return buffer_rows(n) * (9 * head_dim + 3 * kWidth) + 4 * head_dim * kWidth;
-}
+void jet_attention_scratch(const JetScratch& p) { *p.floats = scratch_floats(p.n, p.head_dim); }
 void attention_forward_jet(const JetAttention& jet) { choose_dtype<false>(jet); }
 void attention_backward_jet(const JetAttention& jet) { choose_dtype<true>(jet); }
 

@@ -1,16 +1,13 @@
 // Attention within one jet, for engines that run inside a thread of their own: all heads, no allocation, no threads.
-// The mathematics stands in constituent_attention.h. Kernel sources only.
+// The mathematics stands in constituent_attention.h.
 #pragma once
 
 #include <cstdint>
 
+#include "core/isa.h"
 #include "core/types.h"
 
-#ifndef KDFAST_ISA_NS
-#error "jet_attention.h is for kernel sources, which are compiled once per instruction set"
-#endif
-
-namespace kdfast::KDFAST_ISA_NS {
+namespace kdfast {
 
 // [n, H, d] with strides in elements: feature c of head h of constituent i is data[i * row + h * head + c].
 struct HeadRows {
@@ -34,11 +31,16 @@ struct JetAttention {
     uint32_t threshold = 0;  // dropout, of 16 bits; 0: none
     uint32_t jet = 0;        // its position in the batch, for dropout
     int64_t prefetch = 0;    // this many rows after the jet's own, of every input, are fetched into the cache meanwhile
-    float* scratch;          // jet_attention_scratch(at least n, head_dim) floats, aligned to 64 bytes
+    float* scratch;          // jet_attention_scratch floats for at least n, aligned to 64 bytes
 };
 
-int64_t jet_attention_scratch(int64_t n, int64_t head_dim);
-void attention_forward_jet(const JetAttention& jet);
-void attention_backward_jet(const JetAttention& jet);
+struct JetScratch {
+    int64_t n, head_dim;
+    int64_t* floats;  // out
+};
 
-}  // namespace kdfast::KDFAST_ISA_NS
+KDFAST_KERNEL(jet_attention_scratch, JetScratch)
+KDFAST_KERNEL(attention_forward_jet, JetAttention)
+KDFAST_KERNEL(attention_backward_jet, JetAttention)
+
+}  // namespace kdfast

@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 
+#include "core/scratch.h"
 #include "core/threads.h"
 #include "distill_loss/distill_loss.h"
 #include "encoder/embed.h"
@@ -16,14 +17,14 @@ namespace {
 
 KDFAST_INLINE uint64_t fold_seed(uint64_t seed, uint64_t part) { return splitmix64(seed ^ part) >> 1; }
 
-// Adds the time since its last call to a part of the step.
+// Adds the processor time of this thread since the last call to a part of the step.
 struct Ticker {
     double* seconds;
     double last;
 
     static KDFAST_INLINE double now() {
         timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
         return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
     }
     explicit KDFAST_INLINE Ticker(double* to) : seconds(to), last(to ? now() : 0.0) {}
@@ -38,7 +39,7 @@ constexpr int kParts = static_cast<int>(Part::count);
 
 // Sizes that buffers follow from.
 struct Extent {
-    int64_t jets, slices, rows, longest, slice_rows, longest_jet;
+    int64_t jets, slices, rows, slice_rows, longest_jet;
 };
 
 // The batch's jets in slices: fills those arrays that are there, and counts.
@@ -112,6 +113,7 @@ struct Setup {
     LayerShape shape;
     HeadShape head;
     int64_t ld_p, num_sums, embed_sums, query_sums;
+    int64_t attention_floats;
     bool training, threaded;
 };
 
@@ -137,6 +139,7 @@ KDFAST_INLINE Setup set_up(const EncoderSizes& sizes, const Extent& extent, cons
                0};
     s.head = {extent.jets,  round_up(extent.jets, kRowGranule), row_stride<float>(w), w, sizes.pooling_heads,
               sizes.classes};
+    kdfast::jet_attention_scratch({extent.longest_jet, d, &s.attention_floats});
     s.ld_p = round_up(sizes.pooling_heads, 16);
     // Gradient sums: the layers' as in the flat buffer, then S and s of the embedding, then the pooling query's.
     s.embed_sums = sizes.layers * map.layer_size;
@@ -244,8 +247,8 @@ KDFAST_INLINE ThreadBuffers<E> lay_out_thread(const Setup& s, char* memory) {
     const int64_t rows = s.extent.slice_rows;
     const LayerShape& shape = s.shape;
     b.slice.t = at.take<float>(rows * (shape.ld_x > s.ld_p ? shape.ld_x : s.ld_p));
-    b.slice.h = at.take<E>(rows * shape.ld_ffn);
-    b.slice.attention = at.take<float>(attention_scratch(shape.head_dim, s.extent.longest_jet));
+    b.slice.h = b.slice.d_attended = at.take<E>(rows * (shape.ld_ffn > shape.ld_w ? shape.ld_ffn : shape.ld_w));
+    b.slice.attention = at.take<float>(s.attention_floats);
     if (s.training) {
         b.slice.dx = at.take<float>(rows * shape.ld_x);
         b.slice.dz = at.take<E>(rows * shape.ld_w);
@@ -482,7 +485,7 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
             tick(Part::embed);
             for (int64_t layer = 0; layer < sizes.layers; ++layer)
                 layer_forward(shape_of(layer), b.weights[layer], rows_of(s.shape, b.stored[layer], slice.row), slice,
-                              b.first_row, b.counts, s.extent.longest_jet, scratch, tick);
+                              b.first_row, b.counts, scratch, tick);
             pool_slice(pooling, slice, scratch.x);
             tick(Part::pooling);
         }
@@ -554,8 +557,8 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
             tick(Part::back_pooling);
             for (int64_t layer = sizes.layers - 1; layer >= 0; --layer)
                 layer_backward(shape_of(layer), map.layer, layer * map.layer_size, b.weights[layer],
-                               rows_of(s.shape, b.stored[layer], slice.row), slice, b.first_row, b.counts,
-                               s.extent.longest_jet, scratch, sums, tick);
+                               rows_of(s.shape, b.stored[layer], slice.row), slice, b.first_row, b.counts, scratch,
+                               sums, tick);
             embed_backward(embed, sizes.features, w, b.inputs, slice, keep_rows(keep_embed, slice.row), scratch.dx,
                            scratch.t, s.shape.ld_x, sums, s.embed_sums);
             tick(Part::back_embed);
@@ -622,8 +625,8 @@ void forward(const EncoderForwardParams& p, const ParameterMap& map) {
         thread.stored.keep_out = thread.stored.keep_hidden = thread.stored.keep_ffn = all;
         embed_forward(embed, sizes.features, w, b.inputs, slice, all, thread.slice.x, s.shape.ld_x);
         for (int64_t layer = 0; layer < sizes.layers; ++layer)
-            layer_forward(s.shape, b.weights[layer], thread.stored, slice, b.first_row, b.counts, s.extent.longest_jet,
-                          thread.slice, [](Part) {});
+            layer_forward(s.shape, b.weights[layer], thread.stored, slice, b.first_row, b.counts, thread.slice,
+                          [](Part) {});
         pool_slice(pooling, slice, thread.slice.x);
     });
     HeadBuffers head = b.head;

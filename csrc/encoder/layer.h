@@ -8,8 +8,7 @@
 // dW = G γ + s βᵀ, db = s, dγ = Σ_n W_n G_n and dβ = Wᵀ s follow once a step.
 #pragma once
 
-#include "constituent_attention/tiles.h"
-#include "core/scratch.h"
+#include "constituent_attention/jet_attention.h"
 #include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {
@@ -34,11 +33,11 @@ struct LayerStore {
 // A thread's buffers for one slice.
 template <class E>
 struct SliceScratch {
-    float *x, *dx, *t;  // [rows, row_stride(w)]
-    E *dz, *h, *du;     // [rows, row_stride(w), (ffn), (ffn)]
-    E* dqkv;            // [rows, row_stride(3w)]
-    float* attention;   // for its tiles
-    float* outer;       // for transposed operands
+    float *x, *dx, *t;     // [rows, row_stride(w)]
+    E *dz, *h, *du;        // [rows, row_stride(w), (ffn), (ffn)]
+    E *d_attended, *dqkv;  // [rows, row_stride(w), (3w)]
+    float* attention;      // for its tiles
+    float* outer;          // for transposed operands
 };
 
 struct LayerShape {
@@ -49,86 +48,48 @@ struct LayerShape {
     uint32_t threshold;
 };
 
-// Calls with(std::integral_constant-like D) for the head dimension.
-template <class With>
-KDFAST_INLINE void with_head_dim(int64_t d, With&& with) {
-    switch (d) {
-        case 8:
-            return with(Constant<8>{});
-        case 16:
-            return with(Constant<16>{});
-        case 24:
-            return with(Constant<24>{});
-        case 32:
-            return with(Constant<32>{});
-        default:
-            return with(Constant<64>{});
-    }
-}
-
-template <class E>
-KDFAST_INLINE Head slice_head(const LayerShape& s, const LayerStore<E>& kept, float* scratch, int64_t longest) {
-    Head h{};
-    h.ld_q = h.ld_k = h.ld_v = h.ld_dq = h.ld_dk = h.ld_dv = s.ld_qkv;
-    h.ld_out = s.ld_w;
-    h.ld_grad_out = s.ld_x;
-    h.lse = kept.lse;
-    h.ld_lse = s.heads;
-    h.scale = s.scale;
-    h.keep_scale = 65536.0f / static_cast<float>(65536 - s.threshold);
-    h.seed = s.attention_seed;
-    h.threshold = s.threshold;
-    h.q_t = scratch;
-    h.grad_t = h.q_t + s.head_dim * kLanes;
-    h.weights = h.grad_t + s.head_dim * kLanes;
-    h.grads = h.weights + longest * kLanes;
-    h.dropped = h.grads + longest * kLanes;
-    return h;
-}
-KDFAST_INLINE int64_t attention_scratch(int64_t head_dim, int64_t longest) {
-    return (2 * head_dim + 3 * longest) * kLanes;
-}
-
-// Attention of a slice's jets; kBackward: from the gradient `grad` [rows, ld_x] of its output to dqkv.
-template <bool kBackward>
-__attribute__((noinline)) void attend(const LayerShape& s, const LayerStore<float>& kept, const Slice& slice,
-                                      const int64_t* first_row, const int64_t* counts, int64_t longest,
-                                      const float* grad, float* dqkv, float* scratch) {
-    with_head_dim(s.head_dim, [&](auto dim) __attribute__((always_inline)) {
-        constexpr int D = dim.value;
-        Head h = slice_head(s, kept, scratch, longest);
-        for (int64_t jet = slice.jet; jet < slice.jet + slice.jets; ++jet) {
-            h.n = counts[jet];
-            h.jet = static_cast<uint32_t>(jet);
-            const int64_t row = first_row[jet] - slice.row;
-            for (int64_t head = 0; head < s.heads && h.n > 0; ++head) {
-                h.head = static_cast<uint32_t>(head);
-                h.lse = kept.lse + row * s.heads + head;
-                const int64_t at = row * s.ld_qkv + head * D;
-                h.q = kept.qkv + at;
-                h.k = h.q + s.width;
-                h.v = h.k + s.width;
-                if constexpr (kBackward) {
-                    h.grad_out = grad + row * s.ld_x + head * D;
-                    h.dq = dqkv + at;
-                    h.dk = h.dq + s.width;
-                    h.dv = h.dk + s.width;
-                } else {
-                    h.out = kept.attended + row * s.ld_w + head * D;
-                }
-                run_head<D, kBackward>(h);
-            }
+// Attention of a slice's jets; kBackward: from the gradient `grad` [rows, ld_w] of its output to dqkv.
+template <bool kBackward, class E>
+void attend(const LayerShape& s, const LayerStore<E>& kept, const Slice& slice, const int64_t* first_row,
+            const int64_t* counts, E* grad, E* dqkv, float* scratch) {
+    JetAttention a{};
+    a.num_heads = s.heads;
+    a.head_dim = s.head_dim;
+    a.dtype = __is_same(E, float) ? DType::f32 : DType::bf16;
+    a.scale = s.scale;
+    a.seed = s.attention_seed;
+    a.threshold = s.threshold;
+    a.scratch = scratch;
+    for (int64_t jet = slice.jet; jet < slice.jet + slice.jets; ++jet) {
+        a.n = counts[jet];
+        if (a.n == 0) continue;
+        a.jet = static_cast<uint32_t>(jet);
+        const int64_t row = first_row[jet] - slice.row, at = row * s.ld_qkv;
+        const auto rows = [&](E* data, int64_t ld)
+                              __attribute__((always_inline)) { return HeadRows{data, ld, s.head_dim}; };
+        a.q = rows(kept.qkv + at, s.ld_qkv);
+        a.k = rows(kept.qkv + at + s.width, s.ld_qkv);
+        a.v = rows(kept.qkv + at + 2 * s.width, s.ld_qkv);
+        a.lse = kept.lse + row * s.heads;
+        if constexpr (kBackward) {
+            a.grad_out = rows(grad + row * s.ld_w, s.ld_w);
+            a.dq = rows(dqkv + at, s.ld_qkv);
+            a.dk = rows(dqkv + at + s.width, s.ld_qkv);
+            a.dv = rows(dqkv + at + 2 * s.width, s.ld_qkv);
+            kdfast::attention_backward_jet(a);
+        } else {
+            a.out = rows(kept.attended + row * s.ld_w, s.ld_w);
+            kdfast::attention_forward_jet(a);
         }
-    });
-    float* const written = kBackward ? dqkv : kept.attended;  // rows behind the jets are zero
+    }
+    E* const written = kBackward ? dqkv : kept.attended;  // rows behind the jets are zero
     const int64_t ld = kBackward ? s.ld_qkv : s.ld_w;
-    std::memset(written + slice.tokens * ld, 0, static_cast<size_t>((slice.rows - slice.tokens) * ld) * sizeof(float));
+    std::memset(written + slice.tokens * ld, 0, static_cast<size_t>((slice.rows - slice.tokens) * ld) * sizeof(E));
 }
 
 template <class E, class Tick>
 void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerStore<E>& kept, const Slice& slice,
-                   const int64_t* first_row, const int64_t* counts, int64_t longest, const SliceScratch<E>& scratch,
-                   Tick&& tick) {
+                   const int64_t* first_row, const int64_t* counts, const SliceScratch<E>& scratch, Tick&& tick) {
     const int64_t rows = slice.rows, ld_x = s.ld_x;
     float* const x = scratch.x;
     normalise_rows(x, ld_x, rows, s.width, kept.norm1, s.ld_w, kept.deviation1);
@@ -137,7 +98,7 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
            [&](int64_t i, int64_t j, Vec y)
                __attribute__((always_inline)) { store(kept.qkv + i * s.ld_qkv + j, y + load(w.qkv_bias + j)); });
     tick(Part::qkv);
-    attend<false>(s, kept, slice, first_row, counts, longest, nullptr, nullptr, scratch.attention);
+    attend<false, E>(s, kept, slice, first_row, counts, nullptr, nullptr, scratch.attention);
     tick(Part::attention);
     matmul(kept.attended, s.ld_w, rows, w.out, s.width, s.width,
            [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
@@ -176,7 +137,7 @@ KDFAST_INLINE void back_dropout(const Keep& keep, const float* dx, int64_t ld_x,
 template <class E, class Tick>
 void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, const LayerWeights<E>& w,
                     const LayerStore<E>& kept, const Slice& slice, const int64_t* first_row, const int64_t* counts,
-                    int64_t longest, const SliceScratch<E>& scratch, const Sums& sums, Tick&& tick) {
+                    const SliceScratch<E>& scratch, const Sums& sums, Tick&& tick) {
     const int64_t rows = slice.rows, ld_x = s.ld_x;
     const auto weights = [&](const E* dy, int64_t ldy, int64_t num_out, const E* x, int64_t ldx, int64_t num_in,
                              const Affine& to) __attribute__((always_inline)) {
@@ -207,10 +168,11 @@ void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, cons
     tick(Part::back_norm);
     back_dropout(kept.keep_out, scratch.dx, ld_x, rows, s.width, scratch.dz, s.ld_w);
     matmul(scratch.dz, s.ld_w, rows, w.back_out, s.width, s.width,
-           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y); });
+           [&](int64_t i, int64_t j, Vec y)
+               __attribute__((always_inline)) { store(scratch.d_attended + i * s.ld_w + j, y); });
     tick(Part::back_out);
     weights(scratch.dz, s.ld_w, s.width, kept.attended, s.ld_w, s.width, map.out);
-    attend<true>(s, kept, slice, first_row, counts, longest, scratch.t, scratch.dqkv, scratch.attention);
+    attend<true>(s, kept, slice, first_row, counts, scratch.d_attended, scratch.dqkv, scratch.attention);
     tick(Part::back_attention);
     weights(scratch.dqkv, s.ld_qkv, 3 * s.width, kept.norm1, s.ld_w, s.width, map.qkv);
     matmul(scratch.dqkv, s.ld_qkv, rows, w.back_qkv, 3 * s.width, s.width,

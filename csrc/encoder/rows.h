@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/matmul.h"
+#include "core/normal.h"
 #include "core/philox_lanes.h"
 #include "core/simd.h"
 #include "encoder/plan.h"
@@ -10,22 +11,6 @@ namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
 KDFAST_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
-
-// Φ and φ of the normal distribution: GELU(x) = x Φ(x), GELU′(x) = Φ(x) + x φ(x).
-struct Normal {
-    Vec cdf, density;
-};
-// Φ(−|x|) = φ(x) · P(1 / (1 + p |x|)): Abramowitz & Stegun 7.1.26, absolute error 1.5e-7.
-KDFAST_INLINE Normal normal(Vec x) {
-    const Vec magnitude = abs(x), t = 1.0f / (magnitude * (0.3275911f * 0.70710678f) + 1.0f);
-    const Vec e = exp_nonpositive(x * x * -0.5f);
-    Vec p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Vec tail = p * t * e * 0.5f;
-    return {select(x > 0.0f, 1.0f - tail, tail), e * 0.39894228f};
-}
 
 // Decisions of dropout as bits: bit f % 8 of bits[row · stride + f / 8] is set where feature f is kept. Without
 // dropout one row of ones, with stride 0, serves all rows.

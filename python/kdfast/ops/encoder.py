@@ -111,7 +111,7 @@ class Encoder:
         """Writes the gradient [P] of a batch (jets: positions [B ≥ 2]), moves the running statistics.
 
         Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed: the
-        step's. seconds: [len(PARTS)] float64, to which the time of each part, summed over threads, is added. Raises
+        step's. seconds: [len(PARTS)] float64, to which the processor time of each part is added. Raises
         DataError for a label, weight, temperature or α that can't be.
         """
         valid, *terms = self._encoder.gradient(
