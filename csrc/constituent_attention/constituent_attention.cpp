@@ -9,22 +9,31 @@ namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
 constexpr int64_t kSlices = 64;  // tasks for the threads; each has its own jets, of all members
+// From so many floats on, results do not stay in the cache until they are read.
+constexpr int64_t kPastCache = 1 << 19;
 
 // Rows of a buffer: a tile may read up to 15 past its end. Even, so that buffers begin at multiples of 64 bytes.
 constexpr int64_t buffer_rows(int64_t n) { return (n + 16) / 2 * 2; }
 
 int64_t scratch_floats(int64_t n, int64_t head_dim) {
-    return buffer_rows(n) * (9 * head_dim + 3 * kWidth) + 4 * head_dim * kWidth;
+    return buffer_rows(n) * (7 * head_dim + 3 * kWidth) + 4 * head_dim * kWidth;
 }
 
-// A head's rows as float32, [n][D], and the last one again until there are `rows` of them.
+// A head's rows as float32, [n][D], and the last one again until there are padded_keys(n).
 template <class T, int D>
-void pack(const HeadRows& from, int64_t n, int64_t rows, int64_t head, float* to) {
+void pack(const HeadRows& from, int64_t n, int64_t head, float* to) {
     const T* row = static_cast<const T*>(from.data) + head * from.head;
     for (int64_t i = 0; i < n; ++i, row += from.row, to += D)
         for (int c = 0; c < D; ++c) to[c] = to_float(row[c]);
-    for (int64_t i = n; i < rows; ++i, to += D)
+    for (int64_t i = n; i < padded_keys(n); ++i, to += D)
         for (int c = 0; c < D; ++c) to[c] = to[c - D];
+}
+
+// Where a head's result goes: the memory itself, or for 16-bit types `copy`, which unpack brings there.
+template <class T, int D>
+float* result(const HeadRows& rows, int64_t head, float* copy, int64_t& ld) {
+    ld = __is_same(T, float) ? rows.row : D;
+    return __is_same(T, float) ? static_cast<float*>(rows.data) + head * rows.head : copy;
 }
 
 template <class T, int D>
@@ -36,24 +45,23 @@ void unpack(const float* from, int64_t n, int64_t head, const HeadRows& to) {
     }
 }
 
-// Where a head's result goes: the memory itself, or for 16-bit types `copy`, which unpack brings there.
+// Asks for the rows of all heads, a head's share of the jet.prefetch rows that follow.
 template <class T, int D>
-float* result(const HeadRows& rows, int64_t head, float* copy, int64_t& ld) {
-    if constexpr (__is_same(T, float)) {
-        ld = rows.row;
-        return static_cast<float*>(rows.data) + head * rows.head;
-    }
-    ld = D;
-    return copy;
+void prefetch(const JetAttention& jet, const HeadRows& rows, int64_t head) {
+    const int64_t H = jet.num_heads;
+    for (int64_t i = jet.prefetch * head / H; i < jet.prefetch * (head + 1) / H; ++i)
+        for (int64_t other = 0; other < H; ++other) {
+            const T* row = static_cast<const T*>(rows.data) + (jet.n + i) * rows.row + other * rows.head;
+            for (size_t byte = 0; byte < D * sizeof(T); byte += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);
+        }
 }
 
-// Asks for a head's rows [begin, begin + count) before they are needed.
+// Whether rows of whole cache lines can be written past the caches.
 template <class T, int D>
-void prefetch(const HeadRows& rows, int64_t begin, int64_t count, int64_t head) {
-    const T* row = static_cast<const T*>(rows.data) + begin * rows.row + head * rows.head;
-    for (int64_t i = 0; i < count; ++i, row += rows.row)
-        for (size_t byte = 0; byte < D * sizeof(T); byte += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);
+bool streams(const HeadRows& rows) {
+    return __is_same(T, float) && D % 16 == 0 &&
+           ((reinterpret_cast<uintptr_t>(rows.data) | rows.row * 4 | rows.head * 4) & 63) == 0;
 }
 
 template <class T, int D, bool kBackward>
@@ -66,27 +74,23 @@ void run_jet(const JetAttention& jet) {
         return taken;
     };
     float *const q = take(rows * D), *const k = take(rows * D), *const v = take(rows * D);
-    float* const grad_out = kBackward ? take(rows * D) : nullptr;
-    float* copies[3] = {};
-    if constexpr (!__is_same(T, float))
-        for (int i = 0; i < (kBackward ? 3 : 1); ++i) copies[i] = take(rows * D);
+    float* const grad_out = take(rows * D);
+    float* const copies[3] = {take(rows * D), take(rows * D), take(rows * D)};
     Head h{};
     h.n = n;
     h.q = q;
     h.k = k;
     h.v = v;
     h.grad_out = grad_out;
+    h.dk_sum = copies[1];
+    h.dv_sum = copies[2];
     h.q_t = take(D * kWidth);
+    h.grad_t = take(D * kWidth);
+    h.q_rows = take(D * kWidth);
+    h.grad_rows = take(D * kWidth);
     h.weights = take(rows * kWidth);
-    if constexpr (kBackward) {
-        h.grad_t = take(D * kWidth);
-        h.grads = take(rows * kWidth);
-        h.dropped = jet.threshold ? take(rows * kWidth) : nullptr;
-        h.q_rows = take(kWidth * D);
-        h.grad_rows = take(kWidth * D);
-        h.dk_sum = take(rows * D);
-        h.dv_sum = take(rows * D);
-    }
+    h.grads = take(rows * kWidth);
+    h.dropped = take(rows * kWidth);
     h.ld_lse = jet.num_heads;
     h.add_dbias = jet.add_dbias;
     h.scale = jet.scale;
@@ -94,20 +98,22 @@ void run_jet(const JetAttention& jet) {
     h.seed = jet.seed;
     h.threshold = jet.threshold;
     h.jet = jet.jet;
+    h.stream = jet.past_cache && (kBackward ? streams<T, D>(jet.dq) && streams<T, D>(jet.dk) && streams<T, D>(jet.dv)
+                                            : streams<T, D>(jet.out));
     for (int64_t head = 0; head < jet.num_heads && n > 0; ++head) {
         h.head = static_cast<uint32_t>(head);
         h.lse = jet.lse + head;
         if (jet.bias) h.bias = jet.bias + head * jet.bias_head;
-        pack<T, D>(jet.q, n, n, head, q);
-        pack<T, D>(jet.k, n, padded_keys(n), head, k);
-        pack<T, D>(jet.v, n, padded_keys(n), head, v);
-        prefetch<T, D>(jet.q, n, jet.prefetch, head);
-        prefetch<T, D>(jet.k, n, jet.prefetch, head);
-        prefetch<T, D>(jet.v, n, jet.prefetch, head);
+        pack<T, D>(jet.q, n, head, q);
+        pack<T, D>(jet.k, n, head, k);
+        pack<T, D>(jet.v, n, head, v);
+        prefetch<T, D>(jet, jet.q, head);
+        prefetch<T, D>(jet, jet.k, head);
+        prefetch<T, D>(jet, jet.v, head);
         if constexpr (kBackward) {
             if (jet.dbias) h.dbias = jet.dbias + head * jet.bias_head;
-            pack<T, D>(jet.grad_out, n, n, head, grad_out);
-            prefetch<T, D>(jet.grad_out, n, jet.prefetch, head);
+            pack<T, D>(jet.grad_out, n, head, grad_out);
+            prefetch<T, D>(jet, jet.grad_out, head);
             h.dq = result<T, D>(jet.dq, head, copies[0], h.ld_dq);
             h.dk = result<T, D>(jet.dk, head, copies[1], h.ld_dk);
             h.dv = result<T, D>(jet.dv, head, copies[2], h.ld_dv);
@@ -170,6 +176,7 @@ void run_jets(const AttentionParams& p, int64_t member, int64_t begin, int64_t e
     jet.seed = p.seed;
     jet.threshold = p.threshold;
     jet.scratch = memory;
+    jet.past_cache = p.num_members * p.num_constituents * p.num_heads * p.head_dim > kPastCache;
     for (int64_t b = begin; b < end; ++b) {
         const int64_t first = p.offsets[b];
         jet.n = p.offsets[b + 1] - first;
@@ -187,11 +194,10 @@ void run_jets(const AttentionParams& p, int64_t member, int64_t begin, int64_t e
             jet.dq = rows_at(p.dq, member, first, p.dtype);
             jet.dk = rows_at(p.dk, member, first, p.dtype);
             jet.dv = rows_at(p.dv, member, first, p.dtype);
-            KDFAST_ISA_NS::attention_backward_jet(jet);
         } else {
             jet.out = rows_at(p.out, member, first, p.dtype);
-            KDFAST_ISA_NS::attention_forward_jet(jet);
         }
+        choose_dtype<kBackward>(jet);
         pairs += jet.n * jet.n;
     }
 }

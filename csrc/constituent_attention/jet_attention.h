@@ -31,7 +31,8 @@ struct JetAttention {
     uint32_t threshold = 0;  // dropout, of 16 bits; 0: none
     uint32_t jet = 0;        // its position in the batch, for dropout
     int64_t prefetch = 0;    // this many rows after the jet's own, of every input, are fetched into the cache meanwhile
-    float* scratch;          // jet_attention_scratch floats for at least n, aligned to 64 bytes
+    bool past_cache = false;  // results are not read soon: they need not stay in the cache
+    float* scratch;           // jet_attention_scratch floats for at least n, aligned to 64 bytes
 };
 
 struct JetScratch {

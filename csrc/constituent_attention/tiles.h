@@ -21,6 +21,7 @@ struct Head {
     const float *q, *k, *v, *grad_out;  // [n][D]; k and v: [padded_keys(n)][D]
     float *out, *dq, *dk, *dv;          // rows with the strides below, in floats
     int64_t ld_out, ld_dq, ld_dk, ld_dv;
+    bool stream;  // these rows go past the caches
     float* lse;
     int64_t ld_lse;
     const float* bias;  // [n, n] or null
@@ -32,7 +33,7 @@ struct Head {
     float *q_t, *grad_t;               // scratch: [D][kWidth]
     float *weights, *grads, *dropped;  // scratch: [padded_keys(n)][kWidth]
     float *q_rows, *grad_rows;         // scratch: [kWidth][D]
-    float *dk_sum, *dv_sum;            // scratch: [padded_keys(n)][D]
+    float *dk_sum, *dv_sum;            // scratch: [n][D]
 };
 
 template <int L>
@@ -46,26 +47,40 @@ struct Lanes {
         return v;
     }
     static KDFAST_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
+    // To a multiple of the vector's size, past the caches where the instruction set can.
+    static KDFAST_INLINE void stream(float* p, F v) {
+#if defined(__AVX512F__)
+        if constexpr (L == 16) return _mm512_stream_ps(p, (__m512)v);
+#endif
+#if defined(__AVX__)
+        if constexpr (L == 8) return _mm256_stream_ps(p, (__m256)v);
+#endif
+#if defined(__x86_64__)
+        if constexpr (L == 4) return _mm_stream_ps(p, (__m128)v);
+#endif
+        store(p, v);
+    }
 };
 
-// 2^t for t ≤ 1 or so, relative error 1.4e-7; 0 (or 2^-126) below the smallest normal number; NaN stays NaN.
+// 2^t for t ≤ 1 or so, relative error 1.4e-7; 0 for t < -100, which spares the products of it from being subnormal
+// (each costs some hundred cycles); NaN stays NaN.
 KDFAST_INLINE Vec exp2_nonpositive(Vec t) {
 #if defined(__AVX512DQ__)
     const Vec f = (Vec)_mm512_reduce_ps((__m512)t, 1);  // t − ⌊t⌋
 #else
-    t = select(t < -126.0f, broadcast(-126.0f), t);
     const Vec n = (t - 0.5f) + 12582912.0f;  // 1.5·2^23: rounds to an integer in the low bits
     const Vec f = t - (n - 12582912.0f);
 #endif
-    Vec p = f * 0x1.ebaf42p-10f + 0x1.26bbd2p-7f;  // minimax on [0, 1]
-    p = p * f + 0x1.c949b8p-5f;
-    p = p * f + 0x1.ebd6c2p-3f;
-    p = p * f + 0x1.62e4eap-1f;
-    p = p * f + 0x1.fffffep-1f;
+    Vec p = f * 0x1.e96912p-10f + 0x1.277c1cp-7f;  // minimax on [0, 1], exact at 0
+    p = p * f + 0x1.c91c10p-5f;
+    p = p * f + 0x1.ebdb6ap-3f;
+    p = p * f + 0x1.62e4bap-1f;
+    p = p * f + 1.0f;
 #if defined(__AVX512DQ__)
-    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)t);  // p · 2^⌊t⌋
+    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-100.0f), _CMP_NLT_UQ);
+    return (Vec)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)t);  // p · 2^⌊t⌋
 #else
-    return (Vec)((IVec)p + ((IVec)n << 23));
+    return select(t < -100.0f, Vec{}, (Vec)((IVec)p + ((IVec)n << 23)));
 #endif
 }
 
@@ -142,17 +157,28 @@ KDFAST_INLINE void dot_products(const float* x_t, const float* rows, int64_t n, 
     if (J > kKeyStep && j < n) dot_tile<D, V, kKeyStep>(x_t, rows + j * D, to + j * kWidth);
 }
 
-// out[a] = factor[a * factor_step] · Σ_b coef[a * SA + b * SB] · rows[b], + start[a] where that is given, for A rows a,
-// of which the first `valid` are stored, and the C vectors of L floats from rows and out on.
+// Where the rows of a result go: [n][D] with a stride in floats; `add`: to the rows of `sum`, [n][D], which may be the
+// same memory; `stream`: past the caches.
+struct Target {
+    float* out;
+    int64_t ld;
+    const float* sum;
+    bool stream;
+};
+
+// out[a] = factor[a * factor_step] · Σ_b coef[a * SA + b * SB] · rows[b], + sum[a] where there is one, for A rows a, of
+// which the first `valid` are stored, and the C vectors of L floats from feature c0 on.
 template <int D, int L, int C, int A, int SA, int SB>
-KDFAST_INLINE void combine_tile(const float* coef, int64_t count, const float* rows, const float* start, float* out,
-                                int64_t ld_out, const float* factor, int factor_step, int64_t valid) {
+KDFAST_INLINE void combine_tile(const float* coef, int64_t count, const float* rows, int c0, const Target& to,
+                                int64_t a0, const float* factor, int factor_step, int64_t valid) {
     typedef typename Lanes<L>::F F;
     F acc[A][C];
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a)
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) acc[a][c] = F{};
+    coef += a0 * SA;
+    rows += c0;
     for (int64_t b = 0; b < count; ++b, coef += SB, rows += D)
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
@@ -160,39 +186,42 @@ KDFAST_INLINE void combine_tile(const float* coef, int64_t count, const float* r
 #pragma GCC unroll 16
             for (int a = 0; a < A; ++a) acc[a][c] += row * coef[a * SA];
         }
+    factor += a0 * factor_step;
+    float* out = to.out + a0 * to.ld + c0;
+    const float* const sum = to.sum ? to.sum + a0 * D + c0 : nullptr;
 #pragma GCC unroll 16
-    for (int a = 0; a < A; ++a)
+    for (int a = 0; a < A; ++a, out += to.ld)
         if (a < valid)
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
                 F x = acc[a][c] * factor[a * factor_step];
-                if (start) x += Lanes<L>::load(start + a * D + c * L);
-                Lanes<L>::store(out + a * ld_out + c * L, x);
+                if (sum) x += Lanes<L>::load(sum + a * D + c * L);
+                if (to.stream)
+                    Lanes<L>::stream(out + c * L, x);
+                else
+                    Lanes<L>::store(out + c * L, x);
             }
 }
 
 // combine_tile for all rows and features.
 template <int D, int SA, int SB>
 __attribute__((noinline)) void combine(const float* coef, int64_t num_out, int64_t count, const float* rows,
-                                       const float* start, float* out, int64_t ld_out, const float* factor,
-                                       int factor_step) {
+                                       const Target& to, const float* factor, int factor_step) {
     constexpr int L = D % kLanes == 0 ? kLanes : 8, V = D / L;
     constexpr int C = V % 4 == 0 ? 4 : V % 3 == 0 ? 3 : V;             // vectors of a row at a time
     constexpr int kMost = (kLanes == 16 ? 16 : 8) / (C == 3 ? 4 : C);  // rows that the registers hold
     const auto tile = [&]<int A>(int64_t a, int64_t valid) __attribute__((always_inline)) {
         for (int c = 0; c < V; c += C)
-            combine_tile<D, L, C, A, SA, SB>(coef + a * SA, count, rows + c * L,
-                                             start ? start + a * D + c * L : nullptr, out + a * ld_out + c * L, ld_out,
-                                             factor + a * factor_step, factor_step, valid);
+            combine_tile<D, L, C, A, SA, SB>(coef, count, rows, c * L, to, a, factor, factor_step, valid);
     };
     int64_t a = 0;
     for (; a + kMost <= num_out; a += kMost) tile.template operator()<kMost>(a, kMost);
     const int64_t left = num_out - a;
     if (left == 0) return;
-    if constexpr (kMost >= 16)
+    if constexpr (kMost >= 16) {
         if (left > 12) return tile.template operator()<16>(a, left);
-    if constexpr (kMost >= 16)
         if (left > 8) return tile.template operator()<12>(a, left);
+    }
     if constexpr (kMost >= 8)
         if (left > 4) return tile.template operator()<8>(a, left);
     tile.template operator()<(kMost < 4 ? kMost : 4)>(a, left);
@@ -254,11 +283,11 @@ __attribute__((noinline)) void forward_block(const Head& h, int64_t first) {
             tops[0] = max(tops[0], load(weights + j * kWidth + v * kLanes));
             if (j + 1 < n) tops[1] = max(tops[1], load(weights + (j + 1) * kWidth + v * kLanes));
         }
-        const Vec top = max(tops[0], tops[1]), reference = top * kLog2E;
+        const Vec top = max(tops[0], tops[1]);
         Vec sum = Vec{};
         for (int64_t j = 0; j < n; ++j) {
             float* const at = weights + j * kWidth + v * kLanes;
-            const Vec e = exp2_nonpositive(load(at) * kLog2E - reference);
+            const Vec e = exp2_nonpositive((load(at) - top) * kLog2E);
             sum += e;
             store(at, e);
         }
@@ -270,7 +299,7 @@ __attribute__((noinline)) void forward_block(const Head& h, int64_t first) {
             store(weights + at, keep ? load(weights + at) : Vec{});
         });
     for (int i = 0; i < count; ++i) h.lse[(first + i) * h.ld_lse] = lse[i];
-    combine<D, 1, kWidth>(weights, count, n, h.v, nullptr, h.out + first * h.ld_out, h.ld_out, inverses, 1);
+    combine<D, 1, kWidth>(weights, count, n, h.v, {h.out + first * h.ld_out, h.ld_out, nullptr, h.stream}, inverses, 1);
 }
 
 template <int D, int V>
@@ -285,7 +314,7 @@ __attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
     dot_products<D, V>(h.grad_t, h.v, n, grads);
     if (h.bias) add_bias<V>(h, first, count, weights);
     float references[V * kLanes] = {}, inverses[V * kLanes], factors[V * kLanes];
-    for (int i = 0; i < count; ++i) references[i] = h.lse[(first + i) * h.ld_lse] * kLog2E;
+    for (int i = 0; i < count; ++i) references[i] = h.lse[(first + i) * h.ld_lse];
     // e_ij is P_ij but for a factor of the row, which the rounding of lse leaves near 1: 1 / Σ_j e_ij, `inverses`,
     // goes to the rows that e and dS are multiplied with.
     Vec totals[V], means[V];  // Σ_j e_ij, Σ_j e_ij dP_ij
@@ -295,7 +324,7 @@ __attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
         Vec total = Vec{}, mean = Vec{};
         for (int64_t j = 0; j < n; ++j) {
             const int64_t at = j * kWidth + v * kLanes;
-            const Vec e = exp2_nonpositive(load(weights + at) * kLog2E - reference);
+            const Vec e = exp2_nonpositive((load(weights + at) - reference) * kLog2E);
             total += e;
             if (!drops) mean += e * load(grads + at);
             store(weights + at, e);
@@ -336,12 +365,15 @@ __attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
             h.q_rows[i * D + c] = h.q[(first + i) * D + c] * factors[i];
             h.grad_rows[i * D + c] = h.grad_out[(first + i) * D + c] * (inverses[i] * h.keep_scale);
         }
-    const bool last = first + count == n;
-    const float *const dk = first ? h.dk_sum : nullptr, *const dv = first ? h.dv_sum : nullptr;
     const float one = 1.0f;
-    combine<D, 1, kWidth>(grads, count, n, h.k, nullptr, h.dq + first * h.ld_dq, h.ld_dq, factors, 1);
-    combine<D, kWidth, 1>(grads, n, count, h.q_rows, dk, last ? h.dk : h.dk_sum, last ? h.ld_dk : D, &one, 0);
-    combine<D, kWidth, 1>(dropped, n, count, h.grad_rows, dv, last ? h.dv : h.dv_sum, last ? h.ld_dv : D, &one, 0);
+    Target dk{h.dk_sum, D, first ? h.dk_sum : nullptr, false}, dv{h.dv_sum, D, first ? h.dv_sum : nullptr, false};
+    if (first + count == n) {
+        dk = {h.dk, h.ld_dk, dk.sum, h.stream};
+        dv = {h.dv, h.ld_dv, dv.sum, h.stream};
+    }
+    combine<D, 1, kWidth>(grads, count, n, h.k, {h.dq + first * h.ld_dq, h.ld_dq, nullptr, h.stream}, factors, 1);
+    combine<D, kWidth, 1>(grads, n, count, h.q_rows, dk, &one, 0);
+    combine<D, kWidth, 1>(dropped, n, count, h.grad_rows, dv, &one, 0);
 }
 
 // All blocks of a head: of 2 vectors, and 3 or 1 at the end.

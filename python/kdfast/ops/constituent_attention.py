@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.ops import backend
+from kdfast.ops import _joined, backend
 from kdfast.ops._arrays import DTYPE_CODES, check_offsets
 from kdfast.ops._eager import is_eager
+from kdfast.ops._memory import empty
 from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
 __all__ = ["constituent_attention", "constituent_attention_reference", "padded_attention"]
@@ -55,6 +56,7 @@ def constituent_attention(
     seed = int(seed)
     if not _takes_kernel(q):
         return _reference(q, k, v, offsets, bias, scale, dropout_p, seed)[0]
+    _joined.watch(q, k, v)
     try:
         return _EagerAttention.apply(q, k, v, offsets, bias, scale, dropout_p, seed)
     except ValueError as error:
@@ -253,7 +255,7 @@ def _forward(
         out, lse = _reference(q, k, v, offsets, bias, scale, dropout_p, seed)
         return out, lse if q.dtype == torch.float64 else lse.float()
     q, k, v, bias, offsets = _unit_stride(q), _unit_stride(k), _unit_stride(v), _float_bias(bias), offsets.contiguous()
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = empty(q.shape, q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32)
     common = _common(q, offsets, bias, scale, dropout_p, seed)
     backend.cpu_module().constituent_attention_forward(
@@ -273,8 +275,12 @@ def _backward(
     scale: float,
     dropout_p: float,
     seed: int,
+    joined: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and bias (empty without one), by the kernel or the reference."""
+    """Gradients of q, k, v and bias (empty without one), by the kernel or the reference.
+
+    joined: the first three may share memory, as slices of one tensor.
+    """
     if not _takes_kernel(q):
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
@@ -286,7 +292,7 @@ def _backward(
     q, k, v, grad_out = _unit_stride(q), _unit_stride(k), _unit_stride(v), _unit_stride(grad_out)
     offsets = offsets.contiguous()
     wide_bias = _float_bias(bias)
-    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype) for _ in range(3))
+    dq, dk, dv = _joined.empty_slices(q) if joined else (empty(q.shape, q.dtype) for _ in range(3))
     dbias = q.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=torch.float32)
     backend.cpu_module().constituent_attention_backward(
         _rows(grad_out),
@@ -315,7 +321,7 @@ class _EagerAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, offsets, bias, lse = ctx.saved_tensors
-        grads = _backward(grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, ctx.seed)
+        grads = _backward(grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, ctx.seed, True)
         return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
 
 

@@ -1,0 +1,65 @@
+"""Blocks of memory that are used again: never while a tensor is alive, never more than agreed."""
+
+import threading
+
+import pytest
+import torch
+
+from kdfast.ops import _memory
+
+MEGABYTE = 2**18  # float32 elements
+
+
+@pytest.fixture(autouse=True)
+def no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "_blocks", [])
+
+
+def test_is_an_ordinary_tensor() -> None:
+    x = _memory.empty((4, MEGABYTE), torch.float32)
+    assert x.shape == (4, MEGABYTE)
+    assert x.is_contiguous()
+    assert not x._is_view()
+    assert x.data_ptr() % 64 == 0
+    assert len(_memory._blocks) == 1
+    assert _memory.empty((3, 5), torch.bfloat16).shape == (3, 5)
+    assert _memory.empty((0, 5), torch.float32).numel() == 0
+    assert len(_memory._blocks) == 1
+
+
+def test_is_used_again_when_nobody_holds_it() -> None:
+    x = _memory.empty((2, MEGABYTE), torch.float32)
+    address = x.data_ptr()
+    row = x[1]
+    del x
+    y = _memory.empty((2, MEGABYTE), torch.float32)
+    assert y.data_ptr() != address  # a view is alive
+    del row
+    assert _memory.empty((4, MEGABYTE), torch.float16).data_ptr() == address
+    assert _memory.empty((9, MEGABYTE), torch.float32).data_ptr() != address  # too small
+
+
+def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "_MOST_IDLE", 2**23)
+    tensors = [_memory.empty((n, MEGABYTE), torch.float32) for n in (4, 1, 1, 5)]
+    tensors.clear()
+    last = _memory.empty((40, MEGABYTE), torch.float32)
+    assert sum(block.nbytes for block in _memory._blocks) - last.nbytes <= 2**23
+    assert len(_memory._blocks) > 1
+
+
+def test_threads_get_different_blocks() -> None:
+    tensors: list[torch.Tensor] = []
+
+    def work() -> None:
+        for i in range(50):
+            x = _memory.empty((MEGABYTE,), torch.float32).fill_(i)
+            assert (x == i).all()
+        tensors.append(x)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len({x.data_ptr() for x in tensors}) == 4
