@@ -1,4 +1,4 @@
-// Private: lets the tests reach the shared core (tests/ops/test_core.py, test_philox.py).
+// Private: lets the tests reach the shared core (tests/ops/test_core.py, test_matmul.py, test_philox.py).
 #include "core_probe/core_probe.h"
 
 #include <pybind11/pybind11.h>
@@ -19,6 +19,18 @@ void bind_core_probe(py::module_& m) {
     core.def("apply", [](int function, uintptr_t x, uintptr_t y, uintptr_t rest, int64_t n) {
         core_probe(CoreProbeParams{static_cast<Probe>(function), reinterpret_cast<const void*>(x),
                                    reinterpret_cast<void*>(y), reinterpret_cast<float*>(rest), n});
+    });
+    core.def("matmul_bf16", [](uintptr_t a, int64_t lda, int64_t rows, uintptr_t b, int64_t row_stride,
+                               int64_t column_stride, uintptr_t row_scale, int64_t k, int64_t n, uintptr_t c,
+                               uintptr_t rounded, int64_t ldc) {
+        matmul_bf16(MatmulBf16Params{reinterpret_cast<const bf16*>(a), lda, rows, reinterpret_cast<const float*>(b),
+                                     row_stride, column_stride, reinterpret_cast<const float*>(row_scale), k, n,
+                                     reinterpret_cast<float*>(c), reinterpret_cast<bf16*>(rounded), ldc});
+    });
+    core.def("outer_bf16", [](uintptr_t dy, int64_t ldy, int64_t num_out, uintptr_t x, int64_t ldx, int64_t num_in,
+                              int64_t rows, uintptr_t gradient) {
+        outer_bf16(OuterBf16Params{reinterpret_cast<const bf16*>(dy), ldy, num_out, reinterpret_cast<const bf16*>(x),
+                                   ldx, num_in, rows, reinterpret_cast<float*>(gradient)});
     });
     // One element at a time, as kernels treat what is left over: codes of DType.
     core.def("to_float", [](int dtype, uint16_t bits) {

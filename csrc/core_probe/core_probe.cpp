@@ -1,6 +1,8 @@
 #include "core_probe/core_probe.h"
 
+#include "core/matmul_bf16.h"
 #include "core/normal.h"
+#include "core/scratch.h"
 #include "core/simd.h"
 
 namespace kdfast::KDFAST_ISA_NS {
@@ -66,6 +68,22 @@ void core_probe(const CoreProbeParams& p) {
         store_partial(y + i, v, left);
         if (p.rest != nullptr) store_partial(p.rest + i, rest, left);
     }
+}
+
+void matmul_bf16(const MatmulBf16Params& p) {
+    bf16* const packed = reinterpret_cast<bf16*>(scratch(static_cast<size_t>(packed_size_bf16(p.k, p.n) / 2)));
+    pack_panels(p.b, p.row_stride, p.column_stride, p.k, p.n, p.row_scale, packed);
+    matmul(p.a, p.lda, p.rows, packed, p.k, p.n, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
+        store(p.c + i * p.ldc + j, sum);
+        store_bf16(p.rounded + i * p.ldc + j, sum);
+    });
+}
+
+void outer_bf16(const OuterBf16Params& p) {
+    float* const memory = scratch(static_cast<size_t>(outer_scratch_bf16(p.num_out, p.num_in, p.rows)));
+    outer(p.dy, p.ldy, p.num_out, p.x, p.ldx, p.num_in, p.rows, memory,
+          [&](int64_t i, int64_t j, Vec sum)
+              __attribute__((always_inline)) { store(p.gradient + i * p.num_in + j, sum); });
 }
 
 }  // namespace kdfast::KDFAST_ISA_NS

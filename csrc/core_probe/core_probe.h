@@ -1,9 +1,10 @@
-// A way for the tests to call what core/simd.h offers to kernels, in the instruction set in use.
+// A way for the tests to call what csrc/core offers to kernels, in the instruction set in use.
 #pragma once
 
 #include <cstdint>
 
 #include "core/isa.h"
+#include "core/types.h"
 
 namespace kdfast {
 
@@ -18,5 +19,28 @@ struct CoreProbeParams {
 };
 
 KDFAST_AMX_KERNEL(core_probe, CoreProbeParams);
+
+// The products of core/matmul_bf16.h, of which this is the documentation.
+struct MatmulBf16Params {
+    const bf16* a;  // [rows, k] with stride lda
+    int64_t lda, rows;
+    const float* b;  // [k, n] with the strides given
+    int64_t row_stride, column_stride;
+    const float* row_scale;  // [k] or null
+    int64_t k, n;
+    float* c;       // [rows, n] with stride ldc
+    bf16* rounded;  // c by store_bf16
+    int64_t ldc;
+};
+struct OuterBf16Params {
+    const bf16* dy;  // [rows, num_out] with stride ldy
+    int64_t ldy, num_out;
+    const bf16* x;  // [rows, num_in] with stride ldx
+    int64_t ldx, num_in, rows;
+    float* gradient;  // [num_out, num_in]
+};
+
+KDFAST_AMX_KERNEL(matmul_bf16, MatmulBf16Params);
+KDFAST_AMX_KERNEL(outer_bf16, OuterBf16Params);
 
 }  // namespace kdfast
