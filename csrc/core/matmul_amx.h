@@ -40,7 +40,7 @@ struct Left {
     const bf16* tail;
 };
 
-// Blocks of C one after the other, each in `steps` products of tiles.
+// Blocks of C one after the other, each in `steps` ≥ 1 products of tiles.
 //   next(): the next Block. finish(row, column, v): takes a vector of C, row < num_rows, column < num_columns.
 template <class Next, class Finish>
 KDFAST_INLINE void multiply_blocks(int64_t blocks, int64_t steps, Left left, Stream stream, int64_t num_rows,
@@ -183,6 +183,11 @@ KDFAST_INLINE int64_t outer_scratch_bf16(int64_t num_out, int64_t num_in, int64_
 template <class Sink>
 KDFAST_INLINE void outer(const bf16* dy, int64_t ldy, int64_t num_out, const bf16* x, int64_t ldx, int64_t num_in,
                          int64_t rows, float* scratch, Sink&& sink) {
+    if (rows == 0) {
+        for (int64_t i = 0; i < num_out; ++i)
+            for (int64_t j = 0; j < num_in; j += kLanes) sink(i, j, Vec{});
+        return;
+    }
     const int64_t steps = rows / 32, size = rows * 32;
     const int64_t num_rows = (num_out + 31) / 32, num_columns = (num_in + 31) / 32;  // of blocks
     // 32 columns of dy turned, [steps][32 i][32 t], of x in words, [rows / 2][32 j][2].

@@ -122,9 +122,14 @@ def test_matmul(rows: int, k: int, n: int, extra: int, transposed: bool, scaled:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 9), SIZES, SIZES, st.integers(0, 2), st.integers(0, 2**20))
+@given(st.integers(0, 9), SIZES, SIZES, st.integers(0, 2), st.integers(0, 2**20))
 def test_outer(rows: int, num_out: int, num_in: int, extra: int, seed: int) -> None:
     check_outer(32 * rows, num_out, num_in, extra, seed)
+
+
+def test_no_rows() -> None:
+    assert torch.equal(outer(torch.zeros(0, 48), torch.zeros(0, 80), 64, 96), torch.zeros(48, 80))
+    assert matmul(torch.zeros(0, 48), torch.ones(48, 80), 64, 96)[0].shape == (0, 80)
 
 
 def test_weights_are_rounded_to_nearest() -> None:
