@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
+#include <thread>
 
 #include "core/philox.h"
 #include "core/threads.h"
@@ -46,6 +48,22 @@ void bind_core_probe(py::module_& m) {
     core.def("splitmix64", [](uint64_t x) { return splitmix64(x); });
     core.def("dropout_keep", [](uint64_t key, double p, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t column) {
         return dropout_keep(philox4x32(key, c0, c1, c2, column / 8), column, dropout_threshold(p));
+    });
+    // Runs num_tasks tasks on as many threads, each of which counts itself and waits until `total` have (of this call
+    // and of others that share the counter, an int32). False where that took longer than `seconds`.
+    core.def("meet", [](uintptr_t counter, int num_tasks, int total, double seconds) {
+        py::gil_scoped_release release;
+        std::atomic_ref<int32_t> present(*reinterpret_cast<int32_t*>(counter));
+        std::atomic<bool> met{true};
+        const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+        parallel_for(num_tasks, num_tasks, [&](int64_t) {
+            ++present;
+            while (present < total && met) {
+                std::this_thread::yield();
+                if (std::chrono::steady_clock::now() > end) met = false;
+            }
+        });
+        return met.load();
     });
     // How often each of num_tasks tasks ran (as bytes); with inner > 0 each first runs a parallel_for of its own.
     core.def("parallel_for", [](int64_t num_tasks, int num_threads, int64_t inner) {

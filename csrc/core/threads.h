@@ -12,9 +12,10 @@ void run_tasks(int64_t num_tasks, int num_threads, void (*call)(void*, int64_t),
 
 // Calls task(i) for i in [0, num_tasks), each exactly once, on up to num_threads threads (the caller is one of them),
 // and returns when all are done. Which thread runs which task varies: tasks write to disjoint memory, and a sum over
-// tasks is taken afterwards in task order, so that no result depends on num_threads. A call made while the pool is
-// busy (from another thread, or from inside a task) runs on the caller's thread alone. Safe after fork. Tasks don't
-// throw.
+// tasks is taken afterwards in task order, so that no result depends on num_threads. Calls from several threads, or
+// from inside a task, share the pool: each runs on its caller and on those pool threads that are free; a call never
+// waits for one that is not. The pool has as many threads as the largest num_threads so far, less one. Safe after fork.
+// Tasks don't throw.
 template <class Task>
 void parallel_for(int64_t num_tasks, int num_threads, Task&& task) {
     if (num_threads <= 1 || num_tasks <= 1) {

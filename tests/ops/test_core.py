@@ -2,7 +2,12 @@
 
 import itertools
 import multiprocessing
+import random
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -10,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import kdfast
 from kdfast.ops import backend
 from kdfast.ops._arrays import DTYPE_CODES
 from tests.ops.accuracy import assert_accurate
+from tests.synthetic import synthetic_jets
 
 pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
 
@@ -200,35 +207,112 @@ def test_each_task_runs_once(tasks: int, threads: int, inner: int) -> None:
         assert parallel_for(tasks, threads, inner) == b"\1" * tasks
 
 
-def test_several_python_threads_at_once() -> None:
-    failures: list[bytes] = []
+def in_threads(*tasks: Callable[[], bool]) -> None:
+    """Runs each in a Python thread of its own, all at once, and asserts that they return True."""
+    with ThreadPoolExecutor(len(tasks)) as executor:
+        futures = [executor.submit(task) for task in tasks]
+    assert [future.result() for future in futures] == [True] * len(tasks)
 
-    def work() -> None:
-        for _ in range(200):
-            counts = parallel_for(50, 3, 2)
-            if counts != b"\1" * 50:
-                failures.append(counts)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+def random_jobs(seed: int, number: int) -> bool:
+    """Whether in each of so many calls of random sizes, some of them nested, each task ran once."""
+    rng = random.Random(seed)
+    sizes = ((rng.choice((0, 1, 2, 5, 30, 200)), rng.randint(0, 5), rng.choice((0, 0, 3))) for _ in range(number))
+    return all(parallel_for(tasks, threads, inner) == b"\1" * tasks for tasks, threads, inner in sizes)
+
+
+def test_many_random_jobs_from_several_python_threads() -> None:
+    in_threads(*(partial(random_jobs, seed, 400) for seed in range(5)))
+
+
+def test_several_calls_are_helped_at_once() -> None:
+    """Two calls of two tasks each, none of which ends before all four run."""
+    parallel_for(100, 4)  # three threads in the pool
+    present = torch.zeros((), dtype=torch.int32)
+    in_threads(*[lambda: backend.cpu_module().core.meet(present.data_ptr(), 2, 4, 60.0)] * 2)
+
+
+def test_a_call_without_free_threads_is_done_by_its_caller() -> None:
+    """While one call holds the only thread that is asked for, others go on; it ends when they are done."""
+    core = backend.cpu_module().core
+    present = torch.zeros((), dtype=torch.int32)
+
+    def others() -> bool:
+        while present.item() < 2:
+            time.sleep(0.001)
+        fine = random_jobs(0, 50)
+        present.add_(1)
+        return fine
+
+    in_threads(lambda: core.meet(present.data_ptr(), 2, 3, 60.0), others)
 
 
 def _in_child(result: "multiprocessing.SimpleQueue[bool]") -> None:
-    result.put(all(parallel_for(100, 4) == b"\1" * 100 for _ in range(20)))
+    result.put(random_jobs(0, 50))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def children_can_use_the_pool(number: int) -> None:
+    context = multiprocessing.get_context("fork")
+    for _ in range(number):
+        result = context.SimpleQueue()
+        child = context.Process(target=_in_child, args=(result,))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert result.get()
+
+
+@forking
 def test_after_fork() -> None:
     parallel_for(100, 4)  # the parent has workers, which the child does not inherit
-    context = multiprocessing.get_context("fork")
-    result = context.SimpleQueue()
-    child = context.Process(target=_in_child, args=(result,))
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
-    assert result.get()
+    children_can_use_the_pool(1)
     assert parallel_for(100, 4) == b"\1" * 100
+
+
+@forking
+def test_fork_while_the_pool_is_busy() -> None:
+    stop = threading.Event()
+
+    def keep_busy() -> bool:
+        fine = True
+        while not stop.is_set():
+            fine = fine and parallel_for(200, 3, 2) == b"\1" * 200
+        return fine
+
+    with ThreadPoolExecutor(2) as executor:
+        busy = [executor.submit(keep_busy) for _ in range(2)]
+        try:
+            children_can_use_the_pool(8)
+        finally:
+            stop.set()
+    assert [future.result() for future in busy] == [True, True]
+
+
+class ViewsOfJets(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Items made with ops on two threads, in whatever process: features of an HLT view, attention over them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, seed: int) -> tuple[Tensor, Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        view = kdfast.emulate_hlt(synthetic_jets(40, seed=seed), seed=seed)
+        features = kdfast.features(view)
+        tokens = features.nan_to_num()[:, :1, None].expand(-1, 2, 8).contiguous()
+        attended = kdfast.ops.constituent_attention(tokens, tokens, tokens, torch.as_tensor(view.offsets))
+        torch.set_num_threads(before)
+        return features, attended
+
+
+@forking
+def test_ops_in_the_forked_workers_of_a_data_loader() -> None:
+    data = ViewsOfJets()
+    here = [data[i] for i in range(len(data))]  # the parent's pool has threads now
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for from_worker, from_parent in zip(loader, here, strict=True):
+        for theirs, ours in zip(from_worker, from_parent, strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
