@@ -45,16 +45,26 @@ void unpack(const float* from, int64_t n, int64_t head, const HeadRows& to) {
     }
 }
 
-// Asks for the rows of all heads, a head's share of the jet.prefetch rows that follow.
-template <class T, int D>
-void prefetch(const JetAttention& jet, const HeadRows& rows, int64_t head) {
-    const int64_t H = jet.num_heads;
-    for (int64_t i = jet.prefetch * head / H; i < jet.prefetch * (head + 1) / H; ++i)
-        for (int64_t other = 0; other < H; ++other) {
-            const T* row = static_cast<const T*>(rows.data) + (jet.n + i) * rows.row + other * rows.head;
-            for (size_t byte = 0; byte < D * sizeof(T); byte += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);
-        }
+// The rows that follow a jet's own, of every input whose rows lie close together.
+template <class T, int D, bool kBackward>
+Ahead rows_ahead(const JetAttention& jet) {
+    Ahead ahead{};
+    const int64_t width = jet.num_heads * D;
+    const auto add = [&](const HeadRows& rows, int64_t row) {
+        const char* data = static_cast<const char*>(rows.data);
+        if (jet.prefetch == 0 || rows.head != D || rows.row != row) return;
+        ahead.at[ahead.ranges] = data + jet.n * row * sizeof(T);
+        ahead.end[ahead.ranges++] = data + (jet.n + jet.prefetch) * row * sizeof(T);
+    };
+    if (jet.q.row == 3 * width) {  // slices of one projection
+        add(jet.q, 3 * width);
+    } else {
+        add(jet.q, width);
+        add(jet.k, width);
+        add(jet.v, width);
+    }
+    if (kBackward) add(jet.grad_out, width);
+    return ahead;
 }
 
 // Whether rows of whole cache lines can be written past the caches.
@@ -76,7 +86,9 @@ void run_jet(const JetAttention& jet) {
     float *const q = take(rows * D), *const k = take(rows * D), *const v = take(rows * D);
     float* const grad_out = take(rows * D);
     float* const copies[3] = {take(rows * D), take(rows * D), take(rows * D)};
+    Ahead ahead = rows_ahead<T, D, kBackward>(jet);
     Head h{};
+    h.ahead = &ahead;
     h.n = n;
     h.q = q;
     h.k = k;
@@ -107,13 +119,9 @@ void run_jet(const JetAttention& jet) {
         pack<T, D>(jet.q, n, head, q);
         pack<T, D>(jet.k, n, head, k);
         pack<T, D>(jet.v, n, head, v);
-        prefetch<T, D>(jet, jet.q, head);
-        prefetch<T, D>(jet, jet.k, head);
-        prefetch<T, D>(jet, jet.v, head);
         if constexpr (kBackward) {
             if (jet.dbias) h.dbias = jet.dbias + head * jet.bias_head;
             pack<T, D>(jet.grad_out, n, head, grad_out);
-            prefetch<T, D>(jet, jet.grad_out, head);
             h.dq = result<T, D>(jet.dq, head, copies[0], h.ld_dq);
             h.dk = result<T, D>(jet.dk, head, copies[1], h.ld_dk);
             h.dv = result<T, D>(jet.dv, head, copies[2], h.ld_dv);

@@ -15,6 +15,20 @@ constexpr int kWidth = kBlockVectors * kLanes;  // floats from one key's scores 
 constexpr int kKeyStep = 4;
 constexpr int64_t padded_keys(int64_t n) { return (n + kKeyStep - 1) / kKeyStep * kKeyStep; }
 
+// Memory that will be needed soon, asked for line by line while the tiles compute: asked for at once, it would hold up
+// the loads that they wait for.
+struct Ahead {
+    const char *at[4], *end[4];
+    int range, ranges;
+
+    KDFAST_INLINE void step() {
+        if (range == ranges) return;
+        __builtin_prefetch(at[range], 0, 2);
+        at[range] += 64;
+        if (at[range] >= end[range]) ++range;
+    }
+};
+
 // One head of one jet; D features a head.
 struct Head {
     int64_t n;
@@ -22,6 +36,7 @@ struct Head {
     float *out, *dq, *dk, *dv;          // rows with the strides below, in floats
     int64_t ld_out, ld_dq, ld_dk, ld_dv;
     bool stream;  // these rows go past the caches
+    Ahead* ahead;
     float* lse;
     int64_t ld_lse;
     const float* bias;  // [n, n] or null
@@ -124,37 +139,58 @@ KDFAST_INLINE void transpose(const float* rows, int count, float factor, float* 
     }
 }
 
-// to[j * kWidth + i] = Σ_c x_t[c * kWidth + i] · rows[j * D + c] for J keys j and V vectors of queries i.
-template <int D, int V, int J>
-KDFAST_INLINE void dot_tile(const float* x_t, const float* rows, float* to) {
+// to[j * kWidth + i] = Σ_c x_t[c * kWidth + i] · rows[j * D + c] for J keys j and V vectors of queries i; top: the
+// largest of them per query so far, where kTop.
+template <int D, int V, int J, bool kTop>
+KDFAST_INLINE void dot_tile(const float* x_t, const float* rows, float* to, Vec (&top)[V], Ahead& ahead) {
     Vec s[J][V];
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) s[j][v] = Vec{};
+    // By pairs of features: GCC would split off the odd rest of a loop that it unrolls itself.
+    const float* const end = x_t + D * kWidth;
+    do {
+        ahead.step();
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; ++c) {
+            Vec x[V];
 #pragma GCC unroll 4
-    for (int c = 0; c < D; ++c) {
-        Vec x[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) x[v] = load(x_t + c * kWidth + v * kLanes);
+            for (int v = 0; v < V; ++v) x[v] = load(x_t + c * kWidth + v * kLanes);
 #pragma GCC unroll 8
-        for (int j = 0; j < J; ++j)
+            for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) s[j][v] += x[v] * rows[j * D + c];
-    }
+                for (int v = 0; v < V; ++v) s[j][v] += x[v] * rows[j * D + c];
+        }
+        x_t += 2 * kWidth;
+        rows += 2;
+    } while (x_t != end);
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(to + j * kWidth + v * kLanes, s[j][v]);
+        for (int v = 0; v < V; ++v) {
+            store(to + j * kWidth + v * kLanes, s[j][v]);
+            if constexpr (kTop) top[v] = max(s[j][v], top[v]);  // of two of which one is NaN, the second
+        }
 }
 
 // All keys of a block.
-template <int D, int V>
-KDFAST_INLINE void dot_products(const float* x_t, const float* rows, int64_t n, float* to) {
+template <int D, int V, bool kTop = false>
+KDFAST_INLINE void dot_products(const float* x_t, const float* rows, int64_t n, float* to, Vec (&top)[V],
+                                Ahead& ahead) {
     constexpr int J = kLanes == 16 ? 8 : 4;
     int64_t j = 0;
-    for (; j + J <= padded_keys(n); j += J) dot_tile<D, V, J>(x_t, rows + j * D, to + j * kWidth);
-    if (J > kKeyStep && j < n) dot_tile<D, V, kKeyStep>(x_t, rows + j * D, to + j * kWidth);
+    for (; j + J <= padded_keys(n); j += J) dot_tile<D, V, J, kTop>(x_t, rows + j * D, to + j * kWidth, top, ahead);
+    if (J > kKeyStep && j < n) dot_tile<D, V, kKeyStep, kTop>(x_t, rows + j * D, to + j * kWidth, top, ahead);
+}
+
+// to[i] = factors[i] · rows[i].
+template <int D>
+KDFAST_INLINE void scale_rows(const float* rows, int count, const float* factors, float* to) {
+    constexpr int L = D % kLanes == 0 ? kLanes : 8;
+    for (int i = 0; i < count; ++i, rows += D, to += D)
+#pragma GCC unroll 16
+        for (int c = 0; c < D; c += L) Lanes<L>::store(to + c, Lanes<L>::load(rows + c) * factors[i]);
 }
 
 // Where the rows of a result go: [n][D] with a stride in floats; `add`: to the rows of `sum`, [n][D], which may be the
@@ -173,7 +209,7 @@ KDFAST_INLINE void combine_tile(const float* coef, int64_t count, const float* r
                                 int64_t a0, const float* factor, int factor_step, int64_t valid) {
     typedef typename Lanes<L>::F F;
     F acc[A][C];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int a = 0; a < A; ++a)
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) acc[a][c] = F{};
@@ -183,13 +219,13 @@ KDFAST_INLINE void combine_tile(const float* coef, int64_t count, const float* r
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
             const F row = Lanes<L>::load(rows + c * L);
-#pragma GCC unroll 16
+#pragma GCC unroll 24
             for (int a = 0; a < A; ++a) acc[a][c] += row * coef[a * SA];
         }
     factor += a0 * factor_step;
     float* out = to.out + a0 * to.ld + c0;
     const float* const sum = to.sum ? to.sum + a0 * D + c0 : nullptr;
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int a = 0; a < A; ++a, out += to.ld)
         if (a < valid)
 #pragma GCC unroll 4
@@ -208,23 +244,34 @@ template <int D, int SA, int SB>
 __attribute__((noinline)) void combine(const float* coef, int64_t num_out, int64_t count, const float* rows,
                                        const Target& to, const float* factor, int factor_step) {
     constexpr int L = D % kLanes == 0 ? kLanes : 8, V = D / L;
-    constexpr int C = V % 4 == 0 ? 4 : V % 3 == 0 ? 3 : V;             // vectors of a row at a time
-    constexpr int kMost = (kLanes == 16 ? 16 : 8) / (C == 3 ? 4 : C);  // rows that the registers hold
-    const auto tile = [&]<int A>(int64_t a, int64_t valid) __attribute__((always_inline)) {
-        for (int c = 0; c < V; c += C)
-            combine_tile<D, L, C, A, SA, SB>(coef, count, rows, c * L, to, a, factor, factor_step, valid);
-    };
-    int64_t a = 0;
-    for (; a + kMost <= num_out; a += kMost) tile.template operator()<kMost>(a, kMost);
-    const int64_t left = num_out - a;
-    if (left == 0) return;
-    if constexpr (kMost >= 16) {
-        if (left > 12) return tile.template operator()<16>(a, left);
-        if (left > 8) return tile.template operator()<12>(a, left);
+    constexpr int C = V % 4 == 0 ? 4 : V % 3 == 0 ? 3 : V;  // vectors of a row at a time
+    // Rows that the registers hold.
+    constexpr int kMost = kLanes == 16 ? 24 / C / 4 * 4 : C == 1 ? 8 : C == 2 ? 4 : 2;
+    for (int64_t a = 0; a < num_out;) {
+        // Tiles of nearly equal size: a small one waits for the latency of its additions.
+        const int64_t left = num_out - a, tiles = (left + kMost - 1) / kMost, size = (left + tiles - 1) / tiles;
+        const auto tile = [&]<int A>() __attribute__((always_inline)) {
+            for (int c = 0; c < V; c += C)
+                combine_tile<D, L, C, A, SA, SB>(coef, count, rows, c * L, to, a, factor, factor_step, left);
+            a += A;
+        };
+        if constexpr (kMost < 4) {
+            tile.template operator()<kMost>();
+        } else {
+            if (size <= 4)
+                tile.template operator()<4>();
+            else if (size <= 8)
+                tile.template operator()<(kMost < 8 ? kMost : 8)>();
+            else if (size <= 12)
+                tile.template operator()<(kMost < 12 ? kMost : 12)>();
+            else if (size <= 16)
+                tile.template operator()<(kMost < 16 ? kMost : 16)>();
+            else if (size <= 20)
+                tile.template operator()<(kMost < 20 ? kMost : 20)>();
+            else
+                tile.template operator()<kMost>();
+        }
     }
-    if constexpr (kMost >= 8)
-        if (left > 4) return tile.template operator()<8>(a, left);
-    tile.template operator()<(kMost < 4 ? kMost : 4)>(a, left);
 }
 
 // Calls each(at, keep) for every key and the block's vectors, keep being a mask over the queries whose scores stand at
@@ -260,11 +307,14 @@ KDFAST_INLINE void for_each_keep(const Head& h, int64_t first, Each&& each) {
         }
 }
 
-// The block's biases, transposed as the scores are, added to them.
+// The block's biases, transposed as the scores are, added to them; top: the largest of the sums per query.
 template <int V>
-void add_bias(const Head& h, int64_t first, int count, float* scores) {
-    for (int64_t j = 0; j < h.n; ++j)
+void add_bias(const Head& h, int64_t first, int count, float* scores, Vec (&top)[V]) {
+    for (int v = 0; v < V; ++v) top[v] = broadcast(-__builtin_inff());
+    for (int64_t j = 0; j < h.n; ++j) {
         for (int i = 0; i < count; ++i) scores[j * kWidth + i] += h.bias[(first + i) * h.n + j];
+        for (int v = 0; v < V; ++v) top[v] = max(load(scores + j * kWidth + v * kLanes), top[v]);
+    }
 }
 
 template <int D, int V>
@@ -272,27 +322,28 @@ __attribute__((noinline)) void forward_block(const Head& h, int64_t first) {
     const int64_t n = h.n;  // copies in registers: stores through memcpy may alias h
     const int count = static_cast<int>(n - first < V * kLanes ? n - first : V * kLanes);
     float* const weights = h.weights;
+    Ahead& ahead = *h.ahead;
     transpose<D, V>(h.q + first * D, count, h.scale, h.q_t);
-    dot_products<D, V>(h.q_t, h.k, n, weights);
-    if (h.bias) add_bias<V>(h, first, count, weights);
+    Vec top[V], sum[V];
+    for (int v = 0; v < V; ++v) top[v] = broadcast(-__builtin_inff()), sum[v] = Vec{};
+    dot_products<D, V, true>(h.q_t, h.k, n, weights, top, ahead);
+    if (h.bias) add_bias<V>(h, first, count, weights, top);
+    for (int64_t j = 0; j < n; ++j) {
+        ahead.step();
+        ahead.step();
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            float* const at = weights + j * kWidth + v * kLanes;
+            const Vec e = exp2_nonpositive((load(at) - top[v]) * kLog2E);
+            sum[v] += e;
+            store(at, e);
+        }
+    }
     float lse[V * kLanes], inverses[V * kLanes];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-        Vec tops[2] = {load(weights + v * kLanes), load(weights + v * kLanes)};
-        for (int64_t j = 1; j < n; j += 2) {  // a row after the last key's may be read: it is the same, or unread
-            tops[0] = max(tops[0], load(weights + j * kWidth + v * kLanes));
-            if (j + 1 < n) tops[1] = max(tops[1], load(weights + (j + 1) * kWidth + v * kLanes));
-        }
-        const Vec top = max(tops[0], tops[1]);
-        Vec sum = Vec{};
-        for (int64_t j = 0; j < n; ++j) {
-            float* const at = weights + j * kWidth + v * kLanes;
-            const Vec e = exp2_nonpositive((load(at) - top) * kLog2E);
-            sum += e;
-            store(at, e);
-        }
-        store(lse + v * kLanes, top + log(sum));
-        store(inverses + v * kLanes, h.keep_scale / sum);
+        store(lse + v * kLanes, top[v] + log(sum[v]));
+        store(inverses + v * kLanes, h.keep_scale / sum[v]);
     }
     if (h.threshold)
         for_each_keep<V>(h, first, [&](int64_t at, auto keep) __attribute__((always_inline)) {
@@ -308,51 +359,58 @@ __attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
     const int count = static_cast<int>(n - first < V * kLanes ? n - first : V * kLanes);
     const bool drops = h.threshold != 0;
     float *const weights = h.weights, *const grads = h.grads, *const dropped = drops ? h.dropped : weights;
+    Ahead& ahead = *h.ahead;
     transpose<D, V>(h.q + first * D, count, h.scale, h.q_t);
     transpose<D, V>(h.grad_out + first * D, count, h.keep_scale, h.grad_t);
-    dot_products<D, V>(h.q_t, h.k, n, weights);
-    dot_products<D, V>(h.grad_t, h.v, n, grads);
-    if (h.bias) add_bias<V>(h, first, count, weights);
-    float references[V * kLanes] = {}, inverses[V * kLanes], factors[V * kLanes];
+    Vec unused[V];
+    dot_products<D, V>(h.q_t, h.k, n, weights, unused, ahead);
+    dot_products<D, V>(h.grad_t, h.v, n, grads, unused, ahead);
+    if (h.bias) add_bias<V>(h, first, count, weights, unused);
+    float references[V * kLanes] = {}, inverses[V * kLanes], factors[V * kLanes], grad_factors[V * kLanes];
     for (int i = 0; i < count; ++i) references[i] = h.lse[(first + i) * h.ld_lse];
     // e_ij is P_ij but for a factor of the row, which the rounding of lse leaves near 1: 1 / Σ_j e_ij, `inverses`,
     // goes to the rows that e and dS are multiplied with.
-    Vec totals[V], means[V];  // Σ_j e_ij, Σ_j e_ij dP_ij
+    Vec reference[V], total[V], mean[V];  // lse; Σ_j e_ij; Σ_j e_ij dP_ij, then D_i
+    for (int v = 0; v < V; ++v) reference[v] = load(references + v * kLanes), total[v] = mean[v] = Vec{};
+    for (int64_t j = 0; j < n; ++j) {
+        ahead.step();
+        ahead.step();
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-        const Vec reference = load(references + v * kLanes);
-        Vec total = Vec{}, mean = Vec{};
-        for (int64_t j = 0; j < n; ++j) {
+        for (int v = 0; v < V; ++v) {
             const int64_t at = j * kWidth + v * kLanes;
-            const Vec e = exp2_nonpositive((load(weights + at) - reference) * kLog2E);
-            total += e;
-            if (!drops) mean += e * load(grads + at);
+            const Vec e = exp2_nonpositive((load(weights + at) - reference[v]) * kLog2E);
+            total[v] += e;
+            mean[v] += e * load(grads + at);
             store(weights + at, e);
         }
-        totals[v] = total;
-        means[v] = mean;
     }
     if (drops) {
         for_each_keep<V>(h, first, [&](int64_t at, auto keep) __attribute__((always_inline)) {
             store(dropped + at, keep ? load(weights + at) : Vec{});
             store(grads + at, keep ? load(grads + at) : Vec{});
         });
-        for (int v = 0; v < V; ++v)
+        for (int v = 0; v < V; ++v) {
+            mean[v] = Vec{};
             for (int64_t j = 0; j < n; ++j) {
                 const int64_t at = j * kWidth + v * kLanes;
-                means[v] += load(weights + at) * load(grads + at);
+                mean[v] += load(weights + at) * load(grads + at);
             }
+        }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-        const Vec inverse = 1.0f / totals[v], mean = means[v] * inverse;
+        const Vec inverse = 1.0f / total[v];
+        mean[v] *= inverse;
         store(inverses + v * kLanes, inverse);
         store(factors + v * kLanes, inverse * h.scale);
-        for (int64_t j = 0; j < n; ++j) {
-            const int64_t at = j * kWidth + v * kLanes;
-            store(grads + at, load(weights + at) * (load(grads + at) - mean));
-        }
+        store(grad_factors + v * kLanes, inverse * h.keep_scale);
     }
+    for (int64_t j = 0; j < n; ++j)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            const int64_t at = j * kWidth + v * kLanes;
+            store(grads + at, load(weights + at) * (load(grads + at) - mean[v]));
+        }
     if (h.dbias)
         for (int i = 0; i < count; ++i)
             for (int64_t j = 0; j < n; ++j) {
@@ -360,11 +418,8 @@ __attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
                 const float gradient = grads[j * kWidth + i] * inverses[i];
                 to = h.add_dbias ? to + gradient : gradient;
             }
-    for (int i = 0; i < count; ++i)
-        for (int c = 0; c < D; ++c) {
-            h.q_rows[i * D + c] = h.q[(first + i) * D + c] * factors[i];
-            h.grad_rows[i * D + c] = h.grad_out[(first + i) * D + c] * (inverses[i] * h.keep_scale);
-        }
+    scale_rows<D>(h.q + first * D, count, factors, h.q_rows);
+    scale_rows<D>(h.grad_out + first * D, count, grad_factors, h.grad_rows);
     const float one = 1.0f;
     Target dk{h.dk_sum, D, first ? h.dk_sum : nullptr, false}, dv{h.dv_sum, D, first ? h.dv_sum : nullptr, false};
     if (first + count == n) {
