@@ -168,17 +168,17 @@ KDFAST_INLINE Buffers<E> lay_out(const Setup& s, char* memory) {
     b.weights = at.take<LayerWeights<E>>(s.sizes.layers);
     for (int64_t layer = 0; layer < s.sizes.layers; ++layer) {
         LayerWeights<E> to{};
-        to.qkv = at.take<E>(packed_size(w, 3 * w));
-        to.out = at.take<E>(packed_size(w, w));
-        to.ffn_in = at.take<E>(packed_size(w, ffn));
-        to.ffn_out = at.take<E>(packed_size(ffn, w));
+        to.qkv = at.take<E>(packed_elements<E>(w, 3 * w));
+        to.out = at.take<E>(packed_elements<E>(w, w));
+        to.ffn_in = at.take<E>(packed_elements<E>(w, ffn));
+        to.ffn_out = at.take<E>(packed_elements<E>(ffn, w));
         to.qkv_bias = at.take<float>(3 * w);
         to.ffn_in_bias = at.take<float>(ffn);
         if (s.training) {
-            to.back_qkv = at.take<E>(packed_size(3 * w, w));
-            to.back_out = at.take<E>(packed_size(w, w));
-            to.back_ffn_in = at.take<E>(packed_size(ffn, w));
-            to.back_ffn_out = at.take<E>(packed_size(w, ffn));
+            to.back_qkv = at.take<E>(packed_elements<E>(3 * w, w));
+            to.back_out = at.take<E>(packed_elements<E>(w, w));
+            to.back_ffn_in = at.take<E>(packed_elements<E>(ffn, w));
+            to.back_ffn_out = at.take<E>(packed_elements<E>(w, ffn));
         }
         if (memory) b.weights[layer] = to;
     }
@@ -254,6 +254,11 @@ KDFAST_INLINE ThreadBuffers<E> lay_out_thread(const Setup& s, char* memory) {
         b.slice.dz = at.take<E>(rows * shape.ld_w);
         b.slice.du = at.take<E>(rows * shape.ld_ffn);
         b.slice.dqkv = at.take<E>(rows * shape.ld_qkv);
+        int64_t floats = outer_floats<E>(3 * shape.width, shape.width, rows);
+        for (int64_t other :
+             {outer_floats<E>(shape.ffn, shape.width, rows), outer_floats<E>(shape.width, shape.ffn, rows)})
+            floats = other > floats ? other : floats;
+        b.slice.outer = at.take<float>(floats);
     } else {
         b.slice.x = at.take<float>(rows * shape.ld_x);
         for (E** p : {&b.stored.norm1, &b.stored.attended}) *p = at.take<E>(rows * shape.ld_w);
@@ -384,7 +389,7 @@ KDFAST_INLINE LayerStore<E> rows_of(const LayerShape& s, const LayerStore<E>& al
 template <class E>
 void step(const EncoderStepParams& p, const ParameterMap& map) {
     const EncoderSizes& sizes = p.sizes;
-    const int64_t w = sizes.width, jets = p.batch.num_jets, granule = sizeof(E) == 2 ? 32 : kRowGranule;
+    const int64_t w = sizes.width, jets = p.batch.num_jets, granule = row_granule<E>();
     const bool threaded = p.num_threads > 1;
     const Setup s =
         set_up<E>(sizes, slice_jets(p.batch, granule, nullptr, nullptr, nullptr, nullptr), map, true, threaded);
@@ -594,7 +599,7 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
 template <class E>
 void forward(const EncoderForwardParams& p, const ParameterMap& map) {
     const EncoderSizes& sizes = p.sizes;
-    const int64_t w = sizes.width, jets = p.batch.num_jets, granule = sizeof(E) == 2 ? 32 : kRowGranule;
+    const int64_t w = sizes.width, jets = p.batch.num_jets, granule = row_granule<E>();
     const Setup s =
         set_up<E>(sizes, slice_jets(p.batch, granule, nullptr, nullptr, nullptr, nullptr), map, false, false);
     char* const memory = p.memory->reserve(lay_out<E>(s, nullptr).bytes + kSlack);
@@ -656,12 +661,12 @@ void forward(const EncoderForwardParams& p, const ParameterMap& map) {
 
 void encoder_step(const EncoderStepParams& p) {
     const ParameterMap map(p.sizes);
-    step<float>(p, map);
+    p.bf16 ? step<bf16>(p, map) : step<float>(p, map);
 }
 
 void encoder_forward(const EncoderForwardParams& p) {
     const ParameterMap map(p.sizes);
-    forward<float>(p, map);
+    p.bf16 ? forward<bf16>(p, map) : forward<float>(p, map);
 }
 
 }  // namespace kdfast::KDFAST_ISA_NS

@@ -96,7 +96,7 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
     tick(Part::norm);
     matmul(kept.norm1, s.ld_w, rows, w.qkv, s.width, 3 * s.width,
            [&](int64_t i, int64_t j, Vec y)
-               __attribute__((always_inline)) { store(kept.qkv + i * s.ld_qkv + j, y + load(w.qkv_bias + j)); });
+               __attribute__((always_inline)) { put(kept.qkv + i * s.ld_qkv + j, y + load(w.qkv_bias + j)); });
     tick(Part::qkv);
     attend<false, E>(s, kept, slice, first_row, counts, nullptr, nullptr, scratch.attention);
     tick(Part::attention);
@@ -111,8 +111,8 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
     matmul(kept.norm2, s.ld_w, rows, w.ffn_in, s.width, s.ffn,
            [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
                const Vec u = y + load(w.ffn_in_bias + j);
-               store(kept.hidden + i * s.ld_ffn + j, u);
-               store(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * normal(u).cdf));
+               put(kept.hidden + i * s.ld_ffn + j, u);
+               put(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * normal(u).cdf));
            });
     tick(Part::ffn_in);
     matmul(scratch.h, s.ld_ffn, rows, w.ffn_out, s.ffn, s.width,
@@ -128,8 +128,7 @@ template <class E>
 KDFAST_INLINE void back_dropout(const Keep& keep, const float* dx, int64_t ld_x, int64_t rows, int64_t width, E* dz,
                                 int64_t ld_z) {
     for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < width; j += kLanes)
-            store(dz + i * ld_z + j, apply(keep, i, j, load(dx + i * ld_x + j)));
+        for (int64_t j = 0; j < width; j += kLanes) put(dz + i * ld_z + j, apply(keep, i, j, load(dx + i * ld_x + j)));
 }
 
 // scratch.dx: the gradient of the layer's output, replaced by that of its input. sums: positions as in LayerMap,
@@ -154,8 +153,8 @@ void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, cons
                const Vec u = load(kept.hidden + i * s.ld_ffn + j);
                const Normal n = normal(u);
                const Vec slope = n.cdf + u * n.density;
-               store(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * n.cdf));
-               store(scratch.du + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, dh * slope));
+               put(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * n.cdf));
+               put(scratch.du + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, dh * slope));
            });
     tick(Part::back_ffn_out);
     weights(scratch.dz, s.ld_w, s.width, scratch.h, s.ld_ffn, s.ffn, map.ffn_out);
@@ -169,7 +168,7 @@ void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, cons
     back_dropout(kept.keep_out, scratch.dx, ld_x, rows, s.width, scratch.dz, s.ld_w);
     matmul(scratch.dz, s.ld_w, rows, w.back_out, s.width, s.width,
            [&](int64_t i, int64_t j, Vec y)
-               __attribute__((always_inline)) { store(scratch.d_attended + i * s.ld_w + j, y); });
+               __attribute__((always_inline)) { put(scratch.d_attended + i * s.ld_w + j, y); });
     tick(Part::back_out);
     weights(scratch.dz, s.ld_w, s.width, kept.attended, s.ld_w, s.width, map.out);
     attend<true>(s, kept, slice, first_row, counts, scratch.d_attended, scratch.dqkv, scratch.attention);

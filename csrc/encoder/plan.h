@@ -93,7 +93,5 @@ struct Layout {
     }
 };
 
-KDFAST_INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
 }  // namespace
 }  // namespace kdfast::KDFAST_ISA_NS

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/matmul.h"
+#include "core/matmul_bf16.h"
 #include "core/normal.h"
 #include "core/philox_lanes.h"
 #include "core/simd.h"
@@ -11,6 +12,28 @@ namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
 KDFAST_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
+
+// Operands of products, E: float or bf16.
+KDFAST_INLINE void put(float* to, Vec x) { store(to, x); }
+KDFAST_INLINE void put(bf16* to, Vec x) { store_bf16(to, x); }
+template <class E>
+constexpr int64_t row_granule() {
+    return __is_same(E, float) ? kRowGranule : kRowGranuleBf16;
+}
+template <class E>
+KDFAST_INLINE int64_t packed_elements(int64_t k, int64_t n) {
+    if constexpr (__is_same(E, float))
+        return packed_size(k, n);
+    else
+        return packed_size_bf16(k, n);
+}
+template <class E>
+KDFAST_INLINE int64_t outer_floats(int64_t num_out, int64_t num_in, int64_t rows) {
+    if constexpr (__is_same(E, float))
+        return 0;
+    else
+        return outer_scratch_bf16(num_out, num_in, rows);
+}
 
 // Decisions of dropout as bits: bit f % 8 of bits[row · stride + f / 8] is set where feature f is kept. Without
 // dropout one row of ones, with stride 0, serves all rows.
@@ -102,7 +125,7 @@ KDFAST_INLINE void normalise_rows(const float* x, int64_t ldx, int64_t rows, int
         }
         const float inverse = 1.0f / sqrt(reduce_add(squares) * share + 1e-5f);
         inverse_deviation[row] = inverse;
-        for (int64_t c = 0; c < columns; c += kLanes) store(y + c, (load(x + c) - mean) * inverse);
+        for (int64_t c = 0; c < columns; c += kLanes) put(y + c, (load(x + c) - mean) * inverse);
     }
 }
 
