@@ -30,20 +30,32 @@ inline __attribute__((noinline)) void pack_panels(const float* source, int64_t r
         }
 }
 
+// Asks for what an epilogue reads or writes, while the product is still being computed.
+struct Nothing {
+    KDFAST_INLINE void operator()(int64_t, int64_t) const {}
+};
+
 // C = A B for A [rows, k] with stride lda and B packed; epilogue(row, column, Vec of C from there on) takes the result.
 // rows: a multiple of kRowGranule. The epilogue sees each vector that begins below n; lanes beyond n hold zeros.
-template <class Epilogue>
+// prefetch(row, column) comes before the sums of a row of the tile, kPanel columns from there on.
+//
+// A tile's rows of A stay in the first-level cache while all panels pass by from the second level.
+template <class Epilogue, class Prefetch = Nothing>
 KDFAST_INLINE void matmul(const float* a, int64_t lda, int64_t rows, const float* packed, int64_t k, int64_t n,
-                          Epilogue&& epilogue) {
-    for (int64_t column = 0; column < n; column += kPanel, packed += kPanel * k)
-        for (int64_t row = 0; row < rows; row += kTileRows) {
+                          Epilogue&& epilogue, Prefetch&& prefetch = {}) {
+    constexpr int64_t kAhead = 16;  // rows of a panel
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+        const float* b = packed;
+        for (int64_t column = 0; column < n; column += kPanel) {
             Vec c[kTileRows][2];
 #pragma GCC unroll 8
             for (int r = 0; r < kTileRows; ++r) c[r][0] = c[r][1] = Vec{};
+#pragma GCC unroll 8
+            for (int r = 0; r < kTileRows; ++r) prefetch(row + r, column);
             const float* x = a + row * lda;
-            const float* b = packed;
             for (int64_t i = 0; i < k; ++i, ++x, b += kPanel) {
                 const Vec b0 = load(b), b1 = load(b + kLanes);
+                for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(b + kAhead * kPanel + line);
 #pragma GCC unroll 8
                 for (int r = 0; r < kTileRows; ++r) {
                     c[r][0] += b0 * x[r * lda];
@@ -56,42 +68,79 @@ KDFAST_INLINE void matmul(const float* a, int64_t lda, int64_t rows, const float
 #pragma GCC unroll 8
                 for (int r = 0; r < kTileRows; ++r) epilogue(row + r, column + kLanes, c[r][1]);
         }
+    }
 }
 
 // The gradient of a weight W [num_out, num_in] in y = x Wᵀ: sink(i, j, Σ_t dy[t, i] · x[t, j …]) for i < num_out and
 // j < num_in in vectors (lanes beyond num_in, like columns of dy up to the next multiple of kTileRows, are read: rows
-// must be as long). rows: any number.
-template <class Sink>
+// must be as long). rows: any number. scratch: outer_scratch(num_out) floats, aligned to 64 bytes.
+// prefetch(i, j) comes before the last sums of a row of the tile, kPanel columns from j on.
+//
+// Blocks of rows, so that those of a panel of x and of some columns of dy stay in the first-level cache; their sums
+// wait in scratch.
+KDFAST_INLINE int64_t outer_scratch(int64_t num_out) {
+    return (num_out + kTileRows - 1) / kTileRows * kTileRows * kPanel;
+}
+
+template <class Sink, class Prefetch = Nothing>
 KDFAST_INLINE void outer(const float* dy, int64_t ldy, int64_t num_out, const float* x, int64_t ldx, int64_t num_in,
-                         int64_t rows, float*, Sink&& sink) {
+                         int64_t rows, float* scratch, Sink&& sink, Prefetch&& prefetch = {}) {
+    constexpr int64_t kBlock = 128;
     for (int64_t j = 0; j < num_in; j += kPanel) {
         const bool wide = j + kLanes < num_in;
-        for (int64_t i = 0; i < num_out; i += kTileRows) {
-            Vec c[kTileRows][2];
+        for (int64_t begin = 0; begin == 0 || begin < rows; begin += kBlock) {
+            const int64_t end = begin + kBlock < rows ? begin + kBlock : rows;
+            // The next block of x: the next rows, or the first ones of the next panel.
+            const float* const next = end < rows ? x + end * ldx + j : x + j + kPanel;
+            const int64_t next_rows = end < rows ? rows - end : j + kPanel < num_in ? rows : 0;
+            for (int64_t t = 0; t < next_rows && t < kBlock; ++t)
+                for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(next + t * ldx + line);
+            for (int64_t i = 0; i < num_out; i += kTileRows) {
+                Vec c[kTileRows][2];
+                float* const sums = scratch + i * kPanel;
+                if (begin == 0)
 #pragma GCC unroll 8
-            for (int r = 0; r < kTileRows; ++r) c[r][0] = c[r][1] = Vec{};
-            const float *a = dy + i, *b = x + j;
-            if (wide)
-                for (int64_t t = 0; t < rows; ++t, a += ldy, b += ldx) {
-                    const Vec b0 = load(b), b1 = load(b + kLanes);
+                    for (int r = 0; r < kTileRows; ++r) c[r][0] = c[r][1] = Vec{};
+                else
 #pragma GCC unroll 8
                     for (int r = 0; r < kTileRows; ++r) {
-                        c[r][0] += b0 * a[r];
-                        c[r][1] += b1 * a[r];
+                        c[r][0] = load(sums + r * kPanel);
+                        c[r][1] = load(sums + r * kPanel + kLanes);
                     }
-                }
-            else
-                for (int64_t t = 0; t < rows; ++t, a += ldy, b += ldx) {
-                    const Vec b0 = load(b);
+                if (end == rows)
 #pragma GCC unroll 8
-                    for (int r = 0; r < kTileRows; ++r) c[r][0] += b0 * a[r];
-                }
+                    for (int r = 0; r < kTileRows; ++r) prefetch(i + r, j);
+                const float *a = dy + begin * ldy + i, *b = x + begin * ldx + j;
+                if (wide)
+                    for (int64_t t = begin; t < end; ++t, a += ldy, b += ldx) {
+                        const Vec b0 = load(b), b1 = load(b + kLanes);
+                        __builtin_prefetch(a + kTileRows);  // the next tile's: a stride too long for the hardware
 #pragma GCC unroll 8
-            for (int r = 0; r < kTileRows; ++r)
-                if (i + r < num_out) {
-                    sink(i + r, j, c[r][0]);
-                    if (wide) sink(i + r, j + kLanes, c[r][1]);
-                }
+                        for (int r = 0; r < kTileRows; ++r) {
+                            c[r][0] += b0 * a[r];
+                            c[r][1] += b1 * a[r];
+                        }
+                    }
+                else
+                    for (int64_t t = begin; t < end; ++t, a += ldy, b += ldx) {
+                        const Vec b0 = load(b);
+#pragma GCC unroll 8
+                        for (int r = 0; r < kTileRows; ++r) c[r][0] += b0 * a[r];
+                    }
+                if (end < rows)
+#pragma GCC unroll 8
+                    for (int r = 0; r < kTileRows; ++r) {
+                        store(sums + r * kPanel, c[r][0]);
+                        store(sums + r * kPanel + kLanes, c[r][1]);
+                    }
+                else
+#pragma GCC unroll 8
+                    for (int r = 0; r < kTileRows; ++r)
+                        if (i + r < num_out) {
+                            sink(i + r, j, c[r][0]);
+                            if (wide) sink(i + r, j + kLanes, c[r][1]);
+                        }
+            }
         }
     }
 }

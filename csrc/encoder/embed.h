@@ -122,10 +122,10 @@ KDFAST_INLINE void embed_forward(const EmbedMap& map, int64_t features, int64_t 
 }
 
 // From the gradient dx of the block's output: S [width, kMaxFeatures] and s [width] are added to sums at `at`. dz:
-// scratch like dx.
+// scratch like dx. scratch: outer_scratch(width).
 KDFAST_INLINE void embed_backward(const EmbedMap& map, int64_t features, int64_t width, const float* inputs,
                                   const Slice& slice, const Keep& keep, const float* dx, float* dz, int64_t ld_x,
-                                  const Sums& sums, int64_t at) {
+                                  float* scratch, const Sums& sums, int64_t at) {
     const float* const x = inputs + slice.row * kMaxFeatures;
     matmul(x, kMaxFeatures, slice.rows, map.weight, features, width,
            [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
@@ -133,7 +133,7 @@ KDFAST_INLINE void embed_backward(const EmbedMap& map, int64_t features, int64_t
                const Normal n = normal(z);
                store(dz + i * ld_x + j, apply(keep, i, j, load(dx + i * ld_x + j)) * (n.cdf + z * n.density));
            });
-    outer(dz, ld_x, width, x, kMaxFeatures, kMaxFeatures, slice.rows, nullptr,
+    outer(dz, ld_x, width, x, kMaxFeatures, kMaxFeatures, slice.rows, scratch,
           [&](int64_t i, int64_t j, Vec g) __attribute__((always_inline)) { sums.add(at + i * kMaxFeatures + j, g); });
     sum_rows(dz, ld_x, slice.rows, width,
              [&](int64_t j, Vec g) __attribute__((always_inline)) { sums.add(at + width * kMaxFeatures + j, g); });

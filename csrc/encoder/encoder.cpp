@@ -204,6 +204,7 @@ KDFAST_INLINE Buffers<E> lay_out(const Setup& s, char* memory) {
     h.d_r = at.take<float>(s.head.rows * heads);
     h.dy = at.take<float>(cells);
     h.logits = at.take<float>(jets);
+    h.outer = at.take<float>(outer_scratch(w));
     h.d_logits = at.take<float>(jets);
     for (uint8_t*& bits : b.keep_head) bits = at.take<uint8_t>(jets * w / 8 + kSlack);
     for (float** p : {&b.entropy, &b.maximum, &b.d_entropy, &b.d_maximum, &b.labels, &b.jet_weights, &b.teacher})
@@ -254,9 +255,10 @@ KDFAST_INLINE ThreadBuffers<E> lay_out_thread(const Setup& s, char* memory) {
         b.slice.dz = at.take<E>(rows * shape.ld_w);
         b.slice.du = at.take<E>(rows * shape.ld_ffn);
         b.slice.dqkv = at.take<E>(rows * shape.ld_qkv);
-        int64_t floats = outer_floats<E>(3 * shape.width, shape.width, rows);
+        int64_t floats = outer_scratch(shape.width);
         for (int64_t other :
-             {outer_floats<E>(shape.ffn, shape.width, rows), outer_floats<E>(shape.width, shape.ffn, rows)})
+             {outer_floats<E>(3 * shape.width, shape.width, rows), outer_floats<E>(shape.ffn, shape.width, rows),
+              outer_floats<E>(shape.width, shape.ffn, rows)})
             floats = other > floats ? other : floats;
         b.slice.outer = at.take<float>(floats);
     } else {
@@ -558,14 +560,15 @@ void step(const EncoderStepParams& p, const ParameterMap& map) {
             const Sums sums{b.group_sums + (threaded ? group * s.num_sums : 0), threaded ? nullptr : b.total_sums,
                             slice.first, slice.last};
             const float* const x = b.x + slice.row * s.shape.ld_x;
-            pool_slice_backward(pooling, pooling_gradient, slice, x, scratch.dx, scratch.t, sums, s.query_sums);
+            pool_slice_backward(pooling, pooling_gradient, slice, x, scratch.dx, scratch.t, scratch.outer, sums,
+                                s.query_sums);
             tick(Part::back_pooling);
             for (int64_t layer = sizes.layers - 1; layer >= 0; --layer)
                 layer_backward(shape_of(layer), map.layer, layer * map.layer_size, b.weights[layer],
                                rows_of(s.shape, b.stored[layer], slice.row), slice, b.first_row, b.counts, scratch,
                                sums, tick);
             embed_backward(embed, sizes.features, w, b.inputs, slice, keep_rows(keep_embed, slice.row), scratch.dx,
-                           scratch.t, s.shape.ld_x, sums, s.embed_sums);
+                           scratch.t, s.shape.ld_x, scratch.outer, sums, s.embed_sums);
             tick(Part::back_embed);
         }
     });

@@ -23,6 +23,10 @@ struct HeadShape {
     int64_t jets, rows, ld, width, pooling_heads, classes;
 };
 
+struct ProductScratch {
+    float *packed, *outer;  // packed_size(w, w) and outer_scratch(w) floats
+};
+
 // y = x Wᵀ + b for W [num_out, num_in]. packed: scratch.
 inline __attribute__((noinline)) void linear(const HeadShape& s, const float* x, int64_t ldx, const float* weight,
                                              const float* bias, int64_t num_in, int64_t num_out, float* packed,
@@ -35,12 +39,12 @@ inline __attribute__((noinline)) void linear(const HeadShape& s, const float* x,
 
 // From dy: dW, and dx = dy W.
 inline __attribute__((noinline)) void back_linear(const HeadShape& s, const float* dy, const float* x,
-                                                  const float* weight, int64_t num_in, int64_t num_out, float* packed,
-                                                  float* d_weight, float* dx) {
-    outer(dy, s.ld, num_out, x, s.ld, num_in, s.rows, nullptr,
+                                                  const float* weight, int64_t num_in, int64_t num_out,
+                                                  const ProductScratch& scratch, float* d_weight, float* dx) {
+    outer(dy, s.ld, num_out, x, s.ld, num_in, s.rows, scratch.outer,
           [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) { store(d_weight + i * num_in + j, sum); });
-    pack_panels(weight, num_in, 1, num_out, num_in, nullptr, packed);
-    matmul(dy, s.ld, s.rows, packed, num_out, num_in,
+    pack_panels(weight, num_in, 1, num_out, num_in, nullptr, scratch.packed);
+    matmul(dy, s.ld, s.rows, scratch.packed, num_out, num_in,
            [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) { store(dx + i * s.ld + j, sum); });
 }
 
@@ -96,7 +100,8 @@ inline __attribute__((noinline)) void dense_forward(const HeadShape& s, const fl
 inline __attribute__((noinline)) void dense_backward(const HeadShape& s, float* d, const float* x,
                                                      const float* parameters, float* gradient, const Affine& linear_at,
                                                      const Affine& norm_at, int64_t num_in, int64_t num_out,
-                                                     float* packed, const DenseStore& kept, float* dy, float* dx) {
+                                                     const ProductScratch& scratch, const DenseStore& kept, float* dy,
+                                                     float* dx) {
     const float share = 1.0f / static_cast<float>(s.jets);
     std::memset(dy + s.jets * s.ld, 0, static_cast<size_t>((s.rows - s.jets) * s.ld) * sizeof(float));
     for (int64_t j = 0; j < num_out; j += kLanes) {
@@ -120,7 +125,7 @@ inline __attribute__((noinline)) void dense_backward(const HeadShape& s, float* 
             store(dy + i * s.ld + j,
                   (load(dy + i * s.ld + j) - mean - load(kept.normal + i * s.ld + j) * slope) * factor);
     }
-    back_linear(s, dy, x, parameters + linear_at.weight, num_in, num_out, packed, gradient + linear_at.weight, dx);
+    back_linear(s, dy, x, parameters + linear_at.weight, num_in, num_out, scratch, gradient + linear_at.weight, dx);
 }
 
 struct HeadBuffers {
@@ -130,8 +135,8 @@ struct HeadBuffers {
     DenseStore dense[3];
     float* residual;  // h1 + h2
     float *d, *dy;
-    float* packed;
-    float* logits;  // [jets, classes]
+    float *packed, *outer;  // scratch of products
+    float* logits;          // [jets, classes]
     float* d_logits;
 };
 
@@ -175,6 +180,7 @@ inline void head_forward(const HeadShape& s, const ParameterMap& map, const floa
 inline void head_backward(const HeadShape& s, const ParameterMap& map, const float* parameters, float* gradient,
                           const HeadBuffers& b) {
     const int64_t w = s.width, heads = s.pooling_heads, dim = w / heads, half = w / 2;
+    const ProductScratch scratch{b.packed, b.outer};
     std::memset(b.d, 0, static_cast<size_t>(s.rows * s.ld) * sizeof(float));
     for (int64_t c = 0; c < s.classes; ++c) {
         const float* const weight = parameters + map.classify.weight + c * half;
@@ -190,13 +196,13 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
         }
         gradient[map.classify.bias + c] = total;
     }
-    dense_backward(s, b.d, b.residual, parameters, gradient, map.dense[2], map.dense_norm[2], w, half, b.packed,
+    dense_backward(s, b.d, b.residual, parameters, gradient, map.dense[2], map.dense_norm[2], w, half, scratch,
                    b.dense[2], b.dy, b.d);
     float* const d2 = b.residual;  // whose values are done with
-    dense_backward(s, b.d, b.dense[0].out, parameters, gradient, map.dense[1], map.dense_norm[1], w, w, b.packed,
+    dense_backward(s, b.d, b.dense[0].out, parameters, gradient, map.dense[1], map.dense_norm[1], w, w, scratch,
                    b.dense[1], b.dy, d2);
     for (int64_t e = 0; e < s.rows * s.ld; e += kLanes) store(b.d + e, load(b.d + e) + load(d2 + e));
-    dense_backward(s, b.d, b.normal_affine, parameters, gradient, map.dense[0], map.dense_norm[0], w, w, b.packed,
+    dense_backward(s, b.d, b.normal_affine, parameters, gradient, map.dense[0], map.dense_norm[0], w, w, scratch,
                    b.dense[0], b.dy, b.d);
     // LayerNorm
     for (int64_t j = 0; j < w; j += kLanes) {
@@ -213,14 +219,14 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
     }
     std::memset(b.dy, 0, static_cast<size_t>(s.rows * s.ld) * sizeof(float));
     back_normalise_rows(b.d, s.ld, b.normal, s.ld, b.deviation, s.rows, w, b.dy, s.ld);
-    back_linear(s, b.dy, b.pooled, parameters + map.pool_out.weight, w, w, b.packed, gradient + map.pool_out.weight,
+    back_linear(s, b.dy, b.pooled, parameters + map.pool_out.weight, w, w, scratch, gradient + map.pool_out.weight,
                 b.d);
     sum_rows(b.dy, s.ld, s.rows, w,
              [&](int64_t j, Vec sum) __attribute__((always_inline)) { store(gradient + map.pool_out.bias + j, sum); });
     for (int64_t h = 0; h < heads; ++h) {
         const float* const d = b.d + h * dim;
         const float* const bias = parameters + map.pool_kv.bias + w + h * dim;
-        outer(d, s.ld, dim, b.mean + h * w, heads * w, w, s.rows, nullptr,
+        outer(d, s.ld, dim, b.mean + h * w, heads * w, w, s.rows, b.outer,
               [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
                   store(gradient + map.pool_kv.weight + (w + h * dim + i) * w + j, sum);
               });

@@ -94,32 +94,43 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
     float* const x = scratch.x;
     normalise_rows(x, ld_x, rows, s.width, kept.norm1, s.ld_w, kept.deviation1);
     tick(Part::norm);
-    matmul(kept.norm1, s.ld_w, rows, w.qkv, s.width, 3 * s.width,
-           [&](int64_t i, int64_t j, Vec y)
-               __attribute__((always_inline)) { put(kept.qkv + i * s.ld_qkv + j, y + load(w.qkv_bias + j)); });
+    product(
+        kept.norm1, s.ld_w, rows, w.qkv, s.width, 3 * s.width,
+        [&](int64_t i, int64_t j, Vec y)
+            __attribute__((always_inline)) { put(kept.qkv + i * s.ld_qkv + j, y + load(w.qkv_bias + j)); },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(kept.qkv + i * s.ld_qkv + j, 1); });
     tick(Part::qkv);
     attend<false, E>(s, kept, slice, first_row, counts, nullptr, nullptr, scratch.attention);
     tick(Part::attention);
-    matmul(kept.attended, s.ld_w, rows, w.out, s.width, s.width,
-           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
-               float* const to = x + i * ld_x + j;
-               store(to, load(to) + apply(kept.keep_out, i, j, y + load(w.out_bias + j)));
-           });
+    product(
+        kept.attended, s.ld_w, rows, w.out, s.width, s.width,
+        [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
+            float* const to = x + i * ld_x + j;
+            store(to, load(to) + apply(kept.keep_out, i, j, y + load(w.out_bias + j)));
+        },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(x + i * ld_x + j, 1); });
     tick(Part::out);
     normalise_rows(x, ld_x, rows, s.width, kept.norm2, s.ld_w, kept.deviation2);
     tick(Part::norm);
-    matmul(kept.norm2, s.ld_w, rows, w.ffn_in, s.width, s.ffn,
-           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
-               const Vec u = y + load(w.ffn_in_bias + j);
-               put(kept.hidden + i * s.ld_ffn + j, u);
-               put(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * normal(u).cdf));
-           });
+    product(
+        kept.norm2, s.ld_w, rows, w.ffn_in, s.width, s.ffn,
+        [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
+            const Vec u = y + load(w.ffn_in_bias + j);
+            put(kept.hidden + i * s.ld_ffn + j, u);
+            put(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * normal(u).cdf));
+        },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+            fetch(kept.hidden + i * s.ld_ffn + j, 1);
+            fetch(scratch.h + i * s.ld_ffn + j, 1);
+        });
     tick(Part::ffn_in);
-    matmul(scratch.h, s.ld_ffn, rows, w.ffn_out, s.ffn, s.width,
-           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
-               float* const to = x + i * ld_x + j;
-               store(to, load(to) + apply(kept.keep_ffn, i, j, y + load(w.ffn_out_bias + j)));
-           });
+    product(
+        scratch.h, s.ld_ffn, rows, w.ffn_out, s.ffn, s.width,
+        [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
+            float* const to = x + i * ld_x + j;
+            store(to, load(to) + apply(kept.keep_ffn, i, j, y + load(w.ffn_out_bias + j)));
+        },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(x + i * ld_x + j, 1); });
     tick(Part::ffn_out);
 }
 
@@ -140,43 +151,58 @@ void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, cons
     const int64_t rows = slice.rows, ld_x = s.ld_x;
     const auto weights = [&](const E* dy, int64_t ldy, int64_t num_out, const E* x, int64_t ldx, int64_t num_in,
                              const Affine& to) __attribute__((always_inline)) {
-        outer(dy, ldy, num_out, x, ldx, num_in, rows, scratch.outer,
-              [&](int64_t i, int64_t j, Vec g)
-                  __attribute__((always_inline)) { sums.add(base + to.weight + i * num_in + j, g); });
+        weight_gradient(
+            dy, ldy, num_out, x, ldx, num_in, rows, scratch.outer,
+            [&](int64_t i, int64_t j, Vec g)
+                __attribute__((always_inline)) { sums.add(base + to.weight + i * num_in + j, g); },
+            [&](int64_t i, int64_t j)
+                __attribute__((always_inline)) { sums.prefetch(base + to.weight + i * num_in + j); });
         sum_rows(dy, ldy, rows, num_out,
                  [&](int64_t j, Vec g) __attribute__((always_inline)) { sums.add(base + to.bias + j, g); });
         tick(Part::back_weights);
     };
     back_dropout(kept.keep_ffn, scratch.dx, ld_x, rows, s.width, scratch.dz, s.ld_w);
-    matmul(scratch.dz, s.ld_w, rows, w.back_ffn_out, s.width, s.ffn,
-           [&](int64_t i, int64_t j, Vec dh) __attribute__((always_inline)) {
-               const Vec u = load(kept.hidden + i * s.ld_ffn + j);
-               const Normal n = normal(u);
-               const Vec slope = n.cdf + u * n.density;
-               put(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * n.cdf));
-               put(scratch.du + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, dh * slope));
-           });
+    product(
+        scratch.dz, s.ld_w, rows, w.back_ffn_out, s.width, s.ffn,
+        [&](int64_t i, int64_t j, Vec dh) __attribute__((always_inline)) {
+            const Vec u = load(kept.hidden + i * s.ld_ffn + j);
+            const Normal n = normal(u);
+            const Vec slope = n.cdf + u * n.density;
+            put(scratch.h + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, u * n.cdf));
+            put(scratch.du + i * s.ld_ffn + j, apply(kept.keep_hidden, i, j, dh * slope));
+        },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+            fetch(kept.hidden + i * s.ld_ffn + j, 0);
+            fetch(scratch.h + i * s.ld_ffn + j, 1);
+            fetch(scratch.du + i * s.ld_ffn + j, 1);
+        });
     tick(Part::back_ffn_out);
     weights(scratch.dz, s.ld_w, s.width, scratch.h, s.ld_ffn, s.ffn, map.ffn_out);
     weights(scratch.du, s.ld_ffn, s.ffn, kept.norm2, s.ld_w, s.width, map.ffn_in);
-    matmul(scratch.du, s.ld_ffn, rows, w.back_ffn_in, s.ffn, s.width,
-           [&](int64_t i, int64_t j, Vec y)
-               __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y * load(w.gamma2 + j)); });
+    product(
+        scratch.du, s.ld_ffn, rows, w.back_ffn_in, s.ffn, s.width,
+        [&](int64_t i, int64_t j, Vec y)
+            __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y * load(w.gamma2 + j)); },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(scratch.t + i * ld_x + j, 1); });
     tick(Part::back_ffn_in);
     back_normalise_rows(scratch.t, ld_x, kept.norm2, s.ld_w, kept.deviation2, rows, s.width, scratch.dx, ld_x);
     tick(Part::back_norm);
     back_dropout(kept.keep_out, scratch.dx, ld_x, rows, s.width, scratch.dz, s.ld_w);
-    matmul(scratch.dz, s.ld_w, rows, w.back_out, s.width, s.width,
-           [&](int64_t i, int64_t j, Vec y)
-               __attribute__((always_inline)) { put(scratch.d_attended + i * s.ld_w + j, y); });
+    product(
+        scratch.dz, s.ld_w, rows, w.back_out, s.width, s.width,
+        [&](int64_t i, int64_t j, Vec y)
+            __attribute__((always_inline)) { put(scratch.d_attended + i * s.ld_w + j, y); },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(scratch.d_attended + i * s.ld_w + j, 1); });
     tick(Part::back_out);
     weights(scratch.dz, s.ld_w, s.width, kept.attended, s.ld_w, s.width, map.out);
     attend<true>(s, kept, slice, first_row, counts, scratch.d_attended, scratch.dqkv, scratch.attention);
     tick(Part::back_attention);
     weights(scratch.dqkv, s.ld_qkv, 3 * s.width, kept.norm1, s.ld_w, s.width, map.qkv);
-    matmul(scratch.dqkv, s.ld_qkv, rows, w.back_qkv, 3 * s.width, s.width,
-           [&](int64_t i, int64_t j, Vec y)
-               __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y * load(w.gamma1 + j)); });
+    product(
+        scratch.dqkv, s.ld_qkv, rows, w.back_qkv, 3 * s.width, s.width,
+        [&](int64_t i, int64_t j, Vec y)
+            __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y * load(w.gamma1 + j)); },
+        [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(scratch.t + i * ld_x + j, 1); });
     tick(Part::back_qkv);
     back_normalise_rows(scratch.t, ld_x, kept.norm1, s.ld_w, kept.deviation1, rows, s.width, scratch.dx, ld_x);
     tick(Part::back_norm);

@@ -90,10 +90,10 @@ struct PoolingGradient {
 };
 
 // dx [rows, ld_x] of the slice's rows (zero behind the jets), and Σ_t ds_t x_t [heads, width] added to sums at `at`.
-// ds: scratch [rows, ld_p].
+// ds: scratch [rows, ld_p]. scratch: outer_scratch(heads).
 inline __attribute__((noinline)) void pool_slice_backward(const Pooling& s, const PoolingGradient& g,
                                                           const Slice& slice, const float* x, float* dx, float* ds,
-                                                          const Sums& sums, int64_t at) {
+                                                          float* scratch, const Sums& sums, int64_t at) {
     const float share = 1.0f / static_cast<float>(s.heads);
     std::memset(ds, 0, static_cast<size_t>(slice.rows * s.ld_p) * sizeof(float));
     std::memset(dx + slice.tokens * s.ld_x, 0,
@@ -143,7 +143,7 @@ inline __attribute__((noinline)) void pool_slice_backward(const Pooling& s, cons
             }
         }
     }
-    outer(ds, s.ld_p, s.heads, x, s.ld_x, s.width, slice.rows, nullptr,
+    outer(ds, s.ld_p, s.heads, x, s.ld_x, s.width, slice.rows, scratch,
           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) { sums.add(at + i * s.width + j, y); });
 }
 

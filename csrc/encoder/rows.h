@@ -30,9 +30,39 @@ KDFAST_INLINE int64_t packed_elements(int64_t k, int64_t n) {
 template <class E>
 KDFAST_INLINE int64_t outer_floats(int64_t num_out, int64_t num_in, int64_t rows) {
     if constexpr (__is_same(E, float))
-        return 0;
+        return outer_scratch(num_out);
     else
         return outer_scratch_bf16(num_out, num_in, rows);
+}
+
+// matmul and outer that ask for the epilogue's memory beforehand, where they can.
+template <class Epilogue, class Prefetch>
+KDFAST_INLINE void product(const float* a, int64_t lda, int64_t rows, const float* packed, int64_t k, int64_t n,
+                           Epilogue&& epilogue, Prefetch&& prefetch) {
+    matmul(a, lda, rows, packed, k, n, epilogue, prefetch);
+}
+template <class Epilogue, class Prefetch>
+KDFAST_INLINE void product(const bf16* a, int64_t lda, int64_t rows, const bf16* packed, int64_t k, int64_t n,
+                           Epilogue&& epilogue, Prefetch&&) {
+    matmul(a, lda, rows, packed, k, n, epilogue);
+}
+template <class Sink, class Prefetch>
+KDFAST_INLINE void weight_gradient(const float* dy, int64_t ldy, int64_t num_out, const float* x, int64_t ldx,
+                                   int64_t num_in, int64_t rows, float* scratch, Sink&& sink, Prefetch&& prefetch) {
+    outer(dy, ldy, num_out, x, ldx, num_in, rows, scratch, sink, prefetch);
+}
+template <class Sink, class Prefetch>
+KDFAST_INLINE void weight_gradient(const bf16* dy, int64_t ldy, int64_t num_out, const bf16* x, int64_t ldx,
+                                   int64_t num_in, int64_t rows, float* scratch, Sink&& sink, Prefetch&&) {
+    outer(dy, ldy, num_out, x, ldx, num_in, rows, scratch, sink);
+}
+
+// Asks for kPanel values of a row.
+template <class E>
+KDFAST_INLINE void fetch(const E* p, int for_write) {
+    for (size_t byte = 0; byte < kPanel * sizeof(E); byte += 64)
+        for_write ? __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 1)
+                  : __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0);
 }
 
 // Decisions of dropout as bits: bit f % 8 of bits[row · stride + f / 8] is set where feature f is kept. Without
@@ -171,6 +201,12 @@ struct Sums {
     float* total;  // null: the group's sum stays in `group`
     bool first, last;
 
+    KDFAST_INLINE void prefetch(int64_t at) const {
+        for (int line = 0; line < kPanel; line += 16) {
+            __builtin_prefetch(group + at + line, 1);
+            if (last && total) __builtin_prefetch(total + at + line, 1);
+        }
+    }
     KDFAST_INLINE void add(int64_t at, Vec x) const {
         if (!first) x = load(group + at) + x;
         if (last && total)
