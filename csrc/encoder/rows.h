@@ -35,7 +35,8 @@ KDFAST_INLINE int64_t outer_floats(int64_t num_out, int64_t num_in, int64_t rows
         return outer_scratch_bf16(num_out, num_in, rows);
 }
 
-// matmul and outer that ask for the epilogue's memory beforehand, where they can.
+// matmul and outer that ask for the epilogue's memory beforehand: for float before a tile's sums, for bf16, whose
+// blocks of 32 × 32 take less time than memory does, 32 rows ahead.
 template <class Epilogue, class Prefetch>
 KDFAST_INLINE void product(const float* a, int64_t lda, int64_t rows, const float* packed, int64_t k, int64_t n,
                            Epilogue&& epilogue, Prefetch&& prefetch) {
@@ -43,8 +44,11 @@ KDFAST_INLINE void product(const float* a, int64_t lda, int64_t rows, const floa
 }
 template <class Epilogue, class Prefetch>
 KDFAST_INLINE void product(const bf16* a, int64_t lda, int64_t rows, const bf16* packed, int64_t k, int64_t n,
-                           Epilogue&& epilogue, Prefetch&&) {
-    matmul(a, lda, rows, packed, k, n, epilogue);
+                           Epilogue&& epilogue, Prefetch&& prefetch) {
+    matmul(a, lda, rows, packed, k, n, [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
+        if (j % kPanel == 0) prefetch(i + 32, j);
+        epilogue(i, j, y);
+    });
 }
 template <class Sink, class Prefetch>
 KDFAST_INLINE void weight_gradient(const float* dy, int64_t ldy, int64_t num_out, const float* x, int64_t ldx,
@@ -53,8 +57,12 @@ KDFAST_INLINE void weight_gradient(const float* dy, int64_t ldy, int64_t num_out
 }
 template <class Sink, class Prefetch>
 KDFAST_INLINE void weight_gradient(const bf16* dy, int64_t ldy, int64_t num_out, const bf16* x, int64_t ldx,
-                                   int64_t num_in, int64_t rows, float* scratch, Sink&& sink, Prefetch&&) {
-    outer(dy, ldy, num_out, x, ldx, num_in, rows, scratch, sink);
+                                   int64_t num_in, int64_t rows, float* scratch, Sink&& sink, Prefetch&& prefetch) {
+    outer(dy, ldy, num_out, x, ldx, num_in, rows, scratch,
+          [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) {
+              if (j % kPanel == 0) prefetch(i + 32, j);
+              sink(i, j, y);
+          });
 }
 
 // Asks for kPanel values of a row.
