@@ -130,6 +130,9 @@ def sweep(
         int | None, typer.Option(min=1, metavar="N", help="The hardest so many of each jet.  [40]")
     ] = None,
     on_bad: OnBad = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of matrix products: fp32, or bf16, which is faster.  [fp32]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a study that is there, or refuse it.")] = True,
     quiet: Quiet = False,
@@ -176,6 +179,7 @@ def sweep(
         "teacher_epochs": teacher_epochs,
         "batch_size": batch_size,
         "seeds": seed or None,
+        "precision": precision,
         "threads": threads,
         **reading,
     }

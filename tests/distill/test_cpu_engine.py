@@ -50,7 +50,7 @@ def test_the_reference_refuses_another_precision():
 
 @pytest.fixture(scope="module")
 def sample_pack() -> Pack:
-    """3,000 jets of the sample for training and 1,500 for validation and test, at HLT; a teacher that knows the labels."""
+    """3,000 jets of the sample at HLT, 1,500 each for validation and test; a teacher that knows the labels."""
     jets = kdfast.sample()[::3][:6000]
     hlt = emulate_hlt(jets, "nominal")
     inputs, offsets = features(hlt), torch.from_numpy(hlt.offsets)
@@ -72,7 +72,7 @@ def sample_pack() -> Pack:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_auc_is_the_references_within_the_noise_of_seeds(sample_pack: Pack, precision: str):
     """Five seeds, paired: the mean difference is within twice its standard error, or within the sixth digit."""
     ours, theirs = [], []

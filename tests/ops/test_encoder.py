@@ -53,6 +53,9 @@ class Case:
                 if "running" in name:
                     buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
 
+    def __repr__(self) -> str:
+        return f"{self.config}, teacher {self.teacher}, jets of {self.view.offsets.diff().tolist()}"
+
     def copy(self, dtype: torch.dtype) -> JetTransformer:
         model = JetTransformer(self.config).to(dtype)
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in self.model.state_dict().items()})
@@ -110,16 +113,16 @@ def check_step(case: Case, num_threads: int) -> None:
     compiled = case.compiled(num_threads)
     plain, exact = case.specified(torch.float32), case.specified(torch.float64)
     torch.testing.assert_close(compiled[0], exact[0], rtol=2e-5, atol=1e-6)
-    assert_accurate(compiled[1], plain[1], exact[1], f"gradient of {case.config}, {case.view.offsets.diff().tolist()}")
     assert_accurate(compiled[2], plain[2], exact[2], "running statistics")
-    # Parameter by parameter too, so that a large gradient hides no wrong small one.
-    floor = 8 * torch.finfo(torch.float32).eps * exact[1].abs().max()
+    # The gradient is the end of some hundred roundings in a row, so a single element's error is chance, in PyTorch's
+    # computation too: the mean is held to the rule, the largest of each parameter to twice its bound.
+    errors = [(x[1].double() - exact[1]).abs() for x in (compiled, plain)]
+    eps = torch.finfo(torch.float32).eps
+    assert errors[0].mean() <= 2 * errors[1].mean() + 2 * eps * exact[1].abs().mean(), case
+    floor = 8 * eps * exact[1].abs().max()
     parts = [p.numel() for p in case.model.parameters()]
-    for (name, _), ours, theirs, right in zip(
-        case.model.named_parameters(), *(x.split(parts) for x in (compiled[1], plain[1], exact[1])), strict=True
-    ):
-        error, standard = ((x.double() - right).abs().max() for x in (ours, theirs))
-        assert error <= 4 * standard + floor, f"{name}: {error:.2e}, PyTorch's {standard:.2e}"
+    for (name, _), ours, theirs in zip(case.model.named_parameters(), *(x.split(parts) for x in errors), strict=True):
+        assert ours.max() <= 4 * theirs.max() + floor, f"{name}, {case}"
 
 
 HEADS = {16: (1, 2), 32: (1, 2, 4), 48: (2, 3, 6), 64: (1, 2, 4, 8), 96: (3, 4, 6, 12)}  # head_dim 8, 16, 24, 32, 64

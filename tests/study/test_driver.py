@@ -204,6 +204,12 @@ def test_another_study_is_refused_and_the_differences_named(study, changes, mess
     assert stored(study.path) == before
 
 
+def test_in_bfloat16(study, tmp_path):
+    results = small_sweep(tmp_path / "out", precision="bf16").results
+    assert set(results["status"]) == {"done"}
+    assert 0 < (results["auc_student"] - study.results["auc_student"]).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
@@ -211,7 +217,7 @@ def test_another_study_is_refused_and_the_differences_named(study, changes, mess
         ({"grid": "studdy"}, ConfigError, "did you mean 'study'?"),
         ({"model": "smal"}, ConfigError, "model: unknown model preset 'smal'\ndid you mean 'small'?"),
         ({"hlt": "nominl"}, ConfigError, "did you mean 'nominal'?"),
-        ({"precision": "bf16"}, ConfigError, "no engine of this version trains in bf16"),
+        ({"precision": "fp16"}, ConfigError, "unknown precision 'fp16'"),
         ({"batch_size": 300}, ConfigError, "batch_size: 300 jets a batch, but 280 training jets"),
         ({"config": {"recipe": {"epoch": 3}}}, ConfigError, "unknown key 'epoch'\ndid you mean 'epochs'?"),
         ({"config": {"data": {"paths": ["x.h5"]}}}, ConfigError, "data.paths: names files, but jets are given too"),

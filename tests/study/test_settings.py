@@ -120,7 +120,6 @@ def test_what_decides_results():
         ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
         ("seeds = []", "FILE, seeds: has no seed"),
         ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
-        ('precision = "bf16"', "FILE, precision: no engine of this version trains in bf16\nuse 'fp32'"),
         ('precision = "fp23"', "did you mean 'fp32'?"),
         ('device = "cuda:0"', "FILE, device: no engine of this version trains on a GPU"),
         ("seeds = [1", "FILE: is no valid TOML"),

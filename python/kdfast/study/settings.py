@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kdfast._files import write_atomically
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import Recipe
+from kdfast.distill.trainer import PRECISIONS, Recipe
 from kdfast.errors import ConfigError, suggest
 from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
@@ -162,10 +162,8 @@ class StudySettings(BaseModel):
     @field_validator("precision")
     @classmethod
     def _precision(cls, precision: str) -> str:
-        if precision == "bf16":
-            raise ConfigError("no engine of this version trains in bf16", hint="use 'fp32'")
-        if precision != "fp32":
-            raise ConfigError(f"unknown precision {precision!r}", hint=suggest(precision, ["fp32"]))
+        if precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision {precision!r}", hint=suggest(precision, list(PRECISIONS)))
         return precision
 
     @field_validator("device")
