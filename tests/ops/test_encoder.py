@@ -196,7 +196,9 @@ def test_evaluation(case: Case, num_threads: int) -> None:
     jets = len(case.view)
     ours = encoder.logits(case.view.features, case.view.offsets, 0, jets, num_threads, pooling=True)
     for compiled, torchs, right in zip(ours, plain, exact, strict=True):
-        assert_accurate(compiled, torchs, right, f"evaluation of {case.config}")
+        # Few numbers, each the end of a hundred roundings: see check_step.
+        error, standard = ((x.double() - right).abs().max() for x in (compiled, torchs))
+        assert error <= 4 * standard + 8 * torch.finfo(torch.float32).eps * right.abs().max(), case
     first = jets // 3
     part, _ = encoder.logits(case.view.features, case.view.offsets, first, jets - first, 1)
     assert torch.equal(part, ours[0][first:])
