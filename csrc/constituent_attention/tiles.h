@@ -431,15 +431,21 @@ __attribute__((noinline)) void backward_block(const Head& h, int64_t first) {
     combine<D, kWidth, 1>(dropped, n, count, h.grad_rows, dv, &one, 0);
 }
 
-// All blocks of a head: of 2 vectors, and 3 or 1 at the end.
+// All blocks of a head: of 3 vectors, but none of a single one unless the head has no more.
 template <int D, bool kBackward>
 KDFAST_INLINE void run_head(const Head& h) {
+    const auto run = [&]<int V>(int64_t first) __attribute__((always_inline)) {
+        kBackward ? backward_block<D, V>(h, first) : forward_block<D, V>(h, first);
+    };
     for (int64_t first = 0; first < h.n;) {
-        const int64_t left = (h.n - first + kLanes - 1) / kLanes;
-        if (left == 3) return kBackward ? backward_block<D, 3>(h, first) : forward_block<D, 3>(h, first);
-        if (left == 1) return kBackward ? backward_block<D, 1>(h, first) : forward_block<D, 1>(h, first);
-        kBackward ? backward_block<D, 2>(h, first) : forward_block<D, 2>(h, first);
-        first += 2 * kLanes;
+        const int64_t left = (h.n - first + kLanes - 1) / kLanes, vectors = left == 4 ? 2 : left < 3 ? left : 3;
+        if (vectors == 3)
+            run.template operator()<3>(first);
+        else if (vectors == 2)
+            run.template operator()<2>(first);
+        else
+            run.template operator()<1>(first);
+        first += vectors * kLanes;
     }
 }
 

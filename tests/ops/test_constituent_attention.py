@@ -251,6 +251,22 @@ def test_layouts_give_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
 
 
+@pytest.mark.parametrize("d", [16, 24])
+def test_large_batches_give_the_same_bits(d: int) -> None:
+    """From 2^19 elements on, results go past the caches where rows are whole cache lines (d = 16)."""
+    counts, heads = [40, 0, 33, 70] * 40, 6
+    qkv, offsets, _, grad = draw(counts, heads, d)
+    assert grad.numel() > 2**19
+    whole = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
+    half = offsets[80]
+    parts = [
+        results(constituent_attention, torch.float32, (qkv[rows], offsets_of(some), None, grad[rows]))
+        for rows, some in ((slice(None, half), counts[:80]), (slice(half, None), counts[80:]))
+    ]
+    for name, x in whole.items():
+        assert torch.equal(x, torch.cat([part[name] for part in parts]))
+
+
 def test_threads_and_members_change_nothing() -> None:
     inputs = draw([40, 0, 7, 25] * 12, 4, 16, members=3, bias="shared")
     before = torch.get_num_threads()
