@@ -1,9 +1,13 @@
 """The demo sweep: students of the bundled sample, trained as one pack, against a job of its own for each of them."""
 
+import threading
+from dataclasses import replace
+
 import torch
 
 from bench.plain_trainer import PlainTagger, PlainTrainer
 from bench.ratio import compare
+from kdfast.distill import reference_engine
 from kdfast.distill.batches import epoch_batches
 from kdfast.distill.targets import teacher_targets
 from kdfast.distill.trainer import Member, Pack, View, train_pack
@@ -24,7 +28,8 @@ def padded(view: View, jets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x, mask
 
 
-def test_demo_sweep(benchmark):
+def demo_pack() -> tuple[Pack, JetTransformer, View, View]:
+    """MEMBERS of the demo's students, the teacher behind their targets, and its and their training jets."""
     settings = StudySettings.resolve()
     prepared = prepare(load(None, settings.data), settings)
     student, teacher = model_config(settings.model), JetTransformer(settings.teacher_model)
@@ -33,7 +38,12 @@ def test_demo_sweep(benchmark):
     members = tuple(Member(run.name, run) for run in settings.runs()[:: 132 // MEMBERS][:MEMBERS])
     targets = teacher_targets(teacher, offline)
     pack = Pack(student, members, 0, recipe, hlt, prepared.hlt["validation"], prepared.hlt["test"], targets)
+    return pack, teacher, offline, hlt
 
+
+def test_demo_sweep(benchmark):
+    pack, teacher, offline, hlt = demo_pack()
+    student, recipe, members, targets = pack.model, pack.recipe, pack.members, pack.targets
     plain_teacher = PlainTagger(teacher.config)
     plain_teacher.copy_weights(teacher)
     batches = epoch_batches(0, 0, len(hlt), recipe.batch_size)
@@ -71,4 +81,24 @@ def test_demo_sweep(benchmark):
         plain_work=1 / MEMBERS,
         seconds=30.0,
         baseline="a job for each member: eager, padded, live teacher",
+    )
+
+
+def test_demo_sweep_engine(benchmark):
+    """The compiled engine against the one in PyTorch with the compiled ops, which it replaced."""
+    pack, *_ = demo_pack()
+    few = replace(pack, members=pack.members[:2])
+
+    def aucs(results) -> torch.Tensor:
+        found = {result.name: result.curves["auc_val"][0] for result in results}
+        return torch.tensor([found[member.name] for member in few.members])
+
+    compare(
+        benchmark,
+        lambda: aucs(train_pack(pack)),
+        lambda: aucs(reference_engine.train(few, torch.get_num_threads(), None, threading.Event())),
+        check=lambda ours, plain: torch.testing.assert_close(ours, plain, rtol=0, atol=2e-3),
+        plain_work=len(few.members) / MEMBERS,
+        seconds=20.0,
+        baseline="the engine in PyTorch, compiled ops",
     )

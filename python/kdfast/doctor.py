@@ -15,6 +15,7 @@ from kdfast.errors import BackendError, KdfastError
 __all__ = ["examine"]
 
 _PACKAGES = ("torch", "numpy", "h5py", "pandas", "scipy", "scikit-learn", "safetensors", "pydantic", "matplotlib")
+_BF16 = {"amx": "AMX tiles", "avx512bf16": "AVX512_BF16 (on some processors no faster than fp32)"}
 _EXTRAS = {"generate": ("pythia8mc", "fastjet"), "bench": ("pytest-benchmark",)}
 
 
@@ -79,6 +80,7 @@ def _modules() -> dict[str, str]:
         module = backend.cpu_module()
         found["kdfast._cpu"] = "in use"
         found["instruction set"] = f"{module.isa} (this processor and build have: {', '.join(module.available_isas)})"
+        found["bf16 products"] = _BF16.get(module.isa, "widened to float32: no faster than fp32, results as elsewhere")
         found["compiler"] = str(getattr(module, "compiler", "unknown"))
     else:
         found["kdfast._cpu"] = f"not in use: {backend.why_no_cpu}"
