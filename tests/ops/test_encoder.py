@@ -1,6 +1,7 @@
 """The compiled training step and evaluation against the model and loss that specify them, in float64."""
 
 import multiprocessing
+import os
 import resource
 import threading
 from dataclasses import replace
@@ -258,6 +259,7 @@ def test_the_time_of_each_part() -> None:
     assert torch.equal(gradient, expected)  # measuring changes nothing
 
 
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer keeps freed memory")
 def test_memory_is_flat_over_a_thousand_steps() -> None:
     case = Case(sizes(32, 4), [8] * 32)
     encoder = case.encoder()
