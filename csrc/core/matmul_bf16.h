@@ -223,7 +223,7 @@ KDFAST_INLINE void matmul(const bf16* a, int64_t lda, int64_t rows, const bf16* 
 // Both operands widened, the stride an odd number of cache lines.
 KDFAST_INLINE int64_t wide_stride(int64_t n) { return (n / 16 | 1) * 16; }
 KDFAST_INLINE int64_t outer_scratch_bf16(int64_t num_out, int64_t num_in, int64_t rows) {
-    return rows * (wide_stride(num_out) + wide_stride(num_in));
+    return rows * (wide_stride(num_out) + wide_stride(num_in)) + outer_scratch(num_out);
 }
 
 template <class Sink>
@@ -232,7 +232,8 @@ KDFAST_INLINE void outer(const bf16* dy, int64_t ldy, int64_t num_out, const bf1
     float* const wide_x = scratch + rows * wide_stride(num_out);
     widen(dy, ldy, rows, num_out, scratch, wide_stride(num_out));
     widen(x, ldx, rows, num_in, wide_x, wide_stride(num_in));
-    outer(scratch, wide_stride(num_out), num_out, wide_x, wide_stride(num_in), num_in, rows, nullptr, sink);
+    outer(scratch, wide_stride(num_out), num_out, wide_x, wide_stride(num_in), num_in, rows,
+          wide_x + rows * wide_stride(num_in), sink);
 }
 
 #endif
