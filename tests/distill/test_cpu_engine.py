@@ -1,6 +1,7 @@
 """The CPU engine trains what the reference engine trains."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import kdfast
 from kdfast import backend
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import Member, Pack, Recipe, Targets, View, train_pack
+from kdfast.distill.trainer import Member, MemberResult, Pack, Recipe, Targets, View, train_pack
 from kdfast.errors import ConfigError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import emulate_hlt
@@ -34,6 +35,24 @@ def test_the_first_epochs_are_the_references():
         torch.testing.assert_close(result.scores_test, plain[name].scores_test, rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_bit_depends_on_the_size_of_the_pack_or_the_threads(precision: str):
+    """Odd batches; more threads than members share a member's slices, also when the others have finished."""
+    members = students(5)
+
+    def results(number: int, threads: int) -> dict[str, MemberResult]:
+        a_pack = pack(members[:number], batch_size=33, epochs=2)
+        return {r.name: r for r in train_pack(replace(a_pack, precision=precision), threads=threads)}
+
+    expected = results(5, 1)
+    for number in (1, 2, 3, 5):
+        for threads in (2, 4):
+            for name, result in results(number, threads).items():
+                assert result.curves == expected[name].curves
+                assert torch.equal(result.scores_test, expected[name].scores_test)
+                assert all(torch.equal(result.state[key], tensor) for key, tensor in expected[name].state.items())
+
+
 def test_sizes_that_it_does_not_take_train_with_a_warning():
     odd = pack(students(1), epochs=1, model=ModelConfig(width=24, layers=1, heads=3, ffn=16))
     backends._warned.clear()
@@ -45,7 +64,7 @@ def test_sizes_that_it_does_not_take_train_with_a_warning():
 def test_the_reference_refuses_another_precision():
     a_pack = pack(students(1), epochs=1)
     with backend("reference"), pytest.raises(ConfigError, match="the reference engine does not train in 'bf16'"):
-        list(train_pack(Pack(**{**vars(a_pack), "precision": "bf16"})))
+        list(train_pack(replace(a_pack, precision="bf16")))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +96,10 @@ def test_auc_is_the_references_within_the_noise_of_seeds(sample_pack: Pack, prec
     """Five seeds, paired: the mean difference is within twice its standard error, or within the sixth digit."""
     ours, theirs = [], []
     for seed in range(5):
-        seeded = {**vars(sample_pack), "seed": seed}
-        (compiled,) = train_pack(Pack(**{**seeded, "precision": precision}))
+        seeded = replace(sample_pack, seed=seed)
+        (compiled,) = train_pack(replace(seeded, precision=precision))
         with backend("reference"):
-            (plain,) = train_pack(Pack(**seeded))
+            (plain,) = train_pack(seeded)
         ours.append(compiled.curves["auc_val"])
         theirs.append(plain.curves["auc_val"])
     first, last = (np.array([curve[epoch] for curve in theirs]) for epoch in (0, -1))
