@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdfast.models import JetTransformer, ModelConfig
 
 Padded = tuple[Tensor, Tensor]  # x [B, N, F] and mask [B, N], true where there is a constituent
+TeacherOutputs = tuple[Tensor, Tensor, Tensor]  # logits [B, 1], entropy and maximum [B] of the pooling weights
 
 
 class PlainTagger(nn.Module):
@@ -76,37 +77,66 @@ def attention_numbers(attention: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return -(w * w.clamp(min=1e-12).log()).sum(1), w.max(1).values
 
 
-class PlainTrainer:
-    """One student, its optimizer, and a teacher that is asked anew in every step."""
+def distillation_loss(
+    logits: Tensor,
+    attention: Tensor,
+    mask: Tensor,
+    teacher: TeacherOutputs,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+) -> Tensor:
+    """α T² BCE(σ(s/T), σ(t/T)) + (1 − α) BCE(s, y) + 0.2 · A; logits [B, 1] and pooling weights [B, N]: a student's."""
+    teacher_logits, entropy_t, maximum_t = teacher
+    entropy, maximum = attention_numbers(attention, mask)
+    kd = F.binary_cross_entropy_with_logits(logits / temperature, torch.sigmoid(teacher_logits / temperature))
+    hard = F.binary_cross_entropy_with_logits(logits[:, 0], labels)
+    transfer = F.mse_loss(entropy, entropy_t) + F.mse_loss(maximum, maximum_t)
+    return alpha * temperature**2 * kd + (1 - alpha) * hard + 0.2 * transfer
 
-    def __init__(self, student: PlainTagger, teacher: PlainTagger, learning_rate: float, weight_decay: float) -> None:
-        self.student, self.teacher = student.train(), teacher.eval()
+
+class PlainTrainer:
+    """One student, its optimizer, and a teacher that is asked anew in every step.
+
+    autocast: layers in bfloat16, by torch.autocast; weights and optimizer stay in float32.
+    """
+
+    def __init__(
+        self,
+        student: PlainTagger,
+        teacher: PlainTagger,
+        learning_rate: float,
+        weight_decay: float,
+        autocast: bool = False,
+    ) -> None:
+        self.student, self.teacher, self.autocast = student.train(), teacher.eval(), autocast
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=weight_decay)
 
-    def loss(
+    @torch.no_grad()
+    def ask_teacher(self, offline: Padded) -> TeacherOutputs:
+        """What the loss needs of the teacher, which may be kept for the next time these jets come."""
+        logits, attention = self.teacher(*offline)
+        return logits, *attention_numbers(attention, offline[1])
+
+    def loss(self, hlt: Padded, teacher: TeacherOutputs, labels: Tensor, temperature: float, alpha: float) -> Tensor:
+        """See distillation_loss."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            logits, attention = self.student(*hlt)
+        return distillation_loss(logits.float(), attention.float(), hlt[1], teacher, labels, temperature, alpha)
+
+    def step(
         self,
-        hlt: tuple[Tensor, Tensor],
-        offline: tuple[Tensor, Tensor],
+        hlt: Padded,
+        offline: Padded | None,
         labels: Tensor,
         temperature: float,
         alpha: float,
-    ) -> Tensor:
-        """α T² BCE(σ(s/T), σ(t/T)) + (1 − α) BCE(s, y) + 0.2 · A; hlt, offline: (x [B, N, F], mask [B, N])."""
-        with torch.no_grad():
-            teacher_logits, teacher_attention = self.teacher(*offline)
-            soft = torch.sigmoid(teacher_logits / temperature)
-            entropy_t, maximum_t = attention_numbers(teacher_attention, offline[1])
-        logits, attention = self.student(*hlt)
-        entropy, maximum = attention_numbers(attention, hlt[1])
-        kd = F.binary_cross_entropy_with_logits(logits / temperature, soft) * temperature**2
-        hard = F.binary_cross_entropy_with_logits(logits[:, 0], labels)
-        transfer = F.mse_loss(entropy, entropy_t) + F.mse_loss(maximum, maximum_t)
-        return alpha * kd + (1 - alpha) * hard + 0.2 * transfer
-
-    def step(self, *batch) -> float:
-        """One update; the arguments of `loss`."""
+        cached: TeacherOutputs | None = None,
+    ) -> float:
+        """One update. cached: the teacher's outputs, which is then not asked."""
         self.optimizer.zero_grad()
-        loss = self.loss(*batch)
+        teacher = self.ask_teacher(offline) if cached is None else cached
+        loss = self.loss(hlt, teacher, labels, temperature, alpha)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()

@@ -39,15 +39,24 @@ def test_verdict(ratio: float, floor: float | None, aim: float | None, verdict: 
 
 def test_table_of_a_saved_report(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    entries = [{"name": "test_loss[1]", "extra_info": INFO}, {"name": "test_no_baseline", "extra_info": {}}]
+    entries = [{"name": "test_loss[fp32]", "extra_info": INFO}, {"name": "test_no_baseline", "extra_info": {}}]
     report.write_text(json.dumps({"benchmarks": entries}))
     rows = read_rows(report)
-    assert [r.name for r in rows] == ["loss[1]"]
+    assert [r.name for r in rows] == ["loss[fp32]"]
     console = Console(width=160)
     with console.capture() as capture:
         console.print(ratio_table(rows))
     text = capture.get()
-    for expected in ("loss[1]", "10 µs", "125 µs plain PyTorch", "12.5×", "11.0–13.0", "5×", "20×", "avx2, 2 threads"):
+    for expected in (
+        "loss[fp32]",
+        "10 µs",
+        "125 µs plain PyTorch",
+        "12.5×",
+        "11.0–13.0",
+        "5×",
+        "20×",
+        "avx2, 2 threads",
+    ):
         assert expected in text
 
 

@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from kdfast.errors import ConfigError
@@ -116,14 +117,18 @@ def ratio_table(rows: list[BenchmarkRow]) -> Table:
     style = {"below": "red", "floor": "yellow", "aim": "green", "": "default"}
     for row in rows:
         table.add_row(
-            row.name,
+            escape(row.name),  # rich would take a parameter's name, as in step[fp32], for a style
             _time(row.ours),
-            f"{_time(row.plain)} {row.baseline}",
-            f"[{style[row.verdict]}]{row.ratio:.1f}×[/]",
-            f"{row.ratio_p20:.1f}–{row.ratio_p80:.1f}",
+            f"{_time(row.plain)} {escape(row.baseline)}",
+            f"[{style[row.verdict]}]{_ratio(row.ratio)}×[/]",
+            f"{_ratio(row.ratio_p20)}–{_ratio(row.ratio_p80)}",
             *("" if goal is None else f"{goal:g}×" for goal in (row.floor, row.aim)),
         )
     return table
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 3 else f"{ratio:.1f}"
 
 
 def _time(seconds: float) -> str:
