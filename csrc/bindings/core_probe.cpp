@@ -1,4 +1,4 @@
-// Private: lets the tests reach the shared core (tests/ops/test_core.py, test_matmul.py, test_philox.py).
+// Private: lets tests and benchmarks reach the shared core (tests/ops/test_core.py, test_matmul.py, test_philox.py).
 #include "core_probe/core_probe.h"
 
 #include <pybind11/pybind11.h>
@@ -22,12 +22,28 @@ void bind_core_probe(py::module_& m) {
         core_probe(CoreProbeParams{static_cast<Probe>(function), reinterpret_cast<const void*>(x),
                                    reinterpret_cast<void*>(y), reinterpret_cast<float*>(rest), n});
     });
+    // At least `operations` floating-point operations on each of num_threads threads.
+    core.def("fma", [](int64_t operations, int num_threads) {
+        py::gil_scoped_release release;
+        std::atomic<bool> finite{true};
+        parallel_for(num_threads, num_threads, [&](int64_t) {
+            float sum = 0.0f;
+            fma(FmaParams{0.999f, 0.001f, operations, &sum});
+            if (!(sum < 1e30f)) finite = false;
+        });
+        return finite.load();
+    });
+    core.def("matmul_fp32", [](uintptr_t a, int64_t lda, int64_t rows, uintptr_t b, int64_t row_stride,
+                               int64_t column_stride, int64_t k, int64_t n, uintptr_t c, int64_t ldc, int64_t repeats) {
+        matmul_fp32(MatmulParams{reinterpret_cast<const float*>(a), lda, rows, reinterpret_cast<const float*>(b),
+                                 row_stride, column_stride, k, n, reinterpret_cast<float*>(c), ldc, repeats});
+    });
     core.def("matmul_bf16", [](uintptr_t a, int64_t lda, int64_t rows, uintptr_t b, int64_t row_stride,
                                int64_t column_stride, uintptr_t row_scale, int64_t k, int64_t n, uintptr_t c,
-                               uintptr_t rounded, int64_t ldc) {
+                               uintptr_t rounded, int64_t ldc, int64_t repeats) {
         matmul_bf16(MatmulBf16Params{reinterpret_cast<const bf16*>(a), lda, rows, reinterpret_cast<const float*>(b),
                                      row_stride, column_stride, reinterpret_cast<const float*>(row_scale), k, n,
-                                     reinterpret_cast<float*>(c), reinterpret_cast<bf16*>(rounded), ldc});
+                                     reinterpret_cast<float*>(c), reinterpret_cast<bf16*>(rounded), ldc, repeats});
     });
     core.def("outer_bf16", [](uintptr_t dy, int64_t ldy, int64_t num_out, uintptr_t x, int64_t ldx, int64_t num_in,
                               int64_t rows, uintptr_t gradient) {

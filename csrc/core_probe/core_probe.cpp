@@ -1,5 +1,6 @@
 #include "core_probe/core_probe.h"
 
+#include "core/matmul.h"
 #include "core/matmul_bf16.h"
 #include "core/normal.h"
 #include "core/scratch.h"
@@ -70,13 +71,38 @@ void core_probe(const CoreProbeParams& p) {
     }
 }
 
+void fma(const FmaParams& p) {
+    constexpr int kChains = 12;  // two units of four cycles' latency need 8; 16 registers hold 12 and the operands
+    const Vec factor = broadcast(p.factor), term = broadcast(p.term);
+    Vec x[kChains];
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) x[c] = broadcast(static_cast<float>(c));
+    for (int64_t done = 0; done < p.operations; done += 2 * kChains * kLanes)
+#pragma GCC unroll 12
+        for (int c = 0; c < kChains; ++c) x[c] = x[c] * factor + term;
+    Vec sum = x[0];
+#pragma GCC unroll 12
+    for (int c = 1; c < kChains; ++c) sum += x[c];
+    *p.sum = reduce_add(sum);
+}
+
+void matmul_fp32(const MatmulParams& p) {
+    float* const packed = scratch(static_cast<size_t>(packed_size(p.k, p.n)));
+    pack_panels(p.b, p.row_stride, p.column_stride, p.k, p.n, nullptr, packed);
+    for (int64_t i = 0; i < p.repeats; ++i)
+        matmul(p.a, p.lda, p.rows, packed, p.k, p.n,
+               [&](int64_t row, int64_t column, Vec sum)
+                   __attribute__((always_inline)) { store(p.c + row * p.ldc + column, sum); });
+}
+
 void matmul_bf16(const MatmulBf16Params& p) {
     bf16* const packed = reinterpret_cast<bf16*>(scratch(static_cast<size_t>(packed_size_bf16(p.k, p.n) / 2)));
     pack_panels(p.b, p.row_stride, p.column_stride, p.k, p.n, p.row_scale, packed);
-    matmul(p.a, p.lda, p.rows, packed, p.k, p.n, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
-        store(p.c + i * p.ldc + j, sum);
-        store_bf16(p.rounded + i * p.ldc + j, sum);
-    });
+    for (int64_t repeat = 0; repeat < p.repeats; ++repeat)
+        matmul(p.a, p.lda, p.rows, packed, p.k, p.n, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
+            store(p.c + i * p.ldc + j, sum);
+            store_bf16(p.rounded + i * p.ldc + j, sum);
+        });
 }
 
 void outer_bf16(const OuterBf16Params& p) {

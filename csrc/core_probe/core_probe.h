@@ -20,6 +20,26 @@ struct CoreProbeParams {
 
 KDFAST_AMX_KERNEL(core_probe, CoreProbeParams);
 
+// Multiplications and additions in registers alone: the peak that a step is measured against.
+struct FmaParams {
+    float factor, term;  // x ← x · factor + term, over and over
+    int64_t operations;  // at least; two for each lane of each x
+    float* sum;          // of all x, so that none is left out
+};
+
+// The product of core/matmul.h, `repeats` times with the same packed b: a step's weights serve many slices of jets.
+struct MatmulParams {
+    const float* a;  // [rows, k] with stride lda
+    int64_t lda, rows;
+    const float* b;  // [k, n] with the strides given
+    int64_t row_stride, column_stride, k, n;
+    float* c;  // [rows, n] with stride ldc
+    int64_t ldc, repeats;
+};
+
+KDFAST_AMX_KERNEL(fma, FmaParams);
+KDFAST_AMX_KERNEL(matmul_fp32, MatmulParams);
+
 // The products of core/matmul_bf16.h, of which this is the documentation.
 struct MatmulBf16Params {
     const bf16* a;  // [rows, k] with stride lda
@@ -30,7 +50,7 @@ struct MatmulBf16Params {
     int64_t k, n;
     float* c;       // [rows, n] with stride ldc
     bf16* rounded;  // c by store_bf16
-    int64_t ldc;
+    int64_t ldc, repeats;
 };
 struct OuterBf16Params {
     const bf16* dy;  // [rows, num_out] with stride ldy

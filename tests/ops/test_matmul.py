@@ -36,7 +36,7 @@ def matmul(a: Tensor, b: Tensor, lda: int, ldc: int, scale: Tensor | None = None
     row_stride, column_stride = b.stride()
     backend.cpu_module().core.matmul_bf16(
         *(memory.data_ptr(), lda, rows, b.data_ptr(), row_stride, column_stride, scale_at, k, n),
-        *(c.data_ptr(), rounded.data_ptr(), ldc),
+        *(c.data_ptr(), rounded.data_ptr(), ldc, 1),
     )
     for out in (c, rounded):
         assert (out[:, n:] == BEYOND).all()
