@@ -52,7 +52,9 @@ class CompiledStep:
         self, config: ModelConfig, view: View, targets: Targets, precision: str = "fp32", seed: int = 1
     ) -> None:
         member = Member("student", RunConfig(TEMPERATURE, ALPHA))
-        pack = Pack(config, (member,), 0, RECIPE, view, view, view, targets)
+        pack = Pack(
+            config, (member,), 0, RECIPE.model_copy(update={"batch_size": len(view)}), view, view, view, targets
+        )
         self.order = torch.arange(len(view))
         self.model = JetTransformer(config, seed=seed)
         self.optimizer = FlatAdamW(self.model, RECIPE.weight_decay, RECIPE.clip_norm)
