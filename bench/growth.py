@@ -1,4 +1,4 @@
-"""How a training step's time grows, and where it goes: `python -m bench.growth` (two or three minutes).
+"""How a training step's time grows, and where it goes: `python -m bench.growth` (one or two minutes).
 
 Writes into bench/results/ growth.{json,png}: a step's time against members K, jets B, constituents N, width and
 threads, each alone; and step_parts.{json,png}: the study's step by part, in processor time.
