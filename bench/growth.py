@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from bench.compiled_step import CompiledStep, jets, random_targets
 from bench.ratio import environment
@@ -115,6 +116,8 @@ def draw_growth(measured: dict[str, Any], path: Path) -> None:
         ax.set(xscale="log", yscale="log", xlabel=LABELS[quantity], ylabel="time of a step [ms]")
         ax.set_xticks(values, [str(v) for v in values])
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         ax.grid(alpha=0.3)
         ax.legend()
     axes[-1].axis("off")
