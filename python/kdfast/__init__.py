@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdfast.jets.sample import sample
     from kdfast.models.tagger import load_model
     from kdfast.ops.backend import backend
+    from kdfast.report.importers import import_study
     from kdfast.study.driver import sweep
     from kdfast.study.grid import grid
     from kdfast.study.results import StudyResults, open_study
@@ -30,6 +31,7 @@ __all__ = [
     "errors",
     "features",
     "grid",
+    "import_study",
     "load_jets",
     "load_model",
     "metrics",
@@ -53,6 +55,7 @@ _HOMES = {
     "errors": "errors",
     "features": "jets.features",
     "grid": "study.grid",
+    "import_study": "report.importers",
     "load_jets": "jets.readers",
     "load_model": "models.tagger",
     "metrics": "metrics",

@@ -1,4 +1,4 @@
-"""The command line: `kdfast sweep | status | report | predict | generate | bench | doctor`.
+"""The command line: `kdfast sweep | status | report | import | predict | generate | bench | doctor`.
 
 A thin layer: each command turns its options into one call of the package and prints what that gives. Modules are
 imported inside the commands, so that --help and --version do not wait for torch.
@@ -231,6 +231,42 @@ def report(
         _print_results(results)
 
 
+@app.command("import")
+def import_(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...", help="Run logs (.out), hyperparameter_search_results.txt, CSV files, or folders of them."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="STUDY", help="A new folder for the study.")],
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of runs whose file gives none.")] = 42,
+    quiet: Quiet = False,
+) -> None:
+    """Make a study of the results of other jobs: run logs, their summary file, or a CSV.
+
+    A CSV needs a column with the run's name (or columns of T and α), the student's AUC, and its background rejection.
+    What is damaged, repeated or contradicts itself is told with file and line; the study appears whole or not at all.
+    It has no scores per jet: what its report can't hold for that is listed.
+
+    \b
+    Examples:
+      kdfast import logs/transformer_*.out --out published
+      kdfast import checkpoints/hyperparameter_search_results.txt --out published
+      kdfast report published
+    """
+    from kdfast.report.importers import import_study
+
+    results = import_study(list(paths), out, seed=seed)
+    if not quiet:
+        counts = results.results["status"].value_counts()
+        typer.echo(f"{out}: {len(results.results)} runs, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        typer.echo("Without scores per jet these are impossible:")
+        for analysis in results.impossible:
+            typer.echo(f"  {analysis}")
+        typer.echo(f"`kdfast report {out}` writes its report")
+
+
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model that kdfast wrote (.safetensors).")],
@@ -354,13 +390,16 @@ def _console() -> Console:
 
 
 def _print_results(results: StudyResults) -> None:
-    from kdfast.report.table import METRICS
+    import pandas as pd
+
+    from kdfast.report.table import METRICS, selected_on
 
     table = results.results
     done = table[table["status"] == "done"]
     typer.echo(f"{len(done)} of {len(table)} runs are done")
     if not done.empty:
-        shown = Table(title="Chosen on validation jets, numbers from test jets", title_justify="left")
+        chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
+        shown = Table(title=f"Chosen on {chosen_on} jets, numbers from test jets", title_justify="left")
         for heading in (
             "best by",
             "configuration",
@@ -373,7 +412,7 @@ def _print_results(results: StudyResults) -> None:
         for metric in ("auc", "bkg_rej_50", "combined"):
             best = results.best(metric)
             name = best["run_name"] if table["seed"].nunique() == 1 else f"{best['run_name']}, seed {best['seed']}"
-            limit = ">" if best["n_bkg_50"] == 0 else ""
+            limit = ">" if pd.notna(best["n_bkg_50"]) and best["n_bkg_50"] == 0 else ""
             numbers = (f"{best[column]:.4f}" for column in ("auc_baseline", "auc_teacher"))
             auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
             shown.add_row(METRICS[metric], name, auc, rejection, *numbers)

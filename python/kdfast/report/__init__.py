@@ -25,14 +25,16 @@ def rebuild(store: StudyStore) -> dict[str, Path]:
     table = results_table(results)
     chosen: dict[str, StoredResult] = {}  # what figure and models show
     for kind in ("teacher", "baseline"):
-        finished = [result for result in results if result.kind == kind and result.status == "done"]
+        finished = [result for result in results if result.kind == kind and result.has_scores]
         if finished:
             chosen[kind] = finished[0]
     if (table["status"] == "done").any():
         best = select_best(table, "auc")
-        chosen["student"] = store.get("student", best["run_name"], int(best["seed"]))
+        student = store.get("student", best["run_name"], int(best["seed"]))
+        if student.has_scores:
+            chosen["student"] = student
         for result in results:  # the baseline of the same seed
-            if result.kind == "baseline" and result.seed == best["seed"] and result.status == "done":
+            if result.kind == "baseline" and result.seed == best["seed"] and result.has_scores:
                 chosen["baseline"] = result
 
     written = {}
@@ -43,7 +45,9 @@ def rebuild(store: StudyStore) -> dict[str, Path]:
             jets=TestJets(jets["labels"], jets["weights"], chosen["student"].arrays["scores_test"])
             if "student" in chosen
             else None,
-            baseline_rejection={r.seed: r.metrics["bkg_rej_50"] for r in results if r.kind == "baseline" and r.metrics},
+            baseline_rejection={
+                r.seed: r.metrics["bkg_rej_50"] for r in results if r.kind == "baseline" and "bkg_rej_50" in r.metrics
+            },
         )
         for name, text in (("results_summary.csv", csv_text(table)), ("results_summary.txt", summary)):
             written[name] = store.path / name

@@ -13,7 +13,16 @@ import pandas as pd
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.study.store import StoredResult
 
-__all__ = ["COLUMNS", "METRICS", "STRATEGIES", "combined_score", "csv_text", "results_table", "select_best"]
+__all__ = [
+    "COLUMNS",
+    "METRICS",
+    "STRATEGIES",
+    "combined_score",
+    "csv_text",
+    "results_table",
+    "select_best",
+    "selected_on",
+]
 
 # Strategies in the order of the grid: constant, T annealed, α scheduled, both.
 STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
@@ -120,8 +129,16 @@ def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
     return (scaled(auc) + scaled(table[f"bkg_rej_50{suffix}"])) / 2.0
 
 
+def selected_on(table: pd.DataFrame, metric: str) -> str:
+    """The jets on which the best run by a key of METRICS is chosen: "validation", or "test" where a run that is done
+    has no validation numbers (an imported one)."""
+    done = table[table["status"] == "done"]
+    columns = ["auc_val", "bkg_rej_50_val"] if metric == "combined" else [f"{metric}_val"]
+    return "validation" if done[columns].notna().all(axis=None) else "test"
+
+
 def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
-    """The row that is best by a key of METRICS on the validation jets; of equal ones the first.
+    """The row that is best by a key of METRICS, on the jets that `selected_on` says; of equal ones the first.
 
     Raises ConfigError for an unknown metric, StudyError where no run has finished.
     """
@@ -130,5 +147,9 @@ def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
     done = table[table["status"] == "done"]
     if done.empty:
         raise StudyError("no student of this study has finished yet", hint="run the sweep to its end")
-    values = combined_score(done, "_val") if metric == "combined" else done[f"{metric}_val"]
+    suffix = "_val" if selected_on(table, metric) == "validation" else ""
+    column = "auc_student" if metric == "auc" and not suffix else f"{metric}{suffix}"
+    values = combined_score(done, suffix) if metric == "combined" else done[column]
+    if values.isna().all():
+        raise StudyError(f"no run of this study has a {METRICS[metric]}")
     return done.loc[values.idxmax()]

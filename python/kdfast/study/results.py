@@ -15,7 +15,19 @@ from kdfast.report.table import COLUMNS, results_table, select_best
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
-__all__ = ["StudyResults", "open_study"]
+__all__ = ["NEED_SCORES", "StudyResults", "open_study"]
+
+# Analyses that need the scores of each jet, in the words of a report.
+NEED_SCORES = (
+    "standard errors and intervals of AUC and rejection",
+    "paired comparisons on shared test jets, and which runs can't be told from the best",
+    "ROC curves and rejection against efficiency",
+    "rejection at other efficiencies than those given",
+    "score distributions and calibration",
+    "AUC and rejection by jet pT",
+    "mass sculpting",
+    "jet by jet comparison with another study",
+)
 
 
 class StudyResults:
@@ -32,6 +44,25 @@ class StudyResults:
     def __repr__(self) -> str:
         done = int((self.results["status"] == "done").sum())
         return f"StudyResults({str(self.path)!r}: {len(self.results)} runs, {done} done)"
+
+    @property
+    def imported(self) -> dict[str, Any] | None:
+        """Where an imported study comes from: files (path, bytes, sha256), and notes on what is wrong in them. Else
+        None."""
+        return self._store.provenance.get("imported")
+
+    @cached_property
+    def has_scores(self) -> pd.Series:
+        """For each row of `results`, whether the run's scores per jet are stored. Not of diverged and imported runs."""
+        stored = {(r.name, r.seed): r.has_scores for r in self._stored if r.kind == "student"}
+        keys = zip(self._table["run_name"], self._table["seed"], strict=True)
+        return pd.Series([stored[name, int(seed)] for name, seed in keys], self._table.index, dtype=bool)
+
+    @property
+    def impossible(self) -> tuple[str, ...]:
+        """The analyses that can't be made as no run of the study has scores per jet; empty where they can."""
+        done = (self._table["status"] == "done").any()
+        return NEED_SCORES if done and not self.has_scores.any() else ()
 
     @cached_property
     def _stored(self) -> list[StoredResult]:
@@ -55,6 +86,8 @@ class StudyResults:
     def best(self, metric: str = "auc") -> pd.Series:
         """The row of `results` that is best on the validation jets; what it reports is from the test jets.
 
+        Where runs have no validation numbers (imported ones), it is the best on the test jets, and its number is too
+        high by what chance adds to the best of many.
         metric: "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (AUC and bkg_rej_50, each scaled to
         0…1 over the study). Raises ConfigError for another one, StudyError where no student has finished.
         """
@@ -79,6 +112,8 @@ class StudyResults:
         result = named[0 if seed is None else seeds.index(seed)]
         if result.status != "done":
             raise StudyError(f"{run_name} has no scores: it {result.status}", where=str(self.path))
+        if not result.has_scores:
+            raise StudyError(f"{run_name} has no scores per jet: it is imported {result.message}", where=str(self.path))
         parts = []
         for split in ("validation", "test"):
             jets, logits = self._store.shared(split), np.asarray(result.arrays[f"scores_{split}"], np.float64)

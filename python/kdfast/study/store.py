@@ -67,8 +67,10 @@ class StoredResult:
     kind: "teacher", "baseline" (a student trained without a teacher) or "student". name: the run's name, unique
     together with kind and seed. config: a student's schedule, else None. status: "done" or "diverged"; message says
     why. metrics: numbers by name: those of `kdfast.metrics.evaluate` on the test jets and, with the suffix "_val", on
-    the validation jets, best_epoch and epochs; of a diverged run epochs alone. curves: a value per epoch, by name.
+    the validation jets, best_epoch and epochs; of a diverged run epochs alone. curves: a value per epoch, by name, or,
+    with a curve `epoch` of their numbers (counted from 1), of these epochs only.
     arrays: logits per jet [B], `scores_validation` and `scores_test`. state: the network's tensors by name.
+    An imported result has no arrays and no state, of the metrics what its file gives, and a message that names it.
     card: `kdfast.models.tagger_card`; with it weights.safetensors is a model file that `kdfast.load_model` reads.
     Read back, arrays and state are loaded and checked on first use.
     """
@@ -89,6 +91,11 @@ class StoredResult:
     def key(self) -> str:
         """The folder's name, e.g. `student.baseline_T3.0_A0.5.seed42`."""
         return _key(self.kind, self.name, self.seed)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether its scores per jet are stored: not of a diverged and not of an imported result."""
+        return self.status == "done" and bool(self.arrays)
 
 
 class StudyStore:
