@@ -1,0 +1,12 @@
+// The ops that kdfast._cuda and kdfast._emu bind, each in a file of its own beside this one.
+//
+// A binding takes the addresses of inputs (0: none), the addresses of outputs, scalars, and last the stream.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace kdfast::gpu {
+
+inline void bind_ops(pybind11::module_&) {}
+
+}  // namespace kdfast::gpu

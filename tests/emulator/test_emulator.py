@@ -1,0 +1,88 @@
+"""The emulator of CUDA finds every planted bug on every schedule; the right twins pass, with the same bits on each."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+_emu = pytest.importorskip("kdfast._emu", reason="a build with KDFAST_EMULATOR=ON brings it")
+probe = _emu.probe
+
+SEEDS = [0, 1, 2, 3, 4, 17]  # 0: threads in their order; odd: any order; even: by priority
+SIZE, THREADS = 1024, 128
+
+# Kernel → what its bug is called.
+RACE = "no barrier between"
+BUGS = {
+    "missing_barrier": f"uninitialised|{RACE}",
+    "missing_warp_barrier": RACE,
+    "shuffle_as_barrier": f"uninitialised|{RACE}",
+    "barrier_in_branch": "thread exits while .* wait for it in __syncthreads|__syncthreads after .* exited",
+    "barrier_after_exit": "thread exits while .* wait for it in __syncthreads|__syncthreads after .* exited",
+    "barrier_in_uneven_loop": "thread exits while .* wait for it in __syncthreads|__syncthreads after .* exited",
+    "two_barriers": "wait at different __syncthreads",
+    "overwritten_too_early": RACE,
+    "two_writers": RACE,
+    "second_sum_reuses_slots": RACE,
+    "read_beyond_atomics": RACE,
+    "written_among_atomics": RACE,
+    "out_of_bounds": r"index 128 outside of \[0, 128\)",
+    "below_bounds": r"index -1 outside of \[0, 128\)",
+    "dynamic_memory_too_small": "ends at byte 4100 of the launch's 4096",
+    "uninitialised": "reads uninitialised shared memory",
+    "misaligned": "misaligned access of 16 bytes",
+    "copy_not_waited_for": "before it was waited for",
+    "copy_without_barrier": f"before it was waited for|uninitialised|{RACE}",
+    "exit_during_copy": "exits before it has waited for its cp.async",
+    "mixed_collectives": "lanes of one warp disagree: (vote meets shuffle|shuffle meets vote)",
+    "different_masks": "lanes of one warp disagree: .* of another mask",
+    "lane_outside_its_mask": "the calling lane is not in the mask",
+    "shuffle_from_outside": "lane 0 reads lane 20, which is not in the mask",
+    "shuffle_after_exit": "the mask names lanes that have exited|thread exits while its warp waits for it",
+    "sum_in_branch": "lanes of one warp disagree: shuffle meets shuffle",
+    "half_a_warp_multiplies": "thread exits while its warp waits for it in mma|the mask names lanes that have exited",
+    "beyond_a_tensor": "0 bytes beyond the end of a tensor of 4096 bytes",
+    "before_a_tensor": "4 bytes before the beginning of a tensor of 512 bytes",
+    "writes_its_input": "a write to byte 0 of a read-only tensor of 4096 bytes",
+    "stack_overflow": "stack overflow",
+}
+RIGHT = [name for name in probe.kernels if name not in ("masked_tail",)]
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    yield
+    _emu.set_seed(0)
+    _emu.set_compute_capability(90)
+
+
+class Tensors:
+    """x [1024] and out [128] between guard pages."""
+
+    def __init__(self, at_end: bool = True, n: int = SIZE) -> None:
+        self.memory = [_emu.GuardedMemory(4 * n, at_end=at_end), _emu.GuardedMemory(4 * THREADS, at_end=at_end)]
+        self.x, self.out = (np.frombuffer(m, dtype=np.float32) for m in self.memory)
+        self.x[:] = np.arange(n) % 7
+        self.memory[0].make_read_only()
+
+    def run(self, name: str, bug: bool = False, n: int = 0) -> np.ndarray:
+        probe.run(name, bug, self.x.ctypes.data, self.out.ctypes.data, n)
+        return self.out.copy()
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_each_bug_is_found_on_every_schedule(name: str) -> None:
+    for seed in SEEDS:
+        _emu.set_seed(seed)
+        with pytest.raises(_emu.EmulatorError, match=BUGS[name]) as error:
+            Tensors(at_end=name != "before_a_tensor").run(name, bug=True)
+        print(error.value)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_kernels_pass_with_the_same_bits_on_every_schedule(name: str) -> None:
+    results = []
+    for seed in SEEDS:
+        _emu.set_seed(seed)
+        results.append(Tensors().run(name).tobytes())
+    assert len(set(results)) == 1
