@@ -12,6 +12,7 @@ import pandas as pd
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.report import rebuild
 from kdfast.report.table import COLUMNS, results_table, select_best
+from kdfast.study.pairing import Pairing, pair_studies
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -130,6 +131,11 @@ class StudyResults:
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+    def paired_with(self, other: StudyResults) -> Pairing:
+        """The runs and test jets that this and another study share, with both studies' scores of them, and why any
+        can't be paired. Raises StudyError for a damaged result."""
+        return pair_studies(self._store, other._store)
 
     def status(self) -> pd.DataFrame:
         """What is there and what is not, after checking every file: columns kind, run_name, seed, status ("done",
