@@ -39,6 +39,7 @@ def numbers(line):
 def test_files(study):
     paths = study.rebuild_summaries()
     assert {name: path.relative_to(study.path).as_posix() for name, path in paths.items()} == {
+        "report.json": "report.json",
         "results_summary.csv": "results_summary.csv",
         "results_summary.txt": "results_summary.txt",
         "teacher": "models/teacher.safetensors",
@@ -146,7 +147,7 @@ def test_all_diverged(tmp_path):
 def test_nothing_trained_yet(tmp_path):
     store = StudyStore.create_or_open(tmp_path / "s", SETTINGS, PROVENANCE)
     paths = store.rebuild_summaries()
-    assert list(paths) == ["results_summary.csv", "results_summary.txt"]
+    assert list(paths) == ["report.json", "results_summary.csv", "results_summary.txt"]
     assert "Runs: 0" in paths["results_summary.txt"].read_text()
     assert len(open_study(store.path).results) == 0
 

@@ -11,12 +11,14 @@ __all__ = ["rebuild"]
 
 
 def rebuild(store: StudyStore) -> dict[str, Path]:
-    """Writes, from the stored results alone, results_summary.csv and .txt, roc.pdf and .png, and as model files
-    models/teacher, models/baseline and models/best_student (of the best validation AUC). Returns their paths by name.
+    """Writes, from the stored results alone, report.json, results_summary.csv and .txt, roc.pdf and .png, and as model
+    files models/teacher, models/baseline and models/best_student (of the best validation AUC). Returns their paths by
+    name.
 
     What can't be made yet, as no student or no teacher is there, is left out. Raises StudyError for a damaged result
     or a folder that can't be written.
     """
+    from kdfast.report.analysis import analyse
     from kdfast.report.figures import RocLine, save_roc_figure
     from kdfast.report.summary import TestJets, summary_text
     from kdfast.report.table import csv_text, results_table, select_best
@@ -49,7 +51,12 @@ def rebuild(store: StudyStore) -> dict[str, Path]:
                 r.seed: r.metrics["bkg_rej_50"] for r in results if r.kind == "baseline" and "bkg_rej_50" in r.metrics
             },
         )
-        for name, text in (("results_summary.csv", csv_text(table)), ("results_summary.txt", summary)):
+        texts = {
+            "report.json": analyse(store).model_dump_json(indent=1),
+            "results_summary.csv": csv_text(table),
+            "results_summary.txt": summary,
+        }
+        for name, text in texts.items():
             written[name] = store.path / name
             write_content(written[name], text.encode())
         for kind, result in chosen.items():

@@ -168,6 +168,7 @@ def run_study(
         with store.writing():
             for split in ("validation", "test"):
                 store.write_shared(split, prepared.shared_arrays(split))
+            store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
             sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
             shown.say(f"{len(jets):,} jets ({sizes}); results go to {out}")
             with stoppable(shown.say) as stop:

@@ -45,6 +45,12 @@ class PreparedData:
         part = self.positions[split]
         return {"labels": self.jets.labels[part], "weights": self.jets.weights[part], "index": self.jets.index[part]}
 
+    def kinematics(self, split: str) -> dict[str, NDArray[Any]]:
+        """pt, eta, mass (GeV) of a split's jets, in the order of `shared_arrays`: for a report's tables by pT and of
+        the mass of the background that passes. As the experiment stored them, so the same for every view."""
+        p4 = self.jets.p4[self.positions[split]]
+        return {"pt": p4[:, 0], "eta": p4[:, 1], "mass": p4[:, 3]}
+
     def seen_by(self, tagger: Tagger) -> dict[str, View]:
         """By split, the jets as a trained tagger sees them: with its own view and standardisation."""
         return {split: _view(tagger.preparation, self.jets[part]) for split, part in self.positions.items()}

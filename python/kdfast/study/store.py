@@ -5,8 +5,8 @@ STUDY/
     provenance.json             format, versions, fingerprint of the data, instruction set
     results/KIND.NAME.seedN/    one trained network: manifest.json, result.json (settings, metrics, curves, model
                                 card), arrays.safetensors (scores per jet), weights.safetensors
-    shared/NAME/                what all results share (labels, weights, index of a split): manifest.json,
-                                arrays.safetensors
+    shared/NAME/                what all results share (labels, weights, index of a split, kinematics of the test
+                                jets): manifest.json, arrays.safetensors
     targets/                    cache of teacher outputs
     results_summary.csv, …      derived from the above; can always be rebuilt
 """
@@ -191,6 +191,10 @@ class StudyStore:
         """A result's weights as the bytes of a model file (that of a result with a card)."""
         return read_checked(self._results / result.key, "weights.safetensors")
 
+    def has_shared(self, name: str) -> bool:
+        """Whether `write_shared` stored arrays under this name."""
+        return (self._shared / name).exists()
+
     def shared(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays that `write_shared` stored under this name."""
         folder = self._shared / name
@@ -225,7 +229,8 @@ class StudyStore:
         return folder
 
     def write_shared(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
-        """Stores what all results share: "validation" and "test" with arrays labels, weights, index [B].
+        """Stores what all results share: "validation" and "test" with arrays labels, weights, index [B], and
+        "test_kinematics" with pt, eta, mass [B] (GeV).
 
         The same again changes nothing; other content under the same name is refused.
         """

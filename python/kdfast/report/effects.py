@@ -1,0 +1,211 @@
+"""What temperature and mixing weight do: marginal tables, correlations, a linear model, shares of variance.
+
+Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two parts, as
+everywhere: the test jets that all share, and the scatter of configurations about the model, which seeds are part of.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from kdfast.report.comparisons import Configurations, holm
+from kdfast.report.fitting import Contrast, fit
+from kdfast.report.sampling import LEVEL, Estimates
+
+__all__ = [
+    "Correlation",
+    "GroupDifference",
+    "correlation",
+    "group_differences",
+    "linear_model",
+    "rank_agreement",
+    "settings_frame",
+    "variance_shares",
+]
+
+Floats = NDArray[np.float64]
+
+
+def settings_frame(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init, alpha_final (NaN:
+    constant), and the values of the last epoch, temp_last and alpha_last (the initial ones where constant)."""
+    columns = ["strategy", "temp_init", "temp_final", "alpha_init", "alpha_final"]
+    frame = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names), columns].copy()
+    frame["temp_last"] = frame["temp_final"].fillna(frame["temp_init"])
+    frame["alpha_last"] = frame["alpha_final"].fillna(frame["alpha_init"])
+    return frame
+
+
+# ---- correlation
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r over n points, its interval (Fisher's z) and two-sided p-value."""
+
+    r: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+def correlation(x: Floats, y: Floats) -> Correlation | None:
+    """scipy's; None with fewer than 4 points or where one of the two does not vary."""
+    if len(x) < 4 or any(np.ptp(v) <= 1e-9 * np.abs(v).max() for v in (x, y)):
+        return None
+    result = stats.pearsonr(x, y)
+    interval = result.confidence_interval(LEVEL)
+    return Correlation(float(result.statistic), float(interval.low), float(interval.high), float(result.pvalue), len(x))
+
+
+# ---- groups
+
+
+@dataclass(frozen=True)
+class GroupDifference:
+    """A group's mean minus the reference group's, as a contrast. p_holm: its p-value after Holm's correction for all
+    pairs of groups, so that the reference may be chosen by the same data."""
+
+    group: str
+    contrast: Contrast
+    p_holm: float
+
+
+def group_differences(
+    estimates: Configurations, groups: pd.Series, beside: pd.DataFrame, reference: str
+) -> list[GroupDifference]:
+    """Each group against the reference, adjusted for other settings.
+
+    groups [C]: a label for each configuration. beside: columns [C] whose values enter the model as factors, so that
+    groups with different shares of, say, high α compare like with like. Groups that the design can't tell apart from
+    these are left out; none where no degree of freedom is left.
+    """
+    levels = list(dict.fromkeys(groups))
+    own = [(groups == level).to_numpy(np.float64) for level in levels]
+    others = [
+        (beside[column] == value).to_numpy(np.float64)
+        for column in beside
+        for value in sorted(beside[column].unique())[1:]
+    ]
+    design = np.column_stack([*own, *others])
+    model = fit(Estimates(estimates.values, estimates.factor), design)
+    if model.df < 1:
+        return []
+    pairs = []
+    for i, j in combinations(range(len(levels)), 2):
+        if levels[i] == reference:
+            i, j = j, i  # group minus reference
+        weights = np.zeros(design.shape[1])
+        weights[i], weights[j] = 1.0, -1.0
+        if (contrast := model.contrast(weights)) is not None:
+            pairs.append((levels[i], levels[j], contrast))
+    p_holm = holm([contrast.p_value for _, _, contrast in pairs])
+    return [GroupDifference(a, c, p) for (a, b, c), p in zip(pairs, p_holm, strict=True) if b == reference]
+
+
+# ---- the linear model
+
+
+def linear_model(estimates: Configurations, settings: pd.DataFrame) -> tuple[dict[str, Contrast], int, float] | None:
+    """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred.
+
+    Returns the slopes by term (a main effect is the slope at the mean of the other settings), the residual degrees of
+    freedom and R². Terms that do not vary are left out, and of collinear ones each that the design can't tell; None
+    where no degree of freedom is left.
+    """
+    main = {
+        "ln T_init": np.log(settings["temp_init"].to_numpy()),
+        "ln T_last": np.log(settings["temp_last"].to_numpy()),
+        "α_init": settings["alpha_init"].to_numpy(),
+        "α_last": settings["alpha_last"].to_numpy(),
+    }
+    main = {name: values - values.mean() for name, values in main.items() if np.ptp(values) > 0}
+    terms = dict(main) | {f"{a} × {b}": main[a] * main[b] for a, b in combinations(main, 2)}
+    if not terms:
+        return None
+    design = np.column_stack([np.ones(len(settings)), *terms.values()])
+    model = fit(Estimates(estimates.values, estimates.factor), design)
+    if model.df < 1:
+        return None
+    slopes = {}
+    for i, name in enumerate(terms, start=1):
+        if (contrast := model.contrast(np.eye(design.shape[1])[i])) is not None:
+            slopes[name] = contrast
+    total = float(np.square(estimates.values - estimates.values.mean()).sum())
+    r_squared = 1.0 - model.mean_square * model.df / total if total > 0 else 0.0
+    return slopes, model.df, r_squared
+
+
+# ---- shares of variance
+
+
+def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[dict[str, float], float] | str:
+    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and the rest.
+
+    statsmodels' analysis of variance with sums of squares of type II (each factor after all others): a functional
+    analysis of variance on the grid. In a grid that is not fully crossed the shares need not add up to 1. With them
+    comes the share that noise (test jets, and seeds where there are several) is expected to make by itself.
+    Returns the reason where the settings can't be told apart.
+    """
+    import statsmodels.api as sm
+    from statsmodels.formula.api import ols
+
+    frame = pd.DataFrame(
+        {
+            "y": estimates.values - estimates.values.mean(),
+            "T_init": settings["temp_init"].to_numpy(),
+            "T_final": settings["temp_final"].fillna(-1.0).to_numpy(),  # −1: constant, a level of its own
+            "alpha_init": settings["alpha_init"].to_numpy(),
+            "alpha_final": settings["alpha_final"].fillna(-1.0).to_numpy(),
+        }
+    )
+    factors = [name for name in ("T_init", "T_final", "alpha_init", "alpha_final") if frame[name].nunique() > 1]
+    if not factors:
+        return "the grid varies no setting"
+    total = float(np.square(frame["y"]).sum())
+    if total == 0.0:
+        return "all configurations have the same value"
+    terms = [f"C({name})" for name in factors]
+    if {"T_init", "alpha_init"} <= set(factors):
+        terms.append("C(T_init):C(alpha_init)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rank deficiency is asked for below
+        model = ols("y ~ " + " + ".join(terms), frame).fit()
+    if model.df_resid < 1 or np.linalg.matrix_rank(model.model.exog) < model.model.exog.shape[1]:
+        return "the grid is too small, or its settings change together, so that their shares can't be told apart"
+    table = sm.stats.anova_lm(model, typ=2)
+    names = dict(zip(terms, [*factors, "T_init × α_init"], strict=False))
+    symbols = {"alpha_init": "α_init", "alpha_final": "α_final"}
+    shares = {}
+    for term, row in table.iterrows():
+        name = names.get(str(term), "rest")
+        shares[symbols.get(name, name)] = float(row["sum_sq"]) / total
+    noise = estimates.noise()
+    n = len(noise)
+    expected = float(np.trace(noise) - noise.sum() / n) / total
+    return shares, expected
+
+
+# ---- agreement between seeds
+
+
+def rank_agreement(values: pd.Series, names: pd.Series, seeds: pd.Series) -> list[tuple[int, int, float, float, int]]:
+    """Spearman's ρ of the configurations' order under two seeds, with its p-value (one-sided, ρ > 0) and the number of
+    configurations that both have, for each pair of seeds; pairs with fewer than 4 in common are left out."""
+    table = pd.DataFrame({"v": values, "name": names, "seed": seeds}).pivot(index="name", columns="seed", values="v")
+    found = []
+    for a, b in combinations(sorted(table.columns), 2):
+        both = table[[a, b]].dropna()
+        if len(both) >= 4 and both[a].nunique() > 1 and both[b].nunique() > 1:
+            result = stats.spearmanr(both[a], both[b], alternative="greater")
+            found.append((int(a), int(b), float(result.statistic), float(result.pvalue), len(both)))
+    return found

@@ -1,0 +1,108 @@
+"""Least squares with two sources of error: the shared test jets, and what differs from run to run.
+
+Runs y [K] follow a linear model y = X b + u + e. u is the test jets' fluctuation, with the known covariance F Fᵀ of
+sampling.py (strongly correlated between runs, as they are tested on the same jets); e is independent from run to run
+with unknown variance σ²: the seed, or the scatter of configurations about the model. Ordinary least squares gives
+b = L y; its covariance is L F Fᵀ Lᵀ + σ² L Lᵀ. The residuals' mean square holds both sources, so
+σ² = max(0, RSS/df − tr(M F Fᵀ)/df), M = 1 − X L: the test jets' part is not counted twice.
+
+statsmodels has either part alone (OLS: F = 0; GLS: σ² = 0) but not their sum, so this is written by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from kdfast.report.sampling import Estimates, quantile
+
+__all__ = ["Contrast", "Fit", "fit"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A linear combination of coefficients: value, its variances from the test jets and from run to run, and the
+    degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no part)."""
+
+    value: float
+    test_variance: float
+    run_variance: float
+    df: float
+
+    @property
+    def error(self) -> float:
+        return math.sqrt(self.test_variance + self.run_variance)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        half = quantile(self.df) * self.error
+        return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the combination is 0."""
+        if self.error == 0.0:
+            return 1.0 if self.value == 0.0 else 0.0
+        t = abs(self.value) / self.error
+        return float(2.0 * (stats.t.sf(t, self.df) if math.isfinite(self.df) else stats.norm.sf(t)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """coefficients [p]; factor [p, M] of their test-jet covariance; spread [p, p] = L Lᵀ; mapping [p, p] = L X.
+
+    run_variance: σ², 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share: what of it the test
+    jets explain, tr(M F Fᵀ)/df.
+    """
+
+    coefficients: Floats
+    factor: Floats
+    spread: Floats
+    mapping: Floats
+    run_variance: float
+    mean_square: float
+    test_share: float
+    df: int
+
+    def contrast(self, weights: Floats) -> Contrast | None:
+        """The combination with these weights [p]; None where the design can't tell it."""
+        scale = max(1.0, float(np.abs(weights).max(initial=0.0)))
+        if np.abs(weights @ self.mapping - weights).max(initial=0.0) > 1e-8 * scale:
+            return None
+        projected = weights @ self.factor
+        test, unit = float(projected @ projected), float(weights @ self.spread @ weights)
+        run = self.run_variance * unit
+        return Contrast(float(weights @ self.coefficients), test, run, self.satterthwaite(test + run, unit))
+
+    def satterthwaite(self, variance: float, unit: float) -> float:
+        """Degrees of freedom of an estimated variance whose uncertain part is mean_square · unit."""
+        uncertain = self.mean_square * unit
+        if self.df == 0 or self.run_variance == 0.0 or uncertain == 0.0:
+            return math.inf
+        return max(float(self.df), self.df * (variance / uncertain) ** 2)
+
+
+def fit(runs: Estimates, design: Floats) -> Fit:
+    """The model of runs (values [K], factor [K, M]) with design X [K, p], of any rank."""
+    solve = np.linalg.pinv(design)
+    coefficients, factor = solve @ runs.values, solve @ runs.factor
+    residual, unexplained = runs.values - design @ coefficients, runs.factor - design @ factor
+    df = len(runs) - int(np.linalg.matrix_rank(design))
+    mean_square = float(residual @ residual) / df if df else 0.0
+    test_share = float(np.einsum("km,km->", unexplained, unexplained)) / df if df else 0.0
+    return Fit(
+        coefficients=coefficients,
+        factor=factor,
+        spread=solve @ solve.T,
+        mapping=solve @ design,
+        run_variance=max(0.0, mean_square - test_share),
+        mean_square=mean_square,
+        test_share=test_share,
+        df=df,
+    )

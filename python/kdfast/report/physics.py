@@ -1,0 +1,262 @@
+"""What a physicist asks next of a tagger: its performance by pT, the mass it selects, whether scores are probabilities.
+
+The networks shown are teacher, baseline and best student, on the test jets.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import brier_score_loss, log_loss
+from statsmodels.stats.proportion import proportion_confint
+
+from kdfast.metrics import background_rejection, roc_curve
+from kdfast.report.sampling import (
+    LEVEL,
+    auc_estimates,
+    auc_interval,
+    quantile,
+    rejection_estimates,
+    rejection_interval,
+)
+from kdfast.report.schema import Calibration, CalibrationBin, Estimate, MassSculpting, PtBin
+
+__all__ = ["Recovered", "calibration", "gap_recovered", "mass_sculpting", "pt_bins", "pt_edges"]
+
+Floats = NDArray[np.float64]
+_REPLICATES = 1000
+
+
+def threshold_at(labels: NDArray[np.int64], scores: Floats, weights: Floats, efficiency: float) -> float:
+    """The first score whose signal efficiency reaches `efficiency`."""
+    curve = roc_curve(labels, scores, weights)
+    reached = curve.signal_efficiency >= efficiency * (1.0 - len(labels) * np.finfo(np.float64).eps)
+    return float(curve.thresholds[int(np.argmax(reached))])
+
+
+# ---- by pT
+
+
+def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jets: int = 100) -> Floats:
+    """Edges of equally filled bins of pT (GeV), at most five, each with at least 100 jets of either class where there
+    are that many."""
+    scarcer = int(min((labels == 1).sum(), (labels == 0).sum()))
+    bins = max(1, min(most, scarcer // fewest_jets))
+    edges = np.unique(np.quantile(pt, np.linspace(0.0, 1.0, bins + 1)))
+    return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
+
+
+def pt_bins(
+    role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats, pt: Floats, edges: Floats
+) -> list[PtBin]:
+    """One network in each bin of pT; bins without a jet of both classes are left out."""
+    threshold = threshold_at(labels, scores, weights, 0.5)
+    place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
+    found = []
+    for b in range(len(edges) - 1):
+        inside = (place == b) & (weights > 0)
+        y, s, w = labels[inside], scores[inside], weights[inside]
+        if not ((y == 1).any() and (y == 0).any()):
+            continue
+        auc = auc_estimates(y, s[None], w)
+        rejection = background_rejection(y, s, 0.5, w)
+        log_rejection = rejection_estimates(y, s[None], w, points=(50,))[50]
+        efficiencies = [_efficiency(s[y == label] >= threshold, w[y == label]) for label in (1, 0)]
+        found.append(
+            PtBin(
+                role=role,  # type: ignore[arg-type]
+                pt_low=float(edges[b]),
+                pt_high=float(edges[b + 1]),
+                signal=int((y == 1).sum()),
+                background=int((y == 0).sum()),
+                auc=auc_estimate(float(auc.values[0]), float(auc.errors[0])),
+                rejection=rejection_estimate(rejection.value, float(log_rejection.errors[0]), rejection.survivors),
+                signal_efficiency=efficiencies[0],
+                background_efficiency=efficiencies[1],
+            )
+        )
+    return found
+
+
+def auc_estimate(value: float, error: float, df: float = math.inf) -> Estimate:
+    """An AUC with its interval."""
+    low, high = auc_interval(value, error, df) or (None, None)
+    return Estimate(value=value, error=error, low=low, high=high, error_test=error)
+
+
+def rejection_estimate(value: float, log_error: float, survivors: int) -> Estimate:
+    """A rejection with its interval; log_error: standard error of its logarithm."""
+    interval = rejection_interval(math.log(value), log_error, survivors)
+    if interval is None:
+        return Estimate(value=value, lower_limit=True)
+    error = value * log_error
+    return Estimate(value=value, error=error, low=interval[0], high=interval[1], error_test=error)
+
+
+def _efficiency(passed: NDArray[np.bool_], weights: Floats) -> Estimate:
+    """A share with Wilson's interval; with weights, a class counts as (Σw)²/Σw² jets."""
+    share, number = float(np.average(passed, weights=weights)), float(weights.sum() ** 2 / np.square(weights).sum())
+    low, high = proportion_confint(share * number, number, alpha=1.0 - LEVEL, method="wilson")
+    return Estimate(value=share, error=math.sqrt(share * (1.0 - share) / number), low=float(low), high=float(high))
+
+
+# ---- mass
+
+
+def mass_sculpting(
+    role: str,
+    labels: NDArray[np.int64],
+    scores: Floats,
+    weights: Floats,
+    mass: Floats,
+    efficiency: int,
+    *,
+    seed: int = 0,
+) -> MassSculpting | None:
+    """The mass of the background that passes at a signal efficiency (percent) against that of all background.
+
+    The divergence of two histograms is biased upwards by their fluctuations, so it is shown beside its mean for as
+    many jets picked at random (permutation test), and corrected by the bootstrap's bias (basic bootstrap: 2 D − D*).
+    The threshold is held fixed. None where fewer than 10 jets pass.
+    """
+    passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
+    background = (labels == 0) & (weights > 0) & np.isfinite(mass)
+    passed, w, m = passing[background], weights[background], mass[background]
+    survivors = int(passed.sum())
+    if survivors < 10:
+        return None
+    bins = min(20, max(4, survivors // 10))
+    edges = np.unique(np.quantile(m, np.linspace(0.0, 1.0, bins + 1)))
+    if len(edges) < 3:
+        return None
+    place = np.clip(np.searchsorted(edges, m, "right") - 1, 0, len(edges) - 2)
+    cells = np.eye(len(edges) - 1)[place] * w[:, None]  # [jets, bins]
+    rng = np.random.default_rng(seed)
+    n = len(m)
+
+    everything = cells.sum(axis=0)
+    observed = float(_divergence(cells[passed].sum(axis=0), everything))
+    picks = np.zeros((_REPLICATES, n))
+    np.put_along_axis(picks, np.argsort(rng.random((_REPLICATES, n)), axis=1)[:, :survivors], 1.0, axis=1)
+    random = _divergence(picks @ cells, everything)
+    counts = rng.multinomial(n, np.full(n, 1.0 / n), size=_REPLICATES).astype(np.float64)
+    again = _divergence(counts @ (cells * passed[:, None]), counts @ cells)
+    tail = (1.0 - LEVEL) / 2.0
+    low, high = 2.0 * observed - np.nanquantile(again, [1.0 - tail, tail])
+    return MassSculpting(
+        role=role,  # type: ignore[arg-type]
+        efficiency=efficiency,
+        survivors=survivors,
+        edges=edges.tolist(),
+        all=(everything / everything.sum()).tolist(),
+        passing=(cells[passed].sum(axis=0) / cells[passed].sum()).tolist(),
+        divergence=observed,
+        corrected=max(0.0, 2.0 * observed - float(np.nanmean(again))),
+        low=max(0.0, float(low)),
+        high=max(0.0, float(high)),
+        expected_without=float(random.mean()),
+        p_value=float((1 + (random >= observed).sum()) / (1 + _REPLICATES)),
+    )
+
+
+def _divergence(one: Floats, other: Floats) -> Floats:
+    """Jensen–Shannon divergence (bits) of histograms [..., bins]."""
+    return np.square(jensenshannon(*np.broadcast_arrays(one, other), base=2.0, axis=-1))
+
+
+# ---- calibration
+
+
+def calibration(role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats) -> Calibration:
+    """How well σ(score) is the probability of signal."""
+    used = weights > 0
+    y, s, w = labels[used], scores[used], weights[used]
+    probability = np.exp(-np.logaddexp(0.0, -s))
+    edges = np.unique(np.quantile(probability, np.linspace(0.0, 1.0, 11)))
+    place = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, max(len(edges) - 2, 0))
+    bins, error = [], 0.0
+    for b in np.unique(place):
+        inside = place == b
+        observed = _efficiency(y[inside] == 1, w[inside])
+        predicted = float(np.average(probability[inside], weights=w[inside]))
+        error += abs(observed.value - predicted) * float(w[inside].sum() / w.sum())
+        bins.append(
+            CalibrationBin(
+                predicted=predicted,
+                observed=observed.value,
+                low=observed.low or 0.0,
+                high=1.0 if observed.high is None else observed.high,
+                jets=int(inside.sum()),
+            )
+        )
+    intercept, slope = _logistic(y, s, w)
+    return Calibration(
+        role=role,  # type: ignore[arg-type]
+        bins=bins,
+        expected_error=error,
+        brier=float(brier_score_loss(y, probability, sample_weight=w)),
+        log_loss=float(log_loss(y, probability, sample_weight=w, labels=[0, 1])),
+        slope=slope,
+        intercept=intercept,
+    )
+
+
+def _logistic(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> tuple[Estimate | None, Estimate | None]:
+    """Intercept and slope of statsmodels' logistic regression of the label on the score, robust errors; None for scores
+    that do not vary or separate the classes."""
+    import statsmodels.api as sm
+
+    if np.ptp(scores) == 0:
+        return None, None
+    scaled = weights * (len(weights) / weights.sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = sm.GLM(labels, sm.add_constant(scores), sm.families.Binomial(), freq_weights=scaled).fit(
+                cov_type="HC0"
+            )
+        except (ValueError, np.linalg.LinAlgError, sm.tools.sm_exceptions.PerfectSeparationError):
+            return None, None
+    if not (np.isfinite(result.params).all() and np.isfinite(result.bse).all()) or result.bse.max() > 100:
+        return None, None
+    half = quantile() * result.bse
+    found = [
+        Estimate(value=float(v), error=float(e), low=float(v - h), high=float(v + h))
+        for v, e, h in zip(result.params, result.bse, half, strict=True)
+    ]
+    return found[0], found[1]
+
+
+# ---- the gap between baseline and teacher
+
+
+class Recovered(NamedTuple):
+    """value, and Fieller's interval, or None where the gap's own interval contains 0."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def gap_recovered(
+    gain: float, gap: float, variances: tuple[float, float, float], df: float = math.inf
+) -> Recovered | None:
+    """(student − baseline)/(teacher − baseline) = gain/gap, with Fieller's interval (Biometrika 41, 1954, 175).
+
+    variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q σ(gain − θ gap).
+    Neither scipy nor statsmodels has it. None where the teacher is not above the baseline.
+    """
+    if gap <= 0:
+        return None
+    v1, v2, v12 = variances
+    q2 = quantile(df) ** 2
+    a, b, c = gap**2 - q2 * v2, gain * gap - q2 * v12, gain**2 - q2 * v1
+    if a <= 0 or b * b - a * c < 0:
+        return Recovered(gain / gap, None, None)
+    root = math.sqrt(b * b - a * c)
+    return Recovered(gain / gap, (b - root) / a, (b + root) / a)

@@ -1,0 +1,489 @@
+"""The report as one object: what `report.json` holds, and all that the texts, tables and figures read.
+
+Metrics are those of the test jets unless the name says validation. Intervals are at 95 %. A quantity that can't be
+had is null, and `missing` says why. Rejections are 1/ε_B; keys "30", "50", "80" are signal efficiencies in percent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "FORMAT",
+    "Analysis",
+    "Calibration",
+    "CalibrationBin",
+    "Comparison",
+    "Configuration",
+    "Correlation",
+    "Distribution",
+    "Estimate",
+    "Finding",
+    "Group",
+    "GroupTable",
+    "Jets",
+    "LinearModel",
+    "MassSculpting",
+    "MetricSummary",
+    "Missing",
+    "Network",
+    "Pair",
+    "PtBin",
+    "RankAgreement",
+    "Run",
+    "SettingTable",
+    "Study",
+    "Term",
+    "TopQuartile",
+    "TopTwo",
+    "VarianceShares",
+    "Winner",
+]
+
+# Version of report.json. A field that is added keeps it; one that changes its meaning or goes away raises it.
+FORMAT = 1
+
+Metric = Literal["auc", "rejection"]
+"""AUC, or background rejection at 50 % signal efficiency."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Estimate(Record):
+    """A number with its error."""
+
+    value: float
+    error: float | None = None
+    """Standard error from all sources that are known."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % interval."""
+    error_test: float | None = None
+    """The part of the error that the finite test jets make."""
+    error_seed: float | None = None
+    """The part that seeds make; null with one seed, from which it can't be told."""
+    lower_limit: bool = False
+    """No background survives: value is the 68 % lower limit n_B/1.14, without an interval."""
+
+
+class Comparison(Record):
+    """A difference on common test jets and seeds, with tests of the hypothesis that there is none."""
+
+    difference: Estimate
+    relative: float | None
+    """The difference over the reference's value."""
+    p_value: float
+    """Two-sided: DeLong's test of an AUC, a bootstrap over jets for a rejection, with the seeds' variance."""
+    p_holm: float | None = None
+    """Adjusted over all configurations (Holm): the chance of one false finding among all is below this."""
+    p_bh: float | None = None
+    """Adjusted over all configurations (Benjamini–Hochberg): the expected share of false findings."""
+
+
+class Jets(Record):
+    """Numbers of jets of a split; effective: (Σw)²/Σw²."""
+
+    signal: int
+    background: int
+    effective_signal: float
+    effective_background: float
+    weighted: bool
+
+
+class Study(Record):
+    """What was run, and what of it is there."""
+
+    name: str
+    """Name of the study's folder."""
+    seeds: list[int]
+    configurations: int
+    """Different ones with at least one run that is done."""
+    counts: dict[str, int]
+    """Students by status: done, diverged, unusable, damaged, missing."""
+    test: Jets | None
+    validation: Jets | None
+    selected_on: Literal["validation", "test"]
+    """Where best runs are chosen; "test" only where a study has no validation numbers."""
+    settings: dict[str, Any]
+    """study.toml."""
+    provenance: dict[str, Any]
+    """provenance.json: versions, instruction set, fingerprint of the data."""
+    kdfast: str
+    """The version that made the report."""
+
+
+class Missing(Record):
+    """An analysis, or a run, that is not in the report, and why."""
+
+    what: str
+    reason: str
+
+
+class Setting(Record):
+    run_name: str
+    strategy: str
+    """baseline (T, α constant), tempanneal, alphasched, combined."""
+    temp_init: float
+    temp_final: float | None
+    """Null: constant."""
+    alpha_init: float
+    alpha_final: float | None
+
+
+class Run(Setting):
+    """One trained student."""
+
+    seed: int
+    status: str
+    """done, diverged, or unusable (scores that are not finite)."""
+    message: str = ""
+    auc: Estimate | None = None
+    rejection: dict[str, Estimate] = {}
+    survivors: dict[str, int] = {}
+    """Background jets that pass, by signal efficiency."""
+    combined: float | None = None
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 over the study's runs."""
+    rank: int | None = None
+    """By AUC among runs, 1 is the highest."""
+    auc_validation: float | None = None
+    rejection_validation: float | None = None
+    """At 50 %."""
+    auc_gain: float | None = None
+    """AUC minus that of the baseline of the same seed."""
+    rejection_gain: float | None = None
+    """Rejection at 50 % over the baseline's of the same seed, minus 1."""
+    best_epoch: int | None = None
+    """Counted from 0."""
+    epochs: int | None = None
+    seconds: float | None = None
+    """Of the training."""
+    seconds_to_best: float | None = None
+    """Share (best_epoch + 1)/epochs of the training's time."""
+    curves: dict[str, list[float | None]] = {}
+    """A value per epoch, by name; null where it was not finite."""
+
+
+class Configuration(Setting):
+    """One configuration: the mean of its runs (least-squares mean where configurations have different seeds)."""
+
+    runs: int
+    auc: Estimate
+    rejection: Estimate
+    """At 50 %."""
+    auc_std: float | None
+    rejection_std: float | None
+    """Standard deviation over its seeds, n − 1."""
+    combined: float
+    """Of the means, scaled over the configurations."""
+    rank_auc: int
+    rank_rejection: int
+    rank_combined: int
+    auc_validation: float | None
+    rejection_validation: float | None
+    combined_validation: float | None
+    auc_vs_baseline: Comparison | None = None
+    rejection_vs_baseline: Comparison | None = None
+    beside_best_auc: bool | None = None
+    """In the 95 % confidence set of the best by AUC: no other configuration beats it."""
+    beside_best_rejection: bool | None = None
+    pareto: bool
+    """No other configuration has both a higher AUC and a higher rejection."""
+    gap_recovered_auc: Estimate | None = None
+    """(student − baseline)/(teacher − baseline), Fieller's interval."""
+    gap_recovered_rejection: Estimate | None = None
+
+
+class Network(Record):
+    """A network that the physics tables show."""
+
+    role: Literal["teacher", "baseline", "student"]
+    label: str
+    run_name: str
+    seed: int
+    auc: Estimate | None
+    rejection: dict[str, Estimate]
+    survivors: dict[str, int]
+    auc_validation: float | None
+
+
+class MetricSummary(Record):
+    """Count, mean, standard deviation (n − 1), extremes of a metric over runs."""
+
+    mean: float
+    std: float | None
+    variance: float | None
+    min: float
+    max: float
+
+
+class Group(Record):
+    """Runs that share a setting."""
+
+    label: str
+    runs: int
+    auc: MetricSummary
+    rejection: MetricSummary
+    consistency: float | None
+    """1/(std of AUC + 0.001)."""
+    auc_over_constant: float | None
+    rejection_over_constant: float | None
+    """Mean minus that of the strategy `baseline`; strategies only."""
+    auc_difference: Comparison | None = None
+    rejection_difference: Comparison | None = None
+    """To the table's reference group, at equal other settings (linear model), p_holm over all pairs of groups; null for
+    the reference itself and where the grid can't tell."""
+
+
+class GroupTable(Record):
+    """Groups by one setting."""
+
+    setting: Literal["temp_init", "alpha_init", "strategy", "temp_range", "alpha_range"]
+    reference: str | None
+    """The group with the highest mean AUC, which the others' differences are to."""
+    reference_rejection: str | None
+    """The group with the highest mean rejection, likewise."""
+    groups: list[Group]
+
+
+class Pair(Record):
+    """Mean over the runs of one (T_init, α_init)."""
+
+    temp_init: float
+    alpha_init: float
+    runs: int
+    auc: float
+    rejection: float
+
+
+class SettingTable(Record):
+    """T_init × α_init: means, null where there is no run."""
+
+    temp_init: list[float]
+    alpha_init: list[float]
+    auc: list[list[float | None]]
+    """A row per T_init."""
+    rejection: list[list[float | None]]
+
+
+class Correlation(Record):
+    """Pearson's r of a setting with a metric."""
+
+    setting: Literal["temp_init", "alpha_init"]
+    metric: Metric
+    r_runs: float
+    """Over all runs."""
+    r: float
+    low: float
+    high: float
+    p_value: float
+    """Over configurations' means (runs of one configuration are not independent), interval by Fisher's z."""
+    points: int
+
+
+class Term(Record):
+    """A slope of the linear model; ln T per unit of ln T, α per unit of α."""
+
+    name: str
+    slope: Estimate
+    p_value: float
+    p_holm: float
+
+
+class LinearModel(Record):
+    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch) and their products."""
+
+    metric: Metric
+    terms: list[Term]
+    df: int
+    r_squared: float
+
+
+class VarianceShares(Record):
+    """Shares of the variance between configurations, by analysis of variance with type II sums of squares."""
+
+    metric: Metric
+    shares: dict[str, float]
+    expected_noise: float
+    """The share that test jets (and seeds, where there are several) are expected to make by themselves."""
+
+
+class Distribution(Record):
+    """Of the metrics over all runs, beside the error of one."""
+
+    runs: int
+    auc: MetricSummary
+    rejection: MetricSummary
+    auc_error: float | None
+    rejection_error: float | None
+    """Median standard error, from the test jets, of one run's number."""
+    auc_paired_error: float | None
+    rejection_paired_error: float | None
+    """Median standard error of a difference of two configurations, all known sources."""
+    auc_seed_std: float | None
+    """Standard deviation from seed to seed of one configuration relative to the others."""
+    rejection_seed_std: float | None
+    auc_seed_common_std: float | None
+    """Standard deviation of what a seed does to all configurations alike."""
+    rejection_seed_common_std: float | None
+    seed_df: int
+    """Degrees of freedom of the seeds' standard deviations; 0: one seed."""
+
+
+class TopQuartile(Record):
+    """The best ⌈n/4⌉ runs by AUC, beside all runs."""
+
+    runs: int
+    mean_temp_init: float
+    mean_alpha_init: float
+    all_mean_temp_init: float
+    all_mean_alpha_init: float
+    shares: dict[str, float]
+    all_shares: dict[str, float]
+    """α_init ≥ 0.7, T_init ≥ 7, and each strategy."""
+
+
+class Winner(Record):
+    """The configuration for one wish, chosen on validation."""
+
+    wish: Literal["auc", "rejection", "combined", "constant", "consistent"]
+    configuration: str
+    value_validation: float | None
+    """Of the quantity that the choice looked at."""
+    highest_on_test: str
+    """The configuration that is best by the same quantity on the test jets."""
+    excess_on_test: float | None = None
+    """By how much the best of equal configurations, chosen on the test jets, exceeds its true value on average."""
+    excess_chosen: float | None = None
+    """The same for a choice on validation and a number from test: what the seeds' luck carries over."""
+    beside_best: int | None = None
+    """Size of the confidence set of the best (auc, rejection)."""
+
+
+class TopTwo(Record):
+    """What it would take to separate the two configurations of the highest metric."""
+
+    metric: Metric
+    first: str
+    second: str
+    difference: Comparison
+    seeds_needed: int | None
+    """With the test jets at hand, for 80 % power at 5 %; null: no number is enough, or it can't be told."""
+    jets_needed: int | None
+    """With the seeds at hand; likewise."""
+
+
+class RankAgreement(Record):
+    """Spearman's ρ of the configurations' order by AUC under two seeds."""
+
+    seeds: tuple[int, int]
+    rho: float
+    p_value: float
+    """One-sided, ρ > 0."""
+    configurations: int
+
+
+class PtBin(Record):
+    """One network in a range of jet pT (GeV)."""
+
+    role: Literal["teacher", "baseline", "student"]
+    pt_low: float
+    pt_high: float
+    signal: int
+    background: int
+    auc: Estimate
+    rejection: Estimate
+    """At 50 % signal efficiency within the bin."""
+    signal_efficiency: Estimate
+    background_efficiency: Estimate
+    """At the threshold that gives 50 % over all test jets."""
+
+
+class MassSculpting(Record):
+    """Mass of the background that passes against all background's; Jensen–Shannon divergence in bits (0: the same, 1:
+    no overlap)."""
+
+    role: Literal["teacher", "baseline", "student"]
+    efficiency: int
+    """Signal efficiency in percent."""
+    survivors: int
+    edges: list[float]
+    """Of the bins of mass (GeV), equally filled by all background."""
+    all: list[float]
+    passing: list[float]
+    """Share per bin."""
+    divergence: float
+    """As observed: positive on average even without sculpting, as few jets pass."""
+    corrected: float
+    low: float
+    high: float
+    """Corrected for its bias, and 95 % interval (basic bootstrap over jets)."""
+    expected_without: float
+    """Mean for the same number of background jets picked at random."""
+    p_value: float
+    """Share of such picks with a divergence at least as large."""
+
+
+class CalibrationBin(Record):
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    jets: int
+
+
+class Calibration(Record):
+    """Whether scores are probabilities of signal, at the classes' shares among the test jets."""
+
+    role: Literal["teacher", "baseline", "student"]
+    bins: list[CalibrationBin]
+    """Equally filled by predicted probability; observed share of signal with Wilson's interval."""
+    expected_error: float
+    """Mean |observed − predicted| over the bins, weighted by jets."""
+    brier: float
+    log_loss: float
+    slope: Estimate | None
+    """Of a logistic regression of the label on the score (logit): 1 for calibrated scores, below 1: overconfident."""
+    intercept: Estimate | None
+
+
+class Finding(Record):
+    """A sentence of the report, made from a tested quantity."""
+
+    topic: str
+    text: str
+    supported: bool
+    """Whether a test supports a difference or an effect; false: the sentence says what the data can't tell."""
+
+
+class Analysis(Record):
+    """All of a report."""
+
+    format: int = FORMAT
+    study: Study
+    missing: list[Missing] = []
+    networks: list[Network] = []
+    runs: list[Run] = []
+    configurations: list[Configuration] = []
+    """Sorted by AUC, the highest first."""
+    distribution: Distribution | None = None
+    groups: list[GroupTable] = []
+    grid: SettingTable | None = None
+    pairs: list[Pair] = []
+    """Sorted by AUC, the highest first."""
+    correlations: list[Correlation] = []
+    models: list[LinearModel] = []
+    variance_shares: list[VarianceShares] = []
+    top_quartile: TopQuartile | None = None
+    strategies: dict[str, int] = {}
+    """Runs by strategy."""
+    winners: list[Winner] = []
+    top_two: list[TopTwo] = []
+    rank_agreement: list[RankAgreement] = []
+    by_pt: list[PtBin] = []
+    mass_sculpting: list[MassSculpting] = []
+    calibration: list[Calibration] = []
+    findings: list[Finding] = []
