@@ -162,13 +162,14 @@ KDFAST_INLINE void store(f16* p, Vec v) {
     std::memcpy(p, &bits, sizeof bits);
 }
 
+// Polynomials by Estrin's scheme: shorter chains of dependent steps than Horner's, at the same accuracy.
+
 // (e^f − 1 − f) / f² for |f| ≤ ln(2) / 2, relative error 6e-8: minimax.
 KDFAST_INLINE Vec exp_polynomial(Vec f) {
-    Vec q = f * 0x1.a072acp-13f + 0x1.6d42d6p-10f;
-    q = q * f + 0x1.11114cp-7f;
-    q = q * f + 0x1.5554eap-5f;
-    q = q * f + 0x1.555556p-3f;
-    return q * f + 0.5f;
+    const Vec f2 = f * f;
+    const Vec q0 = f * 0x1.555556p-3f + 0.5f, q2 = f * 0x1.11114cp-7f + 0x1.5554eap-5f;
+    const Vec q4 = f * 0x1.a072acp-13f + 0x1.6d42d6p-10f;
+    return (q4 * f2 + q2) * f2 + q0;
 }
 // n, an integer, and f with x = n ln 2 + f, |f| ≤ ln(2) / 2, for |x| ≤ 2^20; n << 23 in `shift`.
 KDFAST_INLINE Vec reduce_exp(Vec x, Vec& n, IVec& shift) {
@@ -228,15 +229,11 @@ KDFAST_INLINE Vec reduce_log(Vec x, IVec& shift) {
 }
 // (f − ln(1 + f)) / f² for 1 + f in [√½, √2), relative error 7e-8: minimax.
 KDFAST_INLINE Vec log_polynomial(Vec f) {
-    Vec r = f * -0x1.1925c6p-4f + 0x1.dba8c4p-4f;
-    r = r * f - 0x1.e352f8p-4f;
-    r = r * f + 0x1.fc5862p-4f;
-    r = r * f - 0x1.237be8p-3f;
-    r = r * f + 0x1.555cecp-3f;
-    r = r * f - 0x1.99a138p-3f;
-    r = r * f + 0x1.0p-2f;
-    r = r * f - 0x1.55554ep-2f;
-    return r * f + 0.5f;
+    const Vec f2 = f * f, f4 = f2 * f2;
+    const Vec r0 = f * -0x1.55554ep-2f + 0.5f, r2 = f * -0x1.99a138p-3f + 0x1.0p-2f;
+    const Vec r4 = f * -0x1.237be8p-3f + 0x1.555cecp-3f, r6 = f * -0x1.e352f8p-4f + 0x1.fc5862p-4f;
+    const Vec r8 = f * -0x1.1925c6p-4f + 0x1.dba8c4p-4f;
+    return (r8 * f4 + (r6 * f2 + r4)) * f4 + (r2 * f2 + r0);
 }
 // k ln 2 + f − square, ln 2 in two parts; k << 23 in `shift`.
 KDFAST_INLINE Vec join_log(IVec shift, Vec f, Vec square) {
@@ -267,6 +264,14 @@ KDFAST_INLINE Split log1p(Vec x) {
     const Vec square = log_polynomial(f) * f * f;
     const Vec value = select(reduced, join_log(shift, f, square), f - square);
     return {value, select(reduced, x - value, square)};
+}
+
+// ln(1 + x) for 0 ≤ x ≤ 1 in fewer steps, relative error ≤ 3 units in the last place: 2 artanh w with
+// w = x / (2 + x) ≤ 1/3, artanh w = w + w³ P(w²), P minimax.
+KDFAST_INLINE Vec log1p_unit(Vec x) {
+    const Vec w = x / (2.0f + x), w2 = w * w;
+    const Vec p = (w2 * 0x1.1ef86ep-3f + 0x1.1eb612p-3f) * (w2 * w2) + (w2 * 0x1.99d27cp-3f + 0x1.5555p-2f);
+    return 2.0f * (w * w2 * p + w);
 }
 
 }  // namespace kdfast::KDFAST_ISA_NS

@@ -19,6 +19,8 @@ KDFAST_INLINE Vec apply(Probe function, Vec x, Vec& rest) {
             return exp_nonpositive(x);
         case Probe::log:
             return log(x);
+        case Probe::log1p_unit:
+            return log1p_unit(x);
         case Probe::normal:
             at = normal(x);
             rest = at.density;

@@ -8,7 +8,19 @@
 
 namespace kdfast {
 
-enum class Probe : int { exp, exp_nonpositive, expm1, log, log1p, load_bf16, load_f16, store_bf16, store_f16, normal };
+enum class Probe : int {
+    exp,
+    exp_nonpositive,
+    expm1,
+    log,
+    log1p,
+    log1p_unit,
+    load_bf16,
+    load_f16,
+    store_bf16,
+    store_f16,
+    normal
+};
 
 struct CoreProbeParams {
     Probe function;

@@ -165,7 +165,7 @@ KDFAST_INLINE void bernoulli(Vec a, Vec b, Vec d, Vec& kl, Vec& difference) {
 // Binary cross-entropy of logit s with label y, and its derivative σ(s) − y.
 KDFAST_INLINE void binary_cross_entropy(Vec s, Vec y, Vec& ce, Vec& derivative) {
     const Vec e = exp_nonpositive(-abs(s)), z = e / (1.0f + e);
-    ce = max(s, Vec{}) - s * y + log1p(e).value;
+    ce = max(s, Vec{}) - s * y + log1p_unit(e);
     derivative = select(s > 0.0f, (1.0f - y) - z, z - y);
 }
 
@@ -318,27 +318,31 @@ KDFAST_INLINE void many_classes(const Member& m, int C, const float* student, co
     }
 }
 
-// Labels to floats (y may be p.labels itself) and Σw; false where one of them can't be.
-bool check_jets(const DistillLossParams& p, float* y, double& weight_sum) {
-    bool bad = false;
-    if (p.float_labels) {
-        const float* labels = static_cast<const float*>(p.labels);
-        for (int64_t i = 0; i < p.num_jets; ++i) {
-            bad |= !(labels[i] >= 0.0f) | !(labels[i] <= 1.0f);
-            y[i] = labels[i];
-        }
-    } else {
+// Labels as floats, in `buffer` where they are integers; null where one of them can't be.
+const float* float_labels(const DistillLossParams& p, float* buffer) {
+    if (!p.float_labels) {
         const int64_t* labels = static_cast<const int64_t*>(p.labels);
         const uint64_t classes = static_cast<uint64_t>(p.num_classes == 1 ? 2 : p.num_classes);
+        bool bad = false;
         for (int64_t i = 0; i < p.num_jets; ++i) {
             bad |= static_cast<uint64_t>(labels[i]) >= classes;
-            y[i] = static_cast<float>(labels[i]);
+            buffer[i] = static_cast<float>(labels[i]);
         }
+        return bad ? nullptr : buffer;
     }
-    if (p.weights == nullptr) {
-        weight_sum = static_cast<double>(p.num_jets);
-        return !bad;
-    }
+    const float* labels = static_cast<const float*>(p.labels);
+    IVec good = IVec{} - 1;
+    int64_t i = 0;
+    for (; i + kLanes <= p.num_jets; i += kLanes) good &= (load(labels + i) >= 0.0f) & (load(labels + i) <= 1.0f);
+    const Vec last = load_partial(labels + i, static_cast<int>(p.num_jets - i));
+    good &= (last >= 0.0f) & (last <= 1.0f);
+    return any(~good) ? nullptr : labels;
+}
+
+// Σ w; 0 where one of the weights can't be.
+double sum_weights(const DistillLossParams& p) {
+    if (p.weights == nullptr) return static_cast<double>(p.num_jets);
+    bool bad = false;
     double sums[8] = {};
     int64_t i = 0;
     for (; i + 8 <= p.num_jets; i += 8)
@@ -350,9 +354,9 @@ bool check_jets(const DistillLossParams& p, float* y, double& weight_sum) {
         bad |= !(p.weights[i] >= 0.0f) | !(p.weights[i] <= __FLT_MAX__);
         sums[0] += p.weights[i];
     }
-    weight_sum = 0.0;
-    for (double s : sums) weight_sum += s;
-    return !bad && weight_sum > 0.0;
+    double total = 0.0;
+    for (double s : sums) total += s;
+    return bad ? 0.0 : total;
 }
 
 bool check_members(const DistillLossParams& p) {
@@ -364,15 +368,16 @@ bool check_members(const DistillLossParams& p) {
     return !bad;
 }
 
-// Jets [begin, end) of member k; sums gets Σ w KL and Σ w CE over them.
+// Jets [begin, end) of member k; sums gets Σ w KL and Σ w CE over them. kClasses: 1, 2, or 0 for more.
+template <int kClasses>
 void slice(const DistillLossParams& p, const float* y, double weight_sum, int64_t k, int64_t begin, int64_t end,
            double* sums) {
-    const int C = static_cast<int>(p.num_classes), padded = C * kLanes;
+    const int C = kClasses > 0 ? kClasses : static_cast<int>(p.num_classes), padded = C * kLanes;
     const double T = p.temperature[k], alpha = p.alpha[k];
     const Member m{alpha > 0.0, static_cast<float>(T), static_cast<float>(1.0 / T),
                    static_cast<float>(alpha * T / weight_sum), static_cast<float>((1.0 - alpha) / weight_sum)};
-    alignas(64) float student[kMaxClasses * kLanes], teacher[kMaxClasses * kLanes], grad[kMaxClasses * kLanes];
-    Vec scratch[4 * kMaxClasses];
+    constexpr int kMost = kClasses > 0 ? kClasses : kMaxClasses;
+    alignas(64) float student[kMost * kLanes], teacher[kMost * kLanes], grad[kMost * kLanes];
     Sum kd_sum, ce_sum;
     for (int64_t b = begin; b < end; b += kLanes) {
         const int jets = static_cast<int>(end - b < kLanes ? end - b : kLanes);
@@ -387,12 +392,12 @@ void slice(const DistillLossParams& p, const float* y, double weight_sum, int64_
             w = full ? load(p.weights + b) : load_partial(p.weights + b, jets);
         else if (!full)
             for (int i = jets; i < kLanes; ++i) w[i] = 0.0f;
-        if (C == 1)
-            two_classes<1>(m, s, t, labels, w, grad, kd_sum, ce_sum);
-        else if (C == 2)
-            two_classes<2>(m, s, t, labels, w, grad, kd_sum, ce_sum);
-        else
+        if constexpr (kClasses > 0) {
+            two_classes<kClasses>(m, s, t, labels, w, grad, kd_sum, ce_sum);
+        } else {
+            Vec scratch[4 * kMaxClasses];
             many_classes(m, C, s, t, labels, w, grad, kd_sum, ce_sum, scratch);
+        }
         if (p.grad != nullptr) write(p.grad, p.grad_dtype, first, jets * C, padded, grad);
     }
     sums[0] = kd_sum.value();
@@ -406,16 +411,18 @@ void distill_loss(const DistillLossParams& p) {
     int64_t jets_per_slice = kSliceElements / p.num_classes / kLanes * kLanes;
     if (jets_per_slice < kLanes) jets_per_slice = kLanes;
     const int64_t slices = (B + jets_per_slice - 1) / jets_per_slice;
-    float* const y = new float[static_cast<size_t>(B)];
+    float* const label_buffer = p.float_labels ? nullptr : new float[static_cast<size_t>(B)];
     double* const sums = new double[static_cast<size_t>(K * slices * 2)];
-    double weight_sum;
-    *p.valid = check_members(p) && check_jets(p, y, weight_sum);
+    const float* const y = float_labels(p, label_buffer);
+    const double weight_sum = sum_weights(p);
+    *p.valid = check_members(p) && y != nullptr && weight_sum > 0.0;
     if (*p.valid) {
         const int threads = K * B * p.num_classes < kParallelElements ? 1 : p.num_threads;
         parallel_for(K * slices, threads, [&](int64_t task) {
             const int64_t k = task / slices, begin = task % slices * jets_per_slice;
             const int64_t end = begin + jets_per_slice < B ? begin + jets_per_slice : B;
-            slice(p, y, weight_sum, k, begin, end, sums + 2 * task);
+            const auto of_classes = p.num_classes == 1 ? slice<1> : p.num_classes == 2 ? slice<2> : slice<0>;
+            of_classes(p, y, weight_sum, k, begin, end, sums + 2 * task);
         });
         for (int64_t k = 0; k < K; ++k) {
             double kl = 0.0, ce = 0.0;
@@ -432,7 +439,7 @@ void distill_loss(const DistillLossParams& p) {
         }
     }
     delete[] sums;
-    delete[] y;
+    delete[] label_buffer;
 }
 
 }  // namespace kdfast::KDFAST_ISA_NS

@@ -24,7 +24,7 @@ from tests.synthetic import synthetic_jets
 pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
 
 # Probe in csrc/core_probe/core_probe.h
-EXP, EXP_NONPOSITIVE, EXPM1, LOG, LOG1P, LOAD_BF16, LOAD_F16, STORE_BF16, STORE_F16, NORMAL = range(10)
+EXP, EXP_NONPOSITIVE, EXPM1, LOG, LOG1P, LOG1P_UNIT, LOAD_BF16, LOAD_F16, STORE_BF16, STORE_F16, NORMAL = range(11)
 ALL_16_BITS = torch.arange(65536, dtype=torch.int32).to(torch.int16)  # each bit pattern once
 
 
@@ -72,8 +72,9 @@ SMALL = signed(logarithmic(1e-18, 0.4))
         (EXPM1, torch.cat([torch.linspace(-87, 88, 40_001), SMALL]), torch.expm1, 4),
         (LOG, torch.cat([logarithmic(1e-45, 3e38), torch.linspace(0.5, 2, 20_001)]), torch.log, 2),
         (LOG1P, torch.cat([logarithmic(1e-18, 1.7e38), torch.linspace(-0.999, 3, 20_001), SMALL]), torch.log1p, 3),
+        (LOG1P_UNIT, torch.cat([torch.linspace(0, 1, 40_001), logarithmic(1e-18, 1)]), torch.log1p, 3),
     ],
-    ids=["exp", "exp_nonpositive", "expm1", "log", "log1p"],
+    ids=["exp", "exp_nonpositive", "expm1", "log", "log1p", "log1p_unit"],
 )
 def test_elementary_functions(function: int, x: Tensor, exact: object, ulps: float) -> None:
     assert callable(exact)

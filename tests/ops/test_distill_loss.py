@@ -374,3 +374,30 @@ def test_the_loss_differentiates_once(each_backend: str) -> None:
     with pytest.raises(RuntimeError, match="once only"):
         grad.sum().backward()
     assert teacher.grad is None
+
+
+def test_a_kept_graph_can_be_walked_again(each_backend: str) -> None:
+    student, teacher, labels, _ = make(None, 40, 1)
+    s = student.requires_grad_()
+    loss = distill_loss(s, teacher, labels, temperature=3.0, alpha=0.5)
+    (first,) = torch.autograd.grad(loss, s, retain_graph=True)
+    expected = first.clone()
+    first.zero_()  # the caller's own
+    (doubled,) = torch.autograd.grad(2 * loss, s, retain_graph=True)
+    torch.testing.assert_close(doubled, 2 * expected, rtol=0, atol=0)
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(s.grad, 2 * expected, rtol=0, atol=0)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        loss.backward()
+
+
+def test_a_batch_of_incoming_gradients(each_backend: str) -> None:
+    student, teacher, labels, _ = make(None, 40, 1)
+    s = student.requires_grad_()
+    loss = distill_loss(s, teacher, labels, temperature=3.0, alpha=0.5)
+    factors = torch.tensor([1.0, -2.0, 0.0])
+    (batch,) = torch.autograd.grad(loss, s, factors, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(loss, s)
+    torch.testing.assert_close(batch, factors[:, None, None] * one, rtol=0, atol=0)

@@ -13,7 +13,7 @@ Its gradient by s is w / Σ w · [α · T · (q − p) + (1 − α) · (softmax(
 The raw op, `torch.ops.kdfast.distill_loss`, is what a trainer calls; `distill_loss` is for everybody else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias, overload
 
@@ -93,15 +93,16 @@ def distill_loss(
     """
     members = student_logits.shape[0] if student_logits.dim() == 3 else 1
     eager = is_eager(student_logits)
-    t = _per_member(temperature, members, student_logits.device, eager, "temperature")
-    a = _per_member(alpha, members, student_logits.device, eager, "alpha")
+    constant = _cached_constant if eager else _constant  # a traced tensor must not outlive its trace
+    t = _per_member(temperature, members, student_logits.device, constant, "temperature")
+    a = _per_member(alpha, members, student_logits.device, constant, "alpha")
     if not eager:
         op, is_16_bit = torch.ops.kdfast.distill_loss.default, student_logits.element_size() == 2
         loss, _, terms = op(student_logits, teacher_logits, labels, t, a, weights, is_16_bit)
         return (loss, terms) if return_terms else loss
     constants = (teacher_logits, labels, t, a, weights)
     if student_logits.requires_grad and torch.is_grad_enabled():
-        return _DistillLoss.apply(student_logits, constants, return_terms)
+        return _apply(student_logits, constants, return_terms)
     loss, _, terms = _run(student_logits, constants, None, return_terms)
     return (loss, terms) if return_terms else loss
 
@@ -113,14 +114,15 @@ def _constant(value: float, members: int, device: torch.device) -> Tensor:
 _cached_constant = lru_cache(maxsize=512)(_constant)
 
 
-def _per_member(value: PerMember, members: int, device: torch.device, eager: bool, name: str) -> Tensor:
-    """[K] float64."""
+def _per_member(
+    value: PerMember, members: int, device: torch.device, constant: Callable[..., Tensor], name: str
+) -> Tensor:
+    """[K] float64, contiguous."""
     if isinstance(value, (int, float)):
-        constant = _cached_constant if eager else _constant  # a traced tensor must not outlive its trace
-        return constant(float(value), members, device)
+        return constant(value, members, device)
     tensor = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten()
     if tensor.numel() == 1:
-        return tensor.expand(members)
+        return tensor.repeat(members)
     if tensor.numel() != members:
         raise ConfigError(f"must be one number, or one for each of {members} members; has {tensor.numel()}", where=name)
     return tensor
@@ -143,7 +145,33 @@ class _DistillLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return _scaled(ctx.grad, grad_loss, ctx.dtype), None, None
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return _scaled(ctx.grad, grad_loss, ctx.dtype), None, None
+        # The last pass over this graph, mostly the only one, takes the buffer itself: no copy where nothing scales it.
+        grad: Tensor | None = ctx.__dict__.pop("grad", None)
+        if grad is None:
+            raise RuntimeError(
+                "the graph of this distill_loss was freed by an earlier backward: give that one retain_graph=True"
+            )
+        if grad.dtype != ctx.dtype or not _is_plain_one(grad_loss):
+            grad = _scaled(grad, grad_loss, ctx.dtype)
+        return grad, None, None
+
+
+# Function.apply without its search for functorch's transforms, which is_eager has done: a microsecond.
+_apply = super(torch.autograd.Function, _DistillLoss).apply
+
+
+def _is_plain_one(grad_loss: Tensor) -> bool:
+    """True where there is nothing to scale by and no second derivative to refuse."""
+    return (
+        grad_loss.dim() == 0
+        and grad_loss.is_cpu  # reading it waits for nothing
+        and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # is_grads_batched=True
+        and grad_loss.item() == 1.0
+    )
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -173,11 +201,10 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, grad, terms) by kernel or reference; grad is empty for grad_dtype None, terms may be where not wanted."""
     teacher, labels, temperature, alpha, weights = constants
-    _check_shapes(student, teacher, labels, temperature, alpha, weights)
-    shape = student.shape
-    code, jets, classes = DTYPE_CODES.get(student.dtype), shape[-2], shape[-1]
+    members, jets, classes = _sizes(student, teacher, labels, weights)
+    code, device = DTYPE_CODES.get(student.dtype), "cpu" if student.is_cpu else student.device.type
     unsupported = f"{classes} classes are more than the kernel's {_MAX_CLASSES}" if classes > _MAX_CLASSES else None
-    if code is None or backend.choose("distill_loss", student.device.type, unsupported) == "reference":
+    if code is None or backend.choose("distill_loss", device, unsupported) == "reference":
         return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
     student = student.contiguous()
     teacher_stride = teacher_code = 0
@@ -191,13 +218,17 @@ def _run(
         teacher_code = DTYPE_CODES[teacher.dtype]
     if labels.dtype not in (torch.int64, torch.float32):
         labels = labels.float() if labels.is_floating_point() else labels.long()
-    labels, temperature, alpha = labels.contiguous(), temperature.contiguous(), alpha.contiguous()
+    labels = labels.contiguous()
     if weights is not None:
         weights = weights.float().contiguous()
-    packed = len(shape) == 3
-    members = shape[0] if packed else 1
-    loss = torch.empty(members) if packed else torch.empty(())
-    grad = torch.empty(0) if grad_dtype is None else torch.empty_like(student, dtype=grad_dtype)
+    packed = student.dim() == 3
+    loss = torch.empty(members) if packed else torch.empty_strided((), ())
+    if grad_dtype is None:
+        grad = torch.empty(0)
+    elif grad_dtype == student.dtype:
+        grad = torch.empty_like(student)
+    else:
+        grad = torch.empty_like(student, dtype=grad_dtype)
     terms = torch.empty(members, 2) if want_terms else loss
     valid = backend.cpu_module().distill_loss(
         student.data_ptr(),
@@ -225,9 +256,8 @@ def _run(
     return loss, grad, terms if packed or not want_terms else terms[0]
 
 
-def _check_shapes(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: Tensor, alpha: Tensor, weights: Tensor | None
-) -> None:
+def _sizes(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor | None) -> tuple[int, int, int]:
+    """(K, B, C). Raises DataError where shapes or types don't fit."""
     shape = student.shape
     dims = len(shape)
     members, jets, classes = shape if dims == 3 else (1, *shape) if dims == 2 else (1, 0, 0)
@@ -239,13 +269,10 @@ def _check_shapes(
         and labels.shape == (jets,)
         and (classes == 1 or not labels.is_floating_point())
         and (weights is None or weights.shape == (jets,))
-        and temperature.shape == alpha.shape == (members,)
-        and temperature.dtype == alpha.dtype == torch.float64
     ):
-        return
-    if len(shape) not in (2, 3) or shape[-1] == 0 or not student.is_floating_point():
+        return members, jets, classes
+    if dims not in (2, 3) or shape[-1] == 0 or not student.is_floating_point():
         raise DataError(f"must be floats [B, C] or [K, B, C], is {student.dtype} {list(shape)}", where="student_logits")
-    members, jets = shape[0] if len(shape) == 3 else 1, shape[-2]
     if jets == 0:
         raise DataError("no jets: the mean over them is undefined", where="student_logits")
     if teacher is not None and teacher.shape != shape and teacher.shape != shape[-2:]:
@@ -254,10 +281,13 @@ def _check_shapes(
         )
     if labels.shape != (jets,):
         raise DataError(f"must be [{jets}], one for each jet; is {list(labels.shape)}", where="labels")
-    if shape[-1] > 1 and labels.is_floating_point():
-        raise DataError(f"must be integers for {shape[-1]} classes, are {labels.dtype}", where="labels")
-    if weights is not None and weights.shape != (jets,):
-        raise DataError(f"must be [{jets}], one for each jet; is {list(weights.shape)}", where="weights")
+    if classes > 1 and labels.is_floating_point():
+        raise DataError(f"must be integers for {classes} classes, are {labels.dtype}", where="labels")
+    found = None if weights is None else list(weights.shape)
+    raise DataError(f"must be [{jets}], one for each jet; is {found}", where="weights")
+
+
+def _check_members(temperature: Tensor, alpha: Tensor, members: int) -> None:
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         if value.shape != (members,) or value.dtype != torch.float64:
             expected, found = f"float64 [{members}]", f"{value.dtype} {list(value.shape)}"
@@ -344,8 +374,9 @@ def _raw(
     weights: Tensor | None = None,
     float32_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_members(temperature, alpha, student.shape[0] if student.dim() == 3 else 1)
     grad_dtype = torch.float32 if float32_grad else student.dtype
-    return _run(student, (teacher, labels, temperature, alpha, weights), grad_dtype)
+    return _run(student, (teacher, labels, temperature.contiguous(), alpha.contiguous(), weights), grad_dtype)
 
 
 def _fake(
