@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdfast.report.importers import import_study
     from kdfast.study.driver import sweep
     from kdfast.study.grid import grid
+    from kdfast.study.refine import refine
     from kdfast.study.results import StudyResults, open_study
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "nn",
     "open_study",
     "ops",
+    "refine",
     "sample",
     "sweep",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "nn": "nn",
     "open_study": "study.results",
     "ops": "ops",
+    "refine": "study.refine",
     "sample": "jets.sample",
     "sweep": "study.driver",
 }

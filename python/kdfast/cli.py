@@ -1,4 +1,4 @@
-"""The command line: `kdfast sweep | status | report | import | predict | generate | bench | doctor`.
+"""The command line: `kdfast sweep | status | report | refine | import | predict | generate | bench | doctor`.
 
 A thin layer: each command turns its options into one call of the package and prints what that gives. Modules are
 imported inside the commands, so that --help and --version do not wait for torch.
@@ -152,7 +152,8 @@ def sweep(
 
     \b
     In the folder afterwards:
-      results_summary.csv, .txt    a row a run; best configurations and tables
+      ANALYSIS_SUMMARY.txt         what came out, in words and tables; three more texts hold the details
+      results_summary.csv          a row a run; report.json: every number of the report
       roc.pdf, roc.png             teacher, baseline, best student
       models/*.safetensors         these three, for `kdfast predict`
       study.toml                   the settings
@@ -215,18 +216,53 @@ def status(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.  [the study's own]")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a study's tables, figure and models anew from its stored results.
+    """Write a study's report anew from its stored results: tables, texts, report.json, figures and models.
+
+    What is not there yet is left out, and named in the texts with the reason.
 
     \b
-    Example:
+    Examples:
       kdfast report demo
+      kdfast report shared/study --out my-report
     """
     from kdfast.study.results import open_study
 
     results = open_study(study)
-    results.report()
+    written = results.report(out)
+    if not quiet:
+        _print_results(results, list(written.values()))
+
+
+@app.command()
+def refine(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study that a sweep has made.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many leading configurations.")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Seeds that each of them has in the end; those there count.")
+    ] = 5,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="Leading by validation mean of auc, bkg_rej_50 or combined.")
+    ] = "auc",
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the leading configurations of a study with more seeds, and write its report anew.
+
+    With one seed a lead may be luck; the report of several says how much of it is. The baseline gets the same seeds.
+    Stopped half-way, the same command goes on.
+
+    \b
+    Example:
+      kdfast refine demo --top 10 --seeds 5
+    """
+    from kdfast.study.refine import refine as run
+
+    results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
     if not quiet:
         _print_results(results)
 
@@ -389,7 +425,8 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
-def _print_results(results: StudyResults) -> None:
+def _print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
+    """written: the report's files; none: those in the study's folder."""
     import pandas as pd
 
     from kdfast.report.table import METRICS, selected_on
@@ -417,9 +454,10 @@ def _print_results(results: StudyResults) -> None:
             auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
             shown.add_row(METRICS[metric], name, auc, rejection, *numbers)
         _console().print(shown)
-    for name in ("results_summary.txt", "results_summary.csv", "roc.pdf", "models"):
-        if (results.path / name).exists():
-            typer.echo(results.path / name)
+    usual = ("ANALYSIS_SUMMARY.txt", "results_summary.txt", "results_summary.csv", "report.json", "roc.pdf", "models")
+    for path in written or [results.path / name for name in usual]:
+        if path.exists():
+            typer.echo(path)
 
 
 # ---- entry

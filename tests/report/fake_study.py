@@ -27,6 +27,7 @@ def make_study(
     jets: int = 900,
     diverged: tuple[str, ...] = (),
     teacher: bool = True,
+    kinematics: bool = True,
 ) -> StudyStore:
     """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets."""
     store = StudyStore.create_or_open(path, SETTINGS, PROVENANCE)
@@ -37,6 +38,10 @@ def make_study(
         splits[split] = labels
         weights = rng.uniform(0.5, 1.5, jets).astype(np.float32)
         store.write_shared(split, {"labels": labels, "weights": weights, "index": np.arange(jets) + number * jets})
+    if kinematics:  # the heavier a background jet, the more it looks like signal
+        mass = 80.0 + 40.0 * splits["test"] + 10.0 * rng.normal(size=jets)
+        pt = rng.uniform(450.0, 1200.0, jets)
+        store.write_shared("test_kinematics", {"pt": pt, "eta": rng.normal(size=jets), "mass": mass})
     noise = {split: rng.normal(size=jets) for split in splits}  # shared, as the runs share their jets
 
     def write(kind: str, name: str, seed: int, strength: float, config: RunConfig | None = None) -> None:
@@ -56,7 +61,7 @@ def make_study(
                 name,
                 seed,
                 config,
-                metrics={**metrics, "best_epoch": 3, "epochs": 6},
+                metrics={**metrics, "best_epoch": 3, "epochs": 6, "seconds": 12.0},
                 curves={"loss": [0.7, 0.6], "auc_val": [0.7, 0.8]},
                 arrays=scores,
                 state={"w": torch.full((3,), float(seed))},

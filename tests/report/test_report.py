@@ -1,18 +1,101 @@
-"""The files that a study's report consists of."""
+"""The files that a study's report consists of: all sections, right numbers, no claim that no test supports."""
 
+import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import background_rejection
+from kdfast.report.schema import Analysis
 from kdfast.study.grid import grid
 from kdfast.study.results import open_study
 from kdfast.study.store import StoredResult, StudyStore
 from tests.report.fake_study import PROVENANCE, SETTINGS, make_study
+
+TEXTS = ("results_summary.txt", "hyperparameter_analysis.txt", "detailed_comparison.txt", "ANALYSIS_SUMMARY.txt")
+
+# What readers of the study's summary look for, in its order.
+HEADINGS = [
+    "EXECUTIVE SUMMARY",
+    "KEY METRICS:",
+    "PERFORMANCE RANGES:",
+    "TOP RESULTS - WINNERS",
+    "*** BEST OVERALL AUC: ",
+    "*** BEST BACKGROUND REJECTION: ",
+    "*** BEST BALANCED",
+    "HYPERPARAMETER EFFECTS",
+    "1. TEMPERATURE INITIALIZATION",
+    "Performance by Temp",
+    "2. ALPHA INITIALIZATION",
+    "Performance by Alpha:",
+    "Key Finding:",
+    "3. SCHEDULING STRATEGIES",
+    "Strategy Comparison:",
+    "Consistency (Higher = Better):",
+    "SCHEDULING STRATEGY ANALYSIS",
+    "TEMPERATURE ANNEALING RANGES (Best to Worst",
+    "ALPHA SCHEDULING RANGES (Best to Worst",
+    "Key Insight:",
+    "CONFIGURATION RECOMMENDATIONS",
+    "SCENARIO 1: YOU WANT MAXIMUM PERFORMANCE",
+    "SCENARIO 2: YOU WANT MAXIMUM BACKGROUND REJECTION",
+    "SCENARIO 3: YOU WANT SIMPLICITY AND RELIABILITY",
+    "SCENARIO 4: YOU WANT CONSISTENT/PREDICTABLE RESULTS",
+    "KEY INSIGHTS AND DISCOVERIES",
+    "STATISTICAL SUMMARY",
+    "PERFORMANCE DISTRIBUTION:",
+    "TOP QUARTILE CHARACTERISTICS (Top 33 experiments",
+    "EXPERIMENT TYPE DISTRIBUTION:",
+    "PRACTICAL RECOMMENDATIONS",
+    "FOR RESEARCH/EXPERIMENTATION:",
+    "FOR PRODUCTION/DEPLOYMENT:",
+    "FOR FUTURE HYPERPARAMETER SEARCHES:",
+    "FILES GENERATED",
+    "END OF ANALYSIS",
+]
+SECTIONS = {
+    "results_summary.txt": [
+        "TOP 10 CONFIGURATIONS BY AUC",
+        "TOP 10 CONFIGURATIONS BY BACKGROUND REJECTION AT 50 %",
+        "TOP 10 CONFIGURATIONS BY COMBINED SCORE",
+        "GRID T_init × α_init: MEAN AUC",
+        "GRID T_init × α_init: MEAN REJECTION AT 50 %",
+    ],
+    "hyperparameter_analysis.txt": [
+        "BY INITIAL TEMPERATURE",
+        "BY INITIAL ALPHA",
+        "BY STRATEGY",
+        "TEMPERATURE × ALPHA: MEAN AUC",
+        "TEMPERATURE × ALPHA: MEAN REJECTION",
+        "BEST (T_init, α_init) PAIRS",
+        "CORRELATIONS",
+        "LINEAR MODEL",
+        "SHARES OF THE VARIANCE",
+        "VARIANCES",
+        "RANGES",
+        "AGREEMENT BETWEEN SEEDS",
+    ],
+    "detailed_comparison.txt": [
+        "STRATEGIES HEAD TO HEAD",
+        "BY ANNEALING RANGE (BEST TO WORST BY MEAN AUC)",
+        "BY ALPHA RANGE (BEST TO WORST BY MEAN AUC)",
+        "IMPROVEMENT OVER CONSTANT T AND α",
+        "IMPROVEMENT OVER THE BASELINE WITHOUT A TEACHER",
+        "TOP 30 BY AUC ON THE TEST JETS",
+        "CONSISTENCY",
+        "DECISION MATRIX",
+        "BY JET pT",
+        "MASS OF THE BACKGROUND THAT PASSES",
+        "CALIBRATION OF THE SCORES",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +104,35 @@ def study(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("studies") / "study")
 
 
+@pytest.fixture(scope="module")
+def paths(study):
+    return study.rebuild_summaries()
+
+
 def small(path, **options):
     return make_study(path, grid(temperature=[3.0, 7.0], alpha=[0.5], temperature_final=[1.0]), **options)
 
 
 def section(text, title):
     """The lines below a heading."""
-    match = re.search(rf"-+\n{re.escape(title)}.*\n-+\n((?:.*\n)*?)(?=-{{50}}|\Z)", text)
+    match = re.search(rf"=+\n{re.escape(title)}\n=+\n\n((?:.*\n)*?)(?=={{50}}|\Z)", text)
     assert match, title
     return match[1].rstrip()
 
 
-def numbers(line):
-    return [float(word) for word in line.split() if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
+def read(paths):
+    return {name: paths[name].read_text() for name in TEXTS}
 
 
-def test_files(study):
-    paths = study.rebuild_summaries()
+def analysis(paths):
+    return Analysis.model_validate_json(paths["report.json"].read_bytes())
+
+
+def test_files(study, paths):
     assert {name: path.relative_to(study.path).as_posix() for name, path in paths.items()} == {
         "report.json": "report.json",
         "results_summary.csv": "results_summary.csv",
-        "results_summary.txt": "results_summary.txt",
+        **{name: name for name in TEXTS},
         "teacher": "models/teacher.safetensors",
         "baseline": "models/baseline.safetensors",
         "best_student": "models/best_student.safetensors",
@@ -58,117 +149,149 @@ def test_files(study):
     assert (table["status"] == "done").all()
 
 
-def test_rebuilding_gives_the_same_files(study):
-    before = {path: path.read_bytes() for path in study.rebuild_summaries().values()}
+def test_rebuilding_gives_the_same_files(study, paths):
+    before = {path: path.read_bytes() for path in paths.values()}
     for path in before:
         path.unlink()
     again = StudyStore.open(study.path).rebuild_summaries()
     assert {path: path.read_bytes() for path in again.values()} == before
 
 
-def test_summary_says_what_the_table_holds(study):
-    paths = study.rebuild_summaries()
-    text, table = paths["results_summary.txt"].read_text(), open_study(study.path).results
-    assert "Runs: 132, of which 132 are done" in text
-    assert "VALIDATION" in text
+def test_every_section_of_the_study_is_there_in_its_order(paths):
+    text, place = read(paths)["ANALYSIS_SUMMARY.txt"], 0
+    for heading in HEADINGS:
+        found = text.find(heading, place)
+        assert found >= 0, heading
+        place = found
 
-    lines = section(text, "BY INITIAL TEMPERATURE").splitlines()
-    assert len(lines) == 1 + 4
-    for line, (value, group) in zip(lines[1:], table.groupby("temp_init"), strict=True):
-        auc, rejection = group["auc_student"], group["bkg_rej_50"]
-        expected = [
-            value,
-            len(group),
-            auc.mean(),
-            auc.std(),
-            auc.max(),
-            rejection.mean(),
-            rejection.std(),
-            rejection.max(),
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_section_has_content(paths, name):
+    text = read(paths)[name]
+    for heading in SECTIONS[name]:
+        assert len(section(text, heading).splitlines()) >= 1, heading
+
+
+def test_no_line_is_too_long_and_nothing_is_missing(paths):
+    for name, text in read(paths).items():
+        assert not re.search(r"\bnan\b|\binf\b|None|\{", text.replace("seed{", "")), name
+        assert max(map(len, text.splitlines())) <= 125, name
+
+
+def test_texts_show_the_numbers_of_the_object(paths):
+    texts, whole = read(paths), analysis(paths)
+    top = section(texts["results_summary.txt"], "TOP 10 CONFIGURATIONS BY AUC").splitlines()[2:12]
+    ordered = sorted(whole.configurations, key=lambda row: -row.auc_validation)
+    for line, row in zip(top, ordered, strict=False):
+        assert row.run_name in line
+        assert f"{row.auc.value:.4f} ± {row.auc.error:.4f}" in line
+    by_alpha = next(table for table in whole.groups if table.setting == "alpha_init")
+    lines = section(texts["hyperparameter_analysis.txt"], "BY INITIAL ALPHA").splitlines()
+    for line, group in zip(lines[2:6], by_alpha.groups, strict=True):
+        shown = [group.auc.mean, group.auc.std, group.auc.max]
+        assert line.split() == [
+            group.label,
+            str(group.runs),
+            *(f"{value:.4f}" for value in shown),
+            *(f"{value:.2f}" for value in (group.rejection.mean, group.rejection.std, group.rejection.max)),
         ]
-        np.testing.assert_allclose(numbers(line), expected, atol=0.0051)
-        assert f"{auc.mean():.4f}" in line
-    assert len(section(text, "BY INITIAL MIXING WEIGHT").splitlines()) == 1 + 4
-    assert len(section(text, "TEMPERATURE RANGES").splitlines()) == 1 + 8
-    assert len(section(text, "ALPHA RANGES").splitlines()) == 1 + 7
-    ranges = [line.split()[4] for line in section(text, "TEMPERATURE RANGES").splitlines()[1:]]
-    assert ranges == sorted(ranges, reverse=True)
-
-    strategies = section(text, "BY STRATEGY")
-    for name, count in (("baseline", 16), ("tempanneal", 32), ("alphasched", 28), ("combined", 56)):
-        auc = table[table["strategy"] == name]["auc_student"]
-        (line,) = [line for line in strategies.splitlines() if line.startswith(f"  {name} (")]
-        assert f" {count} " in line
-        assert f"{1 / (auc.std() + 0.001):.2f}" in line
-
-    grids = section(text, "GRID T_init × α_init: mean AUC").splitlines()
-    assert grids[1].split() == [
-        "3.0",
-        *(f"{v:.4f}" for v in table[table["temp_init"] == 3].groupby("alpha_init")["auc_student"].mean()),
-    ]
-
-    r = np.corrcoef(table["alpha_init"], table["auc_student"])[0, 1]
-    assert f"{r:+.3f}" in section(text, "CORRELATION")
-    assert "(33 of 132 runs" in section(text, "DISTRIBUTION")
-
-    best = open_study(study.path).best("auc")
-    leaders = section(text, "TOP 10 BY VALIDATION AUC").splitlines()
-    assert best["run_name"] in leaders[1]
-    rank = int((table["auc_student"] > best["auc_student"]).sum()) + 1
-    assert leaders[1].split()[5] == str(rank)
-    carry = section(text, "WHAT THESE NUMBERS CAN CARRY")
-    assert "Test jets: 900 (450 signal, 450 background)" in carry
-    assert "With one seed" in carry
+    for finding in whole.findings:  # each sentence is somewhere
+        words = re.sub(r"\s+", " ", " ".join(texts.values()))
+        assert finding.text in words, finding.topic
 
 
-def test_no_sentence_calls_the_best_significant(study):
-    text = study.rebuild_summaries()["results_summary.txt"].read_text()
-    assert not re.search(r"significan(t|tly) (better|higher)|outperform", text)
+def test_only_supported_sentences_claim(paths):
+    for finding in analysis(paths).findings:
+        claims = re.search(r"has a (higher|lower)|rises with|falls with|recovers", finding.text)
+        if claims:
+            assert finding.supported, finding.text
+        if finding.text.startswith("No difference"):
+            assert not finding.supported, finding.text
+    text = " ".join(read(paths).values())
+    assert not re.search(r"significan(t|tly)|outperform|dramatic|surpris", text, re.IGNORECASE)
+
+
+def test_one_seed_compares_networks(paths):
+    texts, whole = read(paths), analysis(paths)
+    assert "With one seed the numbers compare trained networks" in texts["ANALYSIS_SUMMARY.txt"]
+    assert "kdfast refine" in texts["ANALYSIS_SUMMARY.txt"]
+    assert any(lack.what == "variance between seeds" for lack in whole.missing)
+    assert all(row.auc.error_runs is None for row in whole.configurations)
+    assert whole.distribution.auc_seed_std is None
+
+
+def test_several_seeds(tmp_path):
+    paths = small(tmp_path / "s", seeds=(1, 2, 3)).rebuild_summaries()
+    whole = analysis(paths)
+    assert whole.study.seeds == [1, 2, 3]
+    assert whole.distribution.seed_df == (5 - 1) * (3 - 1)  # four students and the baseline
+    assert all(row.runs == 3 and row.auc.error_runs is not None for row in whole.configurations)
+    assert len(whole.rank_agreement) == 3
+    assert "With one seed" not in read(paths)["ANALYSIS_SUMMARY.txt"]
+
+
+def test_another_folder(tmp_path):
+    store = small(tmp_path / "s")
+    paths = open_study(store.path).report(tmp_path / "elsewhere" / "report")
+    assert all(path.is_relative_to(tmp_path / "elsewhere") and path.exists() for path in paths.values())
+    assert not (store.path / "report.json").exists()
+    assert main(["report", str(store.path), "--out", str(tmp_path / "third"), "--quiet"]) == 0
+    assert (tmp_path / "third" / "ANALYSIS_SUMMARY.txt").read_text() == read(paths)["ANALYSIS_SUMMARY.txt"]
+
+
+# ---- what is missing or unusable
 
 
 def test_diverged_runs_are_listed_without_numbers(tmp_path):
-    store = small(tmp_path / "s", diverged=("baseline_T7.0_A0.5",))
-    paths = store.rebuild_summaries()
-    text = paths["results_summary.txt"].read_text()
-    assert "Runs: 4, of which 3 are done and 1 are not" in text
-    assert "baseline_T7.0_A0.5, seed 42: diverged" in section(text, "RUNS WITHOUT A RESULT")
+    paths = small(tmp_path / "s", diverged=("baseline_T7.0_A0.5",)).rebuild_summaries()
+    for text in read(paths).values():
+        assert "baseline_T7.0_A0.5, seed 42: diverged (the loss is NaN in epoch 2)" in text
     row = pd.read_csv(paths["results_summary.csv"]).set_index("run_name").loc["baseline_T7.0_A0.5"]
     assert row["status"] == "diverged"
     assert row[["auc_student", "bkg_rej_50", "n_bkg_50", "auc_val", "best_epoch"]].isna().all()
+    assert analysis(paths).study.counts == {"done": 3, "diverged": 1, "missing": 132 - 4}
+
+
+def test_a_half_finished_study(tmp_path):
+    paths = small(tmp_path / "s").rebuild_summaries()  # whose settings ask for 132
+    whole = analysis(paths)
+    (lack,) = [lack for lack in whole.missing if "that the settings ask for" in lack.what]
+    assert lack.what.startswith("128 runs")
+    assert "not trained yet: baseline_T3.0_A0.3 (seed 42)" in lack.reason
+    assert "and 123 more" in lack.reason
+    assert "128 of 132 runs have no result" in read(paths)["ANALYSIS_SUMMARY.txt"]
 
 
 def test_all_diverged(tmp_path):
     names = tuple(c.name for c in grid(temperature=[3.0, 7.0], alpha=[0.5], temperature_final=[1.0]))
     paths = small(tmp_path / "s", diverged=names).rebuild_summaries()
     assert "best_student" not in paths
-    assert "of which 0 are done" in paths["results_summary.txt"].read_text()
+    assert "No student has finished yet" in read(paths)["ANALYSIS_SUMMARY.txt"]
 
 
 def test_nothing_trained_yet(tmp_path):
     store = StudyStore.create_or_open(tmp_path / "s", SETTINGS, PROVENANCE)
     paths = store.rebuild_summaries()
-    assert list(paths) == ["report.json", "results_summary.csv", "results_summary.txt"]
-    assert "Runs: 0" in paths["results_summary.txt"].read_text()
+    assert list(paths) == ["report.json", "results_summary.csv", *TEXTS]
+    assert "134 runs that the settings ask for" in paths["results_summary.txt"].read_text()
     assert len(open_study(store.path).results) == 0
 
 
-def test_one_run_without_teacher_scores(tmp_path):
+def test_one_run_without_teacher(tmp_path):
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.5)], teacher=False)
     paths = store.rebuild_summaries()
     assert "teacher" not in paths
     text = paths["results_summary.txt"].read_text()
-    assert "Teacher AUC:           -" in text
-    assert "nan" not in text.lower()
+    assert "the teacher: no finished one is stored" in text
+    assert analysis(paths).configurations[0].gap_recovered_auc is None
 
 
-def test_several_seeds(tmp_path):
-    store = small(tmp_path / "s", seeds=(1, 2))
-    text = store.rebuild_summaries()["results_summary.txt"].read_text()
-    assert "seeds: 1, 2" in text
-    assert "(by seed)" in text
-    assert "With one seed" not in text
-    results = open_study(store.path)
-    assert results.best()["seed"] in (1, 2)
+def test_without_kinematics(tmp_path):
+    whole = analysis(small(tmp_path / "s", kinematics=False).rebuild_summaries())
+    assert not whole.by_pt
+    assert not whole.mass_sculpting
+    assert whole.calibration
+    assert any("does not hold pT and mass" in lack.reason for lack in whole.missing)
 
 
 def test_lower_limits_are_marked(tmp_path):
@@ -176,17 +299,69 @@ def test_lower_limits_are_marked(tmp_path):
     result = store.get("student", "baseline_T3.0_A0.5", 42)
     labels = store.shared("test")["labels"]
     perfect = labels * 2.0 + np.arange(40) / 100
-    rejection = background_rejection(labels, perfect, 0.5)
+    rejection = background_rejection(labels, perfect, 0.5, store.shared("test")["weights"])
     assert rejection.is_lower_limit
     metrics = {**result.metrics, **{f"bkg_rej_{p}": rejection.value for p in (30, 50, 80)}}
     metrics |= {f"n_bkg_{p}": 0 for p in (30, 50, 80)}
     config = RunConfig(5.0, 0.5)
     arrays = {"scores_validation": result.arrays["scores_validation"], "scores_test": perfect}
     store.write(StoredResult("student", config.name, 42, config, metrics={**metrics, "auc_val": 1.0}, arrays=arrays))
-    text = store.rebuild_summaries()["results_summary.txt"].read_text()
+    paths = store.rebuild_summaries()
+    text = re.sub(r"\s+", " ", paths["results_summary.txt"].read_text())
     assert f">{rejection.value:.2f}" in text
     assert "there the rejection is a 68 % lower limit" in text
-    assert "inf" not in text
+    assert any(lack.what == "comparisons of rejection at 50 %" for lack in analysis(paths).missing)
+    assert all("inf" not in text.replace("info", "") for text in read(paths).values())
+
+
+def replaced(store, name, scores):
+    """The same result with other test scores."""
+    result = store.get("student", name, 42)
+    arrays = {**result.arrays, "scores_test": scores}
+    shutil.rmtree(store.path / "results" / result.key)
+    store.write(StoredResult("student", name, 42, result.config, metrics=result.metrics, arrays=arrays))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: np.where(np.arange(len(s)) < 3, np.nan, s), "3 of its 900 test scores are not finite"),
+        (lambda s: np.zeros_like(s), "all its test scores are equal"),
+        (lambda s: s[:-1], "it has 899 scores for 900 test jets"),
+    ],
+)
+def test_unusable_scores(tmp_path, spoil, words):
+    store = small(tmp_path / "s")
+    name = "baseline_T3.0_A0.5"
+    replaced(store, name, spoil(store.get("student", name, 42).arrays["scores_test"]))
+    paths = StudyStore.open(store.path).rebuild_summaries()
+    whole = analysis(paths)
+    assert any(lack.what == f"student {name}, seed 42" and words in lack.reason for lack in whole.missing)
+    assert name not in [row.run_name for row in whole.configurations]
+    assert words in re.sub(r"\s+", " ", paths["ANALYSIS_SUMMARY.txt"].read_text())
+
+
+def test_test_jets_of_one_class(tmp_path, capsys):
+    store = small(tmp_path / "s")
+    folder = store.path / "shared" / "test"
+    jets = store.shared("test")
+    shutil.rmtree(folder)
+    store.write_shared("test", {**jets, "labels": np.ones_like(jets["labels"])})
+    assert main(["report", str(store.path)]) == 2
+    captured = capsys.readouterr()
+    assert "the test jets hold no background of weight above 0" in captured.err
+    assert "Traceback" not in captured.err
+    assert not (store.path / "report.json").exists()
+
+
+def test_a_run_stored_under_two_names(tmp_path):
+    store = small(tmp_path / "s")
+    result = store.get("student", "baseline_T3.0_A0.5", 42)
+    store.write(StoredResult("student", "copy", 42, result.config, metrics=result.metrics, arrays=result.arrays))
+    whole = analysis(StudyStore.open(store.path).rebuild_summaries())
+    assert len(whole.configurations) == 4
+    (lack,) = [lack for lack in whole.missing if "copy" in lack.what]
+    assert "same T, α and seed as baseline_T3.0_A0.5" in lack.reason
 
 
 def test_a_damaged_result_is_not_reported(tmp_path):
@@ -197,6 +372,7 @@ def test_a_damaged_result_is_not_reported(tmp_path):
         StudyError, match=r"student\.baseline_T3\.0_A0\.5\.seed42: is damaged: result.json does not match"
     ):
         open_study(store.path).report()
+    assert not (store.path / "report.json").exists()
 
 
 def test_unwritable_report(tmp_path):
@@ -204,3 +380,32 @@ def test_unwritable_report(tmp_path):
     (store.path / "models").write_text("a file in the way")
     with pytest.raises(StudyError, match=r"can't be written: File exists\ngive a place that may be written"):
         store.rebuild_summaries()
+
+
+def test_an_imported_study(tmp_path):
+    """Results without scores: tables as ever, and what can't be said is named."""
+    store = StudyStore.create_or_open(tmp_path / "s", SETTINGS, {"imported": {"files": [], "notes": ["a note"]}})
+    rng = np.random.default_rng(3)
+    for config in grid("study"):
+        auc = 0.81 + 0.012 * config.alpha_init + 0.001 * rng.normal()
+        metrics = {"auc": auc, "bkg_rej_50": 8.0 + config.alpha_init}
+        store.write(StoredResult("student", config.name, 42, config, message="from log:3", metrics=metrics))
+    paths = store.rebuild_summaries()
+    whole, texts = analysis(paths), read(paths)
+    assert "roc_png" not in paths
+    assert whole.study.selected_on == "test"
+    assert whole.configurations[0].auc.error is None
+    assert whole.configurations[0].beside_best_auc is None
+    reasons = " ".join(lack.reason for lack in whole.missing)
+    assert "a note" in reasons
+    assert "not every run has scores per jet" in reasons
+    assert "AUC rises with α_init" in texts["ANALYSIS_SUMMARY.txt"]  # by the scatter of configurations
+    assert "  - File: log:3" in texts["ANALYSIS_SUMMARY.txt"]
+    for heading in HEADINGS:
+        assert heading in texts["ANALYSIS_SUMMARY.txt"], heading
+
+
+def test_report_json_is_described(paths):
+    """Every field has a type, and the document of the schema in docs is the current one."""
+    documented = Path(__file__).parents[2] / "docs" / "report.schema.json"
+    assert json.loads(documented.read_text()) == Analysis.model_json_schema()

@@ -1,76 +1,74 @@
-"""What a study's results say: tables, text, figures, and the networks worth keeping as model files."""
+"""What a study's results say: analysis, texts, figures, and the networks worth keeping as model files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdfast._files import write_content, writing_errors
-from kdfast.study.store import StoredResult, StudyStore
+
+if TYPE_CHECKING:
+    from kdfast.report.schema import Analysis
+    from kdfast.study.store import StoredResult, StudyStore
 
 __all__ = ["rebuild"]
 
 
-def rebuild(store: StudyStore) -> dict[str, Path]:
-    """Writes, from the stored results alone, report.json, results_summary.csv and .txt, roc.pdf and .png, and as model
-    files models/teacher, models/baseline and models/best_student (of the best validation AUC). Returns their paths by
-    name.
+def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
+    """Writes the report of a study, finished or not, from its stored results alone; returns the files by name.
 
-    What can't be made yet, as no student or no teacher is there, is left out. Raises StudyError for a damaged result
-    or a folder that can't be written.
+    report.json (the analysis, see schema.py), results_summary.csv and .txt, hyperparameter_analysis.txt,
+    detailed_comparison.txt, ANALYSIS_SUMMARY.txt, roc.pdf and .png, and as model files models/teacher, models/baseline
+    and models/best_student (the networks that the report shows). out: the folder; None: the study's own.
+    Everything is made before the first file is written, and each file appears whole or not at all. What can't be made
+    yet, as no student or no teacher is there, is left out and named in the texts. Raises StudyError for a damaged
+    result, test jets of one class, or a folder that can't be written.
     """
     from kdfast.report.analysis import analyse
     from kdfast.report.figures import RocLine, save_roc_figure
-    from kdfast.report.summary import TestJets, summary_text
-    from kdfast.report.table import csv_text, results_table, select_best
+    from kdfast.report.table import csv_text, results_table
+    from kdfast.report.texts.analysis_summary import analysis_summary
+    from kdfast.report.texts.detailed_comparison import detailed_comparison
+    from kdfast.report.texts.hyperparameter_analysis import hyperparameter_analysis
+    from kdfast.report.texts.results_summary import results_summary
 
-    results = store.results()
-    table = results_table(results)
-    chosen: dict[str, StoredResult] = {}  # what figure and models show
-    for kind in ("teacher", "baseline"):
-        finished = [result for result in results if result.kind == kind and result.has_scores]
-        if finished:
-            chosen[kind] = finished[0]
-    if (table["status"] == "done").any():
-        best = select_best(table, "auc")
-        student = store.get("student", best["run_name"], int(best["seed"]))
-        if student.has_scores:
-            chosen["student"] = student
-        for result in results:  # the baseline of the same seed
-            if result.kind == "baseline" and result.seed == best["seed"] and result.has_scores:
-                chosen["baseline"] = result
-
+    folder = store.path if out is None else out
+    analysis = analyse(store)
+    contents = {
+        "report.json": analysis.model_dump_json(indent=1),
+        "results_summary.csv": csv_text(results_table(store.results())),
+        "results_summary.txt": results_summary(analysis),
+        "hyperparameter_analysis.txt": hyperparameter_analysis(analysis),
+        "detailed_comparison.txt": detailed_comparison(analysis),
+        "ANALYSIS_SUMMARY.txt": analysis_summary(analysis),
+    }
+    shown = _shown(store, analysis)
+    models = {
+        "best_student" if kind == "student" else kind: store.model_file(result)
+        for kind, result in shown.items()
+        if result.card is not None
+    }
+    lines = [
+        RocLine(network.role, network.label, shown[network.role].arrays["scores_test"])
+        for network in analysis.networks
+        if shown[network.role].has_scores
+    ]
     written = {}
-    with writing_errors(store.path):
-        jets = store.shared("test") if chosen else {}
-        summary = summary_text(
-            table,
-            jets=TestJets(jets["labels"], jets["weights"], chosen["student"].arrays["scores_test"])
-            if "student" in chosen
-            else None,
-            baseline_rejection={
-                r.seed: r.metrics["bkg_rej_50"] for r in results if r.kind == "baseline" and "bkg_rej_50" in r.metrics
-            },
-        )
-        texts = {
-            "report.json": analyse(store).model_dump_json(indent=1),
-            "results_summary.csv": csv_text(table),
-            "results_summary.txt": summary,
-        }
-        for name, text in texts.items():
-            written[name] = store.path / name
+    with writing_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            written[name] = folder / name
             write_content(written[name], text.encode())
-        for kind, result in chosen.items():
-            if result.card is not None:
-                name = "best_student" if kind == "student" else kind
-                written[name] = store.path / "models" / f"{name}.safetensors"
-                written[name].parent.mkdir(exist_ok=True)
-                write_content(written[name], store.model_file(result))
-        if chosen:
-            names = {"teacher": "Teacher (offline view)", "baseline": "Baseline (no teacher)"}
-            lines = [
-                RocLine(kind, names.get(kind, f"Best student: {chosen[kind].name}"), chosen[kind].arrays["scores_test"])
-                for kind in ("teacher", "student", "baseline")
-                if kind in chosen
-            ]
-            written |= save_roc_figure(lines, jets["labels"], jets["weights"], store.path)
+        for name, content in models.items():
+            written[name] = folder / "models" / f"{name}.safetensors"
+            written[name].parent.mkdir(exist_ok=True)
+            write_content(written[name], content)
+        if lines:
+            jets = store.shared("test")
+            written |= save_roc_figure(lines, jets["labels"], jets["weights"], folder)
     return written
+
+
+def _shown(store: StudyStore, analysis: Analysis) -> dict[str, StoredResult]:
+    """The stored teacher, baseline and best student that the report shows, by role."""
+    return {network.role: store.get(network.role, network.run_name, network.seed) for network in analysis.networks}

@@ -29,9 +29,11 @@ from kdfast.report.comparisons import (
     holm,
     to_separate,
 )
+from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
 from kdfast.report.sampling import Estimates, auc_estimates, auc_interval, quantile, rejection_estimates
-from kdfast.report.table import STRATEGIES, combined_score, results_table, select_best
+from kdfast.report.table import STRATEGIES, combined_score, results_table, select_best, selected_on
+from kdfast.study.results import NEED_SCORES
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -76,8 +78,7 @@ class _Analyst:
         self.table = table
         self.done = table[table["status"] == "done"].reset_index(drop=True)
         self.seeds = sorted(set(map(int, self.done["seed"])))
-        validated = self.done[["auc_val", "bkg_rej_50_val"]].notna().all(axis=None)
-        self.selected_on = "validation" if validated else "test"
+        self.selected_on = selected_on(table, "combined")  # one kind of jets for all wishes
 
     # ---- what is there
 
@@ -99,7 +100,7 @@ class _Analyst:
 
     def _test_jets(self) -> _Jets | None:
         """The shared test jets, or None where results have no scores (an imported study)."""
-        scored = any(result.status == "done" and "scores_test" in result.arrays for result in self.results)
+        scored = any(result.has_scores for result in self.results)
         if not scored:
             return None
         arrays = self.store.shared("test")
@@ -126,7 +127,7 @@ class _Analyst:
             fault = None
             if not all(math.isfinite(result.metrics.get(name, math.nan)) for name in ("auc", "bkg_rej_50")):
                 fault = "it has no finite AUC and rejection"
-            elif self.jets is not None and "scores_test" in result.arrays:
+            elif self.jets is not None and result.has_scores:
                 scores = result.arrays["scores_test"]
                 if scores.shape != self.jets.labels.shape:
                     fault = f"it has {len(scores)} scores for {len(self.jets.labels)} test jets"
@@ -168,7 +169,7 @@ class _Analyst:
     @cached_property
     def have_scores(self) -> bool:
         """Whether every network has scores on the test jets."""
-        return self.jets is not None and all("scores_test" in result.arrays for result in self.networks)
+        return self.jets is not None and all(result.has_scores for result in self.networks)
 
     # ---- estimates of single networks
 
@@ -259,16 +260,8 @@ class _Analyst:
     def comparable(self) -> tuple[schema.Metric, ...]:
         """The metrics that configurations can be compared by."""
         if not self.have_scores:
-            reason = "the study holds no scores per jet, so the error of one number from its test jets is not known"
-            for what in (
-                "intervals of AUC and rejection",
-                "paired comparisons of configurations",
-                "configurations that can't be told from the best",
-                "expected excess of the best (winner's curse)",
-                "by pT, mass of the selected background, calibration",
-                "teacher–student gap recovered, with its interval",
-            ):
-                self.lacks(what, reason)
+            for what in NEED_SCORES:
+                self.lacks(what, "not every run has scores per jet (an imported one has none)")
             return ()
         if self.limits:
             reason = f"no background survives for {self.limits} networks: their rejection is a lower limit"
@@ -295,7 +288,7 @@ class _Analyst:
             low=low,
             high=high,
             error_test=math.sqrt(contrast.test_variance),
-            error_seed=math.sqrt(contrast.run_variance) if known else None,
+            error_runs=math.sqrt(contrast.run_variance) if known else None,
         )
 
     def _configurations(self) -> list[schema.Configuration]:
@@ -368,6 +361,18 @@ class _Analyst:
             name: _comparison(contrast, reference, both.seeds_known, *p_adjusted)
             for (name, contrast), p_adjusted in zip(differences.items(), corrections, strict=True)
         }
+
+    def _mean_versus_baseline(self) -> dict[schema.Metric, schema.Comparison]:
+        found = {}
+        for metric in self.comparable:
+            both = self.with_baseline[metric]
+            if "baseline" in both.names:
+                b = both.index("baseline")
+                weights = np.full(len(both.names), 1.0 / (len(both.names) - 1))
+                weights[b] = -1.0
+                contrast = both.combination(weights)
+                found[metric] = _comparison(contrast, float(both.values[b]), both.seeds_known)
+        return found
 
     def _gap(self, metric: schema.Metric, name: str) -> schema.Estimate | None:
         both = self.with_baseline[metric]
@@ -479,6 +484,10 @@ class _Analyst:
                     found.contrast, float(means.loc[references[metric], column]), True, found.p_holm
                 )
         rows = []
+        centres = [
+            self.students["auc"].values[[self.students["auc"].index(n) for n in own]] for own in _members(groups)
+        ]
+        spread = effects.equal_spread(centres)
         order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
         for label in order:
             own = runs[runs["group"] == label]
@@ -503,6 +512,7 @@ class _Analyst:
             reference=references["auc"],
             reference_rejection=references["rejection"],
             groups=rows,
+            spread_p_value=spread,
         )
 
     def _pairs(self) -> tuple[schema.SettingTable, list[schema.Pair]]:
@@ -535,11 +545,13 @@ class _Analyst:
         found = []
         for setting in ("temp_init", "alpha_init"):
             for metric, column in zip(METRICS, ("auc_student", "bkg_rej_50"), strict=True):
-                own = effects.correlation(self.settings[setting].to_numpy(np.float64), self.students[metric].values)
+                values = self.settings[setting].to_numpy(np.float64)
+                own = effects.correlation(values, self.students[metric].values)
                 runs = effects.correlation(
                     self.done[setting].to_numpy(np.float64), self.done[column].to_numpy(np.float64)
                 )
-                if own is not None and runs is not None:
+                slope = effects.slopes(self.students[metric], values)
+                if own is not None and runs is not None and slope is not None:
                     found.append(
                         schema.Correlation(
                             setting=setting,
@@ -550,8 +562,19 @@ class _Analyst:
                             high=own.high,
                             p_value=own.p_value,
                             points=own.n,
+                            slope=_contrast(slope[0]),
+                            slope_p_value=slope[0].p_value,
                         )
                     )
+        return found
+
+    def _importance(self) -> list[schema.Importance]:
+        settings = [self.settings[name].to_numpy(np.float64) for name in ("temp_init", "alpha_init")]
+        found = []
+        for metric in METRICS:
+            slopes = effects.slopes(self.students[metric], *settings)
+            if slopes is not None and all(np.ptp(values) > 0 for values in settings):
+                found.append(schema.Importance(metric=metric, difference=_comparison(slopes[2], 0.0, True)))
         return found
 
     def _models(self) -> list[schema.LinearModel]:
@@ -659,7 +682,7 @@ class _Analyst:
             value = getattr(row, quantity)
             return float(value.value if isinstance(value, schema.Estimate) else value)
 
-        winners = []
+        winners: list[schema.Winner] = []
         for wish, quantity, among in wishes:
             if not among:
                 continue
@@ -667,18 +690,24 @@ class _Analyst:
             chosen = highest
             if self.selected_on == "validation":
                 chosen = max(among, key=lambda row: getattr(row, f"{quantity}_validation"))
-            excess: dict[str, Any] = {}
+            more: dict[str, Any] = {}
             if wish in self.comparable:
-                excess = self._excess(wish)
-                excess["beside_best"] = sum(bool(getattr(row, f"beside_best_{wish}")) for row in rows)
+                more |= self._excess(wish)
+                more["beside_best"] = sum(bool(getattr(row, f"beside_best_{wish}")) for row in rows)
             value = getattr(chosen, f"{quantity}_validation")
+            first = winners[0].configuration if winners else chosen.run_name
+            for metric in self.comparable if chosen.run_name != first else ():
+                students = self.students[metric]
+                reference = float(students.values[students.index(first)])
+                contrast = students.difference(chosen.run_name, first)
+                more[f"{metric}_vs_best"] = _comparison(contrast, reference, students.seeds_known)
             winners.append(
                 schema.Winner(
                     wish=wish,  # type: ignore[arg-type]
                     configuration=chosen.run_name,
                     value_validation=value,
                     highest_on_test=highest.run_name,
-                    **excess,
+                    **more,
                 )
             )
         return winners
@@ -722,8 +751,7 @@ class _Analyst:
     def _shown(self) -> list[tuple[schema.Network, int]]:
         """Teacher, baseline and best student, with their places among the networks."""
         shown: list[tuple[schema.Network, StoredResult]] = []
-        table = self.done if self.selected_on == "validation" else self.done.assign(auc_val=self.done["auc_student"])
-        best = select_best(table, "auc") if len(self.done) else None
+        best = select_best(self.done, "auc") if len(self.done) else None
         seed = None if best is None else int(best["seed"])
         baseline = self._find("baseline", seed) or self._find("baseline")
         roles = [
@@ -777,11 +805,16 @@ class _Analyst:
                     if found is None:
                         self.lacks(
                             f"mass of the background that passes the {network.role} at {point} %",
-                            "fewer than 10 background jets pass, or their masses do not vary",
+                            f"fewer than {physics.FEWEST_SURVIVORS} background jets pass, or their masses do not vary",
                         )
                     else:
                         sculpting.append(found)
-        return {"by_pt": by_pt, "mass_sculpting": sculpting, "calibration": calibrations}
+        return {
+            "by_pt": by_pt,
+            "pt_differences": [d for n, _ in shown if (d := _pt_difference([b for b in by_pt if b.role == n.role]))],
+            "mass_sculpting": sculpting,
+            "calibration": calibrations,
+        }
 
     # ---- all of it
 
@@ -844,16 +877,18 @@ class _Analyst:
             self.lacks("improvements over the baseline", "no baseline has finished")
         rows, groups = self._configurations(), self._groups()
         grid, pairs = self._pairs()
-        return schema.Analysis(
+        whole = schema.Analysis(
             study=study,
             networks=[network for network, _ in shown],
             runs=runs,
             configurations=rows,
+            mean_vs_baseline=self._mean_versus_baseline(),
             distribution=self._distribution(),
             groups=groups,
             grid=grid,
             pairs=pairs,
             correlations=self._correlations(),
+            importance=self._importance(),
             models=self._models(),
             variance_shares=self._shares(),
             top_quartile=self._top_quartile(),
@@ -869,6 +904,7 @@ class _Analyst:
             **self._physics(shown),
             missing=self.missing,
         )
+        return whole.model_copy(update={"findings": findings(whole)})
 
 
 # ---- values
@@ -926,7 +962,7 @@ def _contrast(contrast: Contrast, seeds_known: bool = True) -> schema.Estimate:
         low=low,
         high=high,
         error_test=math.sqrt(contrast.test_variance),
-        error_seed=math.sqrt(contrast.run_variance) if seeds_known else None,
+        error_runs=math.sqrt(contrast.run_variance) if seeds_known else None,
     )
 
 
@@ -942,10 +978,25 @@ def _comparison(
     )
 
 
+def _pt_difference(bins: Sequence[schema.PtBin]) -> schema.PtDifference | None:
+    """Bins hold different jets, so their errors are independent."""
+    if len(bins) < 2 or bins[0].auc.error is None or bins[-1].auc.error is None:
+        return None
+    contrast = Contrast(
+        bins[-1].auc.value - bins[0].auc.value, bins[0].auc.error ** 2 + bins[-1].auc.error ** 2, 0.0, math.inf
+    )
+    return schema.PtDifference(role=bins[0].role, auc=_comparison(contrast, bins[0].auc.value, False))
+
+
 def _ranges(frame: pd.DataFrame, quantity: str) -> pd.Series:
     """ "10.0 → 2.0" for each configuration, missing where the value is constant."""
     first, last = frame[f"{quantity}_init"], frame[f"{quantity}_final"]
     return (first.map(str) + " → " + last.map(str)).where(last.notna())
+
+
+def _members(groups: pd.Series) -> list[list[str]]:
+    """The configurations of each group."""
+    return [list(own.index) for _, own in groups.groupby(groups)]
 
 
 def _in_order(means: pd.DataFrame, setting: str) -> list[str]:

@@ -73,14 +73,18 @@ class Configurations:
             df = max(float(max(self.seeds - 1, 1)), (variance + test) ** 2 / uncertain) if uncertain else math.inf
         return Contrast(float(self.values[i]), float(self.test[i, i]), run, df)
 
+    def combination(self, weights: Floats) -> Contrast:
+        """Σ weights · values for weights [C] that add up to 0: what all configurations share cancels."""
+        part = weights @ self.factor
+        test, unit = float(part @ part), float(weights @ self.spread @ weights)
+        run = self.model.run_variance * unit
+        return Contrast(float(weights @ self.values), test, run, self.model.satterthwaite(test + run, unit))
+
     def difference(self, one: str, other: str) -> Contrast:
         """one − other, paired: common jets and common seeds cancel."""
-        i, j = self.index(one), self.index(other)
-        part = self.factor[i] - self.factor[j]
-        test, unit = float(part @ part), float(self.spread[i, i] + self.spread[j, j] - 2.0 * self.spread[i, j])
-        run = self.model.run_variance * unit
-        value = float(self.values[i] - self.values[j])
-        return Contrast(value, test, run, self.model.satterthwaite(test + run, unit))
+        weights = np.zeros(len(self.names))
+        weights[self.index(one)], weights[self.index(other)] = 1.0, -1.0
+        return self.combination(weights)
 
     def noise(self) -> Floats:
         """Covariance [C, C] of the estimates, without what all share alike."""

@@ -6,6 +6,7 @@ everywhere: the test jets that all share, and the scatter of configurations abou
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ __all__ = [
     "Correlation",
     "GroupDifference",
     "correlation",
+    "equal_spread",
     "group_differences",
     "linear_model",
     "rank_agreement",
     "settings_frame",
+    "slopes",
     "variance_shares",
 ]
 
@@ -65,6 +68,21 @@ def correlation(x: Floats, y: Floats) -> Correlation | None:
     result = stats.pearsonr(x, y)
     interval = result.confidence_interval(LEVEL)
     return Correlation(float(result.statistic), float(interval.low), float(interval.high), float(result.pvalue), len(x))
+
+
+def slopes(estimates: Configurations, *settings: Floats) -> list[Contrast] | None:
+    """Slopes [settings] of one linear model of the metric on these settings [C], and, for two of them, |slope ·
+    standard deviation| of the second minus that of the first. None where the design can't tell them."""
+    design = np.column_stack([np.ones(len(estimates.values)), *settings])
+    model = fit(Estimates(estimates.values, estimates.factor), design)
+    if model.df < 1:
+        return None
+    combinations_ = list(np.eye(design.shape[1])[1:])
+    if len(settings) == 2:
+        scaled = np.sign(model.coefficients[1:]) * np.std(design[:, 1:], axis=0)
+        combinations_.append(np.array([0.0, -scaled[0], scaled[1]]))
+    found = [contrast for weights in combinations_ if (contrast := model.contrast(weights)) is not None]
+    return found if len(found) == len(combinations_) else None
 
 
 # ---- groups
@@ -110,6 +128,16 @@ def group_differences(
             pairs.append((levels[i], levels[j], contrast))
     p_holm = holm([contrast.p_value for _, _, contrast in pairs])
     return [GroupDifference(a, c, p) for (a, b, c), p in zip(pairs, p_holm, strict=True) if b == reference]
+
+
+def equal_spread(groups: Sequence[Floats]) -> float | None:
+    """p-value of the hypothesis that groups scatter alike: scipy's Brown–Forsythe test (Levene's about the medians).
+    None unless at least two groups have three members."""
+    enough = [group for group in groups if len(group) >= 3]
+    if len(enough) < 2:
+        return None
+    p = float(stats.levene(*enough, center="median").pvalue)
+    return p if math.isfinite(p) else None
 
 
 # ---- the linear model

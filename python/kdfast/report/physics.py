@@ -30,6 +30,7 @@ __all__ = ["Recovered", "calibration", "gap_recovered", "mass_sculpting", "pt_bi
 
 Floats = NDArray[np.float64]
 _REPLICATES = 1000
+FEWEST_SURVIVORS = 30
 
 
 def threshold_at(labels: NDArray[np.int64], scores: Floats, weights: Floats, efficiency: float) -> float:
@@ -122,13 +123,14 @@ def mass_sculpting(
 
     The divergence of two histograms is biased upwards by their fluctuations, so it is shown beside its mean for as
     many jets picked at random (permutation test), and corrected by the bootstrap's bias (basic bootstrap: 2 D − D*).
-    The threshold is held fixed. None where fewer than 10 jets pass.
+    The threshold is held fixed. None where fewer than 30 jets pass: the bootstrap does not see what bins that stayed
+    empty by chance might hold.
     """
     passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
     background = (labels == 0) & (weights > 0) & np.isfinite(mass)
     passed, w, m = passing[background], weights[background], mass[background]
     survivors = int(passed.sum())
-    if survivors < 10:
+    if survivors < FEWEST_SURVIVORS:
         return None
     bins = min(20, max(4, survivors // 10))
     edges = np.unique(np.quantile(m, np.linspace(0.0, 1.0, bins + 1)))

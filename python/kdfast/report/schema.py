@@ -23,6 +23,7 @@ __all__ = [
     "Finding",
     "Group",
     "GroupTable",
+    "Importance",
     "Jets",
     "LinearModel",
     "MassSculpting",
@@ -31,6 +32,7 @@ __all__ = [
     "Network",
     "Pair",
     "PtBin",
+    "PtDifference",
     "RankAgreement",
     "Run",
     "SettingTable",
@@ -64,8 +66,9 @@ class Estimate(Record):
     """Ends of the 95 % interval."""
     error_test: float | None = None
     """The part of the error that the finite test jets make."""
-    error_seed: float | None = None
-    """The part that seeds make; null with one seed, from which it can't be told."""
+    error_runs: float | None = None
+    """The part that differs from run to run: of configurations the seed, null with one seed, from which it can't be
+    told; of groups and slopes the scatter of configurations about the model."""
     lower_limit: bool = False
     """No background survives: value is the 68 % lower limit n_B/1.14, without an interval."""
 
@@ -247,6 +250,8 @@ class GroupTable(Record):
     reference_rejection: str | None
     """The group with the highest mean rejection, likewise."""
     groups: list[Group]
+    spread_p_value: float | None = None
+    """Of the hypothesis that all groups have the same spread of AUC over configurations (Brown–Forsythe test)."""
 
 
 class Pair(Record):
@@ -280,8 +285,20 @@ class Correlation(Record):
     low: float
     high: float
     p_value: float
-    """Over configurations' means (runs of one configuration are not independent), interval by Fisher's z."""
+    """Over configurations' means (runs of one configuration are not independent), interval by Fisher's z: the scatter
+    of points alone. That they share test jets is not in it."""
     points: int
+    slope: Estimate
+    slope_p_value: float
+    """Metric per unit of T or α, with the test jets' part of the error: what sentences go by."""
+
+
+class Importance(Record):
+    """Which of α_init and T_init goes with larger changes of a metric over the grid."""
+
+    metric: Metric
+    difference: Comparison
+    """|slope × standard deviation over the grid| of α_init minus that of T_init, slopes of one linear model."""
 
 
 class Term(Record):
@@ -361,6 +378,9 @@ class Winner(Record):
     """The same for a choice on validation and a number from test: what the seeds' luck carries over."""
     beside_best: int | None = None
     """Size of the confidence set of the best (auc, rejection)."""
+    auc_vs_best: Comparison | None = None
+    rejection_vs_best: Comparison | None = None
+    """Minus those of the configuration for the wish `auc`; null for that one itself."""
 
 
 class TopTwo(Record):
@@ -400,6 +420,13 @@ class PtBin(Record):
     signal_efficiency: Estimate
     background_efficiency: Estimate
     """At the threshold that gives 50 % over all test jets."""
+
+
+class PtDifference(Record):
+    """One network's AUC in the highest bin of pT minus that in the lowest."""
+
+    role: Literal["teacher", "baseline", "student"]
+    auc: Comparison
 
 
 class MassSculpting(Record):
@@ -469,12 +496,15 @@ class Analysis(Record):
     runs: list[Run] = []
     configurations: list[Configuration] = []
     """Sorted by AUC, the highest first."""
+    mean_vs_baseline: dict[Metric, Comparison] = {}
+    """Mean of all configurations minus the baseline."""
     distribution: Distribution | None = None
     groups: list[GroupTable] = []
     grid: SettingTable | None = None
     pairs: list[Pair] = []
     """Sorted by AUC, the highest first."""
     correlations: list[Correlation] = []
+    importance: list[Importance] = []
     models: list[LinearModel] = []
     variance_shares: list[VarianceShares] = []
     top_quartile: TopQuartile | None = None
@@ -484,6 +514,7 @@ class Analysis(Record):
     top_two: list[TopTwo] = []
     rank_agreement: list[RankAgreement] = []
     by_pt: list[PtBin] = []
+    pt_differences: list[PtDifference] = []
     mass_sculpting: list[MassSculpting] = []
     calibration: list[Calibration] = []
     findings: list[Finding] = []

@@ -47,6 +47,11 @@ class StudyResults:
         return f"StudyResults({str(self.path)!r}: {len(self.results)} runs, {done} done)"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The content of study.toml: what the study was told."""
+        return dict(self._store.settings)
+
+    @property
     def imported(self) -> dict[str, Any] | None:
         """Where an imported study comes from: files (path, bytes, sha256), and notes on what is wrong in them. Else
         None."""
@@ -159,9 +164,10 @@ class StudyResults:
         table = pd.DataFrame(rows, columns=["kind", "run_name", "seed", "status", "message"])
         return table.astype({"seed": "Int64"})
 
-    def report(self) -> dict[str, Path]:
-        """Writes the summary files, figures and models of the study anew and returns their paths by name."""
-        return rebuild(self._store)
+    def report(self, out: str | Path | None = None) -> dict[str, Path]:
+        """Writes the report of the study (tables, texts, report.json, figures, models) anew and returns the files by
+        name. out: another folder than the study's own, e.g. where that is read-only."""
+        return rebuild(self._store, None if out is None else Path(out))
 
 
 def open_study(path: str | Path) -> StudyResults:

@@ -1,0 +1,439 @@
+"""ANALYSIS_SUMMARY.txt: the study's summary as its readers know it, section by section; claims only where tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kdfast.report.findings import SIGNIFICANT
+from kdfast.report.schema import Analysis, Configuration, Group, GroupTable, Winner
+from kdfast.report.texts.hyperparameter_analysis import sentences
+from kdfast.report.texts.layout import (
+    STRATEGY_NAMES,
+    auc,
+    interval,
+    rejection,
+    section,
+    spans,
+    title,
+    wrapped,
+)
+from kdfast.report.texts.results_summary import missing
+
+__all__ = ["FILES", "analysis_summary"]
+
+FILES = {
+    "results_summary.txt": "Top configurations and grids",
+    "results_summary.csv": "Full dataset, a row per run",
+    "hyperparameter_analysis.txt": "Detailed hyperparameter effects",
+    "detailed_comparison.txt": "Strategy comparisons and rankings",
+    "ANALYSIS_SUMMARY.txt": "This document",
+    "report.json": "Every number of the report, for scripts",
+}
+
+
+def analysis_summary(analysis: Analysis) -> str:
+    study = analysis.study
+    head = title(
+        "TRANSFORMER KNOWLEDGE DISTILLATION - HYPERPARAMETER SEARCH",
+        "COMPREHENSIVE ANALYSIS SUMMARY",
+    )
+    lines = [
+        f"Study: {study.name}",
+        f"Total Experiments: {sum(study.counts.values())}"
+        + (f" ({study.configurations} configurations × {len(study.seeds)} seeds)" if len(study.seeds) > 1 else ""),
+        f"Made by: kdfast {study.kdfast}",
+    ]
+    if study.test is not None:
+        lines.append(f"Test jets: {study.test.signal:,} signal, {study.test.background:,} background")
+    parts = [head, "\n".join(lines) + "\n", section("EXECUTIVE SUMMARY", _executive(analysis))]
+    if analysis.configurations:
+        by: dict[str, GroupTable] = {table.setting: table for table in analysis.groups}
+        parts += [
+            section("TOP RESULTS - WINNERS", _winners(analysis)),
+            section("HYPERPARAMETER EFFECTS", _effects(analysis, by)),
+            section("SCHEDULING STRATEGY ANALYSIS", _schedules(analysis, by)),
+            section("CONFIGURATION RECOMMENDATIONS", _scenarios(analysis)),
+            section("KEY INSIGHTS AND DISCOVERIES", _insights(analysis)),
+            section("STATISTICAL SUMMARY", _statistics(analysis)),
+            section("PRACTICAL RECOMMENDATIONS", _practice(analysis)),
+        ]
+    parts += [missing(analysis), section("FILES GENERATED", _files()), title("END OF ANALYSIS")]
+    return "\n".join(parts)
+
+
+def _one_seed(analysis: Analysis) -> bool:
+    return len(analysis.study.seeds) == 1
+
+
+def _row(analysis: Analysis, name: str) -> Configuration:
+    return next(row for row in analysis.configurations if row.run_name == name)
+
+
+def _winner(analysis: Analysis, wish: str) -> Winner | None:
+    return next((winner for winner in analysis.winners if winner.wish == wish), None)
+
+
+# ---- executive summary
+
+
+def _executive(analysis: Analysis) -> Iterator[str]:
+    study, n = analysis.study, analysis.study.configurations
+    what = (
+        f"This analysis evaluates {n} hyperparameter configurations for Knowledge Distillation (KD) in "
+        "transformer models, "
+        "comparing temperature and alpha scheduling strategies for improving HLT (High-Level Trigger) model "
+        "performance."
+    )
+    yield wrapped(what, "")
+    unfinished = sum(study.counts.values()) - study.counts.get("done", 0)
+    if unfinished:
+        yield wrapped(
+            f"{unfinished} of {sum(study.counts.values())} runs have no result; they are named near the end.", ""
+        )
+    yield ""
+    yield "KEY METRICS:"
+    yield "  - Student AUC (Area Under Curve): Primary performance metric"
+    yield "  - Background Rejection at 50%: 1/ε_B at 50 % signal efficiency"
+    for role, name in (("baseline", "Baseline HLT Performance"), ("teacher", "Teacher Performance")):
+        network = next((network for network in analysis.networks if network.role == role), None)
+        if network is not None and network.auc is not None:
+            at_50 = network.rejection.get("50")
+            yield f"  - {name}: AUC {interval(network.auc, 4)}"
+            if at_50 is not None:
+                yield f"      rejection {interval(at_50, 2)} (seed {network.seed})"
+    d = analysis.distribution
+    if d is None:
+        yield ""
+        yield "No student has finished yet: there is nothing to compare."
+        return
+    gains = [run.auc_gain for run in analysis.runs if run.auc_gain is not None]
+    yield ""
+    yield "PERFORMANCE RANGES:"
+    gain = f" ({min(gains):+.4f} to {max(gains):+.4f} against the baseline of the same seed)" if gains else ""
+    yield f"  - Student AUC: {d.auc.min:.4f} - {d.auc.max:.4f}{gain}"
+    yield f"  - Background Rejection: {d.rejection.min:.2f} - {d.rejection.max:.2f}"
+    yield ""
+    yield "WHAT THE DATA CARRY:"
+    yield from sentences(analysis, ["improvement", "precision", "best_auc", "gap", "seeds"])
+
+
+# ---- winners
+
+
+def _winners(analysis: Analysis) -> Iterator[str]:
+    yield wrapped(
+        f"Winners are chosen on the {analysis.study.selected_on} jets; the numbers are from the test jets. The "
+        "highest number "
+        "on the test jets themselves stands beside: it contains luck.",
+        "",
+    )
+    headings = {"auc": "BEST OVERALL AUC", "rejection": "BEST BACKGROUND REJECTION", "combined": "BEST BALANCED"}
+    shown: dict[str, str] = {}
+    for wish, heading in headings.items():
+        winner = _winner(analysis, wish)
+        if winner is None:
+            continue
+        row = _row(analysis, winner.configuration)
+        value = {
+            "auc": auc(row.auc.value),
+            "rejection": rejection(row.rejection),
+            "combined": f"{auc(row.auc.value)} AUC + {rejection(row.rejection)} BKG, score {row.combined:.3f}",
+        }[wish]
+        yield ""
+        yield f"*** {heading}: {value} ***"
+        yield f"Configuration: {row.run_name}"
+        if row.run_name in shown:
+            yield f"  - Same as {shown[row.run_name]}"
+            continue
+        shown[row.run_name] = heading.lower().replace("auc", "AUC")
+        yield from _facts(analysis, row)
+        other = _row(analysis, winner.highest_on_test)
+        if other.run_name != row.run_name:
+            highest = {"auc": auc(other.auc.value), "rejection": rejection(other.rejection)}.get(
+                wish, f"{other.combined:.3f}"
+            )
+            yield f"  - Highest on the test jets: {other.run_name} ({highest})"
+        if winner.excess_on_test is not None:
+            digits = 4 if wish == "auc" else 2
+            yield (
+                f"  - Expected excess of the highest of {len(analysis.configurations)} equal ones (winner's curse): "
+                f"{winner.excess_on_test:.{digits}f}"
+            )
+        if winner.beside_best is not None:
+            yield f"  - Not told from the best: {winner.beside_best} of {len(analysis.configurations)}"
+
+
+def _facts(analysis: Analysis, row: Configuration) -> Iterator[str]:
+    temperature, alpha = spans(row)
+    yield f"  - Temperature: {temperature}"
+    yield f"  - Alpha: {alpha}"
+    yield f"  - AUC: {interval(row.auc, 4)}"
+    yield f"  - Background Rejection: {interval(row.rejection, 2)}"
+    yield f"  - Strategy: {STRATEGY_NAMES[row.strategy]}"
+    runs = [run for run in analysis.runs if run.run_name == row.run_name and run.auc is not None]
+    if analysis.study.test is None:
+        yield from (f"  - File: {run.message.removeprefix('from ')}" for run in runs if run.message)
+    elif len(runs) == 1:
+        yield f"  - File: results/student.{row.run_name}.seed{runs[0].seed}"
+    else:
+        yield f"  - Files: results/student.{row.run_name}.seed{{{','.join(str(run.seed) for run in runs)}}}"
+    for name, comparison, digits in (
+        ("AUC", row.auc_vs_baseline, 4),
+        ("background rejection", row.rejection_vs_baseline, 2),
+    ):
+        if comparison is not None:
+            relative = "" if comparison.relative is None else f" ({100 * comparison.relative:+.2f} %)"
+            yield f"  - {name} over baseline: {interval(comparison.difference, digits, sign=True)}{relative}"
+    gains = [run.auc_gain for run in runs if run.auc_gain is not None]
+    if row.auc_vs_baseline is None and gains:
+        yield f"  - Improvement over baseline: {sum(gains) / len(gains):+.4f} AUC (its error is not known)"
+    if row.gap_recovered_auc is not None:
+        gap = row.gap_recovered_auc
+        ends = "" if gap.low is None or gap.high is None else f" [{100 * gap.low:.0f} %, {100 * gap.high:.0f} %]"
+        yield f"  - Teacher-student gap recovered (AUC): {100 * gap.value:.0f} %{ends}"
+    epochs = [run for run in runs if run.best_epoch is not None]
+    if epochs:
+        best = ", ".join(f"{(run.best_epoch or 0) + 1} of {run.epochs}" for run in epochs)
+        times = [run.seconds_to_best for run in epochs if run.seconds_to_best is not None]
+        took = f" ({', '.join(f'{time:.1f} s' for time in times)})" if times else ""
+        yield f"  - Best epoch: {best}{took}"
+
+
+# ---- effects
+
+
+def _effects(analysis: Analysis, by: Mapping[str, GroupTable]) -> Iterator[str]:
+    for number, (setting, name, label) in enumerate(
+        (("temp_init", "TEMPERATURE INITIALIZATION", "Temp"), ("alpha_init", "ALPHA INITIALIZATION", "Alpha")), start=1
+    ):
+        yield f"{number}. {name}"
+        own = [c for c in analysis.correlations if c.setting == setting and c.metric == "auc"]
+        if own:
+            c = own[0]
+            seen = c.slope_p_value < SIGNIFICANT
+            effect = f"{'Positive' if c.r > 0 else 'Negative'} correlation" if seen else "No correlation seen"
+            yield f"   Effect: {effect} with AUC (r = {c.r:+.3f}, 95 % interval {c.low:+.3f} to {c.high:+.3f})"
+        yield ""
+        yield f"   Performance by {label}:"
+        for group in by[setting].groups:
+            mark = _best_mark(by[setting], group)
+            yield f"     - {label} {group.label}: {_means(group)}{mark}"
+        yield ""
+        yield "   Key Finding:"
+        yield from _indented(sentences(analysis, [f"{setting}_auc", f"{setting}_rejection"]))
+        yield ""
+    yield "3. SCHEDULING STRATEGIES"
+    yield ""
+    yield "   Strategy Comparison:"
+    groups = sorted(by["strategy"].groups, key=lambda g: -g.auc.mean)
+    for place, group in enumerate(groups, start=1):
+        name = STRATEGY_NAMES[group.label] + ":"
+        yield f"     {place}. {name:<26} {_means(group)}{_best_mark(by['strategy'], group)}"
+    yield ""
+    yield "   Consistency (Higher = Better):"
+    for place, group in enumerate(sorted(groups, key=lambda g: -(g.consistency or 0.0)), start=1):
+        value = "-" if group.consistency is None else f"{group.consistency:.2f}"
+        yield f"     {place}. {STRATEGY_NAMES[group.label] + ':':<26} {value}"
+    yield ""
+    yield from _indented(sentences(analysis, ["strategy_auc", "strategy_rejection", "consistency"]))
+
+
+def _means(group: Group) -> str:
+    return f"Mean AUC = {group.auc.mean:.4f}, Mean BKG = {group.rejection.mean:.2f}"
+
+
+def _best_mark(table: GroupTable, group: Group) -> str:
+    """The highest mean, marked as best only where it beats every other group."""
+    if group.label != table.reference or len(table.groups) < 2:
+        return ""
+    others = [g.auc_difference for g in table.groups if g.label != group.label]
+    beaten = all(c is not None and (c.p_holm or 0.0) < SIGNIFICANT and c.difference.value < 0 for c in others)
+    return " ✓ BEST" if beaten else " (highest mean)"
+
+
+def _indented(lines: list[str]) -> Iterator[str]:
+    yield from (line.replace("\n", "\n ").replace("  - ", "   - ", 1) for line in lines)
+
+
+def _schedules(analysis: Analysis, by: Mapping[str, GroupTable]) -> Iterator[str]:
+    for setting, name in (("temp_range", "TEMPERATURE ANNEALING"), ("alpha_range", "ALPHA SCHEDULING")):
+        yield f"{name} RANGES (Best to Worst by mean AUC):"
+        table = by.get(setting)
+        if table is None:
+            yield "  none in this grid"
+        else:
+            for place, group in enumerate(table.groups, start=1):
+                yield f"  {place}. {group.label + ':':<13} {_means(group)}"
+            if len(table.groups) > 1:
+                yield ""
+                yield "Key Insight:"
+                yield from sentences(analysis, [f"{setting}_auc", f"{setting}_rejection"])
+        yield ""
+
+
+# ---- recommendations
+
+_SCENARIOS = (
+    ("auc", "SCENARIO 1: YOU WANT MAXIMUM PERFORMANCE"),
+    ("rejection", "SCENARIO 2: YOU WANT MAXIMUM BACKGROUND REJECTION"),
+    ("constant", "SCENARIO 3: YOU WANT SIMPLICITY AND RELIABILITY"),
+    ("consistent", "SCENARIO 4: YOU WANT CONSISTENT/PREDICTABLE RESULTS"),
+)
+
+
+def _scenarios(analysis: Analysis) -> Iterator[str]:
+    for wish, heading in _SCENARIOS:
+        yield heading
+        winner = _winner(analysis, wish)
+        if winner is None:
+            why = "no run has constant T and α" if wish == "constant" else "no strategy has two runs"
+            yield f"→ no configuration: {why}"
+            yield ""
+            continue
+        row = _row(analysis, winner.configuration)
+        temperature, alpha = spans(row)
+        if wish == "consistent":
+            yield f"→ Strategy: {STRATEGY_NAMES[row.strategy]} (smallest spread of AUC over its runs)"
+        yield f"→ Configuration: {row.run_name}"
+        yield f"  - Temperature: {temperature}"
+        yield f"  - Alpha: {alpha}"
+        yield f"  - Expected: AUC = {interval(row.auc, 4)}"
+        yield f"              BKG = {interval(row.rejection, 2)}"
+        yield f"  - Rank on the test jets: {row.rank_auc} by AUC, {row.rank_rejection} by rejection"
+        if wish == "auc":
+            yield f"  - Trade-off: {'needs no schedule' if row.strategy == 'baseline' else 'needs a schedule'}"
+            if winner.beside_best is not None and winner.beside_best > 1:
+                yield wrapped(
+                    f"Note: {winner.beside_best - 1} others can't be told from the best, so cost and simplicity "
+                    "may decide",
+                    "  - ",
+                )
+        elif any(finding.topic == f"choice_{wish}" for finding in analysis.findings):
+            yield from sentences(analysis, [f"choice_{wish}"])
+        elif (first := _winner(analysis, "auc")) is not None and first.configuration == row.run_name:
+            yield "  - Note: the same as in scenario 1"
+        if wish == "consistent":
+            yield from sentences(analysis, ["consistency"])
+        yield ""
+
+
+def _insights(analysis: Analysis) -> Iterator[str]:
+    headings = {
+        "ALPHA AND TEMPERATURE": ["importance", "correlation_auc", "correlation_rejection", "shares_auc"],
+        "SLOPES": ["model_auc", "model_rejection"],
+        "SCHEDULING": ["strategy_auc", "temp_range_auc", "alpha_range_auc", "consistency"],
+        "SIMPLICITY": ["choice_constant"],
+        "AUC AND BACKGROUND REJECTION": ["choice_rejection", "pareto"],
+        "THE BEST, AND LUCK": ["best_auc", "best_rejection", "top_two"],
+        "WHAT THE TAGGER DOES": ["pt", "mass", "calibration"],
+    }
+    number = 0
+    for heading, topics in headings.items():
+        if any(finding.topic in topics for finding in analysis.findings):
+            number += 1
+            yield f"{number}. {heading}"
+            yield from sentences(analysis, topics)
+            yield ""
+
+
+# ---- statistics
+
+
+def _statistics(analysis: Analysis) -> Iterator[str]:
+    d, top = analysis.distribution, analysis.top_quartile
+    if d is None or top is None:
+        return
+    yield "PERFORMANCE DISTRIBUTION:"
+    yield f"  - AUC Mean: {d.auc.mean:.4f}"
+    if d.auc.std is not None and d.rejection.std is not None:
+        yield f"  - AUC Std Dev: {d.auc.std:.4f}"
+        yield f"  - AUC Variance: {d.auc.variance:.6f}"
+    yield f"  - Background Rejection Mean: {d.rejection.mean:.2f}"
+    if d.rejection.std is not None:
+        yield f"  - Background Rejection Std Dev: {d.rejection.std:.2f}"
+    if d.auc_error is not None:
+        yield f"  - Standard error of one AUC (test jets): {d.auc_error:.4f}"
+    if d.rejection_error is not None:
+        yield f"  - Standard error of one rejection (test jets): {d.rejection_error:.2f}"
+    if d.auc_seed_std is not None:
+        yield f"  - AUC Std Dev from seed to seed, beyond the test jets: {d.auc_seed_std:.4f}"
+        yield f"  - Background Rejection Std Dev from seed to seed, beyond the test jets: {d.rejection_seed_std:.2f}"
+    yield ""
+    yield f"TOP QUARTILE CHARACTERISTICS (Top {top.runs} experiments; all experiments in brackets):"
+    yield f"  - Average Temperature: {top.mean_temp_init:.1f} [{top.all_mean_temp_init:.1f}]"
+    yield f"  - Average Alpha: {top.mean_alpha_init:.2f} [{top.all_mean_alpha_init:.2f}]"
+    for key, text in (("α_init ≥ 0.7", "use alpha ≥ 0.7"), ("T_init ≥ 7", "use temperature ≥ 7.0")):
+        yield f"  - {100 * top.shares[key]:.0f}% {text} [{100 * top.all_shares[key]:.0f}%]"
+    for key, text in STRATEGY_NAMES.items():
+        yield f"  - {100 * top.shares[key]:.0f}% use {text[0].lower() + text[1:]} [{100 * top.all_shares[key]:.0f}%]"
+    yield ""
+    yield "EXPERIMENT TYPE DISTRIBUTION:"
+    names = {
+        "combined": "Combined (Temp + Alpha scheduling)",
+        "tempanneal": "Temperature annealing only",
+        "alphasched": "Alpha scheduling only",
+        "baseline": "Baseline (constant)",
+    }
+    total = sum(analysis.strategies.values())
+    for key, text in names.items():
+        number = analysis.strategies.get(key, 0)
+        yield f"  - {text}: {number} experiments ({100 * number / max(total, 1):.0f}%)"
+
+
+def _practice(analysis: Analysis) -> Iterator[str]:
+    best, constant = _winner(analysis, "auc"), _winner(analysis, "constant")
+    if best is not None:
+        row = _row(analysis, best.configuration)
+        yield "FOR RESEARCH/EXPERIMENTATION:"
+        yield f"  ✓ Use: {row.run_name} (highest AUC on {analysis.study.selected_on})"
+        if row.auc_vs_baseline is not None:
+            own = [f for f in analysis.findings if f.topic == "improvement" and f.text.split(" ")[0] == row.run_name]
+            shown = own or [f for f in analysis.findings if f.topic == "improvement" and row.run_name in f.text]
+            yield from (wrapped(f.text, "  - ") for f in shown[:1])
+        yield ""
+    yield "FOR PRODUCTION/DEPLOYMENT:"
+    if constant is not None:
+        row = _row(analysis, constant.configuration)
+        yield f"  ✓ Use: {row.run_name} (best constant T and α: no schedule to carry along)"
+        if constant.auc_vs_best is not None:
+            yield from sentences(analysis, ["choice_constant"])
+    else:
+        yield "  - no run has constant T and α"
+    yield ""
+    yield "FOR FUTURE HYPERPARAMETER SEARCHES:"
+    for number, text in enumerate(_advice(analysis), start=1):
+        yield wrapped(text, f"  {number}. ")
+
+
+def _advice(analysis: Analysis) -> Iterator[str]:
+    """What to do next, each piece with the number behind it."""
+    important = next((f for f in analysis.findings if f.topic == "importance" and "AUC" in f.text), None)
+    if important is not None:
+        start = important.text.split(":")[0]
+        yield f"{start}{': tune it first.' if important.supported else ', so tune both.'}"
+    for table, name in (
+        (t, n) for t in analysis.groups for s, n in (("temp_init", "T"), ("alpha_init", "α")) if t.setting == s
+    ):
+        labels = [group.label for group in table.groups]
+        reference = next((g for g in table.groups if g.label == table.reference), None)
+        seen = any(f.topic == f"{table.setting}_auc" and f.supported for f in analysis.findings)
+        if reference is not None and seen and reference.label in (labels[0], labels[-1]) and len(labels) > 1:
+            side = "below" if reference.label == labels[0] else "above"
+            yield f"The best initial {name} ({reference.label}) lies at the edge of the grid: search {side} it too."
+    winner = _winner(analysis, "auc")
+    if _one_seed(analysis):
+        yield "Add seeds before choosing among the leaders: `kdfast refine STUDY --top 10 --seeds 5`."
+    elif winner is not None and winner.beside_best is not None and winner.beside_best > 1:
+        yield (
+            f"{winner.beside_best} configurations are left beside the best: more seeds for the leaders (`kdfast "
+            "refine`) and "
+            "more test jets would part them, a finer grid would not."
+        )
+    d = analysis.distribution
+    if d is not None and d.auc_error is not None and d.auc.std is not None and d.auc.std < d.auc_error:
+        yield (f"Test on more jets: one AUC is known to {d.auc_error:.4f} while the runs spread by {d.auc.std:.4f}.")
+
+
+def _files() -> Iterator[str]:
+    for number, (name, what) in enumerate(FILES.items(), start=1):
+        yield f"{number}. {name:<28} - {what}"

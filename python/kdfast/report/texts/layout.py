@@ -1,0 +1,131 @@
+"""How a report's plain texts are laid out: headings, tables, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from kdfast.report.schema import Comparison, Estimate, MetricSummary, Setting
+
+__all__ = [
+    "STRATEGY_NAMES",
+    "WIDTH",
+    "auc",
+    "columns",
+    "interval",
+    "p_text",
+    "rejection",
+    "section",
+    "spans",
+    "summary_cells",
+    "title",
+    "with_error",
+    "wrapped",
+]
+
+WIDTH = 100
+
+STRATEGY_NAMES = {
+    "baseline": "Constant (baseline)",
+    "tempanneal": "Temperature annealing",
+    "alphasched": "Alpha scheduling",
+    "combined": "Combined (temp + alpha)",
+}
+
+
+def title(*lines: str) -> str:
+    return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH, ""])
+
+
+def section(heading: str, lines: Iterable[str]) -> str:
+    return "\n".join(["=" * WIDTH, heading, "=" * WIDTH, "", *lines, ""])
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """A table; columns in `left` are flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "  " + "  ".join(padded).rstrip()
+
+    return "\n".join([line(heads), "  " + "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows)])
+
+
+def wrapped(text: str, first: str = "  ", rest: str | None = None) -> str:
+    """A sentence over several lines; rest: the indent of all but the first (None: blanks as long as it)."""
+    import textwrap
+
+    indent = " " * len(first) if rest is None else rest
+    bound = text.replace(" %", "\u00a0%")  # a number and its % stay on one line
+    filled = textwrap.fill(
+        bound, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return filled.replace("\u00a0", " ")
+
+
+# ---- numbers
+
+
+def auc(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def rejection(value: Estimate | float | None) -> str:
+    """A rejection, marked as a lower limit where no background survives."""
+    if value is None:
+        return "-"
+    if isinstance(value, Estimate):
+        return f"{'>' if value.lower_limit else ''}{value.value:.2f}"
+    return f"{value:.2f}"
+
+
+def interval(estimate: Estimate, digits: int, *, sign: bool = False) -> str:
+    """ "0.9209 ± 0.0055 [0.9093, 0.9310]", as far as known."""
+    form = f"{'+' if sign else ''}.{digits}f"
+    text = f"{'>' if estimate.lower_limit else ''}{estimate.value:{form}}"
+    if estimate.error is not None:
+        text += f" ± {estimate.error:.{digits}f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return text
+
+
+def with_error(estimate: Estimate, digits: int) -> str:
+    """ "0.9209 ± 0.0055", as far as known."""
+    text = f"{'>' if estimate.lower_limit else ''}{estimate.value:.{digits}f}"
+    return text if estimate.error is None else f"{text} ± {estimate.error:.{digits}f}"
+
+
+def p_text(comparison: Comparison) -> str:
+    """The p-value that a sentence goes by: the adjusted one where there is one."""
+    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
+    text = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    return text if comparison.p_holm is None else f"{text} after Holm's correction"
+
+
+def spans(setting: Setting) -> tuple[str, str]:
+    """T and α: "10.0 → 1.0 (annealing)", "0.9 (constant)"."""
+
+    def span(first: float, last: float | None, scheduled: str) -> str:
+        return f"{first} (constant)" if last is None else f"{first} → {last} ({scheduled})"
+
+    return (
+        span(setting.temp_init, setting.temp_final, "annealing"),
+        span(setting.alpha_init, setting.alpha_final, "scheduling"),
+    )
+
+
+def summary_cells(of_auc: MetricSummary, of_rejection: MetricSummary) -> list[str]:
+    """mean, std, max of AUC; mean, std, max of rejection."""
+
+    def std(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    return [
+        f"{of_auc.mean:.4f}",
+        std(of_auc.std, 4),
+        f"{of_auc.max:.4f}",
+        f"{of_rejection.mean:.2f}",
+        std(of_rejection.std, 2),
+        f"{of_rejection.max:.2f}",
+    ]

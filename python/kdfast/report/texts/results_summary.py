@@ -1,0 +1,117 @@
+"""results_summary.txt: what was run, what its numbers can carry, the top configurations, and grids of T × α."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kdfast.report.schema import Analysis, Configuration, SettingTable
+from kdfast.report.texts.layout import columns, interval, section, title, with_error, wrapped
+
+__all__ = ["grid", "missing", "results_summary"]
+
+_TOP = 10
+
+
+def results_summary(analysis: Analysis) -> str:
+    parts = [title("KNOWLEDGE DISTILLATION: SUMMARY OF RESULTS"), section("WHAT WAS RUN", _overview(analysis))]
+    if analysis.configurations:
+        carried = [f for f in analysis.findings if f.topic in ("precision", "seeds", "improvement", "best_auc")]
+        parts += [
+            section("WHAT THESE NUMBERS CAN CARRY", [wrapped(f.text, "  - ") for f in carried]),
+            _top(analysis, "AUC", lambda row: row.auc_validation, lambda row: row.rank_auc),
+            _top(
+                analysis, "BACKGROUND REJECTION AT 50 %", lambda r: r.rejection_validation, lambda r: r.rank_rejection
+            ),
+            _top(analysis, "COMBINED SCORE", lambda row: row.combined_validation, lambda row: row.rank_combined),
+        ]
+    if analysis.grid is not None:
+        parts += [
+            section("GRID T_init × α_init: MEAN AUC", [grid(analysis.grid, "auc", 4)]),
+            section("GRID T_init × α_init: MEAN REJECTION AT 50 %", [grid(analysis.grid, "rejection", 2)]),
+        ]
+    parts.append(missing(analysis))
+    return "\n".join(parts)
+
+
+def _overview(analysis: Analysis) -> Iterator[str]:
+    study = analysis.study
+    runs = sum(study.counts.values())
+    counts = ", ".join(f"{number} {status}" for status, number in study.counts.items())
+    yield f"  Study:           {study.name}"
+    yield f"  Students:        {runs}" + (f" ({counts})" if counts else "")
+    yield f"  Configurations:  {study.configurations} with a result"
+    yield f"  Seeds:           {', '.join(map(str, study.seeds)) or 'none'}"
+    if study.test is not None:
+        weighted = (
+            f"; weighted, they count as {study.test.effective_signal:,.0f} and {study.test.effective_background:,.0f}"
+            if study.test.weighted
+            else ""
+        )
+        yield f"  Test jets:       {study.test.signal:,} signal, {study.test.background:,} background{weighted}"
+    for network in analysis.networks:
+        number = "-" if network.auc is None else interval(network.auc, 4)
+        at_50 = network.rejection.get("50")
+        yield f"  {network.role.capitalize() + ':':<17}AUC {number}"
+        yield " " * 19 + f"rejection at 50 % {'-' if at_50 is None else interval(at_50, 2)}"
+        yield " " * 19 + f"({network.run_name}, seed {network.seed})"
+    yield ""
+    yield wrapped(
+        f"Best runs are chosen on the {study.selected_on} jets; the numbers are from the test jets unless marked. "
+        "Rejection is 1/ε_B at the given signal efficiency. value ± standard error [95 % interval]. Standard "
+        "deviations "
+        "are with n − 1."
+    )
+    limits = {p: sum(run.survivors.get(p) == 0 for run in analysis.runs) for p in ("30", "50", "80")}
+    if any(limits.values()):
+        where = ", ".join(f"{count} runs at {p} %" for p, count in limits.items() if count)
+        yield wrapped(f"No background jet survives for {where}: there the rejection is a 68 % lower limit (n_B/1.14).")
+
+
+def _top(
+    analysis: Analysis,
+    name: str,
+    chosen_by: Callable[[Configuration], float | None],
+    rank: Callable[[Configuration], int],
+) -> str:
+    """The best configurations by one quantity, by validation where there is one."""
+    on_validation = analysis.study.selected_on == "validation"
+    ordered = sorted(analysis.configurations, key=(lambda r: -(chosen_by(r) or 0.0)) if on_validation else rank)
+    rows = [
+        [
+            str(place),
+            row.run_name,
+            str(row.runs),
+            "-" if (value := chosen_by(row)) is None else f"{value:.4f}",
+            str(rank(row)),
+            with_error(row.auc, 4),
+            with_error(row.rejection, 2),
+            f"{row.combined:.3f}",
+        ]
+        for place, row in enumerate(ordered[:_TOP], start=1)
+    ]
+    heads = ["#", "configuration", "seeds", "val", "rank test", "AUC", "rejection at 50 %", "combined"]
+    lines = [columns(heads, rows, left=(1,))]
+    if on_validation:
+        lines.append(wrapped("Ordered by validation (val); rank test: place by the same quantity on the test jets."))
+    return section(f"TOP {len(rows)} CONFIGURATIONS BY {name}", lines)
+
+
+def grid(table: SettingTable, metric: str, digits: int) -> str:
+    """A row per T_init, a column per α_init."""
+    heads = ["T_init \\ α_init", *map(str, table.alpha_init)]
+    rows = [
+        [str(temp), *("-" if value is None else f"{value:.{digits}f}" for value in values)]
+        for temp, values in zip(table.temp_init, getattr(table, metric), strict=True)
+    ]
+    return columns(heads, rows)
+
+
+def missing(analysis: Analysis) -> str:
+    """What the report lacks, and why; runs without a result."""
+    lines = [wrapped(f"{lack.what}: {lack.reason}", "  - ") for lack in analysis.missing]
+    lines += [
+        wrapped(f"{run.run_name}, seed {run.seed}: {run.status}" + (f" ({run.message})" if run.message else ""), "  - ")
+        for run in analysis.runs
+        if run.status == "diverged"
+    ]
+    return section("WHAT IS MISSING, AND WHY", lines or ["  Nothing: every run that the settings ask for is there."])
