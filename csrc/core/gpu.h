@@ -9,6 +9,7 @@
 //                                               s[i], s + i; instead of a pointer. `float x = s[i]`, never `auto`
 //   load<float4>(p), store(p, value)            2 to 16 bytes of global or shared memory, aligned to their size
 //   load_readonly, load_streaming, store_streaming   the same of global memory: nobody writes it; it is used once
+//   load_latest                                 of global memory that other blocks wrote (behind their __threadfence)
 //   Vec<T, N>                                   N neighbours, for load and store
 //   bf16, f16, to_float(x), from_float<T>(x), pack<T>(low, high), unpack<T>(pair)
 //   exp2_approx, log2_approx, reciprocal_approx one instruction each, two units in the last place

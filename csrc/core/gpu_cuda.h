@@ -74,6 +74,10 @@ __device__ __forceinline__ V load_streaming(const T* p) {
     return detail::as<V>(__ldcs(reinterpret_cast<const typename detail::Word<sizeof(V)>::type*>(p)));
 }
 template <class V, class T>
+__device__ __forceinline__ V load_latest(const T* p) {
+    return detail::as<V>(__ldcg(reinterpret_cast<const typename detail::Word<sizeof(V)>::type*>(p)));
+}
+template <class V, class T>
 __device__ __forceinline__ void store(T* p, const V& value) {
     using W = typename detail::Word<sizeof(V)>::type;
     *reinterpret_cast<W*>(p) = detail::as<W>(value);

@@ -247,6 +247,10 @@ inline V load_streaming(const T* p, Site site = Site::current()) {
     return load<V>(p, site);
 }
 template <class V, class T>
+inline V load_latest(const T* p, Site site = Site::current()) {
+    return load<V>(p, site);
+}
+template <class V, class T>
 inline void store(T* p, const V& value, Site site = Site::current()) {
     emulator::thread->last = site;
     emulator::check_aligned(p, sizeof(V), site);

@@ -1,5 +1,6 @@
 """The emulator of CUDA finds every planted bug on every schedule; the right twins pass, with the same bits on each."""
 
+import ctypes
 from collections.abc import Iterator
 
 import numpy as np
@@ -86,3 +87,61 @@ def test_right_kernels_pass_with_the_same_bits_on_every_schedule(name: str) -> N
         _emu.set_seed(seed)
         results.append(Tensors().run(name).tobytes())
     assert len(set(results)) == 1
+
+
+def test_an_error_names_line_block_and_thread() -> None:
+    with pytest.raises(
+        _emu.EmulatorError, match=r"at probe\.cu:\d+ in block \(0, 0, 0\) thread 127 \(warp 3 lane 31\)"
+    ):
+        Tensors().run("out_of_bounds", bug=True)
+
+
+def test_an_error_leaves_the_next_launch_alone() -> None:
+    for name in BUGS:
+        with pytest.raises(_emu.EmulatorError):
+            Tensors(at_end=name != "before_a_tensor").run(name, bug=True)
+        assert Tensors().run("missing_barrier").tolist() == [(t + 32) % 128 % 7 for t in range(128)]
+
+
+def test_a_mask_that_is_off_by_one_shows_in_the_numbers_of_every_length_but_whole_tiles() -> None:
+    for n in range(1, 65):
+        for seed in SEEDS[:2]:
+            _emu.set_seed(seed)
+            right, wrong = (Tensors(n=n).run("masked_tail", bug, n)[0] for bug in (False, True))
+            expected = float(sum(i % 7 for i in range(n)))
+            assert right == expected, n
+            assert (wrong == expected) == (n % 16 == 0 or (n - 1) % 7 == 0), n  # the element taken twice may be 0
+
+
+def test_schedules_differ() -> None:
+    """The thread that is caught first tells in which order they ran."""
+    caught = set()
+    for seed in range(8):
+        _emu.set_seed(seed)
+        with pytest.raises(_emu.EmulatorError) as error:
+            Tensors().run("writes_its_input", bug=True)
+        caught.add(str(error.value))
+    assert len(caught) > 4
+
+
+def test_guarded_memory_knows_what_was_written_around_it() -> None:
+    for at_end in (False, True):
+        memory = _emu.GuardedMemory(10, at_end=at_end)
+        inside = np.frombuffer(memory, dtype=np.uint8)
+        inside[:] = 1
+        assert memory.is_intact()
+        beyond = np.ctypeslib.as_array((ctypes.c_uint8 * 12).from_address(inside.ctypes.data))
+        beyond[11] = 0
+        assert not memory.is_intact()
+
+
+def test_launches_that_no_gpu_takes() -> None:
+    x = np.zeros(4, np.float32)
+    for shape, message in [
+        ((0, 32, 0), "a grid that is empty"),
+        ((1, 2048, 0), "a block of 2048 threads"),
+        ((1, 33, 0), "a block of 33 threads"),
+        ((1, 32, 200_000), "200000 bytes of shared memory"),
+    ]:
+        with pytest.raises(_emu.EmulatorError, match=message):
+            probe.launch(*shape, x.ctypes.data)

@@ -10,19 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import kdfast
-from kdfast.ops.backend import why_no_cpu
 from kdfast.ops.distill_loss import distill_loss, distill_loss_reference
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import BACKENDS, chosen
 from tests.ops.plain_distill_loss import exact_with_grad, make, plain_with_grad
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-BACKENDS = ["reference"] if why_no_cpu else ["reference", "cpu"]
 
 
 @pytest.fixture(params=BACKENDS)
 def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with kdfast.backend(request.param):
+    with chosen(request.param):
         yield request.param
 
 
@@ -130,7 +128,7 @@ def test_a_student_close_to_its_teacher_keeps_its_digits(
             grads.append([float(temperature * (a - b) / 40) for a, b in zip(q, p, strict=True)][-classes:])
         expected = float(total / 40)
     # The reference computes in float64 by differences; the kernel may not do worse than float32 can.
-    tolerance = 1e-6 if each_backend == "cpu" else 1e-6 + 1e-15 * temperature**2 / expected
+    tolerance = 1e-6 if each_backend != "reference" else 1e-6 + 1e-15 * temperature**2 / expected
     assert loss.item() == pytest.approx(expected, rel=tolerance)
     assert terms[0].item() == loss.item()
     assert student.grad is not None
@@ -244,7 +242,8 @@ def test_teacher_of_another_dtype_keeps_its_digits(
     student, teacher = student.to(student_dtype), teacher.to(teacher_dtype)
     loss = distill_loss(student, teacher, labels, temperature=2.0, alpha=1.0)
     expected = distill_loss(student.float(), teacher.float(), labels, temperature=2.0, alpha=1.0)
-    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    # A thread of the CUDA kernel takes more rows of a shorter type: the same terms in another order.
+    torch.testing.assert_close(loss, expected, rtol=2**-22 if each_backend == "emulated cuda" else 0, atol=0)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

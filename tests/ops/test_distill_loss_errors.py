@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import kdfast
 from kdfast.errors import ConfigError, DataError
-from kdfast.ops.backend import why_no_cpu
 from kdfast.ops.distill_loss import distill_loss
+from tests.ops.backends import BACKENDS, chosen
 
 
-@pytest.fixture(params=["reference"] if why_no_cpu else ["reference", "cpu"])
+@pytest.fixture(params=BACKENDS)
 def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with kdfast.backend(request.param):
+    with chosen(request.param):
         yield request.param
 
 

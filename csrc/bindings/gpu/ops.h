@@ -7,6 +7,8 @@
 
 namespace kdfast::gpu {
 
-inline void bind_ops(pybind11::module_&) {}
+void bind_distill_loss(pybind11::module_&);
+
+inline void bind_ops(pybind11::module_& m) { bind_distill_loss(m); }
 
 }  // namespace kdfast::gpu

@@ -28,15 +28,24 @@ _forced: ContextVar[str | None] = ContextVar("kdfast_backend", default=None)
 _warned: set[tuple[str, str]] = set()
 _warned_lock = threading.Lock()
 
-_cpu: ModuleType | None
-try:
-    _cpu = importlib.import_module("kdfast._cpu")  # not an import statement: type checkers can't see into the module
-    why_no_cpu = None
-except ImportError as error:
-    if str(error).startswith("KDFAST_ISA"):  # names what is unknown or what this CPU lacks
-        raise BackendError(str(error)) from None
-    _cpu = None
-    why_no_cpu = f"the compiled module kdfast._cpu is missing ({error}); a build with a C++ compiler brings it"
+
+def _load(name: str, brings: str) -> tuple[ModuleType | None, str | None]:
+    """A compiled module, or why there is none."""
+    try:
+        return importlib.import_module(name), None  # no import statement: type checkers can't see into the module
+    except ImportError as error:
+        if str(error).startswith("KDFAST_ISA"):  # names what is unknown or what this CPU lacks
+            raise BackendError(str(error)) from None
+        return None, f"the compiled module {name} is missing ({error}); {brings}"
+
+
+_cpu, why_no_cpu = _load("kdfast._cpu", "a build with a C++ compiler brings it")
+_cuda, why_no_cuda = _load("kdfast._cuda", "a build with nvcc ≥ 12.8 and KDFAST_CUDA=ON brings it")
+if _cuda is not None:
+    why_no_cuda = _cuda.why_unusable()
+
+# The device whose tensors the CUDA kernels take. Tests that run their sources on a CPU (kdfast._emu) put "cpu" here.
+cuda_device_type = "cuda"
 
 
 def cpu_module() -> ModuleType:
@@ -45,13 +54,19 @@ def cpu_module() -> ModuleType:
     return _cpu
 
 
+def cuda_module() -> ModuleType:
+    """The compiled CUDA module. Call it only where `choose` has answered "cuda"."""
+    assert _cuda is not None
+    return _cuda
+
+
 def _check(name: str, where: str) -> str:
     if name not in NAMES:
         raise ConfigError(f"unknown backend {name!r}", where=where, hint=suggest(name, NAMES))
     if name == "cpu" and _cpu is None:
         raise BackendError(str(why_no_cpu), where=where, hint="reinstall kdfast, or use the backend 'reference'")
-    if name == "cuda":
-        raise BackendError("this build of kdfast has no CUDA kernels", where=where, hint="use 'cpu' or 'reference'")
+    if name == "cuda" and why_no_cuda is not None:
+        raise BackendError(why_no_cuda, where=where, hint="use 'cpu' or 'reference'")
     return name
 
 
@@ -77,7 +92,7 @@ def forced() -> str | None:
 
 
 def choose(op: str, device_type: str, unsupported: str | None = None) -> str:
-    """The implementation for one call: "cpu" (compiled) or "reference".
+    """The implementation for one call: "cpu" or "cuda" (compiled), or "reference".
 
     device_type: the tensors' `device.type`. unsupported: why the kernel can't take this call (None: it can).
     A fall-back that the user did not ask for warns once per op and reason.
@@ -85,15 +100,21 @@ def choose(op: str, device_type: str, unsupported: str | None = None) -> str:
     name = forced()
     if name == "reference":
         return name
-    if device_type != "cpu":
+    kernels = "cuda" if device_type == cuda_device_type else device_type
+    for_all_ops = True
+    if kernels not in ("cpu", "cuda"):
         reason = f"there is no compiled kernel for device {device_type!r}"
-    elif _cpu is None:
-        reason = str(why_no_cpu)
-    elif unsupported is not None:
-        reason = unsupported
+    elif (why := why_no_cpu if kernels == "cpu" else why_no_cuda) is not None:
+        reason = why
     else:
-        return "cpu"
-    key = (op if device_type == "cpu" and _cpu is not None else "", reason)
+        for_all_ops = False
+        if kernels == "cuda" and not hasattr(_cuda, op):
+            reason = "it has no CUDA kernel yet"
+        elif unsupported is not None:
+            reason = unsupported
+        else:
+            return kernels
+    key = ("" if for_all_ops else op, reason)
     with _warned_lock:
         first = key not in _warned
         _warned.add(key)

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.ops import backend
+from kdfast.ops import _gpu, backend
 from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops._eager import is_eager
 
 __all__ = ["distill_loss", "distill_loss_reference"]
 
-_MAX_CLASSES = 128  # of the compiled kernel (kMaxClasses in csrc/distill_loss/distill_loss.h)
+_MAX_CLASSES, _MAX_CLASSES_CUDA = 128, 1024  # of the kernels (kMaxClasses in csrc/distill_loss/distill_loss*.h)
 
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
@@ -203,8 +203,10 @@ def _run(
     teacher, labels, temperature, alpha, weights = constants
     members, jets, classes = _sizes(student, teacher, labels, weights)
     code, device = DTYPE_CODES.get(student.dtype), "cpu" if student.is_cpu else student.device.type
-    unsupported = f"{classes} classes are more than the kernel's {_MAX_CLASSES}" if classes > _MAX_CLASSES else None
-    if code is None or backend.choose("distill_loss", device, unsupported) == "reference":
+    most = _MAX_CLASSES_CUDA if device == backend.cuda_device_type else _MAX_CLASSES
+    unsupported = f"{classes} classes are more than the kernel's {most}" if classes > most else None
+    kernel = "reference" if code is None else backend.choose("distill_loss", device, unsupported)
+    if kernel == "reference":
         return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
     student = student.contiguous()
     teacher_stride = teacher_code = 0
@@ -221,6 +223,8 @@ def _run(
     labels = labels.contiguous()
     if weights is not None:
         weights = weights.float().contiguous()
+    if kernel == "cuda":
+        return _run_cuda(student, (teacher, labels, temperature, alpha, weights), grad_dtype, want_terms)
     packed = student.dim() == 3
     loss = torch.empty(members) if packed else torch.empty_strided((), ())
     if grad_dtype is None:
@@ -254,6 +258,48 @@ def _run(
         _check_values(teacher, labels, classes, temperature, alpha, weights)
         raise AssertionError("the kernel refused values that the check accepts")
     return loss, grad, terms if packed or not want_terms else terms[0]
+
+
+def _run_cuda(
+    student: Tensor, constants: _Constants, grad_dtype: torch.dtype | None, want_terms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """_run by the CUDA kernels, for contiguous arguments of their types.
+
+    Values that can't be are found by the kernels, and looked for here afterwards, which waits for them. While a CUDA
+    graph is captured nobody looks: what they concern is NaN then.
+    """
+    teacher, labels, temperature, alpha, weights = constants
+    packed, device = student.dim() == 3, student.device
+    members, jets, classes = student.shape if packed else (1, *student.shape)
+    logits, wanted = student, grad_dtype
+    if teacher is not None and teacher.dtype != student.dtype:  # the kernels read one type; float32 holds them all
+        logits, teacher = student.float(), teacher.float()
+        wanted = None if grad_dtype is None else torch.float32
+    loss = torch.empty(student.shape[:-2], device=device)
+    grad = torch.empty(0 if wanted is None else student.shape, dtype=wanted, device=device)
+    terms = torch.empty((*student.shape[:-2], 2), device=device) if want_terms else None
+    if members > 0:
+        invalid, code = torch.empty(1, dtype=torch.int32, device=device), DTYPE_CODES[logits.dtype]
+        size = backend.cuda_module().distill_loss_workspace(members, jets, classes, code)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        _gpu.call(
+            "distill_loss",
+            (logits, teacher, labels, weights, temperature, alpha),
+            (loss, terms, grad if wanted else None, invalid, workspace),
+            members,
+            jets,
+            classes,
+            jets * classes if teacher is not None and teacher.dim() == 3 else 0,
+            code,
+            DTYPE_CODES[wanted] if wanted else 0,
+            labels.dtype == torch.float32,
+        )
+        if _gpu.may_wait(device) and invalid.item():
+            _check_values(teacher, labels, classes, temperature, alpha, weights)
+            raise AssertionError("the kernel refused values that the check accepts")
+    if wanted != grad_dtype:
+        grad = grad.to(grad_dtype)
+    return loss, grad, loss if terms is None else terms
 
 
 def _sizes(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor | None) -> tuple[int, int, int]:

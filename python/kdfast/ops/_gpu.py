@@ -1,0 +1,27 @@
+"""How ops call their CUDA kernels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdfast.ops import backend
+
+
+def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: int | float) -> None:
+    """Starts an op of kdfast._cuda on the current stream of its tensors' device, which is that of the first output.
+
+    Tensors are contiguous. The arguments' order is that of the op's binding (csrc/bindings/gpu/): inputs, outputs,
+    scalars. The kernels have not necessarily run when this returns.
+    """
+    assert outputs[0] is not None
+    module, device = backend.cuda_module(), outputs[0].device
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
+    with torch.cuda.device(device):
+        module.set_device(device.index)
+        getattr(module, op)(*addresses, *scalars, torch.cuda.current_stream(device).cuda_stream)
+
+
+def may_wait(device: torch.device) -> bool:
+    """False where the host can't look at results: while a CUDA graph is captured."""
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
