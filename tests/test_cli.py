@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,12 +16,14 @@ import pytest
 import torch
 
 import kdfast
+from kdfast import doctor
 from kdfast.cli import main
 from kdfast.errors import KdfastWarning
 from kdfast.jets.features import Standardisation
 from kdfast.jets.sample import sample
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
+from kdfast.ops import backend
 from kdfast.study.results import open_study
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
@@ -267,6 +270,29 @@ def test_doctor_says_why_the_kernels_are_not_in_use(tmp_path):
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     assert re.search(r"kdfast._cpu +(not in use: .*avx9000|not in use: the compiled module)", out)
+
+
+def test_doctor_says_what_is_missing_for_the_gpu(monkeypatch):
+    def line():
+        return doctor.examine()["modules"]["kdfast._cuda"]
+
+    missing = "the compiled module kdfast._cuda is missing; a build with nvcc brings it"
+    monkeypatch.setattr(backend, "why_no_cuda", missing)
+    assert line() == f"not in use: {missing}"
+    module = SimpleNamespace(cuda_version="13.0", architectures="80 90", oldest_driver="580.65.06")
+    monkeypatch.setattr(backend, "_cuda", module)
+    monkeypatch.setattr(backend, "why_no_cuda", None)
+    built = r"\(CUDA 13.0, compute capabilities 80 90, driver 580.65.06 or newer\)"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert re.fullmatch(f"not in use: torch .* is a build without CUDA {built}", line())
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert re.fullmatch(f"not in use: torch sees no GPU {built}", line())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    assert re.fullmatch(f"in use for tensors on a GPU {built}", line())
+    assert doctor.examine()["modules"]["GPUs"] == "GPU 0"
 
 
 def test_warnings_are_one_line(capsys, monkeypatch):

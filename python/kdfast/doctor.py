@@ -84,13 +84,31 @@ def _modules() -> dict[str, str]:
         found["compiler"] = str(getattr(module, "compiler", "unknown"))
     else:
         found["kdfast._cpu"] = f"not in use: {backend.why_no_cpu}"
-    found["kdfast._cuda"] = "not in use: this build of kdfast has no CUDA kernels"
+    found |= _cuda()
     try:
         forced = backend.forced()
         found["backend"] = f"{forced}, forced by KDFAST_BACKEND" if forced else "compiled kernels, else the reference"
     except KdfastError as error:
         found["backend"] = str(error).replace("\n", "; ")
     return found
+
+
+def _cuda() -> dict[str, str]:
+    """The CUDA kernels, and what lacks for them: module, driver, a torch with CUDA, a GPU."""
+    import torch
+
+    from kdfast.ops import backend
+
+    if backend.why_no_cuda is not None:
+        return {"kdfast._cuda": f"not in use: {backend.why_no_cuda}"}
+    module = backend.cuda_module()
+    built = f"CUDA {module.cuda_version}, compute capabilities {module.architectures}, driver {module.oldest_driver} or newer"
+    if torch.version.cuda is None:
+        return {"kdfast._cuda": f"not in use: torch {torch.__version__} is a build without CUDA ({built})"}
+    if not torch.cuda.is_available():
+        return {"kdfast._cuda": f"not in use: torch sees no GPU ({built})"}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"kdfast._cuda": f"in use for tensors on a GPU ({built})", "GPUs": ", ".join(gpus)}
 
 
 def _sample() -> str:

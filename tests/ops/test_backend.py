@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,7 +72,8 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="no CUDA kernels"), kdfast.backend("cuda"):
+    monkeypatch.setattr(backend, "why_no_cuda", "no NVIDIA driver is installed")
+    with pytest.raises(BackendError, match="no NVIDIA driver is installed\nuse 'cpu'"), kdfast.backend("cuda"):
         pass
     monkeypatch.setattr(backend, "_cpu", None)
     monkeypatch.setattr(backend, "why_no_cpu", "the compiled module is missing")
@@ -101,6 +103,21 @@ def test_another_device_warns_once_for_all_ops() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backend.choose("two", "meta") == "reference"
+
+
+def test_tensors_on_a_gpu_take_the_cuda_kernels_of_ops_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_cuda", SimpleNamespace(one=print))
+    monkeypatch.setattr(backend, "why_no_cuda", None)
+    assert backend.choose("one", "cuda") == "cuda"
+    with kdfast.backend("cuda"):
+        assert backend.choose("one", "cuda") == "cuda"
+    with pytest.warns(KdfastWarning, match="kdfast.ops.two .*: it has no CUDA kernel yet"):
+        assert backend.choose("two", "cuda") == "reference"
+    with pytest.warns(KdfastWarning, match=r"kdfast.ops.one .*: too wide"):
+        assert backend.choose("one", "cuda", "too wide") == "reference"
+    monkeypatch.setattr(backend, "why_no_cuda", "the driver is too old")
+    with pytest.warns(KdfastWarning, match="the driver is too old"):
+        assert backend.choose("one", "cuda") == "reference"
 
 
 def test_without_the_module_everything_runs_on_references_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
