@@ -102,7 +102,8 @@ def _cuda() -> dict[str, str]:
     if backend.why_no_cuda is not None:
         return {"kdfast._cuda": f"not in use: {backend.why_no_cuda}"}
     module = backend.cuda_module()
-    built = f"CUDA {module.cuda_version}, compute capabilities {module.architectures}, driver {module.oldest_driver} or newer"
+    built = f"CUDA {module.cuda_version}, compute capabilities {module.architectures}"
+    built += f", driver {module.oldest_driver} or newer"
     if torch.version.cuda is None:
         return {"kdfast._cuda": f"not in use: torch {torch.__version__} is a build without CUDA ({built})"}
     if not torch.cuda.is_available():
