@@ -154,7 +154,8 @@ def sweep(
     In the folder afterwards:
       ANALYSIS_SUMMARY.txt         what came out, in words and tables; three more texts hold the details
       results_summary.csv          a row a run; report.json: every number of the report
-      roc.pdf, roc.png             teacher, baseline, best student
+      report.html                  the report as one page, with its figures
+      figures/                     these as PDF and PNG
       models/*.safetensors         these three, for `kdfast predict`
       study.toml                   the settings
       results/                     scores, curves and weights of every run
@@ -454,7 +455,7 @@ def _print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
             auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
             shown.add_row(METRICS[metric], name, auc, rejection, *numbers)
         _console().print(shown)
-    usual = ("ANALYSIS_SUMMARY.txt", "results_summary.txt", "results_summary.csv", "report.json", "roc.pdf", "models")
+    usual = ("report.html", "ANALYSIS_SUMMARY.txt", "results_summary.csv", "report.json", "figures", "models")
     for path in written or [results.path / name for name in usual]:
         if path.exists():
             typer.echo(path)

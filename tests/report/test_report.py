@@ -13,6 +13,7 @@ from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import background_rejection
+from kdfast.report.figures import ORDER
 from kdfast.report.schema import Analysis
 from kdfast.study.grid import grid
 from kdfast.study.results import open_study
@@ -136,11 +137,9 @@ def test_files(study, paths):
         "teacher": "models/teacher.safetensors",
         "baseline": "models/baseline.safetensors",
         "best_student": "models/best_student.safetensors",
-        "roc_pdf": "roc.pdf",
-        "roc_png": "roc.png",
+        "report.html": "report.html",
+        **{path: path for name in ORDER for path in (f"figures/{name}.pdf", f"figures/{name}.png")},
     }
-    assert paths["roc_png"].read_bytes().startswith(b"\x89PNG")
-    assert paths["roc_pdf"].read_bytes().startswith(b"%PDF")
     best = open_study(study.path).best("auc")
     assert paths["best_student"].read_bytes() == study.model_file(study.get("student", best["run_name"], 42))
     assert paths["teacher"].read_bytes() == study.model_file(study.get("teacher", "teacher", 42))
@@ -272,7 +271,7 @@ def test_all_diverged(tmp_path):
 def test_nothing_trained_yet(tmp_path):
     store = StudyStore.create_or_open(tmp_path / "s", SETTINGS, PROVENANCE)
     paths = store.rebuild_summaries()
-    assert list(paths) == ["report.json", "results_summary.csv", *TEXTS]
+    assert list(paths) == ["report.json", "results_summary.csv", *TEXTS, "report.html"]
     assert "134 runs that the settings ask for" in paths["results_summary.txt"].read_text()
     assert len(open_study(store.path).results) == 0
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from kdfast._files import write_content, writing_errors
 
 if TYPE_CHECKING:
-    from kdfast.report.schema import Analysis
-    from kdfast.study.store import StoredResult, StudyStore
+    from kdfast.study.store import StudyStore
 
 __all__ = ["rebuild"]
 
@@ -18,14 +17,14 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     """Writes the report of a study, finished or not, from its stored results alone; returns the files by name.
 
     report.json (the analysis, see schema.py), results_summary.csv and .txt, hyperparameter_analysis.txt,
-    detailed_comparison.txt, ANALYSIS_SUMMARY.txt, roc.pdf and .png, and as model files models/teacher, models/baseline
-    and models/best_student (the networks that the report shows). out: the folder; None: the study's own.
-    Everything is made before the first file is written, and each file appears whole or not at all. What can't be made
-    yet, as no student or no teacher is there, is left out and named in the texts. Raises StudyError for a damaged
-    result, test jets of one class, or a folder that can't be written.
+    detailed_comparison.txt, ANALYSIS_SUMMARY.txt, report.html and its figures/*.pdf and .png, and as model files
+    models/teacher, models/baseline and models/best_student (the networks that the report shows).
+    out: the folder; None: the study's own. Everything is made before the first file is written, and each file appears
+    whole or not at all. What can't be made yet, as no student or no teacher is there, is left out and named in the
+    texts. Raises StudyError for a damaged result, test jets of one class, or a folder that can't be written.
     """
     from kdfast.report.analysis import analyse
-    from kdfast.report.figures import RocLine, save_roc_figure
+    from kdfast.report.page import page_files
     from kdfast.report.table import csv_text, results_table
     from kdfast.report.texts.analysis_summary import analysis_summary
     from kdfast.report.texts.detailed_comparison import detailed_comparison
@@ -34,7 +33,7 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
 
     folder = store.path if out is None else out
     analysis = analyse(store)
-    contents = {
+    texts = {
         "report.json": analysis.model_dump_json(indent=1),
         "results_summary.csv": csv_text(results_table(store.results())),
         "results_summary.txt": results_summary(analysis),
@@ -42,33 +41,17 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
         "detailed_comparison.txt": detailed_comparison(analysis),
         "ANALYSIS_SUMMARY.txt": analysis_summary(analysis),
     }
-    shown = _shown(store, analysis)
-    models = {
-        "best_student" if kind == "student" else kind: store.model_file(result)
-        for kind, result in shown.items()
-        if result.card is not None
-    }
-    lines = [
-        RocLine(network.role, network.label, shown[network.role].arrays["scores_test"])
-        for network in analysis.networks
-        if shown[network.role].has_scores
-    ]
-    written = {}
+    contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
+    models = {}
+    for network in analysis.networks:
+        result = store.get(network.role, network.run_name, network.seed)
+        if result.card is not None:
+            models["best_student" if network.role == "student" else network.role] = store.model_file(result)
+    written = {name: folder / name for name in contents}
+    written |= {name: folder / "models" / f"{name}.safetensors" for name in models}
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            written[name] = folder / name
-            write_content(written[name], text.encode())
-        for name, content in models.items():
-            written[name] = folder / "models" / f"{name}.safetensors"
+        for name, content in (contents | models).items():
             written[name].parent.mkdir(exist_ok=True)
             write_content(written[name], content)
-        if lines:
-            jets = store.shared("test")
-            written |= save_roc_figure(lines, jets["labels"], jets["weights"], folder)
     return written
-
-
-def _shown(store: StudyStore, analysis: Analysis) -> dict[str, StoredResult]:
-    """The stored teacher, baseline and best student that the report shows, by role."""
-    return {network.role: store.get(network.role, network.run_name, network.seed) for network in analysis.networks}

@@ -1,0 +1,278 @@
+"""Figures that compare configurations: ordered with intervals, by T and α, by strategy, AUC against rejection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdfast.report.figures.style import ROLES, STRATEGIES, Drawing, axes_grid, error_bars, said
+from kdfast.report.sampling import quantile
+from kdfast.report.schema import Analysis, Configuration, Estimate
+
+__all__ = ["configuration_figures"]
+
+# Names that fit beside the points of one figure.
+_LEADERS = 20
+_METRICS = (("auc", "AUC"), ("rejection", r"1/$ε_B$ at $ε_S$ = 50 %"))
+_WORDS = {"auc": "AUC", "rejection": "rejection at 50 %"}
+
+
+def configuration_figures(analysis: Analysis) -> Iterator[Drawing]:
+    """Those that the study has configurations for."""
+    rows = analysis.configurations
+    if not rows:
+        return
+    if len(rows) > 1:
+        yield _ordered(analysis, rows)
+        yield _leaders(analysis, rows)
+    if analysis.grid is not None and len(analysis.grid.temp_init) * len(analysis.grid.alpha_init) > 1:
+        yield _heat_maps(analysis)
+    if len({row.strategy for row in rows}) > 1:
+        yield _strategies(analysis, rows)
+    if len(rows) > 1:
+        yield _pareto(analysis, rows)
+
+
+def _estimate(row: Configuration, metric: str) -> Estimate:
+    estimate: Estimate = getattr(row, metric)
+    return estimate
+
+
+def _in_set(row: Configuration, metric: str) -> bool:
+    return bool(getattr(row, f"beside_best_{metric}"))
+
+
+def _references(axes: Any, analysis: Analysis, metric: str) -> None:
+    """A line for the baselines' mean. The teacher is left out: it is so far above that the students would fall
+    together."""
+    compared = [(r, c) for r in analysis.configurations if (c := getattr(r, f"{metric}_vs_baseline")) is not None]
+    if compared:
+        row, comparison = compared[0]
+        value = _estimate(row, metric).value - comparison.difference.value
+        axes.axhline(value, label="Baseline (no teacher)", linewidth=1.2, **ROLES["baseline"])
+
+
+def _sizes(analysis: Analysis, metric: str) -> str:
+    """How many configurations can't be told from the best, in words."""
+    rows = analysis.configurations
+    if all(getattr(row, f"beside_best_{metric}") is None for row in rows):
+        return f"by {_WORDS[metric]} it can't be told which are as good as the best"
+    count = sum(_in_set(row, metric) for row in rows)
+    return f"{count} of {len(rows)} can't be told from the best by {_WORDS[metric]}"
+
+
+def _best_names(rows: Sequence[Configuration]) -> str:
+    parts = []
+    for metric, digits in (("auc", 4), ("rejection", 2)):
+        best = max(rows, key=lambda row: _estimate(row, metric).value)
+        parts.append(f"highest {_WORDS[metric]}: {best.run_name}, {said(_estimate(best, metric), digits)}")
+    return "; ".join(parts)
+
+
+def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
+    figure, axes = axes_grid(2, 1, size=(10.0, 6.0))
+    for panel, (metric, label) in zip(axes[:, 0], _METRICS, strict=True):
+        ordered = sorted(rows, key=lambda row: -_estimate(row, metric).value)
+        known = any(_in_set(row, metric) for row in ordered)
+        for strategy, (name, color, marker) in STRATEGIES.items():
+            options = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 0.9}
+            for beside in (True, False):
+                chosen = [i for i, r in enumerate(ordered) if r.strategy == strategy and _in_set(r, metric) == beside]
+                if chosen:
+                    outside = {} if beside or not known else {"alpha": 0.45, "markerfacecolor": "white"}
+                    estimates = [_estimate(ordered[i], metric) for i in chosen]
+                    error_bars(panel, np.array(chosen) + 1, estimates, **options, **outside)
+            if metric == "auc" and any(row.strategy == strategy for row in rows):
+                panel.plot([], [], linestyle="none", color=color, marker=marker, markersize=5, label=name)
+        _references(panel, analysis, metric)
+        _paired_error(panel, analysis, metric, len(ordered))
+        panel.set_ylabel(label)
+    axes[1, 0].set_xlabel("Configurations in the order of each metric")
+    axes[0, 0].legend(ncols=6, loc="upper right")
+    _room_above(axes[0, 0])
+    figure.align_ylabels()
+    paired = analysis.distribution is not None and analysis.distribution.auc_paired_error is not None
+    return Drawing(
+        "configurations",
+        "AUC and rejection by configuration",
+        "Every configuration, the highest first, with 95 % intervals. Filled: the 95 % confidence set of the best "
+        f"({_sizes(analysis, 'auc')}, {_sizes(analysis, 'rejection')})."
+        + (
+            " All share the test jets, so differences are known better than single values: the bar at the right is the "
+            "typical 95 % interval of a difference of two."
+            if paired
+            else ""
+        ),
+        _best_names(rows),
+        figure,
+        wide=True,
+    )
+
+
+def _paired_error(axes: Any, analysis: Analysis, metric: str, count: int) -> None:
+    """To the right of the points, the interval of a difference of two configurations."""
+    error = None if analysis.distribution is None else getattr(analysis.distribution, f"{metric}_paired_error")
+    axes.set_xlim(0, count * (1.06 if error else 1.0) + 1)
+    if error:
+        middle = np.median([_estimate(row, metric).value for row in analysis.configurations])
+        axes.errorbar(count * 1.03 + 1, middle, yerr=quantile() * error, color="black", capsize=4, linewidth=2)
+
+
+def _room_above(axes: Any, share: float = 0.2) -> None:
+    """For a legend."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + share * (high - low))
+
+
+def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
+    leaders = sorted(rows, key=lambda row: row.rank_auc)[:_LEADERS]
+    compared = all(row.auc_vs_baseline and row.rejection_vs_baseline for row in leaders)
+    figure, axes = axes_grid(1, 2, size=(10.0, 1.4 + 0.24 * len(leaders)), sharey=True)
+    for panel, (metric, label) in zip(axes[0], _METRICS, strict=True):
+        known = any(_in_set(row, metric) for row in rows)
+        for i, row in enumerate(leaders):
+            estimate, (_, color, marker) = _estimate(row, metric), STRATEGIES[row.strategy]
+            if compared:
+                estimate = getattr(row, f"{metric}_vs_baseline").difference
+            ends = [estimate.value if end is None else end for end in (estimate.low, estimate.high)]
+            panel.errorbar(
+                estimate.value,
+                i,
+                xerr=np.abs(np.array(ends)[:, None] - estimate.value),
+                color=color,
+                marker=marker,
+                markersize=6,
+                markerfacecolor=color if _in_set(row, metric) or not known else "white",
+                linestyle="none",
+            )
+        if compared:
+            panel.axvline(0.0, linewidth=1.2, **ROLES["baseline"])
+        panel.set_xlabel(f"{label}, to the baseline" if compared else label)
+        panel.grid(axis="y", color="0.92")
+        panel.set_axisbelow(True)
+        panel.tick_params(axis="y", which="both", left=False, right=False)
+    axes[0, 0].set_yticks(np.arange(len(leaders)), [row.run_name for row in leaders], fontsize=9)
+    axes[0, 0].set_ylim(len(leaders) - 0.3, -0.7)
+    return Drawing(
+        "leaders",
+        f"The {len(leaders)} configurations of the highest AUC",
+        (
+            "Differences to the baseline (dashed), the student without a teacher, on the same test jets and seeds"
+            if compared
+            else "AUC and rejection"
+        )
+        + ", with 95 % intervals; filled: in the confidence set of the best of all configurations by that metric. "
+        "Colours and markers of the strategies as above.",
+        "; ".join(
+            f"{row.run_name}: AUC {row.auc.value:.4f}, rejection {row.rejection.value:.2f}" for row in leaders[:5]
+        ),
+        figure,
+        wide=True,
+    )
+
+
+def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
+    figure, ((axes,),) = axes_grid(size=(6.4, 5.2))
+    for strategy, (name, color, marker) in STRATEGIES.items():
+        chosen = [row for row in rows if row.strategy == strategy]
+        if chosen:
+            x, y = ([_estimate(row, metric).value for row in chosen] for metric in ("auc", "rejection"))
+            axes.plot(x, y, linestyle="none", marker=marker, markersize=5, color=color, alpha=0.75, label=name)
+    front = sorted((row for row in rows if row.pareto), key=lambda row: row.auc.value)
+    x, y = ([_estimate(row, metric).value for row in front] for metric in ("auc", "rejection"))
+    axes.plot(x, y, drawstyle="steps-pre", color="black", linewidth=1.2, label="Pareto front")
+    axes.plot(x, y, linestyle="none", marker="o", markersize=10, markerfacecolor="none", color="black")
+    spread = analysis.distribution
+    cross = spread is not None and spread.auc_paired_error is not None and spread.rejection_paired_error is not None
+    if spread is not None and spread.auc_paired_error is not None and spread.rejection_paired_error is not None:
+        _typical_error(axes, spread.auc_paired_error, spread.rejection_paired_error)
+    axes.set_xlabel("AUC")
+    axes.set_ylabel(_METRICS[1][1])
+    axes.legend(loc="upper left")
+    return Drawing(
+        "pareto",
+        "Rejection against AUC",
+        "One point a configuration. Circled: no other configuration is higher in both."
+        + (" The cross: one standard error of a difference of two configurations, to each side." if cross else ""),
+        f"On the Pareto front: {', '.join(row.run_name for row in front)}",
+        figure,
+    )
+
+
+def _typical_error(axes: Any, auc: float, rejection: float) -> None:
+    """A cross in the lower right corner, for which room is made."""
+    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+    x, y = x_high - 1.3 * auc, y_low - 1.3 * rejection
+    axes.errorbar(x, y, xerr=auc, yerr=rejection, color="black", capsize=3, linewidth=1)
+    axes.set_xlim(min(x_low, x - 1.3 * auc), x_high)
+    axes.set_ylim(y - 1.3 * rejection, y_high)
+
+
+def _heat_maps(analysis: Analysis) -> Drawing:
+    grid = analysis.grid
+    assert grid is not None
+    temps, alphas = grid.temp_init, grid.alpha_init
+    height = 1.6 + 0.42 * len(temps)
+    figure, axes = axes_grid(1, 2, size=(2.2 + 1.1 * max(2 * len(alphas), 6), max(height, 3.2)))
+    for panel, (metric, label), form in zip(axes[0], _METRICS, ("{:.4f}", "{:.2f}"), strict=True):
+        values = np.array([[np.nan if v is None else v for v in row] for row in getattr(grid, metric)], np.float64)
+        mesh = panel.pcolormesh(values, cmap="cividis", edgecolors="white", linewidth=1)
+        middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+        for i, j in np.argwhere(np.isfinite(values)):
+            color = "white" if values[i, j] < middle else "black"
+            panel.text(j + 0.5, i + 0.5, form.format(values[i, j]), ha="center", va="center", color=color, fontsize=10)
+        panel.set_xticks(np.arange(len(alphas)) + 0.5, [f"{a:g}" for a in alphas])
+        panel.set_yticks(np.arange(len(temps)) + 0.5, [f"{t:g}" for t in temps])
+        panel.tick_params(which="both", length=0)
+        panel.minorticks_off()
+        panel.set_title(f"Mean {label}", loc="left")
+        panel.set_xlabel("Initial α")
+        panel.set_ylabel("Initial T")
+        figure.colorbar(mesh, ax=panel, pad=0.02)
+    best = analysis.pairs[0] if analysis.pairs else None
+    return Drawing(
+        "heat_maps",
+        "Mean AUC and rejection by initial T and α",
+        "Means over all runs of a cell, whatever their final values.",
+        "no pair"
+        if best is None
+        else f"Highest mean AUC: {best.auc:.4f} at T = {best.temp_init:g}, "
+        f"α = {best.alpha_init:g}, over {best.runs} runs",
+        figure,
+        wide=True,
+    )
+
+
+def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
+    figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
+    present = [name for name in STRATEGIES if any(row.strategy == name for row in rows)]
+    rng = np.random.default_rng(0)
+    said_of = []
+    for panel, (metric, label) in zip(axes[0], _METRICS, strict=True):
+        for i, strategy in enumerate(present):
+            _, color, marker = STRATEGIES[strategy]
+            values = [_estimate(row, metric).value for row in rows if row.strategy == strategy]
+            places = i + rng.uniform(-0.22, 0.22, len(values))
+            panel.plot(places, values, linestyle="none", marker=marker, markersize=4, color=color, alpha=0.6)
+            mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            panel.errorbar(i, mean, yerr=std, color="black", marker="_", markersize=18, capsize=4)
+            said_of.append(f"{strategy}: mean {_WORDS[metric]} {mean:.4g}, standard deviation {std:.2g}")
+        _references(panel, analysis, metric)
+        panel.set_xticks(range(len(present)), [STRATEGIES[name][0] for name in present])
+        panel.tick_params(axis="x", which="minor", bottom=False, top=False)
+        panel.set_xlim(-0.6, len(present) - 0.4)
+        panel.set_ylabel(label)
+    if axes[0, 0].get_legend_handles_labels()[0]:  # a baseline
+        _room_above(axes[0, 0], 0.12)
+        axes[0, 0].legend(loc="upper left")
+    return Drawing(
+        "strategies",
+        "Scheduling strategies",
+        "One point a configuration, set apart sideways. Black: mean and standard deviation of the points. "
+        "Strategies cover different T and α, so equal settings are compared in the tables, not here.",
+        "; ".join(said_of),
+        figure,
+        wide=True,
+    )

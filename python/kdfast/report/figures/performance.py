@@ -1,0 +1,337 @@
+"""Figures of single networks on the test jets: ROC curves, rejection, scores, calibration, by pT, mass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.metrics import RocCurve, roc_curve
+from kdfast.report.figures.style import ROLES, Drawing, axes_grid, error_bars, said
+from kdfast.report.sampling import Estimates, quantile, rejection_estimates
+from kdfast.report.schema import Analysis, Estimate, Network
+
+__all__ = ["ShownNetwork", "TestSample", "performance_figures"]
+
+Floats = NDArray[np.float64]
+
+# Signal efficiencies, in percent, where bands are computed.
+_POINTS = (*range(1, 10), *range(10, 96, 5), 98, 99)
+_CLASSES = (("signal", 1, "-"), ("background", 0, "--"))
+
+
+@dataclass(frozen=True)
+class ShownNetwork:
+    """A network, its logits on the test jets [B], and its numbers with their errors. style: a key of ROLES."""
+
+    style: str
+    label: str
+    scores: Floats
+    auc: Estimate | None
+    rejection: Estimate | None
+
+
+@dataclass(frozen=True)
+class TestSample:
+    """The test jets, labels and weights [B], and the networks that are drawn on them."""
+
+    __test__ = False  # not a test class of pytest's
+
+    labels: NDArray[np.int64]
+    weights: Floats
+    networks: Sequence[ShownNetwork]
+
+    @cached_property
+    def curves(self) -> list[RocCurve]:
+        return [roc_curve(self.labels, network.scores, self.weights) for network in self.networks]
+
+    @cached_property
+    def log_rejections(self) -> Mapping[int, Estimates]:
+        """ln(1/ε_B) at _POINTS, with the covariance of the networks (bootstrap over the jets)."""
+        scores = np.stack([network.scores for network in self.networks])
+        return rejection_estimates(self.labels, scores, self.weights, points=_POINTS, replicates=300)
+
+    @cached_property
+    def efficiencies(self) -> Floats:
+        return np.array(_POINTS) / 100
+
+    def band(self, k: int, reference: int | None = None) -> tuple[Floats, Floats, Floats]:
+        """1/ε_B at _POINTS, or its ratio to a reference on the same jets: value and ends of the 95 % interval.
+
+        NaN where fewer than 5 background jets survive: there a bootstrap does not know the error."""
+        values, errors = np.empty(len(_POINTS)), np.empty(len(_POINTS))
+        for i, point in enumerate(_POINTS):
+            found = self.log_rejections[point]
+            row = found.factor[k] - (0.0 if reference is None else found.factor[reference])
+            values[i] = found.values[k] - (0.0 if reference is None else found.values[reference])
+            errors[i] = np.sqrt(row @ row)
+            if any(self._survivors(j, point) < 5 for j in (k, reference) if j is not None):
+                values[i] = np.nan
+        half = quantile() * errors
+        return np.exp(values), np.exp(values - half), np.exp(values + half)
+
+    def _survivors(self, k: int, point: int) -> int:
+        curve = self.curves[k]
+        reached = int(np.searchsorted(curve.signal_efficiency, point / 100 * (1.0 - 1e-12)))
+        return int(curve.survivors[min(reached, len(curve.survivors) - 1)])
+
+
+def performance_figures(analysis: Analysis, sample: TestSample | None) -> Iterator[Drawing]:
+    """Those that the study has the scores for."""
+    if sample is not None and sample.networks:
+        yield _roc(analysis, sample)
+        yield _rejection(analysis, sample)
+    shown: dict[str, Network] = {network.role: network for network in analysis.networks}
+    if analysis.calibration:
+        yield _calibration(analysis, shown)
+    if analysis.by_pt:
+        yield _by_pt(analysis, shown)
+    if sample is not None and sample.networks:
+        yield _scores(analysis, sample)
+    if any(m.efficiency == 50 for m in analysis.mass_sculpting):
+        yield _mass(analysis, shown)
+
+
+def _shade(network: ShownNetwork) -> float:
+    return 0.18 if network.style in ("teacher", "baseline", "student") else 0.08
+
+
+def _jets(analysis: Analysis) -> str:
+    test = analysis.study.test
+    return "" if test is None else f"{test.signal:,} signal, {test.background:,} background test jets"
+
+
+def _numbers(networks: Sequence[ShownNetwork]) -> str:
+    return "; ".join(f"{n.label}: AUC {said(n.auc, 4)}, rejection at 50 % {said(n.rejection, 2)}" for n in networks)
+
+
+def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
+    figure, ((axes,),) = axes_grid(size=(6.4, 5.2))
+    for k, network in enumerate(sample.networks):
+        style, curve = ROLES[network.style], sample.curves[k]
+        auc = network.auc
+        label = network.label if auc is None else f"{network.label}\nAUC {auc.value:.4f} ± {auc.error or 0.0:.4f}"
+        axes.plot(*_thinned(curve), label=label, **style)
+        _, low, high = sample.band(k)
+        axes.fill_betweenx(
+            sample.efficiencies, 1.0 / high, 1.0 / low, color=style["color"], alpha=_shade(network), linewidth=0
+        )
+    grid = np.geomspace(1e-4, 1.0, 200)
+    axes.plot(grid, grid, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.set_xscale("log")
+    axes.set_xlim(_least(sample), 1.0)
+    axes.set_ylim(0.0, 1.06)
+    axes.set_xlabel(r"Background efficiency $ε_B$")
+    axes.set_ylabel(r"Signal efficiency $ε_S$")
+    axes.legend(loc="upper left", fontsize=9)
+    return Drawing(
+        "roc",
+        "ROC curves",
+        f"Signal efficiency against background efficiency; {_jets(analysis)}. Bands: 95 % intervals of the background "
+        "efficiency, from a bootstrap of both classes; none where fewer than 5 background jets pass. Dotted: no "
+        "discrimination.",
+        _numbers(sample.networks),
+        figure,
+    )
+
+
+def _thinned(curve: RocCurve, most: int = 600) -> tuple[Floats, Floats]:
+    """(ε_B, ε_S) without points that no eye tells apart: evenly in ε_B's logarithm and in ε_S."""
+    x, y = curve.background_efficiency, curve.signal_efficiency
+    x, y = x[x > 0], y[x > 0]
+    places = np.stack([np.log(x) / max(-np.log(x[0]), 1e-9), y]) if len(x) else np.zeros((2, 0))
+    steps = np.floor(places * most).astype(np.int64)
+    new = np.ones(len(x), bool)
+    new[1:-1] = (steps[:, 1:-1] != steps[:, :-2]).any(axis=0)
+    return x[new], y[new]
+
+
+def _least(sample: TestSample) -> float:
+    background = int(((sample.labels == 0) & (sample.weights > 0)).sum())
+    return float(10 ** np.floor(np.log10(3.0 / max(background, 10))))
+
+
+def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
+    styles = [network.style for network in sample.networks]
+    reference = styles.index("baseline") if "baseline" in styles else None
+    with_ratio = reference is not None and len(styles) > 1
+    figure, axes = axes_grid(
+        2 if with_ratio else 1, 1, size=(6.4, 5.6), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
+    )
+    top = axes[0, 0]
+    reached = [10.0]
+    for k, network in enumerate(sample.networks):
+        style = ROLES[network.style]
+        values, low, high = sample.band(k)
+        top.plot(sample.efficiencies, values, label=network.label, **style)
+        top.fill_between(sample.efficiencies, low, high, color=style["color"], alpha=_shade(network), linewidth=0)
+        reached += values[np.isfinite(values)].tolist()
+        if with_ratio and k != reference and network.style != "teacher":
+            ratio, low, high = sample.band(k, reference)
+            axes[1, 0].plot(sample.efficiencies, ratio, **style)
+            axes[1, 0].fill_between(
+                sample.efficiencies, low, high, color=style["color"], alpha=_shade(network), linewidth=0
+            )
+    top.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
+    top.set_yscale("log")
+    top.set_xlim(0.0, 1.0)
+    top.set_ylim(1.0, 4.0 * max(reached))
+    top.set_ylabel(r"Background rejection 1/$ε_B$")
+    top.legend(title=_jets(analysis), alignment="left")
+    if with_ratio:
+        axes[1, 0].axhline(1.0, **ROLES["baseline"])
+        axes[1, 0].axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
+        axes[1, 0].set_ylim(*_ratio_limits(sample, reference or 0))
+        axes[1, 0].set_ylabel("Student /\nbaseline")
+        figure.align_ylabels()
+    axes[-1, 0].set_xlabel(r"Signal efficiency $ε_S$")
+    return Drawing(
+        "rejection",
+        "Background rejection against signal efficiency",
+        "Bands: 95 % intervals from a bootstrap of both classes; lines begin where 5 background jets survive. "
+        + ("Below: the students over the baseline, on the same jets (paired bands). " if with_ratio else "")
+        + "Dotted: the working point of 50 %.",
+        _numbers(sample.networks),
+        figure,
+    )
+
+
+def _ratio_limits(sample: TestSample, reference: int) -> tuple[float, float]:
+    inside = sample.efficiencies >= 0.2  # below, a handful of jets decides
+    ends = [
+        np.concatenate(sample.band(k, reference))[np.tile(inside, 3)]
+        for k, network in enumerate(sample.networks)
+        if k != reference and network.style != "teacher"
+    ]
+    values = np.concatenate(ends) if ends else np.ones(1)
+    spread = 1.15 * float(np.nanmax(np.abs(values - 1.0), initial=0.05))
+    return max(0.0, 1.0 - spread), 1.0 + spread
+
+
+def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
+    shown = [network for network in sample.networks if network.style in ("teacher", "baseline", "student")]
+    figure, axes = axes_grid(1, len(shown), size=(3.4 * max(len(shown), 2), 3.6), sharey=True)
+    means = []
+    for column, network in enumerate(shown):
+        panel = axes[0, column]
+        ends = np.quantile(network.scores, [0.001, 0.999])
+        edges = np.linspace(ends[0] - 0.1, ends[1] + 0.1, 41)
+        inside = np.clip(network.scores, edges[0], edges[-1])
+        for name, label, line in _CLASSES:
+            chosen = sample.labels == label
+            weights = sample.weights[chosen] / sample.weights[chosen].sum() / np.diff(edges)[0]
+            counts, _ = np.histogram(inside[chosen], edges, weights=weights)
+            color = ROLES["student" if label else "baseline"]["color"]
+            panel.stairs(counts, edges, color=color, linestyle=line, label=name.capitalize(), fill=False, linewidth=1.4)
+            means.append(f"{network.label}, {name}: mean {np.average(network.scores[chosen]):.2f}")
+        panel.set_title(network.label, loc="left", fontsize=10)
+        panel.set_xlabel("Score (logit)")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(max(low, 0.0), 1.25 * high)
+    axes[0, 0].set_ylabel("Jets / unit of score (normalised)")
+    axes[0, -1].legend()
+    return Drawing(
+        "scores",
+        "Score distributions",
+        "Scores of the test jets by class, each normalised to 1; the outermost bins hold what lies beyond.",
+        "; ".join(means),
+        figure,
+        wide=True,
+    )
+
+
+def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
+    figure, ((axes,),) = axes_grid(size=(6.4, 5.2))
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
+    said_of = []
+    for curve in analysis.calibration:
+        style = ROLES[curve.role]
+        predicted, observed = ([getattr(b, name) for b in curve.bins] for name in ("predicted", "observed"))
+        errors = np.abs([[b.low - b.observed for b in curve.bins], [b.high - b.observed for b in curve.bins]])
+        label = shown[curve.role].label if curve.role in shown else curve.role
+        axes.errorbar(predicted, observed, yerr=errors, marker="o", markersize=4, label=label, **style)
+        said_of.append(f"{label}: expected calibration error {curve.expected_error:.3f}, Brier score {curve.brier:.4f}")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("Predicted probability of signal")
+    axes.set_ylabel("Share of signal")
+    axes.legend(loc="upper left")
+    return Drawing(
+        "calibration",
+        "Calibration of the scores",
+        "Share of signal against the predicted probability, in bins with equally many test jets; bars: Wilson's 95 % "
+        "intervals. On the dotted line scores are probabilities.",
+        "; ".join(said_of),
+        figure,
+    )
+
+
+def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
+    figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
+    roles = list(dict.fromkeys(b.role for b in analysis.by_pt))
+    edges = sorted({edge for b in analysis.by_pt for edge in (b.pt_low, b.pt_high)})
+    said_of = []
+    for number, role in enumerate(roles):
+        bins = [b for b in analysis.by_pt if b.role == role]
+        label = shown[role].label if role in shown else role
+        shift = (number - (len(roles) - 1) / 2) * 0.01 * (edges[-1] - edges[0])
+        centres = np.array([0.5 * (b.pt_low + b.pt_high) + shift for b in bins])
+        options = {"color": ROLES[role]["color"], "marker": "osD"[number], "markersize": 5, "label": label}
+        error_bars(axes[0, 0], centres, [b.auc for b in bins], **options)
+        error_bars(axes[0, 1], centres, [b.rejection for b in bins], **options)
+        said_of.append(
+            f"{label}: " + ", ".join(f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV AUC {b.auc.value:.4f}" for b in bins)
+        )
+    for panel in axes[0]:
+        for edge in edges[1:-1]:
+            panel.axvline(edge, color="0.85", linewidth=0.8, zorder=0)
+        panel.set_xlabel(r"Jet $p_T$ [GeV]")
+        panel.set_xlim(edges[0], edges[-1])
+    axes[0, 0].set_ylabel("AUC")
+    axes[0, 1].set_yscale("log")
+    axes[0, 1].set_ylabel(r"1/$ε_B$ at $ε_S$ = 50 %")
+    axes[0, 1].legend()
+    low, high = axes[0, 1].get_ylim()
+    axes[0, 1].set_ylim(low, high**1.25 / low**0.25)
+    return Drawing(
+        "by_pt",
+        "Performance by jet pT",
+        "AUC and rejection at 50 % signal efficiency within bins of jet pT that hold equally many test jets; bars: "
+        "95 % intervals, arrows: 68 % lower limits (no background survives). Points of one bin are set apart sideways.",
+        "; ".join(said_of),
+        figure,
+        wide=True,
+    )
+
+
+def _mass(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
+    found = [m for m in analysis.mass_sculpting if m.efficiency == 50]
+    figure, axes = axes_grid(1, len(found), size=(3.4 * max(len(found), 2), 3.6), sharey=True)
+    said_of = []
+    for column, m in enumerate(found):
+        panel, edges = axes[0, column], np.array(m.edges)
+        widths = np.diff(edges)
+        panel.stairs(100 * np.array(m.all) / widths, edges, color="0.55", fill=True, alpha=0.45, label="All background")
+        panel.stairs(
+            100 * np.array(m.passing) / widths, edges, color=ROLES[m.role]["color"], linewidth=1.5, label="That passes"
+        )
+        label = shown[m.role].label if m.role in shown else m.role
+        panel.set_title(f"{label}\n{m.survivors:,} jets pass", loc="left", fontsize=10)
+        panel.set_xlabel("Jet mass [GeV]")
+        panel.set_xlim(edges[0], np.quantile(edges, 0.95))
+        said_of.append(
+            f"{label}: divergence {m.divergence:.3f} bits, {m.expected_without:.3f} expected without sculpting"
+        )
+    axes[0, 0].set_ylabel("Share of jets per GeV [%]")
+    axes[0, -1].legend()
+    return Drawing(
+        "mass",
+        "Mass of the background that passes",
+        "Jet mass of all background and of the background that passes at 50 % signal efficiency, each normalised to 1.",
+        "; ".join(said_of),
+        figure,
+        wide=True,
+    )

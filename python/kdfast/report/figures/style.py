@@ -1,0 +1,182 @@
+"""How every figure looks, and how one drawing becomes an SVG for the page, a PDF and a PNG.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles and markers tell the same apart in grey.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.report.schema import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "ROLES",
+    "STRATEGIES",
+    "Drawing",
+    "axes_grid",
+    "error_bars",
+    "exports",
+    "figure_style",
+    "said",
+]
+
+# Networks: teacher, baseline, then the best students.
+ROLES: dict[str, dict[str, Any]] = {
+    "teacher": {"color": "black", "linestyle": "-"},
+    "baseline": {"color": "#D55E00", "linestyle": "--"},
+    "student": {"color": "#0072B2", "linestyle": "-"},
+    "student 2": {"color": "#009E73", "linestyle": "-."},
+    "student 3": {"color": "#CC79A7", "linestyle": ":"},
+}
+
+# Label, colour and marker of each strategy.
+STRATEGIES: dict[str, tuple[str, str, str]] = {
+    "baseline": ("T, α constant", "#444444", "o"),
+    "tempanneal": ("T annealed", "#E69F00", "s"),
+    "alphasched": ("α scheduled", "#009E73", "^"),
+    "combined": ("both", "#56B4E9", "D"),
+}
+
+_DPI = 130
+_FONT = "TeX Gyre Heros"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of the report.
+
+    name: of its files. title, caption: what is shown and how. description: what a reader sees in it, for those who do
+    not see it. wide: it takes the page's whole width.
+    """
+
+    name: str
+    title: str
+    caption: str
+    description: str
+    figure: Figure
+    wide: bool = False
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """The field's style, for drawing and for saving; a user's own settings stay as they are."""
+    import mplhep
+    from matplotlib import style
+
+    own = {
+        "figure.constrained_layout.use": True,
+        "font.size": 12,
+        "axes.labelsize": 13,
+        "xtick.labelsize": 11,
+        "ytick.labelsize": 11,
+        "axes.titlesize": 12,
+        "legend.fontsize": 10,
+        "legend.title_fontsize": 10,
+        "lines.linewidth": 1.6,
+        "axes.labelpad": 3,
+        "axes.autolimit_mode": "data",
+        "axes.xmargin": 0.03,
+        "axes.ymargin": 0.06,
+        "axes.formatter.limits": (-4, 5),
+        "axes.formatter.use_mathtext": False,  # text instead of formulas where it will do: several times as fast
+        "axes.unicode_minus": True,
+        "ytick.major.size": 8,
+        "ytick.minor.size": 4,
+        "xtick.major.size": 6,
+        "svg.fonttype": "none",  # text stays text: small files, and readers can search it
+        "font.sans-serif": [_FONT, "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+        "mathtext.fontset": "custom",
+        "mathtext.rm": _FONT,
+        "mathtext.it": f"{_FONT}:italic",
+    }
+    with style.context([mplhep.style.ATLAS, own]):
+        yield
+
+
+def axes_grid(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure of this size (inches) and its axes [rows, columns]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequence[Estimate], **options: Any) -> None:
+    """Points with their 95 % intervals; one without an interval has none, a lower limit has an arrow upwards."""
+    values = np.array([estimate.value for estimate in estimates])
+    limits = np.array([estimate.lower_limit for estimate in estimates], bool)
+    ends = np.array([[e.value if e.low is None else e.low, e.value if e.high is None else e.high] for e in estimates])
+    lengths = np.where(limits, 0.5 * values, np.abs(ends.T - values))
+    axes.errorbar(x, values, yerr=lengths, lolims=limits, linestyle="none", **options)
+
+
+def said(estimate: Estimate | None, digits: int) -> str:
+    """A number with its interval, for descriptions and legends."""
+    if estimate is None:
+        return "unknown"
+    text = f"{'above ' if estimate.lower_limit else ''}{estimate.value:.{digits}f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" (95 % interval {estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+    return text
+
+
+# ---- files
+
+
+def exports(drawing: Drawing) -> dict[str, bytes]:
+    """The drawing as "svg" (to stand inside a page), "pdf" and "png". The same results give the same bytes."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    # The canvases' own functions draw once; savefig draws twice. The first drawing finds the layout for all three.
+    figure, png, svg, pdf = drawing.figure, io.BytesIO(), io.BytesIO(), io.BytesIO()
+    figure.set_dpi(_DPI)
+    FigureCanvasAgg(figure).print_png(png)
+    figure.set_layout_engine("none")
+    with rc_context({"svg.hashsalt": drawing.name}):
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    return {"svg": _inline(svg.getvalue().decode(), drawing).encode(), "pdf": pdf.getvalue(), "png": png.getvalue()}
+
+
+def _inline(svg: str, drawing: Drawing) -> str:
+    """An SVG document as an element of a page: no declaration, metadata or style of its own, ids that no other figure
+    has, and its text alternative."""
+    from html import escape
+
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(f"'{_FONT}'(?!,)", f"'{_FONT}', Helvetica, Arial, sans-serif", svg)  # formulas name one font alone
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{drawing.name}-\1"', svg)
+    svg = re.sub(r'\b(xlink:href="|href="|url\()#', rf"\1#{drawing.name}-", svg)
+    head, body = re.match(r"<svg[^>]*>", svg), None
+    assert head is not None
+    body = svg[head.end() :]
+    box = re.search(r'viewBox="[^"]*"', head[0])
+    assert box is not None
+    title, description = (f"{drawing.name}-{part}" for part in ("title", "description"))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" '
+        f'aria-labelledby="{title} {description}">'
+        f'<title id="{title}">{escape(drawing.title)}</title>'
+        f'<desc id="{description}">{escape(drawing.description)}</desc>{body}'
+    )

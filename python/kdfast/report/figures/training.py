@@ -1,0 +1,124 @@
+"""Figures of how the networks were trained: schedules of T and α, loss and validation AUC by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.report.figures.style import ROLES, Drawing, axes_grid
+from kdfast.report.schema import Analysis, Setting
+
+__all__ = ["Curves", "training_figures"]
+
+Curves = Mapping[str, Sequence[float | None]]
+
+
+def training_figures(
+    analysis: Analysis, leaders: Sequence[str], others: Mapping[str, Curves], epochs: int | None
+) -> Iterator[Drawing]:
+    """leaders: names of the best configurations, at most three. others: curves of teacher and baseline, by role.
+    epochs: as planned; None where that is not known."""
+    if leaders and any(row.temp_final is not None or row.alpha_final is not None for row in analysis.runs):
+        yield _schedules(analysis, leaders, epochs)
+    if any(run.curves for run in analysis.runs):
+        yield _training(analysis, leaders, others)
+
+
+def _config(row: Setting) -> RunConfig:
+    shape = RunConfig.from_name(row.run_name).shape
+    return RunConfig(row.temp_init, row.alpha_init, row.temp_final, row.alpha_final, shape)
+
+
+def _style(number: int) -> dict[str, Any]:
+    return ROLES[("student", "student 2", "student 3")[number]]
+
+
+def _schedules(analysis: Analysis, leaders: Sequence[str], epochs: int | None) -> Drawing:
+    figure, axes = axes_grid(1, 2, size=(10.0, 3.8))
+    steps = epochs if epochs and epochs > 1 else 101
+    x = np.arange(1, steps + 1) if epochs and epochs > 1 else np.linspace(0.0, 100.0, steps)
+    configs = {row.run_name: _config(row) for row in analysis.runs}
+
+    def values(config: RunConfig) -> np.ndarray[Any, Any]:
+        return np.array([config.at(epoch, steps) for epoch in range(steps)]).T
+
+    for column, (panel, label) in enumerate(zip(axes[0], ("Temperature T", "Mixing weight α"), strict=True)):
+        for curve in {tuple(values(config)[column]) for config in configs.values()}:
+            panel.plot(x, curve, color="0.85", linewidth=1, zorder=0)
+        for number, name in enumerate(leaders):
+            panel.plot(x, values(configs[name])[column], label=name, **_style(number))
+        panel.set_xlabel("Epoch" if epochs and epochs > 1 else "Share of the training [%]")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_ylabel(label)
+    axes[0, 1].set_ylim(0.0, 1.0)
+    _, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(0.0, 1.35 * high)
+    axes[0, 0].legend(loc="upper right")
+    return Drawing(
+        "schedules",
+        "Schedules of temperature and mixing weight",
+        "The best configurations' schedules; grey: all others of the study.",
+        "; ".join(
+            f"{name}: T {_span(configs[name].temp_init, configs[name].temp_final)}, "
+            f"α {_span(configs[name].alpha_init, configs[name].alpha_final)}"
+            for name in leaders
+        ),
+        figure,
+        wide=True,
+    )
+
+
+def _span(first: float, last: float | None) -> str:
+    return f"{first:g}" if last is None else f"{first:g} to {last:g}"
+
+
+def _training(analysis: Analysis, leaders: Sequence[str], others: Mapping[str, Curves]) -> Drawing:
+    from matplotlib.collections import LineCollection
+
+    figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
+    names = (("loss", "Training loss"), ("auc_val", "AUC on validation jets"))
+    with_curves = [run for run in analysis.runs if run.curves]
+    of_leaders = {name: next((run.curves for run in with_curves if run.run_name == name), {}) for name in leaders}
+    for panel, (name, label) in zip(axes[0], names, strict=True):
+        lines = [_points(run.curves, name) for run in with_curves]
+        # hundreds of lines: as an image inside the vector figure
+        panel.add_collection(LineCollection(lines, colors="0.8", linewidths=0.6, rasterized=True, zorder=0))
+        for number, (leader, own) in enumerate(of_leaders.items()):
+            panel.plot(*_points(own, name).T, label=leader, marker=".", **_style(number))
+        for role, curves in others.items():
+            if role == "baseline" or name == "auc_val":  # the teacher's loss is of other views and has no KD term
+                panel.plot(*_points(curves, name).T, label=role.capitalize(), marker=".", **ROLES[role])
+        panel.autoscale_view()
+        panel.set_xlabel("Epoch")
+        panel.set_ylabel(label)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low, high + 0.35 * (high - low))
+    axes[0, 0].legend(*axes[0, 1].get_legend_handles_labels(), loc="upper right")
+    best = max(
+        (run for run in with_curves if run.auc_validation is not None),
+        key=lambda run: run.auc_validation or 0.0,
+        default=None,
+    )
+    return Drawing(
+        "training",
+        "Training curves",
+        "Loss and validation AUC by epoch; grey: all students. The loss holds the distillation term, whose size "
+        "depends on T and α: losses of different configurations do not compare.",
+        "no validation AUC is stored"
+        if best is None
+        else f"highest validation AUC {best.auc_validation:.4f}: {best.run_name}, seed {best.seed}",
+        figure,
+        wide=True,
+    )
+
+
+def _points(curves: Curves, name: str) -> np.ndarray[Any, Any]:
+    """[epochs, 2]: epoch, counted from 1, and value; NaN where it is not finite."""
+    values = np.array([np.nan if v is None else v for v in curves.get(name, ())], np.float64)
+    given = curves.get("epoch")
+    epochs = np.arange(1, len(values) + 1) if given is None else np.array(given, np.float64)
+    return np.stack([epochs[: len(values)], values], axis=1)

@@ -1,0 +1,125 @@
+"""report.html: the whole report as one file that needs neither network nor scripts; scripts only sort its tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from kdfast.metrics import WORKING_POINTS
+from kdfast.report.figures import Drawing, draw, exports, figure_style
+from kdfast.report.figures.style import STRATEGIES
+from kdfast.report.schema import Analysis, Comparison, Estimate
+from kdfast.study.store import StudyStore
+
+__all__ = ["page", "page_files"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_WISHES = {
+    "auc": "Highest AUC",
+    "rejection": "Highest rejection at 50 %",
+    "combined": "Best combined score",
+    "constant": "Simplest: T and α constant",
+    "consistent": "Best of the most consistent strategy",
+}
+_GROUPS = {
+    "temp_init": ("By initial temperature", "Initial T"),
+    "alpha_init": ("By initial α", "Initial α"),
+    "strategy": ("By strategy", "Strategy"),
+    "temp_range": ("By range of T", "T"),
+    "alpha_range": ("By range of α", "α"),
+}
+
+
+def page_files(analysis: Analysis, store: StudyStore) -> dict[str, bytes]:
+    """By name: figures/NAME.pdf and .png, and report.html with the same figures inside."""
+    files: dict[str, bytes] = {}
+    inline = []
+    with figure_style():
+        for drawing in draw(analysis, store):
+            kinds = exports(drawing)
+            inline.append((drawing, kinds.pop("svg").decode()))
+            files |= {f"figures/{drawing.name}.{kind}": content for kind, content in kinds.items()}
+    return files | {"report.html": page(analysis, inline).encode()}
+
+
+def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
+    """The page for an analysis and its figures, each with its inline SVG. The same analysis gives the same page."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    study, rows = analysis.study, {row.run_name: row for row in analysis.configurations}
+    sections = [("result", "Result"), ("figures", "Figures"), ("configurations", "Configurations"), ("runs", "Runs")]
+    there = {"figures": bool(figures), "configurations": bool(rows), "runs": bool(analysis.runs)}
+    data = study.settings.get("data", {})
+    rejections = [e for network in analysis.networks for e in network.rejection.values()]
+    return environment.get_template("report.html").render(
+        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        sections=[(i, title) for i, title in sections if there.get(i, True)] + [("reproduce", "To reproduce it")],
+        study=study,
+        counts=", ".join(
+            f"{count} {'runs ' * (not i)}{status}" for i, (status, count) in enumerate(study.counts.items())
+        ),
+        networks=analysis.networks,
+        limits=any(estimate.lower_limit for estimate in rejections),
+        winners=[(winner, rows[winner.configuration]) for winner in analysis.winners],
+        findings=analysis.findings,
+        missing=analysis.missing,
+        figures=[(drawing, Markup(svg)) for drawing, svg in figures],
+        configurations=analysis.configurations,
+        groups=[table for table in analysis.groups if table.groups],
+        runs=analysis.runs,
+        imported=study.provenance.get("imported"),
+        environment=study.provenance.get("environment", {}),
+        data="".join(f"{path} " for path in data.get("paths", ())),
+        settings=tomli_w.dumps(study.settings),
+        provenance=json.dumps(study.provenance, indent=1, ensure_ascii=False),
+        points=[str(point) for point in WORKING_POINTS],
+        strategies={name: label for name, (label, _, _) in STRATEGIES.items()},
+        wishes=_WISHES,
+        group_titles={setting: title for setting, (title, _) in _GROUPS.items()},
+        group_heads={setting: head for setting, (_, head) in _GROUPS.items()},
+        number=_number,
+        decimals=_decimals,
+        difference=_difference,
+        mark=_mark,
+    )
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    """With a true minus; – where it is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
+
+
+def _decimals(estimate: Estimate | None, most: int) -> int:
+    """As many as show two digits of the error."""
+    if estimate is None or not estimate.error:
+        return most
+    return min(most, max(0, 1 - math.floor(math.log10(estimate.error))))
+
+
+def _difference(comparison: Comparison | None, digits: int) -> Markup:
+    """Two cells: a difference, and its p value."""
+    if comparison is None:
+        return Markup('<td data-value="">–</td><td data-value="">–</td>')
+    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
+    shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
+    value = comparison.difference.value
+    cells = '<td data-value="{}">{}</td><td data-value="{}">{}</td>'
+    return Markup(cells).format(value, _number(value, digits, "+"), p, shown)
+
+
+def _mark(member: bool | None) -> str:
+    return "–" if member is None else "yes" if member else "no"
