@@ -22,9 +22,9 @@ from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
 from kdfast.metrics import roc_auc
 from kdfast.ops.philox import derive_seed, fold_seed
 
-__all__ = ["Learner", "train_members"]
+__all__ = ["CURVES", "Learner", "train_members"]
 
-_CURVES = ("loss", "loss_kd", "loss_label", "loss_attention", "auc_val", "temperature", "alpha", "learning_rate")
+CURVES = ("loss", "loss_kd", "loss_label", "loss_attention", "auc_val", "temperature", "alpha", "learning_rate")
 
 
 class Learner(Protocol):
@@ -128,7 +128,7 @@ def _train_member(
 ) -> MemberResult:
     """Trains one member to its end."""
     recipe, began = pack.recipe, time.perf_counter()
-    curves: dict[str, list[float]] = {name: [] for name in _CURVES}
+    curves: dict[str, list[float]] = {name: [] for name in CURVES}
     best_epoch, best_auc, best_state = -1, -1.0, {}
     dropout_seed = derive_seed(pack.seed, "dropout")
     step = 0
@@ -155,7 +155,7 @@ def _train_member(
         logits = learner.logits(pack.validation, num_threads())
         auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
         means = (sums / len(batches)).tolist()
-        for name, value in zip(_CURVES, [*means, auc, temperature, alpha, rate], strict=True):
+        for name, value in zip(CURVES, [*means, auc, temperature, alpha, rate], strict=True):
             curves[name].append(value)
         if auc > best_auc:
             best_epoch, best_auc, best_state = epoch, auc, learner.state()

@@ -87,7 +87,8 @@ class Pack:
     """Members that share model, seed, recipe, jets, targets and batches.
 
     targets: of the training jets; needed where a member has a config. precision: "fp32", or "bf16" (bfloat16
-    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32).
+    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu", or
+    a GPU, "cuda" or "cuda:1".
     Raises ConfigError and DataError for parts that do not fit together.
     """
 
@@ -100,6 +101,7 @@ class Pack:
     test: View
     targets: Targets | None = None
     precision: str = "fp32"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -169,8 +171,11 @@ def train_pack(
     stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished members yield
     nothing.
     """
-    from kdfast.distill import cpu_engine, reference_engine
+    from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 
+    stop = stop or threading.Event()
+    if pack.device.startswith("cuda"):
+        return cuda_engine.train(pack, 0, on_epoch, stop)
     compiled = backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"
     train = cpu_engine.train if compiled else reference_engine.train
-    return train(pack, threads or torch.get_num_threads(), on_epoch, stop or threading.Event())
+    return train(pack, threads or torch.get_num_threads(), on_epoch, stop)

@@ -1,0 +1,319 @@
+"""The CUDA engine: all members of a pack in lock-step.
+
+Members share the batches, so a step is batched matrix products over [K, M, D] with one op for all members between them
+(models/packed_transformer.py). What differs between steps, jets, rows, seeds, lies on the device as the epoch's plan,
+what differs between epochs in vectors of length K; so the step is captured once as a CUDA graph and replayed, and the
+host waits for the device once an epoch. Same results as the reference engine within the accuracy rule; the same pack
+gives the same bits.
+
+On other devices the same engine runs without a graph, which is how it is tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from kdfast.distill.batches import epoch_batches
+from kdfast.distill.engine import CURVES
+from kdfast.distill.optimizer import learning_rate
+from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.metrics import roc_auc
+from kdfast.models.flat import flatten_parameters, flatten_running
+from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
+from kdfast.ops.adamw import adamw
+from kdfast.ops.attention_transfer import attention_transfer
+from kdfast.ops.distill_loss import distill_loss
+from kdfast.ops.packed_rows import PackedRows
+from kdfast.ops.philox import derive_seed, fold_seed
+
+__all__ = ["train"]
+
+_GRANULE = 64  # rows of a batch's capacity: tiles of the tensor cores divide it
+_WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
+
+
+def train(
+    pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
+) -> Generator[MemberResult, None, None]:
+    """The engine's entrance; see trainer.train_pack. threads: not used.
+
+    As many members at once as the device's memory holds, the others after them.
+    """
+    waiting = list(pack.members)
+    plan = _Plan(pack)
+    while waiting and not stop.is_set():
+        count = min(len(waiting), plan.members_at_once())
+        yield from _train_together(pack, waiting[:count], plan, on_epoch, stop)
+        waiting = waiting[count:]
+
+
+class _Plan:
+    """What the steps of an epoch read that no member's own numbers go into, and the batches' common capacity."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack, self.device = pack, torch.device(pack.device)
+        self.counts = pack.train.offsets.diff()
+        longest = max(int(self.counts[self.batches(epoch)].sum(1).max()) for epoch in range(pack.recipe.epochs))
+        self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
+        layers = pack.model.layers
+        b, m = pack.recipe.batch_size, self.capacity
+        self.columns = [b, m, m, m, b + 1, len(dropout_seeds(0, layers))]
+
+    def batches(self, epoch: int) -> Tensor:
+        return epoch_batches(self.pack.seed, epoch, len(self.pack.train), self.pack.recipe.batch_size)
+
+    def epoch(self, epoch: int) -> Tensor:
+        """int64 [steps, Σ columns]: jets, rows of the features (one behind the last for padding), jet and position of
+        each row, offsets, and the seeds of dropout."""
+        batches, padding = self.batches(epoch), len(self.pack.train.features)
+        key = derive_seed(self.pack.seed, "dropout")
+        steps = []
+        for number, jets in enumerate(batches, start=epoch * len(batches)):
+            offsets = torch.nn.functional.pad(self.counts[jets].cumsum(0), (1, 0))
+            rows = PackedRows.of_constituents(offsets, self.capacity)
+            source = self.pack.train.offsets[jets][rows.jet] + rows.position
+            source = torch.where(rows.valid, source, padding)
+            seeds = torch.tensor(dropout_seeds(fold_seed(key, number), self.pack.model.layers))
+            steps.append(torch.cat([jets, source, rows.jet, rows.position, offsets, seeds]))
+        return torch.stack(steps)
+
+    def members_at_once(self) -> int:
+        """How many members' activations and buffers fit the device's free memory."""
+        if self.device.type != "cuda":
+            return len(self.pack.members)
+        model, size = self.pack.model, 2 if self.pack.precision == "bf16" else 4
+        layer = 2 * 4 * model.width + size * (7 * model.width + 2 * model.ffn)  # x twice, norms, qkv, attended, FFN
+        activations = self.capacity * (model.layers + 2) * layer  # two layers' worth of gradients
+        parameters = 10 * 4 * JetTransformer(model).num_parameters()  # moments, gradient, best, graph's temporaries
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(1, int(0.85 * free) // (activations + parameters))
+
+
+class _Trainer:
+    """K members' state on the device, and the step that moves it."""
+
+    def __init__(self, pack: Pack, members: list[Member], plan: _Plan) -> None:
+        self.pack, self.members, self.plan, device = pack, members, plan, plan.device
+        initial = JetTransformer(pack.model, seed=pack.seed)
+        count = len(members)
+
+        def repeated(flat: Tensor) -> Tensor:
+            return flat.to(device).repeat(count, 1)
+
+        self.parameters, self.running = repeated(flatten_parameters(initial)), repeated(flatten_running(initial))
+        self.best_parameters, self.best_running = self.parameters.clone(), self.running.clone()
+        self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
+        self.model = PackedTransformer(pack.model, self.parameters, self.running, pack.precision)
+
+        self.temperature, self.alpha = (torch.ones(count, dtype=torch.float64, device=device) for _ in range(2))
+        self.rate = torch.zeros(count, device=device)
+        self.weight_decay = torch.full_like(self.rate, pack.recipe.weight_decay)
+        distils = torch.tensor([float(member.config is not None) for member in members], device=device)
+        self.transfer_weight = pack.recipe.attention_weight * distils
+        self.updates = torch.zeros(count, dtype=torch.int64, device=device)
+        self.alive = torch.ones(count, dtype=torch.bool, device=device)
+        self.died = torch.full_like(self.updates, -1)  # the update at which a loss or gradient was not finite
+        self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
+
+        train, targets = pack.train, pack.targets
+        self.features = torch.nn.functional.pad(train.features, (0, 0, 0, 1)).to(device)
+        self.labels, self.weights = train.labels.to(device), train.weights.to(device)
+        self.teacher = None if targets is None or not distils.any() else targets.logits.to(device)
+        self.summary = None
+        if self.teacher is not None and targets is not None and targets.attention_entropy is not None:
+            assert targets.attention_max is not None
+            self.summary = torch.stack([targets.attention_entropy, targets.attention_max]).to(device)
+        self.next = torch.zeros(1, dtype=torch.int64, device=device)  # the step of the epoch's plan
+        steps = len(train) // pack.recipe.batch_size
+        self.steps = torch.zeros(steps, sum(plan.columns), dtype=torch.int64, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        recipe = self.pack.recipe
+        rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
+        settings = [(1.0, 0.0) if m.config is None else m.config.at(epoch, recipe.epochs) for m in self.members]
+        temperature, alpha = torch.tensor(settings, dtype=torch.float64).unbind(1)
+        self.rate.fill_(rate)
+        self.temperature.copy_(temperature)
+        self.alpha.copy_(alpha)
+        self.steps.copy_(self.plan.epoch(epoch))
+        self.next.zero_()
+        self.sums.zero_()
+
+    def step(self) -> None:
+        """One update of all members. On a GPU nothing here waits for it."""
+        jets, source, jet, position, offsets, seeds = self.steps.index_select(0, self.next)[0].split(self.plan.columns)
+        self.next += 1
+        rows = PackedRows(offsets[-1:], jet, position, offsets)
+        dropout = seeds if self.pack.model.dropout > 0 else None
+        logits, attention = self.model.logits(self.features.index_select(0, source), rows, dropout, training=True)
+        weights = self.weights[jets]
+        loss, parts = distill_loss(
+            logits,
+            None if self.teacher is None else self.teacher[jets],
+            self.labels[jets],
+            temperature=self.temperature,
+            alpha=self.alpha,
+            weights=weights,
+            return_terms=True,
+        )
+        transfer = torch.zeros_like(loss)
+        if self.summary is not None:
+            entropy, maximum = self.summary[:, jets].unbind()
+            transfer = attention_transfer(attention, rows, entropy, maximum, weights) * self.transfer_weight
+        loss = loss + transfer
+        self.model.write_gradient(loss.sum(), self.gradient)
+        self.updates += 1
+        norm = adamw(
+            self.parameters,
+            self.gradient,
+            self.moment1,
+            self.moment2,
+            step=self.updates,
+            learning_rate=self.rate,
+            weight_decay=self.weight_decay,
+            clip_norm=self.pack.recipe.clip_norm,
+        )
+        finite = loss.detach().isfinite() & norm.isfinite()
+        self.died.copy_(torch.where(self.alive & ~finite, self.updates, self.died))
+        self.alive &= finite
+        kl, cross_entropy = parts.double().unbind(1)
+        terms = [loss.detach().double(), self.alpha * kl, (1 - self.alpha) * cross_entropy, transfer.detach().double()]
+        self.sums += torch.stack(terms, 1)
+
+    def run_epoch(self, stop: threading.Event) -> bool:
+        """All steps of the epoch that has begun; False where it was stopped."""
+        for number in range(len(self.steps)):
+            if stop.is_set():
+                return False
+            if self.graph is not None:
+                self.graph.replay()
+            elif self.plan.device.type == "cuda":
+                self._step_and_capture(number)
+            else:
+                self.step()
+        return True
+
+    def _step_and_capture(self, number: int) -> None:
+        """The first steps, as they are; then the graph."""
+        stream = torch.cuda.Stream(self.plan.device)
+        stream.wait_stream(torch.cuda.current_stream(self.plan.device))
+        with torch.cuda.stream(stream):
+            self.step()
+        torch.cuda.current_stream(self.plan.device).wait_stream(stream)
+        if int(self.updates[0]) >= _WARM_UP:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # runs nothing
+                self.step()
+            self.graph = graph
+
+    def keep_best(self, improved: Tensor) -> None:
+        """improved: [K] bool, on the host."""
+        which = improved.to(self.plan.device)[:, None]
+        for best, now in ((self.best_parameters, self.parameters), (self.best_running, self.running)):
+            best.copy_(torch.where(which, now, best))
+
+    def logits(self, view: View, members: Tensor | None = None) -> Tensor:
+        """[K, B] on the host: of all members as they are, or [k, B] of the best of those given by number."""
+        model = self.model
+        if members is not None:
+            members = members.to(self.plan.device)
+            parameters, running = self.best_parameters[members], self.best_running[members]
+            model = PackedTransformer(self.pack.model, parameters, running, self.pack.precision)
+        with torch.no_grad():
+            parts = [
+                model.logits(features, rows, training=False)[0][..., 0]
+                for features, rows in _batches(view, 2 * self.plan.capacity, self.plan.device)
+            ]
+            return torch.cat(parts, 1).float().cpu()
+
+    def state(self, member: int) -> dict[str, Tensor]:
+        """A member's best weights and running statistics, by name."""
+        model = JetTransformer(self.pack.model)
+        parameters, running = flatten_parameters(model), flatten_running(model)
+        parameters.copy_(self.best_parameters[member])
+        running.copy_(self.best_running[member])
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _batches(view: View, rows: int, device: torch.device) -> Iterator[tuple[Tensor, PackedRows]]:
+    """A view's jets in order, as many at a time as `rows` constituents hold (at least one jet)."""
+    first = 0
+    while first < len(view):
+        limit = int(view.offsets[first]) + rows
+        end = max(first + 1, int(torch.searchsorted(view.offsets, limit, right=True)) - 1)
+        bounds = view.offsets[first : end + 1]
+        features = view.features[bounds[0] : bounds[-1]].to(device)
+        yield features, PackedRows.of_constituents((bounds - bounds[0]).to(device))
+        first = end
+
+
+def _train_together(
+    pack: Pack,
+    members: list[Member],
+    plan: _Plan,
+    on_epoch: Callable[[EpochReport], None] | None,
+    stop: threading.Event,
+) -> Generator[MemberResult, None, None]:
+    recipe, began = pack.recipe, time.perf_counter()
+    trainer = _Trainer(pack, members, plan)
+    steps = len(trainer.steps)
+    curves: list[dict[str, list[float]]] = [{name: [] for name in CURVES} for _ in members]
+    best_epoch, best_auc = [-1] * len(members), torch.full((len(members),), -1.0, dtype=torch.float64)
+    running = set(range(len(members)))
+    for epoch in range(recipe.epochs):
+        epoch_began = time.perf_counter()
+        trainer.begin_epoch(epoch)
+        if not trainer.run_epoch(stop):
+            return
+        logits, means = trainer.logits(pack.validation), (trainer.sums / steps).tolist()
+        died, rate = trainer.died.tolist(), float(trainer.rate[0])
+        temperatures, alphas = trainer.temperature.tolist(), trainer.alpha.tolist()
+        improved = torch.zeros(len(members), dtype=torch.bool)
+        for k in sorted(running):
+            if died[k] >= 0:
+                message = f"loss or gradient not finite in epoch {epoch}, step {died[k]}"
+                seconds = time.perf_counter() - began
+                yield MemberResult(members[k].name, "diverged", message, best_epoch[k], epoch, seconds, curves[k])
+                running.remove(k)
+                continue
+            auc = roc_auc(pack.validation.labels.numpy(), logits[k].numpy(), pack.validation.weights.numpy())
+            values = [*means[k], auc, temperatures[k], alphas[k], rate]
+            for name, value in zip(CURVES, values, strict=True):
+                curves[k][name].append(value)
+            if auc > best_auc[k]:
+                best_epoch[k], best_auc[k], improved[k] = epoch, auc, True
+        trainer.keep_best(improved)
+        seconds = time.perf_counter() - epoch_began
+        if on_epoch is not None:
+            jets = steps * recipe.batch_size
+            for k in sorted(running):
+                name, loss, auc, best = members[k].name, means[k][0], curves[k]["auc_val"][-1], float(best_auc[k])
+                on_epoch(EpochReport(name, epoch, recipe.epochs, loss, auc, best, jets, seconds))
+        last = epoch + 1 == recipe.epochs
+        finished = [k for k in sorted(running) if last or epoch - best_epoch[k] >= recipe.patience]
+        if finished:
+            numbers = torch.tensor(finished)
+            scores = zip(trainer.logits(pack.validation, numbers), trainer.logits(pack.test, numbers), strict=True)
+            for k, (validation, test) in zip(finished, scores, strict=True):
+                yield MemberResult(
+                    members[k].name,
+                    "done",
+                    "",
+                    best_epoch[k],
+                    len(curves[k]["loss"]),
+                    time.perf_counter() - began,
+                    curves[k],
+                    validation.clone(),
+                    test.clone(),
+                    trainer.state(k),
+                )
+            running.difference_update(finished)
+        if not running:
+            return
