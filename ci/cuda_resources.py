@@ -1,8 +1,8 @@
 """Reads what `ptxas -v` said of each kernel, and holds it to the table beside this script.
 
 usage: python ci/cuda_resources.py FOLDER VERSION [--update]
-FOLDER holds one log for each source and architecture, e.g. sm_90.distill_loss; VERSION is that of nvcc. Spilled registers
-are an error with any nvcc; registers and shared memory depend on it, and are compared where the table is of the same one.
+FOLDER holds one log for each source and architecture, e.g. sm_90.distill_loss; VERSION is nvcc's. Spilled registers are
+an error with any nvcc; registers and shared memory depend on it, and are compared where the table is of the same one.
 """
 
 import re
