@@ -382,7 +382,7 @@ class _Analyst:
         i, b, single = both.index(name), both.index("baseline"), self._metric(metric).rows(teacher[:1])
         gain, gap = both.values[i] - both.values[b], single.values[0] - both.values[b]
         of_gain, of_gap = both.factor[i] - both.factor[b], single.factor[0] - both.factor[b]
-        variance = both.model.run_variance
+        variance = both.model.cautious_variance
         paired = both.spread[i, i] + both.spread[b, b] - 2.0 * both.spread[i, b]
         found = physics.gap_recovered(
             float(gain),
@@ -718,7 +718,7 @@ class _Analyst:
         excess: dict[str, float | None] = {"excess_on_test": best_of_equals(students.noise())}
         if students.seeds_known and self.selected_on == "validation" and self.jets is not None:
             validation = len(self.store.shared("validation")["labels"])
-            from_seeds = students.model.run_variance * students.spread
+            from_seeds = students.model.cautious_variance * students.spread
             # as many jets of the same kind: the test jets' covariance, scaled
             selection = students.test * (len(self.jets.labels) / max(validation, 1)) + from_seeds
             excess["excess_chosen"] = best_of_equals(selection, from_seeds)

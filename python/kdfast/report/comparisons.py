@@ -63,7 +63,7 @@ class Configurations:
     def estimate(self, name: str) -> Contrast:
         """One configuration's value, with the variance from test jets and that from seeds (0 where unknown)."""
         i = self.index(name)
-        own = self.model.run_variance * float(self.spread[i, i])
+        own = self.model.cautious_variance * float(self.spread[i, i])
         common = self.common_variance / self.seeds
         run = own + common
         df = math.inf
@@ -75,10 +75,8 @@ class Configurations:
 
     def combination(self, weights: Floats) -> Contrast:
         """Σ weights · values for weights [C] that add up to 0: what all configurations share cancels."""
-        part = weights @ self.factor
-        test, unit = float(part @ part), float(weights @ self.spread @ weights)
-        run = self.model.run_variance * unit
-        return Contrast(float(weights @ self.values), test, run, self.model.satterthwaite(test + run, unit))
+        unit = float(weights @ self.spread @ weights)
+        return self.model.combined(float(weights @ self.values), weights @ self.factor, unit)
 
     def difference(self, one: str, other: str) -> Contrast:
         """one − other, paired: common jets and common seeds cancel."""
@@ -88,7 +86,7 @@ class Configurations:
 
     def noise(self) -> Floats:
         """Covariance [C, C] of the estimates, without what all share alike."""
-        return self.test + self.model.run_variance * self.spread
+        return self.test + self.model.cautious_variance * self.spread
 
     def without(self, *names: str) -> Configurations:
         """Those left when some are taken away."""

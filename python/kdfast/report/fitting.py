@@ -4,7 +4,9 @@ Runs y [K] follow a linear model y = X b + u + e. u is the test jets' fluctuatio
 sampling.py (strongly correlated between runs, as they are tested on the same jets); e is independent from run to run
 with unknown variance σ²: the seed, or the scatter of configurations about the model. Ordinary least squares gives
 b = L y; its covariance is L F Fᵀ Lᵀ + σ² L Lᵀ. The residuals' mean square holds both sources, so
-σ² = max(0, RSS/df − tr(M F Fᵀ)/df), M = 1 − X L: the test jets' part is not counted twice.
+σ² = max(0, RSS/df − tr(M F Fᵀ)/df), M = 1 − X L: the test jets' part is not counted twice. Errors take σ² to be at
+least a quarter of its own standard error: an estimate that comes out as 0 by chance is not an absence (the tests'
+simulations show that intervals then cover what they should).
 
 statsmodels has either part alone (OLS: F = 0; GLS: σ² = 0) but not their sum, so this is written by hand.
 """
@@ -57,8 +59,8 @@ class Contrast:
 class Fit:
     """coefficients [p]; factor [p, M] of their test-jet covariance; spread [p, p] = L Lᵀ; mapping [p, p] = L X.
 
-    run_variance: σ², 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share: what of it the test
-    jets explain, tr(M F Fᵀ)/df.
+    run_variance: σ² as estimated, 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share: what of it
+    the test jets explain, tr(M F Fᵀ)/df.
     """
 
     coefficients: Floats
@@ -75,15 +77,28 @@ class Fit:
         scale = max(1.0, float(np.abs(weights).max(initial=0.0)))
         if np.abs(weights @ self.mapping - weights).max(initial=0.0) > 1e-8 * scale:
             return None
-        projected = weights @ self.factor
-        test, unit = float(projected @ projected), float(weights @ self.spread @ weights)
-        run = self.run_variance * unit
-        return Contrast(float(weights @ self.coefficients), test, run, self.satterthwaite(test + run, unit))
+        unit = float(weights @ self.spread @ weights)
+        return self.combined(float(weights @ self.coefficients), weights @ self.factor, unit)
+
+    def combined(self, value: float, factor: Floats, unit: float) -> Contrast:
+        """A combination whose test-jet variance is |factor|² and whose run-to-run variance is σ² · unit."""
+        test, run = float(factor @ factor), self.cautious_variance * unit
+        return Contrast(value, test, run, self.satterthwaite(test + run, unit))
+
+    @property
+    def cautious_variance(self) -> float:
+        """σ² as errors take it: not below a quarter of its standard error."""
+        return max(self.run_variance, 0.25 * self._uncertain * math.sqrt(2.0 / self.df)) if self.df else 0.0
+
+    @property
+    def _uncertain(self) -> float:
+        """What fluctuates in the estimate of σ²: its mean square, at least what the test jets are known to make."""
+        return max(self.mean_square, self.test_share)
 
     def satterthwaite(self, variance: float, unit: float) -> float:
-        """Degrees of freedom of an estimated variance whose uncertain part is mean_square · unit."""
-        uncertain = self.mean_square * unit
-        if self.df == 0 or self.run_variance == 0.0 or uncertain == 0.0:
+        """Degrees of freedom of a variance, of which σ² · unit is estimated."""
+        uncertain = self._uncertain * unit
+        if self.df == 0 or uncertain == 0.0:
             return math.inf
         return max(float(self.df), self.df * (variance / uncertain) ** 2)
 

@@ -174,14 +174,17 @@ def _resampled_background(
     order = np.argsort(-signal, kind="stable")
     thresholds, reached = signal[order], np.cumsum(signal_weights[order], axis=0)
     order = np.argsort(-background, kind="stable")
-    falling, passed = background[order], np.cumsum(background_weights[order], axis=0)
-    column, total = np.arange(passed.shape[1]), passed[-1].astype(np.float64)
+    falling, total = background[order], background_weights.sum(axis=0, dtype=np.float64)
     rounding = 1.0 - len(signal) * float(np.finfo(np.float32).eps)  # of float32 sums must not decide
-    found = {}
+    survivors = {}
     for point in points:
         first = (reached < point / 100 * rounding * reached[-1]).sum(axis=0)
-        survivors = np.searchsorted(-falling, -thresholds[first], "right")
-        weight = np.where(survivors > 0, passed[survivors - 1, column], 0.0)
+        survivors[point] = np.searchsorted(-falling, -thresholds[first], "right")
+    most = max(1, max(int(count.max()) for count in survivors.values()))
+    passed = np.cumsum(background_weights[order[:most]], axis=0)  # the rest passes nowhere
+    found = {}
+    for point, count in survivors.items():
+        weight = np.where(count > 0, passed[count - 1, np.arange(len(count))], 0.0)
         found[point] = np.where(weight > 0, weight, 0.5 * total / len(background)) / total
     return found
 
