@@ -15,7 +15,7 @@
 //   exp2_approx, log2_approx, reciprocal_approx one instruction each, two units in the last place
 //   mma_16x8x16<bf16 or f16>, mma_16x8x8_tf32, to_tf32, ldmatrix<matrices, transpose>, movmatrix_transpose
 //   cp_async<bytes>(shared, global, valid bytes), cp_async_commit(), cp_async_wait<pending>()
-//   warp_sum, warp_max, lane_index, warp_index
+//   warp_sum, warp_max, block_sum, lane_index, warp_index
 //   launch(grid, block, dynamic_shared_bytes, stream, kernel<…>, arguments …)   on the host; never <<<>>>
 //   compute_capability()                        on the host: 75, 80, 90 …
 //
@@ -58,6 +58,19 @@ __device__ __forceinline__ float warp_max(float x, [[maybe_unused]] Site site = 
     for (int lanes = kLanes / 2; lanes > 0; lanes /= 2)
         x = fmaxf(x, __shfl_xor_sync(kFullMask, x, lanes, kWarp KDFAST_AT(site)));
     return x;
+}
+
+// Over a block of kThreads, in a fixed order; thread 0 gets it. A barrier must lie between two calls.
+template <int kThreads>
+__device__ __forceinline__ double block_sum(double x) {
+    KDFAST_SHARED(double, parts, kThreads / kWarp);
+    x = warp_sum(x);
+    if (lane_index() == 0) parts[warp_index()] = x;
+    __syncthreads();
+    double total = 0.0;
+    if (threadIdx.x == 0)
+        for (int w = 0; w < kThreads / kWarp; ++w) total += parts[w];
+    return total;
 }
 
 }  // namespace kdfast::gpu

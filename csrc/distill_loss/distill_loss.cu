@@ -46,19 +46,6 @@ __device__ __forceinline__ int thread_index() { return static_cast<int>(threadId
 
 // ---- Σw and members -------------------------------------------------------------------------------------------------
 
-// The sum over a block, in a fixed order; thread 0 has it.
-template <int kBlock>
-__device__ __forceinline__ double block_sum(double x) {
-    KDFAST_SHARED(double, parts, kBlock / kWarp);
-    x = warp_sum(x);
-    if (lane_index() == 0) parts[warp_index()] = x;
-    __syncthreads();
-    double total = 0.0;
-    if (thread_index() == 0)
-        for (int w = 0; w < kBlock / kWarp; ++w) total += parts[w];
-    return total;
-}
-
 // The thread's share of Σ w[begin … end); NaN where a weight is negative or not finite.
 __device__ __forceinline__ double sum_of_weights(const float* weights, int64_t begin, int64_t end) {
     double sum = 0.0;

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfast import backend
 from kdfast.errors import DataError
 from kdfast.ops.adamw import adamw, adamw_reference
+from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import BACKENDS, chosen
 
 
 def state(members, parameters, seed=0, dtype=torch.float32, gradient_scale=1.0):
@@ -37,24 +38,26 @@ def run(function, arrays, rates, clip_norm):
     return out | {"norm": norm}
 
 
-# The chunk of the kernel is 16,384 parameters; vectors have 4, 8 or 16 lanes.
-@settings(max_examples=40, deadline=None)
+# A chunk of the CPU kernel is 16,384 parameters, with vectors of 4, 8 or 16 lanes; a slice of the CUDA kernel is 8,192.
+@pytest.mark.parametrize("name", BACKENDS)
+@settings(max_examples=30, deadline=None)
 @given(
     members=st.integers(1, 4),
-    parameters=st.sampled_from([1, 3, 15, 16, 17, 63, 64, 1000, 16383, 16384, 16385, 40000]),
+    parameters=st.sampled_from([1, 3, 15, 16, 17, 63, 64, 1000, 8191, 8192, 8193, 16383, 16384, 16385, 40000]),
     seed=st.integers(0, 1000),
     gradient_scale=st.sampled_from([0.0, 1e-12, 1.0, 1e6]),
     clip_norm=st.sampled_from([1e-3, 1.0, 1e9]),
 )
-def test_is_as_accurate_as_pytorch(members, parameters, seed, gradient_scale, clip_norm):
+def test_is_as_accurate_as_pytorch(name, members, parameters, seed, gradient_scale, clip_norm):
     arrays, rates = state(members, parameters, seed, gradient_scale=gradient_scale)
-    ours = run(adamw, arrays, rates, clip_norm)
+    with chosen(name):
+        ours = run(adamw, arrays, rates, clip_norm)
     plain = run(adamw_reference, arrays, rates, clip_norm)
     double = [{name: x.double() if x.is_floating_point() else x for name, x in d.items()} for d in (arrays, rates)]
     exact = run(adamw_reference, *double, clip_norm)
-    for name in ours:
-        case = f"{name}: K={members} P={parameters} seed={seed} gradient × {gradient_scale}, clip {clip_norm}"
-        assert_accurate(ours[name], plain[name], exact[name], case)
+    for key in ours:
+        case = f"{key}: K={members} P={parameters} seed={seed} gradient × {gradient_scale}, clip {clip_norm}"
+        assert_accurate(ours[key], plain[key], exact[key], case)
     assert torch.equal(ours["gradient"], arrays["gradient"])
 
 
@@ -73,12 +76,12 @@ def test_the_reference_is_torchs_adamw_with_clipping():
         torch.testing.assert_close(ours["parameters"][0], parameter.detach(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_member_with_a_bad_gradient_is_left_alone(name, bad):
     arrays, rates = state(3, 100)
     arrays["gradient"][1, 7] = bad
-    with backend(name):
+    with chosen(name):
         after = run(adamw, arrays, rates, 1.0)
         arrays["gradient"][1] = 0.5
         good = run(adamw, arrays, rates, 1.0)
@@ -106,15 +109,31 @@ def test_bits_depend_neither_on_threads_nor_on_neighbours():
         assert torch.equal(outcomes[0][name][2:3], alone[name])
 
 
+@pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+def test_cuda_bits_depend_neither_on_the_schedule_nor_on_neighbours():
+    arrays, rates = state(3, 20_001)
+    outcomes = []
+    for seed in range(4):
+        with emulated(seed):
+            outcomes.append(run(adamw, arrays, rates, 1.0))
+    with emulated():
+        alone = run(adamw, *({name: x[2:] for name, x in d.items()} for d in (arrays, rates)), 1.0)
+    for name, expected in outcomes[0].items():
+        assert all(torch.equal(expected, other[name]) for other in outcomes)
+        assert torch.equal(expected[2:], alone[name])
+
+
 def test_opcheck():
     arrays, rates = state(2, 20)
     torch.library.opcheck(torch.ops.kdfast.adamw.default, (*arrays.values(), *rates.values(), 1.0, 0))
 
 
-def test_no_members_and_no_parameters():
+@pytest.mark.parametrize("name", BACKENDS)
+def test_no_members_and_no_parameters(name):
     for shape in ((0, 5), (2, 0)):
         arrays, rates = state(*shape)
-        assert adamw(*arrays.values(), **rates, clip_norm=1.0).tolist() == [0.0] * shape[0]
+        with chosen(name):
+            assert adamw(*arrays.values(), **rates, clip_norm=1.0).tolist() == [0.0] * shape[0]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@
 
 namespace kdfast::gpu {
 
+void bind_adamw(pybind11::module_&);
 void bind_distill_loss(pybind11::module_&);
 
-inline void bind_ops(pybind11::module_& m) { bind_distill_loss(m); }
+inline void bind_ops(pybind11::module_& m) {
+    bind_adamw(m);
+    bind_distill_loss(m);
+}
 
 }  // namespace kdfast::gpu

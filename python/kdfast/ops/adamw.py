@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import DataError
-from kdfast.ops import backend
+from kdfast.ops import _gpu, backend
 
 __all__ = ["adamw", "adamw_reference"]
 
@@ -87,9 +87,20 @@ def _run(
     unsupported = None
     if any(x.dtype != torch.float32 or not x.is_contiguous() for x in arrays) or not step.is_contiguous():
         unsupported = "parameters, gradient, moments and rates must be contiguous float32"
-    if (parameters.dtype == torch.float64) or backend.choose("adamw", parameters.device.type, unsupported) != "cpu":
+    is_double = parameters.dtype == torch.float64
+    kernel = "reference" if is_double else backend.choose("adamw", parameters.device.type, unsupported)
+    if kernel == "reference":
         return adamw_reference(parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm)
     norm = parameters.new_empty(len(parameters))
+    if kernel == "cuda":
+        if parameters.numel() == 0:
+            return norm.zero_()
+        size = backend.cuda_module().adamw_workspace(*parameters.shape)
+        workspace = torch.empty(size, dtype=torch.uint8, device=parameters.device)
+        inputs = (gradient, learning_rate, weight_decay, step)
+        outputs = (parameters, moment1, moment2, norm, workspace)
+        _gpu.call("adamw", inputs, outputs, *parameters.shape, BETA1, BETA2, EPS, clip_norm)
+        return norm
     backend.cpu_module().adamw(
         parameters.data_ptr(),
         gradient.data_ptr(),
