@@ -144,7 +144,7 @@ def test_sweep_prints_the_best_and_the_files(study, capsys):
     captured = capsys.readouterr()
     assert "1 of 1 runs are done" in captured.out
     assert "baseline_T3.0_A0.5" in captured.out
-    assert str(study / "results_summary.txt") in captured.out
+    assert str(study / "report.html") in captured.out
     assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")

@@ -456,7 +456,9 @@ def _print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
             shown.add_row(METRICS[metric], name, auc, rejection, *numbers)
         _console().print(shown)
     usual = ("report.html", "ANALYSIS_SUMMARY.txt", "results_summary.csv", "report.json", "figures", "models")
-    for path in written or [results.path / name for name in usual]:
+    paths = written or [results.path / name for name in usual]
+    folder = min((path.parent for path in paths), key=lambda parent: len(parent.parts))
+    for path in dict.fromkeys(path if path.parent == folder else path.parent for path in paths):  # a folder once
         if path.exists():
             typer.echo(path)
 

@@ -10,6 +10,8 @@ from kdfast.metrics import evaluate
 from kdfast.study.grid import grid
 from kdfast.study.store import StoredResult, StudyStore
 
+# Sixteen configurations, four of each strategy.
+SMALL_GRID = grid(temperature=[3.0, 7.0], alpha=[0.3, 0.9], temperature_final=[1.0], alpha_final=[0.1])
 SETTINGS = {"grid": "study", "seeds": [42]}
 PROVENANCE = {"versions": {"kdfast": "0.1.0"}, "data": "0123abcd"}
 

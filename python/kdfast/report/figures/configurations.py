@@ -263,6 +263,7 @@ def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         panel.set_xticks(range(len(present)), [STRATEGIES[name][0] for name in present])
         panel.tick_params(axis="x", which="minor", bottom=False, top=False)
         panel.set_xlim(-0.6, len(present) - 0.4)
+        panel.set_xlabel("Strategy")
         panel.set_ylabel(label)
     if axes[0, 0].get_legend_handles_labels()[0]:  # a baseline
         _room_above(axes[0, 0], 0.12)

@@ -166,6 +166,7 @@ def _inline(svg: str, drawing: Drawing) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(f"'{_FONT}'(?!,)", f"'{_FONT}', Helvetica, Arial, sans-serif", svg)  # formulas name one font alone
+    svg = re.sub(r' id="image[0-9a-f]+"', "", svg)  # equal for equal images, and nothing refers to it
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{drawing.name}-\1"', svg)
     svg = re.sub(r'\b(xlink:href="|href="|url\()#', rf"\1#{drawing.name}-", svg)
     head, body = re.match(r"<svg[^>]*>", svg), None

@@ -1,0 +1,308 @@
+"""The figures show the analysis' numbers, say in words what they show, and come out the same each time."""
+
+import re
+import time
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.metrics import background_rejection, roc_auc
+from kdfast.report.analysis import analyse
+from kdfast.report.figures import ORDER, draw, exports, figure_style
+from kdfast.report.figures.performance import ShownNetwork, TestSample
+from kdfast.report.importers import import_study
+from kdfast.study.store import StudyStore
+from tests.report.fake_study import PROVENANCE, SETTINGS, SMALL_GRID, make_study
+from tests.report.study_logs import Job, write_logs
+
+
+@pytest.fixture(scope="module")
+def drawings(analysis, store):
+    with figure_style():
+        return {drawing.name: drawing for drawing in draw(analysis, store)}
+
+
+@pytest.fixture(scope="module")
+def files(drawings, store):
+    """By name; exporting settles layouts, so it comes after whatever looks at axes."""
+    with figure_style():
+        return {name: exports(drawing) for name, drawing in drawings.items()}
+
+
+def line(axes, label):
+    """The line whose label starts so."""
+    (found,) = (line for line in axes.lines if str(line.get_label()).startswith(label))
+    return found
+
+
+def at(axes, label, x):
+    """A line's value at a point that it has."""
+    xs, ys = line(axes, label).get_data()
+    (place,) = np.flatnonzero(np.isclose(xs, x))
+    return ys[place]
+
+
+def test_all_of_them_in_the_reports_order(drawings):
+    assert list(drawings) == list(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_axes_and_words(drawings, name):
+    drawing = drawings[name]
+    for text in (drawing.title, drawing.caption, drawing.description):
+        assert text
+    bars = [axes for axes in drawing.figure.axes if axes.get_label() == "<colorbar>"]
+    for axes in drawing.figure.axes:
+        if axes in bars:
+            continue
+        panels = axes.get_subplotspec()
+        assert axes.get_xlabel() or not panels.is_last_row(), (name, "x axis")
+        shared = axes.get_shared_y_axes().joined(axes, drawing.figure.axes[0]) and not panels.is_first_col()
+        assert axes.get_ylabel() or shared or name == "leaders", (name, "y axis")
+
+
+def test_the_users_own_settings_stay(store, analysis):
+    before = dict(matplotlib.rcParams)
+    with figure_style():
+        draw(analysis, store)
+    assert dict(matplotlib.rcParams) == before
+
+
+# ---- numbers
+
+
+def test_rejection_at_the_working_points(drawings, analysis):
+    top, ratio = drawings["rejection"].figure.axes
+    networks = {network.role: network for network in analysis.networks}
+    for network in analysis.networks:
+        for point in (30, 50, 80):
+            assert at(top, network.label, point / 100) == pytest.approx(network.rejection[str(point)].value, rel=1e-9)
+    expected = networks["student"].rejection["50"].value / networks["baseline"].rejection["50"].value
+    student = next(l for l in ratio.lines if l.get_color() == line(top, networks["student"].label).get_color())
+    xs, ys = student.get_data()
+    assert ys[np.argmin(np.abs(xs - 0.5))] == pytest.approx(expected, rel=1e-9)
+
+
+def test_bands_agree_with_the_analysis(store, analysis):
+    """Both are bootstraps of the same jets, of 300 and 600 replicates: their errors differ by some per cent."""
+    jets = store.shared("test")
+    (network,) = (n for n in analysis.networks if n.role == "baseline")
+    scores = store.get("baseline", "baseline", network.seed).arrays["scores_test"].astype(np.float64)
+    weights = jets["weights"].astype(np.float64)
+    sample = TestSample(jets["labels"], weights, [ShownNetwork("baseline", "b", scores, None, None)])
+    value, low, high = (ends[list(sample.efficiencies).index(0.5)] for ends in sample.band(0))
+    known = network.rejection["50"]
+    assert value == pytest.approx(known.value)
+    spread = np.log(known.high / known.low)  # 5 standard deviations of √(1/2·300 + 1/2·600)
+    assert np.log(high / low) == pytest.approx(spread, rel=5 * np.sqrt(1 / 600 + 1 / 1200))
+
+
+def test_a_ratio_of_a_network_to_itself_has_no_error():
+    rng = np.random.default_rng(1)
+    labels = np.arange(2000) % 2
+    one = labels + rng.normal(size=2000)
+    networks = [ShownNetwork("baseline", "a", one, None, None), ShownNetwork("student", "b", 2 * one, None, None)]
+    value, low, high = TestSample(labels, np.ones(2000), networks).band(1, 0)
+    seen = np.isfinite(value)
+    assert seen.sum() > 20
+    for ends in (value, low, high):
+        np.testing.assert_allclose(ends[seen], 1.0)
+
+
+def test_no_band_where_a_handful_of_jets_survives():
+    labels = np.repeat([1, 0], 500)
+    scores = np.where(labels == 1, 10.0, 0.0) + np.random.default_rng(2).normal(size=1000)  # separated
+    sample = TestSample(labels, np.ones(1000), [ShownNetwork("teacher", "t", scores, None, None)])
+    assert np.isnan(sample.band(0)).all()
+
+
+def test_thinned_roc_curves_keep_their_area(drawings, store, analysis):
+    jets = store.shared("test")
+    (axes,) = drawings["roc"].figure.axes
+    for network in analysis.networks:
+        x, y = line(axes, network.label).get_data()
+        area = np.trapezoid(np.concatenate([[0.0], y, [1.0]]), np.concatenate([[0.0], x, [1.0]]))
+        scores = store.get(network.role, network.run_name, network.seed).arrays["scores_test"]
+        assert area == pytest.approx(roc_auc(jets["labels"], scores, jets["weights"]), abs=2 / 600)
+        assert len(x) <= 1300
+
+
+def test_configurations_in_order_with_the_set_of_the_best(drawings, analysis):
+    for axes, metric in zip(drawings["configurations"].figure.axes, ("auc", "rejection"), strict=True):
+        points, filled = {}, set()
+        for container in axes.containers:
+            for x, y in zip(*container.lines[0].get_data(), strict=True):
+                points[round(float(x))] = float(y)
+                if container.lines[0].get_markerfacecolor() != "white":
+                    filled.add(round(float(x)))
+        rows = sorted(analysis.configurations, key=lambda row: -getattr(row, metric).value)
+        places = range(1, len(rows) + 1)
+        assert [points[place] for place in places] == [getattr(row, metric).value for row in rows]
+        members = {i for i, row in zip(places, rows, strict=True) if getattr(row, f"beside_best_{metric}")}
+        assert filled & set(places) == members
+        assert len(members) > 0
+
+
+def test_leaders_are_named_with_their_paired_differences(drawings, analysis):
+    left, _ = drawings["leaders"].figure.axes
+    names = [label.get_text() for label in left.get_yticklabels()]
+    assert names == [row.run_name for row in analysis.configurations]
+    for container, row in zip(left.containers, analysis.configurations, strict=True):
+        assert container.lines[0].get_xdata()[0] == row.auc_vs_baseline.difference.value
+
+
+def test_heat_maps_hold_the_means(drawings, analysis):
+    for axes, values, digits in zip(
+        drawings["heat_maps"].figure.axes, (analysis.grid.auc, analysis.grid.rejection), (4, 2), strict=False
+    ):
+        texts = [text.get_text() for text in axes.texts]
+        assert texts == [f"{value:.{digits}f}" for row in values for value in row]
+
+
+def test_the_pareto_front_dominates(drawings, analysis):
+    (axes,) = drawings["pareto"].figure.axes
+    front = set(zip(*line(axes, "Pareto front").get_data(), strict=True))
+    points = {(row.auc.value, row.rejection.value) for row in analysis.configurations}
+    dominated = {p for p in points for q in points if q != p and q[0] >= p[0] and q[1] >= p[1]}
+    assert front == points - dominated
+
+
+def test_strategies_show_means_of_their_points(drawings, analysis):
+    axes = drawings["strategies"].figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "T, α constant",
+        "T annealed",
+        "α scheduled",
+        "both",
+    ]
+    for container, strategy in zip(axes.containers, ("baseline", "tempanneal", "alphasched", "combined"), strict=True):
+        values = [row.auc.value for row in analysis.configurations if row.strategy == strategy]
+        assert container.lines[0].get_ydata()[0] == pytest.approx(np.mean(values))
+
+
+def test_schedules_and_training_curves(drawings, analysis, store):
+    temperature, alpha = drawings["schedules"].figure.axes
+    name = temperature.get_legend().get_texts()[0].get_text()
+    config = RunConfig.from_name(name)
+    assert line(temperature, name).get_ydata()[-1] == (config.temp_final or config.temp_init)
+    assert line(alpha, name).get_ydata()[-1] == (config.alpha_final or config.alpha_init)
+    loss, auc = drawings["training"].figure.axes
+    np.testing.assert_array_equal(line(auc, name).get_data(), [[1, 2], [0.7, 0.8]])  # epochs are counted from 1
+    np.testing.assert_array_equal(line(loss, "Baseline").get_ydata(), [0.7, 0.6])
+    (grey,) = (c for c in loss.collections if isinstance(c, LineCollection))
+    assert len(grey.get_segments()) == sum(run.status == "done" for run in analysis.runs)
+    assert grey.get_rasterized()
+
+
+def test_histograms_of_scores_are_normalised(drawings):
+    for axes in drawings["scores"].figure.axes:
+        for patch in axes.patches:
+            counts, edges, _ = patch.get_data()
+            assert np.sum(counts * np.diff(edges)) == pytest.approx(1.0)
+        assert len(axes.patches) == 2
+
+
+def test_lower_limits_have_arrows(tmp_path):
+    """Signal and background apart but for one jet: no background survives at 50 %."""
+    from kdfast.report.figures.style import axes_grid, error_bars
+    from kdfast.report.schema import Estimate
+
+    labels = np.repeat([1, 0], 50)
+    value = background_rejection(labels, labels * 1.0, 0.5)
+    assert value.is_lower_limit
+    with figure_style():
+        _, ((axes,),) = axes_grid(size=(4, 3))
+        error_bars(
+            axes, [1, 2], [Estimate(value=value.value, lower_limit=True), Estimate(value=3.0, low=2.0, high=5.0)]
+        )
+    (container,) = axes.containers
+    _, caps, (bars,) = container.lines
+    assert [cap.get_marker() for cap in caps] == [matplotlib.markers.CARETUPBASE]
+    below, above = bars.get_segments()[1][:, 1]
+    assert (below, above) == (2.0, 5.0)
+    assert bars.get_segments()[0][0, 1] == value.value  # nothing below a lower limit
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_files(files, drawings, name):
+    found = files[name]
+    assert found["png"].startswith(b"\x89PNG")
+    assert found["pdf"].startswith(b"%PDF")
+    svg = found["svg"].decode()
+    root = ElementTree.fromstring(svg)
+    title, description = root[0], root[1]
+    assert (title.tag.rpartition("}")[2], description.tag.rpartition("}")[2]) == ("title", "desc")
+    assert (title.text, description.text) == (drawings[name].title, drawings[name].description)
+    assert root.get("role") == "img"
+    assert root.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(ids) == len(set(ids))
+    assert all(i.startswith(f"{name}-") for i in ids)
+    references = re.findall(r'(?:href="|url\()([^")]+)', svg)
+    assert all(r.startswith((f"#{name}-", "data:image/png;base64,")) for r in references)
+    assert {r[1:] for r in references if r.startswith("#")} <= set(ids)
+
+
+def test_the_same_results_give_the_same_files(analysis, store, files):
+    with figure_style():
+        again = {drawing.name: exports(drawing) for drawing in draw(analysis, store)}
+    assert again == files
+
+
+# ---- studies that lack something
+
+
+def names_of(store):
+    with figure_style():
+        return [drawing.name for drawing in draw(analyse(store), store)]
+
+
+def test_an_imported_study_has_what_needs_no_scores(tmp_path):
+    jobs = [Job(config, auc=0.8 + 0.001 * i, epochs=[(5, 0.7, 0.8, 0.8)]) for i, config in enumerate(SMALL_GRID)]
+    store = StudyStore.open(import_study(write_logs(tmp_path / "logs", jobs), tmp_path / "s").path)
+    shown = ["configurations", "leaders", "heat_maps", "strategies", "pareto", "schedules", "training"]
+    assert names_of(store) == shown
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("options", "there", "absent"),
+    [
+        ({"configs": [RunConfig(3.0, 0.5)]}, {"roc", "rejection", "scores", "training"}, {"pareto", "schedules"}),
+        ({"configs": SMALL_GRID, "teacher": False}, {"roc", "configurations"}, set()),
+        ({"configs": SMALL_GRID, "kinematics": False}, {"roc"}, {"by_pt", "mass"}),
+        (
+            {"configs": SMALL_GRID, "diverged": tuple(c.name for c in SMALL_GRID)},
+            {"roc"},
+            {"configurations", "schedules"},
+        ),
+        ({"configs": SMALL_GRID, "diverged": ("baseline",)}, {"roc", "rejection", "strategies", "leaders"}, set()),
+    ],
+)
+def test_what_is_not_there_is_left_out(tmp_path, options, there, absent):
+    found = set(names_of(make_study(tmp_path / "s", jets=300, **options)))
+    assert there <= found
+    assert not absent & found
+
+
+def test_an_empty_study(tmp_path):
+    assert names_of(StudyStore.create_or_open(tmp_path / "s", SETTINGS, PROVENANCE)) == []
+
+
+@pytest.mark.slow
+def test_figures_of_a_whole_study_take_ten_seconds(tmp_path):
+    """Processor time, of 132 configurations with 3 seeds."""
+    store = make_study(tmp_path / "s", seeds=(1, 2, 3), jets=2400)
+    analysis = analyse(store)
+    begin = time.process_time()
+    with figure_style():
+        for drawing in draw(analysis, store):
+            exports(drawing)
+    assert time.process_time() - begin < 10.0

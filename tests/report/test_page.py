@@ -1,0 +1,210 @@
+"""report.html as text: whole, self-contained, accessible, and with the analysis' numbers."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.report.analysis import analyse
+from kdfast.report.importers import import_study
+from kdfast.report.page import page, page_files
+from kdfast.report.schema import Analysis
+from kdfast.study.store import StudyStore
+from tests.report.fake_study import PROVENANCE, SETTINGS, SMALL_GRID, make_study
+from tests.report.study_logs import Job, write_logs
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Elements of a page, checked for nesting on the way: `found` has (tag, attributes, text)."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.found, self.stack = [], []
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attributes):
+        element = (tag, dict(attributes), [])
+        self.found.append(element)
+        if tag not in VOID:
+            self.stack.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        assert self.stack, tag
+        assert self.stack[-1][0] == tag
+        self.stack.pop()
+
+    def handle_data(self, data):
+        for _, _, text in self.stack:
+            text.append(data)
+
+    def all(self, tag, **attributes):
+        return [
+            (own, "".join(text).strip())
+            for name, own, text in self.found
+            if name == tag and all(own.get(key.rstrip("_")) == value for key, value in attributes.items())
+        ]
+
+
+@pytest.fixture(scope="module")
+def text(report_page):
+    return report_page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def html(text):
+    return Page(text)
+
+
+def rows_of(html, text, table):
+    """The cells of a table's body, as (shown, sorted by)."""
+    inside = text[text.index(f'id="{table}"') :]
+    inside = inside[inside.index("<tbody>") : inside.index("</tbody>")]
+    rows = []
+    for row in inside.split("<tr>")[1:]:
+        cells = re.findall(r"<t[dh]([^>]*)>(.*?)</t[dh]>", row, re.DOTALL)
+        values = [re.search(r'data-value="([^"]*)"', attributes) for attributes, _ in cells]
+        rows.append([(shown, value and value[1]) for (_, shown), value in zip(cells, values, strict=True)])
+    return rows
+
+
+def test_it_is_one_self_contained_file(html, text):
+    for tag, attributes, _ in html.found:
+        for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+            if name in attributes:
+                assert attributes[name].startswith(("#", "data:")), (tag, attributes)
+        assert tag not in ("iframe", "object", "embed", "form")
+    assert not re.search(r"@import|url\((?!#)", text)
+    ((policy, _),) = html.all("meta", http_equiv="Content-Security-Policy") or [({"content": ""}, "")]
+    assert "default-src 'none'" in text
+    assert policy is not None
+
+
+def test_ids_and_references(html):
+    ids = [attributes["id"] for _, attributes, _ in html.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes, _ in html.found:
+        for name in ("aria-labelledby", "aria-describedby"):
+            for target in attributes.get(name, "").split():
+                assert target in ids, (tag, name, target)
+        if tag == "a":
+            assert attributes["href"][1:] in ids
+        if "data-status" in attributes:
+            assert attributes["data-status"] in ids
+
+
+def test_figures_have_text_alternatives_and_captions(html):
+    figures, captions = html.all("figure"), html.all("figcaption")
+    assert len(figures) == len(captions) == 13
+    assert all(text for _, text in captions)
+    assert len(html.all("desc")) == 13
+    assert all(len(text) > 10 for _, text in html.all("desc"))
+
+
+def test_headings_do_not_skip_a_level(html):
+    levels = [int(tag[1]) for tag, _, _ in html.found if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_names_are_text(html, text):
+    (heading,) = html.all("h1")
+    assert heading[1] == "a <b>bold & study"
+    assert "<b>" not in text
+
+
+def test_headline(html, analysis):
+    cards = [text for attributes, text in html.all("li") if "card" in attributes.get("class", "")]
+    assert len(cards) == 3
+    for card, network in zip(cards, analysis.networks, strict=True):
+        digits = 4 if network.auc.error < 0.01 else 3  # two digits of the error
+        assert (
+            f"{network.auc.value:.{digits}f} ± {network.auc.error:.{digits}f} [{network.auc.low:.{digits}f}, " in card
+        )
+
+
+def test_the_table_of_configurations(html, text, analysis):
+    rows = rows_of(html, text, "configurations-table")
+    heads = [t for t in html.all("th", scope="col")]
+    assert heads
+    assert len(rows) == len(analysis.configurations)
+    for cells, row in zip(rows, analysis.configurations, strict=True):
+        assert len(cells) == 15
+        assert cells[1][0] == row.run_name
+        assert cells[6] == (f"{row.auc.value:.4f} ± {row.auc.error:.4f}", str(row.auc.value))
+        assert cells[9][1] == str(row.rejection.value)
+        assert cells[12][0] == ("yes" if row.beside_best_auc else "no")
+
+
+def test_the_table_of_runs(html, text, analysis):
+    rows = rows_of(html, text, "runs-table")
+    assert [(cells[0][0], cells[1][0]) for cells in rows] == [(run.run_name, str(run.seed)) for run in analysis.runs]
+    assert sum(run.status == "diverged" for run in analysis.runs) == 2
+    for cells, run in zip(rows, analysis.runs, strict=True):
+        done = run.status == "done"
+        assert cells[3][1] == (str(run.auc.value) if done else "")
+        assert cells[-1][0].strip() == ("done" if done else "diverged: the loss is NaN in epoch 2")
+
+
+def test_tables_have_as_many_cells_as_heads(text):
+    for table in re.findall(r"<table.*?</table>", text, re.DOTALL):
+        head = len(re.findall("<th ", table[: table.index("</thead>")]))
+        for row in table[table.index("<tbody>") :].split("<tr>")[1:]:
+            assert len(re.findall("<t[dh][ >]", row)) == head
+
+
+def test_what_it_takes_to_reproduce_it(html, text):
+    shown = [t for _, t in html.all("pre")]
+    assert shown[0] == "kdfast sweep --config study.toml --out again"
+    assert "seeds = [" in shown[1]
+    assert '"0123abcd"' in shown[2]
+
+
+def test_findings_and_what_is_missing(analysis, html, text):
+    for item in analysis.missing:
+        assert any(item.what in t and item.reason in t for _, t in html.all("li"))
+    for finding in analysis.findings:
+        assert any(finding.text == t for _, t in html.all("li"))
+
+
+def test_the_same_analysis_gives_the_same_page(analysis):
+    again = Analysis.model_validate_json(analysis.model_dump_json())
+    assert page(again, []) == page(analysis, [])
+
+
+def test_lower_limits(tmp_path):
+    """40 jets: in places no background survives."""
+    analysis = analyse(make_study(tmp_path / "s", [RunConfig(3.0, 0.5)], jets=40))
+    assert any(estimate.lower_limit for network in analysis.networks for estimate in network.rejection.values())
+    text = page(analysis, [])
+    Page(text)
+    assert "<strong>&gt; " in text
+    assert "68 % lower limit" in text
+    assert not re.search(r"\bnan\b|\binf\b", text)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_an_imported_study(tmp_path, jobs):
+    study = import_study(write_logs(tmp_path / "logs", [Job(config) for config in SMALL_GRID[:jobs]]), tmp_path / "s")
+    store = StudyStore.open(study.path)
+    html = Page(page_files(analyse(store), store)["report.html"].decode())
+    hashes = [file["sha256"] for file in study.imported["files"]]
+    cells = [text for _, text in html.all("td")]
+    assert all(digest in cells for digest in hashes)
+    assert not any(text.startswith("kdfast sweep") for _, text in html.all("pre"))
+
+
+def test_an_empty_study(tmp_path):
+    store = StudyStore.create_or_open(tmp_path / "s", SETTINGS, PROVENANCE)
+    html = Page(page_files(analyse(store), store)["report.html"].decode())
+    assert any("No network of this study has finished yet" in text for _, text in html.all("p"))
+    assert html.all("figure") == []
