@@ -1,0 +1,239 @@
+"""The networks of a study as a report sees them: which are usable, and their numbers with the test jets' errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdfast.errors import StudyError
+from kdfast.metrics import WORKING_POINTS
+from kdfast.report import effects, physics, schema
+from kdfast.report.comparisons import Configurations, configurations
+from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
+from kdfast.report.table import results_table, selected_on
+from kdfast.study.results import NEED_SCORES
+from kdfast.study.store import StoredResult, StudyStore
+
+__all__ = ["METRICS", "StudyNetworks"]
+
+Floats = NDArray[np.float64]
+METRICS: tuple[schema.Metric, ...] = ("auc", "rejection")
+
+
+@dataclass(frozen=True)
+class TestJets:
+    """The test jets: labels, weights [B]; pt, mass [B] in GeV or None."""
+
+    labels: NDArray[np.int64]
+    weights: Floats
+    pt: Floats | None
+    mass: Floats | None
+
+
+class StudyNetworks:
+    """What the parts of one analysis share. `missing` grows as parts find out what they lack."""
+
+    def __init__(self, store: StudyStore) -> None:
+        self.store = store
+        self.missing: list[schema.Missing] = []
+        self.results = self._distinct(store.results())
+        self.jets = self._test_jets()
+        self.usable = self._usable()
+        table = results_table(self.results)
+        for i, (name, seed) in enumerate(zip(table["run_name"], table["seed"], strict=True)):
+            if table.loc[i, "status"] == "done" and ("student", name, seed) not in self.usable:
+                table.loc[i, "status"] = "unusable"
+        self.table = table
+        self.done = table[table["status"] == "done"].reset_index(drop=True)
+        self.seeds = sorted(set(map(int, self.done["seed"])))
+        self.selected_on = selected_on(table, "combined")  # one kind of jets for all wishes
+
+    def lacks(self, what: str, reason: str) -> None:
+        self.missing.append(schema.Missing(what=what, reason=reason))
+
+    def _distinct(self, results: Iterable[StoredResult]) -> list[StoredResult]:
+        """One result per configuration and seed: a second one, under another name, is left out."""
+        kept: dict[tuple[Any, ...], StoredResult] = {}
+        for result in results:
+            identity = (result.kind, result.config.name if result.config else result.name, result.seed)
+            if identity in kept:
+                first = kept[identity]
+                reason = f"has the same T, α and seed as {first.name}, which is reported instead"
+                self.lacks(f"run {result.name}, seed {result.seed}", reason)
+            else:
+                kept[identity] = result
+        return list(kept.values())
+
+    def _test_jets(self) -> TestJets | None:
+        """The shared test jets, or None where results have no scores (an imported study)."""
+        scored = any(result.has_scores for result in self.results)
+        if not scored:
+            return None
+        arrays = self.store.shared("test")
+        labels, weights = np.asarray(arrays["labels"], np.int64), np.asarray(arrays["weights"], np.float64)
+        for label, name in ((1, "signal"), (0, "background")):
+            if not ((labels == label) & (weights > 0)).any():
+                raise StudyError(
+                    f"the test jets hold no {name} of weight above 0: nothing can be compared",
+                    where=str(self.store.path),
+                    hint="a report needs test jets of both classes",
+                )
+        pt = mass = None
+        if self.store.has_shared("test_kinematics"):
+            kinematics = self.store.shared("test_kinematics")
+            pt, mass = np.asarray(kinematics["pt"], np.float64), np.asarray(kinematics["mass"], np.float64)
+        return TestJets(labels, weights, pt, mass)
+
+    def _usable(self) -> set[tuple[str, str, int]]:
+        """Networks with metrics, and with finite scores that are not all equal where there are scores."""
+        usable = set()
+        for result in self.results:
+            if result.status != "done":
+                continue
+            fault = None
+            if not all(math.isfinite(result.metrics.get(name, math.nan)) for name in ("auc", "bkg_rej_50")):
+                fault = "it has no finite AUC and rejection"
+            elif self.jets is not None and result.has_scores:
+                scores = result.arrays["scores_test"]
+                if scores.shape != self.jets.labels.shape:
+                    fault = f"it has {len(scores)} scores for {len(self.jets.labels)} test jets"
+                elif bad := int((~np.isfinite(scores)).sum()):
+                    fault = f"{bad} of its {len(scores)} test scores are not finite"
+                elif np.ptp(scores) == 0:
+                    fault = "all its test scores are equal"
+            if fault is None:
+                usable.add((result.kind, result.name, result.seed))
+            else:
+                self.lacks(f"{result.kind} {result.name}, seed {result.seed}", fault)
+        return usable
+
+    def find(self, kind: str, seed: int | None = None, name: str | None = None) -> StoredResult | None:
+        for result in self.results:
+            if (
+                result.kind == kind
+                and (result.kind, result.name, result.seed) in self.usable
+                and seed in (None, result.seed)
+                and name in (None, result.name)
+            ):
+                return result
+        return None
+
+    @cached_property
+    def networks(self) -> list[StoredResult]:
+        """Every usable network: students in the table's order, baselines, teacher."""
+        by_key = {(r.kind, r.name, r.seed): r for r in self.results}
+        students = [
+            by_key["student", name, int(seed)]
+            for name, seed in zip(self.done["run_name"], self.done["seed"], strict=True)
+        ]
+        others = [r for kind in ("baseline", "teacher") for r in self.results if r.kind == kind and self._in_use(r)]
+        return [*students, *others]
+
+    def _in_use(self, result: StoredResult) -> bool:
+        return (result.kind, result.name, result.seed) in self.usable
+
+    @cached_property
+    def have_scores(self) -> bool:
+        """Whether every network has scores on the test jets."""
+        return self.jets is not None and all(result.has_scores for result in self.networks)
+
+    @cached_property
+    def scores(self) -> Floats:
+        """[networks, jets]"""
+        return np.stack([np.asarray(result.arrays["scores_test"], np.float64) for result in self.networks])
+
+    @cached_property
+    def auc(self) -> Estimates:
+        if self.have_scores and self.jets is not None:
+            return auc_estimates(self.jets.labels, self.scores, self.jets.weights)
+        values = np.array([result.metrics["auc"] for result in self.networks], np.float64)
+        return Estimates(values, np.zeros((len(values), 1)))
+
+    @cached_property
+    def log_rejection(self) -> dict[int, Estimates]:
+        """ln(1/ε_B) by working point."""
+        if self.have_scores and self.jets is not None:
+            return rejection_estimates(self.jets.labels, self.scores, self.jets.weights)
+        found = {}
+        for point in WORKING_POINTS:
+            values = [r.metrics.get(f"bkg_rej_{point}", math.nan) for r in self.networks]
+            if not any(map(math.isnan, values)):
+                found[point] = Estimates(np.log(values), np.zeros((len(values), 1)))
+        return found
+
+    @cached_property
+    def rejection(self) -> Estimates:
+        """1/ε_B at 50 %, on its own scale."""
+        log = self.log_rejection[50]
+        values = np.exp(log.values)
+        return Estimates(values, log.factor * values[:, None])
+
+    def metric(self, metric: schema.Metric) -> Estimates:
+        return self.auc if metric == "auc" else self.rejection
+
+    def _survivors(self, result: StoredResult, point: int) -> int | None:
+        count = result.metrics.get(f"n_bkg_{point}")
+        return None if count is None else int(count)
+
+    def auc_of(self, k: int) -> schema.Estimate:
+        value = float(self.auc.values[k])
+        if not self.have_scores:
+            return schema.Estimate(value=value)
+        return physics.auc_estimate(value, float(self.auc.errors[k]))
+
+    def rejections_of(self, k: int) -> dict[str, schema.Estimate]:
+        found = {}
+        for point, estimates in self.log_rejection.items():
+            value, survivors = math.exp(estimates.values[k]), self._survivors(self.networks[k], point)
+            if self.have_scores:
+                error = float(estimates.errors[k])
+                found[str(point)] = physics.rejection_estimate(value, error, 1 if survivors is None else survivors)
+            else:
+                found[str(point)] = schema.Estimate(value=value, lower_limit=survivors == 0)
+        return found
+
+    def counts_of(self, k: int) -> dict[str, int]:
+        counts = {str(p): self._survivors(self.networks[k], p) for p in WORKING_POINTS}
+        return {point: count for point, count in counts.items() if count is not None}
+
+    def _two_way(self, metric: schema.Metric) -> Configurations:
+        rows = [k for k, r in enumerate(self.networks) if r.kind != "teacher"]
+        names = ["baseline" if self.networks[k].kind == "baseline" else self.networks[k].name for k in rows]
+        return configurations(self.metric(metric).rows(rows), names, [self.networks[k].seed for k in rows])
+
+    @cached_property
+    def with_baseline(self) -> dict[schema.Metric, Configurations]:
+        return {metric: self._two_way(metric) for metric in METRICS}
+
+    @cached_property
+    def students(self) -> dict[schema.Metric, Configurations]:
+        return {metric: estimates.without("baseline") for metric, estimates in self.with_baseline.items()}
+
+    @cached_property
+    def settings(self) -> pd.DataFrame:
+        return effects.settings_frame(self.done, self.students["auc"].names)
+
+    @cached_property
+    def limits(self) -> int:
+        """Networks whose rejection at 50 % is a lower limit."""
+        return sum(self._survivors(r, 50) == 0 for r in self.networks)
+
+    @cached_property
+    def comparable(self) -> tuple[schema.Metric, ...]:
+        """The metrics that configurations can be compared by."""
+        if not self.have_scores:
+            for what in NEED_SCORES:
+                self.lacks(what, "not every run has scores per jet (an imported one has none)")
+            return ()
+        if self.limits:
+            reason = f"no background survives for {self.limits} networks: their rejection is a lower limit"
+            self.lacks("comparisons of rejection at 50 %", f"{reason}; more test jets are needed")
+            return ("auc",)
+        return METRICS

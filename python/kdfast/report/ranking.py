@@ -1,0 +1,248 @@
+"""Configurations in order: estimates, the baseline, the best and what can't be told from it, one for each wish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.report import physics, schema
+from kdfast.report.comparisons import (
+    benjamini_hochberg,
+    beside_best,
+    best_of_equals,
+    configurations,
+    holm,
+    to_separate,
+)
+from kdfast.report.networks import METRICS, StudyNetworks
+from kdfast.report.records import comparison_of, number, setting_fields
+from kdfast.report.sampling import Estimates, auc_interval, quantile
+from kdfast.report.table import combined_score
+
+__all__ = ["configuration_rows", "mean_versus_baseline", "top_two", "winners"]
+
+Floats = NDArray[np.float64]
+
+
+def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
+    auc, rejection = study.students["auc"], study.students["rejection"]
+    names = auc.names
+    frame = study.settings.copy()
+    frame["auc_student"], frame["bkg_rej_50"] = auc.values, rejection.values
+    if study.selected_on == "validation":
+        frame["auc_val"] = _validation_means(study, "auc_val")
+        frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val")
+        frame["combined_val"] = combined_score(frame, "_val")
+    frame["combined"] = combined_score(frame)
+    ranks = {
+        column: frame[column].rank(ascending=False, method="min").astype(int)
+        for column in ("auc_student", "bkg_rej_50", "combined")
+    }
+    versus = {metric: _versus_baseline(study, metric) for metric in METRICS}
+    beside = {m: set(beside_best(study.students[m])) if m in study.comparable else None for m in METRICS}
+    spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
+    found = []
+    for name in names:
+        row = frame.loc[name]
+        dominated = (
+            (frame["auc_student"] >= row["auc_student"])
+            & (frame["bkg_rej_50"] >= row["bkg_rej_50"])
+            & ((frame["auc_student"] > row["auc_student"]) | (frame["bkg_rej_50"] > row["bkg_rej_50"]))
+        ).any()
+        found.append(
+            schema.Configuration(
+                **setting_fields(name, row),
+                runs=int(spread.loc[name, ("auc_student", "count")]),
+                auc=_estimate(study, "auc", name),
+                rejection=_estimate(study, "rejection", name),
+                auc_std=number(spread.loc[name, ("auc_student", "std")]),
+                rejection_std=number(spread.loc[name, ("bkg_rej_50", "std")]),
+                combined=float(row["combined"]),
+                rank_auc=int(ranks["auc_student"][name]),
+                rank_rejection=int(ranks["bkg_rej_50"][name]),
+                rank_combined=int(ranks["combined"][name]),
+                auc_validation=number(row.get("auc_val")),
+                rejection_validation=number(row.get("bkg_rej_50_val")),
+                combined_validation=number(row.get("combined_val")),
+                auc_vs_baseline=versus["auc"].get(name),
+                rejection_vs_baseline=versus["rejection"].get(name),
+                beside_best_auc=None if (b := beside["auc"]) is None else name in b,
+                beside_best_rejection=None if (b := beside["rejection"]) is None else name in b,
+                pareto=not dominated,
+                gap_recovered_auc=_gap(study, "auc", name),
+                gap_recovered_rejection=_gap(study, "rejection", name),
+            )
+        )
+    return sorted(found, key=lambda c: (c.rank_auc, c.run_name))
+
+
+def _estimate(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate:
+    contrast = study.students[metric].estimate(name)
+    if not study.have_scores:
+        return schema.Estimate(value=contrast.value)
+    known = study.students[metric].seeds_known
+    if metric == "auc":
+        interval = auc_interval(contrast.value, contrast.error, contrast.df)
+    elif study.limits:
+        return schema.Estimate(value=contrast.value, lower_limit=True)
+    else:
+        half = quantile(contrast.df) * contrast.error / contrast.value
+        interval = contrast.value * math.exp(-half), contrast.value * math.exp(half)
+    low, high = interval or (None, None)
+    return schema.Estimate(
+        value=contrast.value,
+        error=contrast.error,
+        low=low,
+        high=high,
+        error_test=math.sqrt(contrast.test_variance),
+        error_runs=math.sqrt(contrast.run_variance) if known else None,
+    )
+
+
+def _validation_means(study: StudyNetworks, column: str) -> Floats:
+    values = study.done[column].to_numpy(np.float64)
+    estimates = Estimates(values, np.zeros((len(values), 1)))
+    return configurations(estimates, list(study.done["run_name"]), list(study.done["seed"])).values
+
+
+def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
+    both = study.with_baseline[metric]
+    if metric not in study.comparable:
+        return {}
+    if "baseline" not in both.names:
+        return {}
+    differences = {name: both.difference(name, "baseline") for name in study.students[metric].names}
+    p_values = [contrast.p_value for contrast in differences.values()]
+    corrections = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
+    reference = float(both.values[both.index("baseline")])
+    return {
+        name: comparison_of(contrast, reference, both.seeds_known, *p_adjusted)
+        for (name, contrast), p_adjusted in zip(differences.items(), corrections, strict=True)
+    }
+
+
+def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
+    found = {}
+    for metric in study.comparable:
+        both = study.with_baseline[metric]
+        if "baseline" in both.names:
+            b = both.index("baseline")
+            weights = np.full(len(both.names), 1.0 / (len(both.names) - 1))
+            weights[b] = -1.0
+            contrast = both.combination(weights)
+            found[metric] = comparison_of(contrast, float(both.values[b]), both.seeds_known)
+    return found
+
+
+def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
+    both = study.with_baseline[metric]
+    teacher = [k for k, r in enumerate(study.networks) if r.kind == "teacher"]
+    if metric not in study.comparable or "baseline" not in both.names or not teacher:
+        return None
+    i, b, single = both.index(name), both.index("baseline"), study.metric(metric).rows(teacher[:1])
+    gain, gap = both.values[i] - both.values[b], single.values[0] - both.values[b]
+    of_gain, of_gap = both.factor[i] - both.factor[b], single.factor[0] - both.factor[b]
+    variance = both.model.cautious_variance
+    paired = both.spread[i, i] + both.spread[b, b] - 2.0 * both.spread[i, b]
+    found = physics.gap_recovered(
+        float(gain),
+        float(gap),
+        (
+            float(of_gain @ of_gain + variance * paired),
+            float(of_gap @ of_gap + variance * both.spread[b, b] + both.common_variance / both.seeds),
+            float(of_gain @ of_gap + variance * (both.spread[b, b] - both.spread[i, b])),
+        ),
+        both.difference(name, "baseline").df,
+    )
+    return None if found is None else schema.Estimate(value=found.value, low=found.low, high=found.high)
+
+
+def winners(
+    study: StudyNetworks, rows: Sequence[schema.Configuration], groups: Sequence[schema.GroupTable]
+) -> list[schema.Winner]:
+    constant = [row for row in rows if row.strategy == "baseline"]
+    wishes: list[tuple[str, str, Sequence[schema.Configuration]]] = [
+        ("auc", "auc", rows),
+        ("rejection", "rejection", rows),
+        ("combined", "combined", rows),
+        ("constant", "auc", constant),
+    ]
+    (strategies,) = (table for table in groups if table.setting == "strategy")
+    consistent = [group for group in strategies.groups if group.consistency is not None]
+    if consistent:
+        steadiest = max(consistent, key=lambda group: group.consistency or 0.0).label
+        wishes.append(("consistent", "auc", [row for row in rows if row.strategy == steadiest]))
+
+    def on_test(row: schema.Configuration, quantity: str) -> float:
+        value = getattr(row, quantity)
+        return float(value.value if isinstance(value, schema.Estimate) else value)
+
+    winners: list[schema.Winner] = []
+    for wish, quantity, among in wishes:
+        if not among:
+            continue
+        highest = max(among, key=lambda row: on_test(row, quantity))
+        chosen = highest
+        if study.selected_on == "validation":
+            chosen = max(among, key=lambda row: getattr(row, f"{quantity}_validation"))
+        more: dict[str, Any] = {}
+        if wish in study.comparable:
+            more |= _excess(study, wish)
+            more["beside_best"] = sum(bool(getattr(row, f"beside_best_{wish}")) for row in rows)
+        value = getattr(chosen, f"{quantity}_validation")
+        first = winners[0].configuration if winners else chosen.run_name
+        for metric in study.comparable if chosen.run_name != first else ():
+            students = study.students[metric]
+            reference = float(students.values[students.index(first)])
+            contrast = students.difference(chosen.run_name, first)
+            more[f"{metric}_vs_best"] = comparison_of(contrast, reference, students.seeds_known)
+        winners.append(
+            schema.Winner(
+                wish=wish,  # type: ignore[arg-type]
+                configuration=chosen.run_name,
+                value_validation=value,
+                highest_on_test=highest.run_name,
+                **more,
+            )
+        )
+    return winners
+
+
+def _excess(study: StudyNetworks, metric: schema.Metric) -> dict[str, float | None]:
+    """Winner's curse of a choice on the test jets, and of one on validation quoted from test."""
+    students = study.students[metric]
+    excess: dict[str, float | None] = {"excess_on_test": best_of_equals(students.noise())}
+    if students.seeds_known and study.selected_on == "validation" and study.jets is not None:
+        validation = len(study.store.shared("validation")["labels"])
+        from_seeds = students.model.cautious_variance * students.spread
+        # as many jets of the same kind: the test jets' covariance, scaled
+        selection = students.test * (len(study.jets.labels) / max(validation, 1)) + from_seeds
+        excess["excess_chosen"] = best_of_equals(selection, from_seeds)
+    return excess
+
+
+def top_two(study: StudyNetworks, rows: Sequence[schema.Configuration]) -> list[schema.TopTwo]:
+    if len(rows) < 2 or study.jets is None:
+        return []
+    found = []
+    for metric in study.comparable:
+        students = study.students[metric]
+        first, second = (students.names[i] for i in np.argsort(-students.values, kind="stable")[:2])
+        contrast = students.difference(first, second)
+        seeds, jets = to_separate(contrast, seeds=students.seeds, jets=len(study.jets.labels))
+        reference = float(students.values[students.index(second)])
+        found.append(
+            schema.TopTwo(
+                metric=metric,
+                first=first,
+                second=second,
+                difference=comparison_of(contrast, reference, students.seeds_known),
+                seeds_needed=seeds if students.seeds_known else None,
+                jets_needed=jets,
+            )
+        )
+    return found

@@ -1,0 +1,83 @@
+"""Values of the report's schema from numbers, rows and contrasts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdfast.report import schema
+from kdfast.report.fitting import Contrast
+
+__all__ = ["comparison_of", "estimate_of", "integer", "jet_counts", "number", "setting_fields", "summary"]
+
+
+def setting_fields(name: str, row: pd.Series) -> dict[str, Any]:
+    return {
+        "run_name": name,
+        "strategy": row["strategy"],
+        "temp_init": float(row["temp_init"]),
+        "temp_final": number(row["temp_final"]),
+        "alpha_init": float(row["alpha_init"]),
+        "alpha_final": number(row["alpha_final"]),
+    }
+
+
+def number(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) or not math.isfinite(value) else float(value)
+
+
+def integer(value: Any) -> int | None:
+    return None if value is None or pd.isna(value) else int(value)
+
+
+def jet_counts(labels: NDArray[Any], weights: NDArray[np.float64]) -> schema.Jets:
+    def effective(label: int) -> float:
+        w = weights[labels == label]
+        return float(w.sum() ** 2 / np.square(w).sum()) if w.any() else 0.0
+
+    return schema.Jets(
+        signal=int((labels == 1).sum()),
+        background=int((labels == 0).sum()),
+        effective_signal=effective(1),
+        effective_background=effective(0),
+        weighted=bool(np.ptp(weights) > 0),
+    )
+
+
+def summary(values: pd.Series) -> schema.MetricSummary:
+    several = len(values) > 1
+    return schema.MetricSummary(
+        mean=float(values.mean()),
+        std=float(values.std()) if several else None,
+        variance=float(values.var()) if several else None,
+        min=float(values.min()),
+        max=float(values.max()),
+    )
+
+
+def estimate_of(contrast: Contrast, seeds_known: bool = True) -> schema.Estimate:
+    low, high = contrast.interval
+    return schema.Estimate(
+        value=contrast.value,
+        error=contrast.error,
+        low=low,
+        high=high,
+        error_test=math.sqrt(contrast.test_variance),
+        error_runs=math.sqrt(contrast.run_variance) if seeds_known else None,
+    )
+
+
+def comparison_of(
+    contrast: Contrast, reference: float, seeds_known: bool, holm: float | None = None, bh: float | None = None
+) -> schema.Comparison:
+    return schema.Comparison(
+        difference=estimate_of(contrast, seeds_known),
+        relative=contrast.value / reference if reference else None,
+        p_value=contrast.p_value,
+        p_holm=holm,
+        p_bh=bh,
+    )

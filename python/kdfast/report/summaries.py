@@ -1,0 +1,261 @@
+"""Tables by setting, effects of settings, and the distribution of the results."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from kdfast.report import effects, schema
+from kdfast.report.comparisons import holm
+from kdfast.report.networks import METRICS, StudyNetworks
+from kdfast.report.records import comparison_of, estimate_of, number, summary
+from kdfast.report.sampling import Estimates
+from kdfast.report.table import STRATEGIES
+
+__all__ = [
+    "correlations",
+    "distribution",
+    "grid_of_settings",
+    "group_tables",
+    "importance",
+    "linear_models",
+    "top_quartile",
+    "variance_shares",
+]
+
+
+def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
+    frame = study.settings.copy()
+    frame["tf"], frame["af"] = frame["temp_final"].fillna(-1.0), frame["alpha_final"].fillna(-1.0)
+    labels = {
+        "temp_init": frame["temp_init"].map(str),
+        "alpha_init": frame["alpha_init"].map(str),
+        "strategy": frame["strategy"],
+        "temp_range": _ranges(frame, "temp"),
+        "alpha_range": _ranges(frame, "alpha"),
+    }
+    beside = {
+        "temp_init": ["alpha_init", "tf", "af"],
+        "alpha_init": ["temp_init", "tf", "af"],
+        "strategy": ["temp_init", "alpha_init"],
+        "temp_range": ["alpha_init", "af"],
+        "alpha_range": ["temp_init", "tf"],
+    }
+    return [
+        _group_table(study, setting, groups.dropna(), frame[beside[setting]])
+        for setting, groups in labels.items()
+        if groups.notna().any()
+    ]
+
+
+def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: pd.DataFrame) -> schema.GroupTable:
+    runs = study.done.assign(group=study.done["run_name"].map(groups)).dropna(subset=["group"])
+    means = runs.groupby("group", sort=False)[["auc_student", "bkg_rej_50"]].mean()
+    constant = means.loc["baseline"] if setting == "strategy" and "baseline" in means.index else None
+    outside = [name for name in study.settings.index if name not in groups.index]
+    references: dict[str, str] = {}
+    differences: dict[str, dict[str, schema.Comparison]] = {metric: {} for metric in METRICS}
+    for metric, column in zip(METRICS, ("auc_student", "bkg_rej_50"), strict=True):
+        references[metric] = str(means[column].idxmax())
+        estimates = study.students[metric].without(*outside)
+        for found in effects.group_differences(estimates, groups, beside.loc[groups.index], references[metric]):
+            differences[metric][found.group] = comparison_of(
+                found.contrast, float(means.loc[references[metric], column]), True, found.p_holm
+            )
+    rows = []
+    centres = [study.students["auc"].values[[study.students["auc"].index(n) for n in own]] for own in _members(groups)]
+    spread = effects.equal_spread(centres)
+    order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
+    for label in order:
+        own = runs[runs["group"] == label]
+        auc, rejection = summary(own["auc_student"]), summary(own["bkg_rej_50"])
+        rows.append(
+            schema.Group(
+                label=str(label),
+                runs=len(own),
+                auc=auc,
+                rejection=rejection,
+                consistency=None if auc.std is None else 1.0 / (auc.std + 0.001),
+                auc_over_constant=None if constant is None else auc.mean - float(constant["auc_student"]),
+                rejection_over_constant=None if constant is None else rejection.mean - float(constant["bkg_rej_50"]),
+                auc_difference=differences["auc"].get(str(label)),
+                rejection_difference=differences["rejection"].get(str(label)),
+            )
+        )
+    return schema.GroupTable(
+        setting=setting,  # type: ignore[arg-type]
+        reference=references["auc"],
+        reference_rejection=references["rejection"],
+        groups=rows,
+        spread_p_value=spread,
+    )
+
+
+def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[schema.Pair]]:
+    by = study.done.groupby(["temp_init", "alpha_init"])
+    means = by[["auc_student", "bkg_rej_50"]].mean()
+    counts = by.size()
+    temps, alphas = sorted(study.done["temp_init"].unique()), sorted(study.done["alpha_init"].unique())
+
+    def rows(column: str) -> list[list[float | None]]:
+        return [[number(means[column].get((t, a))) for a in alphas] for t in temps]
+
+    table = schema.SettingTable(
+        temp_init=temps, alpha_init=alphas, auc=rows("auc_student"), rejection=rows("bkg_rej_50")
+    )
+    pairs = [
+        schema.Pair(
+            temp_init=float(t),
+            alpha_init=float(a),
+            runs=int(counts[t, a]),
+            auc=float(row["auc_student"]),
+            rejection=float(row["bkg_rej_50"]),
+        )
+        for (t, a), row in means.iterrows()
+    ]
+    return table, sorted(pairs, key=lambda pair: -pair.auc)
+
+
+def correlations(study: StudyNetworks) -> list[schema.Correlation]:
+    found = []
+    for setting in ("temp_init", "alpha_init"):
+        for metric, column in zip(METRICS, ("auc_student", "bkg_rej_50"), strict=True):
+            values = study.settings[setting].to_numpy(np.float64)
+            own = effects.correlation(values, study.students[metric].values)
+            runs = effects.correlation(
+                study.done[setting].to_numpy(np.float64), study.done[column].to_numpy(np.float64)
+            )
+            slope = effects.slopes(study.students[metric], values)
+            if own is not None and runs is not None and slope is not None:
+                found.append(
+                    schema.Correlation(
+                        setting=setting,
+                        metric=metric,
+                        r_runs=runs.r,
+                        r=own.r,
+                        low=own.low,
+                        high=own.high,
+                        p_value=own.p_value,
+                        points=own.n,
+                        slope=estimate_of(slope[0]),
+                        slope_p_value=slope[0].p_value,
+                    )
+                )
+    return found
+
+
+def importance(study: StudyNetworks) -> list[schema.Importance]:
+    settings = [study.settings[name].to_numpy(np.float64) for name in ("temp_init", "alpha_init")]
+    found = []
+    for metric in METRICS:
+        slopes = effects.slopes(study.students[metric], *settings)
+        if slopes is not None and all(np.ptp(values) > 0 for values in settings):
+            found.append(schema.Importance(metric=metric, difference=comparison_of(slopes[2], 0.0, True)))
+    return found
+
+
+def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
+    found = []
+    for metric in METRICS:
+        fitted = effects.linear_model(study.students[metric], study.settings)
+        if fitted is None:
+            reason = "too few configurations, or none of T and α varies"
+            study.lacks(f"linear model of {metric}", reason)
+            continue
+        slopes, df, r_squared = fitted
+        terms = [
+            schema.Term(name=name, slope=estimate_of(contrast), p_value=contrast.p_value, p_holm=p)
+            for (name, contrast), p in zip(slopes.items(), holm([c.p_value for c in slopes.values()]), strict=True)
+        ]
+        found.append(schema.LinearModel(metric=metric, terms=terms, df=df, r_squared=r_squared))
+    return found
+
+
+def variance_shares(study: StudyNetworks) -> list[schema.VarianceShares]:
+    found = []
+    for metric in METRICS:
+        shares = effects.variance_shares(study.students[metric], study.settings)
+        if isinstance(shares, str):
+            study.lacks(f"shares of the variance of {metric}", shares)
+        else:
+            found.append(schema.VarianceShares(metric=metric, shares=shares[0], expected_noise=shares[1]))
+    return found
+
+
+def distribution(study: StudyNetworks) -> schema.Distribution:
+    students = range(len(study.done))
+
+    def error(estimates: Estimates) -> float | None:
+        return float(np.median(estimates.errors[list(students)])) if study.have_scores else None
+
+    def paired(metric: schema.Metric) -> float | None:
+        noise = study.students[metric].noise()
+        if not study.have_scores or len(noise) < 2:
+            return None
+        variance = np.diag(noise)[:, None] + np.diag(noise)[None, :] - 2.0 * noise
+        return math.sqrt(max(0.0, float(np.median(variance[np.triu_indices(len(noise), 1)]))))
+
+    def by_seed(metric: schema.Metric) -> tuple[float | None, float | None]:
+        model = study.with_baseline[metric]
+        if not model.seeds_known:
+            return None, None
+        return math.sqrt(model.model.run_variance), math.sqrt(model.common_variance)
+
+    own, common = by_seed("auc")
+    own_rejection, common_rejection = by_seed("rejection")
+    return schema.Distribution(
+        runs=len(study.done),
+        auc=summary(study.done["auc_student"]),
+        rejection=summary(study.done["bkg_rej_50"]),
+        auc_error=error(study.auc),
+        rejection_error=None if study.limits else error(study.rejection),
+        auc_paired_error=paired("auc"),
+        rejection_paired_error=None if study.limits else paired("rejection"),
+        auc_seed_std=own,
+        rejection_seed_std=own_rejection,
+        auc_seed_common_std=common,
+        rejection_seed_common_std=common_rejection,
+        seed_df=study.with_baseline["auc"].model.df,
+    )
+
+
+def top_quartile(study: StudyNetworks) -> schema.TopQuartile:
+    done = study.done
+    top = done.sort_values("auc_student", ascending=False, kind="stable").head(math.ceil(len(done) / 4))
+
+    def shares(runs: pd.DataFrame) -> dict[str, float]:
+        found = {
+            "α_init ≥ 0.7": float((runs["alpha_init"] >= 0.7).mean()),
+            "T_init ≥ 7": float((runs["temp_init"] >= 7).mean()),
+        }
+        return found | {name: float((runs["strategy"] == name).mean()) for name in STRATEGIES}
+
+    return schema.TopQuartile(
+        runs=len(top),
+        mean_temp_init=float(top["temp_init"].mean()),
+        mean_alpha_init=float(top["alpha_init"].mean()),
+        all_mean_temp_init=float(done["temp_init"].mean()),
+        all_mean_alpha_init=float(done["alpha_init"].mean()),
+        shares=shares(top),
+        all_shares=shares(done),
+    )
+
+
+def _ranges(frame: pd.DataFrame, quantity: str) -> pd.Series:
+    """ "10.0 → 2.0" for each configuration, missing where the value is constant."""
+    first, last = frame[f"{quantity}_init"], frame[f"{quantity}_final"]
+    return (first.map(str) + " → " + last.map(str)).where(last.notna())
+
+
+def _members(groups: pd.Series) -> list[list[str]]:
+    """The configurations of each group."""
+    return [list(own.index) for _, own in groups.groupby(groups)]
+
+
+def _in_order(means: pd.DataFrame, setting: str) -> list[str]:
+    """Values rising; ranges by mean AUC, the highest first."""
+    if setting.endswith("range"):
+        return [str(label) for label in means["auc_student"].sort_values(ascending=False, kind="stable").index]
+    return sorted((str(label) for label in means.index), key=float)
