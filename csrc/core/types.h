@@ -5,8 +5,12 @@
 #include <cstdint>
 
 // Everything in a header that kernel sources use is inlined by force: an out-of-line copy would be merged with that of
-// another instruction set when the module is linked.
+// another instruction set when the module is linked. Kernels of GPUs may call it too.
+#if defined(__CUDACC__)
+#define KDFAST_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define KDFAST_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace kdfast {
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdfast.ops import backend
+from kdfast.ops._arrays import DTYPE_CODES
 
 
 def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: int | float) -> None:
@@ -20,6 +21,18 @@ def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | No
     with torch.cuda.device(device):
         module.set_device(device.index)
         getattr(module, op)(*addresses, *scalars, torch.cuda.current_stream(device).cuda_stream)
+
+
+def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:
+    """Whether the CUDA kernel of an op that has no CPU kernel runs for x (and like tensors); the reference otherwise.
+
+    Of float64, and on other devices, that is as it should be and warns of nothing. unsupported: as for backend.choose.
+    """
+    if x.dtype == torch.float64 or x.device.type != backend.cuda_device_type:
+        return False
+    if x.dtype not in DTYPE_CODES:
+        unsupported = f"{x.dtype} is not among the kernel's types"
+    return backend.choose(op, x.device.type, unsupported) == "cuda"
 
 
 def may_wait(device: torch.device) -> bool:
