@@ -103,7 +103,7 @@ def test_printed_pages_hold_the_tables(shown):
 
 
 def test_sorting_by_mouse(shown, analysis):
-    table, auc = "configurations-table", 6
+    table, auc = "configurations-table", 5
     assert sorts(shown, table)[0] == "ascending"  # as it stands: by rank
     button = heads(shown, table)[auc].find_element("css selector", "button")
     button.click()

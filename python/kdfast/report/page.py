@@ -61,6 +61,10 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
     sections = [("result", "Result"), ("figures", "Figures"), ("configurations", "Configurations"), ("runs", "Runs")]
     there = {"figures": bool(figures), "configurations": bool(rows), "runs": bool(analysis.runs)}
     data = study.settings.get("data", {})
+    missing: dict[str, list[str]] = {}  # analyses by reason
+    for item in analysis.missing:
+        missing.setdefault(item.reason, []).append(item.what)
+    validated = all(run.auc_validation is not None for run in analysis.runs if run.status == "done")
     rejections = [e for network in analysis.networks for e in network.rejection.values()]
     return environment.get_template("report.html").render(
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -74,7 +78,10 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         limits=any(estimate.lower_limit for estimate in rejections),
         winners=[(winner, rows[winner.configuration]) for winner in analysis.winners],
         findings=analysis.findings,
-        missing=analysis.missing,
+        missing=missing,
+        errors=any(network.auc is not None and network.auc.error is not None for network in analysis.networks),
+        compared=any(row.auc_vs_baseline for row in analysis.configurations),
+        student_on="validation" if validated else "test",
         figures=[(drawing, Markup(svg)) for drawing, svg in figures],
         configurations=analysis.configurations,
         groups=[table for table in analysis.groups if table.groups],

@@ -93,18 +93,21 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     axes[0, 0].legend(ncols=6, loc="upper right")
     _room_above(axes[0, 0])
     figure.align_ylabels()
-    paired = analysis.distribution is not None and analysis.distribution.auc_paired_error is not None
+    caption = "Every configuration, the highest first"
+    if any(row.auc.error is not None for row in rows):
+        caption += (
+            f", with 95 % intervals. Filled: the 95 % confidence set of the best ({_sizes(analysis, 'auc')}, "
+            f"{_sizes(analysis, 'rejection')})"
+        )
+    if analysis.distribution is not None and analysis.distribution.auc_paired_error is not None:
+        caption += (
+            ". All share the test jets, so differences are known better than single values: the bar at the right is "
+            "the typical 95 % interval of a difference of two"
+        )
     return Drawing(
         "configurations",
         "AUC and rejection by configuration",
-        "Every configuration, the highest first, with 95 % intervals. Filled: the 95 % confidence set of the best "
-        f"({_sizes(analysis, 'auc')}, {_sizes(analysis, 'rejection')})."
-        + (
-            " All share the test jets, so differences are known better than single values: the bar at the right is the "
-            "typical 95 % interval of a difference of two."
-            if paired
-            else ""
-        ),
+        f"{caption}.",
         _best_names(rows),
         figure,
         wide=True,
@@ -159,12 +162,12 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         "leaders",
         f"The {len(leaders)} configurations of the highest AUC",
         (
-            "Differences to the baseline (dashed), the student without a teacher, on the same test jets and seeds"
+            "Differences to the baseline (dashed), the student without a teacher, on the same test jets and seeds, "
+            "with 95 % intervals; filled: in the confidence set of the best of all configurations by that metric. "
+            "Colours and markers of the strategies as above."
             if compared
-            else "AUC and rejection"
-        )
-        + ", with 95 % intervals; filled: in the confidence set of the best of all configurations by that metric. "
-        "Colours and markers of the strategies as above.",
+            else "Colours and markers of the strategies as above."
+        ),
         "; ".join(
             f"{row.run_name}: AUC {row.auc.value:.4f}, rejection {row.rejection.value:.2f}" for row in leaders[:5]
         ),
