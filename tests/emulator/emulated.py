@@ -45,7 +45,8 @@ def emulated(seed: int = 0, compute_capability: int = 90) -> Iterator[None]:
         for tensor, guarded in zip(outputs, memory[len(inputs) :], strict=True):
             if tensor is not None and guarded is not None:
                 assert guarded[0].is_intact(), f"{op} wrote around an output of {list(tensor.shape)}"
-                _bytes(tensor).copy_(guarded[1])
+                written = guarded[1].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+                tensor.detach().copy_(written)
 
     with (
         warnings.catch_warnings(),
@@ -58,8 +59,9 @@ def emulated(seed: int = 0, compute_capability: int = 90) -> Iterator[None]:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    assert tensor.is_contiguous()
-    return tensor.detach().view(-1).view(torch.uint8)
+    """From the first element to the last: of a tensor with gaps, what lies in them too."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.detach().as_strided((last + 1,), (1,)).view(torch.uint8)
 
 
 def _guarded(tensor: Tensor | None, at_end: bool) -> tuple[object, Tensor] | None:
@@ -67,7 +69,8 @@ def _guarded(tensor: Tensor | None, at_end: bool) -> tuple[object, Tensor] | Non
     if tensor is None or tensor.numel() == 0:
         return None
     assert _emu is not None
-    memory = _emu.GuardedMemory(tensor.numel() * tensor.element_size(), at_end=at_end)
+    found = _bytes(tensor)
+    memory = _emu.GuardedMemory(found.numel(), at_end=at_end)
     view = torch.frombuffer(memory, dtype=torch.uint8)
-    view.copy_(_bytes(tensor))
+    view.copy_(found)
     return memory, view

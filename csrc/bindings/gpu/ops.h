@@ -5,16 +5,30 @@
 
 #include <pybind11/pybind11.h>
 
+#include "core/packed_rows.h"
+
 namespace kdfast::gpu {
 
 void bind_adamw(pybind11::module_&);
 void bind_attention_transfer(pybind11::module_&);
 void bind_distill_loss(pybind11::module_&);
+void bind_residual_norm(pybind11::module_&);
 
 inline void bind_ops(pybind11::module_& m) {
     bind_adamw(m);
     bind_attention_transfer(m);
     bind_distill_loss(m);
+    bind_residual_norm(m);
+}
+
+inline PackedRows packed_rows(uintptr_t count, uintptr_t jet, uintptr_t position, int64_t num_members, int64_t capacity,
+                              int64_t num_features) {
+    return {reinterpret_cast<const int64_t*>(count),
+            reinterpret_cast<const int64_t*>(jet),
+            reinterpret_cast<const int64_t*>(position),
+            num_members,
+            capacity,
+            num_features};
 }
 
 }  // namespace kdfast::gpu

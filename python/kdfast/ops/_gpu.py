@@ -7,13 +7,15 @@ from torch import Tensor
 
 from kdfast.ops import backend
 from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops.packed_rows import Dropout, PackedRows
+from kdfast.ops.philox import dropout_scale, dropout_threshold
 
 
 def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: int | float) -> None:
     """Starts an op of kdfast._cuda on the current stream of its tensors' device, which is that of the first output.
 
-    Tensors are contiguous. The arguments' order is that of the op's binding (csrc/bindings/gpu/): inputs, outputs,
-    scalars. The kernels have not necessarily run when this returns.
+    Tensors are contiguous, or of strides that the scalars tell. The arguments' order is that of the op's binding
+    (csrc/bindings/gpu/): inputs, outputs, scalars. The kernels have not necessarily run when this returns.
     """
     assert outputs[0] is not None
     module, device = backend.cuda_module(), outputs[0].device
@@ -38,3 +40,31 @@ def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:
 def may_wait(device: torch.device) -> bool:
     """False where the host can't look at results: while a CUDA graph is captured."""
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def aligned(x: Tensor | None) -> Tensor | None:
+    """x, contiguous and beginning at a multiple of 16 bytes, as kernels with vector accesses want it."""
+    if x is None:
+        return None
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def member_vectors(*vectors: Tensor | None) -> tuple[list[Tensor | None], list[int]]:
+    """Vectors [K, D] of the members as kernels read them, float32 with contiguous rows; and the rows' strides."""
+    found = [v if v is None or v.stride(-1) == 1 else v.contiguous() for v in map(_as_float32, vectors)]
+    return found, [0 if v is None else v.stride(0) for v in found]
+
+
+def _as_float32(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
+
+
+def rows_and_dropout(
+    rows: PackedRows, dropout: Dropout | None
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], tuple[int, float]]:
+    """What an op on packed rows hands on of them: inputs (count, jet, position, seed), scalars (threshold, scale)."""
+    if dropout is None or dropout.p == 0:
+        return (rows.count, rows.jet, rows.position, None), (0, 1.0)
+    scalars = dropout_threshold(dropout.p), dropout_scale(dropout.p)
+    return (rows.count, rows.jet, rows.position, dropout.seed), scalars
