@@ -11,12 +11,14 @@ namespace kdfast::gpu {
 
 void bind_adamw(pybind11::module_&);
 void bind_attention_transfer(pybind11::module_&);
+void bind_bias_gelu(pybind11::module_&);
 void bind_distill_loss(pybind11::module_&);
 void bind_residual_norm(pybind11::module_&);
 
 inline void bind_ops(pybind11::module_& m) {
     bind_adamw(m);
     bind_attention_transfer(m);
+    bind_bias_gelu(m);
     bind_distill_loss(m);
     bind_residual_norm(m);
 }

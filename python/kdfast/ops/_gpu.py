@@ -1,6 +1,7 @@
 """How ops call their CUDA kernels."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ def may_wait(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
+@overload
+def aligned(x: Tensor) -> Tensor: ...
+@overload
+def aligned(x: None) -> None: ...
 def aligned(x: Tensor | None) -> Tensor | None:
     """x, contiguous and beginning at a multiple of 16 bytes, as kernels with vector accesses want it."""
     if x is None:

@@ -1,0 +1,100 @@
+"""The CUDA kernels of bias_gelu, on the emulator: every size, tail and order of threads, all of GELU's range."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdfast.errors import KdfastWarning
+from kdfast.ops.bias_gelu import bias_gelu, bias_gelu_reference
+from kdfast.ops.packed_rows import Dropout, PackedRows
+from tests.emulator.emulated import emulated, is_built
+from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
+
+pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+
+DROPOUT = Dropout(0.2, torch.tensor(-5))
+
+
+def check(
+    members: int,
+    rows: PackedRows,
+    features: int,
+    dtype: torch.dtype = torch.float32,
+    dropout: Dropout | None = DROPOUT,
+    schedule: int = 0,
+    scale: float = 1.0,
+) -> list[Tensor]:
+    shape = (members, len(rows.jet), features)
+    u = (scale * normal(*shape, rows=rows)).to(dtype)
+    bias = in_flat_rows(scale * normal(members, features, seed=1))
+    grad = normal(*shape, dtype=dtype, seed=2, rows=rows)
+    op, reference = (partial(f, rows=rows, dropout=dropout) for f in (bias_gelu, bias_gelu_reference))
+    with emulated(schedule):
+        case = f"K={members} M={shape[1]} rows={int(rows.count)} D={features} {dtype} {dropout} scale={scale}"
+        return check_op(op, reference, [u, bias], [grad], rows, case)
+
+
+@pytest.mark.parametrize("features", [*range(8, 137, 8), 248, 256, 264, 384, 504, 512, 520, 1032])
+def test_every_number_of_features(features: int) -> None:
+    check(2, jets_of(11, padding=3), features, DTYPES[features // 8 % 3], schedule=features)
+
+
+@pytest.mark.parametrize(("features", "block"), [(8, 1024), (64, 128), (256, 32)])
+def test_every_number_of_rows(features: int, block: int) -> None:
+    """Around what a group, a warp and a block hold, forward and backward (which takes four times as many rows)."""
+    around = [*range(1, 20), *(n * block + d for n in (1, 4) for d in (-1, 0, 1))]
+    for rows in [n for n in around if n * features <= 35_000]:
+        check(1, jets_of(rows, padding=rows % 3), features, DTYPES[rows % 3], schedule=rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 5.0, 100.0])
+def test_every_range_and_dropout(dtype: torch.dtype, scale: float) -> None:
+    for dropout in (DROPOUT, Dropout(0.0, DROPOUT.seed), None):
+        check(3, jets_of(19, padding=5), 40, dtype, dropout, scale=scale)
+
+
+def test_the_far_ends_of_gelu() -> None:
+    """Exact zeros and ones, no NaN, as far as numbers go."""
+    u = torch.tensor([-3e38, -1e20, -20.0, -15.0, 15.0, 20.0, 1e20, 3e38]).expand(1, 1, 8).clone()
+    rows = jets_of(1)
+    with emulated():
+        out, slope, _ = with_gradients(
+            lambda u, b: bias_gelu(u, b, rows), (u, torch.zeros(1, 8)), (torch.ones_like(u),)
+        )
+    assert torch.equal(out, u.clamp(min=0))
+    assert torch.equal(slope, (u > 0).float())
+
+
+def test_rows_that_are_jets_and_padding_alone() -> None:
+    check(2, PackedRows.of_jets(9), 32)
+    check(2, jets_of(0, padding=70), 32)
+    check(2, jets_of(3, padding=700), 64)
+
+
+@pytest.mark.parametrize("features", [24, 264])
+def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> None:
+    rows = jets_of(150, padding=9)
+    shape = (3, len(rows.jet), features)
+    inputs, grad = (normal(*shape, rows=rows), normal(3, features)), normal(*shape, seed=2, rows=rows)
+    op, results = partial(bias_gelu, rows=rows, dropout=DROPOUT), []
+    for seed in range(4):
+        with emulated(seed):
+            results.append(with_gradients(op, inputs, (grad,)))
+    with emulated():
+        alone = with_gradients(op, [x[1:2] for x in inputs], (grad[1:2],))
+    for first, *others, one in zip(*results, alone, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+        assert torch.equal(first[1:2], one)
+
+
+def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:
+    rows = jets_of(5)
+    u, bias = normal(1, 5, 12), normal(1, 12)
+    with emulated(), pytest.warns(KdfastWarning, match="12 features"):
+        out = bias_gelu(u, bias, rows)
+    assert torch.equal(out, bias_gelu_reference(u, bias, rows))
