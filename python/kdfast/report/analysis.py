@@ -213,6 +213,7 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
     by_pt: list[schema.PtBin] = []
     sculpting: list[schema.MassSculpting] = []
     calibrations: list[schema.Calibration] = []
+    too_few: list[str] = []
     if jets.pt is None or jets.mass is None:
         reason = "the study does not hold pT and mass of its test jets (made by an older kdfast); "
         reason += "the same sweep again adds them"
@@ -230,12 +231,12 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
             for point in WORKING_POINTS:
                 found = physics.mass_sculpting(network.role, jets.labels, scores, jets.weights, jets.mass, point)
                 if found is None:
-                    study.lacks(
-                        f"mass of the background that passes the {network.role} at {point} %",
-                        f"fewer than {physics.FEWEST_SURVIVORS} background jets pass, or their masses do not vary",
-                    )
+                    too_few.append(f"{network.role} at {point} %")
                 else:
                     sculpting.append(found)
+    if too_few:
+        reason = f"fewer than {physics.FEWEST_SURVIVORS} background jets pass, or their masses do not vary"
+        study.lacks(f"mass of the background that passes ({', '.join(too_few)})", reason)
     return {
         "by_pt": by_pt,
         "pt_differences": [d for n, _ in shown if (d := _pt_difference([b for b in by_pt if b.role == n.role]))],

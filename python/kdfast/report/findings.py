@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdfast.report.schema import Analysis, Comparison, Configuration, Estimate, Finding, GroupTable
-from kdfast.report.texts.layout import STRATEGY_NAMES, p_text
+from kdfast.report.texts.layout import STRATEGY_NAMES, p_text, percent
 
-__all__ = ["SIGNIFICANT", "findings", "is_supported", "versus"]
+__all__ = ["NO_TEACHER", "SIGNIFICANT", "beats_baseline", "findings", "is_supported", "versus"]
 
 SIGNIFICANT = 0.05
+NO_TEACHER = "the baseline without a teacher"
 _METRICS = {"auc": ("AUC", 4), "rejection": ("rejection at 50 %", 2)}
 _SETTINGS = {
     "temp_init": "initial temperature {}",
@@ -29,9 +30,9 @@ def findings(analysis: Analysis) -> list[Finding]:
         *_baseline(analysis),
         *_best(analysis),
         *_seeds(analysis),
-        *_groups(analysis),
-        *_importance(analysis),
-        *_consistency(analysis),
+        *_of_one_seed(analysis, _groups(analysis)),
+        *_of_one_seed(analysis, _importance(analysis)),
+        *_of_one_seed(analysis, _consistency(analysis)),
         *_choices(analysis),
         *_gap(analysis),
         *_physics(analysis),
@@ -43,6 +44,12 @@ def is_supported(comparison: Comparison) -> bool:
     p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
     low, high = comparison.difference.low, comparison.difference.high
     return p < SIGNIFICANT and low is not None and high is not None and not low <= 0.0 <= high
+
+
+def beats_baseline(row: Configuration) -> bool:
+    """Whether a configuration is seen to have a higher AUC or rejection than the baseline, and neither lower."""
+    known = [c for c in (row.auc_vs_baseline, row.rejection_vs_baseline) if c is not None and is_supported(c)]
+    return bool(known) and all(c.difference.value > 0 for c in known)
 
 
 def versus(one: str, other: str, comparison: Comparison, metric: str) -> Finding:
@@ -64,7 +71,15 @@ def _difference(difference: Estimate, digits: int) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+    """The first letter as a capital, but for the names of runs."""
+    return text if "_" in text.split(" ")[0] else text[0].upper() + text[1:]
+
+
+def _of_one_seed(analysis: Analysis, found: Iterator[Finding]) -> Iterator[Finding]:
+    """What is seen among networks of one seed need not hold for another: said in front of what speaks of settings."""
+    for finding in found:
+        one = len(analysis.study.seeds) == 1
+        yield finding.model_copy(update={"text": f"Among networks of one seed: {finding.text}"}) if one else finding
 
 
 def _about(topic: str, finding: Finding) -> Finding:
@@ -109,18 +124,18 @@ def _baseline(analysis: Analysis) -> Iterator[Finding]:
         below = sum(is_supported(c) and c.difference.value < 0 for c in compared)
         text = (
             f"Of {n} {_kind(analysis)}, {above} {'has' if above == 1 else 'have'} a higher {name} than the baseline "
-            f"trained without a teacher and {below} a lower one (5 % level after Holm's correction); for the other "
+            f"without a teacher and {below} a lower one (5 % level after Holm's correction); for the other "
             f"{n - above - below} no difference is seen."
         )
         yield Finding(topic="improvement", text=text, supported=above + below > 0)
     for metric, comparison in analysis.mean_vs_baseline.items():
-        found = versus(f"the mean of all {n} {_kind(analysis)}", "the baseline", comparison, metric)
+        found = versus(f"the mean of all {n} {_kind(analysis)}", NO_TEACHER, comparison, metric)
         yield _about("improvement", found)
     chosen = _chosen(analysis, "auc")
     if chosen is not None:
         for metric in _METRICS:
             if (comparison := getattr(chosen, f"{metric}_vs_baseline")) is not None:
-                yield _about("improvement", versus(chosen.run_name, "the baseline", comparison, metric))
+                yield _about("improvement", versus(chosen.run_name, NO_TEACHER, comparison, metric))
 
 
 def _chosen(analysis: Analysis, wish: str) -> Configuration | None:
@@ -230,7 +245,7 @@ def _importance(analysis: Analysis) -> Iterator[Finding]:
         name, digits = _METRICS[c.metric]
         seen = c.slope_p_value < SIGNIFICANT
         word = ("rises" if c.slope.value > 0 else "falls") if seen else "is not seen to change"
-        text = f"{_capital(name)} {word} with {symbols[c.setting]}: by {_difference(c.slope, digits)} per unit"
+        text = f"{_capital(name)} {word} with {symbols[c.setting]}: by {_difference(c.slope, digits + 1)} per unit"
         text += f", r = {c.r:+.3f}."
         yield Finding(topic=f"correlation_{c.metric}", text=text, supported=seen)
     for importance in analysis.importance:
@@ -248,7 +263,7 @@ def _importance(analysis: Analysis) -> Iterator[Finding]:
     for model in analysis.models:
         name, digits = _METRICS[model.metric]
         seen_terms = [t for t in model.terms if t.p_holm < SIGNIFICANT]
-        listing = "; ".join(f"{t.name} {_difference(t.slope, digits)}" for t in seen_terms)
+        listing = "; ".join(f"{t.name} {_difference(t.slope, digits + 1)}" for t in seen_terms)
         text = (
             f"In a linear model of {name} on ln T_init, ln T_last, α_init, α_last and their products "
             f"(R² = {model.r_squared:.2f}, {model.df} degrees of freedom) "
@@ -313,16 +328,12 @@ def _gap(analysis: Analysis) -> Iterator[Finding]:
             text = f"What {chosen.run_name} recovers {of} can't be told: the gap itself is too uncertain."
             yield Finding(topic="gap", text=text, supported=False)
             continue
-        span = f"{_percent(gap.value)} (95 % interval {_percent(gap.low)} to {_percent(gap.high)})"
+        span = f"{percent(gap.value)} (95 % interval {percent(gap.low)} to {percent(gap.high)})"
         if gap.low > 0:
             text = f"{chosen.run_name} recovers {span} {of}."
         else:
             text = f"{chosen.run_name} is not seen to recover any {of}: {span}."
         yield Finding(topic="gap", text=text, supported=gap.low > 0)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share + 0.0:.0f} %".replace("-0 %", "0 %") if abs(share) < 0.005 else f"{100 * share:.0f} %"
 
 
 # ---- physics

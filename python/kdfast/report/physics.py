@@ -160,7 +160,7 @@ def mass_sculpting(
         divergence=observed,
         corrected=max(0.0, 2.0 * observed - float(np.nanmean(again))),
         low=max(0.0, float(low)),
-        high=max(0.0, float(high)),
+        high=max(observed, float(high)),  # near 0 the correction overshoots; the observed one is too high on average
         expected_without=float(random.mean()),
         p_value=float((1 + (random >= observed).sum()) / (1 + _REPLICATES)),
     )

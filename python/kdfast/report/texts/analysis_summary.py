@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kdfast.report.findings import SIGNIFICANT
+from kdfast.report.findings import NO_TEACHER, SIGNIFICANT, beats_baseline, versus
 from kdfast.report.schema import Analysis, Configuration, Group, GroupTable, Winner
 from kdfast.report.texts.hyperparameter_analysis import sentences
 from kdfast.report.texts.layout import (
     STRATEGY_NAMES,
     auc,
     interval,
+    percent,
     rejection,
     section,
     spans,
@@ -27,6 +28,7 @@ FILES = {
     "hyperparameter_analysis.txt": "Detailed hyperparameter effects",
     "detailed_comparison.txt": "Strategy comparisons and rankings",
     "ANALYSIS_SUMMARY.txt": "This document",
+    "report.html": "The report as one page, with figures",
     "report.json": "Every number of the report, for scripts",
 }
 
@@ -189,8 +191,8 @@ def _facts(analysis: Analysis, row: Configuration) -> Iterator[str]:
         yield f"  - Improvement over baseline: {sum(gains) / len(gains):+.4f} AUC (its error is not known)"
     if row.gap_recovered_auc is not None:
         gap = row.gap_recovered_auc
-        ends = "" if gap.low is None or gap.high is None else f" [{100 * gap.low:.0f} %, {100 * gap.high:.0f} %]"
-        yield f"  - Teacher-student gap recovered (AUC): {100 * gap.value:.0f} %{ends}"
+        ends = "" if gap.low is None or gap.high is None else f" [{percent(gap.low)}, {percent(gap.high)}]"
+        yield f"  - Teacher-student gap recovered (AUC): {percent(gap.value)}{ends}"
     epochs = [run for run in runs if run.best_epoch is not None]
     if epochs:
         best = ", ".join(f"{(run.best_epoch or 0) + 1} of {run.epochs}" for run in epochs)
@@ -210,9 +212,13 @@ def _effects(analysis: Analysis, by: Mapping[str, GroupTable]) -> Iterator[str]:
         own = [c for c in analysis.correlations if c.setting == setting and c.metric == "auc"]
         if own:
             c = own[0]
-            seen = c.slope_p_value < SIGNIFICANT
-            effect = f"{'Positive' if c.r > 0 else 'Negative'} correlation" if seen else "No correlation seen"
-            yield f"   Effect: {effect} with AUC (r = {c.r:+.3f}, 95 % interval {c.low:+.3f} to {c.high:+.3f})"
+            effect = "No trend seen"
+            if c.slope_p_value < SIGNIFICANT:
+                effect = "Positive correlation with AUC" if c.r > 0 else "Negative correlation with AUC"
+            elif not c.low <= 0.0 <= c.high:
+                effect = "No trend seen beyond what shared test jets can make"
+            yield f"   Effect: {effect} (r = {c.r:+.3f})"
+            yield f"   Slope of AUC per unit: {interval(c.slope, 5, sign=True)}"
         yield ""
         yield f"   Performance by {label}:"
         for group in by[setting].groups:
@@ -381,25 +387,26 @@ def _statistics(analysis: Analysis) -> Iterator[str]:
 
 
 def _practice(analysis: Analysis) -> Iterator[str]:
-    best, constant = _winner(analysis, "auc"), _winner(analysis, "constant")
-    if best is not None:
-        row = _row(analysis, best.configuration)
-        yield "FOR RESEARCH/EXPERIMENTATION:"
-        yield f"  ✓ Use: {row.run_name} (highest AUC on {analysis.study.selected_on})"
+    for wish, heading, why in (
+        ("auc", "FOR RESEARCH/EXPERIMENTATION:", f"highest AUC on {analysis.study.selected_on}"),
+        ("constant", "FOR PRODUCTION/DEPLOYMENT:", "best constant T and α: no schedule to carry along"),
+    ):
+        yield heading
+        winner = _winner(analysis, wish)
+        if winner is None:
+            yield "  - no run has constant T and α"
+            yield ""
+            continue
+        row = _row(analysis, winner.configuration)
+        yield f"  ✓ Use: {row.run_name} ({why})"
+        if row.auc_vs_baseline is not None and not beats_baseline(row):
+            text = "But it is not seen to beat the student trained without a teacher, which needs none."
+            yield wrapped(text, "  - ")
         if row.auc_vs_baseline is not None:
-            own = [f for f in analysis.findings if f.topic == "improvement" and f.text.split(" ")[0] == row.run_name]
-            shown = own or [f for f in analysis.findings if f.topic == "improvement" and row.run_name in f.text]
-            yield from (wrapped(f.text, "  - ") for f in shown[:1])
+            yield wrapped(versus(row.run_name, NO_TEACHER, row.auc_vs_baseline, "auc").text, "  - ")
+        if winner.auc_vs_best is not None:
+            yield from sentences(analysis, [f"choice_{wish}"])
         yield ""
-    yield "FOR PRODUCTION/DEPLOYMENT:"
-    if constant is not None:
-        row = _row(analysis, constant.configuration)
-        yield f"  ✓ Use: {row.run_name} (best constant T and α: no schedule to carry along)"
-        if constant.auc_vs_best is not None:
-            yield from sentences(analysis, ["choice_constant"])
-    else:
-        yield "  - no run has constant T and α"
-    yield ""
     yield "FOR FUTURE HYPERPARAMETER SEARCHES:"
     for number, text in enumerate(_advice(analysis), start=1):
         yield wrapped(text, f"  {number}. ")
@@ -409,17 +416,22 @@ def _advice(analysis: Analysis) -> Iterator[str]:
     """What to do next, each piece with the number behind it."""
     important = next((f for f in analysis.findings if f.topic == "importance" and "AUC" in f.text), None)
     if important is not None:
-        start = important.text.split(":")[0]
+        start = important.text.removeprefix("Among networks of one seed: ").split(":")[0]
         yield f"{start}{': tune it first.' if important.supported else ', so tune both.'}"
-    for table, name in (
-        (t, n) for t in analysis.groups for s, n in (("temp_init", "T"), ("alpha_init", "α")) if t.setting == s
-    ):
-        labels = [group.label for group in table.groups]
-        reference = next((g for g in table.groups if g.label == table.reference), None)
+    symbols = {"temp_init": "T", "alpha_init": "α"}
+    for table in analysis.groups:
         seen = any(f.topic == f"{table.setting}_auc" and f.supported for f in analysis.findings)
-        if reference is not None and seen and reference.label in (labels[0], labels[-1]) and len(labels) > 1:
-            side = "below" if reference.label == labels[0] else "above"
-            yield f"The best initial {name} ({reference.label}) lies at the edge of the grid: search {side} it too."
+        labels = [group.label for group in table.groups]
+        if table.setting in symbols and seen and len(labels) > 1 and table.reference in (labels[0], labels[-1]):
+            side = "below" if table.reference == labels[0] else "above"
+            symbol = symbols[table.setting]
+            yield f"The best initial {symbol} ({table.reference}) lies at the edge of the grid: search {side} it too."
+    compared = [row for row in analysis.configurations if row.auc_vs_baseline is not None]
+    if compared and not any(beats_baseline(row) for row in compared):
+        yield (
+            "No configuration is seen to beat the student without a teacher: before a finer grid, look at the recipe "
+            "(epochs, learning rate, the teacher's lead)."
+        )
     winner = _winner(analysis, "auc")
     if _one_seed(analysis):
         yield "Add seeds before choosing among the leaders: `kdfast refine STUDY --top 10 --seeds 5`."

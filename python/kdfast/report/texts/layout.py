@@ -13,6 +13,7 @@ __all__ = [
     "columns",
     "interval",
     "p_text",
+    "percent",
     "rejection",
     "section",
     "spans",
@@ -97,10 +98,20 @@ def with_error(estimate: Estimate, digits: int) -> str:
 
 
 def p_text(comparison: Comparison) -> str:
-    """The p-value that a sentence goes by: the adjusted one where there is one."""
-    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
-    text = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
-    return text if comparison.p_holm is None else f"{text} after Holm's correction"
+    """The p-value that a sentence goes by: the adjusted one where there is one, beside its own where they disagree."""
+
+    def shown(p: float) -> str:
+        return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+    if comparison.p_holm is None:
+        return shown(comparison.p_value)
+    own = f"{shown(comparison.p_value)} by itself, " if comparison.p_value < 0.05 <= comparison.p_holm else ""
+    return f"{own}{shown(comparison.p_holm)} after Holm's correction"
+
+
+def percent(share: float) -> str:
+    """ "-8 %"; never "-0 %"."""
+    return f"{round(100 * share) + 0:d} %"
 
 
 def spans(setting: Setting) -> tuple[str, str]:

@@ -61,6 +61,11 @@ def _overview(analysis: Analysis) -> Iterator[str]:
         "deviations "
         "are with n − 1."
     )
+    if len(study.seeds) > 1:
+        yield wrapped(
+            "Student above: the one network of highest validation AUC, kept as models/best_student. A configuration's "
+            "number is its mean over seeds."
+        )
     limits = {p: sum(run.survivors.get(p) == 0 for run in analysis.runs) for p in ("30", "50", "80")}
     if any(limits.values()):
         where = ", ".join(f"{count} runs at {p} %" for p, count in limits.items() if count)

@@ -1,0 +1,97 @@
+"""More seeds for the leaders of a study."""
+
+import pandas as pd
+import pytest
+
+import kdfast
+from kdfast.cli import main
+from kdfast.errors import ConfigError, StudyError
+from kdfast.report.schema import Analysis
+from kdfast.study.refine import leaders, refine
+from kdfast.study.store import StudyStore
+from tests.report.fake_study import PROVENANCE, SETTINGS
+from tests.study.small_sweep import small_jets, small_sweep
+
+
+def table(rows):
+    """run_name, seed, auc_val, bkg_rej_50_val of runs that are done."""
+    columns = ["run_name", "seed", "auc_val", "bkg_rej_50_val"]
+    return pd.DataFrame(rows, columns=columns).assign(status="done")
+
+
+RUNS = table(
+    [
+        ("a", 1, 0.80, 9.0),
+        ("a", 2, 0.82, 9.0),
+        ("b", 1, 0.83, 7.0),
+        ("b", 2, 0.81, 7.0),
+        ("c", 1, 0.70, 9.5),
+        ("c", 2, 0.70, 9.5),
+    ]
+)
+
+
+def test_leaders_are_means_over_the_seeds_that_all_have():
+    assert leaders(RUNS, 2) == (["b", "a"], [1, 2])
+    assert leaders(RUNS, 1, "bkg_rej_50") == (["c"], [1, 2])
+    assert leaders(RUNS, 1, "combined") == (["a"], [1, 2])
+    more = pd.concat([RUNS, table([("b", 3, 0.5, 1.0), ("b", 4, 0.5, 1.0)])], ignore_index=True)
+    assert leaders(more, 2) == (["b", "a"], [1, 2])  # so that a stopped refinement goes on with the same
+
+
+def test_leaders_that_cannot_be_told():
+    with pytest.raises(ConfigError, match="metric: unknown metric 'acu'"):
+        leaders(RUNS, 1, "acu")
+    with pytest.raises(StudyError, match="no student of this study has finished yet"):
+        leaders(RUNS.assign(status="diverged"), 1)
+    with pytest.raises(StudyError, match="no validation numbers"):
+        leaders(RUNS.assign(auc_val=float("nan")), 1)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("refine") / "study"
+    small_sweep(out, seeds=(5,))
+    return out
+
+
+def test_refine_trains_the_leaders_and_the_baseline(study):
+    before = {path: path.stat().st_mtime_ns for path in (study / "results").iterdir()}
+    results = kdfast.refine(study, top=2, seeds=3, data=small_jets(), progress=False)
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is trained twice
+    counts = results.results.groupby("run_name")["seed"].apply(sorted)
+    assert sorted(map(len, counts)) == [1, 1, 3, 3]
+    first, _ = leaders(results.results, 2)
+    assert all(counts[name] == [5, 6, 7] for name in first)
+    assert results.results["auc_baseline"].notna().all()
+    report = Analysis.model_validate_json((study / "report.json").read_bytes())
+    assert {row.run_name: row.runs for row in report.configurations} == counts.map(len).to_dict()
+    assert report.study.seeds == [5, 6, 7]
+    again = kdfast.refine(study, top=2, seeds=3, data=small_jets(), progress=False)  # all is there
+    assert again.results.equals(results.results)
+
+
+def test_fewer_seeds_than_there_are_change_nothing(study):
+    before = sorted(path.name for path in (study / "results").iterdir())
+    refine(study, top=1, seeds=1, data=small_jets(), progress=False)
+    assert sorted(path.name for path in (study / "results").iterdir()) == before
+
+
+@pytest.mark.parametrize(("options", "where"), [({"top": 0}, "top"), ({"seeds": 0}, "seeds")])
+def test_numbers_below_one(study, options, where):
+    with pytest.raises(ConfigError, match=f"{where}: must be at least 1, is 0"):
+        refine(study, **options)
+
+
+def test_other_jets_are_refused(study, capsys):
+    assert main(["refine", str(study), "--top", "1", "--seeds", "4", "--quiet"]) == 2  # the jets were given in Python
+    assert "holds another study: the jets are others" in capsys.readouterr().err
+
+
+def test_imported_and_empty_studies(tmp_path, capsys):
+    imported = StudyStore.create_or_open(tmp_path / "i", SETTINGS, {"imported": {"files": [], "notes": []}})
+    assert main(["refine", str(imported.path)]) == 2
+    assert "was imported: how its runs were trained is not known" in capsys.readouterr().err
+    empty = StudyStore.create_or_open(tmp_path / "e", SETTINGS, PROVENANCE)
+    assert main(["refine", str(empty.path)]) == 2
+    assert "no student of this study has finished yet" in capsys.readouterr().err
