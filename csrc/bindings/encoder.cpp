@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <new>
+
 #include "adamw/adamw.h"
 
 namespace py = pybind11;
@@ -50,7 +52,7 @@ void bind_encoder(py::module_& m) {
                uintptr_t teacher_maximum, double temperature, double alpha, double attention_weight,
                uint64_t dropout_seed, uint32_t threshold, int num_threads, uintptr_t seconds) {
                 double terms[4] = {};
-                bool valid = false;
+                Outcome outcome;
                 {
                     py::gil_scoped_release release;
                     encoder_step(EncoderStepParams{e.sizes,
@@ -73,25 +75,29 @@ void bind_encoder(py::module_& m) {
                                                    &e.memory,
                                                    terms,
                                                    reinterpret_cast<double*>(seconds),
-                                                   &valid});
+                                                   &outcome});
                 }
-                return py::make_tuple(valid, terms[0], terms[1], terms[2], terms[3]);
+                if (outcome == Outcome::no_memory) throw std::bad_alloc();
+                return py::make_tuple(outcome == Outcome::done, terms[0], terms[1], terms[2], terms[3]);
             },
             "Loss, its parts and its gradient for the jets [num_jets] of a view; moves the running statistics. "
-            "Addresses (0: none) of contiguous arrays. The first of the result is false where values can't be.")
+            "Addresses (0: none) of contiguous arrays. The first of the result is false where values can't be; "
+            "MemoryError "
+            "where the activations do not fit.")
         .def(
             "logits",
             [](Encoder& e, uintptr_t features, uintptr_t offsets, int64_t first, int64_t num_jets, int num_threads,
                uintptr_t logits, uintptr_t pooling) {
+                Outcome outcome;
                 py::gil_scoped_release release;
-                bool valid = false;
                 encoder_forward(EncoderForwardParams{e.sizes, e.batch(features, offsets, 0, first, num_jets),
                                                      e.parameters, e.running, e.bf16, num_threads, &e.memory,
                                                      reinterpret_cast<float*>(logits),
-                                                     reinterpret_cast<float*>(pooling), &valid});
-                return valid;
+                                                     reinterpret_cast<float*>(pooling), &outcome});
+                if (outcome == Outcome::no_memory) throw std::bad_alloc();
             },
-            "Logits, and pooling weights (0: not wanted), of the jets first … first + num_jets − 1 of a view.")
+            "Logits, and pooling weights (0: not wanted), of the jets first … first + num_jets − 1 of a view. "
+            "MemoryError where the activations do not fit.")
         .def_property_readonly("num_parameters", [](const Encoder& e) { return num_parameters(e.sizes); })
         .def_property_readonly("num_running", [](const Encoder& e) { return num_running(e.sizes); })
         .def_property_readonly(

@@ -13,7 +13,7 @@ namespace {
 constexpr int kBlockVectors = 3;
 constexpr int kWidth = kBlockVectors * kLanes;  // floats from one key's scores to the next's
 constexpr int kKeyStep = 4;
-constexpr int64_t padded_keys(int64_t n) { return (n + kKeyStep - 1) / kKeyStep * kKeyStep; }
+constexpr int64_t padded_keys(int64_t n) { return round_up(n, kKeyStep); }
 
 // Memory that will be needed soon, asked for line by line while the tiles compute: asked for at once, it would hold up
 // the loads that they wait for.

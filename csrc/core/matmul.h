@@ -15,7 +15,7 @@ constexpr int kTileRows = kLanes == 16 ? 8 : 4;
 constexpr int kRowGranule = 8;
 
 // B [k, n] as panels of kPanel columns, [⌈n / kPanel⌉][k][kPanel], zeros beyond n.
-KDFAST_INLINE int64_t packed_size(int64_t k, int64_t n) { return (n + kPanel - 1) / kPanel * kPanel * k; }
+KDFAST_INLINE int64_t packed_size(int64_t k, int64_t n) { return round_up(n, kPanel) * k; }
 
 // B[i, j] = source[i · row_stride + j · column_stride] · (row_scale ? row_scale[i] : 1).
 inline __attribute__((noinline)) void pack_panels(const float* source, int64_t row_stride, int64_t column_stride,
@@ -78,9 +78,7 @@ KDFAST_INLINE void matmul(const float* a, int64_t lda, int64_t rows, const float
 //
 // Blocks of rows, so that those of a panel of x and of some columns of dy stay in the first-level cache; their sums
 // wait in scratch.
-KDFAST_INLINE int64_t outer_scratch(int64_t num_out) {
-    return (num_out + kTileRows - 1) / kTileRows * kTileRows * kPanel;
-}
+KDFAST_INLINE int64_t outer_scratch(int64_t num_out) { return round_up(num_out, kTileRows) * kPanel; }
 
 template <class Sink, class Prefetch = Nothing>
 KDFAST_INLINE void outer(const float* dy, int64_t ldy, int64_t num_out, const float* x, int64_t ldx, int64_t num_in,

@@ -22,8 +22,6 @@ constexpr int64_t kDepth = 32;
 constexpr int64_t kDepth = 2;
 #endif
 
-constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
 // v to nearest, ties to even; NaN stays NaN. Subnormal numbers become zero where the instruction set has a conversion.
 KDFAST_INLINE void store_bf16(bf16* p, Vec v) {
 #if defined(__AVX512BF16__)

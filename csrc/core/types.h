@@ -1,5 +1,5 @@
-// Element types that cross the boundary with Python, as (dtype code, untyped pointer). 16-bit floats are stored, never
-// computed with: kernels accumulate in float32.
+// Element types that cross the boundary with Python, as (dtype code, untyped pointer), and sizes rounded up. 16-bit
+// floats are stored, never computed with: kernels accumulate in float32.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,10 @@
 #endif
 
 namespace kdfast {
+
+KDFAST_INLINE constexpr int64_t round_up(int64_t x, int64_t multiple) {
+    return (x + multiple - 1) / multiple * multiple;
+}
 
 // The codes are those of ops/_arrays.py.
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };

@@ -12,8 +12,6 @@
 namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
-constexpr float kBatchNormEps = 1e-5f, kBatchNormMomentum = 0.1f;
-
 struct Moments {
     double mean[kMaxFeatures], covariance[kMaxFeatures][kMaxFeatures];
     int64_t count;
@@ -55,61 +53,58 @@ KDFAST_INLINE void centre(float* x, const Slice* slices, int64_t num_slices, int
 
 // The block as one affine map of x (centred, where the batch's moments are used): z = weight x + shift.
 struct EmbedMap {
-    const float* weight;  // packed
-    const float* shift;   // [width]
-    const float* factor;  // γ / σ, [width]
-    const float* deviation;
-    bool from_batch;  // false: running statistics, constants to the gradient
+    const float* weight;     // packed
+    const float* shift;      // [width]
+    const float* factor;     // γ / σ, [width]
+    const float* deviation;  // σ, [width]
+    const Moments* moments;  // null: those of the running statistics, constants to the gradient
 };
 
-struct EmbedParameters {
-    const float *weight, *bias, *gamma, *beta;
-    const float* running;  // mean, variance
-    int64_t features, width;
+struct EmbedBuffers {
+    float *scaled, *packed;  // [width, features], packed_size(features, width)
+    float *shift, *factor, *deviation;
 };
-
-KDFAST_INLINE float dot(const float* a, const float* b, int64_t n) {
-    float sum = 0.0f;
-    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-    return sum;
-}
 
 // moments: of a training batch with two constituents or more, whose mean and variance then also move the running ones;
-// null: running statistics. scaled: scratch [width, features].
-KDFAST_INLINE EmbedMap embed_map(const EmbedParameters& p, const Moments* moments, float* updated, float* scaled,
-                                 float* packed, float* shift, float* factor, float* deviation) {
-    for (int64_t j = 0; j < p.width; ++j) {
-        const float* const weight = p.weight + j * p.features;
+// null: running statistics. running, updated: mean and variance [width] of each; the latter may be null without
+// moments.
+KDFAST_INLINE EmbedMap embed_map(const EncoderSizes& sizes, const ParameterMap& map, const float* parameters,
+                                 const float* running, const Moments* moments, float* updated, const EmbedBuffers& b) {
+    const int64_t features = sizes.features, width = sizes.width;
+    const float *const bias = parameters + map.embed.bias, *const gamma = parameters + map.embed_norm.weight;
+    const float* const beta = parameters + map.embed_norm.bias;
+    for (int64_t j = 0; j < width; ++j) {
+        const float* const weight = parameters + map.embed.weight + j * features;
         double mean, variance;
         if (moments) {
-            mean = static_cast<double>(p.bias[j]);
+            mean = static_cast<double>(bias[j]);
             variance = 0.0;
-            for (int64_t a = 0; a < p.features; ++a) {
-                mean += static_cast<double>(weight[a]) * moments->mean[a];
+            for (int64_t f = 0; f < features; ++f) {
+                mean += static_cast<double>(weight[f]) * moments->mean[f];
                 double row = 0.0;
-                for (int64_t b = 0; b < p.features; ++b)
-                    row += moments->covariance[a][b] * static_cast<double>(weight[b]);
-                variance += static_cast<double>(weight[a]) * row;
+                for (int64_t g = 0; g < features; ++g)
+                    row += moments->covariance[f][g] * static_cast<double>(weight[g]);
+                variance += static_cast<double>(weight[f]) * row;
             }
             variance = variance > 0.0 ? variance : 0.0;
             const double keep = 1.0 - static_cast<double>(kBatchNormMomentum), n = static_cast<double>(moments->count);
             updated[j] = static_cast<float>(keep * static_cast<double>(updated[j]) + (1.0 - keep) * mean);
-            updated[p.width + j] = static_cast<float>(keep * static_cast<double>(updated[p.width + j]) +
-                                                      (1.0 - keep) * variance * n / (n - 1.0));
+            updated[width + j] = static_cast<float>(keep * static_cast<double>(updated[width + j]) +
+                                                    (1.0 - keep) * variance * n / (n - 1.0));
         } else {
-            mean = static_cast<double>(p.running[j]);
-            variance = static_cast<double>(p.running[p.width + j]);
+            mean = static_cast<double>(running[j]);
+            variance = static_cast<double>(running[width + j]);
         }
-        deviation[j] = static_cast<float>(__builtin_sqrt(variance + static_cast<double>(kBatchNormEps)));
-        factor[j] = p.gamma[j] / deviation[j];
-        shift[j] = moments
-                       ? p.beta[j]
-                       : static_cast<float>(static_cast<double>(factor[j]) * (static_cast<double>(p.bias[j]) - mean)) +
-                             p.beta[j];
-        for (int64_t a = 0; a < p.features; ++a) scaled[j * p.features + a] = weight[a] * factor[j];
+        b.deviation[j] = static_cast<float>(__builtin_sqrt(variance + static_cast<double>(kBatchNormEps)));
+        b.factor[j] = gamma[j] / b.deviation[j];
+        b.shift[j] =
+            moments ? beta[j]
+                    : static_cast<float>(static_cast<double>(b.factor[j]) * (static_cast<double>(bias[j]) - mean)) +
+                          beta[j];
+        for (int64_t f = 0; f < features; ++f) b.scaled[j * features + f] = weight[f] * b.factor[j];
     }
-    pack_panels(scaled, 1, p.features, p.features, p.width, nullptr, packed);
-    return {packed, shift, factor, deviation, moments != nullptr};
+    pack_panels(b.scaled, 1, features, features, width, nullptr, b.packed);
+    return {b.packed, b.shift, b.factor, b.deviation, moments};
 }
 
 KDFAST_INLINE void embed_forward(const EmbedMap& map, int64_t features, int64_t width, const float* inputs,
@@ -140,23 +135,27 @@ KDFAST_INLINE void embed_backward(const EmbedMap& map, int64_t features, int64_t
 }
 
 // The parameters' gradients from S and s.
-KDFAST_INLINE void embed_gradient(const EmbedParameters& p, const EmbedMap& map, const Moments& moments,
-                                  const float* sums, float* weight, float* bias, float* gamma, float* beta) {
-    for (int64_t j = 0; j < p.width; ++j) {
-        const float* const w = p.weight + j * p.features;
-        const float *const S = sums + j * kMaxFeatures, s = sums[p.width * kMaxFeatures + j];
-        const float inverse = 1.0f / map.deviation[j];
-        beta[j] = s;
-        gamma[j] = dot(w, S, p.features) * inverse;
-        if (!map.from_batch) gamma[j] += (p.bias[j] - p.running[j]) * s * inverse;
-        for (int64_t a = 0; a < p.features; ++a) {
-            double through = 0.0;
-            if (map.from_batch)
-                for (int64_t b = 0; b < p.features; ++b)
-                    through += static_cast<double>(w[b]) * moments.covariance[b][a];
-            weight[j * p.features + a] = map.factor[j] * (S[a] - gamma[j] * inverse * static_cast<float>(through));
+KDFAST_INLINE void embed_gradient(const EncoderSizes& sizes, const ParameterMap& map, const float* parameters,
+                                  const float* running, const EmbedMap& embed, const float* sums, float* gradient) {
+    const int64_t features = sizes.features, width = sizes.width;
+    float *const d_bias = gradient + map.embed.bias, *const d_gamma = gradient + map.embed_norm.weight;
+    float* const d_beta = gradient + map.embed_norm.bias;
+    for (int64_t j = 0; j < width; ++j) {
+        const float* const weight = parameters + map.embed.weight + j * features;
+        float* const d_weight = gradient + map.embed.weight + j * features;
+        const float *const S = sums + j * kMaxFeatures, s = sums[width * kMaxFeatures + j];
+        const float inverse = 1.0f / embed.deviation[j];
+        d_beta[j] = s;
+        d_gamma[j] = dot(weight, S, features) * inverse;
+        if (!embed.moments) d_gamma[j] += (parameters[map.embed.bias + j] - running[j]) * s * inverse;
+        for (int64_t f = 0; f < features; ++f) {
+            double through = 0.0;  // of W C
+            if (embed.moments)
+                for (int64_t g = 0; g < features; ++g)
+                    through += static_cast<double>(weight[g]) * embed.moments->covariance[g][f];
+            d_weight[f] = embed.factor[j] * (S[f] - d_gamma[j] * inverse * static_cast<float>(through));
         }
-        bias[j] = map.from_batch ? 0.0f : map.factor[j] * s;
+        d_bias[j] = embed.moments ? 0.0f : embed.factor[j] * s;
     }
 }
 

@@ -55,6 +55,9 @@ enum class Part : int {
     count
 };
 
+// bad_values: of a label, weight, temperature or α; no gradient is written then, but the running statistics have moved.
+enum class Outcome : int { done, bad_values, no_memory };
+
 struct EncoderStepParams {
     EncoderSizes sizes;
     EncoderBatch batch;       // at least two jets
@@ -74,7 +77,7 @@ struct EncoderStepParams {
     Arena* memory;
     double* terms;    // [4] out: the loss and its parts as weighted, α KL, (1 − α) BCE, attention transfer
     double* seconds;  // [Part::count] added to; null: not measured
-    bool* valid;      // out: false where an argument's values can't be, or memory is lacking
+    Outcome* outcome;
 };
 
 struct EncoderForwardParams {
@@ -87,7 +90,7 @@ struct EncoderForwardParams {
     Arena* memory;
     float* logits;   // [num_jets, classes] out
     float* pooling;  // [constituents of the batch] out: pooling weights, averaged over heads; null: not wanted
-    bool* valid;     // out: false where memory is lacking
+    Outcome* outcome;
 };
 
 KDFAST_AMX_KERNEL(encoder_step, EncoderStepParams)

@@ -6,7 +6,6 @@
 // Buffers are [rows, ld] with rows a multiple of kRowGranule ≥ jets; columns beyond a layer's outputs hold zeros.
 #pragma once
 
-#include "encoder/embed.h"
 #include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {
@@ -48,10 +47,10 @@ inline __attribute__((noinline)) void back_linear(const HeadShape& s, const floa
            [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) { store(dx + i * s.ld + j, sum); });
 }
 
-// What a dense block keeps: ŷ = (W x + b − mean) / deviation, and its output.
+// What a dense block keeps, with ŷ = (W x + b − mean) / deviation.
 struct DenseStore {
-    float *normal, *out;  // [rows, ld]
-    float* inverse;       // 1 / deviation [ld]
+    float *normed, *out;  // ŷ and D(GELU(γ ŷ + β)), [rows, ld]
+    float* inverse;       // 1 / deviation, [ld]
     Keep keep;
 };
 
@@ -60,7 +59,7 @@ inline __attribute__((noinline)) void dense_forward(const HeadShape& s, const fl
                                                     const Affine& linear_at, const Affine& norm_at, int64_t num_in,
                                                     int64_t num_out, const float* running, float* updated,
                                                     float* packed, const DenseStore& kept) {
-    float* const y = kept.normal;
+    float* const y = kept.normed;
     linear(s, x, s.ld, parameters + linear_at.weight, parameters + linear_at.bias, num_in, num_out, packed, y);
     const float share = 1.0f / static_cast<float>(s.jets), n = static_cast<float>(s.jets);
     for (int64_t j = 0; j < num_out; j += kLanes) {
@@ -110,7 +109,7 @@ inline __attribute__((noinline)) void dense_backward(const HeadShape& s, float* 
         const Vec beta = load_up_to(parameters + norm_at.bias + j, left);
         Vec sum = {}, along = {};
         for (int64_t i = 0; i < s.jets; ++i) {
-            const Vec normed = load(kept.normal + i * s.ld + j), z = normed * gamma + beta;
+            const Vec normed = load(kept.normed + i * s.ld + j), z = normed * gamma + beta;
             const Normal n = normal(z);
             const Vec dz = apply(kept.keep, i, j, load(d + i * s.ld + j)) * (n.cdf + z * n.density);
             store(dy + i * s.ld + j, dz);
@@ -123,21 +122,21 @@ inline __attribute__((noinline)) void dense_backward(const HeadShape& s, float* 
         const Vec factor = gamma * load(kept.inverse + j), mean = sum * share, slope = along * share;
         for (int64_t i = 0; i < s.jets; ++i)
             store(dy + i * s.ld + j,
-                  (load(dy + i * s.ld + j) - mean - load(kept.normal + i * s.ld + j) * slope) * factor);
+                  (load(dy + i * s.ld + j) - mean - load(kept.normed + i * s.ld + j) * slope) * factor);
     }
     back_linear(s, dy, x, parameters + linear_at.weight, num_in, num_out, scratch, gradient + linear_at.weight, dx);
 }
 
 struct HeadBuffers {
-    float *mean, *r;      // of pooling.h, rows beyond the jets zero
-    float *d_mean, *d_r;  // their gradients
-    float *pooled, *normal, *normal_affine, *deviation;
+    float *mean, *r;                   // of pooling.h, rows beyond the jets zero
+    float *d_mean, *d_r;               // their gradients
+    float* pooled;                     // the pooling attention's result before its output projection
+    float *normed, *affine, *inverse;  // LayerNorm: x̂ and γ x̂ + β [rows, ld], 1 / deviation [rows]
     DenseStore dense[3];
-    float* residual;  // h1 + h2
-    float *d, *dy;
-    float *packed, *outer;  // scratch of products
-    float* logits;          // [jets, classes]
-    float* d_logits;
+    float* residual;  // the sum of the first two blocks' outputs
+    float *d, *dy;    // gradients on their way back; d also holds the output projection's result on the way forward
+    ProductScratch scratch;
+    float *logits, *d_logits;  // [jets, classes]
 };
 
 inline void head_forward(const HeadShape& s, const ParameterMap& map, const float* parameters, const float* running,
@@ -146,25 +145,25 @@ inline void head_forward(const HeadShape& s, const ParameterMap& map, const floa
     for (int64_t h = 0; h < heads; ++h) {  // pooled = W_v x̄ + b_v r
         const float* const weight = parameters + map.pool_kv.weight + (w + h * d) * w;
         const float* const bias = parameters + map.pool_kv.bias + w + h * d;
-        pack_panels(weight, 1, w, w, d, nullptr, b.packed);
-        matmul(b.mean + h * w, heads * w, s.rows, b.packed, w, d,
+        pack_panels(weight, 1, w, w, d, nullptr, b.scratch.packed);
+        matmul(b.mean + h * w, heads * w, s.rows, b.scratch.packed, w, d,
                [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
                    const Vec y = sum + load_up_to(bias + j, d - j) * b.r[i * heads + h];
                    store_up_to(b.pooled + i * s.ld + h * d + j, y, d - j);
                });
     }
-    linear(s, b.pooled, s.ld, parameters + map.pool_out.weight, parameters + map.pool_out.bias, w, w, b.packed, b.d);
-    normalise_rows(b.d, s.ld, s.rows, w, b.normal, s.ld, b.deviation);
+    linear(s, b.pooled, s.ld, parameters + map.pool_out.weight, parameters + map.pool_out.bias, w, w, b.scratch.packed,
+           b.d);
+    normalise_rows(b.d, s.ld, s.rows, w, b.normed, s.ld, b.inverse);
     for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < w; j += kLanes)
-            store(b.normal_affine + i * s.ld + j,
-                  load(b.normal + i * s.ld + j) * load(parameters + map.pool_norm.weight + j) +
-                      load(parameters + map.pool_norm.bias + j));
+            store(b.affine + i * s.ld + j, load(b.normed + i * s.ld + j) * load(parameters + map.pool_norm.weight + j) +
+                                               load(parameters + map.pool_norm.bias + j));
     const int64_t outputs[3] = {w, w, half}, statistics[3] = {2 * w, 4 * w, 6 * w};
-    const float* const inputs[3] = {b.normal_affine, b.dense[0].out, b.residual};
+    const float* const inputs[3] = {b.affine, b.dense[0].out, b.residual};
     for (int i = 0; i < 3; ++i) {
         dense_forward(s, inputs[i], parameters, map.dense[i], map.dense_norm[i], w, outputs[i], running + statistics[i],
-                      updated ? updated + statistics[i] : nullptr, b.packed, b.dense[i]);
+                      updated ? updated + statistics[i] : nullptr, b.scratch.packed, b.dense[i]);
         if (i == 1)
             for (int64_t e = 0; e < s.rows * s.ld; e += kLanes)
                 store(b.residual + e, load(b.dense[0].out + e) + load(b.dense[1].out + e));
@@ -180,7 +179,6 @@ inline void head_forward(const HeadShape& s, const ParameterMap& map, const floa
 inline void head_backward(const HeadShape& s, const ParameterMap& map, const float* parameters, float* gradient,
                           const HeadBuffers& b) {
     const int64_t w = s.width, heads = s.pooling_heads, dim = w / heads, half = w / 2;
-    const ProductScratch scratch{b.packed, b.outer};
     std::memset(b.d, 0, static_cast<size_t>(s.rows * s.ld) * sizeof(float));
     for (int64_t c = 0; c < s.classes; ++c) {
         const float* const weight = parameters + map.classify.weight + c * half;
@@ -196,14 +194,14 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
         }
         gradient[map.classify.bias + c] = total;
     }
-    dense_backward(s, b.d, b.residual, parameters, gradient, map.dense[2], map.dense_norm[2], w, half, scratch,
+    dense_backward(s, b.d, b.residual, parameters, gradient, map.dense[2], map.dense_norm[2], w, half, b.scratch,
                    b.dense[2], b.dy, b.d);
     float* const d2 = b.residual;  // whose values are done with
-    dense_backward(s, b.d, b.dense[0].out, parameters, gradient, map.dense[1], map.dense_norm[1], w, w, scratch,
+    dense_backward(s, b.d, b.dense[0].out, parameters, gradient, map.dense[1], map.dense_norm[1], w, w, b.scratch,
                    b.dense[1], b.dy, d2);
     for (int64_t e = 0; e < s.rows * s.ld; e += kLanes) store(b.d + e, load(b.d + e) + load(d2 + e));
-    dense_backward(s, b.d, b.normal_affine, parameters, gradient, map.dense[0], map.dense_norm[0], w, w, scratch,
-                   b.dense[0], b.dy, b.d);
+    dense_backward(s, b.d, b.affine, parameters, gradient, map.dense[0], map.dense_norm[0], w, w, b.scratch, b.dense[0],
+                   b.dy, b.d);
     // LayerNorm
     for (int64_t j = 0; j < w; j += kLanes) {
         Vec sum = {}, along = {};
@@ -211,22 +209,22 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
         for (int64_t i = 0; i < s.rows; ++i) {
             const Vec g = load(b.d + i * s.ld + j);
             sum += g;
-            along += g * load(b.normal + i * s.ld + j);
+            along += g * load(b.normed + i * s.ld + j);
             store(b.d + i * s.ld + j, g * gamma);
         }
         store(gradient + map.pool_norm.weight + j, along);
         store(gradient + map.pool_norm.bias + j, sum);
     }
     std::memset(b.dy, 0, static_cast<size_t>(s.rows * s.ld) * sizeof(float));
-    back_normalise_rows(b.d, s.ld, b.normal, s.ld, b.deviation, s.rows, w, b.dy, s.ld);
-    back_linear(s, b.dy, b.pooled, parameters + map.pool_out.weight, w, w, scratch, gradient + map.pool_out.weight,
+    back_normalise_rows(b.d, s.ld, b.normed, s.ld, b.inverse, s.rows, w, b.dy, s.ld);
+    back_linear(s, b.dy, b.pooled, parameters + map.pool_out.weight, w, w, b.scratch, gradient + map.pool_out.weight,
                 b.d);
     sum_rows(b.dy, s.ld, s.rows, w,
              [&](int64_t j, Vec sum) __attribute__((always_inline)) { store(gradient + map.pool_out.bias + j, sum); });
     for (int64_t h = 0; h < heads; ++h) {
         const float* const d = b.d + h * dim;
         const float* const bias = parameters + map.pool_kv.bias + w + h * dim;
-        outer(d, s.ld, dim, b.mean + h * w, heads * w, w, s.rows, b.outer,
+        outer(d, s.ld, dim, b.mean + h * w, heads * w, w, s.rows, b.scratch.outer,
               [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
                   store(gradient + map.pool_kv.weight + (w + h * dim + i) * w + j, sum);
               });
@@ -237,47 +235,11 @@ inline void head_backward(const HeadShape& s, const ParameterMap& map, const flo
                 gradient[map.pool_kv.bias + w + h * dim + e] += row[e] * b.r[i * heads + h];
             b.d_r[i * heads + h] = dot(row, bias, dim);
         }
-        pack_panels(parameters + map.pool_kv.weight + (w + h * dim) * w, w, 1, dim, w, nullptr, b.packed);
-        matmul(d, s.ld, s.rows, b.packed, dim, w, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
-            store(b.d_mean + (i * heads + h) * w + j, sum);
-        });
+        pack_panels(parameters + map.pool_kv.weight + (w + h * dim) * w, w, 1, dim, w, nullptr, b.scratch.packed);
+        matmul(d, s.ld, s.rows, b.scratch.packed, dim, w,
+               [&](int64_t i, int64_t j, Vec sum)
+                   __attribute__((always_inline)) { store(b.d_mean + (i * heads + h) * w + j, sum); });
     }
-}
-
-// W_kᵀ q / √d [heads, width], q = W_q query + b_q; q: out [width], with the factor 1 / √d.
-inline void pooling_query(const EncoderSizes& sizes, const ParameterMap& map, const float* parameters, float* q,
-                          float* query) {
-    const int64_t w = sizes.width, d = w / sizes.pooling_heads;
-    const float scale = 1.0f / sqrt(static_cast<float>(d));
-    for (int64_t j = 0; j < w; ++j)
-        q[j] = scale * (parameters[map.pool_q.bias + j] +
-                        dot(parameters + map.pool_q.weight + j * w, parameters + map.query, w));
-    for (int64_t h = 0; h < sizes.pooling_heads; ++h) {
-        float* const to = query + h * w;
-        for (int64_t c = 0; c < w; ++c) to[c] = 0.0f;
-        for (int64_t j = h * d; j < (h + 1) * d; ++j) {
-            const float* const key = parameters + map.pool_kv.weight + j * w;
-            for (int64_t c = 0; c < w; ++c) to[c] += key[c] * q[j];
-        }
-    }
-}
-
-// Its gradient, from d_query [heads, width]. dq: scratch [width].
-inline void back_pooling_query(const EncoderSizes& sizes, const ParameterMap& map, const float* parameters,
-                               const float* q, const float* d_query, float* dq, float* gradient) {
-    const int64_t w = sizes.width, d = w / sizes.pooling_heads;
-    const float scale = 1.0f / sqrt(static_cast<float>(d));
-    for (int64_t j = 0; j < w; ++j) {
-        const float* const from = d_query + j / d * w;
-        for (int64_t c = 0; c < w; ++c) gradient[map.pool_kv.weight + j * w + c] = q[j] * from[c];
-        gradient[map.pool_kv.bias + j] = 0.0f;  // softmax does not see a constant
-        dq[j] = scale * dot(parameters + map.pool_kv.weight + j * w, from, w);
-        gradient[map.pool_q.bias + j] = dq[j];
-        for (int64_t c = 0; c < w; ++c) gradient[map.pool_q.weight + j * w + c] = dq[j] * parameters[map.query + c];
-    }
-    for (int64_t c = 0; c < w; ++c) gradient[map.query + c] = 0.0f;
-    for (int64_t j = 0; j < w; ++j)
-        for (int64_t c = 0; c < w; ++c) gradient[map.query + c] += dq[j] * parameters[map.pool_q.weight + j * w + c];
 }
 
 }  // namespace

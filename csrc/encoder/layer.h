@@ -17,16 +17,17 @@ namespace {
 // A layer's matrices as the products want them. E: float or bf16.
 template <class E>
 struct LayerWeights {
-    const E *qkv, *out, *ffn_in, *ffn_out;                      // forward
-    const E *back_qkv, *back_out, *back_ffn_in, *back_ffn_out;  // for the gradients of inputs (no γ)
-    const float *qkv_bias, *out_bias, *ffn_in_bias, *ffn_out_bias, *gamma1, *gamma2;
+    E *qkv, *out, *ffn_in, *ffn_out;                      // forward
+    E *back_qkv, *back_out, *back_ffn_in, *back_ffn_out;  // for the gradients of inputs (no γ)
+    float *qkv_bias, *ffn_in_bias;                        // folded
+    const float *out_bias, *ffn_out_bias, *gamma1, *gamma2;
 };
 
 // What the backward pass reads of a slice's forward pass; rows as the slice's.
 template <class E>
 struct LayerStore {
-    E *norm1, *qkv, *attended, *norm2, *hidden;  // strides: row_stride of w, 3w, w, w, ffn
-    float *deviation1, *deviation2, *lse;        // inverse deviations [rows], [rows, heads]
+    E *norm1, *qkv, *attended, *norm2, *hidden;  // x̂, q k v, attention's result, x̂, u; strides: LayerShape's
+    float *inverse1, *inverse2, *lse;            // 1 / deviation [rows] of both norms; [rows, heads]
     Keep keep_out, keep_hidden, keep_ffn;
 };
 
@@ -47,6 +48,42 @@ struct LayerShape {
     uint64_t attention_seed;
     uint32_t threshold;
 };
+
+// The matrices packed, γ folded in; the biases with W β added. training: those of the backward pass too.
+template <class E>
+void pack_layer(const EncoderSizes& sizes, const LayerMap& map, const float* parameters, bool training,
+                LayerWeights<E>& w) {
+    const int64_t width = sizes.width, ffn = sizes.ffn;
+    const auto folded_bias = [&](const Affine& linear, const Affine& norm, int64_t num_out,
+                                 float* to) __attribute__((always_inline)) {
+        for (int64_t j = 0; j < num_out; ++j)
+            to[j] = parameters[linear.bias + j] +
+                    dot(parameters + linear.weight + j * width, parameters + norm.bias, width);
+    };
+    const auto pack = [&](const Affine& linear, int64_t num_in, int64_t num_out, const float* gamma, E* to)
+                          __attribute__((always_inline)) {
+                              pack_panels(parameters + linear.weight, 1, num_in, num_in, num_out, gamma, to);
+                          };
+    const auto pack_back = [&](const Affine& linear, int64_t num_in, int64_t num_out, E* to)
+                               __attribute__((always_inline)) {
+                                   pack_panels(parameters + linear.weight, num_in, 1, num_out, num_in, nullptr, to);
+                               };
+    w.gamma1 = parameters + map.norm1.weight;
+    w.gamma2 = parameters + map.norm2.weight;
+    w.out_bias = parameters + map.out.bias;
+    w.ffn_out_bias = parameters + map.ffn_out.bias;
+    pack(map.qkv, width, 3 * width, w.gamma1, w.qkv);
+    pack(map.out, width, width, nullptr, w.out);
+    pack(map.ffn_in, width, ffn, w.gamma2, w.ffn_in);
+    pack(map.ffn_out, ffn, width, nullptr, w.ffn_out);
+    folded_bias(map.qkv, map.norm1, 3 * width, w.qkv_bias);
+    folded_bias(map.ffn_in, map.norm2, ffn, w.ffn_in_bias);
+    if (!training) return;
+    pack_back(map.qkv, width, 3 * width, w.back_qkv);
+    pack_back(map.out, width, width, w.back_out);
+    pack_back(map.ffn_in, width, ffn, w.back_ffn_in);
+    pack_back(map.ffn_out, ffn, width, w.back_ffn_out);
+}
 
 // Attention of a slice's jets; kBackward: from the gradient `grad` [rows, ld_w] of its output to dqkv.
 template <bool kBackward, class E>
@@ -92,7 +129,7 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
                    const int64_t* first_row, const int64_t* counts, const SliceScratch<E>& scratch, Tick&& tick) {
     const int64_t rows = slice.rows, ld_x = s.ld_x;
     float* const x = scratch.x;
-    normalise_rows(x, ld_x, rows, s.width, kept.norm1, s.ld_w, kept.deviation1);
+    normalise_rows(x, ld_x, rows, s.width, kept.norm1, s.ld_w, kept.inverse1);
     tick(Part::norm);
     product(
         kept.norm1, s.ld_w, rows, w.qkv, s.width, 3 * s.width,
@@ -110,7 +147,7 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
         },
         [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(x + i * ld_x + j, 1); });
     tick(Part::out);
-    normalise_rows(x, ld_x, rows, s.width, kept.norm2, s.ld_w, kept.deviation2);
+    normalise_rows(x, ld_x, rows, s.width, kept.norm2, s.ld_w, kept.inverse2);
     tick(Part::norm);
     product(
         kept.norm2, s.ld_w, rows, w.ffn_in, s.width, s.ffn,
@@ -134,7 +171,7 @@ void layer_forward(const LayerShape& s, const LayerWeights<E>& w, const LayerSto
     tick(Part::ffn_out);
 }
 
-// dz = dropout's gradient of dx, and its sum over rows, the gradient of a bias.
+// dz = dx through dropout.
 template <class E>
 KDFAST_INLINE void back_dropout(const Keep& keep, const float* dx, int64_t ld_x, int64_t rows, int64_t width, E* dz,
                                 int64_t ld_z) {
@@ -185,7 +222,7 @@ void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, cons
             __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y * load(w.gamma2 + j)); },
         [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(scratch.t + i * ld_x + j, 1); });
     tick(Part::back_ffn_in);
-    back_normalise_rows(scratch.t, ld_x, kept.norm2, s.ld_w, kept.deviation2, rows, s.width, scratch.dx, ld_x);
+    back_normalise_rows(scratch.t, ld_x, kept.norm2, s.ld_w, kept.inverse2, rows, s.width, scratch.dx, ld_x);
     tick(Part::back_norm);
     back_dropout(kept.keep_out, scratch.dx, ld_x, rows, s.width, scratch.dz, s.ld_w);
     product(
@@ -204,8 +241,39 @@ void layer_backward(const LayerShape& s, const LayerMap& map, int64_t base, cons
             __attribute__((always_inline)) { store(scratch.t + i * ld_x + j, y * load(w.gamma1 + j)); },
         [&](int64_t i, int64_t j) __attribute__((always_inline)) { fetch(scratch.t + i * ld_x + j, 1); });
     tick(Part::back_qkv);
-    back_normalise_rows(scratch.t, ld_x, kept.norm1, s.ld_w, kept.deviation1, rows, s.width, scratch.dx, ld_x);
+    back_normalise_rows(scratch.t, ld_x, kept.norm1, s.ld_w, kept.inverse1, rows, s.width, scratch.dx, ld_x);
     tick(Part::back_norm);
+}
+
+// Gradients of the layer's parameters from the sums of the folded matrices.
+KDFAST_INLINE void layer_gradient(const EncoderSizes& sizes, const LayerMap& map, const float* parameters,
+                                  const float* sums, float* gradient) {
+    const int64_t w = sizes.width;
+    const auto plain = [&](const Affine& linear, int64_t weights, int64_t biases) __attribute__((always_inline)) {
+        std::memcpy(gradient + linear.weight, sums + linear.weight, static_cast<size_t>(weights) * sizeof(float));
+        std::memcpy(gradient + linear.bias, sums + linear.bias, static_cast<size_t>(biases) * sizeof(float));
+    };
+    const auto folded = [&](const Affine& linear, const Affine& norm, int64_t num_out) __attribute__((always_inline)) {
+        const float *const gamma = parameters + norm.weight, *const beta = parameters + norm.bias;
+        float *const d_gamma = gradient + norm.weight, *const d_beta = gradient + norm.bias;
+        for (int64_t j = 0; j < w; ++j) d_gamma[j] = d_beta[j] = 0.0f;
+        for (int64_t i = 0; i < num_out; ++i) {
+            const float* const weight = parameters + linear.weight + i * w;
+            const float* const G = sums + linear.weight + i * w;
+            float* const to = gradient + linear.weight + i * w;
+            const float s = sums[linear.bias + i];
+            for (int64_t j = 0; j < w; ++j) {
+                to[j] = G[j] * gamma[j] + s * beta[j];
+                d_gamma[j] += weight[j] * G[j];
+                d_beta[j] += weight[j] * s;
+            }
+            gradient[linear.bias + i] = s;
+        }
+    };
+    folded(map.qkv, map.norm1, 3 * w);
+    plain(map.out, w * w, w);
+    folded(map.ffn_in, map.norm2, sizes.ffn);
+    plain(map.ffn_out, w * sizes.ffn, w);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Where everything is: parameters in their flat buffer, jets in slices, buffers in memory.
+// The plan of a call: where parameters stand in their flat buffer, and which jets go through the layers together.
 #pragma once
 
 #include "core/types.h"
@@ -73,25 +73,59 @@ struct Slice {
 constexpr int64_t kGroups = 16;
 constexpr int64_t kSliceTokens = 288;  // of which a layer's activations fit the second-level cache
 
-// A row of `columns` floats or bfloat16 in memory: an odd number of cache lines.
-template <class E>
-KDFAST_INLINE int64_t row_stride(int64_t columns) {
-    constexpr int64_t kLine = 64 / sizeof(E);
-    return ((columns + kLine - 1) / kLine | 1) * kLine;
+// The batch in slices.
+struct Slicing {
+    Slice* slices;         // [Extent::slices]
+    int64_t* first_row;    // [jets], of the batch's buffers
+    int64_t* counts;       // [jets], constituents
+    int64_t* group_begin;  // [kGroups + 1], the first slice of each group
+};
+
+// Sizes that buffers follow from. tokens: constituents; slice_rows: of the largest slice.
+struct Extent {
+    int64_t jets, slices, tokens, rows, slice_rows, longest_jet;
+};
+
+// A jet of the batch in its view.
+KDFAST_INLINE int64_t position(const EncoderBatch& batch, int64_t jet) {
+    return batch.jets ? batch.jets[jet] : batch.first + jet;
 }
 
-// Hands out memory; with a null start it only counts.
-struct Layout {
-    char* start;
-    size_t used = 0;
-
-    template <class T>
-    KDFAST_INLINE T* take(int64_t number) {
-        T* const taken = start ? reinterpret_cast<T*>(start + used) : nullptr;
-        used += (static_cast<size_t>(number) * sizeof(T) + 63) / 64 * 64;
-        return taken;
+// Slices of whole jets, whose rows are multiples of `granule`. to: filled; null: only counts.
+KDFAST_INLINE Extent slice_jets(const EncoderBatch& batch, int64_t granule, const Slicing* to) {
+    Extent e{};
+    e.jets = batch.num_jets;
+    for (int64_t group = 0; group < kGroups; ++group) {
+        const int64_t end = batch.num_jets * (group + 1) / kGroups;
+        if (to) to->group_begin[group] = e.slices;
+        bool first = true;
+        for (int64_t jet = batch.num_jets * group / kGroups; jet < end;) {
+            Slice slice{jet, 0, e.rows, 0, 0, first, false};
+            do {
+                const int64_t at = position(batch, jet), n = batch.offsets[at + 1] - batch.offsets[at];
+                if (slice.jets > 0 && slice.tokens + n > kSliceTokens) break;
+                if (to) {
+                    to->counts[jet] = n;
+                    to->first_row[jet] = slice.row + slice.tokens;
+                }
+                e.longest_jet = n > e.longest_jet ? n : e.longest_jet;
+                slice.tokens += n;
+                ++slice.jets;
+                ++jet;
+            } while (jet < end);
+            slice.rows = round_up(slice.tokens, granule);
+            slice.last = jet == end;
+            e.tokens += slice.tokens;
+            e.rows += slice.rows;
+            e.slice_rows = slice.rows > e.slice_rows ? slice.rows : e.slice_rows;
+            if (to) to->slices[e.slices] = slice;
+            ++e.slices;
+            first = false;
+        }
     }
-};
+    if (to) to->group_begin[kGroups] = e.slices;
+    return e;
+}
 
 }  // namespace
 }  // namespace kdfast::KDFAST_ISA_NS

@@ -11,6 +11,24 @@
 namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
+// W_kᵀ q / √d [heads, width], q = W_q query + b_q; q: out [width], with the factor 1 / √d.
+inline void pooling_query(const EncoderSizes& sizes, const ParameterMap& map, const float* parameters, float* q,
+                          float* query) {
+    const int64_t w = sizes.width, d = w / sizes.pooling_heads;
+    const float scale = 1.0f / sqrt(static_cast<float>(d));
+    for (int64_t j = 0; j < w; ++j)
+        q[j] = scale * (parameters[map.pool_q.bias + j] +
+                        dot(parameters + map.pool_q.weight + j * w, parameters + map.query, w));
+    for (int64_t h = 0; h < sizes.pooling_heads; ++h) {
+        float* const to = query + h * w;
+        for (int64_t c = 0; c < w; ++c) to[c] = 0.0f;
+        for (int64_t j = h * d; j < (h + 1) * d; ++j) {
+            const float* const key = parameters + map.pool_kv.weight + j * w;
+            for (int64_t c = 0; c < w; ++c) to[c] += key[c] * q[j];
+        }
+    }
+}
+
 struct Pooling {
     int64_t width, heads, ld_x, ld_p;  // ld_p: of p, a multiple of 16
     const float* query;                // W_kᵀ q [heads, width]
@@ -145,6 +163,24 @@ inline __attribute__((noinline)) void pool_slice_backward(const Pooling& s, cons
     }
     outer(ds, s.ld_p, s.heads, x, s.ld_x, s.width, slice.rows, scratch,
           [&](int64_t i, int64_t j, Vec y) __attribute__((always_inline)) { sums.add(at + i * s.width + j, y); });
+}
+
+// The query's gradient, from d_query [heads, width]. dq: scratch [width].
+inline void back_pooling_query(const EncoderSizes& sizes, const ParameterMap& map, const float* parameters,
+                               const float* q, const float* d_query, float* dq, float* gradient) {
+    const int64_t w = sizes.width, d = w / sizes.pooling_heads;
+    const float scale = 1.0f / sqrt(static_cast<float>(d));
+    for (int64_t j = 0; j < w; ++j) {
+        const float* const from = d_query + j / d * w;
+        for (int64_t c = 0; c < w; ++c) gradient[map.pool_kv.weight + j * w + c] = q[j] * from[c];
+        gradient[map.pool_kv.bias + j] = 0.0f;  // softmax does not see a constant
+        dq[j] = scale * dot(parameters + map.pool_kv.weight + j * w, from, w);
+        gradient[map.pool_q.bias + j] = dq[j];
+        for (int64_t c = 0; c < w; ++c) gradient[map.pool_q.weight + j * w + c] = dq[j] * parameters[map.query + c];
+    }
+    for (int64_t c = 0; c < w; ++c) gradient[map.query + c] = 0.0f;
+    for (int64_t j = 0; j < w; ++j)
+        for (int64_t c = 0; c < w; ++c) gradient[map.query + c] += dq[j] * parameters[map.pool_q.weight + j * w + c];
 }
 
 }  // namespace

@@ -13,6 +13,15 @@ namespace {
 
 KDFAST_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 
+KDFAST_INLINE float dot(const float* a, const float* b, int64_t n) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+// As in torch.nn.
+constexpr float kLayerNormEps = 1e-5f, kBatchNormEps = 1e-5f, kBatchNormMomentum = 0.1f;
+
 // Operands of products, E: float or bf16.
 KDFAST_INLINE void put(float* to, Vec x) { store(to, x); }
 KDFAST_INLINE void put(bf16* to, Vec x) { store_bf16(to, x); }
@@ -33,6 +42,13 @@ KDFAST_INLINE int64_t outer_floats(int64_t num_out, int64_t num_in, int64_t rows
         return outer_scratch(num_out);
     else
         return outer_scratch_bf16(num_out, num_in, rows);
+}
+
+// A row of `columns` elements in memory: an odd number of cache lines, as the products want it (core/matmul.h).
+template <class E>
+KDFAST_INLINE int64_t row_stride(int64_t columns) {
+    constexpr int64_t kLine = 64 / sizeof(E);
+    return ((columns + kLine - 1) / kLine | 1) * kLine;
 }
 
 // matmul and outer that ask for the epilogue's memory beforehand: for float before a tile's sums, for bf16, whose
@@ -76,10 +92,16 @@ KDFAST_INLINE void fetch(const E* p, int for_write) {
 // Decisions of dropout as bits: bit f % 8 of bits[row · stride + f / 8] is set where feature f is kept. Without
 // dropout one row of ones, with stride 0, serves all rows.
 struct Keep {
-    const uint8_t* bits;
+    uint8_t* bits;
     int64_t stride;
     float scale;
+
+    // Row 0 of what it returns is `row` of this.
+    KDFAST_INLINE Keep from(int64_t row) const { return {bits + row * stride, stride, scale}; }
 };
+
+// Of a row of so many decisions.
+KDFAST_INLINE int64_t bytes_of_bits(int64_t decisions) { return (decisions + 7) / 8; }
 
 // x · scale where kept, else 0, for the features from column on.
 KDFAST_INLINE Vec apply(const Keep& keep, int64_t row, int64_t column, Vec x) {
@@ -147,10 +169,10 @@ KDFAST_INLINE void draw_bits(uint64_t seed, uint32_t threshold, int64_t jet, int
     }
 }
 
-// y = (x − mean) / √(variance + ε) of each row; the affine part is folded into the matrix that follows (layer.h).
+// y = (x − mean) / √(variance + ε) of each row, inverses[row] = 1 / √(variance + ε); the affine part is the caller's.
 template <class E>
 KDFAST_INLINE void normalise_rows(const float* x, int64_t ldx, int64_t rows, int64_t columns, E* y, int64_t ldy,
-                                  float* inverse_deviation) {
+                                  float* inverses) {
     const float share = 1.0f / static_cast<float>(columns);
     for (int64_t row = 0; row < rows; ++row, x += ldx, y += ldy) {
         Vec sum = {};
@@ -161,17 +183,16 @@ KDFAST_INLINE void normalise_rows(const float* x, int64_t ldx, int64_t rows, int
             const Vec d = load(x + c) - mean;
             squares += d * d;
         }
-        const float inverse = 1.0f / sqrt(reduce_add(squares) * share + 1e-5f);
-        inverse_deviation[row] = inverse;
+        const float inverse = 1.0f / sqrt(reduce_add(squares) * share + kLayerNormEps);
+        inverses[row] = inverse;
         for (int64_t c = 0; c < columns; c += kLanes) put(y + c, (load(x + c) - mean) * inverse);
     }
 }
 
 // dx += (dy − mean(dy) − y · mean(dy · y)) / deviation, for y of normalise_rows.
 template <class E>
-KDFAST_INLINE void back_normalise_rows(const float* dy, int64_t lddy, const E* y, int64_t ldy,
-                                       const float* inverse_deviation, int64_t rows, int64_t columns, float* dx,
-                                       int64_t lddx) {
+KDFAST_INLINE void back_normalise_rows(const float* dy, int64_t lddy, const E* y, int64_t ldy, const float* inverses,
+                                       int64_t rows, int64_t columns, float* dx, int64_t lddx) {
     const float share = 1.0f / static_cast<float>(columns);
     for (int64_t row = 0; row < rows; ++row, dy += lddy, y += ldy, dx += lddx) {
         Vec sum = {}, along = {};
@@ -181,7 +202,7 @@ KDFAST_INLINE void back_normalise_rows(const float* dy, int64_t lddy, const E* y
             along += g * load(y + c);
         }
         const Vec mean = broadcast(reduce_add(sum) * share), slope = broadcast(reduce_add(along) * share);
-        const float inverse = inverse_deviation[row];
+        const float inverse = inverses[row];
         for (int64_t c = 0; c < columns; c += kLanes)
             store(dx + c, load(dx + c) + (load(dy + c) - mean - load(y + c) * slope) * inverse);
     }

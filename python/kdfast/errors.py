@@ -3,7 +3,16 @@
 `str(error)` is one or two lines that the command line prints as they are.
 """
 
-__all__ = ["BackendError", "ConfigError", "DataError", "KdfastError", "KdfastWarning", "ModelError", "StudyError"]
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "DataError",
+    "KdfastError",
+    "KdfastWarning",
+    "ModelError",
+    "ResourceError",
+    "StudyError",
+]
 
 
 class KdfastError(Exception):
@@ -37,6 +46,10 @@ class StudyError(KdfastError, RuntimeError):
 
 class BackendError(KdfastError, RuntimeError):
     """A backend that was asked for and is not available."""
+
+
+class ResourceError(KdfastError, MemoryError):
+    """Memory that a computation needs and the machine does not have."""
 
 
 class KdfastWarning(UserWarning):

@@ -4,7 +4,10 @@ import multiprocessing
 import os
 import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from kdfast import backend
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import Member, Pack, Recipe, Targets, View
-from kdfast.errors import BackendError, DataError
+from kdfast.errors import BackendError, DataError, ResourceError
 from kdfast.models import JetTransformer, ModelConfig
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -233,6 +236,37 @@ def test_values_that_cannot_be_are_errors() -> None:
     parameters, running = torch.zeros(10), torch.zeros(10)
     with pytest.raises(DataError, match="parameters and running statistics, expected"):
         Encoder(case.config, parameters, running)
+
+    with pytest.raises(DataError, match="models of one logit, this one has 5"):
+        Case(sizes(32, 2, num_classes=5), [5] * 10).compiled()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size as Linux tells it")
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer ends the process where memory is lacking")
+def test_lack_of_memory_is_an_error_of_its_own() -> None:
+    """And the same call works once there is memory."""
+    case = Case(sizes(64, 4), [40] * 20_000)  # 2 GB of activations to train, 200 MB to evaluate
+    encoder = case.encoder()
+    with few_more_bytes(2**24):
+        with pytest.raises(ResourceError, match="no memory for the activations of a batch of 20000 jets"):
+            case.step(encoder, torch.empty_like(encoder.parameters))
+        with pytest.raises(MemoryError, match="no memory for the activations of 20000 jets"):
+            encoder.logits(case.view.features, case.view.offsets, 0, 20_000, 1)
+    assert encoder.memory == 0
+    logits, _ = encoder.logits(case.view.features, case.view.offsets, 0, 100, 1)
+    assert logits.isfinite().all()
+
+
+@contextmanager
+def few_more_bytes(number: int) -> Iterator[None]:
+    """The process may grow by so much at most."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_sizes_that_it_does_not_take() -> None:

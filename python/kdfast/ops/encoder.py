@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdfast.errors import BackendError, DataError
+from kdfast.errors import BackendError, DataError, ResourceError
 from kdfast.models.config import ModelConfig
 from kdfast.ops import backend
 from kdfast.ops.philox import dropout_threshold
@@ -112,54 +112,67 @@ class Encoder:
 
         Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed: the
         step's. seconds: [len(PARTS)] float64, to which the processor time of each part is added. Raises
-        DataError for a label, weight, temperature or α that can't be.
+        DataError for a label, weight, temperature or α that can't be and for a model of several classes, ResourceError
+        where memory is lacking.
         """
-        valid, *terms = self._encoder.gradient(
-            gradient.data_ptr(),
-            inputs.features.data_ptr(),
-            inputs.offsets.data_ptr(),
-            jets.data_ptr(),
-            len(jets),
-            inputs.labels.data_ptr(),
-            inputs.weights.data_ptr(),
-            *(
-                0 if array is None else array.data_ptr()
-                for array in (inputs.teacher_logits, inputs.teacher_entropy, inputs.teacher_maximum)
-            ),
-            temperature,
-            alpha,
-            attention_weight,
-            dropout_seed,
-            dropout_threshold(self.config.dropout),
-            num_threads,
-            0 if seconds is None else seconds.data_ptr(),
-        )
+        if self.config.num_classes != 1:
+            raise DataError(f"trains models of one logit, this one has {self.config.num_classes}", where="encoder")
+        try:
+            valid, *terms = self._encoder.gradient(
+                gradient.data_ptr(),
+                inputs.features.data_ptr(),
+                inputs.offsets.data_ptr(),
+                jets.data_ptr(),
+                len(jets),
+                inputs.labels.data_ptr(),
+                inputs.weights.data_ptr(),
+                *(
+                    0 if array is None else array.data_ptr()
+                    for array in (inputs.teacher_logits, inputs.teacher_entropy, inputs.teacher_maximum)
+                ),
+                temperature,
+                alpha,
+                attention_weight,
+                dropout_seed,
+                dropout_threshold(self.config.dropout),
+                num_threads,
+                0 if seconds is None else seconds.data_ptr(),
+            )
+        except MemoryError:
+            raise ResourceError(
+                f"no memory for the activations of a batch of {len(jets)} jets",
+                where="encoder",
+                hint="use a smaller batch, fewer threads (each trains a member of its own), or bf16, which takes half",
+            ) from None
         if not valid:
             raise DataError(
                 "labels must lie in [0, 1], weights be finite, ≥ 0 and not all 0, temperature > 0, α in [0, 1]",
                 where="training batch",
-                hint="or memory is lacking: the batch's activations did not fit",
             )
         return torch.tensor(terms, dtype=torch.float64)
 
     def logits(
         self, features: Tensor, offsets: Tensor, first: int, count: int, num_threads: int, pooling: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m]."""
+        """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
+
+        Raises ResourceError where memory is lacking.
+        """
         logits = torch.empty(count, self.config.num_classes)
         rows = int(offsets[first + count] - offsets[first])
         weights = torch.empty(rows) if pooling else None
-        fits = self._encoder.logits(
-            features.data_ptr(),
-            offsets.data_ptr(),
-            first,
-            count,
-            num_threads,
-            logits.data_ptr(),
-            0 if weights is None else weights.data_ptr(),
-        )
-        if not fits:
-            raise BackendError("no memory for the activations of these jets", where="encoder")
+        try:
+            self._encoder.logits(
+                features.data_ptr(),
+                offsets.data_ptr(),
+                first,
+                count,
+                num_threads,
+                logits.data_ptr(),
+                0 if weights is None else weights.data_ptr(),
+            )
+        except MemoryError:
+            raise ResourceError(f"no memory for the activations of {count} jets", where="encoder") from None
         return logits, weights
 
     @property
