@@ -13,8 +13,10 @@ from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import background_rejection
+from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
 from kdfast.report.schema import Analysis
+from kdfast.report.texts import report_texts
 from kdfast.study.grid import grid
 from kdfast.study.results import open_study
 from kdfast.study.store import StoredResult, StudyStore
@@ -129,6 +131,16 @@ def analysis(paths):
     return Analysis.model_validate_json(paths["report.json"].read_bytes())
 
 
+def reported(store):
+    """The object and the texts, without figures."""
+    whole = analyse(StudyStore.open(store.path))
+    return whole, report_texts(whole)
+
+
+def in_one_line(text):
+    return re.sub(r"\s+", " ", text)
+
+
 def test_files(study, paths):
     assert {name: path.relative_to(study.path).as_posix() for name, path in paths.items()} == {
         "report.json": "report.json",
@@ -195,7 +207,7 @@ def test_texts_show_the_numbers_of_the_object(paths):
             *(f"{value:.2f}" for value in (group.rejection.mean, group.rejection.std, group.rejection.max)),
         ]
     for finding in whole.findings:  # each sentence is somewhere
-        words = re.sub(r"\s+", " ", " ".join(texts.values()))
+        words = in_one_line(" ".join(texts.values()))
         assert finding.text in words, finding.topic
 
 
@@ -220,13 +232,12 @@ def test_one_seed_compares_networks(paths):
 
 
 def test_several_seeds(tmp_path):
-    paths = small(tmp_path / "s", seeds=(1, 2, 3)).rebuild_summaries()
-    whole = analysis(paths)
+    whole, texts = reported(small(tmp_path / "s", seeds=(1, 2, 3)))
     assert whole.study.seeds == [1, 2, 3]
     assert whole.distribution.seed_df == (5 - 1) * (3 - 1)  # four students and the baseline
     assert all(row.runs == 3 and row.auc.error_runs is not None for row in whole.configurations)
     assert len(whole.rank_agreement) == 3
-    assert "With one seed" not in read(paths)["ANALYSIS_SUMMARY.txt"]
+    assert "one seed" not in texts["ANALYSIS_SUMMARY.txt"]
 
 
 def test_another_folder(tmp_path):
@@ -252,13 +263,12 @@ def test_diverged_runs_are_listed_without_numbers(tmp_path):
 
 
 def test_a_half_finished_study(tmp_path):
-    paths = small(tmp_path / "s").rebuild_summaries()  # whose settings ask for 132
-    whole = analysis(paths)
+    whole, texts = reported(small(tmp_path / "s"))  # whose settings ask for 132
     (lack,) = [lack for lack in whole.missing if "that the settings ask for" in lack.what]
     assert lack.what.startswith("128 runs")
     assert "not trained yet: baseline_T3.0_A0.3 (seed 42)" in lack.reason
     assert "and 123 more" in lack.reason
-    assert "128 of 132 runs have no result" in read(paths)["ANALYSIS_SUMMARY.txt"]
+    assert "128 of 132 runs have no result" in texts["ANALYSIS_SUMMARY.txt"]
 
 
 def test_all_diverged(tmp_path):
@@ -286,7 +296,7 @@ def test_one_run_without_teacher(tmp_path):
 
 
 def test_without_kinematics(tmp_path):
-    whole = analysis(small(tmp_path / "s", kinematics=False).rebuild_summaries())
+    whole, _ = reported(small(tmp_path / "s", kinematics=False))
     assert not whole.by_pt
     assert not whole.mass_sculpting
     assert whole.calibration
@@ -305,12 +315,12 @@ def test_lower_limits_are_marked(tmp_path):
     config = RunConfig(5.0, 0.5)
     arrays = {"scores_validation": result.arrays["scores_validation"], "scores_test": perfect}
     store.write(StoredResult("student", config.name, 42, config, metrics={**metrics, "auc_val": 1.0}, arrays=arrays))
-    paths = store.rebuild_summaries()
-    text = re.sub(r"\s+", " ", paths["results_summary.txt"].read_text())
+    whole, texts = reported(store)
+    text = in_one_line(texts["results_summary.txt"])
     assert f">{rejection.value:.2f}" in text
     assert "there the rejection is a 68 % lower limit" in text
-    assert any(lack.what == "comparisons of rejection at 50 %" for lack in analysis(paths).missing)
-    assert all("inf" not in text.replace("info", "") for text in read(paths).values())
+    assert any(lack.what == "comparisons of rejection at 50 %" for lack in whole.missing)
+    assert all("inf" not in text.replace("info", "") for text in texts.values())
 
 
 def replaced(store, name, scores):
@@ -333,11 +343,10 @@ def test_unusable_scores(tmp_path, spoil, words):
     store = small(tmp_path / "s")
     name = "baseline_T3.0_A0.5"
     replaced(store, name, spoil(store.get("student", name, 42).arrays["scores_test"]))
-    paths = StudyStore.open(store.path).rebuild_summaries()
-    whole = analysis(paths)
+    whole, texts = reported(store)
     assert any(lack.what == f"student {name}, seed 42" and words in lack.reason for lack in whole.missing)
     assert name not in [row.run_name for row in whole.configurations]
-    assert words in re.sub(r"\s+", " ", paths["ANALYSIS_SUMMARY.txt"].read_text())
+    assert words in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
 
 
 def test_test_jets_of_one_class(tmp_path, capsys):
@@ -357,7 +366,7 @@ def test_a_run_stored_under_two_names(tmp_path):
     store = small(tmp_path / "s")
     result = store.get("student", "baseline_T3.0_A0.5", 42)
     store.write(StoredResult("student", "copy", 42, result.config, metrics=result.metrics, arrays=result.arrays))
-    whole = analysis(StudyStore.open(store.path).rebuild_summaries())
+    whole, _ = reported(store)
     assert len(whole.configurations) == 4
     (lack,) = [lack for lack in whole.missing if "copy" in lack.what]
     assert "same T, α and seed as baseline_T3.0_A0.5" in lack.reason

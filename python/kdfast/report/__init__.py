@@ -26,21 +26,14 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     from kdfast.report.analysis import analyse
     from kdfast.report.page import page_files
     from kdfast.report.table import csv_text, results_table
-    from kdfast.report.texts.analysis_summary import analysis_summary
-    from kdfast.report.texts.detailed_comparison import detailed_comparison
-    from kdfast.report.texts.hyperparameter_analysis import hyperparameter_analysis
-    from kdfast.report.texts.results_summary import results_summary
+    from kdfast.report.texts import report_texts
 
     folder = store.path if out is None else out
     analysis = analyse(store)
     texts = {
         "report.json": analysis.model_dump_json(indent=1),
         "results_summary.csv": csv_text(results_table(store.results())),
-        "results_summary.txt": results_summary(analysis),
-        "hyperparameter_analysis.txt": hyperparameter_analysis(analysis),
-        "detailed_comparison.txt": detailed_comparison(analysis),
-        "ANALYSIS_SUMMARY.txt": analysis_summary(analysis),
-    }
+    } | report_texts(analysis)
     contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
     models = {}
     for network in analysis.networks:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kdfast.report.layout import STRATEGY_NAMES, p_text, percent
 from kdfast.report.schema import Analysis, Comparison, Configuration, Estimate, Finding, GroupTable
-from kdfast.report.texts.layout import STRATEGY_NAMES, p_text, percent
 
 __all__ = ["NO_TEACHER", "SIGNIFICANT", "beats_baseline", "findings", "is_supported", "versus"]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kdfast.report.findings import NO_TEACHER, SIGNIFICANT, beats_baseline, versus
-from kdfast.report.schema import Analysis, Configuration, Group, GroupTable, Winner
-from kdfast.report.texts.hyperparameter_analysis import sentences
-from kdfast.report.texts.layout import (
+from kdfast.report.layout import (
     STRATEGY_NAMES,
     auc,
     interval,
@@ -18,6 +16,8 @@ from kdfast.report.texts.layout import (
     title,
     wrapped,
 )
+from kdfast.report.schema import Analysis, Configuration, Group, GroupTable, Winner
+from kdfast.report.texts.hyperparameter_analysis import sentences
 from kdfast.report.texts.results_summary import missing
 
 __all__ = ["FILES", "analysis_summary"]

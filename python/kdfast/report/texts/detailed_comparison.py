@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kdfast.report.layout import STRATEGY_NAMES, columns, interval, section, title, with_error, wrapped
 from kdfast.report.schema import Analysis, Comparison, GroupTable
 from kdfast.report.texts.hyperparameter_analysis import differences, group_rows, sentences
-from kdfast.report.texts.layout import STRATEGY_NAMES, columns, interval, section, title, with_error, wrapped
 from kdfast.report.texts.results_summary import missing
 
 __all__ = ["WISHES", "detailed_comparison"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kdfast.report.findings import is_supported
+from kdfast.report.layout import STRATEGY_NAMES, columns, interval, section, summary_cells, title, wrapped
 from kdfast.report.schema import Analysis, Comparison, GroupTable, MetricSummary
-from kdfast.report.texts.layout import STRATEGY_NAMES, columns, interval, section, summary_cells, title, wrapped
 from kdfast.report.texts.results_summary import grid, missing
 
 __all__ = ["differences", "group_rows", "hyperparameter_analysis", "sentences"]

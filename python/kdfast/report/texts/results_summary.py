@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from kdfast.report.layout import columns, interval, section, title, with_error, wrapped
 from kdfast.report.schema import Analysis, Configuration, SettingTable
-from kdfast.report.texts.layout import columns, interval, section, title, with_error, wrapped
 
 __all__ = ["grid", "missing", "results_summary"]
 
