@@ -12,6 +12,7 @@
 // chunks, in float64. So a result has the same bits on every run, whatever the order of blocks, and depends on no other
 // member.
 #include <stdexcept>
+#include <type_traits>
 
 #include "core/gpu.h"
 #include "distill_loss/distill_loss_gpu.h"
@@ -32,9 +33,8 @@ struct Sums {
 
 struct Arguments {
     DistillLossParams p;
-    int64_t num_chunks, num_weight_slices;       // weight slices: 0 where prepare sums by itself
-    bool wide_student, wide_teacher, wide_grad;  // every member's tensor begins at a multiple of 16 bytes
-    bool wide_labels, wide_weights;
+    int64_t num_chunks, num_weight_slices;  // weight slices: 0 where prepare sums by itself
+    bool wide;  // every tensor, and each member's part of it, begins at a multiple of 16 bytes
     // workspace
     Member* members;         // [K]
     Sums* sums;              // [K, num_chunks]
@@ -126,23 +126,18 @@ __device__ __forceinline__ bool distils(const Arguments& a, const Scales& m) {
     return a.p.teacher != nullptr && m.kd_scale != 0.0f;
 }
 
-// A jet's weight, NaN where its label can't be. One member reports that.
-__device__ __forceinline__ float checked_weight(const Arguments& a, int64_t member, bool good_label, float weight) {
-    if (!good_label && member == 0) atomicOr(a.p.invalid, 1);
-    return good_label ? weight : NAN;
-}
-
-// Of C ≥ 3 classes. A jet that there is not has no weight.
+// The label of a jet of C ≥ 3 classes, and its weight: NaN for a label that can't be, 0 for a jet that there is not.
 struct LabelAndWeight {
     int label;
     float weight;
+    bool bad;
 };
-__device__ __forceinline__ LabelAndWeight label_and_weight(const Arguments& a, int64_t member, int64_t jet) {
-    if (jet >= a.p.num_jets) return {0, 0.0f};
+__device__ __forceinline__ LabelAndWeight label_and_weight(const Arguments& a, int64_t jet) {
+    if (jet >= a.p.num_jets) return {0, 0.0f, false};
     const int64_t label = static_cast<const int64_t*>(a.p.labels)[jet];
-    const bool good = label >= 0 && label < a.p.num_classes;
+    const bool bad = label < 0 || label >= a.p.num_classes;
     const float weight = a.p.weights == nullptr ? 1.0f : a.p.weights[jet];
-    return {static_cast<int>(label), checked_weight(a, member, good, weight)};
+    return {static_cast<int>(label), bad ? NAN : weight, bad};
 }
 
 // f(T{}) for the element type T.
@@ -156,8 +151,10 @@ __device__ __forceinline__ void with_type(DType dtype, F&& f) {
         f(f16{});
 }
 
-// Leaves the sums of a block, and those of the member where it is its last block.
-__device__ __forceinline__ void finish(const Arguments& a, const Place& at, RowTerms terms) {
+// Leaves the sums of a block, and those of the member where it is its last block. bad: the thread met a label that
+// can't be.
+__device__ __forceinline__ void finish(const Arguments& a, const Place& at, RowTerms terms, bool bad) {
+    if (bad && at.member == 0) atomicOr(a.p.invalid, 1);
     KDFAST_SHARED(float, parts, 2 * (kThreads / kWarp));
     KDFAST_SHARED(int, is_last, 1);
     terms.kl = warp_sum(terms.kl);
@@ -226,7 +223,7 @@ __device__ __forceinline__ Vec<T, N> read(const T* p, int64_t count, bool wide) 
 }
 
 template <class T, int N>
-__device__ __forceinline__ void write(T* p, const float (&x)[N], int64_t count, bool wide) {
+__device__ __forceinline__ void write(T* p, const float (&x)[N], int count, bool wide) {
     constexpr int kPiece = 16 / sizeof(T) < N ? 16 / sizeof(T) : N;
     if (wide && count >= N) {
 #pragma unroll
@@ -243,7 +240,7 @@ __device__ __forceinline__ void write(T* p, const float (&x)[N], int64_t count, 
     }
 }
 
-template <class Logit, int C>
+template <class Logit, class Label, int C>
 __global__ void __launch_bounds__(kThreads) two_classes(const __grid_constant__ Arguments a) {
     constexpr int kLogits = 16 / sizeof(Logit), kRows = kLogits / C;  // of one access
     const DistillLossParams& p = a.p;
@@ -256,31 +253,33 @@ __global__ void __launch_bounds__(kThreads) two_classes(const __grid_constant__ 
 
     // Everything is asked for before anything is used.
     Vec<Logit, kLogits> s[kAccesses], t[kAccesses] = {};
-    Vec<float, kRows> w[kAccesses], y[kAccesses];
-    Vec<int64_t, kRows> classes[kAccesses];
+    Vec<float, kRows> w[kAccesses];
+    Vec<Label, kRows> y[kAccesses];
+    int rows[kAccesses];  // that there are
 #pragma unroll
     for (int i = 0; i < kAccesses; ++i) {
-        const int64_t row = first + i * kThreads * kRows, left = p.num_jets - row;
-        s[i] = read<kLogits, true>(student + row * C, left * C, a.wide_student);
-        if (distil) t[i] = read<kLogits>(teacher + row * C, left * C, a.wide_teacher);
-        if (p.weights != nullptr) w[i] = read<kRows>(p.weights + row, left, a.wide_weights);
-        if (p.float_labels)
-            y[i] = read<kRows>(static_cast<const float*>(p.labels) + row, left, a.wide_labels);
-        else
-            classes[i] = read<kRows>(static_cast<const int64_t*>(p.labels) + row, left, a.wide_labels);
+        const int64_t row = first + i * kThreads * kRows;
+        rows[i] = row + kRows <= p.num_jets ? kRows : static_cast<int>(max(p.num_jets - row, int64_t{0}));
+        s[i] = read<kLogits, true>(student + row * C, rows[i] * C, a.wide);
+        if (distil) t[i] = read<kLogits>(teacher + row * C, rows[i] * C, a.wide);
+        y[i] = read<kRows>(static_cast<const Label*>(p.labels) + row, rows[i], a.wide);
+        if (p.weights != nullptr) w[i] = read<kRows>(p.weights + row, rows[i], a.wide);
     }
 
     RowTerms sums;
+    bool any_bad = false;
 #pragma unroll
     for (int i = 0; i < kAccesses; ++i) {
-        const int64_t row = first + i * kThreads * kRows, left = p.num_jets - row;
         float grad[kLogits];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-            const float label = p.float_labels ? y[i][r] : static_cast<float>(static_cast<int>(classes[i][r]));
-            const bool good = p.float_labels ? label >= 0.0f && label <= 1.0f : (classes[i][r] & ~int64_t{1}) == 0;
-            const float weight = r >= left ? 0.0f : p.weights != nullptr ? w[i][r] : 1.0f;
-            const float jet_weight = checked_weight(a, at.member, good, weight);
+            const float label = static_cast<float>(y[i][r]);
+            const bool bad =
+                std::is_same_v<Label, float> ? !(label >= 0.0f && label <= 1.0f) : static_cast<uint64_t>(y[i][r]) > 1u;
+            any_bad = any_bad || bad;
+            float weight = p.weights == nullptr ? 1.0f : w[i][r];
+            weight = r < rows[i] ? weight : 0.0f;
+            weight = bad ? NAN : weight;
             float own_s[C], own_t[C], own_grad[C];
 #pragma unroll
             for (int c = 0; c < C; ++c) {
@@ -288,18 +287,17 @@ __global__ void __launch_bounds__(kThreads) two_classes(const __grid_constant__ 
                 own_t[c] = to_float(t[i][r * C + c]);
             }
             const RowTerms terms = two_class_loss(m, distil, own_s, own_t, label, own_grad);
-            sums.kl = fmaf(jet_weight, terms.kl, sums.kl);
-            sums.ce = fmaf(jet_weight, terms.ce, sums.ce);
+            sums.kl = fmaf(weight, terms.kl, sums.kl);
+            sums.ce = fmaf(weight, terms.ce, sums.ce);
 #pragma unroll
-            for (int c = 0; c < C; ++c) grad[r * C + c] = own_grad[c] * jet_weight;
+            for (int c = 0; c < C; ++c) grad[r * C + c] = own_grad[c] * weight;
         }
-        const int64_t element = (at.member * p.num_jets + row) * C;
-        if (p.grad != nullptr)
-            with_type(p.grad_dtype, [&](auto zero) {
-                write(static_cast<decltype(zero)*>(p.grad) + element, grad, left * C, a.wide_grad);
-            });
+        if (p.grad == nullptr) continue;
+        const int64_t element = (at.member * p.num_jets + first + i * kThreads * kRows) * C;
+        with_type(p.grad_dtype,
+                  [&](auto zero) { write(static_cast<decltype(zero)*>(p.grad) + element, grad, rows[i] * C, a.wide); });
     }
-    finish(a, at, sums);
+    finish(a, at, sums, any_bad);
 }
 
 // ---- 3 ≤ C ≤ 16: a thread takes a row, which comes and goes through shared memory -----------------------------------
@@ -310,7 +308,7 @@ constexpr int kPitch = C | 1;
 
 // kThreads rows of C neighbouring elements to shared memory; the first `count` elements exist, zeros behind them.
 template <int C, bool kOnce, class T>
-__device__ __forceinline__ void rows_to_shared(const T* from, int64_t count, bool wide, Shared<float> rows) {
+__device__ __forceinline__ void rows_to_shared(const T* from, int count, bool wide, Shared<float> rows) {
     constexpr int kPiece = 16 / sizeof(T), kPieces = (C + kPiece - 1) / kPiece;  // of a thread
     Vec<T, kPiece> x[kPieces];
 #pragma unroll
@@ -328,7 +326,7 @@ __device__ __forceinline__ void rows_to_shared(const T* from, int64_t count, boo
 }
 
 template <int C, class T>
-__device__ __forceinline__ void rows_from_shared(Shared<float> rows, T* to, int64_t count, bool wide) {
+__device__ __forceinline__ void rows_from_shared(Shared<float> rows, T* to, int count, bool wide) {
     constexpr int kPiece = 16 / sizeof(T);
     for (int e = thread_index() * kPiece; e < kThreads * C; e += kThreads * kPiece) {
         float x[kPiece];
@@ -346,16 +344,17 @@ __global__ void __launch_bounds__(kThreads) row_per_thread(const __grid_constant
     const Place at = place(a);
     const Scales m = scales_of(a, at.member);
     const bool distil = distils(a, m);
-    const int64_t first = at.chunk * kThreads, row = first + thread_index(), count = (p.num_jets - first) * C;
+    const int64_t first = at.chunk * kThreads, row = first + thread_index();
+    const int count = static_cast<int>(min(p.num_jets - first, int64_t{kThreads})) * C;
     const int64_t element = (at.member * p.num_jets + first) * C;
     with_type(p.logits_dtype, [&](auto zero) {
         using Logit = decltype(zero);
-        rows_to_shared<C, true>(static_cast<const Logit*>(p.student) + element, count, a.wide_student, student);
+        rows_to_shared<C, true>(static_cast<const Logit*>(p.student) + element, count, a.wide, student);
         if (distil)
             rows_to_shared<C, false>(static_cast<const Logit*>(p.teacher) + at.member * p.teacher_stride + first * C,
-                                     count, a.wide_teacher, teacher);
+                                     count, a.wide, teacher);
     });
-    const LabelAndWeight jet = label_and_weight(a, at.member, row);
+    const LabelAndWeight jet = label_and_weight(a, row);
     __syncthreads();
 
     float s[C], t[C], grad[C];
@@ -373,10 +372,10 @@ __global__ void __launch_bounds__(kThreads) row_per_thread(const __grid_constant
         for (int c = 0; c < C; ++c) student[own + c] = grad[c] * jet.weight;
         __syncthreads();
         with_type(p.grad_dtype, [&](auto zero) {
-            rows_from_shared<C>(student, static_cast<decltype(zero)*>(p.grad) + element, count, a.wide_grad);
+            rows_from_shared<C>(student, static_cast<decltype(zero)*>(p.grad) + element, count, a.wide);
         });
     }
-    finish(a, at, terms);
+    finish(a, at, terms, jet.bad);
 }
 
 // ---- C > 16: kLanes lanes take a row, lane l its classes l, l + kLanes …
@@ -391,6 +390,7 @@ __global__ void __launch_bounds__(kThreads) lanes_per_row(const __grid_constant_
     const Scales m = scales_of(a, at.member);
     const bool distil = distils(a, m);
     RowTerms sums;
+    bool any_bad = false;
     for (int i = 0; i < kRowsPerGroup; ++i) {
         const int64_t row = (at.chunk * kRowsPerGroup + i) * kRows + thread_index() / kLanes;
         const int64_t element = (at.member * p.num_jets + row) * num_classes;
@@ -410,8 +410,9 @@ __global__ void __launch_bounds__(kThreads) lanes_per_row(const __grid_constant_
                 }
             }
         });
-        const LabelAndWeight jet = label_and_weight(a, at.member, row);
+        const LabelAndWeight jet = label_and_weight(a, row);
         const RowTerms terms = many_class_loss<kLanes>(m, distil, num_classes, s, t, jet.label, grad);
+        any_bad = any_bad || jet.bad;
         if (lane == 0) {
             sums.kl = fmaf(jet.weight, terms.kl, sums.kl);
             sums.ce = fmaf(jet.weight, terms.ce, sums.ce);
@@ -427,7 +428,7 @@ __global__ void __launch_bounds__(kThreads) lanes_per_row(const __grid_constant_
             }
         });
     }
-    finish(a, at, sums);
+    finish(a, at, sums, any_bad);
 }
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
@@ -437,15 +438,15 @@ struct Choice {
     int64_t rows;  // jets of a chunk
 };
 
-template <class Logit, int C>
-Choice two_classes_choice() {
-    return {two_classes<Logit, C>, static_cast<int64_t>(kAccesses * kThreads * (16 / sizeof(Logit) / C))};
+template <class Logit, class Label, int C>
+Choice two_classes_of() {
+    return {two_classes<Logit, Label, C>, static_cast<int64_t>(kAccesses * kThreads * (16 / sizeof(Logit) / C))};
 }
-template <int C>
+template <class Label, int C>
 Choice two_classes_choice(DType logits) {
-    return logits == DType::f32    ? two_classes_choice<float, C>()
-           : logits == DType::bf16 ? two_classes_choice<bf16, C>()
-                                   : two_classes_choice<f16, C>();
+    return logits == DType::f32    ? two_classes_of<float, Label, C>()
+           : logits == DType::bf16 ? two_classes_of<bf16, Label, C>()
+                                   : two_classes_of<f16, Label, C>();
 }
 template <int C>
 Choice row_choice() {
@@ -456,12 +457,12 @@ Choice lanes_choice() {
     return {lanes_per_row<kLanes, kValues>, kThreads / kLanes * kRowsPerGroup};
 }
 
-Choice choose(int64_t num_classes, DType logits) {
+Choice choose(int64_t num_classes, DType logits, bool float_labels) {
     switch (num_classes) {
         case 1:
-            return two_classes_choice<1>(logits);
+            return float_labels ? two_classes_choice<float, 1>(logits) : two_classes_choice<int64_t, 1>(logits);
         case 2:
-            return two_classes_choice<2>(logits);
+            return two_classes_choice<int64_t, 2>(logits);
         case 3:
             return row_choice<3>();
         case 4:
@@ -502,7 +503,7 @@ Choice choose(int64_t num_classes, DType logits) {
 int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 // Every member's part of a tensor begins at a multiple of 16 bytes.
-bool is_wide(const void* p, int64_t member_bytes) {
+bool is_wide(const void* p, int64_t member_bytes = 0) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0 && member_bytes % 16 == 0;
 }
 
@@ -515,11 +516,9 @@ Arguments arguments_of(const DistillLossParams& p, int64_t rows_per_chunk) {
     if (p.weights != nullptr && p.num_jets > kWeightSlice)
         a.num_weight_slices = (p.num_jets + kWeightSlice - 1) / kWeightSlice;
     const int64_t elements = p.num_jets * p.num_classes;
-    a.wide_student = is_wide(p.student, elements * size_of(p.logits_dtype));
-    a.wide_teacher = is_wide(p.teacher, p.teacher_stride * size_of(p.logits_dtype));
-    a.wide_grad = is_wide(p.grad, elements * size_of(p.grad_dtype));
-    a.wide_labels = is_wide(p.labels, 0);
-    a.wide_weights = is_wide(p.weights, 0);
+    a.wide = is_wide(p.student, elements * size_of(p.logits_dtype)) && is_wide(p.labels) && is_wide(p.weights) &&
+             is_wide(p.teacher, p.teacher_stride * size_of(p.logits_dtype)) &&
+             is_wide(p.grad, elements * size_of(p.grad_dtype));
     a.members = static_cast<Member*>(p.workspace);
     a.sums = reinterpret_cast<Sums*>(a.members + p.num_members);
     a.weight_sums = reinterpret_cast<double*>(a.sums + p.num_members * a.num_chunks);
@@ -534,12 +533,12 @@ int64_t distill_loss_workspace(int64_t num_members, int64_t num_jets, int64_t nu
     p.num_members = num_members;
     p.num_jets = num_jets;
     p.weights = reinterpret_cast<const float*>(&p);  // some: more than without
-    const Arguments a = arguments_of(p, choose(num_classes, logits_dtype).rows);
+    const Arguments a = arguments_of(p, choose(num_classes, logits_dtype, false).rows);
     return reinterpret_cast<char*>(a.num_finished + num_members) - static_cast<char*>(nullptr);
 }
 
 void distill_loss(const DistillLossParams& p, void* stream) {
-    const Choice choice = choose(p.num_classes, p.logits_dtype);
+    const Choice choice = choose(p.num_classes, p.logits_dtype, p.float_labels);
     const Arguments a = arguments_of(p, choice.rows);
     const int64_t blocks = p.num_members * a.num_chunks;
     if (blocks > 0x7fffffff) throw std::invalid_argument("more jets and members than a launch takes");

@@ -44,29 +44,27 @@ __device__ __forceinline__ float exp_quotient(float x) {
     return fmaf(r, x, 0.5f);
 }
 
-// ln(1 + u) = 2 artanh(w) = 2 w + w³ Q(w²), w = u / (2 + u), for −0.45 ≤ u ≤ 3.2.
-struct Artanh {
-    float w, cubic;  // cubic = w³ Q(w²)
-};
-__device__ __forceinline__ Artanh half_log1p(float u) {
+// ln(1 + u) = 2 artanh(w) = 2 w + w³ Q(w²) with w = u / (2 + u), Q minimax with a relative error of 1e-8.
+// For 0 ≤ u ≤ 1:
+__device__ __forceinline__ float log1p_unit(float u) {
     const float w = u * reciprocal_approx(2.0f + u), x = w * w;
-    float r = fmaf(0x1.2af826p-1f, x, -0x1.f1a0fcp-3f);  // Q, relative error 1e-7: minimax
-    r = fmaf(r, x, 0x1.2af4f6p-2f);
-    r = fmaf(r, x, 0x1.3dceacp-3f);
-    r = fmaf(r, x, 0x1.ccac84p-3f);
-    r = fmaf(r, x, 0x1.246f34p-2f);
-    r = fmaf(r, x, 0x1.999a40p-2f);
-    r = fmaf(r, x, 0x1.555556p-1f);
-    return {w, w * x * r};
+    float q = fmaf(0x1.dbebcap-3f, x, 0x1.bc7d66p-3f);
+    q = fmaf(q, x, 0x1.24c9aap-2f);
+    q = fmaf(q, x, 0x1.9998d2p-2f);
+    q = fmaf(q, x, 0x1.555556p-1f);
+    return fmaf(w * x, q, 2.0f * w);
 }
-__device__ __forceinline__ float near_log1p(float u) {
-    const Artanh a = half_log1p(u);
-    return fmaf(2.0f, a.w, a.cubic);
-}
-// u − ln(1 + u), exact to some units in the last place where u is tiny: u − 2 w = u w.
-__device__ __forceinline__ float near_log1p_rest(float u) {
-    const Artanh a = half_log1p(u);
-    return fmaf(u, a.w, -a.cubic);
+// u − ln(1 + u) for −0.45 ≤ u ≤ 3.2, right to some units in the last place where u is tiny: u − 2 w = u w.
+__device__ __forceinline__ float log1p_rest(float u) {
+    const float w = u * reciprocal_approx(2.0f + u), x = w * w;
+    float q = fmaf(0x1.2af826p-1f, x, -0x1.f1a0fcp-3f);
+    q = fmaf(q, x, 0x1.2af4f6p-2f);
+    q = fmaf(q, x, 0x1.3dceacp-3f);
+    q = fmaf(q, x, 0x1.ccac84p-3f);
+    q = fmaf(q, x, 0x1.246f34p-2f);
+    q = fmaf(q, x, 0x1.999a40p-2f);
+    q = fmaf(q, x, 0x1.555556p-1f);
+    return fmaf(u, w, -(w * x * q));
 }
 
 __device__ __forceinline__ float clamp_near(float x) { return fminf(fmaxf(x, -kNear), kNear); }
@@ -91,23 +89,26 @@ __device__ __forceinline__ void bernoulli(float a, float b, float d, float& kl, 
     const bool flip = b > 0.0f;
     const float eb = expf(-fabsf(b)), inverse = reciprocal_approx(1.0f + eb), p = eb * inverse;
     d = flip ? -d : d;
-    const float near = clamp_near(d), rest = near * near * exp_quotient(near), u = p * (near + rest);
-    kl = fmaf(p, rest, -near_log1p_rest(u));
+    const float rest = d * d * exp_quotient(d), u = p * (d + rest);
+    kl = fmaf(p, rest, -log1p_rest(u));
     difference = inverse * u * reciprocal_approx(1.0f + u);
     if (!(fabsf(d) <= kNear)) {  // NaN comes here too
         a = flip ? -a : a;
         const float ea = expf(-fabsf(a));
-        kl = (fmaxf(a, 0.0f) - p * d) + (near_log1p(ea) - near_log1p(eb));
+        kl = (fmaxf(a, 0.0f) - p * d) + (log1p_unit(ea) - log1p_unit(eb));
         difference = (a > 0.0f ? 1.0f : ea) * reciprocal_approx(1.0f + ea) - p;
     }
     difference = flip ? -difference : difference;
 }
 
-// Binary cross-entropy of logit s with label y, and its derivative σ(s) − y.
+// Binary cross-entropy of logit s with label y, and its derivative σ(s) − y. Of the two sides of s take the one where
+// the exponential is small: with h = 1 for s > 0, else 0,  CE = s (h − y) + ln(1 + e^−|s|),  σ(s) = h ∓ e^−|s| / (1 +
+// e^−|s|).
 __device__ __forceinline__ void binary_cross_entropy(float s, float y, float& ce, float& derivative) {
-    const float e = expf(-fabsf(s)), z = e * reciprocal_approx(1.0f + e);
-    ce = fmaf(-s, y, fmaxf(s, 0.0f)) + near_log1p(e);
-    derivative = s > 0.0f ? (1.0f - y) - z : z - y;
+    const bool above = s > 0.0f;
+    const float e = expf(-fabsf(s)), side = (above ? 1.0f : 0.0f) - y;
+    ce = fmaf(s, side, log1p_unit(e));
+    derivative = fmaf(above ? -1.0f : 1.0f, e * reciprocal_approx(1.0f + e), side);
 }
 
 struct RowTerms {

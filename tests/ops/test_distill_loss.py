@@ -107,6 +107,16 @@ def test_finite_at_the_extremes(each_backend: str, temperature: float, classes: 
     assert_accurate(loss, exact.to(loss.dtype), exact)  # to a unit in the last place
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("label", [0, 1])
+def test_accuracy_of_zeros_and_ties(each_backend: str, label: int, classes: int) -> None:
+    levels = torch.tensor([-2.5, -1.0, -0.0, 0.0, 1.0, 2.5])
+    rows = torch.cartesian_prod(*[levels] * classes).reshape(-1, classes)
+    student = torch.stack([rows, rows.flip(0)])
+    labels = torch.full((len(rows),), label)
+    check_accuracy(student, rows.roll(7, 0), labels, [1.0, 2.0], [0.0, 0.5], None, f"C={classes} label={label}")
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
 @pytest.mark.parametrize("temperature", [1.0, 100.0])
 @pytest.mark.parametrize("gap", [1e-6, 1e-4, 1e-2, 0.3])
