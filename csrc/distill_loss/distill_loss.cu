@@ -336,8 +336,13 @@ __device__ __forceinline__ void rows_from_shared(Shared<float> rows, T* to, int 
     }
 }
 
+// Blocks of a multiprocessor that there must be registers for: so the compiler does not spill some for yet more of
+// them.
 template <int C>
-__global__ void __launch_bounds__(kThreads) row_per_thread(const __grid_constant__ Arguments a) {
+constexpr int kResident = C <= 7 ? 8 : 4;
+
+template <int C>
+__global__ void __launch_bounds__(kThreads, kResident<C>) row_per_thread(const __grid_constant__ Arguments a) {
     KDFAST_SHARED(float, student, kThreads* kPitch<C>);
     KDFAST_SHARED(float, teacher, kThreads* kPitch<C>);
     const DistillLossParams& p = a.p;
@@ -382,7 +387,7 @@ __global__ void __launch_bounds__(kThreads) row_per_thread(const __grid_constant
 // ---------------------------------------------
 
 template <int kLanes, int kValues>
-__global__ void __launch_bounds__(kThreads) lanes_per_row(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads, kValues <= 8 ? 4 : 2) lanes_per_row(const __grid_constant__ Arguments a) {
     constexpr int kRows = kThreads / kLanes;  // at a time
     const DistillLossParams& p = a.p;
     const int num_classes = static_cast<int>(p.num_classes), lane = lane_index() % kLanes;
