@@ -398,6 +398,7 @@ def test_an_imported_study(tmp_path):
         auc = 0.81 + 0.012 * config.alpha_init + 0.001 * rng.normal()
         metrics = {"auc": auc, "bkg_rej_50": 8.0 + config.alpha_init}
         store.write(StoredResult("student", config.name, 42, config, message="from log:3", metrics=metrics))
+    store.write(StoredResult("baseline", "baseline", 42, metrics={"auc": 0.804}))  # without a rejection
     paths = store.rebuild_summaries()
     whole, texts = analysis(paths), read(paths)
     assert "roc_png" not in paths
@@ -406,8 +407,11 @@ def test_an_imported_study(tmp_path):
     assert whole.configurations[0].beside_best_auc is None
     reasons = " ".join(lack.reason for lack in whole.missing)
     assert "a note" in reasons
-    assert "not every run has scores per jet" in reasons
+    assert "these need scores per jet" in reasons
     assert "AUC rises with α_init" in texts["ANALYSIS_SUMMARY.txt"]  # by the scatter of configurations
+    assert whole.runs[0].auc_gain == pytest.approx(whole.runs[0].auc.value - 0.804)
+    assert whole.runs[0].rejection_gain is None
+    assert "looks surer than it is" in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     assert "  - File: log:3" in texts["ANALYSIS_SUMMARY.txt"]
     for heading in HEADINGS:
         assert heading in texts["ANALYSIS_SUMMARY.txt"], heading

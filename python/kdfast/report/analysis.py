@@ -149,6 +149,9 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
             found.append(schema.Run(**common))
             continue
         baseline = study.find("baseline", key[1])
+        auc_there, rejection_there = (
+            None if baseline is None else baseline.metrics.get(m) for m in ("auc", "bkg_rej_50")
+        )
         rejection = study.rejections_of(k)
         best, epochs, seconds = row["best_epoch"], row["epochs"], number(result.metrics.get("seconds"))
         share = None if pd.isna(best) or pd.isna(epochs) else (int(best) + 1) / max(int(epochs), 1)
@@ -162,10 +165,10 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
                 rank=int(rank[key]),
                 auc_validation=number(row["auc_val"]),
                 rejection_validation=number(row["bkg_rej_50_val"]),
-                auc_gain=None if baseline is None else float(study.auc.values[k] - baseline.metrics["auc"]),
+                auc_gain=None if auc_there is None else float(study.auc.values[k] - auc_there),
                 rejection_gain=None
-                if baseline is None or rejection["50"].lower_limit
-                else rejection["50"].value / baseline.metrics["bkg_rej_50"] - 1.0,
+                if rejection_there is None or rejection["50"].lower_limit
+                else rejection["50"].value / rejection_there - 1.0,
                 best_epoch=integer(best),
                 seconds=seconds,
                 seconds_to_best=None if seconds is None or share is None else seconds * share,

@@ -30,9 +30,9 @@ def findings(analysis: Analysis) -> list[Finding]:
         *_baseline(analysis),
         *_best(analysis),
         *_seeds(analysis),
-        *_of_one_seed(analysis, _groups(analysis)),
-        *_of_one_seed(analysis, _importance(analysis)),
-        *_of_one_seed(analysis, _consistency(analysis)),
+        *_with_scope(analysis, _groups(analysis)),
+        *_with_scope(analysis, _importance(analysis)),
+        *_with_scope(analysis, _consistency(analysis)),
         *_choices(analysis),
         *_gap(analysis),
         *_physics(analysis),
@@ -75,11 +75,19 @@ def _capital(text: str) -> str:
     return text if "_" in text.split(" ")[0] else text[0].upper() + text[1:]
 
 
-def _of_one_seed(analysis: Analysis, found: Iterator[Finding]) -> Iterator[Finding]:
-    """What is seen among networks of one seed need not hold for another: said in front of what speaks of settings."""
+def _with_scope(analysis: Analysis, found: Iterator[Finding]) -> Iterator[Finding]:
+    """Says in front of what speaks of settings how far it goes: what is seen among networks of one seed need not hold
+    for another, and without scores per jet the error that all share is not in it."""
+    scope = "Among networks of one seed" if len(analysis.study.seeds) == 1 else ""
+    if not _has_scores(analysis):
+        scope += ", by their scatter alone" if scope else "By the scatter of runs alone"
     for finding in found:
-        one = len(analysis.study.seeds) == 1
-        yield finding.model_copy(update={"text": f"Among networks of one seed: {finding.text}"}) if one else finding
+        yield finding.model_copy(update={"text": f"{scope}: {finding.text}"}) if scope else finding
+
+
+def _has_scores(analysis: Analysis) -> bool:
+    """Whether the errors from the test jets are known."""
+    return any(run.auc is not None and run.auc.error is not None for run in analysis.runs)
 
 
 def _about(topic: str, finding: Finding) -> Finding:
@@ -99,6 +107,13 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
     d = analysis.distribution
     if d is None:
         return
+    if not _has_scores(analysis):
+        text = (
+            "Without scores per jet the errors from the test jets are not known. All runs share them, so that trends "
+            "may come about by chance: what is said of settings goes by the scatter of runs alone and looks surer than "
+            "it is."
+        )
+        yield Finding(topic="precision", text=text, supported=False)
     for metric, (name, digits) in _METRICS.items():
         spread, error = getattr(d, metric).std, getattr(d, f"{metric}_error")
         if spread is None or error is None:

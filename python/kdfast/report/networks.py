@@ -98,7 +98,8 @@ class StudyNetworks:
             if result.status != "done":
                 continue
             fault = None
-            if not all(math.isfinite(result.metrics.get(name, math.nan)) for name in ("auc", "bkg_rej_50")):
+            needed = ("auc", "bkg_rej_50") if result.kind == "student" or result.has_scores else ("auc",)
+            if not all(math.isfinite(result.metrics.get(name, math.nan)) for name in needed):
                 fault = "it has no finite AUC and rejection"
             elif self.jets is not None and result.has_scores:
                 scores = result.arrays["scores_test"]
@@ -111,7 +112,8 @@ class StudyNetworks:
             if fault is None:
                 usable.add((result.kind, result.name, result.seed))
             else:
-                self.lacks(f"{result.kind} {result.name}, seed {result.seed}", fault)
+                kind = "" if result.kind == result.name else f"{result.kind} "
+                self.lacks(f"{kind}{result.name}, seed {result.seed}", fault)
         return usable
 
     def find(self, kind: str, seed: int | None = None, name: str | None = None) -> StoredResult | None:
@@ -162,9 +164,9 @@ class StudyNetworks:
         if self.have_scores and self.jets is not None:
             return rejection_estimates(self.jets.labels, self.scores, self.jets.weights)
         found = {}
-        for point in WORKING_POINTS:
-            values = [r.metrics.get(f"bkg_rej_{point}", math.nan) for r in self.networks]
-            if not any(map(math.isnan, values)):
+        for point in WORKING_POINTS:  # an imported baseline may have none: NaN
+            values = np.array([r.metrics.get(f"bkg_rej_{point}", math.nan) for r in self.networks], np.float64)
+            if np.isfinite(values).any():
                 found[point] = Estimates(np.log(values), np.zeros((len(values), 1)))
         return found
 
@@ -191,6 +193,8 @@ class StudyNetworks:
     def rejections_of(self, k: int) -> dict[str, schema.Estimate]:
         found = {}
         for point, estimates in self.log_rejection.items():
+            if math.isnan(estimates.values[k]):
+                continue
             value, survivors = math.exp(estimates.values[k]), self._survivors(self.networks[k], point)
             if self.have_scores:
                 error = float(estimates.errors[k])
@@ -204,7 +208,8 @@ class StudyNetworks:
         return {point: count for point, count in counts.items() if count is not None}
 
     def _two_way(self, metric: schema.Metric) -> Configurations:
-        rows = [k for k, r in enumerate(self.networks) if r.kind != "teacher"]
+        finite = np.isfinite(self.metric(metric).values)
+        rows = [k for k, r in enumerate(self.networks) if r.kind != "teacher" and finite[k]]
         names = ["baseline" if self.networks[k].kind == "baseline" else self.networks[k].name for k in rows]
         return configurations(self.metric(metric).rows(rows), names, [self.networks[k].seed for k in rows])
 
@@ -230,7 +235,7 @@ class StudyNetworks:
         """The metrics that configurations can be compared by."""
         if not self.have_scores:
             for what in NEED_SCORES:
-                self.lacks(what, "not every run has scores per jet (an imported one has none)")
+                self.lacks(what, "these need scores per jet, which not every run has (an imported one has none)")
             return ()
         if self.limits:
             reason = f"no background survives for {self.limits} networks: their rejection is a lower limit"

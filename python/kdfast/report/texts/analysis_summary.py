@@ -123,12 +123,17 @@ def _executive(analysis: Analysis) -> Iterator[str]:
 
 
 def _winners(analysis: Analysis) -> Iterator[str]:
-    yield wrapped(
-        f"Winners are chosen on the {analysis.study.selected_on} jets; the numbers are from the test jets. The "
-        "highest number "
-        "on the test jets themselves stands beside: it contains luck.",
-        "",
-    )
+    if analysis.study.selected_on == "validation":
+        text = (
+            "Winners are chosen on the validation jets; the numbers are from the test jets. The highest number on the "
+            "test jets themselves stands beside: it contains luck."
+        )
+    else:
+        text = (
+            "Winners are chosen on the test jets themselves, as the study has no validation numbers: the highest of "
+            "many contains luck, and is too high on average."
+        )
+    yield wrapped(text, "")
     headings = {"auc": "BEST OVERALL AUC", "rejection": "BEST BACKGROUND REJECTION", "combined": "BEST BALANCED"}
     shown: dict[str, str] = {}
     for wish, heading in headings.items():
@@ -186,9 +191,15 @@ def _facts(analysis: Analysis, row: Configuration) -> Iterator[str]:
         if comparison is not None:
             relative = "" if comparison.relative is None else f" ({100 * comparison.relative:+.2f} %)"
             yield f"  - {name} over baseline: {interval(comparison.difference, digits, sign=True)}{relative}"
-    gains = [run.auc_gain for run in runs if run.auc_gain is not None]
-    if row.auc_vs_baseline is None and gains:
-        yield f"  - Improvement over baseline: {sum(gains) / len(gains):+.4f} AUC (its error is not known)"
+    if row.auc_vs_baseline is None:
+        for run in runs:
+            if run.auc is None or run.auc_gain is None:
+                continue
+            share = 100 * run.auc_gain / (run.auc.value - run.auc_gain)
+            text = f"  - Improvement over baseline: {run.auc_gain:+.4f} AUC ({share:+.2f} %)"
+            if run.rejection_gain is not None:
+                text += f", {100 * run.rejection_gain:+.1f} % background rejection"
+            yield f"{text}; errors not known"
     if row.gap_recovered_auc is not None:
         gap = row.gap_recovered_auc
         ends = "" if gap.low is None or gap.high is None else f" [{percent(gap.low)}, {percent(gap.high)}]"
@@ -416,7 +427,7 @@ def _advice(analysis: Analysis) -> Iterator[str]:
     """What to do next, each piece with the number behind it."""
     important = next((f for f in analysis.findings if f.topic == "importance" and "AUC" in f.text), None)
     if important is not None:
-        start = important.text.removeprefix("Among networks of one seed: ").split(":")[0]
+        start = important.text.split(": ")[-2]
         yield f"{start}{': tune it first.' if important.supported else ', so tune both.'}"
     symbols = {"temp_init": "T", "alpha_init": "α"}
     for table in analysis.groups:
@@ -433,7 +444,9 @@ def _advice(analysis: Analysis) -> Iterator[str]:
             "(epochs, learning rate, the teacher's lead)."
         )
     winner = _winner(analysis, "auc")
-    if _one_seed(analysis):
+    if "imported" in analysis.study.provenance:
+        yield "Run the leaders again with several seeds (`kdfast sweep`): one run each can't tell skill from luck."
+    elif _one_seed(analysis):
         yield "Add seeds before choosing among the leaders: `kdfast refine STUDY --top 10 --seeds 5`."
     elif winner is not None and winner.beside_best is not None and winner.beside_best > 1:
         yield (

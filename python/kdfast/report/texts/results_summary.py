@@ -113,7 +113,10 @@ def grid(table: SettingTable, metric: str, digits: int) -> str:
 
 def missing(analysis: Analysis) -> str:
     """What the report lacks, and why; runs without a result."""
-    lines = [wrapped(f"{lack.what}: {lack.reason}", "  - ") for lack in analysis.missing]
+    by_reason: dict[str, list[str]] = {}
+    for lack in analysis.missing:
+        by_reason.setdefault(lack.reason, []).append(lack.what)
+    lines = [wrapped(f"{'; '.join(what)}: {reason}", "  - ") for reason, what in by_reason.items()]
     lines += [
         wrapped(f"{run.run_name}, seed {run.seed}: {run.status}" + (f" ({run.message})" if run.message else ""), "  - ")
         for run in analysis.runs
