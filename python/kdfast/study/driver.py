@@ -176,6 +176,7 @@ def run_study(
                 targets = training.teacher(teacher)
                 for seed in settings.seeds:
                     training.students(seed, targets)
+            shown.say("writing the report")
             store.rebuild_summaries()
     return open_study(out)
 
