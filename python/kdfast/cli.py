@@ -217,23 +217,35 @@ def status(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, finished or not.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="OTHER", help="A second study, to put beside the first.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.  [the study's own]")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.  [the study's own; of two: comparison]"),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a study's report anew from its stored results: tables, texts, report.json, figures and models.
+    """Write a study's report anew from its stored results: tables, texts, report.json, page, figures and models.
 
-    What is not there yet is left out, and named in the texts with the reason.
+    What is not there yet is left out, and named in the texts with the reason. With two studies: their differences, run
+    by run and jet by jet where they share runs and test jets.
 
     \b
     Examples:
       kdfast report demo
       kdfast report shared/study --out my-report
+      kdfast report nominal severe --out severe-against-nominal
     """
     from kdfast.study.results import open_study
 
     results = open_study(study)
+    if other is not None:
+        written = results.compare(open_study(other), out or Path("comparison"))
+        if not quiet:
+            for path in written.values():
+                typer.echo(path)
+        return
     written = results.report(out)
     if not quiet:
         _print_results(results, list(written.values()))

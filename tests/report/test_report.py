@@ -146,15 +146,17 @@ def test_files(study, paths):
         "report.json": "report.json",
         "results_summary.csv": "results_summary.csv",
         **{name: name for name in TEXTS},
-        "teacher": "models/teacher.safetensors",
-        "baseline": "models/baseline.safetensors",
-        "best_student": "models/best_student.safetensors",
+        "models/teacher.safetensors": "models/teacher.safetensors",
+        "models/baseline.safetensors": "models/baseline.safetensors",
+        "models/best_student.safetensors": "models/best_student.safetensors",
         "report.html": "report.html",
         **{path: path for name in ORDER for path in (f"figures/{name}.pdf", f"figures/{name}.png")},
     }
     best = open_study(study.path).best("auc")
-    assert paths["best_student"].read_bytes() == study.model_file(study.get("student", best["run_name"], 42))
-    assert paths["teacher"].read_bytes() == study.model_file(study.get("teacher", "teacher", 42))
+    assert paths["models/best_student.safetensors"].read_bytes() == study.model_file(
+        study.get("student", best["run_name"], 42)
+    )
+    assert paths["models/teacher.safetensors"].read_bytes() == study.model_file(study.get("teacher", "teacher", 42))
     table = pd.read_csv(paths["results_summary.csv"])
     assert len(table) == 132
     assert (table["status"] == "done").all()
@@ -274,7 +276,7 @@ def test_a_half_finished_study(tmp_path):
 def test_all_diverged(tmp_path):
     names = tuple(c.name for c in grid(temperature=[3.0, 7.0], alpha=[0.5], temperature_final=[1.0]))
     paths = small(tmp_path / "s", diverged=names).rebuild_summaries()
-    assert "best_student" not in paths
+    assert "models/best_student.safetensors" not in paths
     assert "No student has finished yet" in read(paths)["ANALYSIS_SUMMARY.txt"]
 
 
@@ -289,7 +291,7 @@ def test_nothing_trained_yet(tmp_path):
 def test_one_run_without_teacher(tmp_path):
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.5)], teacher=False)
     paths = store.rebuild_summaries()
-    assert "teacher" not in paths
+    assert "models/teacher.safetensors" not in paths
     text = paths["results_summary.txt"].read_text()
     assert "the teacher: no finished one is stored" in text
     assert analysis(paths).configurations[0].gap_recovered_auc is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from kdfast._files import write_content, writing_errors
 if TYPE_CHECKING:
     from kdfast.study.store import StudyStore
 
-__all__ = ["rebuild"]
+__all__ = ["rebuild", "write_comparison"]
 
 
 def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
@@ -40,11 +41,28 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
         result = store.get(network.role, network.run_name, network.seed)
         if result.card is not None:
             models["best_student" if network.role == "student" else network.role] = store.model_file(result)
+    contents |= {f"models/{name}.safetensors": model for name, model in models.items()}
+    return _write(folder, contents)
+
+
+def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[str, Path]:
+    """Writes two studies side by side into the folder out: comparison.txt, comparison.json (the StudyComparison of
+    two_studies.py), comparison.html and figures/differences.pdf and .png; returns the files by name. Raises StudyError
+    as `rebuild` does."""
+    from kdfast.report.page import comparison_files
+    from kdfast.report.texts.comparison import comparison_text
+    from kdfast.report.two_studies import compare
+
+    comparison = compare(first, second)
+    texts = {"comparison.txt": comparison_text(comparison), "comparison.json": comparison.model_dump_json(indent=1)}
+    return _write(out, {name: text.encode() for name, text in texts.items()} | comparison_files(comparison))
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
     written = {name: folder / name for name in contents}
-    written |= {name: folder / "models" / f"{name}.safetensors" for name in models}
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (contents | models).items():
+        for name, content in contents.items():
             written[name].parent.mkdir(exist_ok=True)
             write_content(written[name], content)
     return written

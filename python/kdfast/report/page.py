@@ -6,18 +6,20 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdfast.metrics import WORKING_POINTS
-from kdfast.report.figures import Drawing, draw, exports, figure_style
+from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.schema import Analysis, Comparison, Estimate
+from kdfast.report.two_studies import StudyComparison
 from kdfast.study.store import StudyStore
 
-__all__ = ["page", "page_files"]
+__all__ = ["comparison_files", "page", "page_files"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WISHES = {
@@ -50,13 +52,6 @@ def page_files(analysis: Analysis, store: StudyStore) -> dict[str, bytes]:
 
 def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
     """The page for an analysis and its figures, each with its inline SVG. The same analysis gives the same page."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     study, rows = analysis.study, {row.run_name: row for row in analysis.configurations}
     sections = [("result", "Result"), ("figures", "Figures"), ("configurations", "Configurations"), ("runs", "Runs")]
     there = {"figures": bool(figures), "configurations": bool(rows), "runs": bool(analysis.runs)}
@@ -66,9 +61,8 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         missing.setdefault(item.reason, []).append(item.what)
     validated = all(run.auc_validation is not None for run in analysis.runs if run.status == "done")
     rejections = [e for network in analysis.networks for e in network.rejection.values()]
-    return environment.get_template("report.html").render(
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
+    return _rendered(
+        "report.html",
         sections=[(i, title) for i, title in sections if there.get(i, True)] + [("reproduce", "To reproduce it")],
         study=study,
         counts=", ".join(
@@ -96,10 +90,56 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         wishes=_WISHES,
         group_titles={setting: title for setting, (title, _) in _GROUPS.items()},
         group_heads={setting: head for setting, (_, head) in _GROUPS.items()},
+    )
+
+
+def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
+    """By name: comparison.html, and where there are differences with errors their figure as .pdf and .png."""
+    files: dict[str, bytes] = {}
+    inline = []
+    with figure_style():
+        for drawing in draw_differences(comparison):
+            kinds = exports(drawing)
+            inline.append((drawing, Markup(kinds.pop("svg").decode())))
+            files |= {f"figures/{drawing.name}.{kind}": content for kind, content in kinds.items()}
+    first, second = comparison.names
+    shared = comparison.shared_test
+    html = _rendered(
+        "comparison.html",
+        first=first,
+        second=second,
+        shared=shared,
+        how="Differences are paired jet by jet." if shared else "The studies' own test jets, as if independent.",
+        findings=comparison.findings,
+        reasons=comparison.reasons,
+        networks=[row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None],
+        best=list(zip(comparison.names, comparison.best, strict=True)),
+        figures=inline,
+        configurations=comparison.configurations,
+        settings=comparison.settings,
+        alone=[(first, comparison.only_first), (second, comparison.only_second)],
+        sub_b=Markup("<sub>B</sub>"),
+    )
+    return files | {"comparison.html": html.encode()}
+
+
+def _rendered(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(template).render(
+        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
         number=_number,
         decimals=_decimals,
         difference=_difference,
+        p_cell=_p_cell,
         mark=_mark,
+        **values,
     )
 
 
@@ -121,11 +161,13 @@ def _difference(comparison: Comparison | None, digits: int) -> Markup:
     """Two cells: a difference, and its p value."""
     if comparison is None:
         return Markup('<td data-value="">–</td><td data-value="">–</td>')
-    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
-    shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
     value = comparison.difference.value
-    cells = '<td data-value="{}">{}</td><td data-value="{}">{}</td>'
-    return Markup(cells).format(value, _number(value, digits, "+"), p, shown)
+    return Markup('<td data-value="{}">{}</td>').format(value, _number(value, digits, "+")) + _p_cell(comparison)
+
+
+def _p_cell(comparison: Comparison) -> Markup:
+    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
+    return Markup('<td data-value="{}">{}</td>').format(p, "< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
 def _mark(member: bool | None) -> str:

@@ -19,7 +19,14 @@ from kdfast.models.tagger import Tagger, tagger_card
 from kdfast.ops import backend
 from kdfast.study.store import StudyStore
 
-__all__ = ["environment", "refuse_another", "teacher_fingerprint", "warn_of_other_environment"]
+__all__ = [
+    "differing",
+    "environment",
+    "refuse_another",
+    "shown_setting",
+    "teacher_fingerprint",
+    "warn_of_other_environment",
+]
 
 # Differences that an error names before it only counts them.
 _NAMED = 6
@@ -66,7 +73,12 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(decisive))
     if "fingerprint" not in here["data"]:
         here["data"]["fingerprint"] = there.get("data", {}).get("fingerprint")
-    found = list(_differences(there, here))
+    found = [
+        "the jets are others"
+        if key.endswith("fingerprint")
+        else f"{key} is {shown_setting(old)} there, {shown_setting(new)} here"
+        for key, old, new in differing(there, here)
+    ]
     if found:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise StudyError(
@@ -76,20 +88,18 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
         )
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differing(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The settings that differ between two tables, by their dotted names, with both values (None: not there)."""
     for key in dict.fromkeys([*there, *here]):
         old, new = there.get(key), here.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{key}.")
+            yield from differing(old, new, f"{prefix}{key}.")
         elif old != new:
-            yield (
-                "the jets are others"
-                if key == "fingerprint"
-                else f"{prefix}{key} is {_shown(old)} there, {_shown(new)} here"
-            )
+            yield f"{prefix}{key}", old, new
 
 
-def _shown(value: Any) -> str:
+def shown_setting(value: Any) -> str:
+    """A setting's value in a sentence; a fingerprint by its first digits."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {item}" for key, item in value.items()) + "}"
     text = str(value)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdfast.errors import ConfigError, StudyError, suggest
-from kdfast.report import rebuild
+from kdfast.report import rebuild, write_comparison
 from kdfast.report.table import COLUMNS, results_table, select_best
 from kdfast.study.pairing import Pairing, pair_studies
 from kdfast.study.settings import StudySettings
@@ -141,6 +141,10 @@ class StudyResults:
         """The runs and test jets that this and another study share, with both studies' scores of them, and why any
         can't be paired. Raises StudyError for a damaged result."""
         return pair_studies(self._store, other._store)
+
+    def compare(self, other: StudyResults, out: str | Path) -> dict[str, Path]:
+        """Writes this study and another side by side into the folder out; the files' paths by name."""
+        return write_comparison(self._store, other._store, Path(out))
 
     def status(self) -> pd.DataFrame:
         """What is there and what is not, after checking every file: columns kind, run_name, seed, status ("done",

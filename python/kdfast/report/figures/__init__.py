@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kdfast.errors import ConfigError
-from kdfast.report.figures.configurations import configuration_figures
+from kdfast.report.figures.configurations import configuration_figures, draw_differences
 from kdfast.report.figures.performance import ShownNetwork, TestSample, performance_figures
 from kdfast.report.figures.style import Drawing, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
@@ -13,7 +13,7 @@ from kdfast.report.schema import Analysis, Estimate
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
-__all__ = ["ORDER", "Drawing", "draw", "exports", "figure_style"]
+__all__ = ["ORDER", "Drawing", "draw", "draw_differences", "exports", "figure_style"]
 
 # The figures in the order of a report; on its page two that are not wide stand side by side.
 ORDER = (

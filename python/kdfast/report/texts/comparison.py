@@ -1,0 +1,82 @@
+"""comparison.txt: two studies side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdfast.report.schema import Jets
+from kdfast.report.texts.layout import columns, interval, section, title, with_error, wrapped
+from kdfast.report.two_studies import Beside, PairedMetric, StudyComparison
+
+__all__ = ["comparison_text"]
+
+
+def comparison_text(comparison: StudyComparison) -> str:
+    first, second = comparison.names
+    pairing = [f"First:  {first}, {_jets(comparison.test[0])}", f"Second: {second}, {_jets(comparison.test[1])}", ""]
+    if comparison.shared_test is not None:
+        pairing.append(f"Differences are second minus first, jet by jet on {_jets(comparison.shared_test)} of both.")
+    elif any(row.auc.comparison for row in comparison.configurations):
+        pairing.append("Differences are second minus first; the studies' test jets are taken as independent.")
+    else:
+        pairing.append("Differences are second minus first; they have no errors.")
+    pairing += [wrapped(reason, "") for reason in comparison.reasons]
+    parts = [
+        title("TWO STUDIES SIDE BY SIDE"),
+        section("WHAT IS COMPARED", pairing),
+        section(
+            "RESULT", [wrapped(finding.text, "  - ") for finding in comparison.findings] or ["  nothing is shared"]
+        ),
+        section("THE BEST OF EACH, ON ITS OWN TEST JETS", [_best(comparison)]),
+    ]
+    networks = [row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None]
+    if networks:
+        parts.append(section("NETWORKS AND THE MEAN", [_differences("of both", networks)]))
+    if comparison.configurations:
+        lines = [_differences("configuration", comparison.configurations)]
+        if any(row.auc.comparison for row in comparison.configurations):
+            lines += ["", "p: of no difference, adjusted for all configurations (Holm)."]
+        parts.append(section("CONFIGURATIONS OF BOTH, BY THE DIFFERENCE OF AUC", lines))
+    settings = [[s.name, s.first or "-", s.second or "-"] for s in comparison.settings]
+    shown = columns(["setting", "first", "second"], settings, left=(0, 1, 2)) if settings else "  none that is stored"
+    parts.append(section("SETTINGS THAT DIFFER", [shown]))
+    for name, runs in zip(comparison.names, (comparison.only_first, comparison.only_second), strict=True):
+        if runs:
+            parts.append(section(f"ONLY IN {name} ({len(runs)} runs)", [f"  {run}" for run in runs]))
+    return "\n".join(parts)
+
+
+def _jets(jets: Jets | None) -> str:
+    return "no test jets" if jets is None else f"{jets.signal:,} signal and {jets.background:,} background test jets"
+
+
+def _best(comparison: StudyComparison) -> str:
+    rows = [
+        [
+            name,
+            network.label,
+            "-" if network.auc is None else with_error(network.auc, 4),
+            "-" if "50" not in network.rejection else with_error(network.rejection["50"], 2),
+        ]
+        for name, networks in zip(comparison.names, comparison.best, strict=True)
+        for network in networks
+    ]
+    return columns(["study", "network", "AUC", "rejection at 50 %"], rows, left=(0, 1))
+
+
+def _differences(head: str, rows: Sequence[Beside]) -> str:
+    """A table for each metric."""
+    tables = []
+    for name, digits, metric in (("AUC", 4, "auc"), ("rejection at 50 %", 2, "rejection")):
+        cells = [[row.label, str(row.runs), *_cells(getattr(row, metric), digits)] for row in rows]
+        tables.append(columns([f"{head}: {name}", "seeds", "first", "second", "difference", "p"], cells))
+    return "\n\n".join(tables)
+
+
+def _cells(paired: PairedMetric, digits: int) -> list[str]:
+    ends = [f"{paired.first:.{digits}f}", f"{paired.second:.{digits}f}"]
+    if paired.comparison is None:
+        return [*ends, f"{paired.second - paired.first:+.{digits}f}", "-"]
+    comparison = paired.comparison
+    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
+    return [*ends, interval(comparison.difference, digits, sign=True), "<0.001" if p < 0.001 else f"{p:.3f}"]

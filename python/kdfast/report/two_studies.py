@@ -1,0 +1,316 @@
+"""Two studies side by side: differences of the runs that both have, on the test jets that both have.
+
+A run's difference, second minus first, is treated like a run of one study: its covariance with all others over samples
+of test jets is known from the scores, and what differs from seed to seed enters by the two-way model (comparisons.py).
+On shared test jets both scores of a jet go into one difference, so that most of the jets' fluctuation cancels; on other
+jets the two studies fluctuate independently. Without scores per jet there are differences and no errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.metrics import background_rejection
+from kdfast.report.analysis import analyse
+from kdfast.report.comparisons import configurations, holm
+from kdfast.report.findings import is_supported, versus
+from kdfast.report.fitting import Contrast, fit
+from kdfast.report.records import comparison_of, jet_counts
+from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
+from kdfast.report.schema import Comparison, Finding, Jets, Metric, Network, Record
+from kdfast.study.identity import differing, shown_setting
+from kdfast.study.pairing import Pairing, RunKey, pair_studies
+from kdfast.study.store import StoredResult, StudyStore
+
+__all__ = ["Beside", "DifferingSetting", "PairedMetric", "StudyComparison", "compare"]
+
+Floats = NDArray[np.float64]
+
+# Metrics by the names of stored results.
+_METRICS: dict[Metric, str] = {"auc": "auc", "rejection": "bkg_rej_50"}
+
+
+class DifferingSetting(Record):
+    """A setting in which the studies differ; null: one does not have it."""
+
+    name: str
+    first: str | None
+    second: str | None
+
+
+class PairedMetric(Record):
+    """A metric of the same network or configuration in two studies."""
+
+    first: float
+    second: float
+    comparison: Comparison | None
+    """Second minus first; p_holm over all configurations. Null where errors can't be had: no scores per jet, or no
+    background that survives."""
+
+
+class Beside(Record):
+    """A network, or the mean of a configuration's runs, in both studies."""
+
+    label: str
+    runs: int
+    """Seeds that both have."""
+    auc: PairedMetric
+    rejection: PairedMetric
+    """At 50 % signal efficiency."""
+
+
+class StudyComparison(Record):
+    """All of a comparison of two studies."""
+
+    names: tuple[str, str]
+    """Of the studies' folders."""
+    test: tuple[Jets | None, Jets | None]
+    shared_test: Jets | None
+    """The test jets on which differences are measured jet by jet; null: each study's own, as if independent."""
+    reasons: list[str]
+    """What can't be paired, and why."""
+    settings: list[DifferingSetting]
+    best: tuple[list[Network], list[Network]]
+    """Teacher, baseline and best student of each, on its own test jets."""
+    teacher: Beside | None
+    baseline: Beside | None
+    """Mean over the shared seeds."""
+    mean: Beside | None
+    """Mean over the shared configurations."""
+    configurations: list[Beside]
+    """The highest difference of AUC first."""
+    only_first: list[str]
+    only_second: list[str]
+    """Runs, "name, seed N"."""
+    findings: list[Finding]
+
+
+def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
+    """Everything about two studies side by side. Raises StudyError for a damaged one; what they do not share is said in
+    `reasons`."""
+    pairing = pair_studies(first, second)
+    analyses = analyse(first), analyse(second)
+    pairs = _pairs((first, second), pairing)
+    names = first.path.resolve().name, second.path.resolve().name
+    teacher = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "teacher"], "Teacher")
+    baseline = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "baseline"], "Baseline")
+    students = [k for k, key in enumerate(pairs.keys) if key.kind == "student"]
+    mean = _mean(pairs, students, "Mean of the shared configurations")
+    rows = _configurations(pairs, students)
+    whole = all("decisive" in store.provenance for store in (first, second))  # not so of imported studies
+    here, there = (store.provenance["decisive"] if whole else store.settings for store in (first, second))
+    return StudyComparison(
+        names=names,
+        test=(analyses[0].study.test, analyses[1].study.test),
+        shared_test=jet_counts(pairing.labels, np.asarray(pairing.weights, np.float64)) if pairing.runs else None,
+        reasons=list(pairing.reasons),
+        settings=[
+            DifferingSetting(name=name, first=_setting(old), second=_setting(new))
+            for name, old, new in differing(here, there)
+        ],
+        best=(analyses[0].networks, analyses[1].networks),
+        teacher=teacher,
+        baseline=baseline,
+        mean=mean,
+        configurations=rows,
+        only_first=[f"{key.name}, seed {key.seed}" for key in pairing.only_first],
+        only_second=[f"{key.name}, seed {key.seed}" for key in pairing.only_second],
+        findings=_findings(names, {"teacher": teacher, "baseline": baseline}, mean, rows),
+    )
+
+
+def _setting(value: Any) -> str | None:
+    return None if value is None else shown_setting(value)
+
+
+# ---- runs that both have
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """K runs of both studies. first, second: values [K] by metric. factor: of their differences, [K, M] by metric;
+    none where there are no errors. limits [K]: the rejection is a lower limit in one of the studies."""
+
+    keys: Sequence[RunKey]
+    first: Mapping[Metric, Floats]
+    second: Mapping[Metric, Floats]
+    factor: Mapping[Metric, Floats] | None
+    limits: NDArray[np.bool_]
+
+    def difference(self, metric: Metric, rows: Sequence[int]) -> Estimates | None:
+        if self.factor is None:
+            return None
+        return Estimates((self.second[metric] - self.first[metric])[rows], self.factor[metric][rows])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Networks' metrics on one set of jets: values [K] and factors [K, M] by metric; limits as in _Pairs."""
+
+    values: Mapping[Metric, Floats]
+    factor: Mapping[Metric, Floats]
+    limits: NDArray[np.bool_]
+
+    def rows(self, part: slice) -> _Measured:
+        return _Measured(
+            {metric: values[part] for metric, values in self.values.items()},
+            {metric: factor[part] for metric, factor in self.factor.items()},
+            self.limits[part],
+        )
+
+
+def _measured(jets: Mapping[str, NDArray[Any]], scores: Sequence[NDArray[Any]]) -> _Measured:
+    labels, weights = np.asarray(jets["labels"], np.int64), np.asarray(jets["weights"], np.float64)
+    matrix = np.asarray(scores, np.float64)
+    auc = auc_estimates(labels, matrix, weights)
+    log_rejection = rejection_estimates(labels, matrix, weights, points=(50,))[50]
+    rejection = np.exp(log_rejection.values)
+    return _Measured(
+        {"auc": auc.values, "rejection": rejection},
+        {"auc": auc.factor, "rejection": log_rejection.factor * rejection[:, None]},
+        np.array([background_rejection(labels, row, 0.5, weights).is_lower_limit for row in matrix]),
+    )
+
+
+def _pairs(stores: tuple[StudyStore, StudyStore], pairing: Pairing) -> _Pairs:
+    stored = [{RunKey(r.kind, r.name, r.seed): r for r in store.results()} for store in stores]
+    scored = [key for key in pairing.shared if all(_usable(found[key]) for found in stored)]
+    if pairing.runs and scored:  # on the same jets
+        jets = {"labels": pairing.labels, "weights": pairing.weights}
+        parts = zip(stored, pairing.positions, strict=True)
+        scores = [found[key].arrays["scores_test"][part] for found, part in parts for key in scored]
+        both = _measured(jets, scores)
+        one, other = both.rows(slice(len(scored))), both.rows(slice(len(scored), None))
+        factor = {metric: other.factor[metric] - one.factor[metric] for metric in _METRICS}
+    elif scored:  # on independent ones
+        one, other = (
+            _measured(store.shared("test"), [found[key].arrays["scores_test"] for key in scored])
+            for store, found in zip(stores, stored, strict=True)
+        )
+        factor = {metric: np.hstack([-one.factor[metric], other.factor[metric]]) for metric in _METRICS}
+    else:
+        keys = [k for k in pairing.shared if all(name in f[k].metrics for f in stored for name in _METRICS.values())]
+        first, second = (
+            {
+                metric: np.array([found[key].metrics[name] for key in keys], np.float64)
+                for metric, name in _METRICS.items()
+            }
+            for found in stored
+        )
+        return _Pairs(keys, first, second, None, np.zeros(len(keys), bool))
+    return _Pairs(scored, one.values, other.values, factor, one.limits | other.limits)
+
+
+def _usable(result: StoredResult) -> bool:
+    """With scores that are finite and not all equal."""
+    if not result.has_scores:
+        return False
+    scores = result.arrays["scores_test"]
+    return bool(np.isfinite(scores).all() and np.ptp(scores) > 0)
+
+
+# ---- differences
+
+
+def _mean(pairs: _Pairs, rows: Sequence[int], label: str) -> Beside | None:
+    """Mean over runs; with several seeds, over those configurations that have all of them."""
+    if not rows:
+        return None
+    seeds = sorted({pairs.keys[k].seed for k in rows})
+    names = {pairs.keys[k].name for k in rows}
+    whole = {n for n in names if len([k for k in rows if pairs.keys[k].name == n]) == len(seeds)} or names
+    rows = [k for k in rows if pairs.keys[k].name in whole]
+    by_seed = np.array([[pairs.keys[k].seed == seed for k in rows] for seed in seeds], np.float64)
+    by_seed = by_seed[by_seed.any(axis=1)]
+    averaging = by_seed / by_seed.sum(axis=1, keepdims=True)  # [seeds, rows]
+
+    def contrast(difference: Estimates) -> Contrast:
+        means = Estimates(averaging @ difference.values, averaging @ difference.factor)
+        found = fit(means, np.ones((len(means), 1))).contrast(np.ones(1))
+        assert found is not None
+        return found
+
+    def paired(metric: Metric) -> PairedMetric:
+        first, second = (float((averaging @ values[metric][rows]).mean()) for values in (pairs.first, pairs.second))
+        difference = pairs.difference(metric, rows)
+        comparison = None
+        if difference is not None and not (metric == "rejection" and pairs.limits[rows].any()):
+            comparison = comparison_of(contrast(difference), first, len(averaging) > 1)
+        return PairedMetric(first=first, second=second, comparison=comparison)
+
+    return Beside(label=label, runs=len(averaging), auc=paired("auc"), rejection=paired("rejection"))
+
+
+def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
+    if not students:
+        return []
+    names = [pairs.keys[k].name for k in students]
+    seeds = [pairs.keys[k].seed for k in students]
+    found: dict[Metric, dict[str, PairedMetric]] = {}
+    for metric in _METRICS:
+        means = [
+            configurations(Estimates(values[metric][students], np.zeros((len(students), 1))), names, seeds)
+            for values in (pairs.first, pairs.second)
+        ]
+        ends = {name: tuple(float(m.values[m.index(name)]) for m in means) for name in means[0].names}
+        difference = pairs.difference(metric, students)
+        comparisons: dict[str, Comparison] = {}
+        if difference is not None and not (metric == "rejection" and pairs.limits[students].any()):
+            model = configurations(difference, names, seeds)
+            contrasts = [model.estimate(name) for name in model.names]
+            adjusted = holm([contrast.p_value for contrast in contrasts])
+            comparisons = {
+                name: comparison_of(contrast, ends[name][0], model.seeds_known, p)
+                for name, contrast, p in zip(model.names, contrasts, adjusted, strict=True)
+            }
+        found[metric] = {
+            name: PairedMetric(first=first, second=second, comparison=comparisons.get(name))
+            for name, (first, second) in ends.items()
+        }
+    rows = [
+        Beside(label=name, runs=names.count(name), auc=auc, rejection=found["rejection"][name])
+        for name, auc in found["auc"].items()
+    ]
+    return sorted(rows, key=lambda row: row.auc.first - row.auc.second)
+
+
+# ---- sentences
+
+
+def _findings(
+    names: tuple[str, str], networks: Mapping[str, Beside | None], mean: Beside | None, rows: Sequence[Beside]
+) -> list[Finding]:
+    said: list[Finding] = []
+    first, second = names
+
+    def sentence(one: str, other: str, beside: Beside) -> None:
+        for metric, paired in (("auc", beside.auc), ("rejection", beside.rejection)):
+            if paired.comparison is not None:
+                said.append(versus(one, other, paired.comparison, metric))
+
+    for kind, beside in networks.items():
+        if beside is not None:
+            sentence(f"the {kind} of {second}", f"that of {first}", beside)
+    if mean is not None:
+        shared = f"the mean of the {len(rows)} shared configurations in {{}}"
+        sentence(shared.format(second), shared.format(first), mean)
+    for metric, name in (("auc", "AUC"), ("rejection", "rejection at 50 %")):
+        compared = [c for row in rows if (c := getattr(row, metric).comparison) is not None]
+        if len(compared) > 1:
+            higher = sum(is_supported(c) and c.difference.value > 0 for c in compared)
+            lower = sum(is_supported(c) and c.difference.value < 0 for c in compared)
+            text = (
+                f"Of {len(compared)} shared configurations, {higher} have a higher {name} in {second} and {lower} a "
+                f"lower one (5 % level after Holm's correction); for the other {len(compared) - higher - lower} no "
+                "difference is seen."
+            )
+            said.append(Finding(topic="", text=text, supported=bool(higher or lower)))
+    if mean is not None and mean.runs == 1:
+        text = "With one shared seed the differences are of trained networks: another seed may change them."
+        said.append(Finding(topic="", text=text, supported=False))
+    return said
