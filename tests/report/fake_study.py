@@ -1,6 +1,7 @@
 """A study with scores drawn from a formula in place of trained networks: fast, and its right answers are known."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,13 @@ def make_study(
     diverged: tuple[str, ...] = (),
     teacher: bool = True,
     kinematics: bool = True,
+    provenance: dict[str, Any] = PROVENANCE,
+    gain: float = 0.0,
 ) -> StudyStore:
-    """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets."""
-    store = StudyStore.create_or_open(path, SETTINGS, PROVENANCE)
+    """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets.
+
+    gain: added to the students' separation."""
+    store = StudyStore.create_or_open(path, SETTINGS, provenance)
     rng = np.random.default_rng(5)
     splits = {}
     for number, split in enumerate(("validation", "test")):
@@ -76,5 +81,5 @@ def make_study(
     for seed in seeds:
         write("baseline", "baseline", seed, separation(None))
         for config in grid("study") if configs is None else configs:
-            write("student", config.name, seed, separation(config), config)
+            write("student", config.name, seed, separation(config) + gain, config)
     return store

@@ -36,12 +36,11 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
         "results_summary.csv": csv_text(results_table(store.results())),
     } | report_texts(analysis)
     contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
-    models = {}
     for network in analysis.networks:
         result = store.get(network.role, network.run_name, network.seed)
         if result.card is not None:
-            models["best_student" if network.role == "student" else network.role] = store.model_file(result)
-    contents |= {f"models/{name}.safetensors": model for name, model in models.items()}
+            name = "best_student" if network.role == "student" else network.role
+            contents[f"models/{name}.safetensors"] = store.model_file(result)
     return _write(folder, contents)
 
 

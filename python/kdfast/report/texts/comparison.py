@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdfast.report.layout import columns, section, title, with_error, wrapped
 from kdfast.report.schema import Jets
-from kdfast.report.texts.layout import columns, interval, section, title, with_error, wrapped
 from kdfast.report.two_studies import Beside, PairedMetric, StudyComparison
 
 __all__ = ["comparison_text"]
@@ -13,17 +13,17 @@ __all__ = ["comparison_text"]
 
 def comparison_text(comparison: StudyComparison) -> str:
     first, second = comparison.names
-    pairing = [f"First:  {first}, {_jets(comparison.test[0])}", f"Second: {second}, {_jets(comparison.test[1])}", ""]
+    pairs = [f"First:  {first}, {_jets(comparison.test[0])}", f"Second: {second}, {_jets(comparison.test[1])}", ""]
     if comparison.shared_test is not None:
-        pairing.append(f"Differences are second minus first, jet by jet on {_jets(comparison.shared_test)} of both.")
+        pairs.append(f"Differences are second minus first, jet by jet on {_jets(comparison.shared_test)} of both.")
     elif any(row.auc.comparison for row in comparison.configurations):
-        pairing.append("Differences are second minus first; the studies' test jets are taken as independent.")
+        pairs.append("Differences are second minus first; the studies' test jets are taken as independent.")
     else:
-        pairing.append("Differences are second minus first; they have no errors.")
-    pairing += [wrapped(reason, "") for reason in comparison.reasons]
+        pairs.append("Differences are second minus first; they have no errors.")
+    pairs += comparison.reasons
     parts = [
         title("TWO STUDIES SIDE BY SIDE"),
-        section("WHAT IS COMPARED", pairing),
+        section("WHAT IS COMPARED", [wrapped(line, "") for line in pairs]),
         section(
             "RESULT", [wrapped(finding.text, "  - ") for finding in comparison.findings] or ["  nothing is shared"]
         ),
@@ -69,7 +69,7 @@ def _differences(head: str, rows: Sequence[Beside]) -> str:
     tables = []
     for name, digits, metric in (("AUC", 4, "auc"), ("rejection at 50 %", 2, "rejection")):
         cells = [[row.label, str(row.runs), *_cells(getattr(row, metric), digits)] for row in rows]
-        tables.append(columns([f"{head}: {name}", "seeds", "first", "second", "difference", "p"], cells))
+        tables.append(columns([f"{head}: {name}", "seeds", "first", "second", "difference [95 %]", "p"], cells))
     return "\n\n".join(tables)
 
 
@@ -79,4 +79,6 @@ def _cells(paired: PairedMetric, digits: int) -> list[str]:
         return [*ends, f"{paired.second - paired.first:+.{digits}f}", "-"]
     comparison = paired.comparison
     p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
-    return [*ends, interval(comparison.difference, digits, sign=True), "<0.001" if p < 0.001 else f"{p:.3f}"]
+    d = comparison.difference
+    ends.append(f"{d.value:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]")
+    return [*ends, "<0.001" if p < 0.001 else f"{p:.3f}"]

@@ -1,0 +1,250 @@
+"""Two studies side by side: what is paired, what errors are known, and that a difference without cause is not seen."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdfast.cli import main
+from kdfast.report import two_studies
+from kdfast.report.importers import import_study
+from kdfast.report.page import comparison_files
+from kdfast.report.texts.comparison import comparison_text
+from kdfast.report.two_studies import StudyComparison, compare
+from kdfast.study.grid import grid
+from kdfast.study.pairing import RunKey
+from kdfast.study.results import open_study
+from kdfast.study.store import StudyStore
+from tests.report.fake_study import make_study
+from tests.report.study_logs import Job, write_logs
+from tests.report.test_page import Page
+
+GRID = grid(temperature=[3.0, 7.0], alpha=[0.3, 0.9])
+
+
+def made_of(data, **settings):
+    return {"decisive": {"data": {"fingerprint": data * 64}, **settings}}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    path = tmp_path_factory.mktemp("first") / "first"
+    return make_study(path, GRID, seeds=(1, 2), provenance=made_of("a", hlt="nominal"))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """Better students of the same jets, one configuration less, one seed more."""
+    path = tmp_path_factory.mktemp("second") / "second"
+    return make_study(path, GRID[:3], seeds=(1, 2, 3), gain=0.6, provenance=made_of("a", hlt="mild"))
+
+
+@pytest.fixture(scope="module")
+def comparison(first, second):
+    return compare(first, second)
+
+
+def metrics_of(store, name):
+    """Mean AUC and rejection over the shared seeds 1 and 2, as stored."""
+    runs = [r for r in store.results() if r.name == name and r.seed in (1, 2)]
+    return [np.mean([run.metrics[metric] for run in runs]) for metric in ("auc", "bkg_rej_50")]
+
+
+def test_differences_are_those_of_the_stored_numbers(comparison, first, second):
+    assert comparison.names == ("first", "second")
+    assert comparison.reasons == []
+    assert comparison.shared_test == comparison.test[0] == comparison.test[1]
+    assert {row.label for row in comparison.configurations} == {config.name for config in GRID[:3]}
+    for row in (*comparison.configurations, comparison.baseline):
+        assert row.runs == 2
+        expected = [
+            metrics_of(store, row.label.lower() if row.label == "Baseline" else row.label) for store in (first, second)
+        ]
+        for paired, one, other in zip((row.auc, row.rejection), *expected, strict=True):
+            assert (paired.first, paired.second) == (pytest.approx(one), pytest.approx(other))
+            assert paired.comparison.difference.value == pytest.approx(other - one)
+    gains = [row.auc.comparison.difference.value for row in comparison.configurations]
+    assert gains == sorted(gains, reverse=True)
+    assert comparison.mean.auc.comparison.difference.value == pytest.approx(np.mean(gains))
+    assert comparison.only_first == [f"{GRID[3].name}, seed 1", f"{GRID[3].name}, seed 2"]
+    assert len(comparison.only_second) == 1 + 3  # the baseline and three students of seed 3
+
+
+def test_a_cause_is_seen_where_it_acts(comparison):
+    """Only the students are better."""
+    texts = {finding.text: finding.supported for finding in comparison.findings}
+    (counted,) = (text for text in texts if text.startswith("Of 3 shared configurations") and "AUC" in text)
+    assert "3 have a higher AUC in second and 0 a lower one" in counted
+    assert texts[counted]
+    means = [supported for text, supported in texts.items() if text.startswith("The mean of the 3 shared")]
+    assert means == [True, True]
+    networks = [text for text in texts if "teacher" in text or "baseline" in text]
+    assert len(networks) == 4
+    assert all(text.startswith("No difference") and not texts[text] for text in networks)
+    assert not any("one shared seed" in text for text in texts)
+
+
+def test_settings_that_differ(comparison):
+    assert [(s.name, s.first, s.second) for s in comparison.settings] == [("hlt", "nominal", "mild")]
+
+
+def test_the_other_way_round(comparison, first, second):
+    turned = compare(second, first)
+    for row in comparison.configurations:
+        (other,) = (r for r in turned.configurations if r.label == row.label)
+        for metric in ("auc", "rejection"):
+            one, two = (getattr(r, metric).comparison for r in (row, other))
+            assert two.difference.value == pytest.approx(-one.difference.value)
+            assert two.difference.low == pytest.approx(-one.difference.high)
+            assert two.p_holm == pytest.approx(one.p_holm)
+
+
+def test_a_study_and_itself(first):
+    same = compare(first, first)
+    assert not any(finding.supported for finding in same.findings)
+    for row in (*same.configurations, same.teacher, same.baseline, same.mean):
+        assert row.auc.comparison.difference.value == 0.0
+        assert row.auc.comparison.p_value == 1.0
+    assert same.settings == []
+
+
+def test_other_jets_are_independent(first, comparison, tmp_path):
+    """The error of a difference is then that of both numbers together, larger than paired."""
+    other = make_study(tmp_path / "other", GRID[:3], seeds=(1, 2), gain=0.6, provenance=made_of("b"))
+    apart = compare(first, other)
+    assert apart.shared_test is None
+    assert "made of other data" in apart.reasons[0]
+    single = [two_studies.analyse(store) for store in (first, other)]
+    teacher = apart.teacher.auc.comparison.difference
+    errors = [next(n for n in analysis.networks if n.role == "teacher").auc.error for analysis in single]
+    assert teacher.error_test == pytest.approx(np.hypot(*errors), rel=1e-9)
+    for row in apart.configurations:
+        (paired,) = (r for r in comparison.configurations if r.label == row.label)
+        assert row.auc.comparison.difference.error_test > 1.5 * paired.auc.comparison.difference.error_test
+
+
+def test_imported_studies_have_differences_without_errors(first, tmp_path):
+    jobs = [Job(config, auc=round(0.81 + 0.001 * i, 4), rejection=8.0 + i) for i, config in enumerate(GRID)]
+    logs = write_logs(tmp_path / "logs", jobs)
+    imported = StudyStore.open(import_study(logs, tmp_path / "s", seed=1).path)
+    found = compare(imported, first)
+    assert "No shared run has scores per jet" in found.reasons[0]
+    for row in found.configurations:
+        (job,) = (job for job in jobs if job.config.name == row.label)
+        assert (row.auc.first, row.rejection.first) == (job.auc, job.rejection)
+        assert row.auc.comparison is None
+    assert [finding.supported for finding in found.findings] == [False]  # one shared seed
+    assert list(comparison_files(found)) == ["comparison.html"]
+    assert "they have no errors" in comparison_text(found)
+
+
+def test_nothing_is_shared(first, tmp_path):
+    other = make_study(tmp_path / "other", GRID, seeds=(7,), teacher=False, provenance=made_of("a"))
+    found = compare(first, other)
+    assert found.configurations == []
+    assert found.mean is None
+    assert "no run of the same kind, name and seed" in found.reasons[0]
+    Page(comparison_files(found)["comparison.html"].decode())
+    assert "nothing is shared" in comparison_text(found)
+
+
+def test_rejections_that_are_limits_are_not_compared(tmp_path):
+    """With 40 jets no background survives in places."""
+    studies = [make_study(tmp_path / name, GRID, jets=40, gain=4.0, provenance=made_of("a")) for name in "xy"]
+    found = compare(*studies)
+    assert all(row.rejection.comparison is None for row in found.configurations)
+    assert all(row.auc.comparison is not None for row in found.configurations)
+
+
+# ---- errors
+
+
+def simulated(rng, *, seeds, jets, seed_spread, effect):
+    """Runs of two studies on shared jets: scores are a common part of each jet's, noise of each run's own, and a
+    separation that differs from seed to seed."""
+    labels = np.arange(jets) % 2
+    common = rng.normal(size=jets)
+    keys, scores = [], [[], []]
+    for seed in range(seeds):
+        for config in ("a", "b", "c"):
+            keys.append(RunKey("student", config, seed))
+            for study in (0, 1):
+                strength = 1.2 + effect * study + seed_spread * rng.normal()
+                scores[study].append(common + 0.4 * rng.normal(size=jets) + strength * labels)
+    found = {
+        key: tuple(SimpleNamespace(has_scores=True, arrays={"scores_test": s[k]}) for s in scores)
+        for k, key in enumerate(keys)
+    }
+    return labels, keys, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_cover_the_truth(seeds):
+    """AUC of Gaussian scores: Φ(d/√(2 · (1 + 0.4²))). One seed can't tell the seeds' spread, so there it is 0."""
+    rng = np.random.default_rng(20 + seeds)
+    spread, effect, studies = (0.0 if seeds == 1 else 0.05), 0.1, 300
+    width = np.sqrt(2 * (1 + 0.4**2))
+
+    def auc(strength):
+        return stats.norm.cdf(strength / np.sqrt(width**2 + spread**2))
+
+    truth = auc(1.2 + effect) - auc(1.2)
+    inside = {"mean": 0, "a": 0}
+    for _ in range(studies):
+        labels, keys, found = simulated(rng, seeds=seeds, jets=600, seed_spread=spread, effect=effect)
+        weights = np.ones(len(labels))
+        scores = np.array([found[key][study].arrays["scores_test"] for study in (0, 1) for key in keys])
+        estimates = two_studies.auc_estimates(labels, scores, weights)
+        one, other = estimates.rows(slice(0, len(keys))), estimates.rows(slice(len(keys), None))
+        ones = np.ones(len(keys))  # the AUC alone: rejections' errors are tested with sampling.py
+        pairs = two_studies._Pairs(
+            keys,
+            {"auc": one.values, "rejection": ones},
+            {"auc": other.values, "rejection": ones},
+            {"auc": other.factor - one.factor, "rejection": np.zeros_like(one.factor)},
+            np.ones(len(keys), bool),
+        )
+        rows = list(range(len(keys)))
+        mean = two_studies._mean(pairs, rows, "mean").auc.comparison.difference
+        (single,) = (r for r in two_studies._configurations(pairs, rows) if r.label == "a")
+        inside["mean"] += mean.low <= truth <= mean.high
+        inside["a"] += single.auc.comparison.difference.low <= truth <= single.auc.comparison.difference.high
+    # at least 95 % but for 4 standard deviations of the count; few seeds make them wider, so no bound above but 1
+    bound = 0.95 * studies - 4 * np.sqrt(studies * 0.95 * 0.05)
+    assert inside["mean"] >= bound, inside
+    assert inside["a"] >= bound, inside
+
+
+# ---- files
+
+
+def test_files_and_command(first, second, tmp_path, capsys):
+    out = tmp_path / "both"
+    assert main(["report", str(first.path), str(second.path), "--out", str(out)]) == 0
+    names = [
+        "comparison.txt",
+        "comparison.json",
+        "figures/differences.pdf",
+        "figures/differences.png",
+        "comparison.html",
+    ]
+    assert capsys.readouterr().out.splitlines() == [str(out / name) for name in names]
+    found = StudyComparison.model_validate_json((out / "comparison.json").read_bytes())
+    assert len(found.configurations) == 3
+    text = (out / "comparison.txt").read_text()
+    assert [line for line in text.splitlines() if len(line) > 100] == []
+    for row in found.configurations:
+        assert len(re.findall(rf"^  {re.escape(row.label)} ", text, re.MULTILINE)) == 2  # AUC, rejection
+    for finding in found.findings:
+        assert " ".join(finding.text.split()) in " ".join(text.split())
+    html = Page((out / "comparison.html").read_text())
+    cells = [t for _, t in html.all("th", scope="row")]
+    assert {row.label for row in found.configurations} <= set(cells)
+    ids = [attributes["id"] for _, attributes, _ in html.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert main(["report", str(first.path), str(tmp_path / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert list(open_study(first.path).compare(open_study(second.path), out)) == names
