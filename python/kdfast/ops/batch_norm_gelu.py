@@ -7,10 +7,15 @@ one; otherwise, and where there is one row only, the running statistics.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from kdfast.ops import _gpu, backend
+from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference, wide
 
 __all__ = ["batch_norm_gelu", "batch_norm_gelu_reference"]
@@ -33,7 +38,74 @@ def batch_norm_gelu(
 
     y: [K, M, D]. gamma, beta: [K, D]. running_mean, running_variance: [K, D], moved in training.
     """
-    return batch_norm_gelu_reference(y, gamma, beta, running_mean, running_variance, rows, dropout, training=training)
+    running = running_mean, running_variance
+    if y.numel() == 0 or not _gpu.takes("batch_norm_gelu", y, _unsupported(y.shape[-1], running)):
+        return batch_norm_gelu_reference(y, gamma, beta, *running, rows, dropout, training=training)
+    return _BatchNormGelu.apply(y, gamma, beta, running, rows, dropout, training)
+
+
+def _unsupported(features: int, running: tuple[Tensor, Tensor]) -> str | None:
+    """Why the kernels can't take a call."""
+    if features % 8 != 0:
+        return f"{features} features are not a multiple of 8"
+    if any(moment.dtype != torch.float32 or moment.stride(-1) != 1 for moment in running):
+        return "the running statistics must be float32 with contiguous rows"
+    return None
+
+
+class _BatchNormGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        running: tuple[Tensor, Tensor],
+        rows: PackedRows,
+        dropout: Dropout | None,
+        training: bool,
+    ) -> Tensor:
+        y = _gpu.aligned(y)
+        inputs, settings = _gpu.rows_and_dropout(rows, dropout)
+        vectors, strides = _gpu.member_vectors(gamma, beta)
+        out = torch.empty_like(y)
+        statistics = torch.empty(3, y.shape[0], y.shape[2], device=y.device)
+        workspace = torch.empty(backend.cuda_module().batch_norm_gelu_workspace(*y.shape), device=y.device)
+        _gpu.call(
+            "batch_norm_gelu",
+            (y, *vectors, *inputs),
+            (out, statistics, *running, workspace),
+            *y.shape,
+            *strides,
+            *(moment.stride(0) for moment in running),
+            *settings,
+            DTYPE_CODES[y.dtype],
+            training,
+        )
+        ctx.save_for_backward(y, *vectors, statistics)
+        ctx.rows, ctx.dropout, ctx.training = rows, dropout, training
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        y, gamma, beta, statistics = ctx.saved_tensors
+        inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
+        grad_y = torch.empty_like(y)
+        grad_vectors = torch.empty(2, y.shape[0], y.shape[2], device=y.device)
+        workspace = torch.empty(backend.cuda_module().batch_norm_gelu_workspace(*y.shape), device=y.device)
+        _gpu.call(
+            "batch_norm_gelu_backward",
+            (_gpu.aligned(grad_out), y, gamma, beta, statistics, *inputs),
+            (grad_y, grad_vectors, workspace),
+            *y.shape,
+            gamma.stride(0),
+            beta.stride(0),
+            *settings,
+            DTYPE_CODES[y.dtype],
+            ctx.training,
+        )
+        return grad_y, *grad_vectors, None, None, None, None
 
 
 def batch_norm_gelu_reference(
