@@ -184,8 +184,9 @@ def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[
     comes the share that noise (test jets, and seeds where there are several) is expected to make by itself.
     Returns the reason where the settings can't be told apart.
     """
-    import statsmodels.api as sm
-    from statsmodels.formula.api import ols
+    # not statsmodels.api, whose import takes as long as the rest
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.stats.anova import anova_lm
 
     frame = pd.DataFrame(
         {
@@ -207,10 +208,10 @@ def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[
         terms.append("C(T_init):C(alpha_init)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # rank deficiency is asked for below
-        model = ols("y ~ " + " + ".join(terms), frame).fit()
+        model = OLS.from_formula("y ~ " + " + ".join(terms), frame).fit()
     if model.df_resid < 1 or np.linalg.matrix_rank(model.model.exog) < model.model.exog.shape[1]:
         return "the grid is too small, or its settings change together, so that their shares can't be told apart"
-    table = sm.stats.anova_lm(model, typ=2)
+    table = anova_lm(model, typ=2)
     names = dict(zip(terms, [*factors, "T_init × α_init"], strict=False))
     symbols = {"alpha_init": "α_init", "alpha_final": "α_final"}
     shares = {}

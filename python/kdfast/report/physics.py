@@ -212,14 +212,15 @@ def calibration(role: str, labels: NDArray[np.int64], scores: Floats, weights: F
 def _logistic(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> tuple[Estimate | None, Estimate | None]:
     """Intercept and slope of statsmodels' logistic regression of the label on the score, robust errors; None for scores
     that do not vary or separate the classes."""
-    import statsmodels.api as sm
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
 
     signal, background = scores[labels == 1], scores[labels == 0]
     if np.ptp(scores) == 0 or signal.min() >= background.max() or signal.max() <= background.min():
         return None, None
     scaled = weights * (len(weights) / weights.sum())
-    family = sm.families.Binomial()
-    result = sm.GLM(labels, sm.add_constant(scores), family, freq_weights=scaled).fit(cov_type="HC0")
+    design = np.column_stack([np.ones(len(scores)), scores])
+    result = GLM(labels, design, Binomial(), freq_weights=scaled).fit(cov_type="HC0")
     half = quantile() * result.bse
     found = [
         Estimate(value=float(v), error=float(e), low=float(v - h), high=float(v + h))

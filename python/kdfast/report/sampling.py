@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Estimates:
     values: Floats
     factor: Floats
 
-    @property
+    @cached_property
     def errors(self) -> Floats:
         """Standard errors [K]."""
         return np.sqrt(np.einsum("km,km->k", self.factor, self.factor))
@@ -64,6 +65,7 @@ class Estimates:
         return len(self.values)
 
 
+@cache
 def quantile(df: float = math.inf) -> float:
     """How many standard errors the two-sided interval extends to each side: Student's t, 1.96 for many degrees of
     freedom."""
