@@ -10,6 +10,7 @@
 namespace kdfast::gpu {
 
 void bind_adamw(pybind11::module_&);
+void bind_attention_pooling(pybind11::module_&);
 void bind_attention_transfer(pybind11::module_&);
 void bind_batch_norm_gelu(pybind11::module_&);
 void bind_bias_gelu(pybind11::module_&);
@@ -18,6 +19,7 @@ void bind_residual_norm(pybind11::module_&);
 
 inline void bind_ops(pybind11::module_& m) {
     bind_adamw(m);
+    bind_attention_pooling(m);
     bind_attention_transfer(m);
     bind_batch_norm_gelu(m);
     bind_bias_gelu(m);

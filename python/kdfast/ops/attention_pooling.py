@@ -11,9 +11,13 @@ D: dropout (Philox at the counter (jet, 0, constituent, head // 8)).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from kdfast.ops import _gpu, backend
 from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference
 
 __all__ = ["attention_pooling", "attention_pooling_reference"]
@@ -26,6 +30,8 @@ def attention_pooling(
 
     x: [K, M, D], float32. direction: [K, H, D]. Differentiable, through all three. An empty jet gives zeros.
     """
+    if _takes_kernel(x, direction, rows):
+        return _AttentionPooling.apply(x, direction, rows, dropout)
     return attention_pooling_reference(x, direction, rows, dropout)
 
 
@@ -35,7 +41,8 @@ def attention_pooling_reference(
     """The specification, in any floating dtype."""
     members, _, width = x.shape
     heads, jets = direction.shape[1], rows.jets
-    scores = rows.clear(x @ direction.transpose(1, 2))  # [K, M, H]
+    x = rows.clear(x)
+    scores = x @ direction.transpose(1, 2)  # [K, M, H]
     jet = torch.where(rows.valid, rows.jet, jets)  # the padding's own
     index = jet[None, :, None].expand(members, -1, heads)
     top = scores.new_full((members, jets + 1, heads), -torch.inf).scatter_reduce(1, index, scores.detach(), "amax")
@@ -44,6 +51,52 @@ def attention_pooling_reference(
     weights = rows.clear(exp / total[:, jet])
     dropped = rows.clear(drop_reference(weights, rows, dropout))
     kept = dropped.new_zeros(members, jets + 1, heads).index_add(1, jet, dropped)[:, :-1]
-    terms = rows.clear(x)[:, :, None] * dropped[..., None]
+    terms = x[:, :, None] * dropped[..., None]
     pooled = terms.new_zeros(members, jets + 1, heads, width).index_add(1, jet, terms)[:, :-1]
     return pooled, kept, weights.mean(-1)
+
+
+def _takes_kernel(x: Tensor, direction: Tensor, rows: PackedRows) -> bool:
+    if x.numel() == 0 or rows.jets == 0:
+        return False
+    unsupported, (heads, width) = None, direction.shape[1:]
+    if x.dtype != torch.float32 or direction.dtype != torch.float32:
+        unsupported = f"x and direction must be float32, are {x.dtype} and {direction.dtype}"
+    elif backend.why_no_cuda is None and not backend.cuda_module().attention_pooling_takes(heads, width):
+        unsupported = f"no kernel is made for {heads} heads of width {width}"
+    return _gpu.takes("attention_pooling", x, unsupported)
+
+
+class _AttentionPooling(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, direction: Tensor, rows: PackedRows, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, direction, offsets = _gpu.aligned(x), _gpu.aligned(direction), rows.offsets.contiguous()
+        (members, capacity, width), heads, jets = x.shape, direction.shape[1], rows.jets
+        (*_, seed), settings = _gpu.rows_and_dropout(rows, dropout)
+        pooled, kept = x.new_empty(members, jets, heads, width), x.new_empty(members, jets, heads)
+        attention, weights = x.new_empty(members, capacity), x.new_empty(members, capacity, heads)
+        ctx.scalars = (members, jets, capacity, heads, width, *settings)
+        inputs, outputs = (x, direction, offsets, seed), (pooled, kept, attention, weights)
+        _gpu.call("attention_pooling", inputs, outputs, *ctx.scalars)
+        ctx.save_for_backward(*inputs, pooled, kept, weights)
+        ctx.set_materialize_grads(False)
+        return pooled, kept, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_pooled: Tensor | None, grad_kept: Tensor | None, grad_attention: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, direction, offsets, seed, pooled, kept, weights = ctx.saved_tensors
+        members, jets, _, heads, width, *_ = ctx.scalars
+        if grad_pooled is None:
+            grad_pooled = x.new_zeros(members, jets, heads, width)
+        grads = [_gpu.aligned(grad_pooled), *(g if g is None else g.contiguous() for g in (grad_kept, grad_attention))]
+        grad_x, grad_direction, grad_weights = map(torch.empty_like, (x, direction, weights))
+        partial = x.new_empty(members, backend.cuda_module().attention_pooling_partials(jets), heads, width)
+        inputs = (x, direction, offsets, seed, pooled, kept, weights, *grads)
+        outputs = (grad_x, grad_direction, grad_weights, partial)
+        _gpu.call("attention_pooling_backward", inputs, outputs, *ctx.scalars)
+        return grad_x, grad_direction, None, None
