@@ -67,6 +67,9 @@ def test_refine_trains_the_leaders_and_the_baseline(study):
     report = Analysis.model_validate_json((study / "report.json").read_bytes())
     assert {row.run_name: row.runs for row in report.configurations} == counts.map(len).to_dict()
     assert report.study.seeds == [5, 6, 7]
+    text = " ".join((study / "results_summary.txt").read_text().split())
+    assert "4 configurations, with 1 to 3 seeds each" in text
+    assert "(least-squares mean)" in text
     again = kdfast.refine(study, top=2, seeds=3, data=small_jets(), progress=False)  # all is there
     assert again.results.equals(results.results)
 

@@ -18,7 +18,7 @@ from kdfast.report.layout import (
 )
 from kdfast.report.schema import Analysis, Configuration, Group, GroupTable, Winner
 from kdfast.report.texts.hyperparameter_analysis import sentences
-from kdfast.report.texts.results_summary import missing
+from kdfast.report.texts.results_summary import configurations_and_seeds, missing
 
 __all__ = ["FILES", "analysis_summary"]
 
@@ -41,8 +41,7 @@ def analysis_summary(analysis: Analysis) -> str:
     )
     lines = [
         f"Study: {study.name}",
-        f"Total Experiments: {sum(study.counts.values())}"
-        + (f" ({study.configurations} configurations × {len(study.seeds)} seeds)" if len(study.seeds) > 1 else ""),
+        f"Total Experiments: {sum(study.counts.values())} ({configurations_and_seeds(analysis)})",
         f"Made by: kdfast {study.kdfast}",
     ]
     if study.test is not None:

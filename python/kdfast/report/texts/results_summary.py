@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from kdfast.report.layout import columns, interval, section, title, with_error, wrapped
 from kdfast.report.schema import Analysis, Configuration, SettingTable
 
-__all__ = ["grid", "missing", "results_summary"]
+__all__ = ["configurations_and_seeds", "grid", "missing", "results_summary"]
 
 _TOP = 10
 
@@ -39,7 +39,7 @@ def _overview(analysis: Analysis) -> Iterator[str]:
     counts = ", ".join(f"{number} {status}" for status, number in study.counts.items())
     yield f"  Study:           {study.name}"
     yield f"  Students:        {runs}" + (f" ({counts})" if counts else "")
-    yield f"  Configurations:  {study.configurations} with a result"
+    yield f"  With a result:   {configurations_and_seeds(analysis)}"
     yield f"  Seeds:           {', '.join(map(str, study.seeds)) or 'none'}"
     if study.test is not None:
         weighted = (
@@ -66,10 +66,28 @@ def _overview(analysis: Analysis) -> Iterator[str]:
             "Student above: the one network of highest validation AUC, kept as models/best_student. A configuration's "
             "number is its mean over seeds."
         )
+    if len({row.runs for row in analysis.configurations}) > 1:
+        yield wrapped(
+            "Configurations have different numbers of seeds: a configuration's number is what its mean over all seeds "
+            "would be if a seed moved all alike (least-squares mean), so that lucky seeds favour nobody. Tables by "
+            "setting go over all runs as they are."
+        )
     limits = {p: sum(run.survivors.get(p) == 0 for run in analysis.runs) for p in ("30", "50", "80")}
     if any(limits.values()):
         where = ", ".join(f"{count} runs at {p} %" for p, count in limits.items() if count)
         yield wrapped(f"No background jet survives for {where}: there the rejection is a 68 % lower limit (n_B/1.14).")
+
+
+def configurations_and_seeds(analysis: Analysis) -> str:
+    """ "132 configurations × 3 seeds", or how many seeds each has."""
+    number = analysis.study.configurations
+    text = f"{number} configuration{'s' * (number != 1)}"
+    seeds = sorted({row.runs for row in analysis.configurations})
+    if not seeds:
+        return text
+    if len(seeds) == 1:
+        return f"{text} × {seeds[0]} seed{'s' * (seeds[0] > 1)}"
+    return f"{text}, with {seeds[0]} to {seeds[-1]} seeds each"
 
 
 def _top(
