@@ -6,6 +6,9 @@ import shutil
 
 import pytest
 
+from kdfast.report.page import comparison_files
+from kdfast.report.two_studies import compare
+
 WIDTHS = (1280, 390)
 
 
@@ -178,3 +181,22 @@ def test_figures_have_names_for_screen_readers(shown):
     for element in shown.find_elements("css selector", "figure svg"):
         assert element.accessible_name
         assert element.aria_role in ("img", "image")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_of_two_studies(browser, store, tmp_path, width):
+    """The study beside itself."""
+    path = tmp_path / "comparison.html"
+    path.write_bytes(comparison_files(compare(store, store))["comparison.html"])
+    at_width(browser, width)
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert len(browser.find_elements("css selector", "figure svg")) == 1
+    table = "configurations-table"
+    heads(browser, table)[2].find_element("css selector", "button").click()
+    values = [float(value) for value in column(browser, table, 2)]
+    assert len(values) > 2
+    assert values == sorted(values, reverse=True)
+    assert sorts(browser, table)[2] == "descending"

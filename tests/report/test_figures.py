@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import matplotlib
@@ -290,6 +291,14 @@ def test_what_is_not_there_is_left_out(tmp_path, options, there, absent):
     found = set(names_of(make_study(tmp_path / "s", jets=300, **options)))
     assert there <= found
     assert not absent & found
+
+
+def test_a_run_of_a_free_name(tmp_path):
+    store = make_study(tmp_path / "s", [RunConfig(3.0, 0.5, 1.0)], jets=300)
+    known = store.get("student", "tempanneal_T3.0to1.0_A0.5", 42)
+    metrics = {**known.metrics, "auc_val": 0.999}  # the one that is shown
+    store.write(replace(known, name="my-run", config=RunConfig(5.0, 0.5, 2.0), metrics=metrics))
+    assert "schedules" in names_of(store)
 
 
 def test_an_empty_study(tmp_path):

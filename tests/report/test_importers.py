@@ -17,6 +17,7 @@ from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import DataError, KdfastWarning, StudyError
 from kdfast.report.importers import import_study
+from kdfast.report.importers.csv_table import read_csv
 from kdfast.report.importers.found import Notes
 from kdfast.report.importers.run_log import read_run_log
 from kdfast.report.importers.search_results import read_search_results
@@ -533,6 +534,7 @@ def test_memory_stays_flat(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
+from kdfast.report.importers.csv_table import read_csv
 from kdfast.report.importers.found import Notes
 from kdfast.report.importers.lines import read_lines
 from kdfast.report.importers.run_log import read_run_log
@@ -576,6 +578,32 @@ def test_any_lines_give_runs_or_a_typed_error(lines, reader):
             assert 1.0 <= run.metrics["bkg_rej_50"] < np.inf
         else:
             assert run.metrics.keys() <= {"epochs"}
+
+
+CELLS = (
+    st.sampled_from(["baseline_T7.0_A0.5", "0.81", "9.5", "nan", "", "7", '"', "a,b", "done"])
+    | NUMBERS
+    | st.text(max_size=8)
+)
+HEADS = st.permutations(["run_name", "auc", "bkg_rej_50", "T_init", "alpha", "seed", "epochs", "status", "x"])
+
+
+@settings(deadline=None, max_examples=300)
+@given(HEADS, st.integers(1, 9), st.lists(st.lists(CELLS, min_size=1, max_size=9), max_size=5), st.booleans())
+def test_any_table_gives_runs_or_a_typed_error(heads, width, rows, fitting):
+    lines = [",".join(heads[:width])]
+    lines += [",".join((row * 9)[:width] if fitting else row) for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KdfastWarning)
+        try:
+            runs = list(read_csv(Path("a"), enumerate(lines, 1), Notes()))
+        except DataError as error:
+            runs, where = [], error.where
+        else:
+            where = "a, line 1"
+    assert re.match(r"a, line \d+", where)
+    for run in runs:
+        assert run.status == "diverged" or 0.0 <= run.metrics["auc"] <= 1.0
 
 
 CONFIGS = st.builds(

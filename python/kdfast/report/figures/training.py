@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdfast.distill.schedules import RunConfig
+from kdfast.errors import ConfigError
 from kdfast.report.figures.style import ROLES, Drawing, axes_grid
 from kdfast.report.schema import Analysis, Setting
 
@@ -28,7 +29,11 @@ def training_figures(
 
 
 def _config(row: Setting) -> RunConfig:
-    shape = RunConfig.from_name(row.run_name).shape
+    """With the shape that the run's name tells; linear where the name is of another kind."""
+    try:
+        shape = RunConfig.from_name(row.run_name).shape
+    except ConfigError:
+        shape = "linear"
     return RunConfig(row.temp_init, row.alpha_init, row.temp_final, row.alpha_final, shape)
 
 

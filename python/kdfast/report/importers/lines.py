@@ -8,7 +8,10 @@ from pathlib import Path
 from kdfast.errors import DataError
 from kdfast.report.importers.found import Notes, Place
 
-__all__ = ["encoding_of", "read_lines"]
+__all__ = ["NUMBER", "read_lines"]
+
+# A number as these files have it, as a group of a pattern.
+NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 
 # A longer line (a progress bar, a dump of numbers) is read in pieces, so that memory stays flat.
 LONGEST_LINE = 1 << 16
@@ -16,7 +19,7 @@ _HEAD = 1 << 13
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
-def encoding_of(path: Path) -> str:
+def _encoding_of(path: Path) -> str:
     """The encoding that a file's first bytes show. Raises DataError for a file that can't be read, holds nothing, or
     is no text."""
     try:
@@ -41,7 +44,7 @@ def encoding_of(path: Path) -> str:
 def read_lines(path: Path, notes: Notes | None = None) -> Iterator[tuple[int, str]]:
     """Yields (number of the line, text without its end). A carriage return ends a text too, not a line: progress bars
     overwrite themselves. Bytes that are no text are replaced, and a note names the first."""
-    encoding, number, sound = encoding_of(path), 1, True
+    encoding, number, sound = _encoding_of(path), 1, True
     try:
         with open(path, encoding=encoding, errors="replace", newline="\n") as file:
             while text := file.readline(LONGEST_LINE):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.report.importers.found import Found, Measured, Notes, Numbers, Place, configuration, measured
+from kdfast.report.importers.lines import NUMBER
 
 __all__ = ["read_run_log"]
 
-_N = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 _KIND = r"(teacher|baseline|student)"
 _BANNER = {"Temperature Init": "temp_init", "Alpha Init": "alpha_init"}
 _BANNER |= {"Temperature Final": "temp_final", "Alpha Final": "alpha_final"}
@@ -146,18 +146,18 @@ _LINES: tuple[tuple[re.Pattern[str], _Take], ...] = tuple(
     (re.compile(pattern), take)
     for pattern, take in (
         (_IDENTITY.pattern, _identity),
-        (rf"\s*({'|'.join(_BANNER)}): +({_N}|constant)", _banner),
+        (rf"\s*({'|'.join(_BANNER)}): +({NUMBER}|constant)", _banner),
         (r"\s*python .*--", _command),
         (r"\s*STEP \d+: (TEACHER|BASELINE|STUDENT)\b", _step),
         (r"\s*FINAL TEST EVALUATION", _final),
-        (rf"\s*Ep +(\d{{1,5}}): loss={_N}, val_auc={_N}, best={_N}", _epoch),
+        (rf"\s*Ep +(\d{{1,5}}): loss={NUMBER}, val_auc={NUMBER}, best={NUMBER}", _epoch),
         (rf"\s*Early stopping {_KIND} at epoch (\d{{1,5}})\b", _early),
-        (rf"\s*(?:Skipped saving|Saved) {_KIND} model .*\(best val AUC={_N}\)", _kept),
-        (rf"\s*(Teacher) \(Offline\) +{_N}\s*$", _auc),
-        (rf"\s*(Baseline) HLT \(no KD\) +{_N}\s*$", _auc),
-        (rf"\s*(Student) with KD +{_N}\s*$", _auc),
+        (rf"\s*(?:Skipped saving|Saved) {_KIND} model .*\(best val AUC={NUMBER}\)", _kept),
+        (rf"\s*(Teacher) \(Offline\) +{NUMBER}\s*$", _auc),
+        (rf"\s*(Baseline) HLT \(no KD\) +{NUMBER}\s*$", _auc),
+        (rf"\s*(Student) with KD +{NUMBER}\s*$", _auc),
         (r"\s*Background Rejection at 50% signal efficiency:", _rejections),
-        (rf"\s*(Teacher|Baseline|Student): +{_N}\s*$", _rejection),
+        (rf"\s*(Teacher|Baseline|Student): +{NUMBER}\s*$", _rejection),
         (r"\s*Training completed successfully()", _end),
         (r"\s*Training (failed with exit code: \S+)", _end),
     )
@@ -248,7 +248,7 @@ def _numbers(record: _Record) -> Numbers | None:
     given = {key: None if text == "constant" else float(text) for key, text in record.banner.items()}
     if not given.keys() >= {"temp_init", "alpha_init"}:
         options = {key: _option(record.command, key) for key in Numbers._fields}
-        given = {key: float(text) for key, text in options.items() if text and re.fullmatch(_N, text)}
+        given = {key: float(text) for key, text in options.items() if text and re.fullmatch(NUMBER, text)}
     t, a = given.get("temp_init"), given.get("alpha_init")
     return None if t is None or a is None else Numbers(t, given.get("temp_final"), a, given.get("alpha_final"))
 

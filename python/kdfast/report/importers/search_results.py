@@ -13,17 +13,17 @@ from pathlib import Path
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.report.importers.found import Found, Notes, Numbers, Place, configuration, measured
+from kdfast.report.importers.lines import NUMBER
 
 __all__ = ["read_search_results"]
 
-_N = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 _RUN = re.compile(r"Run: (\S+)\s*$")
 _END = re.compile(r"={70}\s*$")
 _FIELDS = {
-    "temperature": re.compile(rf"  Temperature: {_N} (?:-> {_N} \(annealing\)|\(constant\))\s*$"),
-    "alpha": re.compile(rf"  Alpha_KD: {_N} (?:-> {_N} \(scheduling\)|\(constant\))\s*$"),
-    "rejection": re.compile(rf"  Background Rejection @ 50% efficiency: {_N}\s*$"),
-    "auc": re.compile(rf"  AUC \(Student\): {_N}\s*$"),
+    "temperature": re.compile(rf"  Temperature: {NUMBER} (?:-> {NUMBER} \(annealing\)|\(constant\))\s*$"),
+    "alpha": re.compile(rf"  Alpha_KD: {NUMBER} (?:-> {NUMBER} \(scheduling\)|\(constant\))\s*$"),
+    "rejection": re.compile(rf"  Background Rejection @ 50% efficiency: {NUMBER}\s*$"),
+    "auc": re.compile(rf"  AUC \(Student\): {NUMBER}\s*$"),
     "saved": re.compile(r"  Saved to: (\S+)\s*$"),
 }
 
