@@ -100,6 +100,8 @@ def test_examples_name_options_that_exist(capsys):
         (["sweep", "--grid", "wid"], "unknown grid 'wid'\ndid you mean 'wide'?"),
         (["sweep", "--hlt", "nominl"], "unknown HLT preset 'nominl'\ndid you mean 'nominal'?"),
         (["sweep", "--model", "smal"], "unknown model preset 'smal'\ndid you mean 'small'?"),
+        (["sweep", "--device", "gpu"], "device: unknown device 'gpu'"),
+        (["sweep", "--device", "cuda:99"], "device 'cuda:99': "),
         (["sweep", "nowhere.h5"], "nowhere.h5: "),
         (["sweep", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
         (["sweep", "--teacher", "nowhere.safetensors"], "nowhere.safetensors: there is no such model file"),

@@ -133,6 +133,10 @@ def sweep(
     precision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of matrix products: fp32, or bf16, which is faster.  [fp32]")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the training: cpu, cuda (all GPUs) or cuda:1 (one of them).  [cpu]"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a study that is there, or refuse it.")] = True,
     quiet: Quiet = False,
@@ -182,6 +186,7 @@ def sweep(
         "batch_size": batch_size,
         "seeds": seed or None,
         "precision": precision,
+        "device": device,
         "threads": threads,
         **reading,
     }

@@ -97,17 +97,15 @@ def _cuda() -> dict[str, str]:
     """The CUDA kernels, and what lacks for them: module, driver, a torch with CUDA, a GPU."""
     import torch
 
-    from kdfast.ops import backend
+    from kdfast.ops import _gpu, backend
 
     if backend.why_no_cuda is not None:
         return {"kdfast._cuda": f"not in use: {backend.why_no_cuda}"}
     module = backend.cuda_module()
     built = f"CUDA {module.cuda_version}, compute capabilities {module.architectures}"
     built += f", driver {module.oldest_driver} or newer"
-    if torch.version.cuda is None:
-        return {"kdfast._cuda": f"not in use: torch {torch.__version__} is a build without CUDA ({built})"}
-    if not torch.cuda.is_available():
-        return {"kdfast._cuda": f"not in use: torch sees no GPU ({built})"}
+    if (why := _gpu.why_unusable()) is not None:
+        return {"kdfast._cuda": f"not in use: {why} ({built})"}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"kdfast._cuda": f"in use for tensors on a GPU ({built})", "GPUs": ", ".join(gpus)}
 

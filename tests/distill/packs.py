@@ -21,8 +21,17 @@ def view(jets: int, seed: int, *, signal_shift: float = 0.6) -> View:
     return View(features, offsets, labels, torch.rand(jets, generator=generator) + 0.5)
 
 
-def pack(members: list[Member], *, seed: int = 5, model: ModelConfig = MODEL, targets: bool = True, **recipe) -> Pack:
-    train = view(96, 0)
+def pack(
+    members: list[Member],
+    *,
+    seed: int = 5,
+    model: ModelConfig = MODEL,
+    targets: bool = True,
+    train: View | None = None,
+    device: str = "cpu",
+    **recipe,
+) -> Pack:
+    train = train or view(96, 0)
     generator = torch.Generator().manual_seed(9)
     entropy, maximum = torch.rand(96, generator=generator), torch.rand(96, generator=generator)
     logits = (3 * train.labels - 1.5 + torch.randn(96, generator=generator))[:, None]
@@ -35,6 +44,7 @@ def pack(members: list[Member], *, seed: int = 5, model: ModelConfig = MODEL, ta
         view(64, 1),
         view(64, 2),
         Targets(logits, entropy, maximum) if targets else None,
+        device=device,
     )
 
 

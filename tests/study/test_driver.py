@@ -3,15 +3,19 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from kdfast.distill import cpu_engine
-from kdfast.errors import ConfigError, DataError, ModelError, StudyError
+from kdfast.distill import cpu_engine, cuda_engine, trainer
+from kdfast.errors import BackendError, ConfigError, DataError, ModelError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.models.tagger import load_model
+from kdfast.ops import backend
+from kdfast.study import driver, identity
 from kdfast.study.grid import grid
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.store import StudyStore
@@ -48,6 +52,28 @@ def test_every_run_is_there(study):
     best = study.best("auc")
     assert best["auc_val"] == results["auc_val"].max()
     assert (study.path / "study.toml").exists()
+
+
+def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "why_no_cuda", "no NVIDIA driver is installed")
+    with pytest.raises(BackendError, match="device 'cuda:1': no GPU can be used: no NVIDIA driver is installed"):
+        small_sweep(tmp_path / "study", device="cuda:1")
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_lock_step_engine_on_two_devices_gives_the_same_study(study, tmp_path, monkeypatch):
+    """What a GPU's sweep goes through, with the processor in the place of two GPUs."""
+    for module in (driver, trainer):
+        monkeypatch.setattr(module, "training_devices", lambda name: {"cuda": ["cpu", "cpu"]}[name])
+    monkeypatch.setattr(identity, "training_devices", lambda name: ["cpu"])
+    monkeypatch.setattr(cuda_engine, "unsupported", lambda sizes: None)
+    split = mock.patch.object(trainer, "train_on_gpus", wraps=trainer.train_on_gpus)
+    with split as train_on_gpus:
+        ours = small_sweep(tmp_path / "study", device="cuda")
+    assert [len(call.args[2].members) for call in train_on_gpus.call_args_list] == [1, 1 + len(GRID)]
+    assert stored(ours.path) == stored(study.path)
+    pd.testing.assert_series_equal(ours.results["auc_val"], study.results["auc_val"], atol=0.05)
+    assert 'device = "cuda"' in (ours.path / "study.toml").read_text()
 
 
 def test_scores_are_those_that_the_written_model_gives(study):

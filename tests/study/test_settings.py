@@ -121,7 +121,7 @@ def test_what_decides_results():
         ("seeds = []", "FILE, seeds: has no seed"),
         ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
         ('precision = "fp23"', "did you mean 'fp32'?"),
-        ('device = "cuda:0"', "FILE, device: no engine of this version trains on a GPU"),
+        ('device = "cuda:"', "FILE, device: device: unknown device 'cuda:'"),
         ("seeds = [1", "FILE: is no valid TOML"),
     ],
 )

@@ -22,20 +22,35 @@ from kdfast.distill.batches import epoch_batches
 from kdfast.distill.engine import CURVES
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.errors import DataError
 from kdfast.metrics import roc_auc
+from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
+from kdfast.ops import backend
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_transfer import attention_transfer
 from kdfast.ops.distill_loss import distill_loss
+from kdfast.ops.encoder import HEAD_DIMS
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed
 
-__all__ = ["train"]
+__all__ = ["train", "unsupported"]
 
 _GRANULE = 64  # rows of a batch's capacity: tiles of the tensor cores divide it
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
+
+
+def unsupported(model: ModelConfig) -> str | None:
+    """Why the kernels that a captured step is made of can't take a model of these sizes; None: they can."""
+    if model.width % 16 or model.ffn % 8:  # the head halves the width
+        return f"on a GPU width {model.width} must be a multiple of 16, ffn {model.ffn} of 8"
+    if model.width // model.heads not in HEAD_DIMS:
+        return f"width / heads is {model.width // model.heads}, none of {', '.join(map(str, HEAD_DIMS))}"
+    if not backend.cuda_module().attention_pooling_takes(model.pooling_heads, model.width):
+        return f"no kernel pools width {model.width} by {model.pooling_heads} heads"
+    return None
 
 
 def train(
@@ -59,7 +74,13 @@ class _Plan:
     def __init__(self, pack: Pack) -> None:
         self.pack, self.device = pack, torch.device(pack.device)
         self.counts = pack.train.offsets.diff()
-        longest = max(int(self.counts[self.batches(epoch)].sum(1).max()) for epoch in range(pack.recipe.epochs))
+        longest = 0
+        for epoch in range(pack.recipe.epochs):
+            batches = self.batches(epoch)
+            longest = max(longest, int(self.counts[batches].sum(1).max()))
+            if not (pack.train.weights[batches].sum(1) > 0).all():  # in a captured step nobody looks
+                what = f"all jets of a batch of epoch {epoch} have weight 0: its loss is undefined"
+                raise DataError(what, where="weights", hint="take larger batches, or leave such jets out")
         self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
         layers = pack.model.layers
         b, m = pack.recipe.batch_size, self.capacity
@@ -189,18 +210,18 @@ class _Trainer:
 
     def run_epoch(self, stop: threading.Event) -> bool:
         """All steps of the epoch that has begun; False where it was stopped."""
-        for number in range(len(self.steps)):
+        for _ in range(len(self.steps)):
             if stop.is_set():
                 return False
             if self.graph is not None:
                 self.graph.replay()
-            elif self.plan.device.type == "cuda":
-                self._step_and_capture(number)
+            elif self.plan.device.type == "cuda" and backend.forced() != "reference":  # references look at values
+                self._step_and_capture()
             else:
                 self.step()
         return True
 
-    def _step_and_capture(self, number: int) -> None:
+    def _step_and_capture(self) -> None:
         """The first steps, as they are; then the graph."""
         stream = torch.cuda.Stream(self.plan.device)
         stream.wait_stream(torch.cuda.current_stream(self.plan.device))
@@ -209,8 +230,8 @@ class _Trainer:
         torch.cuda.current_stream(self.plan.device).wait_stream(stream)
         if int(self.updates[0]) >= _WARM_UP:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # runs nothing
-                self.step()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads serve other GPUs
+                self.step()  # runs nothing
             self.graph = graph
 
     def keep_best(self, improved: Tensor) -> None:

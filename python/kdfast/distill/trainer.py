@@ -14,10 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from kdfast.distill.devices import check_name, train_on_gpus, training_devices
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import ConfigError, DataError, suggest
+from kdfast.errors import BackendError, ConfigError, DataError, suggest
 from kdfast.models.config import ModelConfig
 from kdfast.ops import backend, encoder
+from kdfast.ops.distill_loss import check_jets
 
 __all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View", "train_pack"]
 
@@ -87,9 +89,9 @@ class Pack:
     """Members that share model, seed, recipe, jets, targets and batches.
 
     targets: of the training jets; needed where a member has a config. precision: "fp32", or "bf16" (bfloat16
-    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu", or
-    a GPU, "cuda" or "cuda:1".
-    Raises ConfigError and DataError for parts that do not fit together.
+    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu",
+    "cuda" (all GPUs that torch sees) or "cuda:1" (one of them); see devices.training_devices.
+    Raises ConfigError and DataError for parts that do not fit together, and for labels and weights that can't be.
     """
 
     model: ModelConfig
@@ -107,6 +109,8 @@ class Pack:
         if self.precision not in PRECISIONS:
             hint = suggest(self.precision, list(PRECISIONS))
             raise ConfigError(f"unknown precision {self.precision!r}", where="precision", hint=hint)
+        check_name(self.device)
+        check_jets(self.train.labels, self.model.num_classes, self.train.weights)
         if len(self.train) < self.recipe.batch_size:
             raise ConfigError(
                 f"{self.recipe.batch_size} jets a batch, but {len(self.train)} training jets",
@@ -169,13 +173,16 @@ def train_pack(
 
     threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any thread.
     stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished members yield
-    nothing.
+    nothing. Raises BackendError where the pack's device can't be used, or not for a model of its sizes.
     """
     from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 
     stop = stop or threading.Event()
-    if pack.device.startswith("cuda"):
-        return cuda_engine.train(pack, 0, on_epoch, stop)
+    devices = training_devices(pack.device)
+    if devices != ["cpu"]:
+        if (why := cuda_engine.unsupported(pack.model)) is not None:
+            raise BackendError(why, where="model", hint="choose other sizes, or the device 'cpu'")
+        return train_on_gpus(devices, cuda_engine.train, pack, on_epoch, stop)
     compiled = backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"
     train = cpu_engine.train if compiled else reference_engine.train
     return train(pack, threads or torch.get_num_threads(), on_epoch, stop)

@@ -38,6 +38,15 @@ def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:
     return backend.choose(op, x.device.type, unsupported) == "cuda"
 
 
+def why_unusable() -> str | None:
+    """Why nothing can run on a GPU here; None where it can."""
+    if backend.why_no_cuda is not None:
+        return backend.why_no_cuda
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
 def may_wait(device: torch.device) -> bool:
     """False where the host can't look at results: while a CUDA graph is captured."""
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()

@@ -25,7 +25,7 @@ from kdfast.ops import _gpu, backend
 from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops._eager import is_eager
 
-__all__ = ["distill_loss", "distill_loss_reference"]
+__all__ = ["check_jets", "distill_loss", "distill_loss_reference"]
 
 _MAX_CLASSES, _MAX_CLASSES_CUDA = 128, 1024  # of the kernels (kMaxClasses in csrc/distill_loss/distill_loss*.h)
 
@@ -340,27 +340,33 @@ def _check_members(temperature: Tensor, alpha: Tensor, members: int) -> None:
             raise ConfigError(f"must be {expected} for the raw op, is {found}", where=name)
 
 
+def _first(bad: Tensor) -> int | None:
+    rows = bad.nonzero()
+    return int(rows[0]) if len(rows) else None
+
+
 def _check_values(
     teacher: Tensor | None, labels: Tensor, classes: int, temperature: Tensor, alpha: Tensor, weights: Tensor | None
 ) -> None:
     """Raises for the first value that can't be. (The kernel checks in passing; this then names the fault.)"""
 
-    def first(bad: Tensor) -> int | None:
-        rows = bad.nonzero()
-        return int(rows[0]) if len(rows) else None
-
-    if (k := first(~((temperature > 0) & temperature.isfinite()))) is not None:
+    if (k := _first(~((temperature > 0) & temperature.isfinite()))) is not None:
         raise ConfigError(f"must be finite and above 0, is {float(temperature[k])}", where=f"temperature, member {k}")
-    if (k := first(~((alpha >= 0) & (alpha <= 1)))) is not None:
+    if (k := _first(~((alpha >= 0) & (alpha <= 1)))) is not None:
         raise ConfigError(f"must lie in [0, 1], is {float(alpha[k])}", where=f"alpha, member {k}")
-    if teacher is None and (k := first(alpha > 0)) is not None:
+    if teacher is None and (k := _first(alpha > 0)) is not None:
         raise ConfigError(f"is None, but α of member {k} is {float(alpha[k])}", where="teacher_logits")
+    check_jets(labels, classes, weights)
+
+
+def check_jets(labels: Tensor, classes: int, weights: Tensor | None) -> None:
+    """Raises DataError for the first label or weight that can't be, or where all weights are 0."""
     top = 1 if classes == 1 else classes - 1
-    if (row := first(~((labels >= 0) & (labels <= top)))) is not None:
+    if (row := _first(~((labels >= 0) & (labels <= top)))) is not None:
         allowed = "in [0, 1]" if classes == 1 else f"a class from 0 to {top}"
         raise DataError(f"must be {allowed}, is {labels[row].item()}", where=f"labels, row {row}")
     if weights is not None:
-        if (row := first(~((weights >= 0) & weights.isfinite()))) is not None:
+        if (row := _first(~((weights >= 0) & weights.isfinite()))) is not None:
             raise DataError(f"must be finite and not negative, is {weights[row].item()}", where=f"weights, row {row}")
         if not weights.any():
             raise DataError("are all zero: the weighted mean is undefined", where="weights")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdfast.distill import cuda_engine
+from kdfast.distill.devices import training_devices
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import ConfigError, DataError, ModelError, StudyError
+from kdfast.errors import BackendError, ConfigError, DataError, ModelError, StudyError
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.hlt import HLTConfig
 from kdfast.jets.packed import PackedJets
-from kdfast.models.config import ModelConfig
+from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.study.identity import environment, refuse_another, teacher_fingerprint, warn_of_other_environment
 from kdfast.study.interrupt import stoppable
@@ -75,10 +77,11 @@ def sweep(
     teacher: None (train one), a saved model or Tagger, or logits for all jets, in their order (after max_jets); logits
     come without the attention-transfer term. seeds: each trains its own baseline and grid; the teacher is shared.
     config: a TOML file (or a table like it); arguments that are given go over it.
-    threads: of the training; None: torch.get_num_threads().
+    device: of the training. "cuda": all GPUs that torch sees share the members of each seed; "cuda:1": one of them;
+    "cpu" and "auto": the CPU. threads: of the training on the CPU; None: torch.get_num_threads().
 
-    Raises ConfigError, DataError, ModelError, StudyError, and SweepInterrupted (a KeyboardInterrupt) when stopped by
-    SIGINT or SIGTERM: members that have finished are stored.
+    Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, and
+    SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT or SIGTERM: members that have finished are stored.
     """
     arguments = {"grid": grid, "hlt": hlt, "seeds": seeds, "precision": precision, "device": device}
     overrides: dict[str, Any] = {
@@ -141,6 +144,7 @@ def run_study(
     """Runs what the settings ask for and the folder does not hold yet; `sweep` says the rest."""
     if given.jets is not None and settings.data.paths:
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
+    _check_device(settings)
     exists = (out / "provenance.json").exists()
     if exists and not resume:
         hint = "give another folder, or resume=True to go on with it"
@@ -161,10 +165,10 @@ def run_study(
             hint = "give a logit for every jet, in the data's order (after max_jets, where that is set)"
             raise DataError(f"{len(teacher)} logits for {len(jets)} jets", where="teacher", hint=hint)
         prepared = prepare(jets, settings, given.hlt_jets)
-        provenance = {"decisive": decisive, "environment": environment()}
+        provenance = {"decisive": decisive, "environment": environment(settings.device)}
         store = StudyStore.create_or_open(out, settings.table(), provenance)
         refuse_another(store, decisive)
-        warn_of_other_environment(store)
+        warn_of_other_environment(store, settings.device)
         with store.writing():
             for split in ("validation", "test"):
                 store.write_shared(split, prepared.shared_arrays(split))
@@ -179,6 +183,15 @@ def run_study(
             shown.say("writing the report")
             store.rebuild_summaries()
     return open_study(out)
+
+
+def _check_device(settings: StudySettings) -> None:
+    """Raises BackendError where the training can't run on the device, before any work is done."""
+    if training_devices(settings.device) == ["cpu"]:
+        return
+    for name in ("model", "teacher_model"):
+        if (why := cuda_engine.unsupported(model_config(getattr(settings, name)))) is not None:
+            raise BackendError(why, where=name, hint="choose other sizes, or device='cpu'")
 
 
 def _external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[np.float32] | None:

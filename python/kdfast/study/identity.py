@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdfast._version import __version__
+from kdfast.distill.devices import training_devices
 from kdfast.errors import KdfastWarning, StudyError
 from kdfast.models.tagger import Tagger, tagger_card
 from kdfast.ops import backend
@@ -32,8 +33,9 @@ __all__ = [
 _NAMED = 6
 
 
-def environment() -> dict[str, str]:
-    """Versions, instruction set and backend: for one of these, results are the same bit for bit."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Versions, instruction set, backend and device: for one of these, results are the same bit for bit."""
+    devices = training_devices(device)
     try:
         isa = str(backend.cpu_module().isa)
     except AssertionError:
@@ -46,6 +48,7 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "isa": isa,
         "backend": backend.forced() or "auto",
+        "device": "cpu" if devices == ["cpu"] else ", ".join(map(torch.cuda.get_device_name, devices)),
     }
 
 
@@ -106,9 +109,10 @@ def shown_setting(value: Any) -> str:
     return f"{text[:8]}…" if len(text) == 64 else text
 
 
-def warn_of_other_environment(store: StudyStore) -> None:
+def warn_of_other_environment(store: StudyStore, device: str = "cpu") -> None:
     """Where a study goes on in another environment, new results may differ from an uninterrupted run's in last bits."""
-    there, here = store.provenance.get("environment", {}), environment()
+    there = {"device": "cpu"} | store.provenance.get("environment", {})
+    here = environment(device)
     names = [name for name in here if there.get(name) != here[name]]
     if names:
         listing = ", ".join(f"{name} {there.get(name)} → {here[name]}" for name in names)

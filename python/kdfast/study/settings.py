@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from kdfast._files import write_atomically
+from kdfast.distill.devices import check_name
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import PRECISIONS, Recipe
 from kdfast.errors import ConfigError, suggest
@@ -135,7 +136,8 @@ class StudySettings(BaseModel):
 
     hlt: a preset's name or five numbers. model, teacher_model: sizes of student (and baseline) and teacher, a preset's
     name or numbers. teacher: file of a trained teacher (None: one is trained). seeds: of the members; each seed trains
-    a baseline and the whole grid. grid: a preset's name, lists, or names of runs. precision, device: of the training.
+    a baseline and the whole grid. grid: a preset's name, lists, or names of runs. precision, device: of the training;
+    device is "cpu", "cuda" (all GPUs) or "cuda:1" (one of them), "auto" the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -169,10 +171,7 @@ class StudySettings(BaseModel):
     @field_validator("device")
     @classmethod
     def _device(cls, device: str) -> str:
-        if device.startswith("cuda"):
-            raise ConfigError("no engine of this version trains on a GPU", hint="use 'auto' or 'cpu'")
-        if device not in ("auto", "cpu"):
-            raise ConfigError(f"unknown device {device!r}", hint=suggest(device, ["auto", "cpu"]))
+        check_name(device)  # whether it is there is asked where it is used: the file may be read elsewhere
         return device
 
     def runs(self) -> list[RunConfig]:

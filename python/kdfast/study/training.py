@@ -77,7 +77,15 @@ class StudyTraining:
         recipe, sizes = self.settings.recipe.teacher(), model_config(self.settings.teacher_model)
         train, validation, test = (self.prepared.offline[split] for split in SPLITS)
         pack = Pack(
-            sizes, (Member("teacher"),), seed, recipe, train, validation, test, precision=self.settings.precision
+            sizes,
+            (Member("teacher"),),
+            seed,
+            recipe,
+            train,
+            validation,
+            test,
+            precision=self.settings.precision,
+            device=self.settings.device,
         )
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
         with closing(self._results(pack)) as results:
@@ -95,8 +103,8 @@ class StudyTraining:
         if not missing:
             return
         train, validation, test = (self.prepared.hlt[split] for split in SPLITS)
-        precision = self.settings.precision
-        pack = Pack(sizes, tuple(missing), seed, recipe, train, validation, test, targets, precision)
+        precision, device = self.settings.precision, self.settings.device
+        pack = Pack(sizes, tuple(missing), seed, recipe, train, validation, test, targets, precision, device)
         done = len(members) - len(missing)
         if done:
             self.shown.say(f"seed {seed}: {done} of {len(members)} members are stored, {len(missing)} to go")
