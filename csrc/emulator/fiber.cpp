@@ -12,7 +12,7 @@ constexpr size_t kGuard = 65536, kStack = 128 << 10, kShift = 256;
 
 }  // namespace
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KDFAST_PORTABLE_FIBERS)
 
 // kdfast_switch_stack(void** save, void* to): keeps the callee-saved registers and the stack pointer in *save, and
 // takes them up from `to`.
@@ -64,7 +64,7 @@ void Fiber::start(void (*entry)(), int shift) {
         mprotect(memory_, kGuard, PROT_NONE);
     }
     const size_t size = kStack - static_cast<size_t>(shift) * kShift;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KDFAST_PORTABLE_FIBERS)
     // What kdfast_switch_stack takes from a stack: six registers and where to go on; above it the address that entry
     // would return to, so that the stack is aligned as behind a call.
     void** top = reinterpret_cast<void**>(memory_ + kGuard + size);

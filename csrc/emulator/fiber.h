@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(KDFAST_PORTABLE_FIBERS)
 #include <ucontext.h>
 #endif
 
@@ -29,7 +29,7 @@ class Fiber {
 
   private:
     char* memory_ = nullptr;  // a guard page, then the stack; none for the fiber that was there first
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KDFAST_PORTABLE_FIBERS)
     void* top_ = nullptr;
 #else
     ucontext_t context_;

@@ -190,7 +190,7 @@ inline T atomic(SharedPointer<T> p, const Site& site, Combine combine) {
 }
 template <class T, class Combine>
 inline T atomic(T* p, const Site& site, Combine combine) {
-    thread->last = site;
+    see(site);
     const T old = *p;
     *p = combine(old);
     return old;
@@ -232,7 +232,7 @@ inline Shared<T> dynamic_shared(size_t byte_offset, size_t count, Site site = Si
 // Vector accesses.
 template <class V, class T>
 inline V load(const T* p, Site site = Site::current()) {
-    emulator::thread->last = site;
+    emulator::see(site);
     emulator::check_aligned(p, sizeof(V), site);
     V value;
     std::memcpy(&value, p, sizeof(V));
@@ -252,7 +252,7 @@ inline V load_latest(const T* p, Site site = Site::current()) {
 }
 template <class V, class T>
 inline void store(T* p, const V& value, Site site = Site::current()) {
-    emulator::thread->last = site;
+    emulator::see(site);
     emulator::check_aligned(p, sizeof(V), site);
     std::memcpy(static_cast<void*>(p), &value, sizeof(V));
 }

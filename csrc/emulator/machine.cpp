@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <string_view>
 
 #include "emulator/guarded_memory.h"
 #include "emulator/shared_memory.h"
@@ -85,6 +86,8 @@ const char* name(Wait wait) {
 bool same(const Site& a, const Site& b) {
     return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
+
+bool is_kernel_source(const Site& site) { return std::string_view(site.file_name()).ends_with(".cu"); }
 
 std::string describe(const Thread& t) {
     const auto& b = block.index;
@@ -214,7 +217,7 @@ void run_block() {
         t.lane = i % 32;
         t.index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
         t.priority = scheduler.random();
-        t.last = Site();
+        t.last = t.kernel = Site();
         t.open.clear();
         t.groups.clear();
         t.fiber.start(main_of_thread, i % 16);
@@ -232,8 +235,18 @@ std::string at(const Site& site) {
     return std::string(slash ? slash + 1 : site.file_name()) + ":" + std::to_string(site.line());
 }
 
+void see(const Site& site) {
+    thread->last = site;
+    if (is_kernel_source(site)) thread->kernel = site;
+}
+
 void fail(const std::string& what, const Site& site) {
-    throw Error(what + " at " + at(site) + (thread ? " in " + describe(*thread) : ""));
+    std::string text = what + " at " + at(site);
+    if (thread != nullptr) {
+        if (!is_kernel_source(site)) text += ", after " + at(thread->kernel) + ",";
+        text += " in " + describe(*thread);
+    }
+    throw Error(text);
 }
 
 void maybe_give_way() {
@@ -244,7 +257,7 @@ void maybe_give_way() {
 }
 
 void block_barrier(const Site& site) {
-    thread->last = site;
+    see(site);
     if (block.alive != block.num_threads)
         fail("__syncthreads after " + plural(block.num_threads - block.alive) + " of the block exited", site);
     for (int i = 0; i < block.num_threads; ++i) {
@@ -267,7 +280,7 @@ void block_barrier(const Site& site) {
 }
 
 void meet(Wait kind, unsigned mask, void* operand, void (*combine)(void**, void*), void* context, const Site& site) {
-    thread->last = site;
+    see(site);
     Warp& warp = block.warps[static_cast<size_t>(thread->warp)];
     const unsigned me = 1u << thread->lane;
     if (!(mask & me)) fail(std::string(name(kind)) + ": the calling lane is not in the mask", site);

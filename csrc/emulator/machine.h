@@ -54,6 +54,7 @@ struct Thread {
     Wait wait;
     Site site;      // where it waits
     Site last;      // the last line that the emulator saw
+    Site kernel;    // the last one of them in a kernel source, not in a helper of a header
     void* operand;  // what it brings to a collective
     uint32_t priority;
     std::vector<Copy> open;                 // copies not yet committed
@@ -87,6 +88,9 @@ struct Block {
 
 inline Block block;
 inline Thread* thread = nullptr;  // the one that runs; null outside of kernels
+
+// Notes a line that the running thread has come to.
+void see(const Site& site);
 
 std::string at(const Site& site);
 [[noreturn]] void fail(const std::string& what, const Site& site);

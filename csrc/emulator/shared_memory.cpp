@@ -113,7 +113,7 @@ void fail_bounds(int64_t index, int64_t count, const Site& site) {
 }
 
 void note_read(const void* address, size_t bytes, const Site& site) {
-    thread->last = site;
+    see(site);
     maybe_give_way();
     const Warp& warp = block.warps[static_cast<size_t>(thread->warp)];
     Cell* const first = cells_of(address);
@@ -126,7 +126,7 @@ void note_read(const void* address, size_t bytes, const Site& site) {
 }
 
 void note_write(const void* address, size_t bytes, const Site& site, Write how) {
-    thread->last = site;
+    see(site);
     maybe_give_way();
     const Warp& warp = block.warps[static_cast<size_t>(thread->warp)];
     Cell* const first = cells_of(address);

@@ -114,6 +114,17 @@ __global__ void second_sum_reuses_slots(Probe p) {
 }
 
 template <bool kBug>
+__global__ void second_block_sum_too_early(Probe p) {
+    const int t = thread_index();
+    KDFAST_SHARED(float, s, kThreads);
+    s[t] = p.x[t];
+    double sum = block_sum<kThreads>(s[t]);
+    if (!kBug) __syncthreads();
+    sum += block_sum<kThreads>(s[t]);
+    p.out[t] = t == 0 ? static_cast<float>(sum) : 0.0f;
+}
+
+template <bool kBug>
 __global__ void read_beyond_atomics(Probe p) {
     KDFAST_SHARED(int, count, 1);
     if (thread_index() == 0) count[0] = 0;
@@ -435,6 +446,7 @@ void bind_probe(pybind11::module_& m) {
         KDFAST_PROBE(overwritten_too_early),
         KDFAST_PROBE(two_writers),
         KDFAST_PROBE(second_sum_reuses_slots),
+        KDFAST_PROBE(second_block_sum_too_early),
         KDFAST_PROBE(read_beyond_atomics),
         KDFAST_PROBE(written_among_atomics),
         KDFAST_PROBE(out_of_bounds),

@@ -25,6 +25,7 @@ BUGS = {
     "overwritten_too_early": RACE,
     "two_writers": RACE,
     "second_sum_reuses_slots": RACE,
+    "second_block_sum_too_early": RACE,
     "read_beyond_atomics": RACE,
     "written_among_atomics": RACE,
     "out_of_bounds": r"index 128 outside of \[0, 128\)",
@@ -145,3 +146,8 @@ def test_launches_that_no_gpu_takes() -> None:
     ]:
         with pytest.raises(_emu.EmulatorError, match=message):
             probe.launch(*shape, x.ctypes.data)
+
+
+def test_an_error_in_a_helper_names_the_kernel_as_well() -> None:
+    with pytest.raises(_emu.EmulatorError, match=r"at gpu\.h:\d+, after probe\.cu:\d+, in block"):
+        Tensors().run("second_block_sum_too_early", bug=True)
