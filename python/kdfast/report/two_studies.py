@@ -100,7 +100,7 @@ def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
     teacher = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "teacher"], "Teacher")
     baseline = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "baseline"], "Baseline")
     students = [k for k, key in enumerate(pairs.keys) if key.kind == "student"]
-    mean = _mean(pairs, students, "Mean of the shared configurations")
+    mean = _mean(pairs, students, "Mean of configurations")
     rows = _configurations(pairs, students)
     whole = all("decisive" in store.provenance for store in (first, second))  # not so of imported studies
     here, there = (store.provenance["decisive"] if whole else store.settings for store in (first, second))
@@ -282,6 +282,12 @@ def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
 # ---- sentences
 
 
+def _same(beside: Beside) -> bool:
+    """Whether the networks are the same ones: no jet adds to the difference."""
+    comparison = beside.auc.comparison
+    return comparison is not None and comparison.difference.value == 0.0 and comparison.difference.error_test == 0.0
+
+
 def _findings(
     names: tuple[str, str], networks: Mapping[str, Beside | None], mean: Beside | None, rows: Sequence[Beside]
 ) -> list[Finding]:
@@ -294,7 +300,11 @@ def _findings(
                 said.append(versus(one, other, paired.comparison, metric))
 
     for kind, beside in networks.items():
-        if beside is not None:
+        if beside is not None and _same(beside):
+            said.append(
+                Finding(topic="", text=f"The {kind} scores the test jets alike in both studies.", supported=True)
+            )
+        elif beside is not None:
             sentence(f"the {kind} of {second}", f"that of {first}", beside)
     if mean is not None:
         shared = f"the mean of the {len(rows)} shared configurations in {{}}"
