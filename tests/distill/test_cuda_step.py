@@ -1,0 +1,117 @@
+"""A whole training step of three members by the emulated kernels, against the reference engine's and float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdfast import backend
+from kdfast.distill.cuda_engine import _Plan, _Trainer
+from kdfast.distill.optimizer import learning_rate
+from kdfast.distill.reference_engine import member_loss
+from kdfast.distill.trainer import Member, Pack
+from kdfast.errors import KdfastWarning
+from kdfast.models.flat import flatten_parameters, flatten_running
+from kdfast.models.jet_transformer import JetTransformer
+from kdfast.ops import _gpu
+from kdfast.ops.adamw import adamw_reference
+from kdfast.ops.philox import derive_seed, fold_seed
+from tests.distill.packs import pack, students
+from tests.emulator.emulated import emulated, is_built
+
+pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+
+STATE = ("parameters", "moment1", "moment2", "running")
+OPS = {"adamw", "attention_transfer", "distill_loss"}
+OPS_WITH_BACKWARD = {"attention_pooling", "batch_norm_gelu", "bias_gelu", "residual_norm"}
+
+
+@contextmanager
+def ignoring_attention() -> Iterator[None]:
+    """constituent_attention has no CUDA kernel yet; the reference of any other op is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "kdfast.ops.constituent_attention ", KdfastWarning)
+        yield
+
+
+def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What step `number` of the first epoch makes of `state`, [K, …] each, with gradient and the losses' parts."""
+
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() else x
+
+    train, targets = a_pack.train, a_pack.targets
+    assert targets is not None
+    a_pack = replace(
+        a_pack,
+        train=replace(train, **{name: cast(getattr(train, name)) for name in ("features", "labels", "weights")}),
+        targets=replace(targets, **{name: cast(value) for name, value in vars(targets).items()}),
+    )
+    epochs, jets = a_pack.recipe.epochs, _Plan(a_pack).batches(0)[number]
+    seed = fold_seed(derive_seed(a_pack.seed, "dropout"), number)
+    gradients, runnings, parts = [], [], []
+    for k, member in enumerate(a_pack.members):
+        model = JetTransformer(a_pack.model).to(dtype).train()
+        flatten_parameters(model).copy_(state["parameters"][k])
+        running = flatten_running(model).copy_(state["running"][k])
+        temperature, alpha = member.config.at(0, epochs) if member.config else (1.0, 0.0)
+        loss, terms = member_loss(a_pack, member, model, jets, temperature, alpha, seed)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        runnings.append(running)
+        parts.append(terms)
+    after = {name: cast(state[name]).clone() for name in STATE}
+    gradient, full = torch.stack(gradients), torch.full((len(a_pack.members),), 1.0, dtype=dtype)
+    adamw_reference(
+        after["parameters"],
+        gradient,
+        after["moment1"],
+        after["moment2"],
+        torch.full((len(full),), number + 1),
+        full * learning_rate(0, epochs, a_pack.recipe.warmup_epochs, a_pack.recipe.learning_rate),
+        full * a_pack.recipe.weight_decay,
+        a_pack.recipe.clip_norm,
+    )
+    return after | {"running": torch.stack(runnings), "gradient": gradient, "sums": torch.stack(parts)}
+
+
+def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Tensor, case: str) -> None:
+    """The rule for the ends of some hundred roundings in a row, where a single element's error is chance in PyTorch's
+    computation too (tests/ops/test_encoder.py has it as well): the mean error is held to twice PyTorch's, the largest
+    to four times."""
+    eps = torch.finfo(torch.float32).eps
+    errors, standards = ((x.double() - exact).abs() for x in (ours, plain))
+    assert errors.mean() <= 2 * standards.mean() + 2 * eps * exact.abs().mean(), case
+    assert errors.max() <= 4 * standards.max() + 8 * eps * exact.abs().max(), case
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_steps_of_three_members(dropout: float) -> None:
+    """The second step reads other jets, offsets, seeds and moments from the same places."""
+    a_pack = pack([Member("baseline"), *students(2)], learning_rate=1e-2, weight_decay=0.1)
+    a_pack = replace(a_pack, model=a_pack.model.model_copy(update={"dropout": dropout}))
+    trainer = _Trainer(a_pack, list(a_pack.members), _Plan(a_pack))
+    generator = torch.Generator().manual_seed(3)
+    for name in ("moment1", "moment2"):  # from zeros AdamW's first step is the sign of each element
+        getattr(trainer, name).copy_(torch.rand(trainer.moment1.shape, generator=generator) * 1e-2)
+    trainer.begin_epoch(0)
+    for number in range(2):
+        state = {name: getattr(trainer, name).detach().clone() for name in STATE}
+        trainer.sums.zero_()
+        with emulated(seed=number), ignoring_attention(), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+            trainer.step()
+            ran = {arguments.args[0] for arguments in call.call_args_list}
+        assert ran == OPS | OPS_WITH_BACKWARD | {f"{op}_backward" for op in OPS_WITH_BACKWARD}
+        with backend("reference"):
+            plain, exact = (reference_step(a_pack, state, number, dtype) for dtype in (torch.float32, torch.float64))
+        assert trainer.alive.all()
+        for name, expected in exact.items():
+            case = f"{name} after step {number}, p={dropout}"
+            assert_as_accurate(getattr(trainer, name).detach(), plain[name], expected, case)
