@@ -9,6 +9,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from kdfast.report.comparisons import (
+    baseline,
     benjamini_hochberg,
     beside_best,
     best_of_equals,
@@ -116,6 +117,41 @@ def test_one_seed_is_delong_s_test():
     assert difference.error == pytest.approx(math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
     z = (estimates.values[1] - estimates.values[0]) / difference.error
     assert difference.p_value == pytest.approx(2 * stats.norm.sf(abs(z)))
+
+
+def with_baseline(seed_spread, studies, seed=0):
+    """Equal configurations, and a baseline that a seed moves by itself: it does not share the teacher's targets."""
+    rng, runs = np.random.default_rng(seed), CONFIGS * SEEDS
+    factor = noise_factor(runs + SEEDS)
+    for _ in range(studies):
+        values = 0.8 + factor @ rng.normal(size=factor.shape[1]) + 0.0005 * rng.normal(size=len(factor))
+        values += np.tile(0.004 * rng.normal(size=SEEDS), CONFIGS + 1)
+        values[runs:] += seed_spread * rng.normal(size=SEEDS)
+        students = configurations(Estimates(values[:runs], factor[:runs]), NAMES, BLOCKS)
+        yield baseline(students, Estimates(values[runs:], factor[runs:]), range(SEEDS), range(SEEDS))
+
+
+@pytest.mark.parametrize("seed_spread", [0.0005, 0.005])
+def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
+    claims = hits = 0
+    for beside in with_baseline(seed_spread, STUDIES):
+        claims += min(holm([beside.below(f"c{i}").p_value for i in range(CONFIGS)])) < 0.05
+        low, high = beside.below_mean().interval
+        hits += low <= 0.0 <= high
+    assert not_above_binomial(claims, STUDIES, 0.05)
+    assert hits / STUDIES >= 0.95 - 3.5 * math.sqrt(0.95 * 0.05 / STUDIES)
+
+
+def test_the_baseline_is_paired_by_seed():
+    """By hand: differences in each seed, and their mean."""
+    (beside,) = with_baseline(0.003, 1)
+    students = beside.students
+    by_seed = students.runs.values[students.rows].mean(axis=1)
+    own = beside.value - students.values.mean()
+    assert beside.below_mean().value == pytest.approx(-own)
+    assert beside.below("c2").value == pytest.approx(students.values[2] - beside.value)
+    assert beside.level.df == SEEDS - 1
+    assert beside.value == pytest.approx(own + by_seed.mean())
 
 
 # ---- many comparisons

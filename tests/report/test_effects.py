@@ -192,6 +192,25 @@ def test_no_claims_without_an_effect():
     assert false["naive"] > 0.2 * studies  # what a correlation's own p-value would have claimed
 
 
+def test_no_claims_where_seeds_differ_in_their_trends():
+    """In each seed α has a trend of its own, on average none."""
+    rng, seeds = np.random.default_rng(7), 4
+    names, blocks = [c.name for c in CONSTANT for _ in range(seeds)], list(range(seeds)) * len(CONSTANT)
+    frame = settings_of(CONSTANT)
+    alpha = frame["alpha_init"].to_numpy()
+    runs = np.repeat(alpha, seeds)
+    claims = {"slope": 0, "groups": 0}
+    for _ in range(STUDIES // 2):
+        trends = np.tile(0.01 * rng.normal(size=seeds), len(alpha))
+        values = 0.8 + trends * runs + 0.0005 * rng.normal(size=len(runs))
+        estimates = configurations(Estimates(values, np.zeros((len(runs), 1))), names, blocks)
+        claims["slope"] += effects.slopes(estimates, alpha)[0].p_value < 0.05
+        groups = effects.group_differences(estimates, frame["alpha_init"].map(str), frame[["temp_init"]], "0.3")
+        claims["groups"] += min(g.p_holm for g in groups) < 0.05
+    for claim, number in claims.items():
+        assert not_above_binomial(number, STUDIES // 2, 0.05), (claim, number)
+
+
 def test_power():
     """A real slope of five errors is seen."""
     frame, factor = shared_noise()

@@ -236,7 +236,7 @@ def test_one_seed_compares_networks(paths):
 def test_several_seeds(tmp_path):
     whole, texts = reported(small(tmp_path / "s", seeds=(1, 2, 3)))
     assert whole.study.seeds == [1, 2, 3]
-    assert whole.distribution.seed_df == (5 - 1) * (3 - 1)  # four students and the baseline
+    assert whole.distribution.seed_df == (4 - 1) * (3 - 1)
     assert all(row.runs == 3 and row.auc.error_runs is not None for row in whole.configurations)
     assert len(whole.rank_agreement) == 3
     assert "one seed" not in texts["ANALYSIS_SUMMARY.txt"]

@@ -1,7 +1,10 @@
 """Configurations against each other, on the test jets and seeds that they share.
 
 With one seed a "configuration" is one trained network, and what another seed would give is not known; with several,
-seeds are blocks of a two-way model, run = configuration + seed + rest (fitting.py), whose rest enters each test.
+seeds are blocks of a two-way model, run = configuration + seed + rest (fitting.py), whose rest enters each test. The
+rest is alike among students, but not for what sets them apart as a whole: students of one seed share targets and err
+alike beside the baseline, and a trend in α may differ from seed to seed. Such combinations are taken in each seed by
+itself, and their scatter from seed to seed counts (`Baseline`, `Configurations.by_seed`).
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.report.fitting import Contrast, Fit, fit
+from kdfast.report.fitting import Contrast, Fit, fit, satterthwaite
 from kdfast.report.sampling import LEVEL, Estimates, quantile
 
 __all__ = [
+    "Baseline",
     "Configurations",
+    "baseline",
     "benjamini_hochberg",
     "beside_best",
     "best_of_equals",
@@ -40,7 +45,8 @@ class Configurations:
     names [C]; values [C]; test [C, C]: covariance from the test jets; spread [C, C]: the run-to-run variance σ²'s
     coefficients, so that σ² · spread is the covariance from seeds, but for what all configurations share. factor
     [C, M]: test = factor @ factor.T. common_variance: of what a seed does to all configurations alike, for one seed;
-    it matters for absolute numbers, not for differences. seeds: how many.
+    it matters for absolute numbers, not for differences. seeds: how many. runs: all runs [K]; rows [seeds, C]: theirs
+    in each seed that all configurations have.
     """
 
     names: tuple[str, ...]
@@ -51,6 +57,8 @@ class Configurations:
     model: Fit
     common_variance: float
     seeds: int
+    runs: Estimates
+    rows: NDArray[np.int64]
 
     def index(self, name: str) -> int:
         return self.names.index(name)
@@ -84,6 +92,15 @@ class Configurations:
         weights[self.index(one)], weights[self.index(other)] = 1.0, -1.0
         return self.combination(weights)
 
+    def by_seed(self, weights: Floats) -> Fit | None:
+        """Σ weights · runs in each seed by itself, as a model of its mean: the run_variance is the scatter from seed to
+        seed. None with fewer than two seeds that all configurations have."""
+        if len(self.rows) < 2:
+            return None
+        values = self.runs.values[self.rows] @ weights
+        factor = np.stack([weights @ self.runs.factor[rows] for rows in self.rows])
+        return fit(Estimates(values, factor), np.ones((len(values), 1)))
+
     def noise(self) -> Floats:
         """Covariance [C, C] of the estimates, without what all share alike."""
         return self.test + self.model.cautious_variance * self.spread
@@ -100,6 +117,8 @@ class Configurations:
             self.model,
             self.common_variance,
             self.seeds,
+            self.runs,
+            self.rows[:, keep],
         )
 
 
@@ -125,7 +144,75 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
         model=model,
         common_variance=_common_variance(model, len(known), len(blocks)),
         seeds=len(blocks),
+        runs=runs,
+        rows=_complete(names, seeds, known, blocks),
     )
+
+
+def _complete(names: Sequence[str], seeds: Sequence[int], known: list[str], blocks: list[int]) -> NDArray[np.int64]:
+    place = {key: row for row, key in enumerate(zip(names, seeds, strict=True))}
+    rows = [[place.get((name, seed), -1) for name in known] for seed in blocks]
+    return np.array([row for row in rows if -1 not in row], np.int64).reshape(-1, len(known))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The student without a teacher beside the configurations.
+
+    level: a model of baseline minus the mean of the configurations, seed by seed; its run_variance is how much that
+    differs from seed to seed, which the rest among students does not tell.
+    """
+
+    students: Configurations
+    level: Fit
+
+    @property
+    def value(self) -> float:
+        """Over the same seeds as the configurations' values."""
+        return float(self.students.values.mean() + self.level.coefficients[0])
+
+    @property
+    def run_variance(self) -> float:
+        """Of its mean over seeds relative to the configurations."""
+        return self.level.cautious_variance * float(self.level.spread[0, 0])
+
+    @property
+    def factor(self) -> Floats:
+        return np.asarray(self.students.factor.mean(axis=0) + self.level.factor[0])
+
+    def below(self, name: str) -> Contrast:
+        """A configuration minus the baseline, paired."""
+        weights = np.zeros(len(self.students.names))
+        weights[self.students.index(name)] = 1.0
+        return self._below(weights)
+
+    def below_mean(self) -> Contrast:
+        """The mean of the configurations minus the baseline."""
+        return self._below(np.full(len(self.students.names), 1.0 / len(self.students.names)))
+
+    def _below(self, weights: Floats) -> Contrast:
+        students, own = self.students, float(self.level.spread[0, 0])
+        centred = weights - 1.0 / len(students.names)
+        factor, unit = weights @ students.factor - self.factor, float(centred @ students.spread @ centred)
+        test, run = float(factor @ factor), students.model.cautious_variance * unit + self.run_variance
+        parts = (students.model.uncertain * unit, students.model.df), (self.level.uncertain * own, self.level.df)
+        return Contrast(float(weights @ students.values) - self.value, test, run, satterthwaite(test + run, *parts))
+
+
+def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int], blocks: Sequence[int]) -> Baseline | None:
+    """The baseline's runs [n] of these seeds beside students of the seeds `blocks` (in the order of their model); None
+    where they have no seed in common."""
+    shared = [i for i, seed in enumerate(seeds) if seed in blocks]
+    if not shared:
+        return None
+    known = len(students.model.coefficients) - len(blocks)
+    levels = np.zeros((len(shared), len(students.model.coefficients)))
+    levels[:, :known] = 1.0 / known  # the configurations' mean in that seed
+    for row, i in enumerate(shared):
+        levels[row, known + list(blocks).index(seeds[i])] = 1.0
+    values = runs.values[shared] - levels @ students.model.coefficients
+    factor = runs.factor[shared] - levels @ students.model.factor
+    return Baseline(students, fit(Estimates(values, factor), np.ones((len(shared), 1))))
 
 
 def _common_variance(model: Fit, known: int, blocks: int) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdfast.report.comparisons import Configurations, holm
-from kdfast.report.fitting import Contrast, fit
+from kdfast.report.fitting import Contrast, Fit, fit, satterthwaite
 from kdfast.report.sampling import LEVEL, Estimates
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "group_differences",
     "linear_model",
     "rank_agreement",
+    "seen_over_seeds",
     "settings_frame",
     "slopes",
     "variance_shares",
@@ -45,6 +46,23 @@ def settings_frame(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     frame["temp_last"] = frame["temp_final"].fillna(frame["temp_init"])
     frame["alpha_last"] = frame["alpha_final"].fillna(frame["alpha_init"])
     return frame
+
+
+def seen_over_seeds(estimates: Configurations, model: Fit, weights: Floats) -> Contrast | None:
+    """A contrast of a model of the configurations' estimates, as seeds and configurations let it be known.
+
+    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations about the
+    model what is more than the rest of a run. With one the latter stands for both.
+    """
+    contrast, by_seed = model.contrast(weights), estimates.by_seed(weights @ model.solve)
+    if contrast is None or by_seed is None:
+        return contrast
+    unit, number = float(weights @ model.spread @ weights), float(by_seed.spread[0, 0])
+    misfit = max(0.0, model.run_variance - estimates.model.run_variance * float(np.diag(estimates.spread).mean()))
+    run = misfit * unit + by_seed.cautious_variance * number
+    parts = (model.uncertain * unit if misfit > 0 else 0.0, model.df), (by_seed.uncertain * number, by_seed.df)
+    df = satterthwaite(contrast.test_variance + run, *parts)
+    return Contrast(contrast.value, contrast.test_variance, run, df)
 
 
 # ---- correlation
@@ -81,7 +99,7 @@ def slopes(estimates: Configurations, *settings: Floats) -> list[Contrast] | Non
     if len(settings) == 2:
         scaled = np.sign(model.coefficients[1:]) * np.std(design[:, 1:], axis=0)
         combinations_.append(np.array([0.0, -scaled[0], scaled[1]]))
-    found = [contrast for weights in combinations_ if (contrast := model.contrast(weights)) is not None]
+    found = [c for weights in combinations_ if (c := seen_over_seeds(estimates, model, weights)) is not None]
     return found if len(found) == len(combinations_) else None
 
 
@@ -124,7 +142,7 @@ def group_differences(
             i, j = j, i  # group minus reference
         weights = np.zeros(design.shape[1])
         weights[i], weights[j] = 1.0, -1.0
-        if (contrast := model.contrast(weights)) is not None:
+        if (contrast := seen_over_seeds(estimates, model, weights)) is not None:
             pairs.append((levels[i], levels[j], contrast))
     p_holm = holm([contrast.p_value for _, _, contrast in pairs])
     return [GroupDifference(a, c, p) for (a, b, c), p in zip(pairs, p_holm, strict=True) if b == reference]
@@ -166,7 +184,7 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> tuple[dic
         return None
     slopes = {}
     for i, name in enumerate(terms, start=1):
-        if (contrast := model.contrast(np.eye(design.shape[1])[i])) is not None:
+        if (contrast := seen_over_seeds(estimates, model, np.eye(design.shape[1])[i])) is not None:
             slopes[name] = contrast
     total = float(np.square(estimates.values - estimates.values.mean()).sum())
     r_squared = 1.0 - model.mean_square * model.df / total if total > 0 else 0.0

@@ -22,7 +22,7 @@ from scipy import stats
 
 from kdfast.report.sampling import Estimates, quantile
 
-__all__ = ["Contrast", "Fit", "fit"]
+__all__ = ["Contrast", "Fit", "fit", "satterthwaite"]
 
 Floats = NDArray[np.float64]
 
@@ -57,13 +57,15 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Fit:
-    """coefficients [p]; factor [p, M] of their test-jet covariance; spread [p, p] = L Lᵀ; mapping [p, p] = L X.
+    """coefficients [p]; solve [p, K]: L; factor [p, M] of their test-jet covariance; spread [p, p] = L Lᵀ; mapping
+    [p, p] = L X.
 
     run_variance: σ² as estimated, 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share: what of it
     the test jets explain, tr(M F Fᵀ)/df.
     """
 
     coefficients: Floats
+    solve: Floats
     factor: Floats
     spread: Floats
     mapping: Floats
@@ -83,29 +85,31 @@ class Fit:
     def combined(self, value: float, factor: Floats, unit: float) -> Contrast:
         """A combination whose test-jet variance is |factor|² and whose run-to-run variance is σ² · unit."""
         test, run = float(factor @ factor), self.cautious_variance * unit
-        return Contrast(value, test, run, self.satterthwaite(test + run, unit))
+        return Contrast(value, test, run, satterthwaite(test + run, (self.uncertain * unit, self.df)))
 
     @property
     def cautious_variance(self) -> float:
         """σ² as errors take it: not below a quarter of its standard error."""
-        return max(self.run_variance, 0.25 * self._uncertain * math.sqrt(2.0 / self.df)) if self.df else 0.0
+        return max(self.run_variance, 0.25 * self.uncertain * math.sqrt(2.0 / self.df)) if self.df else 0.0
 
     @property
-    def _uncertain(self) -> float:
+    def uncertain(self) -> float:
         """What fluctuates in the estimate of σ²: its mean square, at least what the test jets are known to make."""
         return max(self.mean_square, self.test_share)
 
-    def satterthwaite(self, variance: float, unit: float) -> float:
-        """Degrees of freedom of a variance, of which σ² · unit is estimated."""
-        uncertain = self._uncertain * unit
-        if self.df == 0 or uncertain == 0.0:
-            return math.inf
-        return max(float(self.df), self.df * (variance / uncertain) ** 2)
+
+def satterthwaite(variance: float, *estimated: tuple[float, int]) -> float:
+    """Degrees of freedom of a variance, parts of which are estimated: each with what fluctuates in it, and its own
+    degrees of freedom (Biometrics Bulletin 2, 1946, 110). inf where no part is."""
+    parts = [(part, df) for part, df in estimated if df > 0 and part > 0.0]
+    if not parts:
+        return math.inf
+    return max(float(min(df for _, df in parts)), variance**2 / sum(part**2 / df for part, df in parts))
 
 
 def fit(runs: Estimates, design: Floats) -> Fit:
     """The model of runs (values [K], factor [K, M]) with design X [K, p], of any rank."""
-    solve = np.linalg.pinv(design)
+    solve: Floats = np.linalg.pinv(design).astype(np.float64)
     coefficients, factor = solve @ runs.values, solve @ runs.factor
     residual, unexplained = runs.values - design @ coefficients, runs.factor - design @ factor
     df = len(runs) - int(np.linalg.matrix_rank(design))
@@ -113,6 +117,7 @@ def fit(runs: Estimates, design: Floats) -> Fit:
     test_share = float(np.einsum("km,km->", unexplained, unexplained)) / df if df else 0.0
     return Fit(
         coefficients=coefficients,
+        solve=solve,
         factor=factor,
         spread=solve @ solve.T,
         mapping=solve @ design,

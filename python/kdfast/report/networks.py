@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import effects, physics, schema
-from kdfast.report.comparisons import Configurations, configurations
+from kdfast.report.comparisons import Baseline, Configurations, baseline, configurations
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.report.table import results_table, selected_on
 from kdfast.study.results import NEED_SCORES
@@ -207,19 +207,30 @@ class StudyNetworks:
         counts = {str(p): self._survivors(self.networks[k], p) for p in WORKING_POINTS}
         return {point: count for point, count in counts.items() if count is not None}
 
-    def _two_way(self, metric: schema.Metric) -> Configurations:
-        finite = np.isfinite(self.metric(metric).values)
-        rows = [k for k, r in enumerate(self.networks) if r.kind != "teacher" and finite[k]]
-        names = ["baseline" if self.networks[k].kind == "baseline" else self.networks[k].name for k in rows]
-        return configurations(self.metric(metric).rows(rows), names, [self.networks[k].seed for k in rows])
-
-    @cached_property
-    def with_baseline(self) -> dict[schema.Metric, Configurations]:
-        return {metric: self._two_way(metric) for metric in METRICS}
+    def _finite(self, kind: str, metric: schema.Metric) -> list[int]:
+        values = self.metric(metric).values
+        return [k for k, r in enumerate(self.networks) if r.kind == kind and np.isfinite(values[k])]
 
     @cached_property
     def students(self) -> dict[schema.Metric, Configurations]:
-        return {metric: estimates.without("baseline") for metric, estimates in self.with_baseline.items()}
+        """The two-way model of configurations and seeds."""
+        found = {}
+        for metric in METRICS:
+            rows = self._finite("student", metric)
+            names, seeds = [self.networks[k].name for k in rows], [self.networks[k].seed for k in rows]
+            found[metric] = configurations(self.metric(metric).rows(rows), names, seeds)
+        return found
+
+    @cached_property
+    def baselines(self) -> dict[schema.Metric, Baseline | None]:
+        """The baseline beside them; None where none of their seeds has one."""
+        found = {}
+        for metric in METRICS:
+            blocks = list(dict.fromkeys(self.networks[k].seed for k in self._finite("student", metric)))
+            rows = self._finite("baseline", metric)
+            seeds = [self.networks[k].seed for k in rows]
+            found[metric] = baseline(self.students[metric], self.metric(metric).rows(rows), seeds, blocks)
+        return found
 
     @cached_property
     def settings(self) -> pd.DataFrame:

@@ -110,17 +110,14 @@ def _validation_means(study: StudyNetworks, column: str) -> Floats:
 
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
-    both = study.with_baseline[metric]
-    if metric not in study.comparable:
+    students, beside = study.students[metric], study.baselines[metric]
+    if metric not in study.comparable or beside is None:
         return {}
-    if "baseline" not in both.names:
-        return {}
-    differences = {name: both.difference(name, "baseline") for name in study.students[metric].names}
+    differences = {name: beside.below(name) for name in students.names}
     p_values = [contrast.p_value for contrast in differences.values()]
     corrections = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
-    reference = float(both.values[both.index("baseline")])
     return {
-        name: comparison_of(contrast, reference, both.seeds_known, *p_adjusted)
+        name: comparison_of(contrast, beside.value, students.seeds_known, *p_adjusted)
         for (name, contrast), p_adjusted in zip(differences.items(), corrections, strict=True)
     }
 
@@ -128,35 +125,29 @@ def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, s
 def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
     found = {}
     for metric in study.comparable:
-        both = study.with_baseline[metric]
-        if "baseline" in both.names:
-            b = both.index("baseline")
-            weights = np.full(len(both.names), 1.0 / (len(both.names) - 1))
-            weights[b] = -1.0
-            contrast = both.combination(weights)
-            found[metric] = comparison_of(contrast, float(both.values[b]), both.seeds_known)
+        if (beside := study.baselines[metric]) is not None:
+            known = study.students[metric].seeds_known
+            found[metric] = comparison_of(beside.below_mean(), beside.value, known)
     return found
 
 
 def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
-    both = study.with_baseline[metric]
+    students, beside = study.students[metric], study.baselines[metric]
     teacher = [k for k, r in enumerate(study.networks) if r.kind == "teacher"]
-    if metric not in study.comparable or "baseline" not in both.names or not teacher:
+    if metric not in study.comparable or beside is None or not teacher:
         return None
-    i, b, single = both.index(name), both.index("baseline"), study.metric(metric).rows(teacher[:1])
-    gain, gap = both.values[i] - both.values[b], single.values[0] - both.values[b]
-    of_gain, of_gap = both.factor[i] - both.factor[b], single.factor[0] - both.factor[b]
-    variance = both.model.cautious_variance
-    paired = both.spread[i, i] + both.spread[b, b] - 2.0 * both.spread[i, b]
+    single, gain = study.metric(metric).rows(teacher[:1]), beside.below(name)
+    of_gain = students.factor[students.index(name)] - beside.factor
+    of_gap = single.factor[0] - beside.factor
     found = physics.gap_recovered(
-        float(gain),
-        float(gap),
+        gain.value,
+        float(single.values[0]) - beside.value,
         (
-            float(of_gain @ of_gain + variance * paired),
-            float(of_gap @ of_gap + variance * both.spread[b, b] + both.common_variance / both.seeds),
-            float(of_gain @ of_gap + variance * (both.spread[b, b] - both.spread[i, b])),
+            gain.test_variance + gain.run_variance,
+            float(of_gap @ of_gap) + beside.run_variance + students.common_variance / students.seeds,
+            float(of_gain @ of_gap) + beside.run_variance,
         ),
-        both.difference(name, "baseline").df,
+        gain.df,
     )
     return None if found is None else schema.Estimate(value=found.value, low=found.low, high=found.high)
 

@@ -198,7 +198,7 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
         return math.sqrt(max(0.0, float(np.median(variance[np.triu_indices(len(noise), 1)]))))
 
     def by_seed(metric: schema.Metric) -> tuple[float | None, float | None]:
-        model = study.with_baseline[metric]
+        model = study.students[metric]
         if not model.seeds_known:
             return None, None
         return math.sqrt(model.model.run_variance), math.sqrt(model.common_variance)
@@ -217,7 +217,7 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
         rejection_seed_std=own_rejection,
         auc_seed_common_std=common,
         rejection_seed_common_std=common_rejection,
-        seed_df=study.with_baseline["auc"].model.df,
+        seed_df=study.students["auc"].model.df,
     )
 
 
