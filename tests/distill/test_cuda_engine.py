@@ -1,16 +1,20 @@
 """The lock-step engine trains what the reference engine trains; here without a GPU."""
 
 import threading
+import warnings
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from kdfast import backend
 from kdfast.distill import cuda_engine
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets, train_pack
+from kdfast.errors import KdfastWarning
 from tests.distill.packs import pack, students
+from tests.emulator.emulated import emulated, is_built
 
 
 def lock_step(a_pack: Pack, reports: list[EpochReport] | None = None) -> dict[str, MemberResult]:
@@ -83,3 +87,17 @@ def test_bf16_computes_what_fp32_computes():
 def test_a_stop_ends_it_without_half_results():
     stop = threading.Event()
     assert not list(cuda_engine.train(pack(students(2)), 0, lambda report: stop.set(), stop))
+
+
+@pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+def test_three_members_train_over_the_emulated_kernels():
+    """All that an epoch is made of: model, loss, attention transfer, clip and AdamW, evaluation."""
+    a_pack = pack([Member("baseline"), *students(2)], epochs=1, learning_rate=1e-3)
+    expected = lock_step(a_pack)
+    with emulated(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", KdfastWarning)  # of ops that have no kernel yet
+        ours = lock_step(a_pack)
+    for name, result in ours.items():
+        for curve in ("loss", "auc_val"):
+            tolerance = {"atol": 5e-3} if curve == "auc_val" else {"rtol": 1e-4}
+            np.testing.assert_allclose(result.curves[curve], expected[name].curves[curve], **tolerance)

@@ -1,0 +1,57 @@
+"""Forward and backward of three members by the CUDA kernels, on the emulator, against the references and float64."""
+
+from __future__ import annotations
+
+import warnings
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdfast.errors import KdfastWarning
+from kdfast.models import JetTransformer, ModelConfig
+from kdfast.models.flat import flatten_parameters, flatten_running
+from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
+from kdfast.ops import _gpu
+from tests.emulator.emulated import emulated, is_built
+from tests.ops.accuracy import assert_accurate
+from tests.ops.packed import normal, rows_of
+
+pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+
+CONFIG = ModelConfig(width=32, layers=2, heads=4, ffn=72, pooling_heads=4, dropout=0.1)
+MEMBERS = 3
+ROWS = rows_of([5, 0, 1, 17, 8, 3], padding=6)
+RESULTS = ("logits", "pooling attention", "gradient", "running moments")
+
+
+def run(dtype: torch.dtype, precision: str, training: bool) -> list[Tensor]:
+    """RESULTS, computed from float32 parameters and features."""
+    models = [JetTransformer(CONFIG, seed=member) for member in range(MEMBERS)]
+    parameters = torch.stack([flatten_parameters(model) for model in models]).detach()
+    parameters += 0.1 * normal(*parameters.shape, seed=1)  # affine parts of the norms that do something
+    running = torch.stack([flatten_running(model) for model in models]).to(dtype)
+    packed = PackedTransformer(CONFIG, parameters.to(dtype), running, precision)
+    features = normal(1, len(ROWS.jet), CONFIG.num_features, rows=ROWS)[0].to(dtype)
+    seeds = torch.tensor(dropout_seeds(77, CONFIG.layers)) if training else None
+    logits, attention = packed.logits(features, ROWS, seeds, training=training)
+    gradient = torch.zeros_like(parameters, dtype=dtype)
+    wanted = (normal(*x.shape, seed=seed).to(x.dtype) for seed, x in enumerate((logits, attention), start=2))
+    loss = torch.stack([(x * w).sum() for x, w in zip((logits, attention), wanted, strict=True)]).sum()
+    packed.write_gradient(loss, gradient)
+    return [x.detach() for x in (logits, attention, gradient, running)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("training", [True, False])
+def test_three_members_by_the_kernels(precision: str, training: bool) -> None:
+    with emulated(), warnings.catch_warnings(), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+        warnings.simplefilter("ignore", KdfastWarning)  # of ops that have no kernel yet
+        actual = run(torch.float32, precision, training)
+        ran = {arguments.args[0] for arguments in call.call_args_list}
+    for op in ("residual_norm", "bias_gelu", "batch_norm_gelu"):
+        assert {op, f"{op}_backward"} <= ran
+    plain, exact = run(torch.float32, precision, training), run(torch.float64, "fp32", training)
+    for name, *results in zip(RESULTS, actual, plain, exact, strict=True):
+        assert_accurate(*results, f"{name}, {precision}, training={training}")
