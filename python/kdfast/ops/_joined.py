@@ -34,8 +34,8 @@ def watch(q: Tensor, k: Tensor, v: Tensor) -> None:
     if node is None or node.name() != "UnbindBackward0" or q.numel() < _SMALLEST:
         return
     if k.grad_fn is node and v.grad_fn is node and (q.output_nr, k.output_nr, v.output_nr) == (0, 1, 2):
-        dim = node._saved_dim % 2**64  # type: ignore[attr-defined]
-        node.register_prehook(partial(_join, dim - 2**64 if dim >= 2**63 else dim))
+        dim = node._saved_dim  # type: ignore[attr-defined]  # unsigned: −1 is 2^64 − 1
+        node.register_prehook(partial(_join, dim if dim <= q.dim() else dim - 2**64 + q.dim() + 1))
 
 
 def _join(dim: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...] | None:
@@ -45,21 +45,23 @@ def _join(dim: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...] | No
 
 
 def _parent_of(dim: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:
-    first = grads[0]
-    if len(grads) != 3 or type(first) is not Tensor:
+    """The contiguous tensor whose slices along dim the three gradients are; None where they are anything else."""
+    if len(grads) != 3 or any(type(x) is not Tensor or x.requires_grad for x in grads):
         return None
-    dim %= first.dim() + 1
-    shape = (*first.shape[:dim], 3, *first.shape[dim:])
-    storage, start = first.untyped_storage(), int(first.storage_offset())
-    if (start + 3 * first.numel()) * first.itemsize > storage.nbytes():
+    q, k, _ = slices = [x for x in grads if x is not None]
+    step = int(k.storage_offset()) - int(q.storage_offset())
+
+    def place(x: Tensor, number: int) -> tuple[Any, ...]:
+        start = x.storage_offset() - number * step
+        return x.untyped_storage().data_ptr(), x.dtype, x.shape, x.stride(), start
+
+    if step < 0 or len({place(x, number) for number, x in enumerate(slices)}) != 1:
         return None
-    parent: Tensor = torch.empty(0, dtype=first.dtype).set_(storage, start, shape)  # type: ignore[call-overload]
-    for x, expected in zip(grads, parent.unbind(dim), strict=True):
-        if type(x) is not Tensor or x.requires_grad or x.dtype != expected.dtype or x.shape != expected.shape:
-            return None
-        if x.data_ptr() != expected.data_ptr() or x.stride() != expected.stride():
-            return None
-    return parent
+    shape, stride = list(q.shape), list(q.stride())
+    shape.insert(dim, 3)
+    stride.insert(dim, step)
+    parent = q.as_strided(shape, stride)
+    return parent if parent.is_contiguous() else None
 
 
 class _Slice(Tensor):
