@@ -1,7 +1,8 @@
-"""How a training step's time grows, and where it goes: `python -m bench.growth` (one or two minutes).
+"""How a training step's time grows, and where it goes: `python -m bench.growth` (some five minutes).
 
 Writes into bench/results/ growth.{json,png}: a step's time against members K, jets B, constituents N, width and
-threads, each alone; and step_parts.{json,png}: the study's step by part, in processor time.
+threads, each alone, and the reader's against jets on disk; and step_parts.{json,png}: the study's step by part, in
+processor time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,27 +24,37 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from bench.compiled_step import CompiledStep, jets, random_targets
 from bench.ratio import environment
+from kdfast.jets.readers import load_jets
 from kdfast.models import PRESETS, ModelConfig
 from kdfast.ops.encoder import PARTS
+from tests.jets.atlas_files import write_atlas
+from tests.synthetic import synthetic_jets
 
 PRECISIONS = ("fp32", "bf16")
-COLOURS = {"fp32": "#0072B2", "bf16": "#D55E00"}  # Okabe and Ito's, as are those below
+COLOURS = {"fp32": "#0072B2", "bf16": "#D55E00", "reader": "#009E73"}  # Okabe and Ito's, as are those below
 PART_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
 HATCHES = ("", "//", "..")  # tell parts of one colour apart, and all of them in grey
 BASE = {"members": 1, "jets": 256, "constituents": 32, "width": 64, "threads": 2}
 RANGES = {
-    "members": [1, 2, 4, 8, 16],
+    "members": [1, 2, 4, 8, 16, 32, 64, 132],
     "jets": [32, 64, 128, 256, 512, 1024],
     "constituents": [8, 16, 32, 64, 128],
     "width": [32, 64, 128, 256],
     "threads": [1, 2],
 }
+# A quarter of the batch, or the activations of 132 members, all of them held here, would take 9 GB (in the engine a
+# member has some while it runs, one on a thread). From 64 jets on a step's time is proportional to them.
+MEMBERS_JETS = 64
+FILE_JETS = 10_000  # larger sets are this file under many names: as much is read, unpacked and checked
+DISK_JETS = [10**4, 10**5, 10**6, 10**7]
+KEPT = 8  # constituents of each jet, or 10^7 of them would not fit
 LABELS = {
-    "members": "members K",
+    "members": f"members K (B = {MEMBERS_JETS})",
     "jets": "jets in a batch B",
     "constituents": "constituents of a jet N",
     "width": "width (FFN: 4 × width)",
     "threads": "threads",
+    "disk": f"jets on disk ({KEPT} constituents kept)",
 }
 STEPS = 5  # timings of a point, of which the median counts
 
@@ -77,11 +89,28 @@ def growth() -> dict[str, Any]:
     for quantity, values in RANGES.items():
         result[quantity] = {"values": values}
         for precision in PRECISIONS:
-            points = [BASE | {quantity: value} for value in values]
+            base = BASE | {"jets": MEMBERS_JETS} if quantity == "members" else BASE
+            points = [base | {quantity: value} for value in values]
             result[quantity][precision] = [
                 measure(precision, p["members"], p["jets"], p["constituents"], p["width"], p["threads"]) for p in points
             ]
     return result
+
+
+def reading() -> dict[str, Any]:
+    """{"values": jets, "reader": seconds} of load_jets on gzipped files of FILE_JETS jets with 200 slots each."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.h5" for number in range(max(DISK_JETS) // FILE_JETS)]
+        write_atlas(paths[0], synthetic_jets(FILE_JETS, max_constituents=200), width=200)
+        for path in paths[1:]:
+            path.hardlink_to(paths[0])
+
+        def read(jets_: int) -> None:
+            jets = load_jets(paths[: jets_ // FILE_JETS], max_constituents=KEPT)
+            assert len(jets) == jets_
+
+        read(FILE_JETS)
+        return {"values": DISK_JETS, "reader": [timed(lambda n=n: read(n)) for n in DISK_JETS]}
 
 
 def step_parts() -> dict[str, dict[str, float]]:
@@ -100,21 +129,21 @@ def step_parts() -> dict[str, dict[str, float]]:
 
 
 def draw_growth(measured: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    figure = Figure(figsize=(17, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3).flatten()
+    axes = figure.subplots(2, 4).flatten()
     for ax, (quantity, rows) in zip(axes, measured.items(), strict=False):
         values = rows["values"]
-        for precision, marker in zip(PRECISIONS, "os", strict=True):
-            ax.plot(
-                values, [1e3 * s for s in rows[precision]], marker=marker, color=COLOURS[precision], label=precision
-            )
-        first = 1e3 * rows["fp32"][0]
+        series = {name: [1e3 * s for s in seconds] for name, seconds in rows.items() if name != "values"}
+        for (name, times), marker in zip(series.items(), "os", strict=False):
+            ax.plot(values, times, marker=marker, color=COLOURS[name], label=name)
+        first = next(iter(series.values()))[0]
         power = -1 if quantity == "threads" else 1
         line = [first * (v / values[0]) ** power for v in values]
         ax.plot(values, line, ":", color="grey", label="inverse" if power < 0 else "proportional")
-        ax.set(xscale="log", yscale="log", xlabel=LABELS[quantity], ylabel="time of a step [ms]")
-        ax.set_xticks(values, [str(v) for v in values])
+        what = "reading" if quantity == "disk" else "a step"
+        ax.set(xscale="log", yscale="log", xlabel=LABELS[quantity], ylabel=f"time of {what} [ms]")
+        ax.set_xticks(values, [str(v) if v < 10_000 else f"$10^{len(str(v)) - 1}$" for v in values])
         ax.minorticks_off()
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -173,7 +202,7 @@ def main() -> None:
     draw_parts(parts, folder / "step_parts.png")
     (folder / "step_parts.json").write_text(json.dumps({"seconds": parts, **environment()}, indent=1) + "\n")
     print(table(parts))
-    measured = growth()
+    measured = growth() | {"disk": reading()}
     draw_growth(measured, folder / "growth.png")
     (folder / "growth.json").write_text(
         json.dumps({"base": BASE, "seconds": measured, **environment()}, indent=1) + "\n"

@@ -31,6 +31,7 @@ def counts_of(filling: str, longest: int) -> Tensor:
         (8, 16, 128, "full", 4.5, 8.0),
         (4, 8, 30, "demo", 8.0, 12.0),
     ],
+    ids=["N=40", "N=40, 79 %", "N=128", "demo"],
 )
 def test_constituent_attention(
     benchmark: Any, heads: int, d: int, longest: int, filling: str, floor: float, aim: float

@@ -12,6 +12,7 @@ from kdfast.ops import distill_loss
 
 T, ALPHA = 3.0, 0.5
 SIZES = [(jets, classes) for jets in (512, 4096) for classes in (1, 2, 10)]
+IDS = [f"B={jets}, C={classes}" for jets, classes in SIZES]
 
 
 def make(members: int, jets: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +71,7 @@ def same_as_eager(teacher: Tensor) -> Callable[[tuple[Tensor, ...], tuple[Tensor
     return check
 
 
-@pytest.mark.parametrize(("jets", "classes"), SIZES)
+@pytest.mark.parametrize(("jets", "classes"), SIZES, ids=IDS)
 def test_distill_loss_raw(benchmark: object, jets: int, classes: int) -> None:
     student, teacher, labels = make(1, jets, classes)
     t, a = torch.tensor([T], dtype=torch.float64), torch.tensor([ALPHA], dtype=torch.float64)
@@ -88,7 +89,7 @@ def test_distill_loss_raw(benchmark: object, jets: int, classes: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("jets", "classes"), SIZES)
+@pytest.mark.parametrize(("jets", "classes"), SIZES, ids=IDS)
 def test_distill_loss_autograd(benchmark: object, jets: int, classes: int) -> None:
     student, teacher, labels = make(1, jets, classes)
     goals = {"floor": 3.0, "aim": 4.0} if jets == 512 and classes <= 2 else {}
@@ -102,7 +103,7 @@ def test_distill_loss_autograd(benchmark: object, jets: int, classes: int) -> No
     )
 
 
-@pytest.mark.parametrize(("jets", "classes"), SIZES)
+@pytest.mark.parametrize(("jets", "classes"), SIZES, ids=IDS)
 def test_distill_loss_132_members(benchmark: object, jets: int, classes: int) -> None:
     student, teacher, labels = make(132, jets, classes)
     t, a = torch.full((132,), T, dtype=torch.float64), torch.full((132,), ALPHA, dtype=torch.float64)

@@ -13,7 +13,9 @@ from kdfast.ops import dropout
 P = 0.1
 
 
-@pytest.mark.parametrize(("constituents", "features"), [(9, 32), (32, 128), (32, 512)])
+@pytest.mark.parametrize(
+    ("constituents", "features"), [(9, 32), (32, 128), (32, 512)], ids=["N=9, 32", "N=32, 128", "N=32, 512"]
+)
 def test_dropout(benchmark: Any, constituents: int, features: int) -> None:
     offsets = torch.arange(513) * constituents
     x = torch.randn(int(offsets[-1]), features, requires_grad=True)

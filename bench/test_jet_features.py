@@ -65,7 +65,9 @@ def torch_features(jets: PackedJets) -> Tensor:
     return x.nan_to_num_(0.0, 0.0, 0.0).clamp_(-20.0, 20.0)
 
 
-@pytest.mark.parametrize(("name", "plain"), [("numpy", numpy_features), ("PyTorch", torch_features)])
+@pytest.mark.parametrize(
+    ("name", "plain"), [("numpy", numpy_features), ("PyTorch", torch_features)], ids=["numpy", "PyTorch"]
+)
 @pytest.mark.parametrize("view", ["offline", "nominal"])
 def test_jet_features(benchmark: Any, view: str, name: str, plain: Any) -> None:
     jets = sample() if view == "offline" else emulate_hlt(sample(), view)

@@ -29,7 +29,7 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_atlas(path, synthetic_jets(JETS, max_constituents=200), width=200, **STORAGE[request.param])
 
 
-@pytest.mark.parametrize("max_constituents", [None, 40])
+@pytest.mark.parametrize("max_constituents", [None, 40], ids=["all", "40"])
 def test_load_jets(benchmark: Any, file: Path, max_constituents: int | None) -> None:
     packed = "unpacked" not in str(file)  # the published files are gzipped; without, the baseline copies memory only
 

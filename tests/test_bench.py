@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_table_of_a_saved_report(tmp_path: Path) -> None:
         "avx2, 2 threads",
     ):
         assert expected in text
+
+
+def test_a_narrow_table_folds_names_and_cuts_none() -> None:
+    name = "constituent_attention[N=40, 79 %]"
+    console = Console(width=70)
+    with console.capture() as capture:
+        console.print(ratio_table([replace(row(4, 5, 10), name=name)]))
+    column = "".join(line[1:].split("│")[0].strip() for line in capture.get().splitlines() if line.startswith("│"))
+    assert column.replace(" ", "") == name.replace(" ", "")
 
 
 def test_finds_the_source_tree_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def read_rows(report: Path) -> list[BenchmarkRow]:
 def ratio_table(rows: list[BenchmarkRow]) -> Table:
     """A rich table: benchmark, ours, baseline, ratio (and its p20–p80 over the pairs), floor, aim."""
     table = Table(caption="\n".join(sorted({row.environment for row in rows})), caption_justify="left")
-    table.add_column("benchmark")
+    table.add_column("benchmark", overflow="fold")
     for heading in ("ours", "baseline", "ratio", "p20–p80", "floor", "aim"):
         table.add_column(heading, justify="right")
     style = {"below": "red", "floor": "yellow", "aim": "green", "": "default"}
