@@ -39,6 +39,11 @@ from kdfast.ops.philox import derive_seed, fold_seed
 __all__ = ["train", "unsupported"]
 
 _GRANULE = 64  # rows of a batch's capacity: tiles of the tensor cores divide it
+# The kernels that a step needs to be captured: references look at values, for which a capture cannot wait.
+_KERNELS = (
+    *("adamw", "attention_pooling", "attention_transfer", "batch_norm_gelu", "bias_gelu"),
+    *("distill_loss", "packed_attention", "residual_norm"),
+)
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 
 
@@ -215,7 +220,7 @@ class _Trainer:
                 return False
             if self.graph is not None:
                 self.graph.replay()
-            elif self.plan.device.type == "cuda" and backend.forced() != "reference":  # references look at values
+            elif self.plan.device.type == "cuda" and _captures():
                 self._step_and_capture()
             else:
                 self.step()
@@ -261,6 +266,11 @@ class _Trainer:
         parameters.copy_(self.best_parameters[member])
         running.copy_(self.best_running[member])
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _captures() -> bool:
+    module = backend.cuda_module()
+    return backend.forced() != "reference" and all(hasattr(module, op) for op in _KERNELS)
 
 
 def _batches(view: View, rows: int, device: torch.device) -> Iterator[tuple[Tensor, PackedRows]]:
