@@ -234,7 +234,8 @@ def test_equal_spread():
 def test_rank_agreement():
     names, seeds = pd.Series(["a", "b", "c", "d"] * 2), pd.Series([1] * 4 + [2] * 4)
     values = pd.Series([1.0, 2.0, 3.0, 4.0, 1.0, 3.0, 2.0, 4.0])
-    ((one, two, rho, _, number),) = effects.rank_agreement(values, names, seeds)
+    ((one, two, rho, p, number),) = effects.rank_agreement(values, names, seeds)
     assert (one, two, number) == (1, 2, 4)
     assert rho == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert p == pytest.approx(4 / 24)  # the same order and the three that exchange neighbours
     assert effects.rank_agreement(values[:4], names[:4], seeds[:4]) == []
