@@ -1,11 +1,11 @@
 """The CPU engine trains what the reference engine trains."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import kdfast
 from kdfast import backend
@@ -93,7 +93,7 @@ def sample_pack() -> Pack:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_auc_is_the_references_within_the_noise_of_seeds(sample_pack: Pack, precision: str):
-    """Five seeds, paired: the mean difference is within twice its standard error, or within the sixth digit."""
+    """Five seeds, paired: no difference that Student's t sees at 1 %, none beyond a fifth of what seeds differ by."""
     ours, theirs = [], []
     for seed in range(5):
         seeded = replace(sample_pack, seed=seed)
@@ -106,6 +106,6 @@ def test_auc_is_the_references_within_the_noise_of_seeds(sample_pack: Pack, prec
     assert (last > 0.75).all()  # they learn
     assert (last > first).mean() > 0.5
     difference = np.array([curve[-1] for curve in ours]) - last
-    error = difference.std(ddof=1) / math.sqrt(5)
-    assert abs(difference.mean()) <= max(2 * error, 1e-4)
+    assert stats.ttest_1samp(difference, 0).pvalue > 0.01 or abs(difference.mean()) < 1e-5
+    assert abs(difference.mean()) < 0.2 * last.std(ddof=1)
     assert np.abs(difference).max() < 0.2 * last.std(ddof=1) + 0.005
