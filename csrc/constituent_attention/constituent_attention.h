@@ -13,16 +13,11 @@
 
 #include <cstdint>
 
+#include "constituent_attention/attention_rows.h"
 #include "core/isa.h"
 #include "core/types.h"
 
 namespace kdfast {
-
-// [K, M, H, d] with strides in elements; the last dimension is contiguous.
-struct AttentionRows {
-    void* data;
-    int64_t member, row, head;
-};
 
 struct AttentionParams {
     AttentionRows q, k, v;

@@ -65,6 +65,10 @@ template <class T, class U>
 inline std::common_type_t<T, U> max(T a, U b) {
     return a < b ? b : a;
 }
+inline float __fmul_rn(float a, float b) {  // never one rounding with an addition
+    volatile float product = a * b;
+    return product;
+}
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
@@ -304,6 +308,7 @@ inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(
 }  // namespace detail
 
 inline float exp2_approx(float x) {
+    if (detail::flushed(x) == 0.0f) return 1.0f;  // the manual's table has it exact
     return detail::flushed(detail::missed(std::exp2(detail::flushed(x)), x, 0x1p-22f));
 }
 inline float log2_approx(float x) {  // the error is relative, but absolute, 2^-22, close to 1

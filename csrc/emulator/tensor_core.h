@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <utility>
 
@@ -20,6 +21,12 @@ struct MmaOperand {
     uint32_t b[2];
 };
 
+// As tensor cores round their sums (Fasi et al., PeerJ Computer Science 7:e330, 2021).
+inline float towards_zero(double x) {
+    const float rounded = static_cast<float>(x);
+    return std::fabs(static_cast<double>(rounded)) > std::fabs(x) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
 // D += A B for A [16, K] and B [K, 8]: a register holds kPerRegister neighbours along K; element(register, e) takes
 // one.
 template <int K, class Unpack>
@@ -35,10 +42,11 @@ void multiply(MmaOperand** lanes, Unpack element) {
         }
     }
     for (int i = 0; i < 16; ++i) {
-        float sums[8] = {};
+        double sums[8];
+        for (int j = 0; j < 8; ++j) sums[j] = static_cast<double>(lanes[i % 8 * 4 + j / 2]->d[i / 8 * 2 + j % 2]);
         for (int k = 0; k < K; ++k)
-            for (int j = 0; j < 8; ++j) sums[j] += a[i][k] * b[k][j];
-        for (int j = 0; j < 8; ++j) lanes[i % 8 * 4 + j / 2]->d[i / 8 * 2 + j % 2] += sums[j];
+            for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(a[i][k]) * static_cast<double>(b[k][j]);
+        for (int j = 0; j < 8; ++j) lanes[i % 8 * 4 + j / 2]->d[i / 8 * 2 + j % 2] = towards_zero(sums[j]);
     }
 }
 

@@ -35,18 +35,24 @@ def emulated(seed: int = 0, compute_capability: int = 90) -> Iterator[None]:
     _emu.set_compute_capability(compute_capability)
     at_end = seed % 2 == 0
 
-    def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: int | float) -> None:
+    def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: _gpu.Scalar) -> None:
         memory = [_guarded(tensor, at_end) for tensor in (*inputs, *outputs)]
         for guarded in memory[: len(inputs)]:
             if guarded is not None:
                 guarded[0].make_read_only()
         addresses = [0 if guarded is None else guarded[1].data_ptr() for guarded in memory]
         getattr(_emu, op)(*addresses, *scalars, 0)
+        written = []
         for tensor, guarded in zip(outputs, memory[len(inputs) :], strict=True):
             if tensor is not None and guarded is not None:
                 assert guarded[0].is_intact(), f"{op} wrote around an output of {list(tensor.shape)}"
-                written = guarded[1].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-                tensor.detach().copy_(written)
+                after, between = guarded[1].view(tensor.dtype), torch.ones_like(_span(tensor), dtype=torch.bool)
+                between.as_strided(tensor.shape, tensor.stride()).fill_(False)
+                same = torch.equal(_bytes(after[between]), _bytes(_span(tensor)[between]))
+                assert same, f"{op} wrote between the rows of an output of {list(tensor.shape)}"
+                written.append((tensor.detach(), after.as_strided(tensor.shape, tensor.stride())))
+        for tensor, after in written:
+            tensor.copy_(after)
 
     with (
         warnings.catch_warnings(),
@@ -59,18 +65,22 @@ def emulated(seed: int = 0, compute_capability: int = 90) -> Iterator[None]:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """From the first element to the last: of a tensor with gaps, what lies in them too."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.detach().as_strided((last + 1,), (1,)).view(torch.uint8)
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _span(tensor: Tensor) -> Tensor:
+    """The memory from a tensor's first element to its last; more than the tensor where it has gaps."""
+    elements = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.detach().as_strided((elements,), (1,))
 
 
 def _guarded(tensor: Tensor | None, at_end: bool) -> tuple[object, Tensor] | None:
-    """Memory with the tensor's bytes, and a view of it. An output is uninitialised: its bytes stay what they are."""
+    """Memory with the bytes of a tensor's span, and a view of it. An output is uninitialised: its bytes stay."""
     if tensor is None or tensor.numel() == 0:
         return None
     assert _emu is not None
-    found = _bytes(tensor)
-    memory = _emu.GuardedMemory(found.numel(), at_end=at_end)
+    source = _bytes(_span(tensor))
+    memory = _emu.GuardedMemory(source.numel(), at_end=at_end)
     view = torch.frombuffer(memory, dtype=torch.uint8)
-    view.copy_(found)
+    view.copy_(source)
     return memory, view

@@ -1,7 +1,7 @@
 """constituent_attention: kernel against reference and float64, masks, layouts, and what must never leak."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,14 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kdfast import backend
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference, padded_attention
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import BACKENDS, chosen
 
 SEED = 0x1234_5678_9ABC_DEF0
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MIXED = [5, 0, 30, 1, 11, 17, 8, 40, 9]
+
+
+@pytest.fixture(params=BACKENDS)
+def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with chosen(request.param):
+        yield request.param
 
 
 def offsets_of(counts: list[int]) -> Tensor:
@@ -76,7 +82,7 @@ def check(dtype: torch.dtype, inputs: tuple[Tensor, Tensor, Tensor | None, Tenso
 @pytest.mark.parametrize("d", [8, 16, 24, 32, 64])
 @pytest.mark.parametrize(("members", "bias"), [(0, None), (0, "shared"), (3, None), (3, "shared"), (3, "own")])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_accuracy(dtype: torch.dtype, d: int, members: int, bias: str | None, p: float) -> None:
+def test_accuracy(each_backend: str, dtype: torch.dtype, d: int, members: int, bias: str | None, p: float) -> None:
     inputs = draw([5, 0, 30, 1, 17], 2, d, members=members, bias=bias)
     check(dtype, inputs, f"d={d} K={members} bias={bias} p={p}", dropout_p=p, seed=SEED)
 
@@ -92,6 +98,7 @@ def test_accuracy(dtype: torch.dtype, d: int, members: int, bias: str | None, p:
     dtype=st.sampled_from(DTYPES),
     scale=st.sampled_from([None, 1.0, -0.3]),
     seed=st.integers(0, 2**31),
+    name=st.sampled_from(BACKENDS),
 )
 def test_any_shape(
     counts: list[int],
@@ -103,24 +110,24 @@ def test_any_shape(
     dtype: torch.dtype,
     scale: float | None,
     seed: int,
+    name: str,
 ) -> None:
     inputs = draw(counts, heads, d, members=members, bias=bias, seed=seed)
-    check(dtype, inputs, f"seed={seed} counts={counts}", dropout_p=p, seed=seed, scale=scale)
+    with chosen(name):
+        check(dtype, inputs, f"{name} seed={seed} counts={counts}", dropout_p=p, seed=seed, scale=scale)
 
 
 @pytest.mark.parametrize("size", [10.0, 60.0])
-def test_extreme_logits(size: float) -> None:
+def test_extreme_logits(each_backend: str, size: float) -> None:
     """Scores up to some 1e4: softmax is all but one-hot, and lse's rounding must not show."""
     check(torch.float32, draw([40, 13, 3], 2, 16, size=size), f"size={size}")
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_bias_of_another_dtype(name: str) -> None:
+def test_bias_of_another_dtype(each_backend: str) -> None:
     qkv, offsets, bias, _ = draw([4, 3], 2, 8, bias="shared")
     bias.requires_grad_()
-    with backend(name):
-        out = constituent_attention(*qkv.bfloat16().unbind(-3), offsets, bias=bias)
-        out.float().square().sum().backward()
+    out = constituent_attention(*qkv.bfloat16().unbind(-3), offsets, bias=bias)
+    out.float().square().sum().backward()
     assert out.dtype == torch.bfloat16
     assert bias.grad.dtype == torch.float32
     exact = results(
@@ -167,7 +174,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("bias", [None, "shared"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_opcheck(bias: str | None, dtype: torch.dtype) -> None:
+def test_opcheck(each_backend: str, bias: str | None, dtype: torch.dtype) -> None:
     qkv, offsets, pair_bias, _ = draw([4, 0, 3], 2, 8, members=2, bias=bias)
     q, k, v = (x.to(dtype).requires_grad_() for x in qkv.unbind(-3))
     if pair_bias is not None:
@@ -176,7 +183,7 @@ def test_opcheck(bias: str | None, dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.kdfast.constituent_attention.default, arguments)
 
 
-def test_compiles_without_graph_break() -> None:
+def test_compiles_without_graph_break(each_backend: str) -> None:
     qkv, offsets, _, _ = draw([4, 3], 2, 8)
     qkv.requires_grad_()
 
@@ -194,20 +201,20 @@ def test_compiles_without_graph_break() -> None:
     assert counter.frame_count == 1  # a seed is data
 
 
-def test_compiled_code_checks_the_bias() -> None:
+def test_compiled_code_checks_the_bias(each_backend: str) -> None:
     qkv, offsets, _, _ = draw([4, 3], 2, 8)
     compiled = torch.compile(constituent_attention, backend="aot_eager", fullgraph=True)
     with pytest.raises(DataError, match="Σ n² = 25"):
         compiled(*qkv.unbind(-3), offsets, bias=torch.zeros(2, 24))
 
 
-def test_a_seed_may_be_a_tensor() -> None:
+def test_a_seed_may_be_a_tensor(each_backend: str) -> None:
     qkv, offsets, _, _ = draw([4, 3], 2, 8)
     outs = [constituent_attention(*qkv.unbind(-3), offsets, dropout_p=0.5, seed=s) for s in (SEED, torch.tensor(SEED))]
     assert torch.equal(*outs)
 
 
-def test_dropout_mask_is_the_reference_mask() -> None:
+def test_dropout_mask_is_the_reference_mask(each_backend: str) -> None:
     """With values one-hot in the key, the output shows the weights themselves: the same ones are dropped."""
     counts, heads, d = [40, 3, 64], 2, 64
     qkv, offsets, _, _ = draw(counts, heads, d)
@@ -229,14 +236,14 @@ def test_dropout_mask_is_the_reference_mask() -> None:
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("counts", [[], [0], [0, 0, 0]])
 @pytest.mark.parametrize("members", [0, 2])
-def test_nothing_in_nothing_out(counts: list[int], members: int, dtype: torch.dtype) -> None:
+def test_nothing_in_nothing_out(each_backend: str, counts: list[int], members: int, dtype: torch.dtype) -> None:
     inputs = draw(counts, 2, 8, members=members, bias="shared")
     for x in results(constituent_attention, dtype, inputs, dropout_p=0.1).values():
         assert x.numel() == 0
     assert results(constituent_attention, dtype, inputs)["dqkv"].shape == inputs[0].shape
 
 
-def test_layouts_give_the_same_bits() -> None:
+def test_layouts_give_the_same_bits(each_backend: str) -> None:
     qkv, offsets, _, grad = draw(MIXED, 4, 16)
     contiguous = [x.contiguous() for x in qkv.unbind(-3)]
     transposed = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in contiguous]
@@ -285,7 +292,7 @@ def test_threads_and_members_change_nothing() -> None:
     assert torch.equal(alone["dqkv"], runs[0]["dqkv"][1])
 
 
-def test_jets_do_not_see_each_other() -> None:
+def test_jets_do_not_see_each_other(each_backend: str) -> None:
     qkv, offsets, _, grad = draw([6, 9, 3], 2, 8)
     clean = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
     spoilt = qkv.clone()
@@ -297,8 +304,7 @@ def test_jets_do_not_see_each_other() -> None:
         assert dirty[name][6:15].isnan().any()
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_padding_never_leaks(name: str) -> None:
+def test_padding_never_leaks(each_backend: str) -> None:
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]).bool()
     generator = torch.Generator().manual_seed(1)
     qkv = torch.randn(3, 4, 4, 2, 8, generator=generator)
@@ -311,9 +317,8 @@ def test_padding_never_leaks(name: str) -> None:
     outputs = []
     for x, g, b in ((qkv, grad, bias), (spoilt, spoilt_grad, spoilt_bias)):
         leaves = [*(part.clone().requires_grad_() for part in x), b.clone().requires_grad_()]
-        with backend(name):
-            out = padded_attention(*leaves[:3], mask, bias=leaves[3])
-            outputs.append((out, *torch.autograd.grad(out, leaves, g)))
+        out = padded_attention(*leaves[:3], mask, bias=leaves[3])
+        outputs.append((out, *torch.autograd.grad(out, leaves, g)))
     for clean, dirty in zip(*outputs, strict=True):
         assert torch.equal(clean, dirty)
         assert clean.isfinite().all()
@@ -347,8 +352,7 @@ def test_other_head_dims_run_the_reference_with_a_warning() -> None:
         ({"q": torch.zeros(5, 8)}, DataError, "q: must be floating-point"),
     ],
 )
-@pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: str, name: str) -> None:
+def test_bad_arguments(each_backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = {name: torch.zeros(5, 2, 8) for name in ("q", "k", "v")}
-    with backend(name), pytest.raises(error, match=message):
+    with pytest.raises(error, match=message):
         constituent_attention(**(arguments | {"offsets": torch.tensor([0, 3, 5])} | change))

@@ -14,6 +14,7 @@ void bind_attention_pooling(pybind11::module_&);
 void bind_attention_transfer(pybind11::module_&);
 void bind_batch_norm_gelu(pybind11::module_&);
 void bind_bias_gelu(pybind11::module_&);
+void bind_constituent_attention(pybind11::module_&);
 void bind_distill_loss(pybind11::module_&);
 void bind_residual_norm(pybind11::module_&);
 
@@ -23,6 +24,7 @@ inline void bind_ops(pybind11::module_& m) {
     bind_attention_transfer(m);
     bind_batch_norm_gelu(m);
     bind_bias_gelu(m);
+    bind_constituent_attention(m);
     bind_distill_loss(m);
     bind_residual_norm(m);
 }

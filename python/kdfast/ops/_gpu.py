@@ -11,8 +11,10 @@ from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.philox import dropout_scale, dropout_threshold
 
+Scalar = int | float | tuple[int, ...]
 
-def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: int | float) -> None:
+
+def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: Scalar) -> None:
     """Starts an op of kdfast._cuda on the current stream of its tensors' device, which is that of the first output.
 
     Tensors are contiguous, or of strides that the scalars tell. The arguments' order is that of the op's binding

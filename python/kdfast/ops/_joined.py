@@ -23,9 +23,9 @@ def empty_slices(q: Tensor) -> tuple[Tensor, ...]:
     """Three uninitialised tensors like q [(K,) M, H, d], side by side as q, k and v seem to be."""
     *lead, heads, d = q.shape
     interleaved = q.stride(-3) == 3 * heads * d
-    if interleaved:
-        return empty((*lead, 3, heads, d), q.dtype).unbind(-3)
-    return empty((3, *lead, heads, d), q.dtype).unbind(0)
+    shape = (*lead, 3, heads, d) if interleaved else (3, *lead, heads, d)
+    memory = empty(shape, q.dtype) if q.is_cpu else q.new_empty(shape)
+    return memory.unbind(-3 if interleaved else 0)
 
 
 def watch(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -71,7 +71,7 @@ class _Slice(Tensor):
 
     @staticmethod
     def __new__(cls, x: Tensor, parent: Tensor) -> "_Slice":
-        made = torch.Tensor._make_wrapper_subclass(cls, x.shape, x.stride(), dtype=x.dtype)
+        made = torch.Tensor._make_wrapper_subclass(cls, x.shape, x.stride(), dtype=x.dtype, device=x.device)
         made.parent = parent
         return made
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
+from kdfast.ops import _constituent_attention_cuda as _cuda
 from kdfast.ops import _joined, backend
 from kdfast.ops._arrays import DTYPE_CODES, check_offsets
 from kdfast.ops._eager import is_eager
@@ -52,10 +53,12 @@ def constituent_attention(
     if not is_eager(q):
         key = seed_tensor(seed) if dropout_p > 0 else None
         return torch.ops.kdfast.constituent_attention.default(q, k, v, offsets, bias, scale, dropout_p, key)[0]
-    _check_pairs(bias, offsets)
-    seed = int(seed)
-    if not _takes_kernel(q):
-        return _reference(q, k, v, offsets, bias, scale, dropout_p, seed)[0]
+    kernel = _kernel(q)
+    _check_pairs(bias, offsets, q, kernel)
+    if kernel != "cuda":
+        seed = int(seed)
+    if kernel == "reference":
+        return _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))[0]
     _joined.watch(q, k, v)
     try:
         return _EagerAttention.apply(q, k, v, offsets, bias, scale, dropout_p, seed)
@@ -199,23 +202,27 @@ def _check(
     return float(scale)
 
 
-def _check_pairs(bias: Tensor | None, offsets: Tensor) -> None:
+def _check_pairs(bias: Tensor | None, offsets: Tensor, q: Tensor, kernel: str) -> None:
     """The part of `_check` that reads data, which tracing can't."""
-    if bias is not None and bias.shape[-1] != (pairs := int(offsets.diff().square().sum())):
+    if bias is None:
+        return
+    if kernel == "cuda":
+        _cuda.check_pairs(bias, offsets, q.shape[-3])
+    elif bias.shape[-1] != (pairs := int(offsets.diff().square().sum())):
         raise DataError(f"must be [H, Σ n²] with Σ n² = {pairs}, is {list(bias.shape)}", where="bias")
 
 
-def _takes_kernel(q: Tensor) -> bool:
-    """Whether the compiled kernel runs; float64 goes to the reference without a warning, other sizes with one."""
+def _kernel(q: Tensor) -> str:
+    """What runs: "cpu", "cuda" or "reference": float64 without a warning, head dimensions without a kernel with one."""
     if q.dtype not in DTYPE_CODES:
-        return False
+        return "reference"
     d = q.shape[-1]
     unsupported = None if d in _HEAD_DIMS else f"head_dim {d} is none of {', '.join(map(str, _HEAD_DIMS))}"
-    return backend.choose("constituent_attention", q.device.type, unsupported) == "cpu"
+    return backend.choose("constituent_attention", q.device.type, unsupported)
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    """A [K, M, H, d] or [M, H, d] tensor as the binding takes it: address and strides of member, row and head."""
+    """A [K, M, H, d] or [M, H, d] tensor as the CPU's binding takes it: address and strides of member, row and head."""
     strides = x.stride()
     return (x.data_ptr(), strides[0] if len(strides) == 4 else 0, strides[-3], strides[-2])
 
@@ -227,7 +234,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 def _common(
     q: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
 ) -> tuple[Any, ...]:
-    """The arguments that the two kernels share at their end, from bias on; bias float32 and contiguous."""
+    """The arguments that the CPU's two kernels share at their end, from bias on; bias float32 and contiguous."""
     heads, d = q.shape[-2:]
     members = q.shape[0] if q.dim() == 4 else 1
     bias_members = 0 if bias is None else bias.shape[0] if bias.dim() == 3 else 1
@@ -248,16 +255,27 @@ def _float_bias(bias: Tensor | None) -> Tensor | None:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse), by the kernel or the reference."""
-    if not _takes_kernel(q):
-        out, lse = _reference(q, k, v, offsets, bias, scale, dropout_p, seed)
+    """(out, lse), by a kernel or the reference."""
+    kernel = _kernel(q)
+    if kernel == "reference":
+        out, lse = _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))
         return out, lse if q.dtype == torch.float64 else lse.float()
-    q, k, v, bias, offsets = _unit_stride(q), _unit_stride(k), _unit_stride(v), _float_bias(bias), offsets.contiguous()
+    bias = _float_bias(bias)
+    if kernel == "cuda":
+        return _cuda.forward(q, k, v, offsets, bias, scale, dropout_p, seed)
+    q, k, v, offsets = _unit_stride(q), _unit_stride(k), _unit_stride(v), offsets.contiguous()
     out = empty(q.shape, q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32)
-    common = _common(q, offsets, bias, scale, dropout_p, seed)
+    common = _common(q, offsets, bias, scale, dropout_p, int(seed))
     backend.cpu_module().constituent_attention_forward(
         _rows(q), _rows(k), _rows(v), _rows(out), lse.data_ptr(), *common
     )
@@ -274,24 +292,29 @@ def _backward(
     lse: Tensor,
     scale: float,
     dropout_p: float,
-    seed: int,
+    seed: int | Tensor,
     joined: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and bias (empty without one), by the kernel or the reference.
+    """Gradients of q, k, v and bias (empty without one), by a kernel or the reference.
 
     joined: the first three may share memory, as slices of one tensor.
     """
-    if not _takes_kernel(q):
+    kernel = _kernel(q)
+    if kernel == "reference":
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
             bias = None if bias is None else bias.detach().requires_grad_()
-            out, _ = _reference(q, k, v, offsets, bias, scale, dropout_p, seed)
+            out, _ = _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))
             inputs = (q, k, v) if bias is None else (q, k, v, bias)
             dq, dk, dv, *rest = torch.autograd.grad(out, inputs, grad_out)
         return dq, dk, dv, rest[0] if rest else q.new_empty(0)
+    wide_bias = _float_bias(bias)
+    if kernel == "cuda":
+        arguments = (grad_out, q, k, v, offsets, wide_bias, lse, scale, dropout_p, seed, joined)
+        dq, dk, dv, wide_dbias = _cuda.backward(*arguments)
+        return dq, dk, dv, wide_dbias if bias is None else wide_dbias.to(bias.dtype)
     q, k, v, grad_out = _unit_stride(q), _unit_stride(k), _unit_stride(v), _unit_stride(grad_out)
     offsets = offsets.contiguous()
-    wide_bias = _float_bias(bias)
     dq, dk, dv = _joined.empty_slices(q) if joined else (empty(q.shape, q.dtype) for _ in range(3))
     dbias = q.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=torch.float32)
     backend.cpu_module().constituent_attention_backward(
@@ -304,7 +327,7 @@ def _backward(
         _rows(dv),
         0 if bias is None else dbias.data_ptr(),
         lse.data_ptr(),
-        *_common(q, offsets, wide_bias, scale, dropout_p, seed),
+        *_common(q, offsets, wide_bias, scale, dropout_p, int(seed)),
     )
     return dq, dk, dv, dbias if bias is None else dbias.to(bias.dtype)
 
@@ -313,15 +336,17 @@ class _EagerAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         out, lse = _forward(*arguments)
-        q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, ctx.seed = arguments
-        ctx.save_for_backward(q, k, v, offsets, bias, lse)
+        q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, seed = arguments
+        ctx.seed = None if isinstance(seed, Tensor) else seed
+        ctx.save_for_backward(q, k, v, offsets, bias, lse, seed if ctx.seed is None else None)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, offsets, bias, lse = ctx.saved_tensors
-        grads = _backward(grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, ctx.seed, True)
+        q, k, v, offsets, bias, lse, seed = ctx.saved_tensors
+        seed = ctx.seed if seed is None else seed
+        grads = _backward(grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, seed, True)
         return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
 
 
@@ -330,13 +355,13 @@ class _EagerAttention(torch.autograd.Function):
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, k, v, offsets, bias, scale, dropout_p, seed = arguments
-    _check_pairs(bias, offsets)
-    return _forward(q, k, v, offsets, bias, scale, dropout_p, 0 if seed is None else int(seed))
+    _check_pairs(bias, offsets, q, _kernel(q))
+    return _forward(q, k, v, offsets, bias, scale, dropout_p, 0 if seed is None else seed)
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, seed = arguments
-    return _backward(grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, 0 if seed is None else int(seed))
+    return _backward(grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, 0 if seed is None else seed)
 
 
 def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

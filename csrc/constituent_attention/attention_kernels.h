@@ -1,0 +1,162 @@
+// What the kernels of attention share: arguments, a warp's work, a lane's view of a tile.
+#pragma once
+
+#include "constituent_attention/constituent_attention_gpu.h"
+#include "constituent_attention/fragments.h"
+#include "constituent_attention/work_items.h"
+#include "core/gpu.h"
+#include "core/philox.h"
+
+namespace kdfast::gpu {
+namespace {
+
+template <auto kValue>
+struct Constant {
+    static constexpr auto value = kValue;
+};
+
+constexpr int kThreads = 128;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// Of a query, from the first kernel of the backward pass to the second.
+struct alignas(16) RowStatistics {
+    float lse;      // in the units of scale_scores
+    float inverse;  // 1 / Σ_j exp(s_ij − lse_i), which takes back the rounding of lse
+    float mean;     // D_i = Σ_j P_ij dP_ij, dP without dropout's factor
+    float unused;
+};
+
+struct Arguments {
+    AttentionParams p;
+    Plan plan;
+    RowStatistics* statistics;  // [K, H, M]
+    float score_scale;
+    float keep_scale;      // 1 / (1 − dropout probability)
+    unsigned num_work;     // warps
+    int members_per_warp;  // K where they add to one bias gradient, in order; else 1
+};
+
+// Some rows of one jet, one head, and the members [member, member + members_per_warp).
+struct Work {
+    WorkItem item;
+    int head, member;
+};
+
+// The warp's work, of items that are split into kItemRows / kRows; false where there is none.
+template <int kRows>
+__device__ __forceinline__ bool take_work(const Arguments& a, Work& work) {
+    constexpr unsigned kSplit = kItemRows / kRows;
+    unsigned w = blockIdx.x * (kThreads / kWarp) + static_cast<unsigned>(warp_index());
+    if (w >= a.num_work) return false;
+    // Heads vary fastest: they share the rows' cache lines.
+    const unsigned heads = static_cast<unsigned>(a.p.num_heads);
+    work.head = static_cast<int>(w % heads);
+    w /= heads;
+    const int begin = static_cast<int>(w % kSplit) * kRows;
+    w /= kSplit;
+    const unsigned groups = static_cast<unsigned>(a.p.num_members) / static_cast<unsigned>(a.members_per_warp);
+    work.member = static_cast<int>(w % groups) * a.members_per_warp;
+    w /= groups;
+    if (w >= static_cast<unsigned>(load_readonly<int>(a.plan.num_items))) return false;
+    work.item = load_readonly<WorkItem>(a.plan.items + w);
+    work.item.row += begin;
+    return work.item.row < work.item.n;
+}
+
+// run(work, tiles): for kTiles tiles, or for one where the item has no more.
+template <class F, int kTiles, class Run>
+__device__ __forceinline__ void with_work(const Arguments& a, Run&& run) {
+    if constexpr (kIsCompiled<F::kTensorCores>) {
+        Work work;
+        if (!take_work<kTiles * kTile>(a, work)) return;
+        if (kTiles == 1 || work.item.n - work.item.row <= kTile)
+            run(work, Constant<1>{});
+        else
+            run(work, Constant<kTiles>{});
+    }
+}
+
+// The rows of a jet, of one head and member, in a tensor.
+template <class T>
+struct JetRows {
+    T* data;
+    int stride;
+
+    __device__ __forceinline__ JetRows(const AttentionRows& rows, const WorkItem& item, int head, int member)
+        : data(static_cast<T*>(rows.data) + member * rows.member + item.first * rows.row + head * rows.head),
+          stride(static_cast<int>(rows.row)) {}
+    __device__ __forceinline__ T* operator[](int row) const { return data + static_cast<int64_t>(row) * stride; }
+};
+
+// Rows that a jet doesn't have are read as its last one: what becomes of them is masked, or not stored.
+template <bool kTail>
+__device__ __forceinline__ int existing(int row, int n) {
+    return kTail ? min(row, n - 1) : row;
+}
+
+// The lane's rows of the 16 from `row` on, as an operand of q · k.
+template <class F, bool kTail>
+__device__ __forceinline__ void load_rows(typename F::Row (&to)[2], const JetRows<const typename F::T>& x, int row,
+                                          int n) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) F::load(to[h], x[existing<kTail>(row + 8 * h + lane_group(), n)]);
+}
+
+// Row, or column of Scores, that the lane's i-th of four is: 2c, 2c + 1, 2c + 8, 2c + 9.
+__device__ __forceinline__ int lane_term(int i) { return 2 * lane_column() + i % 2 + i / 2 * 8; }
+
+// The 16 rows from `row` on, as the right operand of P v.
+template <class F, bool kTail>
+__device__ __forceinline__ void load_columns(typename F::Columns& to, const JetRows<const typename F::T>& x, int row,
+                                             int n) {
+    const typename F::T* rows[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rows[i] = x[existing<kTail>(row + lane_term(i), n)];
+    F::load(to, rows);
+}
+
+// tile(first row, whether it has fewer than 16 rows) for all tiles of n rows.
+template <class F>
+__device__ __forceinline__ void for_each_tile(int n, F&& tile) {
+    int row = 0;
+    for (; row + kTile <= n; row += kTile) tile(row, Constant<false>{});
+    if (row < n) tile(row, Constant<true>{});
+}
+
+// The warp's rows that belong to no jet: zeros behind the last jet, NaN where offsets can't be.
+template <class F>
+__device__ __forceinline__ void fill_rows(const AttentionRows& rows, const Work& work, int member) {
+    using T = typename F::T;
+    constexpr int kPiece = 16 / sizeof(T), kPieces = F::D / kPiece;
+    const JetRows<T> to(rows, work.item, work.head, member);
+    Vec<T, kPiece> piece;
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) piece[e] = from_float<T>(work.item.jet == kPadding ? 0.0f : NAN);
+    const int count = min(work.item.n - work.item.row, kItemRows);
+    for (int i = lane_index(); i < count * kPieces; i += kWarp)
+        store(to[work.item.row + i / kPieces] + i % kPieces * kPiece, piece);
+}
+
+// Which weights of the tile of 16 queries and 16 keys from (query, key) on dropout keeps: bit j of the lane's number is
+// key `key` + j, for query `query` + lane % 16. One Philox call a lane: lanes 0 … 15 the first eight keys.
+__device__ __forceinline__ unsigned kept_keys(const Arguments& a, const Work& work, int query, int key) {
+    const int lane = lane_index();
+    const uint64_t seed = a.p.device_seed == nullptr ? a.p.seed : *a.p.device_seed;
+    const Philox4 bits =
+        philox4x32(seed, static_cast<uint32_t>(work.item.jet), static_cast<uint32_t>(work.head),
+                   static_cast<uint32_t>(query + lane % 16), static_cast<uint32_t>(key / 8 + lane / 16));
+    unsigned kept = 0;
+#pragma unroll
+    for (uint32_t e = 0; e < 8; ++e) kept |= dropout_keep(bits, e, a.p.threshold) ? 1u << e : 0u;
+    const unsigned other = __shfl_xor_sync(kFullMask, kept, 16);
+    return lane < 16 ? kept | other << 8 : other | kept << 8;
+}
+
+// Where the jet's block of a head and member begins in the bias, or in its gradient.
+__device__ __forceinline__ int64_t pair_offset(const Arguments& a, const Work& work, int member) {
+    const int64_t matrix = a.p.bias_members == 1 ? work.head : member * a.p.num_heads + work.head;
+    return matrix * a.p.num_pairs + a.plan.pairs[work.item.jet];
+}
+
+}  // namespace
+}  // namespace kdfast::gpu
