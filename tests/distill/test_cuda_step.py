@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -17,7 +14,6 @@ from kdfast.distill.cuda_engine import _Plan, _Trainer
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.trainer import Member, Pack
-from kdfast.errors import KdfastWarning
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.ops import _gpu
@@ -29,16 +25,8 @@ from tests.emulator.emulated import emulated, is_built
 pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
 
 STATE = ("parameters", "moment1", "moment2", "running")
-OPS = {"adamw", "attention_transfer", "distill_loss"}
-OPS_WITH_BACKWARD = {"attention_pooling", "batch_norm_gelu", "bias_gelu", "residual_norm"}
-
-
-@contextmanager
-def ignoring_attention() -> Iterator[None]:
-    """constituent_attention has no CUDA kernel yet; the reference of any other op is an error."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "kdfast.ops.constituent_attention ", KdfastWarning)
-        yield
+OPS = {"adamw", "attention_transfer", "constituent_attention_plan", "distill_loss"}
+OPS_WITH_BACKWARD = {"attention_pooling", "batch_norm_gelu", "bias_gelu", "constituent_attention", "residual_norm"}
 
 
 def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -105,7 +93,7 @@ def test_steps_of_three_members(dropout: float) -> None:
     for number in range(2):
         state = {name: getattr(trainer, name).detach().clone() for name in STATE}
         trainer.sums.zero_()
-        with emulated(seed=number), ignoring_attention(), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+        with emulated(seed=number), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
             trainer.step()
             ran = {arguments.args[0] for arguments in call.call_args_list}
         assert ran == OPS | OPS_WITH_BACKWARD | {f"{op}_backward" for op in OPS_WITH_BACKWARD}

@@ -42,7 +42,7 @@ _GRANULE = 64  # rows of a batch's capacity: tiles of the tensor cores divide it
 # The kernels that a step needs to be captured: references look at values, for which a capture cannot wait.
 _KERNELS = (
     *("adamw", "attention_pooling", "attention_transfer", "batch_norm_gelu", "bias_gelu"),
-    *("distill_loss", "packed_attention", "residual_norm"),
+    *("constituent_attention", "distill_loss", "residual_norm"),
 )
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 

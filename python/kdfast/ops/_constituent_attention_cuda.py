@@ -11,7 +11,7 @@ from kdfast.ops import _gpu, _joined, backend
 from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops.philox import dropout_threshold
 
-__all__ = ["backward", "check_pairs", "forward"]
+__all__ = ["backward", "check_pairs", "forward", "make_plan"]
 
 
 class _Plan(NamedTuple):
@@ -36,11 +36,7 @@ def _plan(offsets: Tensor, constituents: int) -> _Plan:
     plan: _Plan | None = _plans.get(offsets) if keeps else None
     if plan is not None and (plan.version, plan.constituents) == (version, constituents):
         return plan
-    jets = len(offsets) - 1
-    size = backend.cuda_module().constituent_attention_plan_bytes(jets, constituents)
-    memory = torch.empty(size, dtype=torch.uint8, device=offsets.device)
-    report = torch.empty(3, dtype=torch.int64, device=offsets.device)
-    _gpu.call("constituent_attention_plan", (offsets.contiguous(),), (memory, report), jets, constituents)
+    memory, report = make_plan(offsets, constituents)
     valid, last, pairs = report.tolist() if looks else (1, constituents, None)
     if not valid or last != constituents:
         raise DataError(f"must rise from 0 to {constituents}, the number of constituents", where="offsets")
@@ -48,6 +44,19 @@ def _plan(offsets: Tensor, constituents: int) -> _Plan:
     if keeps:
         _plans[offsets] = plan
     return plan
+
+
+def make_plan(offsets: Tensor, constituents: int) -> tuple[Tensor, Tensor]:
+    """(the kernels' list of work, a report: whether the offsets can be, the last of them, Σ n²). Waits for nothing.
+
+    The last offset may be less than constituents; the rows behind it are padding.
+    """
+    jets = len(offsets) - 1
+    size = backend.cuda_module().constituent_attention_plan_bytes(jets, constituents)
+    memory = torch.empty(size, dtype=torch.uint8, device=offsets.device)
+    report = torch.empty(3, dtype=torch.int64, device=offsets.device)
+    _gpu.call("constituent_attention_plan", (offsets.contiguous(),), (memory, report), jets, constituents)
+    return memory, report
 
 
 def check_pairs(bias: Tensor, offsets: Tensor, constituents: int) -> None:
@@ -95,16 +104,20 @@ def forward(
     scale: float,
     dropout_p: float,
     seed: int | Tensor,
+    plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse). bias: float32 and contiguous. A seed that is a tensor is read by the kernels, on the device."""
-    plan = _plan(offsets, q.shape[-3])
+    """(out, lse). bias: float32 and contiguous. A seed that is a tensor is read by the kernels, on the device.
+
+    plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked.
+    """
+    plan = _plan(offsets, q.shape[-3]).memory if plan is None else plan
     q, k, v = _aligned(q), _aligned(k), _aligned(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
     if out.numel() > 0:
         _gpu.call(
             "constituent_attention",
-            (q, k, v, bias, plan.memory, seed if isinstance(seed, Tensor) else None),
+            (q, k, v, bias, plan, seed if isinstance(seed, Tensor) else None),
             (out, lse),
             _strides(q, k, v, out),
             *_scalars(q, offsets, bias, scale, dropout_p, seed),
@@ -124,9 +137,10 @@ def backward(
     dropout_p: float,
     seed: int | Tensor,
     joined: bool,
+    plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, which may share memory if joined, and bias (float32; empty without one)."""
-    plan = _plan(offsets, q.shape[-3])
+    plan = _plan(offsets, q.shape[-3]).memory if plan is None else plan
     dq, dk, dv = _joined.empty_slices(q) if joined else (q.new_empty(q.shape) for _ in range(3))
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
     dbias = q.new_empty(0) if bias is None else torch.empty_like(bias)
@@ -135,7 +149,7 @@ def backward(
         size = backend.cuda_module().constituent_attention_workspace_bytes(q.shape[-3], members, heads)
         _gpu.call(
             "constituent_attention_backward",
-            (grad_out, q, k, v, bias, lse, plan.memory, seed if isinstance(seed, Tensor) else None),
+            (grad_out, q, k, v, bias, lse, plan, seed if isinstance(seed, Tensor) else None),
             (dq, dk, dv, None if bias is None else dbias, torch.empty(size, dtype=torch.uint8, device=q.device)),
             _strides(grad_out, q, k, v, dq, dk, dv),
             *_scalars(q, offsets, bias, scale, dropout_p, seed),

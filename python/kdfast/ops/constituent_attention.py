@@ -53,7 +53,7 @@ def constituent_attention(
     if not is_eager(q):
         key = seed_tensor(seed) if dropout_p > 0 else None
         return torch.ops.kdfast.constituent_attention.default(q, k, v, offsets, bias, scale, dropout_p, key)[0]
-    kernel = _kernel(q)
+    kernel = kernel_of(q)
     _check_pairs(bias, offsets, q, kernel)
     if kernel != "cuda":
         seed = int(seed)
@@ -212,7 +212,7 @@ def _check_pairs(bias: Tensor | None, offsets: Tensor, q: Tensor, kernel: str) -
         raise DataError(f"must be [H, Σ n²] with Σ n² = {pairs}, is {list(bias.shape)}", where="bias")
 
 
-def _kernel(q: Tensor) -> str:
+def kernel_of(q: Tensor) -> str:
     """What runs: "cpu", "cuda" or "reference": float64 without a warning, head dimensions without a kernel with one."""
     if q.dtype not in DTYPE_CODES:
         return "reference"
@@ -265,7 +265,7 @@ def _forward(
     seed: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse), by a kernel or the reference."""
-    kernel = _kernel(q)
+    kernel = kernel_of(q)
     if kernel == "reference":
         out, lse = _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))
         return out, lse if q.dtype == torch.float64 else lse.float()
@@ -299,7 +299,7 @@ def _backward(
 
     joined: the first three may share memory, as slices of one tensor.
     """
-    kernel = _kernel(q)
+    kernel = kernel_of(q)
     if kernel == "reference":
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
@@ -355,7 +355,7 @@ class _EagerAttention(torch.autograd.Function):
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, k, v, offsets, bias, scale, dropout_p, seed = arguments
-    _check_pairs(bias, offsets, q, _kernel(q))
+    _check_pairs(bias, offsets, q, kernel_of(q))
     return _forward(q, k, v, offsets, bias, scale, dropout_p, 0 if seed is None else seed)
 
 

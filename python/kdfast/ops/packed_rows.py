@@ -18,7 +18,7 @@ from kdfast.ops.philox import dropout_keep, dropout_scale
 __all__ = ["Dropout", "PackedRows", "drop_reference", "wide"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedRows:
     """count: [1], the rows that are there. jet, position: [M], a row's jet (its place in the batch), and which of the
     jet's constituents it is (0 for rows that are jets themselves). offsets: [B + 1], where each jet begins; the last
