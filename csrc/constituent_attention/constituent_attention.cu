@@ -340,20 +340,20 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
         load_rows<F, kTail>(grads, g, query, n);
         load_columns<F, kTail>(query_columns, q, query, n);
         load_columns<F, kTail>(grad_columns, g, query, n);
-        float lse[4], inverse[4], mean[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = query + lane_term(i);
-            const auto s = load_readonly<RowStatistics>(statistics + existing<kTail>(row, n));
-            lse[i] = s.lse;
-            inverse[i] = kTail && row >= n ? 0.0f : s.inverse;  // a query that there is not has no weights
-            mean[i] = s.mean;
-        }
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
             Scores weights, grad_scores;
             F::template dots<true, true>(weights, keys[t], queries);
             F::template dots<true, false>(grad_scores, values[t], grads);
+            float lse[4], inverse[4], mean[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int row = query + lane_term(i);
+                const auto s = load_readonly<RowStatistics>(statistics + existing<kTail>(row, n));
+                lse[i] = s.lse;
+                inverse[i] = kTail && row >= n ? 0.0f : s.inverse;  // a query that there is not has no weights
+                mean[i] = s.mean;
+            }
             scale_scores<F, kExtras, true, kTail>(a, bias, n, first + t * kTile, query, weights, lse);
             const unsigned kept = drops ? kept_keys(a, work, query, first + t * kTile) : 0u;
 #pragma unroll
