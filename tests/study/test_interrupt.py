@@ -70,15 +70,19 @@ def test_stopped_by_a_signal_and_started_again(tmp_path, uninterrupted, number):
 
 
 def test_the_second_signal_acts_as_usual():
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     said: list[str] = []
-    with stoppable(said.append) as stop:
-        assert not stop.event.is_set()
-        signal.raise_signal(signal.SIGINT)
-        assert stop.event.wait(5)
-        assert stop.signum == signal.SIGINT
-        assert len(said) == 1
-        with pytest.raises(KeyboardInterrupt):
+    try:
+        with stoppable(said.append) as stop:
+            assert not stop.event.is_set()
             signal.raise_signal(signal.SIGINT)
+            assert stop.event.wait(5)
+            assert stop.signum == signal.SIGINT
+            assert len(said) == 1
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def test_handlers_are_given_back():
