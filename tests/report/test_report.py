@@ -262,6 +262,7 @@ def test_diverged_runs_are_listed_without_numbers(tmp_path):
     assert row["status"] == "diverged"
     assert row[["auc_student", "bkg_rej_50", "n_bkg_50", "auc_val", "best_epoch"]].isna().all()
     assert analysis(paths).study.counts == {"done": 3, "diverged": 1, "missing": 132 - 4}
+    assert "Total Experiments: 3 done of 132" in read(paths)["ANALYSIS_SUMMARY.txt"]
 
 
 def test_a_half_finished_study(tmp_path):

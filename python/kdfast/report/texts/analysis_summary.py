@@ -39,9 +39,11 @@ def analysis_summary(analysis: Analysis) -> str:
         "TRANSFORMER KNOWLEDGE DISTILLATION - HYPERPARAMETER SEARCH",
         "COMPREHENSIVE ANALYSIS SUMMARY",
     )
+    done, asked = study.counts.get("done", 0), sum(study.counts.values())
+    runs = str(done) if done == asked else f"{done} done of {asked}"
     lines = [
         f"Study: {study.name}",
-        f"Total Experiments: {sum(study.counts.values())} ({configurations_and_seeds(analysis)})",
+        f"Total Experiments: {runs} ({configurations_and_seeds(analysis)})",
         f"Made by: kdfast {study.kdfast}",
     ]
     if study.test is not None:
