@@ -24,3 +24,6 @@ use_venv() {
     PATH="$PWD/.venv/bin:$PATH"
     export PIP_DISABLE_PIP_VERSION_CHECK=1
 }
+
+# The same examples on every run; see tests/conftest.py.
+export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-fixed}
