@@ -1,0 +1,110 @@
+"""What the commands share: the application they register with, options, and how results are printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kdfast._version import __version__
+
+if TYPE_CHECKING:
+    from kdfast.study.results import StudyResults
+
+__all__ = ["Data", "MaxJets", "OnBad", "Quiet", "app", "console", "given", "print_results"]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DATA", help="Jets in ATLAS Top Tagging HDF5 files, or patterns of them. None: the bundled sample."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+MaxJets = Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first so many jets.")]
+OnBad = Annotated[
+    str | None, typer.Option(metavar="error|drop", help="A bad jet is an error, or is left out and counted.  [error]")
+]
+
+
+@app.callback(invoke_without_command=True)
+def kdfast(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where a command fails.")] = False,
+) -> None:
+    """Trains and compares many distilled jet taggers as one job.
+
+    A teacher sees the offline view of a jet, students the coarse view of a trigger; a sweep trains one student for
+    each temperature T and mixing weight α of a grid.
+
+    \b
+    Start here:
+      kdfast sweep                                   the 132 configurations of the study on the bundled jets
+      kdfast sweep train*.h5 --out mine              the same on your own files, with the study's settings
+      kdfast predict mine/models/best_student.safetensors new.h5 --out scores.h5
+
+    `kdfast COMMAND --help` explains a command, with examples.
+    """
+    if version:
+        typer.echo(f"kdfast {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that the user gave; the others keep the defaults of the function that they go to."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def console() -> Console:
+    # where there is no terminal, wide enough that no line is cut
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
+    """written: the report's files; none: those in the study's folder."""
+    import pandas as pd
+
+    from kdfast.report.table import METRICS, selected_on
+
+    table = results.results
+    done = table[table["status"] == "done"]
+    typer.echo(f"{len(done)} of {len(table)} runs are done")
+    if not done.empty:
+        chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
+        shown = Table(title=f"Chosen on {chosen_on} jets, numbers from test jets", title_justify="left")
+        for heading in (
+            "best by",
+            "configuration",
+            "AUC",
+            "rejection at 50 %",
+            "AUC of the baseline",
+            "of the teacher",
+        ):
+            shown.add_column(heading, justify="left" if heading in ("best by", "configuration") else "right")
+        for metric in ("auc", "bkg_rej_50", "combined"):
+            best = results.best(metric)
+            name = best["run_name"] if table["seed"].nunique() == 1 else f"{best['run_name']}, seed {best['seed']}"
+            limit = ">" if pd.notna(best["n_bkg_50"]) and best["n_bkg_50"] == 0 else ""
+            numbers = (f"{best[column]:.4f}" for column in ("auc_baseline", "auc_teacher"))
+            auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
+            shown.add_row(METRICS[metric], name, auc, rejection, *numbers)
+        console().print(shown)
+    usual = ("report.html", "ANALYSIS_SUMMARY.txt", "results_summary.csv", "report.json", "figures", "models")
+    paths = written or [results.path / name for name in usual]
+    folder = min((path.parent for path in paths), key=lambda parent: len(parent.parts))
+    for path in dict.fromkeys(path if path.parent == folder else path.parent for path in paths):  # a folder once
+        if path.exists():
+            typer.echo(path)

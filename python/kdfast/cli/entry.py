@@ -1,0 +1,63 @@
+"""The entry: options to a command, errors to lines and exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from kdfast.cli.common import app
+from kdfast.errors import KdfastError, KdfastWarning
+
+__all__ = ["main"]
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    if issubclass(category, KdfastWarning):
+        print(f"kdfast: warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *where[:2]), end="", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `kdfast`; returns the exit status: 0, 2 for an error (one or two lines on stderr; --debug, anywhere,
+    adds the traceback), 128 + the signal for an interrupt (130 for Ctrl-C)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [argument for argument in words if argument != "--debug"]
+    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles and does not export
+    command = typer.main.get_command(app)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            with command.make_context("kdfast", words) as context:
+                command.invoke(context)
+            sys.stdout.flush()
+        except typer.Exit as exit_:
+            return exit_.exit_code
+        except (KeyboardInterrupt, typer.Abort) as interrupt:
+            text = str(interrupt) or "interrupted"
+            if debug:
+                raise
+            after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+            print(f"{after_echo}kdfast: {text}", file=sys.stderr)
+            return 128 + getattr(interrupt, "signum", 2)
+        except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except usage_error as error:
+            if debug:
+                raise
+            where = getattr(getattr(error, "ctx", None), "command_path", "kdfast")
+            print(f"{where}: {error.format_message()}\n`{where} --help` explains it", file=sys.stderr)
+            return 2
+        except (KdfastError, OSError) as error:
+            if debug:
+                raise
+            print(f"kdfast: {error}", file=sys.stderr)
+            return 2
+    return 0

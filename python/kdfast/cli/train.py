@@ -1,0 +1,177 @@
+"""Commands that train: sweep, refine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdfast.cli.common import Data, MaxJets, OnBad, Quiet, app, given, print_results
+from kdfast.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["refine", "sweep"]
+
+
+@app.command()
+def sweep(
+    data: Data = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the study.")] = Path("study"),
+    config: Annotated[
+        Path | None, typer.Option(metavar="TOML", help="File of settings; options given here go over them.")
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Grid: study (132 runs) or wide (378).  [study]")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(metavar="T", help="Own grid: an initial temperature > 0. May be repeated.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(metavar="α", help="Own grid: an initial weight of the teacher's term, 0 to 1. May be repeated."),
+    ] = None,
+    temperature_final: Annotated[
+        list[float] | None, typer.Option(metavar="T", help="Own grid: T of the last epoch. May be repeated.")
+    ] = None,
+    alpha_final: Annotated[
+        list[float] | None, typer.Option(metavar="α", help="Own grid: α of the last epoch. May be repeated.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="Students' size: study, medium or small.  [study; demo: small]"),
+    ] = None,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="Teacher's size: study, medium or small.  [study; demo: medium]"),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A trained teacher (.safetensors) or its logits (.npy).  [train one]"),
+    ] = None,
+    hlt: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="HLT emulation: mild, nominal, severe or study.  [nominal]")
+    ] = None,
+    hlt_data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="No emulation: the same jets, in the same order, as a trigger saw them."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of students and baseline.  [50; demo: 5]")
+    ] = None,
+    teacher_epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of the teacher.  [as --epochs; demo: 6]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, metavar="N", help="Jets.  [512; demo: 128]")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Of weights, batches, dropout. Repeated: a whole grid each.  [42]"),
+    ] = None,
+    max_jets: MaxJets = None,
+    max_constituents: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The hardest so many of each jet.  [40]")
+    ] = None,
+    on_bad: OnBad = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of matrix products: fp32, or bf16, which is faster.  [fp32]")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the training: cpu, cuda (all GPUs) or cuda:1 (one of them).  [cpu]"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a study that is there, or refuse it.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Train a teacher, a baseline and a grid of distilled students.
+
+    Without DATA it runs the demo: small models on the bundled sample, minutes on two cores. With DATA the defaults are
+    those of the published study. Each result is stored when it is finished; stopped by Ctrl-C, a kill or a full disk,
+    the same command goes on. Files are in MeV, everything else is in GeV.
+
+    \b
+    Examples:
+      kdfast sweep --out demo
+      kdfast sweep 'atlas/train_*.h5' --out mine --max-jets 30000
+      kdfast sweep --temperature 3 --temperature 7 --alpha 0.5 --alpha 0.9 --temperature-final 1 --out small
+      kdfast sweep train.h5 --config mine/study.toml --seed 42 --seed 43 --out again
+
+    \b
+    In the folder afterwards:
+      ANALYSIS_SUMMARY.txt         what came out, in words and tables; three more texts hold the details
+      results_summary.csv          a row a run; report.json: every number of the report
+      report.html                  the report as one page, with its figures
+      figures/                     these as PDF and PNG
+      models/*.safetensors         these three, for `kdfast predict`
+      study.toml                   the settings
+      results/                     scores, curves and weights of every run
+    """
+    from kdfast import sweep as run
+    from kdfast.jets.readers import load_jets
+
+    own_grid = {
+        "temperature": temperature,
+        "alpha": alpha,
+        "temperature_final": temperature_final,
+        "alpha_final": alpha_final,
+    }
+    reading = {"max_jets": max_jets, "max_constituents": max_constituents, "on_bad": on_bad}
+    options: dict[str, Any] = {
+        "config": config,
+        "grid": grid or given(own_grid) or None,
+        "model": model,
+        "teacher_model": teacher_model,
+        "teacher": _logits(teacher) if teacher is not None and teacher.suffix == ".npy" else teacher,
+        "hlt": load_jets(hlt_data, **given(reading)) if hlt_data else hlt,
+        "epochs": epochs,
+        "teacher_epochs": teacher_epochs,
+        "batch_size": batch_size,
+        "seeds": seed or None,
+        "precision": precision,
+        "device": device,
+        "threads": threads,
+        **reading,
+    }
+    results = run(data or None, out, resume=resume, progress=not quiet, **given(options))
+    if not quiet:
+        print_results(results)
+
+
+@app.command()
+def refine(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study that a sweep has made.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many leading configurations.")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Seeds that each of them has in the end; those there count.")
+    ] = 5,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="Leading by validation mean of auc, bkg_rej_50 or combined.")
+    ] = "auc",
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the leading configurations of a study with more seeds, and write its report anew.
+
+    With one seed a lead may be luck; the report of several says how much of it is. The baseline gets the same seeds.
+    Stopped half-way, the same command goes on.
+
+    \b
+    Example:
+      kdfast refine demo --top 10 --seeds 5
+    """
+    from kdfast.study.refine import refine as run
+
+    results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
+    if not quiet:
+        print_results(results)
+
+
+def _logits(path: Path) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise DataError(f"is no array that numpy.save wrote ({error})", where=str(path)) from None
