@@ -1,0 +1,137 @@
+"""Claims: one process at a time, taken over from the dead and the silent, without comparing clocks."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kdfast.errors import StudyError
+from kdfast.study import claims as module
+from kdfast.study.claims import Claims
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from kdfast.study.claims import Claims
+claim = Claims(Path(sys.argv[1]), beat=0.05).take("pack")
+print("held" if claim else "refused", flush=True)
+if claim:
+    with claim:
+        time.sleep(float(sys.argv[2]))
+"""
+
+
+def other(folder: Path, seconds: float = 60) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_one_holder_at_a_time(tmp_path):
+    mine, yours = Claims(tmp_path), Claims(tmp_path)
+    claim = mine.take("pack")
+    with claim:
+        assert yours.take("pack") is None
+        (holder,) = yours.holders()
+        assert (holder.name, holder.pid, holder.alive) == ("pack", os.getpid(), True)
+        with yours.take("another"):
+            pass
+    assert yours.holders() == []
+    with yours.take("pack"):
+        assert mine.take("pack") is None
+
+
+def test_many_at_once_and_one_gets_it(tmp_path):
+    won, start = [], threading.Barrier(16)
+
+    def run() -> None:
+        start.wait()
+        won.append(Claims(tmp_path).take("pack"))
+
+    for expected in range(1, 6):  # a new claim, then one after the other taken over
+        threads = [threading.Thread(target=run) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (claim,) = [claim for claim in won if claim is not None]
+        assert [path.name for path in tmp_path.glob("pack/*")] == [f"{expected:06}.claim"]
+        with claim:
+            pass
+        won.clear()
+
+
+def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path):
+    process = other(tmp_path)
+    assert Claims(tmp_path).take("pack") is None
+    process.kill()
+    process.wait()
+    assert not Claims(tmp_path).holders()[0].alive
+    assert Claims(tmp_path).take("pack") is not None
+
+
+def test_the_silent_are_taken_over_and_learn_of_it(tmp_path, monkeypatch):
+    """As on another machine, whose processes can't be looked at."""
+    held = Claims(tmp_path, beat=0.2)
+    claim = held.take("pack")
+    monkeypatch.setattr(module, "_started", lambda pid: "then")
+    monkeypatch.setattr(module, "_this_process", lambda: module._Process("elsewhere", 1, "another machine", ""))
+    watcher = Claims(tmp_path, lease=0.3, beat=0.05)
+    assert watcher.take("pack") is None
+    time.sleep(0.4)
+    assert not watcher.is_beating("pack")
+    taken = watcher.take("pack")
+    assert taken is not None
+    with claim:  # beats, and sees it
+        assert claim.lost.wait(5)
+    assert watcher.holders()[0].generation == 2
+
+
+def test_who_beats_is_not_taken_over(tmp_path, monkeypatch):
+    claim = Claims(tmp_path, beat=0.05).take("pack")
+    monkeypatch.setattr(module, "_this_process", lambda: module._Process("elsewhere", 1, "another machine", ""))
+    watcher = Claims(tmp_path, lease=0.5)
+    with claim:
+        for _ in range(15):
+            assert watcher.take("pack") is None
+            time.sleep(0.1)
+        assert watcher.is_beating("pack")
+        assert not claim.lost.is_set()
+
+
+def test_no_clock_is_compared(tmp_path, monkeypatch):
+    """A holder from the future and one from the past, by their clocks, are treated alike."""
+    for years in (-3600 * 24 * 365, 3600 * 24 * 365):
+        name = f"pack{years}"
+        claim = Claims(tmp_path).take(name)
+        path = next(tmp_path.glob(f"{name}/*.claim"))
+        os.utime(path, (time.time() + years, time.time() + years))
+        assert Claims(tmp_path, lease=3600).take(name) is None
+        with claim:
+            pass
+        assert Claims(tmp_path).take(name) is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"host": 1}\n', b"[]\n..."])
+def test_a_claim_that_is_not_written_yet_or_damaged_is_waited_for(tmp_path, content):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "000004.claim").write_bytes(content)
+    watcher = Claims(tmp_path, lease=0.2)
+    assert watcher.take("pack") is None
+    assert watcher.holders()[0].host == "unknown"
+    time.sleep(0.3)
+    assert watcher.take("pack") is not None
+    assert [path.name for path in tmp_path.glob("pack/*")] == ["000005.claim"]
+
+
+def test_a_folder_that_can_not_be_written_is_an_error(tmp_path):
+    (tmp_path / "claims").write_text("a file")
+    with pytest.raises(StudyError, match="can't be written"):
+        Claims(tmp_path / "claims").take("pack")
