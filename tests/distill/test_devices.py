@@ -68,7 +68,7 @@ def test_a_stop_reaches_every_device() -> None:
 
 
 def test_a_fault_on_one_device_ends_all() -> None:
-    def train(a_pack, threads, on_epoch, stop):
+    def train(a_pack, threads, on_epoch, stop, checkpoints):
         if len(a_pack.members) == 1:
             raise ArithmeticError("on the second")
         assert stop.wait(60)

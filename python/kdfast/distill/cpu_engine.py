@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
-import torch
 from torch import Tensor
 
+from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
@@ -22,15 +22,20 @@ from kdfast.ops.encoder import Encoder, StepInputs
 
 __all__ = ["train"]
 
-# Jets whose pooled rows are held at a time in evaluation.
-_EVALUATED = 4096
+# Jets a call of the evaluation: few enough for their pooled rows, and to stop between two calls (a second or two on one
+# core for the study's model).
+_EVALUATED = 1024
 
 
 def train(
-    pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
+    pack: Pack,
+    threads: int,
+    on_epoch: Callable[[EpochReport], None] | None,
+    stop: threading.Event,
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack."""
-    return train_members(pack, threads, on_epoch, stop, _Learner)
+    return train_members(pack, threads, on_epoch, stop, _Learner, checkpoints)
 
 
 class _Learner:
@@ -40,7 +45,8 @@ class _Learner:
         self.attention_weight = pack.recipe.attention_weight
         self.model = JetTransformer(pack.model, seed=pack.seed)
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
-        self.encoder = Encoder(pack.model, self.optimizer.parameters, flatten_running(self.model), pack.precision)
+        self.running = flatten_running(self.model)
+        self.encoder = Encoder(pack.model, self.optimizer.parameters, self.running, pack.precision)
         self.inputs = step_inputs(pack, member)
 
     def step(
@@ -58,18 +64,19 @@ class _Learner:
         )
         return terms if math.isfinite(terms[0]) and self.optimizer.step(rate, num_threads) else None
 
-    def logits(self, view: View, num_threads: int) -> Tensor:
-        parts = []
+    def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
         for start in range(0, len(view), _EVALUATED):
             count = min(_EVALUATED, len(view) - start)
-            parts.append(self.encoder.logits(view.features, view.offsets, start, count, num_threads)[0][:, 0])
-        return torch.cat(parts)
+            yield self.encoder.logits(view.features, view.offsets, start, count, num_threads)[0][:, 0]
 
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.model.load_state_dict(state)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.optimizer.tensors(), "running": self.running}
 
 
 def step_inputs(pack: Pack, member: Member) -> StepInputs:

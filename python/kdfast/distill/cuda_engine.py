@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdfast.distill.batches import epoch_batches
-from kdfast.distill.engine import CURVES
+from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import DataError
@@ -45,6 +48,7 @@ _KERNELS = (
     *("constituent_attention", "distill_loss", "residual_norm"),
 )
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
+_AHEAD = 4  # steps that the host may be ahead of the device, so that a stop does not wait for many
 
 
 def unsupported(model: ModelConfig) -> str | None:
@@ -59,18 +63,28 @@ def unsupported(model: ModelConfig) -> str | None:
 
 
 def train(
-    pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
+    pack: Pack,
+    threads: int,
+    on_epoch: Callable[[EpochReport], None] | None,
+    stop: threading.Event,
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack. threads: not used.
 
-    As many members at once as the device's memory holds, the others after them.
+    As many members at once as the device's memory holds, the others after them. Members that go on do so with those
+    that stand at the same step, the furthest first: as a pack of another size they may end in other last bits.
     """
-    waiting = list(pack.members)
+    groups: dict[tuple[int, int], list[tuple[Member, MemberCheckpoint]]] = {}
+    for member in pack.members:
+        start = (checkpoints.load(member.name) if checkpoints else None) or MemberCheckpoint()
+        groups.setdefault(start.position, []).append((member, start))
     plan = _Plan(pack)
-    while waiting and not stop.is_set():
-        count = min(len(waiting), plan.members_at_once())
-        yield from _train_together(pack, waiting[:count], plan, on_epoch, stop)
-        waiting = waiting[count:]
+    for position in sorted(groups, reverse=True):
+        waiting = groups.pop(position)
+        while waiting and not stop.is_set():
+            count = min(len(waiting), plan.members_at_once())
+            yield from _Group(pack, waiting[:count], plan, stop, checkpoints).train(on_epoch)
+            waiting = waiting[count:]
 
 
 class _Plan:
@@ -159,8 +173,26 @@ class _Trainer:
         steps = len(train) // pack.recipe.batch_size
         self.steps = torch.zeros(steps, sum(plan.columns), dtype=torch.int64, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm = 0  # steps before the graph was captured
+        self.under_way: deque[torch.cuda.Event] = deque()  # ends of steps that the device may not have reached
 
-    def begin_epoch(self, epoch: int) -> None:
+    def tensors(self, member: int) -> dict[str, Tensor]:
+        """What a member's next step depends on, by name as in MemberCheckpoint: views, to read or fill."""
+        names = ("parameters", "moment1", "moment2", "running")
+        return {name: getattr(self, name)[member] for name in names} | {"updates": self.updates[member : member + 1]}
+
+    def load(self, member: int, start: MemberCheckpoint) -> None:
+        """Puts a member where its checkpoint says."""
+        copy_tensors(self.tensors(member), start.learner)
+        self.sums[member].copy_(start.sums)
+        if start.best_state:
+            model = JetTransformer(self.pack.model)
+            model.load_state_dict(start.best_state)
+            self.best_parameters[member].copy_(flatten_parameters(model))
+            self.best_running[member].copy_(flatten_running(model))
+
+    def begin_epoch(self, epoch: int, done: int = 0) -> None:
+        """done: steps of the epoch that were taken before."""
         recipe = self.pack.recipe
         rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
         settings = [(1.0, 0.0) if m.config is None else m.config.at(epoch, recipe.epochs) for m in self.members]
@@ -169,8 +201,7 @@ class _Trainer:
         self.temperature.copy_(temperature)
         self.alpha.copy_(alpha)
         self.steps.copy_(self.plan.epoch(epoch))
-        self.next.zero_()
-        self.sums.zero_()
+        self.next.fill_(done)
 
     def step(self) -> None:
         """One update of all members. On a GPU nothing here waits for it."""
@@ -213,18 +244,22 @@ class _Trainer:
         terms = [loss.detach().double(), self.alpha * kl, (1 - self.alpha) * cross_entropy, transfer.detach().double()]
         self.sums += torch.stack(terms, 1)
 
-    def run_epoch(self, stop: threading.Event) -> bool:
-        """All steps of the epoch that has begun; False where it was stopped."""
-        for _ in range(len(self.steps)):
-            if stop.is_set():
-                return False
-            if self.graph is not None:
-                self.graph.replay()
-            elif self.plan.device.type == "cuda" and _captures():
-                self._step_and_capture()
-            else:
-                self.step()
-        return True
+    def advance(self) -> None:
+        """A step: by the graph, once there is one."""
+        if self.plan.device.type != "cuda":
+            self.step()
+            return
+        if len(self.under_way) == _AHEAD:
+            self.under_way.popleft().synchronize()
+        if self.graph is not None:
+            self.graph.replay()
+        elif _captures():
+            self._step_and_capture()
+        else:
+            self.step()
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.plan.device))
+        self.under_way.append(event)
 
     def _step_and_capture(self) -> None:
         """The first steps, as they are; then the graph."""
@@ -233,7 +268,8 @@ class _Trainer:
         with torch.cuda.stream(stream):
             self.step()
         torch.cuda.current_stream(self.plan.device).wait_stream(stream)
-        if int(self.updates[0]) >= _WARM_UP:
+        self.warm += 1
+        if self.warm >= _WARM_UP:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads serve other GPUs
                 self.step()  # runs nothing
@@ -245,19 +281,23 @@ class _Trainer:
         for best, now in ((self.best_parameters, self.parameters), (self.best_running, self.running)):
             best.copy_(torch.where(which, now, best))
 
-    def logits(self, view: View, members: Tensor | None = None) -> Tensor:
-        """[K, B] on the host: of all members as they are, or [k, B] of the best of those given by number."""
+    def logits(self, view: View, between: Callable[[], None], members: Tensor | None = None) -> Tensor:
+        """[K, B] on the host: of all members as they are, or [k, B] of the best of those given by number.
+
+        between: called between batches of jets.
+        """
         model = self.model
         if members is not None:
             members = members.to(self.plan.device)
             parameters, running = self.best_parameters[members], self.best_running[members]
             model = PackedTransformer(self.pack.model, parameters, running, self.pack.precision)
+        parts: list[Tensor] = []
         with torch.no_grad():
-            parts = [
-                model.logits(features, rows, training=False)[0][..., 0]
-                for features, rows in _batches(view, 2 * self.plan.capacity, self.plan.device)
-            ]
-            return torch.cat(parts, 1).float().cpu()
+            for features, rows in _batches(view, 2 * self.plan.capacity, self.plan.device):
+                if parts:
+                    between()
+                parts.append(model.logits(features, rows, training=False)[0][..., 0].float().cpu())
+        return torch.cat(parts, 1)
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's best weights and running statistics, by name."""
@@ -285,66 +325,110 @@ def _batches(view: View, rows: int, device: torch.device) -> Iterator[tuple[Tens
         first = end
 
 
-def _train_together(
-    pack: Pack,
-    members: list[Member],
-    plan: _Plan,
-    on_epoch: Callable[[EpochReport], None] | None,
-    stop: threading.Event,
-) -> Generator[MemberResult, None, None]:
-    recipe, began = pack.recipe, time.perf_counter()
-    trainer = _Trainer(pack, members, plan)
-    steps = len(trainer.steps)
-    curves: list[dict[str, list[float]]] = [{name: [] for name in CURVES} for _ in members]
-    best_epoch, best_auc = [-1] * len(members), torch.full((len(members),), -1.0, dtype=torch.float64)
-    running = set(range(len(members)))
-    for epoch in range(recipe.epochs):
-        epoch_began = time.perf_counter()
-        trainer.begin_epoch(epoch)
-        if not trainer.run_epoch(stop):
-            return
-        logits, means = trainer.logits(pack.validation), (trainer.sums / steps).tolist()
+class _Group:
+    """Members that stand at the same step, trained together to their ends."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        starts: list[tuple[Member, MemberCheckpoint]],
+        plan: _Plan,
+        stop: threading.Event,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.pack, self.checkpoints = pack, checkpoints
+        self.members, self.at = [member for member, _ in starts], [start for _, start in starts]
+        self.began, self.seconds_before = time.perf_counter(), [at.seconds for at in self.at]
+        self.running = set(range(len(starts)))
+        self.position = self.saved = self.at[0].position
+        self.trainer = _Trainer(pack, self.members, plan)
+        for k, at in enumerate(self.at):
+            if at.step:
+                self.trainer.load(k, at)
+                at.learner, at.best_state = {}, {}  # they lie on the device now
+        self.boundary = Boundary(stop.is_set, checkpoints, self._save)
+
+    def train(self, on_epoch: Callable[[EpochReport], None] | None) -> Generator[MemberResult, None, None]:
+        try:
+            yield from self._finished()
+            while self.running:
+                yield from self._epoch(on_epoch)
+                yield from self._finished()
+        except Stopped:
+            self._save()
+
+    def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> Generator[MemberResult, None, None]:
+        """What is left of the running epoch; the results of members that have diverged in it."""
+        pack, trainer, recipe, (epoch, _) = self.pack, self.trainer, self.pack.recipe, self.position
+        began, steps = time.perf_counter(), len(trainer.steps)
+        done = self.position[1] - epoch * steps
+        trainer.begin_epoch(epoch, done)
+        for _ in range(done, steps):
+            self.boundary.cross()
+            trainer.advance()
+            self.position = epoch, self.position[1] + 1
+        logits, means = trainer.logits(pack.validation, self.boundary.stop_here), (trainer.sums / steps).tolist()
         died, rate = trainer.died.tolist(), float(trainer.rate[0])
         temperatures, alphas = trainer.temperature.tolist(), trainer.alpha.tolist()
-        improved = torch.zeros(len(members), dtype=torch.bool)
-        for k in sorted(running):
+        improved = torch.zeros(len(self.members), dtype=torch.bool)
+        for k in sorted(self.running):
             if died[k] >= 0:
-                message = f"loss or gradient not finite in epoch {epoch}, step {died[k]}"
-                seconds = time.perf_counter() - began
-                yield MemberResult(members[k].name, "diverged", message, best_epoch[k], epoch, seconds, curves[k])
-                running.remove(k)
+                self.running.remove(k)
+                yield self._result(k, "diverged", f"loss or gradient not finite in epoch {epoch}, step {died[k]}")
                 continue
             auc = roc_auc(pack.validation.labels.numpy(), logits[k].numpy(), pack.validation.weights.numpy())
-            values = [*means[k], auc, temperatures[k], alphas[k], rate]
-            for name, value in zip(CURVES, values, strict=True):
-                curves[k][name].append(value)
-            if auc > best_auc[k]:
-                best_epoch[k], best_auc[k], improved[k] = epoch, auc, True
+            self.at[k].end_epoch([*means[k], auc, temperatures[k], alphas[k], rate], auc, dict)
+            improved[k] = self.at[k].best_epoch == epoch
         trainer.keep_best(improved)
-        seconds = time.perf_counter() - epoch_began
+        trainer.sums.zero_()
+        self.position = epoch + 1, self.position[1]
+        seconds = time.perf_counter() - began
         if on_epoch is not None:
-            jets = steps * recipe.batch_size
-            for k in sorted(running):
-                name, loss, auc, best = members[k].name, means[k][0], curves[k]["auc_val"][-1], float(best_auc[k])
-                on_epoch(EpochReport(name, epoch, recipe.epochs, loss, auc, best, jets, seconds))
-        last = epoch + 1 == recipe.epochs
-        finished = [k for k in sorted(running) if last or epoch - best_epoch[k] >= recipe.patience]
-        if finished:
-            numbers = torch.tensor(finished)
-            scores = zip(trainer.logits(pack.validation, numbers), trainer.logits(pack.test, numbers), strict=True)
-            for k, (validation, test) in zip(finished, scores, strict=True):
-                yield MemberResult(
-                    members[k].name,
-                    "done",
-                    "",
-                    best_epoch[k],
-                    len(curves[k]["loss"]),
-                    time.perf_counter() - began,
-                    curves[k],
-                    validation.clone(),
-                    test.clone(),
-                    trainer.state(k),
-                )
-            running.difference_update(finished)
-        if not running:
+            jets = (steps - done) * recipe.batch_size
+            for k in sorted(self.running):
+                name, auc, best = self.members[k].name, self.at[k].curves["auc_val"][-1], self.at[k].best_auc
+                on_epoch(EpochReport(name, epoch, recipe.epochs, means[k][0], auc, best, jets, seconds))
+
+    def _finished(self) -> Generator[MemberResult, None, None]:
+        """The results of members that have come to their end."""
+        recipe, trainer = self.pack.recipe, self.trainer
+        ended = [k for k in sorted(self.running) if self.at[k].is_finished(recipe.epochs, recipe.patience)]
+        if not ended:
             return
+        numbers, views = torch.tensor(ended), (self.pack.validation, self.pack.test)
+        scores = [trainer.logits(view, self.boundary.stop_here, numbers) for view in views]
+        self.running.difference_update(ended)
+        for k, validation, test in zip(ended, *scores, strict=True):
+            yield self._result(k, "done", "", validation.clone(), test.clone(), trainer.state(k))
+
+    def _save(self) -> None:
+        """Of every member that runs. One that has diverged since its last checkpoint will do so again."""
+        if self.checkpoints is None or self.position == self.saved:
+            return
+        died, sums = self.trainer.died.tolist(), self.trainer.sums.cpu()  # waits for the device
+        for k in sorted(self.running):
+            if died[k] >= 0:
+                continue
+            at = self.at[k]
+            learner = {name: tensor.cpu() for name, tensor in self.trainer.tensors(k).items()}
+            self.checkpoints.save(
+                self.members[k].name,
+                replace(
+                    at,
+                    step=self.position[1],
+                    sums=sums[k].clone(),
+                    best_state=self.trainer.state(k) if at.best_epoch >= 0 else {},
+                    seconds=self._seconds(k),
+                    learner=learner,
+                ),
+            )
+        self.saved = self.position
+
+    def _seconds(self, k: int) -> float:
+        return self.seconds_before[k] + time.perf_counter() - self.began
+
+    def _result(self, k: int, status: str, message: str, *scores_and_state: Any) -> MemberResult:
+        name, at = self.members[k].name, self.at[k]
+        return MemberResult(
+            name, status, message, at.best_epoch, at.epoch, self._seconds(k), at.curves, *scores_and_state
+        )

@@ -16,6 +16,7 @@ from kdfast.errors import BackendError, ConfigError, suggest
 from kdfast.ops import _gpu
 
 if TYPE_CHECKING:
+    from kdfast.distill.checkpoint import Checkpoints
     from kdfast.distill.trainer import EpochReport, MemberResult, Pack
 
 __all__ = ["check_name", "train_on_gpus", "training_devices"]
@@ -51,7 +52,8 @@ def training_devices(name: str) -> list[str]:
 
 
 Train = Callable[
-    ["Pack", int, "Callable[[EpochReport], None] | None", threading.Event], "Generator[MemberResult, None, None]"
+    ["Pack", int, "Callable[[EpochReport], None] | None", threading.Event, "Checkpoints | None"],
+    "Generator[MemberResult, None, None]",
 ]
 
 
@@ -61,6 +63,7 @@ def train_on_gpus(
     pack: Pack,
     on_epoch: Callable[[EpochReport], None] | None,
     stop: threading.Event,
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
     """An engine's `train` of a pack whose members the devices share, each a pack of its own on a thread of its own."""
     packs = [
@@ -74,7 +77,7 @@ def train_on_gpus(
         try:
             if part.device != "cpu":
                 torch.cuda.set_device(part.device)
-            for result in train(part, 0, on_epoch, given_up):
+            for result in train(part, 0, on_epoch, given_up, checkpoints):
                 finished.put(result)
         except BaseException as error:
             finished.put(error)

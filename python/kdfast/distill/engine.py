@@ -10,21 +10,20 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kdfast.distill.batches import epoch_batches
+from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
 from kdfast.metrics import roc_auc
 from kdfast.ops.philox import derive_seed, fold_seed
 
-__all__ = ["CURVES", "Learner", "train_members"]
-
-CURVES = ("loss", "loss_kd", "loss_label", "loss_attention", "auc_val", "temperature", "alpha", "learning_rate")
+__all__ = ["Learner", "train_members"]
 
 
 class Learner(Protocol):
@@ -39,8 +38,8 @@ class Learner(Protocol):
         gradient is not finite; the member ends then.
         """
 
-    def logits(self, view: View, num_threads: int) -> Tensor:
-        """Logits [B] of a view's jets in evaluation mode."""
+    def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
+        """Logits [b] of a view's jets in evaluation mode, batch after batch: between them the member can be stopped."""
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights and running statistics, by name."""
@@ -48,9 +47,8 @@ class Learner(Protocol):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes back what `state` gave."""
 
-
-class _Stopped(Exception):
-    """The pack was asked to stop; the member is given up."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the next step depends on, named as in MemberCheckpoint: the tensors themselves, to read or fill."""
 
 
 def train_members(
@@ -59,6 +57,7 @@ def train_members(
     on_epoch: Callable[[EpochReport], None] | None,
     stop: threading.Event,
     new_learner: Callable[[Pack, Member], Learner],
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
     """An engine's `train`; see trainer.train_pack."""
     waiting: queue.SimpleQueue[Member] = queue.SimpleQueue()
@@ -71,6 +70,9 @@ def train_members(
     def should_stop() -> bool:
         return stop.is_set() or given_up.is_set()
 
+    def threads_each() -> int:
+        return max(1, threads // running[0])
+
     def work() -> None:
         torch.set_num_threads(1)
         try:
@@ -79,12 +81,9 @@ def train_members(
                     member = waiting.get_nowait()
                 except queue.Empty:
                     break
-                finished.put(
-                    _train_member(
-                        pack, member, new_learner(pack, member), on_epoch, should_stop, lambda: threads // running[0]
-                    )
-                )
-        except _Stopped:
+                going = _Member(pack, member, new_learner, should_stop, threads_each, checkpoints)
+                finished.put(going.train(on_epoch))
+        except Stopped:
             pass
         except BaseException as error:
             finished.put(error)
@@ -118,62 +117,85 @@ def train_members(
 _WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
 
 
-def _train_member(
-    pack: Pack,
-    member: Member,
-    learner: Learner,
-    on_epoch: Callable[[EpochReport], None] | None,
-    should_stop: Callable[[], bool],
-    threads_each: Callable[[], int],
-) -> MemberResult:
-    """Trains one member to its end."""
-    recipe, began = pack.recipe, time.perf_counter()
-    curves: dict[str, list[float]] = {name: [] for name in CURVES}
-    best_epoch, best_auc, best_state = -1, -1.0, {}
-    dropout_seed = derive_seed(pack.seed, "dropout")
-    step = 0
+class _Member:
+    """One member on its way from a checkpoint, or its start, to its end."""
 
-    def num_threads() -> int:
-        return max(1, threads_each())
+    def __init__(
+        self,
+        pack: Pack,
+        member: Member,
+        new_learner: Callable[[Pack, Member], Learner],
+        should_stop: Callable[[], bool],
+        num_threads: Callable[[], int],
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.pack, self.member, self.learner = pack, member, new_learner(pack, member)
+        self.num_threads, self.checkpoints = num_threads, checkpoints
+        self.at = (checkpoints.load(member.name) if checkpoints else None) or MemberCheckpoint()
+        if self.at.step:
+            copy_tensors(self.learner.tensors(), self.at.learner)
+        self.began, self.seconds_before = time.perf_counter(), self.at.seconds
+        self.saved = self.at.position
+        self.boundary = Boundary(should_stop, checkpoints, self._save)
 
-    for epoch in range(recipe.epochs):
-        epoch_began = time.perf_counter()
+    def train(self, on_epoch: Callable[[EpochReport], None] | None) -> MemberResult:
+        """To its end. Raises Stopped, after a checkpoint, where the pack is asked to stop."""
+        try:
+            while not self.at.is_finished(self.pack.recipe.epochs, self.pack.recipe.patience):
+                if (diverged := self._epoch(on_epoch)) is not None:
+                    return diverged
+            self.learner.restore(self.at.best_state)  # a checkpoint from here on has no use for what it overwrites
+            validation, test = self._logits(self.pack.validation), self._logits(self.pack.test)
+        except Stopped:
+            self._save()
+            raise
+        return self._result("done", "", validation, test, self.at.best_state)
+
+    def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> MemberResult | None:
+        """What is left of the running epoch; a result where the member diverges."""
+        pack, recipe, at, epoch = self.pack, self.pack.recipe, self.at, self.at.epoch
+        began = time.perf_counter()
         rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
-        temperature, alpha = member.config.at(epoch, recipe.epochs) if member.config else (1.0, 0.0)
-        sums = torch.zeros(4, dtype=torch.float64)
+        temperature, alpha = self.member.config.at(epoch, recipe.epochs) if self.member.config else (1.0, 0.0)
+        dropout_seed = derive_seed(pack.seed, "dropout")
         batches = epoch_batches(pack.seed, epoch, len(pack.train), recipe.batch_size)
-        for jets in batches:
-            if should_stop():
-                raise _Stopped
-            terms = learner.step(jets, temperature, alpha, rate, fold_seed(dropout_seed, step), num_threads())
-            step += 1
+        left = batches[at.step - epoch * len(batches) :]
+        for jets in left:
+            self.boundary.cross()
+            seed = fold_seed(dropout_seed, at.step)
+            terms = self.learner.step(jets, temperature, alpha, rate, seed, self.num_threads())
+            at.step += 1
             if terms is None:
-                message = f"loss or gradient not finite in epoch {epoch}, step {step}"
-                seconds = time.perf_counter() - began
-                return MemberResult(member.name, "diverged", message, best_epoch, epoch, seconds, curves)
-            sums += terms
-        logits = learner.logits(pack.validation, num_threads())
+                return self._result("diverged", f"loss or gradient not finite in epoch {epoch}, step {at.step}")
+            at.sums += terms
+        logits = self._logits(pack.validation)
         auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
-        means = (sums / len(batches)).tolist()
-        for name, value in zip(CURVES, [*means, auc, temperature, alpha, rate], strict=True):
-            curves[name].append(value)
-        if auc > best_auc:
-            best_epoch, best_auc, best_state = epoch, auc, learner.state()
+        means = (at.sums / len(batches)).tolist()
+        at.end_epoch([*means, auc, temperature, alpha, rate], auc, self.learner.state)
         if on_epoch is not None:
-            seconds = time.perf_counter() - epoch_began
-            on_epoch(EpochReport(member.name, epoch, recipe.epochs, means[0], auc, best_auc, batches.numel(), seconds))
-        if epoch - best_epoch >= recipe.patience:
-            break
-    learner.restore(best_state)
-    return MemberResult(
-        member.name,
-        "done",
-        "",
-        best_epoch,
-        len(curves["loss"]),
-        time.perf_counter() - began,
-        curves,
-        learner.logits(pack.validation, num_threads()),
-        learner.logits(pack.test, num_threads()),
-        best_state,
-    )
+            name, seconds = self.member.name, time.perf_counter() - began
+            on_epoch(EpochReport(name, epoch, recipe.epochs, means[0], auc, at.best_auc, left.numel(), seconds))
+        return None
+
+    def _save(self) -> None:
+        if self.checkpoints is not None and self.at.position != self.saved:
+            self.at.seconds, self.at.learner = self._seconds(), self.learner.tensors()
+            self.checkpoints.save(self.member.name, self.at)
+            self.saved = self.at.position
+
+    def _logits(self, view: View) -> Tensor:
+        parts: list[Tensor] = []
+        for part in self.learner.logits(view, self.num_threads()):
+            if parts:
+                self.boundary.stop_here()
+            parts.append(part)
+        return torch.cat(parts)
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def _result(self, status: str, message: str, *scores_and_state: Any) -> MemberResult:
+        at = self.at
+        return MemberResult(
+            self.member.name, status, message, at.best_epoch, at.epoch, self._seconds(), at.curves, *scores_and_state
+        )

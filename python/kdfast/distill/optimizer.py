@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdfast.models.flat import flatten_parameters
 from kdfast.ops.adamw import adamw
@@ -34,6 +34,11 @@ class FlatAdamW:
         parameters = list(model.parameters())
         for parameter, part in zip(parameters, self.gradient.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view(parameter.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next update depends on, by name: the tensors themselves."""
+        moments = {"moment1": self.moment1, "moment2": self.moment2}
+        return {"parameters": self.parameters, **moments, "updates": self.step_count}
 
     def zero_grad(self) -> None:
         """Zeroes the gradient, to which a backward pass then adds."""

@@ -6,18 +6,20 @@ A member computes on one thread alone, so its bits depend neither on the number 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torch import Tensor
 
 from kdfast.distill.attention_transfer import attention_transfer_loss
 from kdfast.distill.batches import gather
+from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.targets import reference_logits
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import ConfigError
+from kdfast.models.evaluation import evaluate_model
+from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.ops.distill_loss import distill_loss
 
@@ -25,13 +27,17 @@ __all__ = ["member_loss", "train"]
 
 
 def train(
-    pack: Pack, threads: int, on_epoch: Callable[[EpochReport], None] | None, stop: threading.Event
+    pack: Pack,
+    threads: int,
+    on_epoch: Callable[[EpochReport], None] | None,
+    stop: threading.Event,
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack. Raises ConfigError for a precision other than "fp32"."""
     if pack.precision != "fp32":
         hint = 'use precision="fp32"'
         raise ConfigError(f"the reference engine does not train in {pack.precision!r}", where="precision", hint=hint)
-    return train_members(pack, threads, on_epoch, stop, _Learner)
+    return train_members(pack, threads, on_epoch, stop, _Learner, checkpoints)
 
 
 class _Learner:
@@ -41,6 +47,7 @@ class _Learner:
         self.pack, self.member = pack, member
         self.model = JetTransformer(pack.model, seed=pack.seed)
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
+        self.running = flatten_running(self.model)
 
     def step(
         self, jets: Tensor, temperature: float, alpha: float, rate: float, dropout_seed: int, num_threads: int
@@ -51,14 +58,18 @@ class _Learner:
         loss.backward()
         return terms if bool(torch.isfinite(loss)) and self.optimizer.step(rate) else None
 
-    def logits(self, view: View, num_threads: int) -> Tensor:
-        return reference_logits(self.model, view)
+    def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
+        for logits, _, _ in evaluate_model(self.model, view.features, view.offsets, reference=True):
+            yield logits[:, 0]
 
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.model.load_state_dict(state)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.optimizer.tensors(), "running": self.running}
 
 
 def member_loss(

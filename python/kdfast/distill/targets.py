@@ -16,21 +16,12 @@ from kdfast.distill.trainer import Targets, View
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.jet_transformer import JetTransformer
 
-__all__ = ["predict_logits", "reference_logits", "teacher_targets"]
+__all__ = ["predict_logits", "teacher_targets"]
 
 
 def predict_logits(model: JetTransformer, view: View) -> Tensor:
     """Logits of a view's jets in evaluation mode: [B] where the model has one output, else [B, C]."""
-    return _squeeze(torch.cat([logits for logits, _, _ in evaluate_model(model, view.features, view.offsets)]))
-
-
-def reference_logits(model: JetTransformer, view: View) -> Tensor:
-    """The same by the model's own forward pass."""
-    batches = evaluate_model(model, view.features, view.offsets, reference=True)
-    return _squeeze(torch.cat([logits for logits, _, _ in batches]))
-
-
-def _squeeze(logits: Tensor) -> Tensor:
+    logits = torch.cat([logits for logits, _, _ in evaluate_model(model, view.features, view.offsets)])
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.devices import check_name, train_on_gpus, training_devices
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, DataError, suggest
@@ -128,7 +129,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Progress of one member: after each epoch. jets: trained on in this epoch; seconds: it took."""
+    """Progress of one member: after each epoch. jets, seconds: of the epoch's part that this process trained."""
 
     member: str
     epoch: int
@@ -145,7 +146,8 @@ class MemberResult:
     """What became of a member.
 
     status: "done", or "diverged" (a loss or gradient was not finite: message says when; scores and state are empty).
-    best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds: wall time.
+    best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds: wall time, in all
+    processes that trained it.
     curves: a value an epoch of loss, loss_kd, loss_label, loss_attention, auc_val, temperature, alpha, learning_rate.
     scores_validation, scores_test: [B] logits. state: the kept weights, by name.
     """
@@ -168,12 +170,17 @@ def train_pack(
     threads: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: threading.Event | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
     """Trains a pack; yields each member's result as soon as it is there.
 
     threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any thread.
     stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished members yield
-    nothing. Raises BackendError where the pack's device can't be used, or not for a model of its sizes.
+    nothing. checkpoints: where members go on that were begun before, and where they are kept, between two steps, each
+    `interval` seconds and when the pack is ended before them. On the reference and the CPU engine a member that goes on
+    ends in the same bits as one that was never interrupted.
+
+    Raises BackendError where the pack's device can't be used, or not for a model of its sizes.
     """
     from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 
@@ -182,7 +189,7 @@ def train_pack(
     if devices != ["cpu"]:
         if (why := cuda_engine.unsupported(pack.model)) is not None:
             raise BackendError(why, where="model", hint="choose other sizes, or the device 'cpu'")
-        return train_on_gpus(devices, cuda_engine.train, pack, on_epoch, stop)
+        return train_on_gpus(devices, cuda_engine.train, pack, on_epoch, stop, checkpoints)
     compiled = backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"
     train = cpu_engine.train if compiled else reference_engine.train
-    return train(pack, threads or torch.get_num_threads(), on_epoch, stop)
+    return train(pack, threads or torch.get_num_threads(), on_epoch, stop, checkpoints)
