@@ -116,10 +116,13 @@ class Tagger:
 
     def save(self, path: str | Path) -> None:
         """Writes the tagger, whole or not at all. Raises ModelError where it can't be written."""
-        metadata = {"kdfast": json.dumps(tagger_card(self.model.config, self.preparation))}
-        content = save({name: t.contiguous() for name, t in self.model.state_dict().items()}, metadata)
         with writing_errors(Path(path), ModelError):
-            write_content(Path(path), content)
+            write_content(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of a model file."""
+        metadata = {"kdfast": json.dumps(tagger_card(self.model.config, self.preparation))}
+        return save({name: t.contiguous() for name, t in self.model.state_dict().items()}, metadata)
 
 
 def load_model(path: str | Path) -> Tagger:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import ArrayLike
 
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import BackendError, ConfigError, DataError, ModelError, StudyError
-from kdfast.jets.fingerprint import fingerprint
+from kdfast.errors import BackendError, ConfigError, DataError, StudyError
 from kdfast.jets.hlt import HLTConfig
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import ModelConfig, model_config
-from kdfast.models.tagger import Tagger, load_model
-from kdfast.study.identity import environment, refuse_another, teacher_fingerprint, warn_of_other_environment
+from kdfast.models.tagger import Tagger
+from kdfast.study.claims import Claims
+from kdfast.study.identity import environment, refuse_another, warn_of_other_environment
+from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, external_teacher, write_inputs
 from kdfast.study.interrupt import stoppable
-from kdfast.study.prepare import load, prepare
-from kdfast.study.progress import SweepProgress
+from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, missing, plan, planned
+from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StudyStore
 from kdfast.study.training import StudyTraining
+from kdfast.study.worker import PackRunner
 
-__all__ = ["Given", "run_study", "sweep"]
+__all__ = ["run_study", "sweep"]
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -64,6 +65,9 @@ def sweep(
     on_bad: str | None = None,
     config: str | PathLike[str] | Mapping[str, Any] | None = None,
     threads: int | None = None,
+    plan_only: bool = False,
+    pack_size: int | None = None,
+    workers: int | None = None,
 ) -> StudyResults:
     """Trains a teacher, a baseline and a grid of distilled students, and gives their results.
 
@@ -79,6 +83,8 @@ def sweep(
     config: a TOML file (or a table like it); arguments that are given go over it.
     device: of the training. "cuda": all GPUs that torch sees share the members of each seed; "cuda:1": one of them;
     "cpu" and "auto": the CPU. threads: of the training on the CPU; None: torch.get_num_threads().
+    plan_only: train nothing, but write the packs of runs that workers (kdfast worker) then share. pack_size: runs of a
+    pack; None: chosen from memory, threads, workers (how many there will be) and the measured time of a few steps.
 
     Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, and
     SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT or SIGTERM: members that have finished are stored.
@@ -104,7 +110,17 @@ def sweep(
     }
     settings = StudySettings.resolve(config, overrides, data_given=jets is not None)
     given = Given(jets, hlt_jets, None if teacher_file else teacher)
-    return run_study(settings, Path(out), given, resume=resume, progress=progress, threads=threads)
+    return run_study(
+        settings,
+        Path(out),
+        given,
+        resume=resume,
+        progress=progress,
+        threads=threads,
+        plan_only=plan_only,
+        pack_size=pack_size,
+        workers=workers,
+    )
 
 
 def _paths(data: Any) -> list[str] | None:
@@ -120,69 +136,102 @@ def _paths(data: Any) -> list[str] | None:
     return paths
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a study is given in Python and no TOML can hold.
-
-    jets, hlt_jets: instead of files and of the emulation. teacher: a Tagger, or logits for all jets.
-    """
-
-    jets: PackedJets | None = None
-    hlt_jets: PackedJets | None = None
-    teacher: Any = None
-
-
 def run_study(
     settings: StudySettings,
     out: Path,
-    given: Given = Given(),
+    given: Given | None = None,
     *,
     resume: bool = True,
     progress: bool = True,
     threads: int | None = None,
+    plan_only: bool = False,
+    pack_size: int | None = None,
+    workers: int | None = None,
 ) -> StudyResults:
     """Runs what the settings ask for and the folder does not hold yet; `sweep` says the rest."""
+    given = given or Given()
     if given.jets is not None and settings.data.paths:
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
     _check_device(settings)
+    settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()
     if exists and not resume:
         hint = "give another folder, or resume=True to go on with it"
         raise StudyError("holds a study already", where=str(out), hint=hint)
-    teacher = _external_teacher(settings, given)
-    decisive = settings.decisive()
-    if teacher is not None:  # then nothing of a teacher's training decides a result
-        del decisive["teacher_model"], decisive["recipe"]["teacher_epochs"], decisive["recipe"]["teacher_patience"]
-        decisive["teacher"] = teacher_fingerprint(teacher)
-    if given.hlt_jets is not None:
-        decisive["hlt"] = f"jets {fingerprint(given.hlt_jets)[:16]}"
+    teacher = external_teacher(settings, given)
     if exists:  # before the work of reading the data
-        refuse_another(StudyStore.open(out), decisive)
+        refuse_another(StudyStore.open(out), decisive(settings, given, teacher))
     with SweepProgress(progress) as shown:
-        jets = load(given.jets, settings.data)
-        decisive["data"]["fingerprint"] = fingerprint(jets)
-        if isinstance(teacher, np.ndarray) and len(teacher) != len(jets):
-            hint = "give a logit for every jet, in the data's order (after max_jets, where that is set)"
-            raise DataError(f"{len(teacher)} logits for {len(jets)} jets", where="teacher", hint=hint)
-        prepared = prepare(jets, settings, given.hlt_jets)
-        provenance = {"decisive": decisive, "environment": environment(settings.device)}
+        inputs = Inputs.load(settings, given, teacher)
+        prepared, deciding = inputs.prepared, decisive(settings, given, teacher, inputs)
+        provenance = {
+            "decisive": deciding,
+            "environment": environment(settings.device),
+            "given": given.names(),
+        }
         store = StudyStore.create_or_open(out, settings.table(), provenance)
-        refuse_another(store, decisive)
+        refuse_another(store, deciding)
         warn_of_other_environment(store, settings.device)
         with store.writing():
             for split in ("validation", "test"):
                 store.write_shared(split, prepared.shared_arrays(split))
             store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
             sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
-            shown.say(f"{len(jets):,} jets ({sizes}); results go to {out}")
-            with stoppable(shown.say) as stop:
-                training = StudyTraining(settings, store, prepared, shown, stop, threads)
-                targets = training.teacher(teacher)
-                for seed in settings.seeds:
-                    training.students(seed, targets)
-            shown.say("writing the report")
-            store.rebuild_summaries()
+            shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {out}")
+            packs = _plan(settings, store, inputs, threads or torch.get_num_threads(), workers, pack_size, shown)
+            if plan_only:
+                write_inputs(store, given, teacher)
+            else:
+                with stoppable(shown.say) as stop:
+                    training = StudyTraining(settings, store, prepared, shown, stop, threads)
+                    runner = PackRunner(training, teacher, Claims(store.path / "claims"))
+                    runner.targets()
+                    outcome = runner.run(packs)
+                for error in outcome.failed.values():
+                    raise error
+                shown.say("writing the report")
+                store.rebuild_summaries()
     return open_study(out)
+
+
+def _plan(
+    settings: StudySettings,
+    store: StudyStore,
+    inputs: Inputs,
+    threads: int,
+    workers: int | None,
+    pack_size: int | None,
+    shown: SweepProgress,
+) -> list[PlannedPack]:
+    """Plans what the settings ask for, says so, and returns the packs with just these runs."""
+    runs, cost = settings.runs(), MemberCost()
+    wanted = {(seed, name) for seed in settings.seeds for name in ("baseline", *(run.name for run in runs))}
+    known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
+    if pack_size is None:
+        if not wanted <= known and training_devices(settings.device) == ["cpu"]:
+            hlt, recipe = inputs.prepared.hlt, settings.recipe.student()
+            sizes = model_config(settings.model)
+            cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
+        pack_size = members_per_pack(1 + len(runs), cost, threads, workers or 1, free_memory())
+    packs, new = plan(store, settings.seeds, runs, pack_size)
+    chosen = [pack.of(name for seed, name in wanted if seed == pack.seed) for pack in packs]
+    chosen = [pack for pack in chosen if pack.runs]
+    left = sum(len(missing(store, pack).runs) for pack in chosen)
+    if left < len(wanted):
+        shown.say(f"{len(wanted) - left} of {len(wanted)} runs are stored, {left} to go")
+        for stored in store.results():
+            if stored.kind == "student" and stored.status == "done":
+                shown.best(stored.name, stored.metrics["auc_val"])
+    if new:
+        members = sum(len(pack.runs) for pack in new)
+        took = ""
+        if cost.seconds > 0:
+            time = duration(members * cost.seconds / threads / (workers or 1))
+            took = f", up to {time} on {threads} threads" + (f" of {workers} workers" if workers else "")
+        count = f"{len(new)} packs" if len(new) > 1 else "one pack"
+        largest = max(len(pack.runs) for pack in new)
+        shown.say(f"plan: {members} runs in {count} of up to {largest}{took}")
+    return chosen
 
 
 def _check_device(settings: StudySettings) -> None:
@@ -192,34 +241,3 @@ def _check_device(settings: StudySettings) -> None:
     for name in ("model", "teacher_model"):
         if (why := cuda_engine.unsupported(model_config(getattr(settings, name)))) is not None:
             raise BackendError(why, where=name, hint="choose other sizes, or device='cpu'")
-
-
-def _external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[np.float32] | None:
-    """The teacher that the study was given, checked as far as it can be without the jets."""
-    teacher = given.teacher
-    if teacher is None:
-        teacher = load_model(settings.teacher) if settings.teacher is not None else None
-    if teacher is None:
-        return None
-    if isinstance(teacher, Tagger):
-        if teacher.model.config.num_classes != 1:
-            classes = teacher.model.config.num_classes
-            raise ModelError(
-                f"has {classes} outputs, students have one", where="teacher", hint="train a binary teacher"
-            )
-        return teacher
-    hint = "give None, a model's file, a Tagger, or an array of logits [jets]"
-    try:
-        logits = np.array(teacher, np.float32)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"is neither a model nor logits: {type(teacher).__name__}", where="teacher", hint=hint
-        ) from None
-    if logits.ndim == 2 and logits.shape[1] == 1:
-        logits = logits[:, 0]
-    if logits.ndim != 1:
-        raise DataError(f"needs one logit a jet, has shape {list(logits.shape)}", where="teacher", hint=hint)
-    if not (finite := np.isfinite(logits)).all():
-        row = int(np.argmin(finite))
-        raise DataError(f"logit must be finite, is {logits[row]}", where=f"teacher, row {row}")
-    return logits

@@ -26,6 +26,7 @@ from kdfast.errors import StudyError
 
 __all__ = [
     "FORMAT",
+    "AlreadyStored",
     "check_folder",
     "check_format",
     "commit",
@@ -48,12 +49,18 @@ _LEFTOVERS = ".*.tmp"
 # ---- writing
 
 
+class AlreadyStored(StudyError):
+    """Another writer was first; what is stored is never changed."""
+
+
 def commit(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Makes a folder with these files and their manifest appear at once, durably. Raises StudyError where it is there
-    already or can't be written."""
+    """Makes a folder with these files and their manifest appear at once, durably.
+
+    Raises AlreadyStored where it is there already, StudyError where it can't be written.
+    """
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     manifest = json_bytes({"format": FORMAT, "files": digests})
-    taken = StudyError("is stored already, and what is stored is never changed", where=str(folder))
+    taken = AlreadyStored("is stored already, and what is stored is never changed", where=str(folder))
     if folder.exists():
         raise taken
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

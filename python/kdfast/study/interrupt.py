@@ -30,6 +30,11 @@ class Stop:
     event: threading.Event = field(default_factory=threading.Event)
     signum: int = signal.SIGINT
 
+    def wait(self, seconds: float) -> None:
+        """Sleeps; raises SweepInterrupted at once where the user stops it."""
+        if self.event.wait(seconds):
+            raise SweepInterrupted("stopped while waiting", self.signum)
+
 
 @contextmanager
 def stoppable(say: Callable[[str], None]) -> Iterator[Stop]:

@@ -51,11 +51,13 @@ class SweepProgress:
         if self._enabled:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, what: str, *, members: int, epochs: int, done: int = 0) -> None:
-        """A pack starts: `what` it is, members to train, planned epochs of each, members done in earlier runs."""
+    def begin(self, what: str, *, members: int, epochs: int, done: int = 0, later: int = 0) -> None:
+        """A pack starts: `what` it is, members to train, planned epochs of each, members done in earlier runs, and
+        members of packs that come after it."""
         with self._lock:
             self._what, self._members, self._done = what, members + done, done
             self._epochs, self._epochs_left, self._epochs_trained = epochs, members * epochs, 0
+            self._later = later * epochs
             self._running: dict[str, int] = {}  # epochs trained, by member
             self._jets, self._began = 0, time.monotonic()
             if self._live is not None:
@@ -109,8 +111,8 @@ class SweepProgress:
             parts.append(f"{self._jets / elapsed:,.0f} jets/s")
         if self._best is not None:
             parts.append(f"best so far {self._best[0]:.4f} {self._best[1]}")
-        if self._epochs_left and self._epochs_trained:
-            parts.append(f"{duration(elapsed / self._epochs_trained * self._epochs_left)} left")
+        if self._epochs_left + self._later and self._epochs_trained:
+            parts.append(f"{duration(elapsed / self._epochs_trained * (self._epochs_left + self._later))} left")
         return ", ".join(parts)
 
 

@@ -13,7 +13,8 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Tagger
 from kdfast.report.table import combined_score, selected_on
-from kdfast.study.driver import Given, run_study
+from kdfast.study.driver import run_study
+from kdfast.study.inputs import Given
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.settings import StudySettings
 

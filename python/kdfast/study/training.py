@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.tagger import Preparation, Tagger, tagger_card
-from kdfast.study.folders import writing_errors
+from kdfast.study.folders import AlreadyStored, writing_errors
 from kdfast.study.interrupt import Stop, SweepInterrupted
+from kdfast.study.plan import PlannedPack, kind_of
 from kdfast.study.prepare import SPLITS, PreparedData
 from kdfast.study.progress import SweepProgress
 from kdfast.study.settings import StudySettings
@@ -95,30 +97,34 @@ class StudyTraining:
                     raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
                 self._write_trained("teacher", seed, None, result, sizes, self.prepared.offline_preparation)
 
-    def students(self, seed: int, targets: Targets) -> None:
-        """Trains the baseline and the students of one seed that are not stored yet."""
+    def students(
+        self,
+        pack: PlannedPack,
+        targets: Targets,
+        *,
+        lost: threading.Event | None = None,
+        done: int = 0,
+        later: int = 0,
+    ) -> None:
+        """Trains the runs of a pack, of which none is stored.
+
+        lost: set when the pack is no longer this process's; it is then given up at the next result. done, later: runs
+        of the pack that are stored, and of packs that come after it, for the progress.
+        """
         recipe, sizes = self.settings.recipe.student(), model_config(self.settings.model)
-        members = [Member("baseline"), *(Member(run.name, run) for run in self.settings.runs())]
-        missing = [m for m in members if not self.store.has(_kind(m.config), m.name, seed)]
-        if not missing:
-            return
         train, validation, test = (self.prepared.hlt[split] for split in SPLITS)
         precision, device = self.settings.precision, self.settings.device
-        pack = Pack(sizes, tuple(missing), seed, recipe, train, validation, test, targets, precision, device)
-        done = len(members) - len(missing)
-        if done:
-            self.shown.say(f"seed {seed}: {done} of {len(members)} members are stored, {len(missing)} to go")
-            for stored in self.store.results():
-                if stored.kind == "student" and stored.status == "done":
-                    self.shown.best(stored.name, stored.metrics["auc_val"])
-        self.shown.begin(f"seed {seed}", members=len(missing), epochs=recipe.epochs, done=done)
-        configs = {member.name: member.config for member in missing}
-        with closing(self._results(pack)) as results:
+        trained = Pack(sizes, pack.members, pack.seed, recipe, train, validation, test, targets, precision, device)
+        self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
+        configs = {member.name: member.config for member in pack.members}
+        with closing(self._results(trained)) as results:
             for result in results:
                 config = configs[result.name]
                 if config is not None and result.status == "done":
                     self.shown.best(result.name, max(result.curves["auc_val"]))
-                self._write_trained(_kind(config), seed, config, result, sizes, self.prepared.hlt_preparation)
+                self._write_trained(kind_of(config), pack.seed, config, result, sizes, self.prepared.hlt_preparation)
+                if lost is not None and lost.is_set():
+                    return
 
     def _results(self, pack: Pack) -> Generator[MemberResult, None, None]:
         """The pack's results; raises SweepInterrupted where the user has stopped it."""
@@ -148,7 +154,7 @@ class StudyTraining:
         if result.status != "done":
             metrics = {"epochs": result.epochs}
             status, message, curves = result.status, result.message, result.curves
-            self.store.write(StoredResult(kind, result.name, seed, config, status, message, metrics, curves))
+            self._store(StoredResult(kind, result.name, seed, config, status, message, metrics, curves))
             return
         self._write(
             kind,
@@ -181,7 +187,7 @@ class StudyTraining:
             arrays[f"scores_{split}"] = scores = logits[split].numpy()
             jets = self.prepared.shared_arrays(split)
             metrics |= evaluate(jets["labels"], scores, jets["weights"], suffix=suffix)
-        self.store.write(
+        self._store(
             StoredResult(
                 kind=kind,
                 name=name,
@@ -195,6 +201,6 @@ class StudyTraining:
             )
         )
 
-
-def _kind(config: RunConfig | None) -> str:
-    return "baseline" if config is None else "student"
+    def _store(self, result: StoredResult) -> None:
+        with suppress(AlreadyStored):  # by another process that trained the same run: the first one counts
+            self.store.write(result)

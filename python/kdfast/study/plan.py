@@ -1,0 +1,205 @@
+"""The plan of a study: packs, each the members of one seed that one process trains together.
+
+A pack is a committed folder packs/ID/ with the runs that it holds. It is what a worker claims, a task of a cluster's
+scheduler, an index of a job array. Planning again adds packs for what no pack holds yet.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.distill.trainer import EpochReport, Member, Pack, Recipe, View, train_pack
+from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.models.config import ModelConfig
+from kdfast.study.folders import commit, damage, folders, json_bytes, parse_json, read_checked
+from kdfast.study.store import StudyStore
+
+__all__ = [
+    "TEACHER",
+    "MemberCost",
+    "PlannedPack",
+    "calibrate",
+    "find",
+    "free_memory",
+    "kind_of",
+    "members_per_pack",
+    "missing",
+    "plan",
+    "planned",
+]
+
+# The pack that every other one needs: of the teacher alone. No folder holds it.
+TEACHER = "teacher"
+
+# A pack is to take about so long: it is what is shared out and, without a checkpoint, lost with a machine.
+PACK_SECONDS = 600.0
+# So many packs for each worker, so that the last one to finish is not waited for long.
+PACKS_PER_WORKER = 4
+
+
+@dataclass(frozen=True)
+class PlannedPack:
+    """Some runs of one seed. id: e.g. "seed42.003". runs: None stands for the baseline."""
+
+    id: str
+    seed: int
+    runs: tuple[RunConfig | None, ...]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The runs as the trainer takes them."""
+        return tuple(Member(_name(run), run) for run in self.runs)
+
+    def of(self, names: Iterable[str]) -> PlannedPack:
+        """The pack with only those of its runs that have one of these names."""
+        kept = set(names)
+        return replace(self, runs=tuple(run for run in self.runs if _name(run) in kept))
+
+
+def kind_of(run: RunConfig | None) -> str:
+    """The kind of result that a run gives."""
+    return "baseline" if run is None else "student"
+
+
+def missing(store: StudyStore, pack: PlannedPack) -> PlannedPack:
+    """The pack with only those of its runs that are not stored."""
+    runs = tuple(
+        run
+        for member, run in zip(pack.members, pack.runs, strict=True)
+        if not store.has(kind_of(run), member.name, pack.seed)
+    )
+    return replace(pack, runs=runs)
+
+
+def planned(store: StudyStore) -> list[PlannedPack]:
+    """The study's packs, by seed and number. Raises StudyError for a damaged one."""
+    found = []
+    for folder in folders(store.path / "packs"):
+        try:
+            document = parse_json(read_checked(folder, "pack.json"))
+            runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
+            found.append(PlannedPack(folder.name, int(document["seed"]), runs))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, StudyError):
+                raise
+            raise damage(folder, f"pack.json has unexpected content ({error})") from error
+    return sorted(found, key=lambda pack: (pack.seed, pack.id))
+
+
+def plan(
+    store: StudyStore, seeds: Iterable[int], runs: Sequence[RunConfig], members: int
+) -> tuple[list[PlannedPack], list[PlannedPack]]:
+    """Writes packs of up to so many members for what no pack holds and no result is there of.
+
+    Returns (all of the study's packs, those of them that are new). The caller holds the study (StudyStore.writing).
+    """
+    packs = planned(store)
+    held = {(pack.seed, member.name) for pack in packs for member in pack.members}
+    new: list[PlannedPack] = []
+    for seed in seeds:
+        number = sum(pack.seed == seed for pack in packs)
+        wanted = PlannedPack("", seed, tuple(r for r in (None, *runs) if (seed, _name(r)) not in held))
+        left = missing(store, wanted).runs
+        for first in range(0, len(left), members):
+            part = left[first : first + members]
+            pack = PlannedPack(f"seed{seed}.{number:03}", seed, part)
+            number += 1
+            content = {"seed": seed, "runs": [None if run is None else asdict(run) for run in part]}
+            commit(store.path / "packs" / pack.id, {"pack.json": json_bytes(content)})
+            new.append(pack)
+    return sorted([*packs, *new], key=lambda pack: (pack.seed, pack.id)), new
+
+
+def _name(run: RunConfig | None) -> str:
+    return "baseline" if run is None else run.name
+
+
+def find(packs: Sequence[PlannedPack], name: str) -> PlannedPack:
+    """The pack with this id. Raises ConfigError that names the nearest one."""
+    for pack in packs:
+        if pack.id == name:
+            return pack
+    hint = suggest(name, [pack.id for pack in packs][:20]) if packs else "`kdfast sweep --plan-only` makes packs"
+    raise ConfigError(f"there is no pack {name!r}", where="pack", hint=hint)
+
+
+# ---- how large a pack should be
+
+
+@dataclass(frozen=True)
+class MemberCost:
+    """What one member takes on one thread of this machine. seconds: if it spares no epoch; nan where not known.
+    memory: bytes while it runs."""
+
+    seconds: float = math.nan
+    memory: int = 0
+
+
+def calibrate(model: ModelConfig, recipe: Recipe, train: View, validation: View, precision: str) -> MemberCost:
+    """Measures a member's cost on the CPU, by a few steps of one."""
+    steps = 3
+    few = _first(train, min(len(train), steps * recipe.batch_size))
+    some = _first(validation, min(len(validation), recipe.batch_size))
+    short = recipe.model_copy(update={"epochs": 2, "warmup_epochs": 0, "patience": 2})
+    pack = Pack(model, (Member("calibration"),), 0, short, few, some, some, precision=precision)
+    reports: list[EpochReport] = []
+    before, most = _resident(), 0
+
+    def on_epoch(report: EpochReport) -> None:
+        nonlocal most
+        reports.append(report)
+        most = max(most, _resident())
+
+    for _ in train_pack(pack, threads=1, on_epoch=on_epoch):
+        pass
+    if len(reports) < 2:  # it diverged
+        return MemberCost()
+    # The second epoch: the first one finds cold caches. A jet's evaluation is a third of its step.
+    seconds_per_jet = reports[1].seconds / (reports[1].jets + len(some) / 3)
+    return MemberCost(recipe.epochs * seconds_per_jet * (len(train) + len(validation) / 3), max(0, most - before))
+
+
+def _first(view: View, jets: int) -> View:
+    end = int(view.offsets[jets])
+    return View(view.features[:end], view.offsets[: jets + 1], view.labels[:jets], view.weights[:jets])
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def free_memory() -> int:
+    """Bytes that new work may take on this machine; 0 where the system does not say."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def members_per_pack(runs: int, cost: MemberCost, threads: int, workers: int = 1, free: int = 0) -> int:
+    """How many of a seed's runs a pack should have.
+
+    So many that it takes about PACK_SECONDS and fills the threads, that each of the workers gets several, and no more
+    at once than fit into the free bytes (0: not known).
+    """
+    if free and cost.memory and (fit := int(0.8 * free / cost.memory)) < threads:
+        return max(1, fit)  # their steps then share the threads
+    most = runs
+    if cost.seconds > 0:  # not nan
+        most = int(min(runs, PACK_SECONDS * threads / cost.seconds))
+    if workers > 1:
+        most = min(most, math.ceil(runs / (PACKS_PER_WORKER * workers)))
+    most = max(most, threads)
+    count = math.ceil(runs / most)
+    return math.ceil(runs / count / threads) * threads  # nearly equal, and no thread idle

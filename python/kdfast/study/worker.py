@@ -1,0 +1,191 @@
+"""A worker: takes packs of a study, trains what they lack, stores each result, and says what became of them.
+
+Any number of workers may be at one study, each a process that needs nothing but the study's folder (and the files of
+jets that its settings name). They share the packs through claims; a pack whose worker is gone is taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast._version import __version__
+from kdfast.distill.trainer import Targets
+from kdfast.errors import ConfigError, StudyError
+from kdfast.models.tagger import Tagger
+from kdfast.study.claims import LEASE, Claim, Claims
+from kdfast.study.identity import refuse_another, warn_of_other_environment
+from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
+from kdfast.study.interrupt import stoppable
+from kdfast.study.plan import TEACHER, PlannedPack, find, missing, planned
+from kdfast.study.progress import SweepProgress
+from kdfast.study.settings import StudySettings
+from kdfast.study.store import StudyStore
+from kdfast.study.training import StudyTraining
+
+__all__ = ["Outcome", "PackRunner", "open_inputs", "work"]
+
+
+@dataclass
+class Outcome:
+    """What became of packs, by id: done (every run is stored), failed (and of what), elsewhere (other processes are at
+    them), left (not reached)."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class PackRunner:
+    """Trains packs, each under a claim. teacher: a Tagger or logits of all jets that the study was given, or None."""
+
+    def __init__(self, training: StudyTraining, teacher: Tagger | NDArray[np.float32] | None, claims: Claims) -> None:
+        self.training, self.store, self.claims = training, training.store, claims
+        self._external = teacher
+        self._targets: Targets | None = None
+        self._said: set[str] = set()
+
+    def targets(self) -> Targets:
+        """The teacher's targets. The teacher is trained first where it is not stored, by one process of all."""
+        while self._targets is None:
+            known = self.store.has("teacher", "teacher", self.training.settings.data.seed)
+            claim = nullcontext() if known else self.claims.take(TEACHER)
+            if claim is None:
+                self._wait("the teacher is being trained by another process: waiting for it")
+                continue
+            with claim:
+                self._targets = self.training.teacher(self._external)
+        return self._targets
+
+    def run(self, packs: Sequence[PlannedPack], *, max_packs: int | None = None, wait: bool = True) -> Outcome:
+        """Trains what the packs lack, in their order, and does not stop for one that fails.
+
+        max_packs: takes no more than so many. wait: for the packs that others hold, until they are done or given up;
+        else only until each holder has given a sign of life.
+        Raises StudyError where the folder can't be written or the teacher fails, and SweepInterrupted.
+        """
+        outcome, taken = Outcome(), 0
+        pending = [pack for pack in packs if self._is_left(pack, outcome)]
+        if pending:
+            self.targets()
+        while pending:
+            held: list[PlannedPack] = []
+            for number, pack in enumerate(pending):
+                if not self._is_left(pack, outcome):
+                    continue
+                if max_packs is not None and taken >= max_packs:
+                    outcome.left.append(pack.id)
+                elif (claim := self.claims.take(pack.id)) is None:
+                    held.append(pack)
+                else:
+                    taken += 1
+                    try:
+                        with claim:
+                            self._train(pack, claim, pending[number + 1 :])
+                    except Exception as error:
+                        if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
+                            raise
+                        outcome.failed[pack.id] = error
+                    else:
+                        if self._is_left(pack, outcome):  # the claim was lost
+                            held.append(pack)
+            pending = held
+            if pending and not wait and all(self.claims.is_beating(pack.id) for pack in pending):
+                outcome.elsewhere += [pack.id for pack in pending]
+                return outcome
+            if pending:
+                names = ", ".join(pack.id for pack in pending[:3]) + (", …" if len(pending) > 3 else "")
+                self._wait(f"{names}: held by other processes, waiting until they are done or silent")
+        return outcome
+
+    def _is_left(self, pack: PlannedPack, outcome: Outcome) -> bool:
+        if missing(self.store, pack).runs:
+            return True
+        outcome.done.append(pack.id)
+        return False
+
+    def _train(self, pack: PlannedPack, claim: Claim, later: Sequence[PlannedPack]) -> None:
+        left = missing(self.store, pack)  # again: it may have been finished before it was claimed
+        if left.runs:
+            done = len(pack.runs) - len(left.runs)
+            after = sum(len(missing(self.store, other).runs) for other in later)
+            self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
+
+    def _wait(self, why: str) -> None:
+        if why not in self._said:
+            self._said.add(why)
+            self.training.shown.say(why)
+        self.training.stop.wait(min(5.0, self.claims.lease / 10))
+
+
+def open_inputs(store: StudyStore) -> tuple[StudySettings, Inputs]:
+    """Settings and inputs of a study that was planned, from its folder.
+
+    Raises StudyError where it was planned by another version of kdfast, or its jets or teacher have changed since.
+    """
+    planner = store.provenance.get("environment", {}).get("kdfast")
+    if planner != __version__:
+        what = f"was planned by kdfast {planner}, this is {__version__}: results of both would not belong together"
+        raise StudyError(what, where=str(store.path), hint=f"install kdfast {planner} for this study's workers")
+    settings = StudySettings.resolve(store.settings, data_given=True)
+    given = stored_inputs(store)
+    teacher = external_teacher(settings, given)
+    refuse_another(store, decisive(settings, given, teacher))  # before the work of reading the data
+    inputs = Inputs.load(settings, given, teacher)
+    refuse_another(store, decisive(settings, given, teacher, inputs))
+    return settings, inputs
+
+
+def work(
+    study: str | PathLike[str],
+    *,
+    pack: str | None = None,
+    array_index: int | None = None,
+    max_packs: int | None = None,
+    threads: int | None = None,
+    lease: float = LEASE,
+    progress: bool = True,
+) -> Outcome:
+    """Trains packs of a planned study that are not done, sharing them with all other workers on it.
+
+    pack: only this one ("teacher": the teacher alone). array_index: only the pack of this number, counted from 0.
+    max_packs: no more than so many. None of them: all. A pack that was named is waited for while another worker holds
+    it. threads: of the training; None: torch.get_num_threads(). lease: seconds without a sign of life after which a
+    worker counts as gone.
+
+    Raises ConfigError for an unknown pack, StudyError, SweepInterrupted when stopped by a signal.
+    """
+    if sum(value is not None for value in (pack, array_index, max_packs)) > 1:
+        raise ConfigError("pack, array_index and max_packs exclude each other", where="worker", hint="give one of them")
+    store = StudyStore.open(Path(study))
+    packs = planned(store)
+    if not packs and pack != TEACHER:
+        hint = "`kdfast sweep --plan-only` makes them"
+        raise StudyError("has no packs to work on", where=str(store.path), hint=hint)
+    if array_index is not None:
+        if not 0 <= array_index < len(packs):
+            hint = f"the study has packs 0 to {len(packs) - 1}"
+            raise ConfigError(f"there is no pack number {array_index}", where="array_index", hint=hint)
+        packs = [packs[array_index]]
+    elif pack is not None:
+        packs = [] if pack == TEACHER else [find(packs, pack)]
+    with SweepProgress(progress) as shown, stoppable(shown.say) as stop:
+        outcome = Outcome()
+        if packs and not any(missing(store, one).runs for one in packs):  # before the work of reading the data
+            return Outcome(done=[one.id for one in packs])
+        settings, inputs = open_inputs(store)
+        warn_of_other_environment(store, settings.device)
+        training = StudyTraining(settings, store, inputs.prepared, shown, stop, threads)
+        runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims", lease=lease))
+        if pack == TEACHER:
+            runner.targets()
+            outcome.done.append(TEACHER)
+            return outcome
+        return runner.run(packs, max_packs=max_packs, wait=pack is not None or array_index is not None)

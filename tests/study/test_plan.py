@@ -1,0 +1,99 @@
+"""Packs: every run in one pack, once, whatever is planned in what order; and sizes that keep workers busy."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdfast.distill.trainer import Recipe
+from kdfast.errors import ConfigError, StudyError
+from kdfast.models.config import model_config
+from kdfast.study.grid import grid
+from kdfast.study.plan import PACK_SECONDS, MemberCost, calibrate, find, members_per_pack, missing, plan, planned
+from kdfast.study.prepare import prepare
+from kdfast.study.settings import StudySettings
+from kdfast.study.store import StoredResult, StudyStore
+from tests.study.small_sweep import SIZES, small_jets
+
+RUNS = grid(temperature=[2.0, 3.0, 4.0], alpha=[0.25, 0.5, 0.75])
+
+
+@pytest.fixture
+def store(tmp_path) -> StudyStore:
+    return StudyStore.create_or_open(tmp_path / "study", {}, {})
+
+
+def test_every_run_once(store):
+    packs, new = plan(store, [1, 2], RUNS, 4)
+    assert packs == new == planned(store)
+    assert [pack.id for pack in packs] == [f"seed{seed}.{i:03}" for seed in (1, 2) for i in range(3)]
+    members = [(pack.seed, member.name) for pack in packs for member in pack.members]
+    assert len(members) == len(set(members)) == 2 * (1 + len(RUNS))
+    assert packs[0].members[0].config is None
+    assert plan(store, [1, 2], RUNS, 2) == (packs, [])
+
+
+def test_more_runs_get_packs_of_their_own_and_stored_ones_none(store):
+    first, _ = plan(store, [1], RUNS[:3], 4)
+    store.write(StoredResult("student", RUNS[5].name, 1, RUNS[5]))
+    packs, new = plan(store, [1], RUNS, 4)
+    assert packs == [*first, *new]
+    names = [member.name for pack in new for member in pack.members]
+    assert names == [run.name for i, run in enumerate(RUNS) if i > 2 and i != 5]
+    assert missing(store, first[0]) == first[0]
+    store.write(StoredResult("baseline", "baseline", 1))
+    assert missing(store, first[0]).runs == first[0].runs[1:]
+
+
+def test_an_unknown_pack(store):
+    packs, _ = plan(store, [1], RUNS, 4)
+    assert find(packs, "seed1.001") == packs[1]
+    with pytest.raises(ConfigError, match=r"there is no pack 'seed1\.0o1'"):
+        find(packs, "seed1.0o1")
+
+
+def test_a_damaged_pack_is_named(store):
+    packs, _ = plan(store, [1], RUNS, 4)
+    path = store.path / "packs" / packs[1].id / "pack.json"
+    document = json.loads(path.read_text())
+    document["runs"].pop()
+    path.write_text(json.dumps(document))
+    with pytest.raises(StudyError, match=r"seed1\.001.*damaged"):
+        planned(store)
+
+
+@settings(deadline=None)
+@given(
+    runs=st.integers(1, 400),
+    seconds=st.one_of(st.just(math.nan), st.floats(1e-3, 1e5)),
+    threads=st.integers(1, 64),
+    workers=st.integers(1, 20),
+)
+def test_sizes(runs, seconds, threads, workers):
+    size = members_per_pack(runs, MemberCost(seconds), threads, workers)
+    count = math.ceil(runs / size)
+    assert size % threads == 0
+    if size > threads and seconds > 0:  # rounding up to whole rounds of the threads aside
+        assert (size - threads) * seconds / threads <= PACK_SECONDS
+    if workers > 1 and size > threads:
+        assert count >= min(workers, runs / threads) / 2
+    if size > threads:  # the last pack is not a small rest: it lacks less than a round of the threads in each pack
+        assert count * size - runs < count * threads
+
+
+def test_no_more_at_once_than_memory_holds():
+    assert members_per_pack(100, MemberCost(1.0, memory=10), threads=8, free=50) == 4
+    assert members_per_pack(100, MemberCost(1.0, memory=1000), threads=8, free=50) == 1
+    assert members_per_pack(100, MemberCost(1.0, memory=1), threads=8, free=50) == 104
+
+
+def test_a_members_cost_is_measured():
+    recipe = Recipe(epochs=4, batch_size=32)
+    prepared = prepare(small_jets(), StudySettings())
+    views = prepared.hlt["train"], prepared.hlt["validation"]
+    cost = calibrate(model_config(SIZES), recipe, *views, "fp32")
+    assert 0 < cost.seconds < 60
+    longer = calibrate(model_config(SIZES), recipe.model_copy(update={"epochs": 400}), *views, "fp32")
+    assert longer.seconds > 10 * cost.seconds
