@@ -83,6 +83,15 @@ def sweep(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a study that is there, or refuse it.")] = True,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Train nothing; write the packs that `kdfast worker` then trains.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Plan packs for so many workers, of --threads each.")
+    ] = None,
+    pack_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs of a pack.  [by a short calibration]")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a teacher, a baseline and a grid of distilled students.
@@ -132,10 +141,15 @@ def sweep(
         "precision": precision,
         "device": device,
         "threads": threads,
+        "workers": workers,
+        "pack_size": pack_size,
         **reading,
     }
-    results = run(data or None, out, resume=resume, progress=not quiet, **given(options))
-    if not quiet:
+    results = run(data or None, out, resume=resume, progress=not quiet, plan_only=plan_only, **given(options))
+    if plan_only:
+        if not quiet:
+            typer.echo(f"`kdfast worker --store {out}`, as often as you like, trains the packs")
+    elif not quiet:
         print_results(results)
 
 

@@ -1,0 +1,182 @@
+"""Workers: real processes that share a planned study, die, and are started again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdfast.errors import ConfigError, StudyError
+from kdfast.jets.hlt import emulate_hlt
+from kdfast.study import worker as module
+from kdfast.study.claims import Claims
+from kdfast.study.plan import planned
+from kdfast.study.results import open_study
+from kdfast.study.store import StudyStore
+from kdfast.study.worker import work
+from tests.study.small_sweep import GRID, small_jets, small_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(study: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "import sys; from kdfast.cli import main; sys.exit(main())"]
+    command += ["worker", "--store", str(study), *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, out, errors
+
+
+def table(study: Path) -> str:
+    open_study(study).report()
+    return (study / "results_summary.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> str:
+    """The table of the same sweep by one process."""
+    study = tmp_path_factory.mktemp("alone") / "study"
+    small_sweep(study, epochs=20)
+    return (study / "results_summary.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> Path:
+    study = tmp_path_factory.mktemp("planned") / "study"
+    results = small_sweep(study, epochs=20, plan_only=True, pack_size=2)
+    assert len(results.results) == 0
+    assert [len(pack.runs) for pack in planned(StudyStore.open(study))] == [2, 2, 1]
+    return study
+
+
+@pytest.fixture
+def study(plan, tmp_path) -> Path:
+    shutil.copytree(plan, tmp_path / "study")
+    return tmp_path / "study"
+
+
+def test_three_workers_at_once_share_the_study(study, alone):
+    ended = [finish(process) for process in [start(study) for _ in range(3)]]
+    assert [status for status, *_ in ended] == [0, 0, 0], ended
+    assert table(study) == alone
+    assert not list(study.glob("results/.*"))
+    assert Claims(study / "claims").holders() == []
+    before = {path: path.stat().st_mtime_ns for path in study.glob("results/*")}
+    status, out, _ = finish(start(study))
+    assert (status, out) == (0, f"{study}: 3 packs done\n")
+    assert {path: path.stat().st_mtime_ns for path in study.glob("results/*")} == before
+
+
+def test_a_killed_workers_pack_is_taken_over(study, alone):
+    first = start(study, "--array-index", "0")
+    deadline = time.monotonic() + 60
+    while not list(study.glob("claims/seed42.000/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    (holder,) = [holder for holder in Claims(study / "claims").holders() if holder.name == "seed42.000"]
+    assert (holder.pid, holder.alive) == (first.pid, False)
+    assert finish(start(study))[0] == 0
+    assert table(study) == alone
+
+
+def test_one_pack_and_no_more(study):
+    store = StudyStore.open(study)
+    assert work(study, pack="teacher", progress=False).done == ["teacher"]
+    assert [result.key for result in store.results()] == ["teacher.teacher.seed42"]
+    work(study, pack="seed42.001", progress=False)
+    assert {result.name for result in store.results()} == {"teacher", *(run.name for run in GRID[1:3])}
+    outcome = work(study, max_packs=1, progress=False)
+    assert (sorted(outcome.done), outcome.left) == (["seed42.000", "seed42.001"], ["seed42.002"])
+
+
+def test_a_pack_that_another_worker_is_at_is_left_or_waited_for(study):
+    work(study, pack="teacher", progress=False)
+    work(study, max_packs=2, progress=False)
+    claim = Claims(study / "claims", beat=0.1).take("seed42.002")
+    with claim:
+        outcome = work(study, lease=5, progress=False)
+        assert outcome.elsewhere == ["seed42.002"]
+        waiting = start(study, "--pack", "seed42.002", "--lease", "5")
+        time.sleep(3)
+        assert waiting.poll() is None
+    assert finish(waiting)[0] == 0
+
+
+def test_a_pack_that_fails_does_not_keep_the_others(study, monkeypatch):
+    train = module.StudyTraining.students
+
+    def students(self, pack, *arguments, **options):
+        if pack.id == "seed42.000":
+            raise MemoryError("no memory")
+        return train(self, pack, *arguments, **options)
+
+    monkeypatch.setattr(module.StudyTraining, "students", students)
+    outcome = work(study, progress=False)
+    assert sorted(outcome.done) == ["seed42.001", "seed42.002"]
+    assert list(outcome.failed) == ["seed42.000"]
+
+
+def test_another_version_is_refused(study, monkeypatch):
+    monkeypatch.setattr(module, "__version__", "9.9")
+    with pytest.raises(StudyError, match=r"was planned by kdfast .*, this is 9\.9"):
+        work(study, progress=False)
+    assert list((study / "results").iterdir()) == []
+
+
+def test_what_was_given_in_python_is_in_the_folder(tmp_path):
+    """The plan keeps jets, HLT jets and logits; a study that was swept, not planned, says what it lacks."""
+    jets = small_jets()
+    given = {"hlt": emulate_hlt(jets, "severe"), "teacher": jets.labels * 4.0 - 2.0}
+    expected = small_sweep(tmp_path / "swept", **given)
+    small_sweep(tmp_path / "study", plan_only=True, **given)
+    assert finish(start(tmp_path / "study"))[0] == 0
+    assert table(tmp_path / "study") == (expected.path / "results_summary.csv").read_text()
+    shutil.rmtree(tmp_path / "swept" / "results" / "baseline.baseline.seed42")
+    status, _, errors = finish(start(tmp_path / "swept"))
+    assert status == 2
+    assert "was given its jets in Python, and does not hold them" in errors
+
+
+def test_changed_jets_are_refused(tmp_path):
+    small_sweep(tmp_path / "study", plan_only=True)
+    (tmp_path / "other").mkdir()
+    small_sweep(tmp_path / "other" / "study", small_jets()[:350], plan_only=True)
+    shutil.rmtree(tmp_path / "study" / "inputs")
+    shutil.copytree(tmp_path / "other" / "study" / "inputs", tmp_path / "study" / "inputs")
+    with pytest.raises(StudyError, match="the jets are others"):
+        work(tmp_path / "study", progress=False)
+
+
+def test_bad_arguments(study, tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no pack 'seed42\.9'"):
+        work(study, pack="seed42.9", progress=False)
+    with pytest.raises(ConfigError, match="there is no pack number 3"):
+        work(study, array_index=3, progress=False)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        work(study, array_index=0, max_packs=1, progress=False)
+    with pytest.raises(StudyError, match="has no packs"):
+        work(StudyStore.create_or_open(tmp_path / "empty", {}, {}).path, progress=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal(study, alone, number):
+    process = start(study)
+    deadline = time.monotonic() + 60
+    while not list(study.glob("results/student*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    status, _, _ = finish(process)
+    assert status in (75, 130, 143)
+    assert Claims(study / "claims").holders() == []
+    assert finish(start(study))[0] == 0
+    assert table(study) == alone
