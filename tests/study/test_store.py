@@ -76,7 +76,9 @@ def test_what_is_written_comes_back_bit_for_bit(store):
 def test_the_same_result_gives_the_same_bytes(tmp_path):
     contents = []
     for name in ("one", "two"):
-        folder = StudyStore.create_or_open(tmp_path / name, SETTINGS, PROVENANCE).write(make_result())
+        folder = StudyStore.create_or_open(tmp_path / name, SETTINGS, PROVENANCE).write(
+            replace(make_result(), stored="2026-03-01T12:00:00.000+00:00")
+        )
         contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert contents[0] == contents[1]
 
@@ -250,7 +252,7 @@ def test_a_missing_file_is_found(store, file):
     (folder / file).unlink()
     store = StudyStore.open(store.path)
     assert store.damaged() == {folder: f"is damaged: {file} is missing"}
-    with pytest.raises(StudyError, match=f"{file} is missing\ndelete this folder and run the same sweep again"):
+    with pytest.raises(StudyError, match=f"{file} is missing\n`kdfast verify --repair` moves it aside"):
         store.has("student", make_result().name, 42)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from kdfast._files import write_content, writing_errors
@@ -28,27 +28,39 @@ def predict_logits(model: JetTransformer, view: View) -> Tensor:
 def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None = None) -> Targets:
     """The teacher's logits and pooling-attention summaries for the training view.
 
-    cache_folder: where they are kept between runs, under the fingerprint of weights and inputs; a cached file that
-    can't be read is computed anew. Raises StudyError where it can't be written.
+    cache_folder: where they are kept between runs, in a file named by the fingerprint of weights and inputs and by the
+    SHA-256 of its own content; one that does not match, or can't be read, is removed and computed anew. Raises
+    StudyError where it can't be written.
     """
-    path = None if cache_folder is None else Path(cache_folder) / f"{_fingerprint(model, view)}.safetensors"
-    if path is not None and path.exists():
-        try:
-            cached = load_file(path)
-            targets = Targets(cached["logits"], cached["attention_entropy"], cached["attention_max"])
-            if len(targets.logits) == len(view):
-                return targets
-        except (safetensors.SafetensorError, OSError, KeyError):
-            pass
+    folder = None if cache_folder is None else Path(cache_folder)
+    fingerprint = "" if folder is None else _fingerprint(model, view)
+    for path in sorted(folder.glob(f"{fingerprint}.*.safetensors")) if folder is not None else ():
+        targets = _cached(path)
+        if targets is not None and len(targets.logits) == len(view):
+            return targets
+        path.unlink(missing_ok=True)
     batches = evaluate_model(model, view.features, view.offsets)
     parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in batches]
     logits, entropy, maximum = (torch.cat(column) for column in zip(*parts, strict=True))
-    if path is not None:
+    if folder is not None:
         content = save({"logits": logits, "attention_entropy": entropy, "attention_max": maximum})
+        path = folder / f"{fingerprint}.{hashlib.sha256(content).hexdigest()}.safetensors"
         with writing_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             write_content(path, content)
     return Targets(logits, entropy, maximum)
+
+
+def _cached(path: Path) -> Targets | None:
+    """The targets of a cached file; None where it is damaged."""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.suffixes[0][1:]:
+            return None
+        tensors = load(content)
+        return Targets(tensors["logits"], tensors["attention_entropy"], tensors["attention_max"])
+    except (safetensors.SafetensorError, OSError, KeyError):
+        return None
 
 
 def _fingerprint(model: JetTransformer, view: View) -> str:

@@ -2,7 +2,8 @@
 
 A folder is written under a hidden temporary name, its files and itself made durable (fsync), renamed, and the rename
 made durable. So a kill or a full disk at any moment leaves it whole, or leaves a hidden folder that nobody reads.
-Its manifest.json holds the format version and the SHA-256 of each file; whoever reads a file checks it.
+Its manifest.json holds the format version and the SHA-256 of each file; whoever reads a file checks it. A study may
+come from a stranger: links, devices and names that lead out of a folder are refused.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,23 +30,37 @@ from kdfast.errors import StudyError
 __all__ = [
     "FORMAT",
     "AlreadyStored",
+    "LEFTOVERS",
+    "MANIFEST",
+    "Seen",
     "check_folder",
     "check_format",
     "commit",
     "damage",
     "folders",
+    "hash_file",
+    "identity",
     "json_bytes",
     "locked",
+    "manifest",
+    "manifest_bytes",
     "parse_json",
     "read",
+    "read_and_see",
     "read_checked",
+    "refuse_link",
     "remove_leftovers",
+    "seen_on_disk",
 ]
 
 # Version of the layout of a study. A reader refuses a higher one.
 FORMAT = 1
 
-_LEFTOVERS = ".*.tmp"
+MANIFEST = "manifest.json"
+LEFTOVERS = ".*.tmp"
+
+# What was found of files when they were hashed, by name: SHA-256, and `identity`, None where it may not be relied on.
+Seen = dict[str, tuple[str, tuple[int, ...] | None]]
 
 
 # ---- writing
@@ -53,13 +70,12 @@ class AlreadyStored(StudyError):
     """Another writer was first; what is stored is never changed."""
 
 
-def commit(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Makes a folder with these files and their manifest appear at once, durably.
+def commit(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Makes a folder with these files and their manifest appear at once, durably; returns the SHA-256 of each.
 
     Raises AlreadyStored where it is there already, StudyError where it can't be written.
     """
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    manifest = json_bytes({"format": FORMAT, "files": digests})
+    listing = manifest_bytes(files)
     taken = AlreadyStored("is stored already, and what is stored is never changed", where=str(folder))
     if folder.exists():
         raise taken
@@ -69,7 +85,7 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
         with locked(folder.parent, fcntl.LOCK_SH):  # keeps `remove_leftovers` away
             try:
                 temporary.mkdir()
-                for name, content in (*files.items(), ("manifest.json", manifest)):
+                for name, content in (*files.items(), (MANIFEST, listing)):
                     with open(temporary / name, "wb") as file:
                         file.write(content)
                         file.flush()
@@ -82,13 +98,20 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> None:
                     raise taken from None  # another writer was first
                 raise
         fsync_folder(folder.parent)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in (*files.items(), (MANIFEST, listing))}
+
+
+def manifest_bytes(files: Mapping[str, bytes]) -> bytes:
+    """The manifest of these files."""
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return json_bytes({"format": FORMAT, "files": digests})
 
 
 def remove_leftovers(parent: Path) -> None:
     """Removes what killed writers left in parent, unless someone writes there at this moment."""
     if parent.exists():
         with locked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-            for leftover in parent.glob(_LEFTOVERS) if held else ():
+            for leftover in parent.glob(LEFTOVERS) if held else ():
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -116,53 +139,133 @@ def locked(folder: Path, how: int) -> Iterator[bool | None]:
 
 
 def folders(parent: Path) -> list[Path]:
-    """The committed folders in parent, sorted."""
-    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")) if parent.exists() else []
+    """The committed folders in parent, sorted. Links are among them: whoever reads one is told what it is."""
+    if not parent.exists():
+        return []
+    refuse_link(parent)
+    with os.scandir(parent) as entries:
+        names = [e.name for e in entries if not e.name.startswith(".") and (e.is_symlink() or e.is_dir())]
+    return [parent / name for name in sorted(names)]
+
+
+def refuse_link(path: Path) -> None:
+    """Raises StudyError for a symbolic link: it may lead anywhere."""
+    if path.is_symlink():
+        raise _link(path)
+
+
+def _link(path: Path) -> StudyError:
+    what = "is a symbolic link, and a study holds none: it might lead anywhere"
+    return StudyError(what, where=str(path), hint="put a copy of what it points to in its place, if you trust it")
 
 
 def read_checked(folder: Path, file: str) -> bytes:
     """The content of one file of a committed folder. Raises StudyError unless it is what was written."""
-    expected = _digests(folder).get(file)
-    if expected is None:
-        raise damage(folder, f"manifest.json does not list {file}")
-    if not (folder / file).exists():
-        raise damage(folder, f"{file} is missing")
-    content = read(folder / file)
-    if hashlib.sha256(content).hexdigest() != expected:
+    return read_and_see(folder, file)[0]
+
+
+def read_and_see(folder: Path, file: str) -> tuple[bytes, Seen]:
+    """`read_checked`, with what was seen of this file and of the manifest; of other files their SHA-256 alone."""
+    digests, seen = manifest(folder)
+    if file not in digests:
+        raise damage(folder, f"{MANIFEST} does not list {file}")
+    with _regular(folder, file) as (opened, where):
+        content = opened.read()
+    seen = {name: (digest, None) for name, digest in digests.items()} | seen
+    seen[file] = (digests[file], where)
+    if hashlib.sha256(content).hexdigest() != digests[file]:
         raise damage(folder, f"{file} does not match its checksum")
-    return content
+    return content, seen
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> Seen:
     """Checks every file of a committed folder. Raises StudyError that names the first damaged one."""
-    for file in _digests(folder):
-        read_checked(folder, file)
+    digests, seen = manifest(folder)
+    for file, digest in digests.items():
+        seen[file] = hash_file(folder, file)
+        if seen[file][0] != digest:
+            raise damage(folder, f"{file} does not match its checksum")
+    return seen
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise damage(folder, "manifest.json is missing")
+def hash_file(
+    folder: Path, file: str, tick: Callable[[int], Any] = lambda size: None
+) -> tuple[str, tuple[int, ...] | None]:
+    """SHA-256 and `identity` of a folder's file. tick: told the number of bytes of each part that is done."""
+    digest = hashlib.sha256()
+    with _regular(folder, file) as (opened, where):
+        while block := opened.read(1 << 20):
+            digest.update(block)
+            tick(len(block))
+    return digest.hexdigest(), where
+
+
+def manifest(folder: Path) -> tuple[dict[str, str], Seen]:
+    """SHA-256 by file as a folder's manifest lists them, and what was seen of the manifest itself."""
+    refuse_link(folder)
+    with _regular(folder, MANIFEST) as (opened, where):
+        content = opened.read()
     try:
-        manifest = parse_json(read(path))
+        document = parse_json(content)
     except ValueError as error:
-        raise damage(folder, f"manifest.json can't be read as JSON ({error})") from None
-    check_format(manifest.get("format"), path)
-    files = manifest.get("files")
+        raise damage(folder, f"{MANIFEST} can't be read as JSON ({error})") from None
+    check_format(document.get("format"), folder / MANIFEST)
+    files = document.get("files")
     if not (isinstance(files, dict) and files and all(isinstance(digest, str) for digest in files.values())):
-        raise damage(folder, "manifest.json has unexpected content")
-    return files
+        raise damage(folder, f"{MANIFEST} has unexpected content")
+    for name in files:
+        if "/" in name or "\0" in name or name in ("", ".", "..", MANIFEST):
+            raise damage(folder, f"{MANIFEST} lists {name!r}, which is no file of this folder")
+    return files, {MANIFEST: (hashlib.sha256(content).hexdigest(), where)}
+
+
+@contextmanager
+def _regular(folder: Path, file: str) -> Iterator[tuple[IO[bytes], tuple[int, ...] | None]]:
+    """A file of a committed folder, open for reading, and its `identity`. No link, and no pipe to hang at."""
+    path = folder / file
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise damage(folder, f"{file} is missing") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _link(path) from None
+        raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
+    with open(descriptor, "rb") as opened:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise damage(folder, f"{file} is no file")
+        try:
+            yield opened, identity(status)
+        except OSError as error:
+            raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
+
+
+def identity(status: os.stat_result) -> tuple[int, ...] | None:
+    """What changes when a file is written to: inode, size, mtime and ctime (ns). None where it was written to in the
+    present tick of the kernel's clock, in which a further change would not show."""
+    if status.st_ctime_ns == time.clock_gettime_ns(_COARSE_CLOCK):
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE, which stamps files
+
+
+def seen_on_disk(folder: Path, digests: Mapping[str, str]) -> Seen:
+    """What is seen of files that this process has just committed."""
+    return {file: (digest, identity(os.lstat(folder / file))) for file, digest in digests.items()}
 
 
 def damage(folder: Path, what: str) -> StudyError:
     """The error for a committed folder that is not as it was written."""
-    hint = "delete this folder and run the same sweep again: only what is missing is made anew"
+    hint = "`kdfast verify --repair` moves it aside; the same sweep again makes anew what is missing"
     return StudyError(f"is damaged: {what}", where=str(folder), hint=hint)
 
 
 def check_format(version: Any, path: Path) -> None:
     """Raises StudyError for a layout that this version of kdfast does not know."""
-    if not isinstance(version, int):
+    if not isinstance(version, int) or version < 1:
         raise StudyError("has no format version", where=str(path), hint="is this folder a kdfast study?")
     if version > FORMAT:
         what = f"was written by a newer kdfast (format {version}; this one reads up to {FORMAT})"
@@ -170,11 +273,11 @@ def check_format(version: Any, path: Path) -> None:
 
 
 def read(path: Path) -> bytes:
-    """A file's content; StudyError where it can't be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
+    """A file's content; StudyError where it can't be read or is none."""
+    if not os.path.lexists(path):
+        raise StudyError("is missing", where=str(path), hint="restore it from a copy")
+    with _regular(path.parent, path.name) as (opened, _):
+        return opened.read()
 
 
 # ---- JSON

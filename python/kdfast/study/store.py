@@ -3,11 +3,15 @@
 STUDY/
     study.toml                  settings
     provenance.json             format, versions, fingerprint of the data, instruction set
+    manifest.json               checksums of these two
     results/KIND.NAME.seedN/    one trained network: manifest.json, result.json (settings, metrics, curves, model
                                 card), arrays.safetensors (scores per jet), weights.safetensors
     shared/NAME/                what all results share (labels, weights, index of a split, kinematics of the test
                                 jets): manifest.json, arrays.safetensors
+    attempts/NAME.NNN/          a try of a unit of work that failed (attempts.py)
     targets/                    cache of teacher outputs
+    .index/HOST.sqlite          cache of what the results' folders say (index.py)
+    damaged/                    what `kdfast verify --repair` moved aside
     results_summary.csv, …      derived from the above; can always be rebuilt
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -32,8 +37,10 @@ from numpy.typing import NDArray
 from kdfast._files import fsync_folder, write_content, writing_errors
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError, suggest
+from kdfast.study.attempts import Attempt, now, read_attempts, write_attempt
 from kdfast.study.folders import (
     FORMAT,
+    MANIFEST,
     check_folder,
     check_format,
     commit,
@@ -41,11 +48,16 @@ from kdfast.study.folders import (
     folders,
     json_bytes,
     locked,
+    manifest_bytes,
     parse_json,
     read,
+    read_and_see,
     read_checked,
+    refuse_link,
     remove_leftovers,
+    seen_on_disk,
 )
+from kdfast.study.index import Index, Row
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,9 +67,12 @@ else:
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KINDS", "StoredResult", "StudyStore"]
+__all__ = ["KINDS", "StoredResult", "StudyStore", "check_description"]
 
 KINDS = ("teacher", "baseline", "student")
+
+# So many looks, so many seconds apart, whether another process lets go of a study.
+_LOOKS, _LOOK = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class StoredResult:
     arrays: logits per jet [B], `scores_validation` and `scores_test`. state: the network's tensors by name.
     An imported result has no arrays and no state, of the metrics what its file gives, and a message that names it.
     card: `kdfast.models.tagger_card`; with it weights.safetensors is a model file that `kdfast.load_model` reads.
+    stored: when it was stored (UTC, ISO), which `StudyStore.write` fills in; "" in studies of older versions.
     Read back, arrays and state are loaded and checked on first use.
     """
 
@@ -86,6 +102,7 @@ class StoredResult:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
     card: Mapping[str, Any] | None = None
+    stored: str = ""
 
     @property
     def key(self) -> str:
@@ -109,7 +126,10 @@ class StudyStore:
         self.path, self.settings, self.provenance = path, settings, provenance
         self.targets_cache = path / "targets"
         self._results, self._shared = path / "results", path / "shared"
+        self._attempts = path / "attempts"
+        self._index = Index(path)
         self._intact: set[str] = set()
+        self._known: dict[str, Row] | None = None
 
     # ---- opening
 
@@ -143,37 +163,66 @@ class StudyStore:
         except ValueError as error:
             raise StudyError(f"can't be read ({error})", where=str(file), hint="restore it from a copy") from None
         check_format(provenance.pop("format", None), described)
+        check_description(path)
+        for folder in ("results", "shared", "attempts", "targets"):
+            refuse_link(path / folder)
         return cls(path, settings, provenance)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Holds the study for one writing process (a second one gets a StudyError). A killed process lets go of it."""
-        with locked(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-            if held is False:
-                raise StudyError("another process is working on this study", where=str(self.path))
-            yield
+        for _ in range(_LOOKS):
+            with locked(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+                if held is not False:
+                    yield
+                    return
+            time.sleep(_LOOK)  # `kdfast status` and `verify` hold it for a moment
+        raise StudyError("another process is working on this study", where=str(self.path))
+
+    def is_written(self) -> bool:
+        """Whether a process holds the study by `writing`."""
+        with locked(self.path, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
+            return held is False
 
     # ---- reading
 
     def results(self, *, skip: Collection[Path] = ()) -> list[StoredResult]:
         """All results but those of the folders to skip, sorted by kind, name and seed. Raises StudyError for the first
         damaged one."""
-        return [_load(folder) for folder in folders(self._results) if folder not in skip]
+        rows = self._index.rows()
+        found, fresh, left_out = [], {}, set(skip)
+        for folder in folders(self._results):
+            row = rows.pop(folder.name, None)
+            if folder in left_out:
+                continue
+            current = row is not None and row.is_current(folder, (MANIFEST, "result.json"))
+            content = row.text if row is not None and current else None
+            if content is None:
+                content, seen = read_and_see(folder, "result.json")
+                fresh[folder.name] = Row(row.files if row is not None and current else seen, content)
+            found.append(_load(folder, content))
+        self._index.keep(fresh, gone=rows)
+        return found
 
     def get(self, kind: str, name: str, seed: int) -> StoredResult:
         """One result. Raises StudyError where it is missing or damaged."""
         folder = self._results / _key(kind, name, seed)
         if not folder.exists():
             raise StudyError(f"there is no {kind} {name!r} with seed {seed}", where=str(self.path))
-        return _load(folder)
+        return _load(folder, read_checked(folder, "result.json"))
 
     def has(self, kind: str, name: str, seed: int) -> bool:
-        """Whether the result is there. Checks all of its files the first time; raises StudyError for a damaged one."""
+        """Whether the result is there. The first time it checks all of its files, but for those that the index saw
+        unchanged; raises StudyError for a damaged one."""
         key = _key(kind, name, seed)
         if key not in self._intact:
-            if not (self._results / key).exists():
+            folder = self._results / key
+            if not os.path.lexists(folder):
                 return False
-            check_folder(self._results / key)
+            if self._known is None:
+                self._known = self._index.rows(texts=False)
+            if key not in self._known or not self._known[key].is_current(folder):
+                self._index.keep({key: Row(check_folder(folder))})
             self._intact.add(key)
         return True
 
@@ -186,6 +235,10 @@ class StudyStore:
             except StudyError as error:
                 found[folder] = error.what
         return found
+
+    def attempts(self) -> list[Attempt]:
+        """The tries that failed, by unit of work and number."""
+        return read_attempts(self._attempts)
 
     def model_file(self, result: StoredResult) -> bytes:
         """A result's weights as the bytes of a model file (that of a result with a card)."""
@@ -218,15 +271,23 @@ class StudyStore:
             "metrics": dict(result.metrics),
             "curves": {name: [_json_number(value) for value in values] for name, values in result.curves.items()},
             "card": None if result.card is None else dict(result.card),
+            "stored": result.stored or now(),
         }
+        content = json_bytes(document)
         files = {
-            "result.json": json_bytes(document),
+            "result.json": content,
             "arrays.safetensors": _array_bytes(result.arrays),
             "weights.safetensors": _state_bytes(result.state, result.card),
         }
-        commit(folder, files)
+        digests = commit(folder, files)
+        self._index.keep({result.key: Row(seen_on_disk(folder, digests), content)})
         self._intact.add(result.key)
         return folder
+
+    def write_attempt(self, attempt: Attempt) -> Path:
+        """Stores a try that failed, under the next number of its unit of work."""
+        _safe(attempt.name)
+        return write_attempt(self._attempts, attempt)
 
     def write_shared(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Stores what all results share: "validation" and "test" with arrays labels, weights, index [B], and
@@ -249,7 +310,7 @@ class StudyStore:
         return rebuild(self)
 
     def _remove_leftovers(self) -> None:
-        for parent in (self._results, self._shared):
+        for parent in (self._results, self._shared, self._attempts):
             remove_leftovers(parent)
         for leftover in self.path.glob(".*.tmp"):  # of summary files: writing one takes seconds
             if time.time() - leftover.stat().st_mtime > 3600:
@@ -298,7 +359,7 @@ def _exists(path: Path) -> bool:
 
 
 def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-    own = {"study.toml", "results", "shared", "targets"}  # a killed creation may have left these
+    own = {"study.toml", MANIFEST, "results", "shared", "targets"}  # a killed creation may have left these
     with writing_errors(path):
         if path.exists() and (
             not path.is_dir() or any(p.name not in own and p.suffix != ".tmp" for p in path.iterdir())
@@ -306,14 +367,29 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
             raise StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
         for folder in ("results", "shared", "targets"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        write_content(path / "study.toml", tomli_w.dumps(settings).encode())
-        # last: from now on it is a study
-        write_content(path / "provenance.json", json_bytes({"format": FORMAT, **provenance}))
+        described = {
+            "study.toml": tomli_w.dumps(settings).encode(),
+            "provenance.json": json_bytes({"format": FORMAT, **provenance}),
+        }
+        write_content(path / "study.toml", described["study.toml"])
+        write_content(path / MANIFEST, manifest_bytes(described))
+        write_content(path / "provenance.json", described["provenance.json"])  # last: from now on it is a study
         fsync_folder(path.absolute().parent)
 
 
-def _load(folder: Path) -> StoredResult:
-    content = read_checked(folder, "result.json")
+def check_description(path: Path) -> None:
+    """Checks study.toml and provenance.json. Raises StudyError where they are not as they were written; studies of
+    older versions have no checksums of them."""
+    if os.path.lexists(path / MANIFEST):
+        try:
+            check_folder(path)
+        except StudyError as error:
+            hint = f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
+            raise StudyError(error.what, where=error.where, hint=hint) from None
+
+
+def _load(folder: Path, content: bytes) -> StoredResult:
+    """The result whose result.json has this content."""
     try:
         document = parse_json(content)
         config = document["config"]
@@ -329,6 +405,7 @@ def _load(folder: Path) -> StoredResult:
             arrays=_OnUse(lambda: _load_arrays(folder)),
             state=_OnUse(lambda: _load_state(folder)),
             card=document["card"],
+            stored=str(document.get("stored", "")),
         )
         key = result.key
     except (KeyError, TypeError, ValueError, AttributeError, StudyError) as error:
