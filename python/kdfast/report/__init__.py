@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,10 @@ from kdfast._files import write_content, writing_errors
 if TYPE_CHECKING:
     from kdfast.study.store import StudyStore
 
-__all__ = ["rebuild", "write_comparison"]
+__all__ = ["CHECKSUMS", "rebuild", "write_comparison"]
+
+# SHA-256 of the report's files, as `sha256sum --check` reads it.
+CHECKSUMS = "report.sha256"
 
 
 def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
@@ -20,6 +24,7 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     report.json (the analysis, see schema.py), results_summary.csv and .txt, hyperparameter_analysis.txt,
     detailed_comparison.txt, ANALYSIS_SUMMARY.txt, report.html and its figures/*.pdf and .png, and as model files
     models/teacher, models/baseline and models/best_student (the networks that the report shows).
+    Last comes report.sha256 with the checksums of all these.
     out: the folder; None: the study's own. Everything is made before the first file is written, and each file appears
     whole or not at all. What can't be made yet, as no student or no teacher is there, is left out and named in the
     texts. Raises StudyError for a damaged result, test jets of one class, or a folder that can't be written.
@@ -41,7 +46,13 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
         if result.card is not None:
             name = "best_student" if network.role == "student" else network.role
             contents[f"models/{name}.safetensors"] = store.model_file(result)
-    return _write(folder, contents)
+    with writing_errors(folder):
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # else a kill would leave one that is wrong
+    written = _write(folder, contents)
+    lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+    with writing_errors(folder):
+        write_content(folder / CHECKSUMS, "".join(lines).encode())
+    return written
 
 
 def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[str, Path]:

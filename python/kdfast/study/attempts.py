@@ -16,7 +16,7 @@ from kdfast._version import __version__
 from kdfast.errors import StudyError
 from kdfast.study.folders import commit, damage, folders, json_bytes, parse_json, read_checked
 
-__all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempts", "write_attempt"]
+__all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
 
 ENDS = ("error", "lost", "retry")
 # A unit that failed so often is not tried again until a user asks for it.
@@ -85,20 +85,23 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
 
 def read_attempts(parent: Path) -> list[Attempt]:
     """All of them, by unit and number. Raises StudyError for a damaged one."""
-    found = []
-    for folder in folders(parent):
-        name, number = _split(folder)
-        document = read_checked(folder, "attempt.json")
-        trace = read_checked(folder, "traceback.txt").decode(errors="replace")
-        try:
-            fields = parse_json(document)
-            attempt = Attempt(**{**fields, "members": tuple(fields["members"])}, traceback=trace, number=number)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damage(folder, f"attempt.json has unexpected content ({error})") from error
-        if attempt.name != name:
-            raise damage(folder, f"it holds an attempt of {attempt.name}")
-        found.append(attempt)
+    found = map(read_attempt, folders(parent))
     return sorted(found, key=lambda attempt: (attempt.name, attempt.number))
+
+
+def read_attempt(folder: Path) -> Attempt:
+    """The attempt in a folder. Raises StudyError where it is damaged."""
+    name, number = _split(folder)
+    document = read_checked(folder, "attempt.json")
+    trace = read_checked(folder, "traceback.txt").decode(errors="replace")
+    try:
+        fields = parse_json(document)
+        attempt = Attempt(**{**fields, "members": tuple(fields["members"])}, traceback=trace, number=number)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damage(folder, f"attempt.json has unexpected content ({error})") from error
+    if attempt.name != name:
+        raise damage(folder, f"it holds an attempt of {attempt.name}")
+    return attempt
 
 
 def _split(folder: Path) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from kdfast.report.table import COLUMNS, results_table, select_best
 from kdfast.study.pairing import Pairing, pair_studies
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.verify import Verification, verify
 
 __all__ = ["NEED_SCORES", "StudyResults", "open_study"]
 
@@ -167,6 +168,11 @@ class StudyResults:
         rows += [("folder", name, None, "damaged", what) for name, what in folders.items()]
         table = pd.DataFrame(rows, columns=["kind", "run_name", "seed", "status", "message"])
         return table.astype({"seed": "Int64"})
+
+    def verify(self, *, progress: bool = False) -> Verification:
+        """Hashes every file of the study again: `findings` says what is damaged, `intact` whether nothing is. progress:
+        a bar on stderr. `kdfast verify --repair` also puts damaged folders aside."""
+        return verify(self.path, progress=progress)
 
     def report(self, out: str | Path | None = None) -> dict[str, Path]:
         """Writes the report of the study (tables, texts, report.json, figures, models) anew and returns the files by

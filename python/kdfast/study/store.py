@@ -67,7 +67,7 @@ else:
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KINDS", "StoredResult", "StudyStore", "check_description"]
+__all__ = ["KINDS", "StoredResult", "StudyStore", "check_description", "load_result"]
 
 KINDS = ("teacher", "baseline", "student")
 
@@ -200,7 +200,7 @@ class StudyStore:
             if content is None:
                 content, seen = read_and_see(folder, "result.json")
                 fresh[folder.name] = Row(row.files if row is not None and current else seen, content)
-            found.append(_load(folder, content))
+            found.append(load_result(folder, content))
         self._index.keep(fresh, gone=rows)
         return found
 
@@ -209,7 +209,7 @@ class StudyStore:
         folder = self._results / _key(kind, name, seed)
         if not folder.exists():
             raise StudyError(f"there is no {kind} {name!r} with seed {seed}", where=str(self.path))
-        return _load(folder, read_checked(folder, "result.json"))
+        return load_result(folder, read_checked(folder, "result.json"))
 
     def has(self, kind: str, name: str, seed: int) -> bool:
         """Whether the result is there. The first time it checks all of its files, but for those that the index saw
@@ -388,8 +388,8 @@ def check_description(path: Path) -> None:
             raise StudyError(error.what, where=error.where, hint=hint) from None
 
 
-def _load(folder: Path, content: bytes) -> StoredResult:
-    """The result whose result.json has this content."""
+def load_result(folder: Path, content: bytes) -> StoredResult:
+    """The result in a folder whose result.json has this content. Raises StudyError where the two do not fit."""
     try:
         document = parse_json(content)
         config = document["config"]
