@@ -14,7 +14,7 @@ from typing import Any
 
 from kdfast._version import __version__
 from kdfast.errors import StudyError
-from kdfast.study.folders import commit, damage, folders, json_bytes, parse_json, read_checked
+from kdfast.study.folders import AlreadyStored, commit, damage, folders, json_bytes, parse_json, read_checked
 
 __all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
 
@@ -76,10 +76,8 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
         folder = parent / f"{attempt.name}.{max(numbers, default=0) + 1:03}"
         try:
             commit(folder, files)
-        except StudyError:
-            if not folder.exists():
-                raise
-            continue  # another process was first: the next number
+        except AlreadyStored:  # another process was first: the next number
+            continue
         return folder
 
 

@@ -29,9 +29,9 @@ from kdfast.errors import StudyError
 
 __all__ = [
     "FORMAT",
-    "AlreadyStored",
     "LEFTOVERS",
     "MANIFEST",
+    "AlreadyStored",
     "Seen",
     "check_folder",
     "check_format",
