@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.report import rebuild, write_comparison
 from kdfast.report.table import COLUMNS, results_table, select_best
 from kdfast.study.pairing import Pairing, pair_studies
-from kdfast.study.settings import StudySettings
+from kdfast.study.status import study_status
 from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.verify import Verification, verify
 
@@ -148,25 +149,11 @@ class StudyResults:
         return write_comparison(self._store, other._store, Path(out))
 
     def status(self) -> pd.DataFrame:
-        """What is there and what is not, after checking every file: columns kind, run_name, seed, status ("done",
-        "diverged", "missing", "damaged") and message, a row for each run that the study's settings ask for, and then
-        for each that later calls have added."""
-        settings = StudySettings.resolve(self._store.settings, data_given=True)
-        wanted = [("teacher", "teacher", settings.data.seed)]  # one per study, made with the seed of its data
-        for seed in settings.seeds:
-            wanted.append(("baseline", "baseline", seed))
-            wanted += [("student", config.name, seed) for config in settings.runs()]
-        state = dict.fromkeys(wanted, ("missing", ""))
-        damaged = self._store.damaged()
-        for result in self._store.results(skip=damaged):
-            state[result.kind, result.name, result.seed] = (result.status, result.message)
-        folders = {path.name: what for path, what in damaged.items()}
-        for run in wanted:
-            if what := folders.pop(StoredResult(*run).key, None):
-                state[run] = ("damaged", what)
-        rows: list[tuple[Any, ...]] = [(*run, *values) for run, values in state.items()]
-        rows += [("folder", name, None, "damaged", what) for name, what in folders.items()]
-        table = pd.DataFrame(rows, columns=["kind", "run_name", "seed", "status", "message"])
+        """What is there and what is not: columns kind, run_name, seed, status ("done", "diverged", "failed",
+        "missing", "damaged") and message, a row for each run that the study's settings ask for, and then for each that
+        later calls have added. Quick: arrays and weights are looked for and not hashed, which `verify` does."""
+        columns = ["kind", "run_name", "seed", "status", "message"]
+        table = pd.DataFrame([asdict(run) for run in study_status(self._store).runs], columns=columns)
         return table.astype({"seed": "Int64"})
 
     def verify(self, *, progress: bool = False) -> Verification:
