@@ -27,7 +27,7 @@ from kdfast.ops import backend
 from kdfast.study.results import open_study
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
-COMMANDS = ["sweep", "status", "report", "refine", "import", "predict", "generate", "bench", "doctor"]
+COMMANDS = ["sweep", "status", "verify", "report", "refine", "import", "predict", "generate", "bench", "doctor"]
 TINY = ["--temperature", "3", "--alpha", "0.5", "--epochs", "1", "--teacher-epochs", "1", "--max-jets", "800"]
 TINY += ["--model", "small", "--teacher-model", "small", "--max-constituents", "10", "--batch-size", "64"]
 

@@ -1,4 +1,4 @@
-"""Commands on a study's folder: status, report, import."""
+"""Commands on a study's folder: status, verify, report, import."""
 
 from __future__ import annotations
 
@@ -9,31 +9,68 @@ import typer
 
 from kdfast.cli.common import Quiet, app, print_results
 
-__all__ = ["import_", "report", "status"]
+__all__ = ["import_", "report", "status", "verify"]
 
 
 @app.command()
 def status(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds until all is done.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON, for scripts.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say which runs of a study are done, failed, damaged or missing.
+    """Say which runs of a study are done, failed, damaged or missing, what is running where, and the time left.
 
-    Checks every file of every result against its checksum. Exit status: 0 if all runs are done, else 1.
+    Also while a sweep or workers are at it. It is quick: `kdfast verify` checks every file against its checksum. Exit
+    status: 0 if all runs are done, else 1.
 
     \b
-    Example:
+    Examples:
       kdfast status demo
+      kdfast status demo --watch
+      kdfast status demo --json
     """
-    from kdfast.study.results import open_study
+    from kdfast.cli.status import show
 
-    table = open_study(study).status()
+    raise typer.Exit(show(study, watch=watch, as_json=json, quiet=quiet))
+
+
+@app.command()
+def verify(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be; nothing but caches and leftovers is deleted.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every file of a study against its checksum, and look for what should not be there.
+
+    With --repair damaged results move into damaged/, with a note why, so that the next sweep trains them anew; damaged
+    caches, leftovers of killed writers and damaged files of the report are removed. Not while a sweep is at work. Exit
+    status: 0 if nothing is wrong (or all of it was repaired), else 1.
+
+    \b
+    Examples:
+      kdfast verify demo
+      kdfast verify demo --repair
+    """
+    from kdfast.study import verify as module
+
+    if repair:
+        found, done = module.repair(study, progress=not quiet)
+    else:
+        found, done = module.verify(study, progress=not quiet), []
+    left = [finding for finding in found.findings if not (repair and finding.remedy)]
     if not quiet:
-        counts = table["status"].value_counts()
-        typer.echo(f"{study}: {len(table)} runs, " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-        for row in table[table["status"].isin(["diverged", "damaged"])].itertuples():
-            typer.echo(f"  {row.kind} {row.run_name}, seed {row.seed}: {row.message or row.status}")
-    raise typer.Exit(int((table["status"] != "done").any()))
+        for note in found.notes:
+            typer.echo(f"  note: {note}")
+        counted = f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
+        typer.echo(f"{study}: {counted}, " + ("all as written" if found.intact else f"{len(found.findings)} wrong"))
+    for finding in () if quiet and not left else found.findings:
+        typer.echo(f"  {finding.path}: {finding.what}", err=quiet)
+    for line in () if quiet else done:
+        typer.echo(f"  {line}")
+    raise typer.Exit(int(bool(left)))
 
 
 @app.command()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def study_status(store: StudyStore) -> StudyStatus:
 
     For a study that is being made, is read-only or has parts missing, too.
     """
-    damaged = _damaged(store)
-    stored = store.results(skip=damaged)
+    damaged = _incomplete(store)
+    stored, unreadable = store.readable(skip=damaged)
+    damaged |= {folder: error.what for folder, error in unreadable.items()}
     attempts, broken = _attempts(store)
     runs = _runs(store, stored, damaged, attempts)
     runs += [RunStatus("folder", name, None, "damaged", what) for name, what in broken.items()]
@@ -89,8 +91,8 @@ def study_status(store: StudyStore) -> StudyStatus:
     )
 
 
-def _damaged(store: StudyStore) -> dict[Path, str]:
-    """What is wrong, by folder, as far as it shows without hashing more than result.json."""
+def _incomplete(store: StudyStore) -> dict[Path, str]:
+    """The committed folders that lack a file or a manifest, and what is wrong with them."""
     found = {}
     for folder in (*folders(store.path / "results"), *folders(store.path / "shared")):
         try:
@@ -101,15 +103,7 @@ def _damaged(store: StudyStore) -> dict[Path, str]:
             found[folder] = f"is damaged: {name} is missing"
         except StudyError as error:
             found[folder] = error.what
-    while True:  # what only reading result.json shows
-        try:
-            store.results(skip=found)
-            return found
-        except StudyError as error:
-            folder = Path(error.where or "")
-            if folder in found or folder.parent != store.path / "results":
-                raise
-            found[folder] = error.what
+    return found
 
 
 def _attempts(store: StudyStore) -> tuple[list[Attempt], dict[str, str]]:
@@ -171,15 +165,14 @@ def _per_hour(stored: Collection[StoredResult]) -> float | None:
     spans = []
     for result in stored:
         try:
-            end = datetime.fromisoformat(result.stored)
-            end = end if end.tzinfo else end.replace(tzinfo=timezone.utc)
-            spans.append((end.timestamp(), max(0.0, float(result.metrics.get("seconds", 0.0)))))
-        except (ValueError, TypeError, OverflowError):  # of an older version
+            stored_at = datetime.fromisoformat(result.stored)
+            seconds = max(0.0, float(result.metrics.get("seconds", 0.0)))
+        except (ValueError, TypeError):  # of an older version
             continue
-        if result.kind == "teacher":
-            spans.pop()  # it takes its own time
+        if result.kind != "teacher" and stored_at.tzinfo is not None:  # a teacher takes its own time
+            spans.append((stored_at.timestamp(), seconds))
     last = sorted(spans)[-_STRETCH:]
-    busy, until = 0.0, float("-inf")
+    busy, until = 0.0, -math.inf
     for begin, end in sorted((end - seconds, end) for end, seconds in last):
         busy += max(0.0, end - max(begin, until))
         until = max(until, end)

@@ -189,20 +189,31 @@ class StudyStore:
     def results(self, *, skip: Collection[Path] = ()) -> list[StoredResult]:
         """All results but those of the folders to skip, sorted by kind, name and seed. Raises StudyError for the first
         damaged one."""
+        found, damaged = self.readable(skip=skip)
+        for error in damaged.values():
+            raise error
+        return found
+
+    def readable(self, *, skip: Collection[Path] = ()) -> tuple[list[StoredResult], dict[Path, StudyError]]:
+        """All results but those to skip that can be read, and for the folders of the others why they can't."""
         rows = self._index.rows()
-        found, fresh, left_out = [], {}, set(skip)
+        fresh: dict[str, Row] = {}
+        found, damaged, left_out = [], {}, set(skip)
         for folder in folders(self._results):
             row = rows.pop(folder.name, None)
             if folder in left_out:
                 continue
-            current = row is not None and row.is_current(folder, (MANIFEST, "result.json"))
-            content = row.text if row is not None and current else None
-            if content is None:
-                content, seen = read_and_see(folder, "result.json")
-                fresh[folder.name] = Row(row.files if row is not None and current else seen, content)
-            found.append(load_result(folder, content))
+            try:
+                current = row is not None and row.is_current(folder, (MANIFEST, "result.json"))
+                content = row.text if row is not None and current else None
+                if content is None:
+                    content, seen = read_and_see(folder, "result.json")
+                    fresh[folder.name] = Row(row.files if row is not None and current else seen, content)
+                found.append(load_result(folder, content))
+            except StudyError as error:
+                damaged[folder] = error
         self._index.keep(fresh, gone=rows)
-        return found
+        return found, damaged
 
     def get(self, kind: str, name: str, seed: int) -> StoredResult:
         """One result. Raises StudyError where it is missing or damaged."""

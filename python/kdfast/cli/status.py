@@ -1,0 +1,62 @@
+"""How `kdfast status` shows a study: as text, as JSON, or live."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from kdfast.cli.common import console
+from kdfast.study.progress import duration
+from kdfast.study.status import StudyStatus, study_status
+from kdfast.study.store import StudyStore
+
+__all__ = ["show"]
+
+_REFRESH = 2.0  # seconds
+
+
+def show(study: Path, *, watch: bool, as_json: bool, quiet: bool) -> int:
+    """Prints the status; returns the exit status."""
+    status = study_status(StudyStore.open(study))
+    if watch and not (as_json or quiet):
+        return int(not _watch(study, status).finished)
+    if as_json:
+        typer.echo(json.dumps(status.to_json(), indent=1, ensure_ascii=False))
+    elif not quiet:
+        for line in _lines(status):
+            typer.echo(line)
+    return int(not status.finished)
+
+
+def _watch(study: Path, status: StudyStatus) -> StudyStatus:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console(), auto_refresh=False) as live:
+        while True:
+            live.update(Text("\n".join(_lines(status))), refresh=True)
+            if status.finished:
+                return status
+            time.sleep(_REFRESH)
+            status = study_status(StudyStore.open(study))
+
+
+def _lines(status: StudyStatus) -> Iterator[str]:
+    yield f"{status.study}: {len(status.runs)} runs, " + ", ".join(f"{n} {name}" for name, n in status.counts.items())
+    for run in status.runs:
+        if run.status in ("diverged", "failed", "damaged") or (run.message and run.status == "missing"):
+            seed = "" if run.seed is None else f", seed {run.seed}"
+            yield f"  {run.kind} {run.run_name}{seed}: {run.message or run.status}"
+    if any(run.status == "damaged" for run in status.runs):
+        yield f"  `kdfast verify {status.study} --repair` moves what is damaged aside"
+    for at in status.running:
+        yield f"  running {at['pack']}: {at['host']}, process {at['pid']}, since {at['since']}"
+    if status.sweeping and not status.running:
+        yield "  a sweep is at work on it"
+    if status.per_hour is not None and not status.finished:
+        left = "" if status.seconds_left is None else f", {duration(status.seconds_left)} left at that rate"
+        yield f"  {status.per_hour:,.3g} runs per hour{left}"
