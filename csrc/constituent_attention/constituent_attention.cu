@@ -102,7 +102,7 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
             Scores x;
-            F::template dots<false, true>(x, queries[t], keys);
+            F::template dots<false>(x, queries[t], keys);
             scale_scores<F, kExtras, false, kTail>(a, bias, n, first + t * kTile, key, x, {0.0f, 0.0f, 0.0f, 0.0f});
             const auto exists = [&](int u, int e) { return !kTail || key + lane_term(2 * u + e) < n; };
 #pragma unroll
@@ -195,8 +195,8 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
     const auto tile = [&](int key, auto tail, int t, const auto& keys, const auto& values, Scores& weights,
                           Scores& grad_weights) {
         constexpr bool kTail = tail.value;
-        F::template dots<false, true>(weights, queries[t], keys);
-        F::template dots<false, false>(grad_weights, grads[t], values);
+        F::template dots<false>(weights, queries[t], keys);
+        F::template dots<false>(grad_weights, grads[t], values);
         scale_scores<F, kExtras, false, kTail>(a, bias, n, first + t * kTile, key, weights,
                                                {lse[t][0], lse[t][1], 0.0f, 0.0f});
         const unsigned kept = drops ? kept_keys(a, work, first + t * kTile, key) : 0u;
@@ -343,8 +343,8 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
             Scores weights, grad_scores;
-            F::template dots<true, true>(weights, keys[t], queries);
-            F::template dots<true, false>(grad_scores, values[t], grads);
+            F::template dots<true>(weights, keys[t], queries);
+            F::template dots<true>(grad_scores, values[t], grads);
             float lse[4], inverse[4], mean[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {

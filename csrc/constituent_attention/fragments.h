@@ -137,8 +137,8 @@ struct PackedFragments {
         });
     }
 
-    // scores = a bᵀ, for a's rows g and g + 8, and b's rows in the same order. For the others, see product_tf32.
-    template <bool kTransposed, bool kExponent>
+    // scores = a bᵀ, for a's rows g and g + 8, and b's rows in the same order. kTransposed: see TensorCoreProducts.
+    template <bool kTransposed>
     static __device__ __forceinline__ void dots(Scores& scores, const Row (&a)[2], const Row (&b)[2]) {
         constexpr int kPairs = D / 8;
 #pragma unroll
@@ -166,54 +166,105 @@ struct PackedFragments {
 
 // ---- float32 --------------------------------------------------------------------------------------------------------
 
-// D += A B for A [16, 8] and B [8, 8], with fragments as of mma.m16n8k8: a[0] row g, a[1] row g + 8, of term c; a[2]
-// and a[3] of term c + 4; b[0] term c and b[1] term c + 4 of column g.
+// Operands of D += A B for A [16, 8 kHalves] and B [8 kHalves, 8], in the order of mma.m16n8k16, of which one half may
+// be left out: left[2 s + h] holds terms 2 c, 2 c + 1 of half s, of row g + 8 h; right[s] the same of column g.
+template <int kHalves>
+using Left = float[2 * kHalves][2];
+template <int kHalves>
+using Right = float[kHalves][2];
 
-// On tensor cores: each operand as a sum of two tf32 numbers, with 22 of its 24 bits or more, and three of the four
-// products; all of them where kExponent: what is then an exponent has to be right absolutely. They are added to d in
-// float32 outside of the tensor cores, which round towards zero. kTransposed: A is the operand that is B elsewhere; the
-// result has the same bits.
-template <bool kTransposed, bool kExponent>
-__device__ __forceinline__ void product_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
-    uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
+// On tensor cores: a float is the sum of three numbers of bfloat16, exactly, since 24 bits are 3 × 8; six of the nine
+// products miss some 2^-25 of the largest. The products are exact as well and the large ones, which have 16 bits, come
+// last, so that a sum, which tensor cores cut off, loses little but its last bit; sums of 16 terms are added in float32
+// outside of them. (Two numbers of tf32 hold 22 bits: scores of 10^4 are then wrong in an exponent.)
+struct TensorCoreProducts {
+    template <int kHalves>
+    struct LeftOperand {
+        uint32_t parts[3][4];  // high, middle, low
+        __device__ __forceinline__ explicit LeftOperand(const Left<kHalves>& x) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        a_high[i] = to_tf32(a[i]);
-        a_low[i] = to_tf32(a[i] - __uint_as_float(a_high[i]));
+            for (int r = 0; r < 4; ++r) {
+                if (r < 2 * kHalves)
+                    split(x[r < 2 * kHalves ? r : 0], parts[0][r], parts[1][r], parts[2][r]);
+                else
+                    parts[0][r] = parts[1][r] = parts[2][r] = 0u;
+            }
+        }
+    };
+    template <int kHalves>
+    struct RightOperand {
+        uint32_t parts[3][2];
+        __device__ __forceinline__ explicit RightOperand(const Right<kHalves>& x) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                if (r < kHalves)
+                    split(x[r < kHalves ? r : 0], parts[0][r], parts[1][r], parts[2][r]);
+                else
+                    parts[0][r] = parts[1][r] = parts[2][r] = 0u;
+            }
+        }
+    };
+
+    // kTransposed: A is the operand that is B elsewhere; the result has the same bits.
+    template <bool kTransposed, int kHalves>
+    static __device__ __forceinline__ void multiply(float (&d)[4], const LeftOperand<kHalves>& left,
+                                                    const RightOperand<kHalves>& right) {
+        constexpr int kOrder[6][2] = {{1, 1}, {2, 0}, {0, 2}, {1, 0}, {0, 1}, {0, 0}};
+        float sum[4] = {};
+#pragma unroll
+        for (int i = 0; i < 6; ++i) {
+            const uint32_t(&b)[2] = right.parts[kOrder[i][kTransposed ? 0 : 1]];
+            mma_16x8x16<bf16>(sum, left.parts[kOrder[i][kTransposed ? 1 : 0]], b[0], b[1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) d[i] += sum[i];
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        b_high[i] = to_tf32(b[i]);
-        b_low[i] = to_tf32(b[i] - __uint_as_float(b_high[i]));
+
+  private:
+    static __device__ __forceinline__ void split(const float (&x)[2], uint32_t& high, uint32_t& middle, uint32_t& low) {
+        high = pack<bf16>(x[0], x[1]);
+        const float2 h = unpack<bf16>(high);
+        const float rest[2] = {x[0] - h.x, x[1] - h.y};
+        middle = pack<bf16>(rest[0], rest[1]);
+        const float2 m = unpack<bf16>(middle);
+        low = pack<bf16>(rest[0] - m.x, rest[1] - m.y);
     }
-    float sum[4] = {};
-    if (kExponent) mma_16x8x8_tf32(sum, a_low, b_low[0], b_low[1]);
-    if (!kTransposed) mma_16x8x8_tf32(sum, a_low, b_high[0], b_high[1]);
-    mma_16x8x8_tf32(sum, a_high, b_low[0], b_low[1]);
-    if (kTransposed) mma_16x8x8_tf32(sum, a_low, b_high[0], b_high[1]);
-    mma_16x8x8_tf32(sum, a_high, b_high[0], b_high[1]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) d[i] += sum[i];
-}
+};
 
 // On GPUs whose tensor cores have no such products: the lanes ask each other for their operands.
-__device__ __forceinline__ void product_fma(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
-#pragma unroll 1  // unrolled, the kernels take an hour to compile
-    for (int c = 0; c < 4; ++c) {
-        const int row = 4 * lane_group() + c, column = 8 * lane_column() + c;
+struct FmaProducts {
+    template <int kHalves>
+    struct LeftOperand {
+        const Left<kHalves>& x;
+    };
+    template <int kHalves>
+    struct RightOperand {
+        const Right<kHalves>& x;
+    };
+
+    template <bool kTransposed, int kHalves>
+    static __device__ __forceinline__ void multiply(float (&d)[4], const LeftOperand<kHalves>& left,
+                                                    const RightOperand<kHalves>& right) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float a0 = __shfl_sync(kFullMask, a[2 * half], row);
-            const float a8 = __shfl_sync(kFullMask, a[2 * half + 1], row);
-            const float b0 = __shfl_sync(kFullMask, b[half], column);
-            const float b1 = __shfl_sync(kFullMask, b[half], column + 4);
-            d[0] = fmaf(a0, b0, d[0]);
-            d[1] = fmaf(a0, b1, d[1]);
-            d[2] = fmaf(a8, b0, d[2]);
-            d[3] = fmaf(a8, b1, d[3]);
+        for (int s = 0; s < kHalves; ++s) {
+#pragma unroll 1  // unrolled, the kernels take an hour to compile
+            for (int c = 0; c < 4; ++c) {
+                const int row = 4 * lane_group() + c, column = 8 * lane_column() + c;
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const float a0 = __shfl_sync(kFullMask, left.x[2 * s][e], row);
+                    const float a8 = __shfl_sync(kFullMask, left.x[2 * s + 1][e], row);
+                    const float b0 = __shfl_sync(kFullMask, right.x[s][e], column);
+                    const float b1 = __shfl_sync(kFullMask, right.x[s][e], column + 4);
+                    d[0] = fmaf(a0, b0, d[0]);
+                    d[1] = fmaf(a0, b1, d[1]);
+                    d[2] = fmaf(a8, b0, d[2]);
+                    d[3] = fmaf(a8, b1, d[3]);
+                }
+            }
         }
     }
-}
+};
 
 // Where registers can't hold them, Row and Columns are only places in memory, those of the first part's features, from
 // which the products read.
@@ -223,6 +274,11 @@ struct FloatFragments {
     static constexpr int D = kDim;
     static constexpr bool kTensorCores = kTensorCores_, kPacked = false;
     static constexpr bool kHolds = D <= 16;
+    using Products = std::conditional_t<kTensorCores, TensorCoreProducts, FmaProducts>;
+    template <int kHalves>
+    using LeftOperand = typename Products::template LeftOperand<kHalves>;
+    template <int kHalves>
+    using RightOperand = typename Products::template RightOperand<kHalves>;
     struct HeldRow {
         float values[D / 4];
     };
@@ -255,7 +311,7 @@ struct FloatFragments {
         }
     }
 
-    template <bool kTransposed, bool kExponent>
+    template <bool kTransposed>
     static __device__ __forceinline__ void dots(Scores& scores, const Row (&a)[2], const Row (&b)[2]) {
 #pragma unroll
         for (int u = 0; u < 2; ++u)
@@ -274,18 +330,33 @@ struct FloatFragments {
                     read(left[h], a[h], offset, s);
                     read(right[h], b[h], offset, s);
                 }
+                constexpr int kHalves = kPiece / 2;
+                Left<kHalves> terms;
 #pragma unroll
-                for (int i = 0; i < kPiece; i += 2)
+                for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
-                    for (int u = 0; u < 2; ++u)
-                        product<kTransposed, kExponent>(scores[u],
-                                                        {left[0][i], left[1][i], left[0][i + 1], left[1][i + 1]},
-                                                        {right[u][i], right[u][i + 1]});
+                    for (int e = 0; e < 2; ++e) terms[r][e] = left[r % 2][r / 2 * 2 + e];
+                const LeftOperand<kHalves> operand{terms};
+#pragma unroll
+                for (int u = 0; u < 2; ++u) {
+                    Right<kHalves> others;
+#pragma unroll
+                    for (int r = 0; r < kHalves; ++r)
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) others[r][e] = right[u][2 * r + e];
+                    Products::template multiply<kTransposed, kHalves>(scores[u], operand,
+                                                                      RightOperand<kHalves>{others});
+                }
             }
         });
     }
 
     static __device__ __forceinline__ void accumulate(Sums<D>& sums, const Scores& weights, const Columns& columns) {
+        const Left<2> terms = {{weights[0][0], weights[0][1]},
+                               {weights[0][2], weights[0][3]},
+                               {weights[1][0], weights[1][1]},
+                               {weights[1][2], weights[1][3]}};
+        const LeftOperand<2> operand{terms};
         for_each_part<D>([&](auto part) {
             constexpr int kEach = part.width / 8, kPiece = kEach < 4 ? kEach : 4;
             const int offset = part.begin + lane_group() * (kEach - kFirstPart<D> / 8);
@@ -295,12 +366,11 @@ struct FloatFragments {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) read(right[i], columns, i, offset, j);
 #pragma unroll
-                for (int u = 0; u < 2; ++u)
-#pragma unroll
-                    for (int e = 0; e < kPiece; ++e)
-                        product<false, false>(sums[part.begin / 8 + j + e],
-                                              {weights[u][0], weights[u][2], weights[u][1], weights[u][3]},
-                                              {right[2 * u][e], right[2 * u + 1][e]});
+                for (int e = 0; e < kPiece; ++e) {
+                    const Right<2> others = {{right[0][e], right[1][e]}, {right[2][e], right[3][e]}};
+                    Products::template multiply<false, 2>(sums[part.begin / 8 + j + e], operand,
+                                                          RightOperand<2>{others});
+                }
             }
         });
     }
@@ -333,14 +403,6 @@ struct FloatFragments {
         load_values<T, N>(values, from);
 #pragma unroll
         for (int i = 0; i < N; ++i) to[i] = to_float(values[i]);
-    }
-
-    template <bool kTransposed, bool kExponent>
-    static __device__ __forceinline__ void product(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
-        if constexpr (kTensorCores)
-            product_tf32<kTransposed, kExponent>(d, a, b);
-        else
-            product_fma(d, a, b);
     }
 };
 
