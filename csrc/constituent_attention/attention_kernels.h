@@ -158,5 +158,44 @@ __device__ __forceinline__ int64_t pair_offset(const Arguments& a, const Work& w
     return matrix * a.p.num_pairs + a.plan.pairs[work.item.jet];
 }
 
+// Scores and their bias, in units that exp_of takes, less `reference` of their query. kTransposed: rows are keys and
+// columns are queries.
+//
+// Floats round the scaled score before they subtract: where one key has all the weight, lse is its score, and the
+// weight comes out as 1 and its gradient as 0, exactly. 16-bit types save instructions: units of ln 2, one rounding.
+template <class F, bool kExtras, bool kTransposed, bool kTail>
+__device__ __forceinline__ void scale_scores(const Arguments& a, const float* bias, int n, int row, int column,
+                                             Scores& scores, const float (&reference)[4]) {
+#pragma unroll
+    for (int u = 0; u < 2; ++u)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float own_bias = 0.0f;
+            if (kExtras && bias != nullptr) {
+                const int own_row = existing<true>(row + lane_group() + i / 2 * 8, n);
+                const int own_column = existing<kTail>(column + lane_term(2 * u + i % 2), n);
+                const int query = kTransposed ? own_column : own_row, key = kTransposed ? own_row : own_column;
+                own_bias = load_readonly<float>(bias + static_cast<int64_t>(query) * n + key);
+            }
+            float& score = scores[u][i];
+            const float subtracted = reference[kTransposed ? 2 * u + i % 2 : i / 2];
+            if constexpr (F::kPacked)
+                score =
+                    fmaf(score, a.score_scale * kLog2E, kExtras ? fmaf(own_bias, kLog2E, -subtracted) : -subtracted);
+            else
+                score = (kExtras ? __fmul_rn(score, a.score_scale) + own_bias : __fmul_rn(score, a.score_scale)) -
+                        subtracted;
+        }
+}
+
+template <class F>
+__device__ __forceinline__ float exp_of(float x) {
+    return exp2_approx(F::kPacked ? x : x * kLog2E);
+}
+template <class F>
+__device__ __forceinline__ float lse_of(float top, float sum) {
+    return F::kPacked ? (top + log2_approx(sum)) * kLn2 : fmaf(log2_approx(sum), kLn2, top);
+}
+
 }  // namespace
 }  // namespace kdfast::gpu

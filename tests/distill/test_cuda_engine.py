@@ -1,4 +1,4 @@
-"""The lock-step engine trains what the reference engine trains; here without a GPU."""
+"""The lock-step engine trains what the reference engine trains: in PyTorch on a CPU, and on a GPU if there is one."""
 
 import threading
 from dataclasses import replace
@@ -11,8 +11,16 @@ from kdfast import backend
 from kdfast.distill import cuda_engine
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets, train_pack
+from tests.cuda_kernels import needs_gpu
 from tests.distill.packs import pack, students
-from tests.emulator.emulated import emulated, is_built
+from tests.ops.backends import cuda_kernels
+
+DEVICES = ["cpu", pytest.param("cuda:0", marks=needs_gpu)]  # on a GPU all but the first steps are a graph's
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def lock_step(a_pack: Pack, reports: list[EpochReport] | None = None) -> dict[str, MemberResult]:
@@ -22,12 +30,12 @@ def lock_step(a_pack: Pack, reports: list[EpochReport] | None = None) -> dict[st
 
 def reference(a_pack: Pack) -> dict[str, MemberResult]:
     with backend("reference"):
-        return {result.name: result for result in train_pack(a_pack)}
+        return {result.name: result for result in train_pack(replace(a_pack, device="cpu"))}
 
 
-def test_a_baseline_and_two_students_train_as_by_the_reference():
+def test_a_baseline_and_two_students_train_as_by_the_reference(device):
     """Same initial weights, batches, dropout and stops: the curves agree but for rounding."""
-    a_pack = pack([Member("baseline"), *students(2)], epochs=4, learning_rate=1e-3, patience=2)
+    a_pack = pack([Member("baseline"), *students(2)], device=device, epochs=4, learning_rate=1e-3, patience=2)
     reports: list[EpochReport] = []
     ours, expected = lock_step(a_pack, reports), reference(a_pack)
     assert ours.keys() == expected.keys()
@@ -44,16 +52,16 @@ def test_a_baseline_and_two_students_train_as_by_the_reference():
         torch.testing.assert_close(result.scores_test, expected[name].scores_test, rtol=5e-2, atol=2e-2)
 
 
-def test_without_teacher_or_dropout():
-    a_pack = pack([Member("a")], targets=False, epochs=2)
+def test_without_teacher_or_dropout(device):
+    a_pack = pack([Member("a")], device=device, targets=False, epochs=2)
     a_pack = replace(a_pack, model=a_pack.model.model_copy(update={"dropout": 0.0}))
     np.testing.assert_allclose(lock_step(a_pack)["a"].curves["loss"], reference(a_pack)["a"].curves["loss"], rtol=1e-4)
 
 
-def test_a_diverging_member_leaves_its_neighbours_alone():
+def test_a_diverging_member_leaves_its_neighbours_alone(device):
     # With α = 0 the teacher is not read; where it is, its NaN makes a loss that is not finite.
     good, bad = Member("good", RunConfig(1.0, 0.0)), Member("bad", RunConfig(1.0, 0.0, alpha_final=0.5))
-    a_pack = pack([good, bad])
+    a_pack = pack([good, bad], device=device)
     targets = Targets(a_pack.targets.logits.clone())
     targets.logits[40] = float("nan")
     a_pack = replace(a_pack, targets=targets)
@@ -66,8 +74,8 @@ def test_a_diverging_member_leaves_its_neighbours_alone():
     np.testing.assert_allclose(together["good"].curves["loss"], expected.curves["loss"], rtol=1e-4)
 
 
-def test_the_same_pack_gives_the_same_bits():
-    a_pack = pack(students(2), epochs=2)
+def test_the_same_pack_gives_the_same_bits(device):
+    a_pack = pack(students(2), device=device, epochs=2)
     first, second = lock_step(a_pack), lock_step(a_pack)
     for name, result in first.items():
         assert result.curves == second[name].curves
@@ -75,24 +83,24 @@ def test_the_same_pack_gives_the_same_bits():
         assert all(torch.equal(tensor, second[name].state[key]) for key, tensor in result.state.items())
 
 
-def test_bf16_computes_what_fp32_computes():
-    a_pack = pack(students(1), epochs=2, learning_rate=1e-4)  # small steps, which rounding can't turn
+def test_bf16_computes_what_fp32_computes(device):
+    a_pack = pack(students(1), device=device, epochs=2, learning_rate=1e-4)  # small steps, which rounding can't turn
     (full,), (half,) = lock_step(a_pack).values(), lock_step(replace(a_pack, precision="bf16")).values()
     np.testing.assert_allclose(half.curves["loss"], full.curves["loss"], rtol=5e-3)
     assert half.curves["loss"] != full.curves["loss"]
 
 
-def test_a_stop_ends_it_without_half_results():
+def test_a_stop_ends_it_without_half_results(device):
     stop = threading.Event()
-    assert not list(cuda_engine.train(pack(students(2)), 0, lambda report: stop.set(), stop))
+    assert not list(cuda_engine.train(pack(students(2), device=device), 0, lambda report: stop.set(), stop))
 
 
-@pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
-def test_three_members_train_over_the_emulated_kernels():
+@pytest.mark.cuda_kernels
+def test_three_members_train_over_the_cuda_kernels():
     """All that an epoch is made of: model, loss, attention transfer, clip and AdamW, evaluation."""
     a_pack = pack([Member("baseline"), *students(2)], epochs=1, learning_rate=1e-3)
     expected = lock_step(a_pack)
-    with emulated():
+    with cuda_kernels():
         ours = lock_step(a_pack)
     for name, result in ours.items():
         for curve in ("loss", "auc_val"):

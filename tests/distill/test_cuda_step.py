@@ -1,4 +1,4 @@
-"""A whole training step of three members by the emulated kernels, against the reference engine's and float64."""
+"""A whole training step of three members by the CUDA kernels, against the reference engine's and float64."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kdfast.ops import _gpu
 from kdfast.ops.adamw import adamw_reference
 from kdfast.ops.philox import derive_seed, fold_seed
 from tests.distill.packs import pack, students
-from tests.emulator.emulated import emulated, is_built
+from tests.ops.backends import cuda_kernels
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 STATE = ("parameters", "moment1", "moment2", "running")
 OPS = {"adamw", "attention_transfer", "constituent_attention_plan", "distill_loss"}
@@ -93,7 +93,7 @@ def test_steps_of_three_members(dropout: float) -> None:
     for number in range(2):
         state = {name: getattr(trainer, name).detach().clone() for name in STATE}
         trainer.sums.zero_()
-        with emulated(seed=number), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+        with cuda_kernels(number), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
             trainer.step()
             ran = {arguments.args[0] for arguments in call.call_args_list}
         assert ran == OPS | OPS_WITH_BACKWARD | {f"{op}_backward" for op in OPS_WITH_BACKWARD}

@@ -13,7 +13,7 @@ from kdfast.models import ModelConfig
 from kdfast.models.config import PRESETS
 from kdfast.ops import backend
 from tests.distill.packs import pack, students
-from tests.emulator.emulated import emulated, is_built
+from tests.ops.backends import cuda_kernels
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_a_fault_on_one_device_ends_all() -> None:
         list(train_on_gpus(["cpu", "cpu"], train, pack(students(3)), None, threading.Event()))
 
 
-@pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+@pytest.mark.cuda_kernels
 def test_sizes_that_the_kernels_take() -> None:
-    with emulated():
+    with cuda_kernels():
         assert all(cuda_engine.unsupported(sizes) is None for sizes in PRESETS.values())
         sizes = {"width": 64, "layers": 1, "heads": 4, "ffn": 64}
         for other, message in (

@@ -1,4 +1,4 @@
-"""Forward and backward of three members by the CUDA kernels, on the emulator, against the references and float64."""
+"""Forward and backward of three members by the CUDA kernels, against the references and float64."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kdfast.models import JetTransformer, ModelConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
 from kdfast.ops import _gpu
-from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import cuda_kernels
 from tests.ops.packed import normal, rows_of
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 CONFIG = ModelConfig(width=32, layers=2, heads=4, ffn=72, pooling_heads=4, dropout=0.1)
 MEMBERS = 3
@@ -44,7 +44,7 @@ def run(dtype: torch.dtype, precision: str, training: bool) -> list[Tensor]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("training", [True, False])
 def test_three_members_by_the_kernels(precision: str, training: bool) -> None:
-    with emulated(), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+    with cuda_kernels(), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
         actual = run(torch.float32, precision, training)
         ran = {arguments.args[0] for arguments in call.call_args_list}
     for op in ("residual_norm", "bias_gelu", "batch_norm_gelu", "constituent_attention", "attention_pooling"):

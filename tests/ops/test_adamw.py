@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from kdfast.errors import DataError
 from kdfast.ops.adamw import adamw, adamw_reference
-from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
-from tests.ops.backends import BACKENDS, chosen
+from tests.ops.backends import BACKENDS, chosen, cuda_kernels
 
 
 def state(members, parameters, seed=0, dtype=torch.float32, gradient_scale=1.0):
@@ -109,14 +108,14 @@ def test_bits_depend_neither_on_threads_nor_on_neighbours():
         assert torch.equal(outcomes[0][name][2:3], alone[name])
 
 
-@pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+@pytest.mark.cuda_kernels
 def test_cuda_bits_depend_neither_on_the_schedule_nor_on_neighbours():
     arrays, rates = state(3, 20_001)
     outcomes = []
     for seed in range(4):
-        with emulated(seed):
+        with cuda_kernels(seed):
             outcomes.append(run(adamw, arrays, rates, 1.0))
-    with emulated():
+    with cuda_kernels():
         alone = run(adamw, *({name: x[2:] for name, x in d.items()} for d in (arrays, rates)), 1.0)
     for name, expected in outcomes[0].items():
         assert all(torch.equal(expected, other[name]) for other in outcomes)

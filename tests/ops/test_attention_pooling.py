@@ -12,12 +12,9 @@ from kdfast.errors import KdfastWarning
 from kdfast.ops.attention_pooling import attention_pooling, attention_pooling_reference
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.philox import dropout_keep, dropout_scale
-from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
-from tests.ops.backends import BACKENDS, chosen
+from tests.ops.backends import BACKENDS, chosen, cuda_kernels
 from tests.ops.packed import rows_of, spoiled
-
-needs_emulator = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
 
 RESULTS = ("pooled", "kept", "attention", "gradient of x", "gradient of the direction")
 
@@ -109,23 +106,23 @@ def test_is_as_accurate_as_pytorch(
         check(*arrays, drops(p, seed), case)
 
 
-@needs_emulator
+@pytest.mark.cuda_kernels
 @pytest.mark.parametrize(
     ("heads", "width"), [(1, 6), (4, 32), (2, 64), (4, 128), (3, 256), (8, 32), (5, 64), (8, 128), (4, 196)]
 )
 def test_every_kernel(heads: int, width: int) -> None:
     for seed, dropout in enumerate((None, drops())):
-        with emulated(seed):
+        with cuda_kernels(seed):
             check(*make([9, 0, 40, 1, 4], heads=heads, width=width), dropout, f"H={heads} D={width} {dropout}")
 
 
-@needs_emulator
+@pytest.mark.cuda_kernels
 def test_every_number_of_constituents_and_jets() -> None:
-    with emulated(1):
+    with cuda_kernels(1):
         for n in range(1, 35):
             check(*make([n, 1, n + 1], seed=n), drops(seed=n), f"{n} constituents")
         for jets in range(1, 36):
-            check(*make([2] * jets, 1, seed=jets), drops(), f"{jets} jets")
+            check(*make([2] * jets, 16 // jets or 1, seed=jets), drops(), f"{jets} jets")
         check(*make([200, 199], 1), drops(), "200 constituents")
         for padding in (0, 1, 127, 128, 129, 300):
             check(*make([3, 4], padding=padding), drops(), f"{padding} rows of padding")
@@ -164,25 +161,25 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(name: str) -> None:
     assert together[4][[0, 2]].isfinite().all()
 
 
-@needs_emulator
+@pytest.mark.cuda_kernels
 def test_the_same_bits_on_every_schedule_and_for_any_members() -> None:
     rows, x, direction = make([17, 0, 33, 5] * 9, 2)
     results = []
     for seed in range(4):
-        with emulated(seed):
+        with cuda_kernels(seed):
             results.append(derived(attention_pooling, rows, x, direction, drops()))
-    with emulated():
+    with cuda_kernels():
         alone = attention_pooling(x[1:], direction[1:], rows, drops())
     assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
     assert all(torch.equal(a[1:], b) for a, b in zip(results[0][:3], alone, strict=True))
 
 
-@needs_emulator
+@pytest.mark.cuda_kernels
 def test_sizes_without_a_kernel_take_the_reference() -> None:
     for heads, width, named in ((9, 32, "9 heads of width 32"), (4, 512, "4 heads"), (8, 256, "8 heads")):
         rows, x, direction = make([3], heads=heads, width=width)
-        with emulated(), pytest.raises(KdfastWarning, match=f"no kernel is made for {named}"):
+        with cuda_kernels(), pytest.raises(KdfastWarning, match=f"no kernel is made for {named}"):
             attention_pooling(x, direction, rows)
-        with emulated():  # warned of before
+        with cuda_kernels():  # warned of before
             pooled, _, _ = attention_pooling(x, direction, rows)
         assert torch.equal(pooled, attention_pooling_reference(x, direction, rows)[0])

@@ -11,12 +11,9 @@ from torch import Tensor
 from kdfast.distill.attention_transfer import attention_transfer_loss
 from kdfast.ops.attention_transfer import attention_transfer, attention_transfer_reference
 from kdfast.ops.packed_rows import PackedRows
-from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
-from tests.ops.backends import BACKENDS, chosen
+from tests.ops.backends import BACKENDS, chosen, cuda_kernels
 from tests.ops.packed import rows_of, spoiled
-
-needs_emulator = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
 
 Case = tuple[PackedRows, Tensor, Tensor, Tensor, Tensor]
 
@@ -82,9 +79,9 @@ def test_is_as_accurate_as_pytorch(name: str, counts: list[int], members: int, p
         check(make(counts, members, seed, padding), f"K={members} {counts=} {padding=} {seed=}")
 
 
-@needs_emulator
+@pytest.mark.cuda_kernels
 def test_every_number_of_constituents_jets_and_rows_of_padding() -> None:
-    with emulated(1):
+    with cuda_kernels(1):
         for n in range(1, 67):
             check(make([n, 200, n], seed=n), f"{n} constituents")
         for jets in range(1, 36):
@@ -113,14 +110,14 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(name: str) -> None:
     assert gradient[[0, 2]].isfinite().all()
 
 
-@needs_emulator
+@pytest.mark.cuda_kernels
 def test_the_same_bits_on_every_schedule_and_for_any_members() -> None:
     rows, attention, *targets = make([17, 0, 33, 200] * 9, 3)
     results = []
     for seed in range(5):
-        with emulated(seed):
+        with cuda_kernels(seed):
             results.append(both(attention_transfer, (rows, attention, *targets)))
-    with emulated():
+    with cuda_kernels():
         alone = attention_transfer(attention[1:2], rows, *targets)
     assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
     assert torch.equal(results[0][0][1:2], alone)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of batch_norm_gelu, on the emulator: every size and tail, numbers far off zero, running moments."""
+"""The CUDA kernels of batch_norm_gelu: every size and tail, numbers far off zero, running moments."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from kdfast.errors import KdfastWarning
 from kdfast.ops.batch_norm_gelu import batch_norm_gelu, batch_norm_gelu_reference
 from kdfast.ops.packed_rows import Dropout, PackedRows
-from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import cuda_kernels
 from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 DROPOUT = Dropout(0.2, torch.tensor(2**62))
 
@@ -52,7 +52,7 @@ def check(
         moved.append([x.to(gamma.dtype).clone(memory_format=torch.preserve_format) for x in running])
         return function(y, gamma, beta, *moved[-1], rows, dropout, training=training)
 
-    with emulated(schedule):
+    with cuda_kernels(schedule):
         op, reference = (partial(run, f) for f in (batch_norm_gelu, batch_norm_gelu_reference))
         found = check_op(op, reference, inputs, [grad], rows, case)
     for name, *moments in zip(("mean", "variance"), *moved, strict=True):
@@ -98,7 +98,7 @@ def test_one_row_far_from_the_others() -> None:
         lambda *tensors, f=f: f(*tensors, *(x.to(tensors[1].dtype).clone() for x in running), rows, training=True)
         for f in (batch_norm_gelu, batch_norm_gelu_reference)
     )
-    with emulated():
+    with cuda_kernels():
         check_op(op, reference, inputs, [grad], rows, "an outlier")
 
 
@@ -109,7 +109,7 @@ def test_rows_that_are_jets_and_padding_alone() -> None:
     inputs, grad, running = arguments(2, rows, 32, torch.float32)
     before = [x.clone() for x in running]
     op = partial(batch_norm_gelu, running_mean=running[0], running_variance=running[1], rows=rows, training=True)
-    with emulated():
+    with cuda_kernels():
         assert not any(found.any() for found in with_gradients(op, inputs, [grad]))
     assert all(torch.equal(a, b) for a, b in zip(running, before, strict=True))
 
@@ -122,7 +122,7 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
     def run(schedule: int, members: slice) -> list[Tensor]:
         moved = [x[members].clone() for x in running]
         op = partial(batch_norm_gelu, running_mean=moved[0], running_variance=moved[1], rows=rows, training=True)
-        with emulated(schedule):
+        with cuda_kernels(schedule):
             return with_gradients(op, [x[members] for x in inputs], [grad[members]]) + moved
 
     results = [run(seed, slice(None)) for seed in range(4)]
@@ -134,5 +134,5 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
 def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:
     rows = jets_of(5)
     y, vector = normal(1, 5, 12), normal(1, 12)
-    with emulated(), pytest.warns(KdfastWarning, match="12 features"):
+    with cuda_kernels(), pytest.warns(KdfastWarning, match="12 features"):
         batch_norm_gelu(y, vector, vector, vector.clone(), vector.exp(), rows, training=True)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of bias_gelu, on the emulator: every size, tail and order of threads, all of GELU's range."""
+"""The CUDA kernels of bias_gelu: every size, tail and order of threads, all of GELU's range."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from kdfast.errors import KdfastWarning
 from kdfast.ops.bias_gelu import bias_gelu, bias_gelu_reference
 from kdfast.ops.packed_rows import Dropout, PackedRows
-from tests.emulator.emulated import emulated, is_built
+from tests.ops.backends import cuda_kernels
 from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 DROPOUT = Dropout(0.2, torch.tensor(-5))
 
@@ -33,7 +33,7 @@ def check(
     bias = in_flat_rows(scale * normal(members, features, seed=1))
     grad = normal(*shape, dtype=dtype, seed=2, rows=rows)
     op, reference = (partial(f, rows=rows, dropout=dropout) for f in (bias_gelu, bias_gelu_reference))
-    with emulated(schedule):
+    with cuda_kernels(schedule):
         case = f"K={members} M={shape[1]} rows={int(rows.count)} D={features} {dtype} {dropout} scale={scale}"
         return check_op(op, reference, [u, bias], [grad], rows, case)
 
@@ -62,7 +62,7 @@ def test_the_far_ends_of_gelu() -> None:
     """Exact zeros and ones, no NaN, as far as numbers go."""
     u = torch.tensor([-3e38, -1e20, -20.0, -15.0, 15.0, 20.0, 1e20, 3e38]).expand(1, 1, 8).clone()
     rows = jets_of(1)
-    with emulated():
+    with cuda_kernels():
         out, slope, _ = with_gradients(
             lambda u, b: bias_gelu(u, b, rows), (u, torch.zeros(1, 8)), (torch.ones_like(u),)
         )
@@ -83,9 +83,9 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
     inputs, grad = (normal(*shape, rows=rows), normal(3, features)), normal(*shape, seed=2, rows=rows)
     op, results = partial(bias_gelu, rows=rows, dropout=DROPOUT), []
     for seed in range(4):
-        with emulated(seed):
+        with cuda_kernels(seed):
             results.append(with_gradients(op, inputs, (grad,)))
-    with emulated():
+    with cuda_kernels():
         alone = with_gradients(op, [x[1:2] for x in inputs], (grad[1:2],))
     for first, *others, one in zip(*results, alone, strict=True):
         assert all(torch.equal(first, other) for other in others)
@@ -95,6 +95,6 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
 def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:
     rows = jets_of(5)
     u, bias = normal(1, 5, 12), normal(1, 12)
-    with emulated(), pytest.warns(KdfastWarning, match="12 features"):
+    with cuda_kernels(), pytest.warns(KdfastWarning, match="12 features"):
         out = bias_gelu(u, bias, rows)
     assert torch.equal(out, bias_gelu_reference(u, bias, rows))

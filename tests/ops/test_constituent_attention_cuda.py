@@ -1,4 +1,4 @@
-"""The CUDA kernels of constituent_attention, on the emulator: every tail, order of threads, layout; what graphs need.
+"""The CUDA kernels of constituent_attention: every tail, order of threads, layout; what graphs need.
 
 The cases of test_constituent_attention.py run over them as well; these are about how work is cut into warps and tiles.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 from kdfast.errors import DataError
 from kdfast.ops import _gpu
 from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference
-from tests.emulator.emulated import emulated, is_built
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import cuda_kernels
 from tests.ops.test_constituent_attention import DTYPES, SEED, draw, results
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 PLAIN = 75  # the compute capability whose kernels do without tensor cores
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
@@ -26,7 +26,7 @@ def check(
     dtype: torch.dtype, inputs: Inputs, case: str, seed: int = 0, capability: int = 90, dropout_p: float = 0.0
 ) -> None:
     options = {"dropout_p": dropout_p, "seed": SEED}
-    with emulated(seed, capability):
+    with cuda_kernels(seed, capability):
         actual = results(constituent_attention, dtype, inputs, **options)
     plain = results(constituent_attention_reference, dtype, inputs, **options)
     exact = results(constituent_attention_reference, torch.float64, inputs, storage=dtype, **options)
@@ -64,12 +64,12 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(dtype: torch.dtype,
     inputs = draw([5, 40, 0, 17, 64, 1], 3, 16, members=3, bias="shared")
     runs = []
     for seed in range(5):
-        with emulated(seed, capability):
+        with cuda_kernels(seed, capability):
             runs.append(results(constituent_attention, dtype, inputs, dropout_p=0.2, seed=SEED))
     for run in runs[1:]:
         assert all(torch.equal(runs[0][name], run[name]) for name in run)
     qkv, offsets, bias, grad = inputs
-    with emulated(0, capability):
+    with cuda_kernels(0, capability):
         alone = results(constituent_attention, dtype, (qkv[1], offsets, bias, grad[1]), dropout_p=0.2, seed=SEED)
     assert torch.equal(alone["out"], runs[0]["out"][1])
     assert torch.equal(alone["dqkv"], runs[0]["dqkv"][1])
@@ -91,7 +91,7 @@ def test_weights_of_bias_minus_infinity_are_zero() -> None:
     q, k, v = qkv[:, 0].double(), kept[:, 1], kept[:, 2]
     expected = torch.einsum("hij,jhd->ihd", (torch.einsum("ihd,jhd->hij", q, k) / 4).softmax(-1), v)
     for dtype in DTYPES:
-        with emulated():
+        with cuda_kernels():
             found = results(constituent_attention, dtype, (qkv, offsets, bias, grad))
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(found["out"].double(), expected, rtol=8 * eps, atol=8 * eps)
@@ -113,7 +113,7 @@ def test_rows_anywhere_in_memory(dtype: torch.dtype) -> None:
     found = []
     for q, k, v in (contiguous, odd, padded, transposed):
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        with emulated():
+        with cuda_kernels():
             out = constituent_attention(*leaves, offsets)
             found.append((out, *torch.autograd.grad(out, leaves, grad.to(dtype))))
     for other in found[1:]:
@@ -123,7 +123,7 @@ def test_rows_anywhere_in_memory(dtype: torch.dtype) -> None:
 def test_a_batch_is_planned_once() -> None:
     qkv, offsets, bias, _ = draw([5, 3], 2, 8, bias="shared")
     qkv.requires_grad_()
-    with emulated():
+    with cuda_kernels():
         with mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
             for _ in range(2):
                 constituent_attention(*qkv.unbind(-3), offsets, bias=bias).sum().backward()
@@ -143,7 +143,7 @@ def test_within_a_graph(d: int) -> None:
     qkv, offsets, _, grad = draw([6, 20], 2, d, members=2)
     padding = torch.full((2, 40, 3, 2, d), torch.nan)
     padded, padded_grad = torch.cat([qkv, padding], 1), torch.cat([grad, padding[:, :, 0]], 1)
-    with emulated():
+    with cuda_kernels():
         expected = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
         with mock.patch.object(_gpu, "may_wait", return_value=False):
             found = results(constituent_attention, torch.float32, (padded, offsets, None, padded_grad))

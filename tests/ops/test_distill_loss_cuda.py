@@ -1,4 +1,4 @@
-"""The CUDA kernels of distill_loss, on the emulator: every kernel and tail, every order of threads, what graphs need.
+"""The CUDA kernels of distill_loss: every kernel and tail, every order of threads, what graphs need.
 
 The cases of test_distill_loss.py run over them as well; these are about how the work is cut into threads.
 """
@@ -11,11 +11,11 @@ import torch
 from kdfast.errors import DataError
 from kdfast.ops import _gpu
 from kdfast.ops.distill_loss import distill_loss
-from tests.emulator.emulated import emulated, is_built
+from tests.ops.backends import cuda_kernels
 from tests.ops.plain_distill_loss import make
 from tests.ops.test_distill_loss import check_accuracy
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 HALF_TYPES = [torch.bfloat16, torch.float16]
 
@@ -25,7 +25,7 @@ HALF_TYPES = [torch.bfloat16, torch.float16]
 def test_every_number_of_classes(classes: int, dtype: torch.dtype) -> None:
     jets = 300 if classes <= 32 else 37
     student, teacher, labels, weights = make(2, jets, classes, dtype=dtype, seed=classes)
-    with emulated(seed=classes):
+    with cuda_kernels(classes):
         check_accuracy(student, teacher, labels, [2.0, 0.7], [0.5, 1.0], weights, f"C={classes} {dtype}")
 
 
@@ -37,7 +37,7 @@ def test_every_tail(classes: int, dtype: torch.dtype) -> None:
     for jets in (*range(1, 34), *(n + d for n in chunks for d in (-1, 0, 1))):
         student, teacher, labels, weights = make(3, jets, classes, dtype=dtype, seed=jets)
         case, some_weights = f"B={jets} C={classes} {dtype}", weights if jets // 2 % 2 else None
-        with emulated(seed=jets):
+        with cuda_kernels(jets):
             check_accuracy(student, teacher, labels, [1.0, 2.0, 3.0], [0.0, 0.5, 1.0], some_weights, case)
 
 
@@ -47,12 +47,12 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(jets: int, classes:
     temperature, alpha = torch.tensor([[1.0, 3.0, 9.0], [0.1, 0.5, 0.9]], dtype=torch.float64)
     op, results = torch.ops.kdfast.distill_loss, []
     for seed in range(6):
-        with emulated(seed):
+        with cuda_kernels(seed):
             results.append(op(student, teacher, labels, temperature, alpha, weights))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
-    with emulated():
+    with cuda_kernels():
         alone = op(student[1:2], teacher, labels, temperature[1:2], alpha[1:2], weights)
     for a, b in zip(results[0], alone, strict=True):
         assert torch.equal(a[1:2], b)
@@ -61,7 +61,7 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(jets: int, classes:
 def test_the_sum_of_many_weights() -> None:
     student, teacher, labels, _ = make(1, 40_000, 1)
     weights = torch.rand(40_000, generator=torch.Generator().manual_seed(0)) ** 4
-    with emulated():
+    with cuda_kernels():
         check_accuracy(student, teacher, labels, [2.0], [0.5], weights, "40 000 weights")
         weights[33_333] = -1.0
         with pytest.raises(DataError, match="weights, row 33333"):
@@ -81,7 +81,7 @@ def test_within_a_graph_what_cannot_be_is_nan(classes: int) -> None:
         (labels, good | {"weights": -weights}, [True] * 3),
         (labels, good | {"weights": 0 * weights}, [True] * 3),
     ]
-    with emulated(), mock.patch.object(_gpu, "may_wait", return_value=False):
+    with cuda_kernels(), mock.patch.object(_gpu, "may_wait", return_value=False):
         for bad_labels, arguments, expected in cases:
             s = student.clone().requires_grad_()
             loss = distill_loss(s, teacher, bad_labels, **arguments)  # type: ignore[call-overload]

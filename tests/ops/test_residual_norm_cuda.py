@@ -1,4 +1,4 @@
-"""The CUDA kernels of residual_norm, on the emulator: every size, variant, tail and order of threads."""
+"""The CUDA kernels of residual_norm: every size, variant, tail and order of threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from kdfast.errors import KdfastWarning
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.residual_norm import residual_norm, residual_norm_reference
-from tests.emulator.emulated import emulated, is_built
+from tests.ops.backends import cuda_kernels
 from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
 
-pytestmark = pytest.mark.skipif(not is_built, reason="needs kdfast._emu: a build with KDFAST_EMULATOR=ON")
+pytestmark = pytest.mark.cuda_kernels
 
 DROPOUT = Dropout(0.3, torch.tensor(987654321))
 
@@ -51,7 +51,7 @@ def check(
         return residual_norm_reference(x, *others, rows, dropout, None if x.dtype == torch.float64 else dtype)
 
     op = partial(residual_norm, rows=rows, dropout=dropout, dtype=dtype)
-    with emulated(schedule):
+    with cuda_kernels(schedule):
         case = f"K={members} M={len(rows.jet)} rows={int(rows.count)} D={features} {dtype} {dropout} {which}"
         return check_op(op, reference, inputs, grads, rows, case)
 
@@ -90,7 +90,7 @@ def test_a_result_that_nobody_uses(used: int) -> None:
     inputs, grads = arguments(2, rows, 48, torch.float32)
     grads[1 - used] = None
     op, reference = (partial(f, rows=rows, dropout=DROPOUT) for f in (residual_norm, residual_norm_reference))
-    with emulated():
+    with cuda_kernels():
         check_op(op, reference, inputs, grads, rows, f"gradient of result {used} alone")
 
 
@@ -101,9 +101,9 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
     op = partial(residual_norm, rows=rows, dropout=DROPOUT, dtype=torch.bfloat16)
     results = []
     for seed in range(4):
-        with emulated(seed):
+        with cuda_kernels(seed):
             results.append(with_gradients(op, inputs, grads))
-    with emulated():
+    with cuda_kernels():
         alone = with_gradients(
             op, [None if x is None else x[1:2] for x in inputs], [g[1:2] for g in grads if g is not None]
         )
@@ -115,6 +115,6 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
 def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:
     rows = jets_of(5)
     x = normal(1, 5, 12)
-    with emulated(), pytest.warns(KdfastWarning, match="12 features"):
+    with cuda_kernels(), pytest.warns(KdfastWarning, match="12 features"):
         total, _ = residual_norm(x, None, None, None, None, rows)
     assert torch.equal(total, x)

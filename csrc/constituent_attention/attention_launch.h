@@ -1,0 +1,103 @@
+// How a kernel of attention is chosen and launched. A source that includes this defines choice_of for its passes.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <type_traits>
+
+#include "constituent_attention/attention_kernels.h"
+
+namespace kdfast::gpu {
+namespace {
+
+enum Pass { kAttend, kQueryGradients, kKeyGradients };
+
+// How a kernel runs. kExtras_: with a bias, or dropout.
+template <class Fragments, int kPass, bool kExtras_>
+struct Variant {
+    using F = Fragments;
+    static constexpr bool kExtras = kExtras_;
+    // Of 16 rows, that a warp takes at once, because what it loads serves all of them.
+    static constexpr int kMostFeatures = kPass == kAttend ? 32 : kPass == kKeyGradients || !kExtras ? 16 : 0;
+    static constexpr int kTiles = F::kPacked && F::D <= kMostFeatures ? 2 : 1;
+    // That a multiprocessor should hold, which limits registers: as many as go without spills.
+    static constexpr int kWithoutExtras[2][3][5] = {
+        // D = 8, 16, 24, 32, 64
+        {{5, 4, 3, 3, 2}, {4, 3, 2, 2, 2}, {3, 2, 2, 2, 2}},  // floats: attend, query_gradients, key_gradients
+        {{5, 5, 4, 4, 3}, {3, 3, 3, 3, 2}, {3, 3, 3, 3, 2}},  // packed
+    };
+    static constexpr int kDim = F::D == 64 ? 4 : F::D / 8 - 1;
+    static constexpr int kBlocks = std::max(2, kWithoutExtras[F::kPacked][kPass][kDim] - kExtras);
+};
+
+struct Choice {
+    void (*kernel)(Arguments);
+    int tiles;
+};
+
+template <class F, int kPass, bool kExtras>
+Choice choice_of();
+
+template <class T, int D, int kPass>
+Choice choose_products(bool extras) {
+    using OnTensorCores = std::conditional_t<sizeof(T) == 4, FloatFragments<T, D, true>, PackedFragments<T, D>>;
+    if (compute_capability() < 80) return choice_of<FloatFragments<T, D, false>, kPass, true>();
+    return extras ? choice_of<OnTensorCores, kPass, true>() : choice_of<OnTensorCores, kPass, false>();
+}
+template <class T, int kPass>
+Choice choose_head_dim(int64_t head_dim, bool extras) {
+    switch (head_dim) {
+        case 8:
+            return choose_products<T, 8, kPass>(extras);
+        case 16:
+            return choose_products<T, 16, kPass>(extras);
+        case 24:
+            return choose_products<T, 24, kPass>(extras);
+        case 32:
+            return choose_products<T, 32, kPass>(extras);
+        case 64:
+            return choose_products<T, 64, kPass>(extras);
+    }
+    throw std::invalid_argument("head_dim is none of 8, 16, 24, 32, 64");
+}
+template <int kPass>
+Choice choose(const AttentionParams& p) {
+    const bool extras = p.bias != nullptr || p.threshold != 0;
+    return p.dtype == DType::f32    ? choose_head_dim<float, kPass>(p.head_dim, extras)
+           : p.dtype == DType::bf16 ? choose_head_dim<bf16, kPass>(p.head_dim, extras)
+                                    : choose_head_dim<f16, kPass>(p.head_dim, extras);
+}
+
+constexpr int64_t kMostInt = 0x7fffffff;
+
+void check_rows(const AttentionRows& rows, DType dtype) {
+    const int64_t size = dtype == DType::f32 ? 4 : 2;
+    const int64_t bytes =
+        reinterpret_cast<intptr_t>(rows.data) | rows.member * size | rows.row * size | rows.head * size;
+    if (bytes % 16 != 0) throw std::invalid_argument("rows must begin at multiples of 16 bytes");
+    if (std::abs(rows.row) > kMostInt) throw std::invalid_argument("rows are farther apart than a kernel can reach");
+}
+
+template <int kPass>
+void run(const AttentionParams& p, cudaStream_t stream) {
+    if (p.num_constituents == 0 || p.num_heads == 0 || p.num_members == 0) return;
+    const Choice choice = choose<kPass>(p);
+    Arguments a{};
+    a.p = p;
+    a.plan = plan_at(p.plan, p.num_jets, p.num_constituents);
+    a.statistics = static_cast<RowStatistics*>(p.workspace);
+    a.score_scale = p.scale;
+    a.keep_scale = 65536.0f / static_cast<float>(65536 - p.threshold);
+    const bool shares_dbias = kPass == kQueryGradients && p.dbias != nullptr && p.bias_members == 1;
+    a.members_per_warp = shares_dbias ? static_cast<int>(p.num_members) : 1;
+    const int64_t warps = max_items(p.num_jets, p.num_constituents) * (kItemRows / kTile / choice.tiles) *
+                          (p.num_members / a.members_per_warp) * p.num_heads;
+    if (warps > kMostInt || p.num_constituents > kMostInt) throw std::invalid_argument("more work than a launch takes");
+    a.num_work = static_cast<unsigned>(warps);
+    constexpr int kWarps = kThreads / kWarp;
+    launch(dim3((a.num_work + kWarps - 1) / kWarps), dim3(kThreads), 0, stream, choice.kernel, a);
+}
+
+}  // namespace
+}  // namespace kdfast::gpu
