@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from kdfast.models.config import ModelConfig
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.jet_transformer import JetTransformer
 
-__all__ = ["Preparation", "Tagger", "load_model", "tagger_card"]
+__all__ = ["Preparation", "Tagger", "load_model", "model_bytes", "tagger_card"]
 
 _FORMAT = 1
 
@@ -121,8 +123,23 @@ class Tagger:
 
     def to_bytes(self) -> bytes:
         """The content of a model file."""
-        metadata = {"kdfast": json.dumps(tagger_card(self.model.config, self.preparation))}
-        return save({name: t.contiguous() for name, t in self.model.state_dict().items()}, metadata)
+        return model_bytes(self.model.state_dict(), tagger_card(self.model.config, self.preparation))
+
+
+def model_bytes(state: Mapping[str, Tensor], card: Mapping[str, Any]) -> bytes:
+    """A model file of these weights and this card, with a checksum of both."""
+    # clones: views of one flat buffer share memory, which the format refuses
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    return save(tensors, {"kdfast": json.dumps({**card, "sha256": _digest(tensors, card)})})
+
+
+def _digest(state: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
+    """SHA-256 over a card and tensors."""
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_model(path: str | Path) -> Tagger:
@@ -144,6 +161,9 @@ def load_model(path: str | Path) -> Tagger:
         if card["format"] > _FORMAT:
             hint = f"update kdfast (this is {__version__}, it was written by {card['kdfast']})"
             raise ModelError(f"has format {card['format']}, newer than this kdfast reads", where=where, hint=hint)
+        if (expected := card.pop("sha256", None)) is not None and _digest(state, card) != expected:  # None: older
+            hint = "copy it again from where it was made"
+            raise ModelError("is damaged: its content does not match its checksum", where=where, hint=hint)
         model = JetTransformer(ModelConfig(**card["model"]))
         preparation = Preparation.from_json(card["preparation"])
         model.load_state_dict(state)

@@ -68,11 +68,13 @@ class Index:
             self.path = study / ".index" / f"{host}.sqlite"
 
     def rows(self, *, texts: bool = True) -> dict[str, Row]:
-        """All rows that hold what was written into them, by the result's key."""
+        """All rows, by the result's key."""
 
         def read(connection: Connection) -> dict[str, Row]:
             what = "key, files, files_sha256, " + ("text" if texts else "NULL")
-            found = (_row(*values) for values in connection.execute(f"SELECT {what} FROM results"))
+            found = [_row(*values) for values in connection.execute(f"SELECT {what} FROM results")]
+            if None in found:  # a row is not what was written, so what else is not?
+                raise _Unusable
             return dict(item for item in found if item is not None)
 
         return self._use(read, {}, create=False)
@@ -148,7 +150,7 @@ class Index:
 
 
 class _Unusable(Exception):
-    """A database of something else, or of another version."""
+    """A database of something else, of another version, or damaged."""
 
 
 @contextmanager

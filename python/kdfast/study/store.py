@@ -18,7 +18,6 @@ STUDY/
 from __future__ import annotations
 
 import fcntl
-import json
 import math
 import os
 import re
@@ -447,9 +446,11 @@ def _array_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def _state_bytes(state: Mapping[str, Tensor], card: Mapping[str, Any] | None) -> bytes:
     from safetensors.torch import save
 
-    # clones: views of one flat buffer share memory, which the format refuses
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    return save(tensors, None if card is None else {"kdfast": json.dumps(card)})
+    from kdfast.models.tagger import model_bytes
+
+    if card is not None:
+        return model_bytes(state, card)
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
 
 
 def _json_number(value: float) -> float | str:
