@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -207,7 +207,11 @@ class _Check:
         return {*digests, MANIFEST}
 
     def parent(self, parent: Path, remedy: str) -> None:
-        """Checks the committed folders in parent."""
+        """Checks the committed folders in parent; of checkpoints, which come and go, those in its folders."""
+        with suppress(FileNotFoundError):
+            self.children(parent, remedy)
+
+    def children(self, parent: Path, remedy: str) -> None:
         with locked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             leftovers = sorted(parent.glob(LEFTOVERS)) if held is not False else []
         for path in leftovers:
@@ -219,6 +223,8 @@ class _Check:
                 self.found(path, "is a symbolic link", "aside")
             elif fnmatch(entry.name, LEFTOVERS):
                 continue
+            elif entry.is_dir() and parent == self.path / "checkpoints":
+                self.parent(path, remedy)
             elif entry.is_dir():
                 self.committed(path, remedy)
             else:
@@ -227,10 +233,9 @@ class _Check:
     def committed(self, folder: Path, remedy: str) -> None:
         before = len(self.findings)
         names = self.listed(folder, remedy)
-        if not names and not folder.exists():  # gone while we looked, as a checkpoint may
+        if not folder.exists():  # gone while we looked, as a checkpoint may be
             del self.findings[before:]
-            return
-        if len(self.findings) > before:
+        if len(self.findings) > before or not folder.exists():
             return
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.name not in names:
@@ -271,6 +276,7 @@ class _Check:
         if not os.path.lexists(path):
             self.notes.append("the report has no checksums: `kdfast report` writes it anew with them")
             return set()
+        self.files += 1
         try:
             lines = read(path).decode().splitlines()
         except (StudyError, UnicodeDecodeError):
