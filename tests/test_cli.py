@@ -224,15 +224,16 @@ def test_predict_keeps_labels_and_says_why_it_cannot_write(tmp_path, capsys):
         assert f"{place}: can't be written: {reason}" in capsys.readouterr().err
 
 
-def test_ctrl_c_gives_130(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_a_sweep_that_a_signal_stops(tmp_path, number, status):
     out = tmp_path / "study"
     process = start("sweep", "--out", out, *TINY, "--epochs", "400")
     for line in process.stderr:
         if "teacher done" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("kdfast: stopped: what has finished is stored")
 

@@ -1,4 +1,4 @@
-"""A sweep of seconds: what the driver's tests run, also as `python -m tests.study.small_sweep OUT EPOCHS`."""
+"""A sweep of seconds: what the driver's tests run, also as `python -m tests.study.small_sweep OUT EPOCHS [SECONDS]`."""
 
 import sys
 from typing import Any
@@ -33,9 +33,15 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
     return sweep(small_jets() if data is None else data, out, **given)
 
 
-if __name__ == "__main__":
+def main(out: str, epochs: str, checkpoint_every: str = "300") -> int:
+    """Runs it as the command line does; returns the exit status."""
     try:
-        small_sweep(sys.argv[1], progress=True, epochs=int(sys.argv[2]))
+        small_sweep(out, progress=True, epochs=int(epochs), checkpoint_every=float(checkpoint_every))
     except SweepInterrupted as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signum)
+        return stopped.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,46 +1,123 @@
-"""Sweeps that are killed or stopped half-way: the same command goes on and ends in the same table, bit for bit."""
+"""Sweeps that are killed or stopped half-way: the same command goes on, inside a member too, to the same bits."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from kdfast.study.interrupt import Stop, stoppable
+from kdfast.distill.trainer import EpochReport
+from kdfast.report.table import csv_text, results_table
+from kdfast.study.interrupt import SIGNALS, Stop, SweepInterrupted, stoppable
+from kdfast.study.progress import SweepProgress
 from kdfast.study.store import StudyStore
 from tests.study.small_sweep import GRID, small_sweep
 
-EPOCHS = 60  # enough that a signal comes while members are running
+EPOCHS = 400  # enough that a signal comes while members are running
+EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_reports():
+    """In this process: of a report only the table counts here, and that is cheap."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudyStore, "rebuild_summaries", lambda store: {})
+        yield
+
+
+def table(out: Path) -> bytes:
+    """What results_summary.csv holds."""
+    return csv_text(results_table(StudyStore.open(out).results()))
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> str:
+def uninterrupted(tmp_path_factory) -> bytes:
     out = tmp_path_factory.mktemp("sweep") / "study"
     small_sweep(out, epochs=EPOCHS)
-    return (out / "results_summary.csv").read_text()
+    return table(out)
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.study.small_sweep", str(out), str(EPOCHS)]
+def start(out: Path, *more: str, code: str | None = None) -> subprocess.Popen[str]:
+    run = ["-m", "tests.study.small_sweep"] if code is None else ["-c", textwrap.dedent(code)]
+    command = [sys.executable, *run, str(out), str(EPOCHS), *more]
     root = Path(__file__).parents[2]
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+# Each step takes 5 ms more: the teacher a second, students several.
+SLOW = """
+    import sys, time
+    from kdfast.distill import cpu_engine, reference_engine
+    from tests.study import small_sweep
+    for engine in (cpu_engine, reference_engine):
+        def step(*arguments, genuine=engine._Learner.step):
+            time.sleep(0.005)
+            return genuine(*arguments)
+        engine._Learner.step = step
+    sys.exit(small_sweep.main(*sys.argv[1:]))
+"""
 
 
 def wait_for(out: Path, pattern: str) -> None:
     deadline = time.monotonic() + 120
-    while not list(out.glob(f"results/{pattern}")):
-        assert time.monotonic() < deadline, "the sweep has stored nothing"
+    while not list(out.glob(pattern)):
+        assert time.monotonic() < deadline, f"there is no {pattern}"
         time.sleep(0.01)
+
+
+def stop(process: subprocess.Popen[str], number: int) -> list[str]:
+    """Sends a signal and returns the lines on stderr; the process must be gone in time, with the status for it."""
+    began = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode == EXIT[number], errors
+    return errors.splitlines()
+
+
+def epochs_in_checkpoints(out: Path) -> dict[str, int]:
+    """Epochs that the newest checkpoint of each member holds, by the name of its result."""
+    newest: dict[str, Path] = {}
+    for folder in sorted(out.glob("checkpoints/*/0*")):
+        newest[folder.parent.name] = folder
+    documents = {key: json.loads((folder / "checkpoint.json").read_bytes()) for key, folder in newest.items()}
+    return {key: len(document["curves"]["loss"]) for key, document in documents.items()}
+
+
+def go_on(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Finishes the sweep; returns the first epoch that this process trained of each member, by its name."""
+    first: dict[str, int] = {}
+    genuine = SweepProgress.epoch
+
+    def epoch(self: SweepProgress, report: EpochReport) -> None:
+        first.setdefault(report.member, report.epoch)
+        genuine(self, report)
+
+    monkeypatch.setattr(SweepProgress, "epoch", epoch)
+    small_sweep(out, epochs=EPOCHS)
+    return first
+
+
+def assert_went_on(before: dict[str, int], first: dict[str, int]) -> None:
+    """Members with a checkpoint began at its epoch, all others at 0."""
+    expected = {key.split(".", 1)[1].removesuffix(".seed42"): epochs for key, epochs in before.items()}
+    assert before
+    assert max(expected.values()) > 0
+    for name, epoch in first.items():
+        assert epoch == expected.get(name, 0), name
 
 
 @pytest.mark.parametrize("pattern", ["teacher.*", "student.*"])
 def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
     out = tmp_path / "study"
     process = start(out)
-    wait_for(out, pattern)
+    wait_for(out, f"results/{pattern}")
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -49,54 +126,122 @@ def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
     modified = {key: (out / "results" / key / "manifest.json").stat().st_mtime_ns for key in before}
     small_sweep(out, epochs=EPOCHS)
     assert {key: (out / "results" / key / "manifest.json").stat().st_mtime_ns for key in before} == modified
-    assert (out / "results_summary.csv").read_text() == uninterrupted
+    assert table(out) == uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal_and_started_again(tmp_path, uninterrupted, number):
+@pytest.mark.parametrize("member", ["teacher.*", "student.*"])
+def test_killed_after_a_checkpoint_it_goes_on_inside_the_member(tmp_path, uninterrupted, monkeypatch, member):
     out = tmp_path / "study"
-    process = start(out)
-    wait_for(out, "student.*")
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "stopping: unfinished members are given up, finished ones are stored" in errors
-    last = errors.splitlines()[-1]
-    assert last == f"stopped: what has finished is stored in {out}; the same command goes on from there"
-    before = {result.key for result in StudyStore.open(out).results()}
-    assert 0 < len(before) < len(GRID) + 2
-    small_sweep(out, epochs=EPOCHS)
-    assert (out / "results_summary.csv").read_text() == uninterrupted
+    process = start(out, "0.1", code=SLOW)
+    wait_for(out, f"checkpoints/{member}/0*")
+    process.kill()
+    process.communicate()
+    before = epochs_in_checkpoints(out)
+    assert_went_on(before, go_on(out, monkeypatch))
+    assert table(out) == uninterrupted
+    assert not list(out.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_stopped_by_a_signal_it_goes_on_inside_the_members(tmp_path, uninterrupted, monkeypatch, number):
+    out = tmp_path / "study"
+    process = start(out, code=SLOW)
+    wait_for(out, "results/teacher.*")
+    time.sleep(0.8)  # members run, and no interval has passed yet
+    lines = stop(process, number)
+    assert "stopping: running members are saved, to go on with the same command" in lines
+    assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
+    before = epochs_in_checkpoints(out)
+    assert not before.keys() & {result.key for result in StudyStore.open(out).results()}
+    assert_went_on(before, go_on(out, monkeypatch))
+    assert table(out) == uninterrupted
+
+
+STAGES = """
+    import sys, time
+    from tests.study import small_sweep
+    from kdfast.study import inputs, store, training
+    def slow(*_, **__):
+        print("slow", flush=True)
+        time.sleep(120)
+    STAGE = slow
+    sys.exit(small_sweep.main(sys.argv[1], "2"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("inputs.load", signal.SIGTERM),  # reading the data
+        ("inputs.prepare", signal.SIGUSR1),
+        ("training.teacher_targets", signal.SIGTERM),
+        ("store.StudyStore.rebuild_summaries", signal.SIGUSR1),
+        ("store.StudyStore.rebuild_summaries", signal.SIGINT),
+    ],
+)
+def test_stopped_outside_the_training(tmp_path, stage, number):
+    out = tmp_path / "study"
+    process = start(out, code=STAGES.replace("STAGE", stage))
+    assert process.stdout.readline() == "slow\n"
+    lines = stop(process, number)
+    assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
+
+
+def test_a_signal_in_training_only_sets_the_event_until_its_end():
+    said: list[str] = []
+    signals: list[int] = []
+
+    def train() -> None:
+        with stoppable(said.append, Path("study")) as stop, stop.deferred():
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop.event.is_set()
+            signals.append(stop.signum)
+
+    with pytest.raises(SweepInterrupted) as stopped:
+        train()
+    assert (signals, len(said)) == ([signal.SIGUSR1], 1)
+    assert stopped.value.exit_code == os.EX_TEMPFAIL == 75
+    assert str(stopped.value).startswith("stopped: what has finished is stored in study;")
+
+
+def test_elsewhere_it_is_raised_at_once_and_no_training_begins_after_it():
+    with stoppable(print, Path("study")) as stop:
+        with pytest.raises(SweepInterrupted) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.exit_code == 75
+        with pytest.raises(SweepInterrupted), stop.deferred():
+            pytest.fail("this would train")
 
 
 def test_the_second_signal_acts_as_usual():
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    said: list[str] = []
-    try:
-        with stoppable(said.append) as stop:
-            assert not stop.event.is_set()
+
+    def train() -> None:
+        with stoppable(lambda text: None, Path("study")) as stop, stop.deferred():
             signal.raise_signal(signal.SIGINT)
-            assert stop.event.wait(5)
-            assert stop.signum == signal.SIGINT
-            assert len(said) == 1
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
+            assert stop.event.is_set()
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            train()
+        assert not isinstance(interrupted.value, SweepInterrupted)
     finally:
         signal.signal(signal.SIGINT, outer)
 
 
 def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stoppable(print):
-        assert signal.getsignal(signal.SIGINT) is not before[0]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stoppable(print, Path("study")):
+        assert all(signal.getsignal(number) is not handler for number, handler in zip(SIGNALS, before, strict=True))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_outside_the_main_thread_nothing_is_installed():
     found: list[Stop] = []
 
     def work() -> None:
-        with stoppable(print) as stop:
+        with stoppable(print, Path("study")) as stop, stop.deferred():
             found.append(stop)
 
     before = signal.getsignal(signal.SIGINT)

@@ -25,7 +25,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `kdfast`; returns the exit status: 0, 2 for an error (one or two lines on stderr; --debug, anywhere,
-    adds the traceback), 128 + the signal for an interrupt (130 for Ctrl-C)."""
+    adds the traceback), 130 for Ctrl-C, 75 for a sweep that SIGTERM or SIGUSR1 has stopped and the same command goes on
+    with."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [argument for argument in words if argument != "--debug"]
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
             print(f"{after_echo}kdfast: {text}", file=sys.stderr)
-            return 128 + getattr(interrupt, "signum", 2)
+            return getattr(interrupt, "exit_code", 130)
         except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1

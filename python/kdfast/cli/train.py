@@ -82,6 +82,9 @@ def sweep(
         typer.Option(metavar="NAME", help="Of the training: cpu, cuda (all GPUs) or cuda:1 (one of them).  [cpu]"),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
+    checkpoint_every: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="Seconds between checkpoints of a running member.  [300]")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a study that is there, or refuse it.")] = True,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Train nothing; write the packs that `kdfast worker` then trains.")
@@ -97,8 +100,9 @@ def sweep(
     """Train a teacher, a baseline and a grid of distilled students.
 
     Without DATA it runs the demo: small models on the bundled sample, minutes on two cores. With DATA the defaults are
-    those of the published study. Each result is stored when it is finished; stopped by Ctrl-C, a kill or a full disk,
-    the same command goes on. Files are in MeV, everything else is in GeV.
+    those of the published study. Each result is stored when it is finished, and members that run have checkpoints;
+    stopped by Ctrl-C, a batch system, a kill or a full disk, the same command goes on. Exit status: 130 after Ctrl-C,
+    75 after SIGTERM or SIGUSR1 (run it again). Files are in MeV, everything else is in GeV.
 
     \b
     Examples:
@@ -119,6 +123,7 @@ def sweep(
     """
     from kdfast import sweep as run
     from kdfast.jets.readers import load_jets
+    from kdfast.study.interrupt import stoppable
 
     own_grid = {
         "temperature": temperature,
@@ -133,7 +138,7 @@ def sweep(
         "model": model,
         "teacher_model": teacher_model,
         "teacher": _logits(teacher) if teacher is not None and teacher.suffix == ".npy" else teacher,
-        "hlt": load_jets(hlt_data, **given(reading)) if hlt_data else hlt,
+        "hlt": hlt,
         "epochs": epochs,
         "teacher_epochs": teacher_epochs,
         "batch_size": batch_size,
@@ -143,8 +148,12 @@ def sweep(
         "threads": threads,
         "workers": workers,
         "pack_size": pack_size,
+        "checkpoint_every": checkpoint_every,
         **reading,
     }
+    if hlt_data:
+        with stoppable(typer.echo, out):
+            options["hlt"] = load_jets(hlt_data, **given(reading))
     results = run(data or None, out, resume=resume, progress=not quiet, plan_only=plan_only, **given(options))
     if plan_only:
         if not quiet:

@@ -68,6 +68,7 @@ def sweep(
     plan_only: bool = False,
     pack_size: int | None = None,
     workers: int | None = None,
+    checkpoint_every: float | None = None,
 ) -> StudyResults:
     """Trains a teacher, a baseline and a grid of distilled students, and gives their results.
 
@@ -85,9 +86,11 @@ def sweep(
     "cpu" and "auto": the CPU. threads: of the training on the CPU; None: torch.get_num_threads().
     plan_only: train nothing, but write the packs of runs that workers (kdfast worker) then share. pack_size: runs of a
     pack; None: chosen from memory, threads, workers (how many there will be) and the measured time of a few steps.
+    checkpoint_every: seconds between two checkpoints of a member that runs (300).
 
     Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, and
-    SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT or SIGTERM: members that have finished are stored.
+    SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT, SIGTERM or SIGUSR1: members that have finished are
+    stored, those that run have checkpoints, and the same call goes on with them.
     """
     arguments = {"grid": grid, "hlt": hlt, "seeds": seeds, "precision": precision, "device": device}
     overrides: dict[str, Any] = {
@@ -100,6 +103,7 @@ def sweep(
         "model": model,
         "teacher_model": teacher_model,
         "teacher": teacher_file,
+        "checkpoint_every": checkpoint_every,
         "data": {
             "paths": None if jets is not None else _paths(data),
             "max_jets": max_jets,
@@ -161,7 +165,7 @@ def run_study(
     teacher = external_teacher(settings, given)
     if exists:  # before the work of reading the data
         refuse_another(StudyStore.open(out), decisive(settings, given, teacher))
-    with SweepProgress(progress) as shown:
+    with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
         inputs = Inputs.load(settings, given, teacher)
         prepared, deciding = inputs.prepared, decisive(settings, given, teacher, inputs)
         provenance = {
@@ -182,11 +186,10 @@ def run_study(
             if plan_only:
                 write_inputs(store, given, teacher)
             else:
-                with stoppable(shown.say) as stop:
-                    training = StudyTraining(settings, store, prepared, shown, stop, threads)
-                    runner = PackRunner(training, teacher, Claims(store.path / "claims"))
-                    runner.targets()
-                    outcome = runner.run(packs)
+                training = StudyTraining(settings, store, prepared, shown, stop, threads)
+                runner = PackRunner(training, teacher, Claims(store.path / "claims"))
+                runner.targets()
+                outcome = runner.run(packs)
                 for error in outcome.failed.values():
                     raise error
                 shown.say("writing the report")

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -41,6 +42,7 @@ __all__ = [
     "hash_file",
     "identity",
     "json_bytes",
+    "json_number",
     "locked",
     "manifest",
     "manifest_bytes",
@@ -292,6 +294,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} can't be stored as JSON")
+
+
+def json_number(value: float) -> float | str:
+    """JSON has no NaN and no infinity (the loss of a diverged run): they become "nan", "inf", which float() reads."""
+    value = float(value)
+    return value if math.isfinite(value) else repr(value)
 
 
 def parse_json(content: bytes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ __all__ = [
     "refuse_another",
     "shown_setting",
     "teacher_fingerprint",
+    "training_environment",
     "warn_of_other_environment",
 ]
 
@@ -50,6 +51,12 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "backend": backend.forced() or "auto",
         "device": "cpu" if devices == ["cpu"] else ", ".join(map(torch.cuda.get_device_name, devices)),
     }
+
+
+def training_environment(device: str) -> dict[str, str]:
+    """What is recorded with a result: the part of `environment` that decides its last bits, and the host."""
+    here = environment(device)
+    return {name: here[name] for name in ("kdfast", "torch", "isa", "backend", "device")} | {"host": platform.node()}
 
 
 def teacher_fingerprint(teacher: Tagger | NDArray[np.float32]) -> str:

@@ -1,53 +1,91 @@
-"""Stopping a sweep on a signal without losing what has finished."""
+"""Stopping a sweep on a signal without losing what has been trained."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
-__all__ = ["Stop", "SweepInterrupted", "stoppable"]
+__all__ = ["SIGNALS", "Stop", "SweepInterrupted", "stoppable"]
+
+# Ctrl-C, a batch system's end, and the warning that it can be asked to send before that.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """A sweep has stopped on SIGINT or SIGTERM. What had finished is stored; the same call goes on.
+    """A sweep has stopped on a signal. What had finished is stored, running members have checkpoints; the same call
+    goes on.
 
-    signum: the signal; a command line exits with 128 + signum (130 for Ctrl-C).
+    signum: the signal. exit_code: a command line's status, 130 for Ctrl-C, else 75 (EX_TEMPFAIL: run it again).
     """
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
 
+    @property
+    def exit_code(self) -> int:
+        return 128 + signal.SIGINT if self.signum == signal.SIGINT else os.EX_TEMPFAIL
+
 
 @dataclass
 class Stop:
-    """Whether to stop (the event is set) and which signal asked for it."""
+    """Whether a signal has asked to stop: `event` is then set, and `signum` says which one it was.
 
+    where: the study's folder, for the message.
+    """
+
+    where: Path
     event: threading.Event = field(default_factory=threading.Event)
     signum: int = signal.SIGINT
+    is_deferred: bool = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal only sets the event, so that a trainer that looks at it saves its members; at the end, and
+        at once where one came before, it raises SweepInterrupted."""
+        self.check()
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises SweepInterrupted where the event is set."""
+        if self.event.is_set():
+            raise self.interrupted()
 
     def wait(self, seconds: float) -> None:
         """Sleeps; raises SweepInterrupted at once where the user stops it."""
-        if self.event.wait(seconds):
-            raise SweepInterrupted("stopped while waiting", self.signum)
+        time.sleep(seconds)  # not in event.wait, which holds a lock that the signal's handler needs
+        self.check()
+
+    def interrupted(self) -> SweepInterrupted:
+        text = f"stopped: what has finished is stored in {self.where}; the same command goes on from there"
+        return SweepInterrupted(text, self.signum)
 
 
 @contextmanager
-def stoppable(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Inside the `with` block the first SIGINT or SIGTERM sets the Stop; a second one acts as it would outside.
+def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
+    """Inside the `with` block the first of SIGNALS sets the Stop and raises SweepInterrupted, at once where nothing is
+    lost by that (see Stop.deferred); a second one acts as it would outside. where: the study's folder.
 
     SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts. Outside the
     main thread, where Python allows no handlers, nothing is installed.
     """
-    stop = Stop()
+    stop = Stop(where)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -57,7 +95,9 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Stop]:
         restore()
         stop.signum = signum
         stop.event.set()
-        say("stopping: unfinished members are given up, finished ones are stored")
+        if not stop.is_deferred:
+            raise stop.interrupted()
+        say("stopping: running members are saved, to go on with the same command")
 
     for number in before:
         signal.signal(number, handle)

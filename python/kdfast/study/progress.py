@@ -74,8 +74,9 @@ class SweepProgress:
     def epoch(self, report: EpochReport) -> None:
         """A member has trained an epoch."""
         with self._lock:
+            # What an earlier process trained of a member counts as done from its first epoch here on.
+            self._epochs_left -= report.epoch + 1 - self._running.get(report.member, 0)
             self._running[report.member] = report.epoch + 1
-            self._epochs_left -= 1
             self._epochs_trained += 1
             self._jets += report.jets
             self._show()

@@ -137,7 +137,8 @@ class StudySettings(BaseModel):
     hlt: a preset's name or five numbers. model, teacher_model: sizes of student (and baseline) and teacher, a preset's
     name or numbers. teacher: file of a trained teacher (None: one is trained). seeds: of the members; each seed trains
     a baseline and the whole grid. grid: a preset's name, lists, or names of runs. precision, device: of the training;
-    device is "cpu", "cuda" (all GPUs) or "cuda:1" (one of them), "auto" the CPU.
+    device is "cpu", "cuda" (all GPUs) or "cuda:1" (one of them), "auto" the CPU. checkpoint_every: seconds between two
+    checkpoints of a member that runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -150,6 +151,7 @@ class StudySettings(BaseModel):
     teacher: str | None = None
     precision: str = "fp32"
     device: str = "auto"
+    checkpoint_every: float = Field(default=300.0, ge=0)
     data: DataSettings = DataSettings()
     recipe: RecipeSettings = RecipeSettings()
 
@@ -203,9 +205,9 @@ class StudySettings(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on, presets as their numbers; what may differ within a study is left out:
-        seeds and grid (they only add runs), where the data lie (their fingerprint decides), the device."""
+        seeds and grid (they only add runs), where the data lie (their fingerprint decides), device and checkpoints."""
         table = self.table()
-        for key in ("seeds", "grid", "teacher", "device"):
+        for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
             table.pop(key, None)
         for key in ("paths", "max_jets", "on_bad"):
             table["data"].pop(key, None)

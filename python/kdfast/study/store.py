@@ -9,6 +9,7 @@ STUDY/
     shared/NAME/                what all results share (labels, weights, index of a split, kinematics of the test
                                 jets): manifest.json, arrays.safetensors
     attempts/NAME.NNN/          a try of a unit of work that failed (attempts.py)
+    checkpoints/…               of members that are not finished (checkpoints.py)
     targets/                    cache of teacher outputs
     .index/HOST.sqlite          cache of what the results' folders say (index.py)
     damaged/                    what `kdfast verify --repair` moved aside
@@ -18,12 +19,12 @@ STUDY/
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ from kdfast.study.folders import (
     damage,
     folders,
     json_bytes,
+    json_number,
     locked,
     manifest_bytes,
     parse_json,
@@ -87,6 +89,8 @@ class StoredResult:
     An imported result has no arrays and no state, of the metrics what its file gives, and a message that names it.
     card: `kdfast.models.tagger_card`; with it weights.safetensors is a model file that `kdfast.load_model` reads.
     stored: when it was stored (UTC, ISO), which `StudyStore.write` fills in; "" in studies of older versions.
+    environment: of the process that finished it: kdfast, torch, isa, backend, device, host (None: not known).
+    resumed_from: other environments (the host aside) that trained it before: its last bits may depend on them.
     Read back, arrays and state are loaded and checked on first use.
     """
 
@@ -102,6 +106,8 @@ class StoredResult:
     state: Mapping[str, Tensor] = field(default_factory=dict)
     card: Mapping[str, Any] | None = None
     stored: str = ""
+    environment: Mapping[str, str] | None = None
+    resumed_from: Sequence[Mapping[str, str]] = ()
 
     @property
     def key(self) -> str:
@@ -279,9 +285,11 @@ class StudyStore:
             "status": result.status,
             "message": result.message,
             "metrics": dict(result.metrics),
-            "curves": {name: [_json_number(value) for value in values] for name, values in result.curves.items()},
+            "curves": {name: [json_number(value) for value in values] for name, values in result.curves.items()},
             "card": None if result.card is None else dict(result.card),
             "stored": result.stored or now(),
+            "environment": None if result.environment is None else dict(result.environment),
+            "resumed_from": [dict(environment) for environment in result.resumed_from],
         }
         content = json_bytes(document)
         files = {
@@ -292,6 +300,7 @@ class StudyStore:
         digests = commit(folder, files)
         self._index.keep({result.key: Row(seen_on_disk(folder, digests), content)})
         self._intact.add(result.key)
+        self._remove_checkpoints(result.key)
         return folder
 
     def write_attempt(self, attempt: Attempt) -> Path:
@@ -319,7 +328,13 @@ class StudyStore:
 
         return rebuild(self)
 
+    def _remove_checkpoints(self, key: str) -> None:
+        shutil.rmtree(self.path / "checkpoints" / key, ignore_errors=True)
+
     def _remove_leftovers(self) -> None:
+        for folder in folders(self.path / "checkpoints"):
+            if (self._results / folder.name).exists():  # stored, and then killed
+                self._remove_checkpoints(folder.name)
         for parent in (self._results, self._shared, self._attempts):
             remove_leftovers(parent)
         for leftover in self.path.glob(".*.tmp"):  # of summary files: writing one takes seconds
@@ -416,6 +431,8 @@ def load_result(folder: Path, content: bytes) -> StoredResult:
             state=_OnUse(lambda: _load_state(folder)),
             card=document["card"],
             stored=str(document.get("stored", "")),
+            environment=document.get("environment"),  # older studies lack both
+            resumed_from=tuple(document.get("resumed_from", ())),
         )
         key = result.key
     except (KeyError, TypeError, ValueError, AttributeError, StudyError) as error:
@@ -451,9 +468,3 @@ def _state_bytes(state: Mapping[str, Tensor], card: Mapping[str, Any] | None) ->
     if card is not None:
         return model_bytes(state, card)
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
-
-
-def _json_number(value: float) -> float | str:
-    """JSON has no NaN and no infinity (the loss of a diverged run): they become "nan", "inf", which float() reads."""
-    value = float(value)
-    return value if math.isfinite(value) else repr(value)

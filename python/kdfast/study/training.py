@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.tagger import Preparation, Tagger, tagger_card
+from kdfast.study.checkpoints import StudyCheckpoints
 from kdfast.study.folders import AlreadyStored, writing_errors
-from kdfast.study.interrupt import Stop, SweepInterrupted
+from kdfast.study.identity import training_environment
+from kdfast.study.interrupt import Stop
 from kdfast.study.plan import PlannedPack, kind_of
 from kdfast.study.prepare import SPLITS, PreparedData
 from kdfast.study.progress import SweepProgress
@@ -90,12 +92,14 @@ class StudyTraining:
             device=self.settings.device,
         )
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
-        with closing(self._results(pack)) as results:
+        checkpoints = self._checkpoints(pack, {"teacher": "teacher"})
+        with closing(self._results(pack, checkpoints)) as results:
             for result in results:
                 if result.status != "done":
                     hint = "lower the learning rate: without a teacher there are no students"
                     raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
-                self._write_trained("teacher", seed, None, result, sizes, self.prepared.offline_preparation)
+                preparation, before = self.prepared.offline_preparation, checkpoints.resumed_from(result.name)
+                self._write_trained("teacher", seed, None, result, sizes, preparation, before)
 
     def students(
         self,
@@ -117,30 +121,38 @@ class StudyTraining:
         trained = Pack(sizes, pack.members, pack.seed, recipe, train, validation, test, targets, precision, device)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
         configs = {member.name: member.config for member in pack.members}
-        with closing(self._results(trained)) as results:
+        checkpoints = self._checkpoints(trained, {name: kind_of(config) for name, config in configs.items()})
+        with closing(self._results(trained, checkpoints)) as results:
             for result in results:
                 config = configs[result.name]
                 if config is not None and result.status == "done":
                     self.shown.best(result.name, max(result.curves["auc_val"]))
-                self._write_trained(kind_of(config), pack.seed, config, result, sizes, self.prepared.hlt_preparation)
+                preparation, before = self.prepared.hlt_preparation, checkpoints.resumed_from(result.name)
+                self._write_trained(kind_of(config), pack.seed, config, result, sizes, preparation, before)
                 if lost is not None and lost.is_set():
                     return
 
-    def _results(self, pack: Pack) -> Generator[MemberResult, None, None]:
-        """The pack's results; raises SweepInterrupted where the user has stopped it."""
-        finished = 0
-        with closing(
-            train_pack(pack, threads=self.threads, on_epoch=self.shown.epoch, stop=self.stop.event)
-        ) as results:
+    def _checkpoints(self, pack: Pack, kinds: Mapping[str, str]) -> StudyCheckpoints:
+        """kinds: of result, by member."""
+        return StudyCheckpoints(
+            self.store.path,
+            pack,
+            {name: StoredResult(kind, name, pack.seed).key for name, kind in kinds.items()},
+            decisive=self.store.provenance["decisive"],
+            environment=training_environment(self.settings.device),
+            interval=self.settings.checkpoint_every,
+            say=self.shown.say,
+        )
+
+    def _results(self, pack: Pack, checkpoints: StudyCheckpoints) -> Generator[MemberResult, None, None]:
+        """The pack's results; raises SweepInterrupted, after checkpoints, where the user has stopped it."""
+        trained = train_pack(
+            pack, threads=self.threads, on_epoch=self.shown.epoch, stop=self.stop.event, checkpoints=checkpoints
+        )
+        with self.stop.deferred(), closing(trained) as results:
             for result in results:
                 yield result
                 self.shown.member(result)  # after it is stored
-                finished += 1
-        if self.stop.event.is_set() and finished < len(pack.members):
-            raise SweepInterrupted(
-                f"stopped: what has finished is stored in {self.store.path}; the same command goes on from there",
-                self.stop.signum,
-            )
 
     def _write_trained(
         self,
@@ -150,11 +162,13 @@ class StudyTraining:
         result: MemberResult,
         sizes: ModelConfig,
         preparation: Preparation,
+        resumed_from: Sequence[Mapping[str, str]],
     ) -> None:
         if result.status != "done":
             metrics = {"epochs": result.epochs}
             status, message, curves = result.status, result.message, result.curves
-            self._store(StoredResult(kind, result.name, seed, config, status, message, metrics, curves))
+            stored = StoredResult(kind, result.name, seed, config, status, message, metrics, curves)
+            self._store(stored, resumed_from)
             return
         self._write(
             kind,
@@ -166,6 +180,7 @@ class StudyTraining:
             curves=result.curves,
             state=result.state,
             card=tagger_card(sizes, preparation),
+            resumed_from=resumed_from,
         )
 
     def _write(
@@ -180,6 +195,7 @@ class StudyTraining:
         curves: Mapping[str, list[float]] | None = None,
         state: Mapping[str, Tensor] | None = None,
         card: Mapping[str, Any] | None = None,
+        resumed_from: Sequence[Mapping[str, str]] = (),
     ) -> None:
         arrays: dict[str, NDArray[Any]] = {}
         metrics: dict[str, Any] = {}
@@ -198,9 +214,11 @@ class StudyTraining:
                 arrays=arrays,
                 state=state or {},
                 card=card,
-            )
+            ),
+            resumed_from,
         )
 
-    def _store(self, result: StoredResult) -> None:
+    def _store(self, result: StoredResult, resumed_from: Sequence[Mapping[str, str]]) -> None:
+        here = training_environment(self.settings.device)
         with suppress(AlreadyStored):  # by another process that trained the same run: the first one counts
-            self.store.write(result)
+            self.store.write(replace(result, environment=here, resumed_from=resumed_from))

@@ -176,7 +176,7 @@ def work(
         packs = [packs[array_index]]
     elif pack is not None:
         packs = [] if pack == TEACHER else [find(packs, pack)]
-    with SweepProgress(progress) as shown, stoppable(shown.say) as stop:
+    with SweepProgress(progress) as shown, stoppable(shown.say, store.path) as stop:
         outcome = Outcome()
         if packs and not any(missing(store, one).runs for one in packs):  # before the work of reading the data
             return Outcome(done=[one.id for one in packs])
