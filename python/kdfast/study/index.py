@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
     def is_current(self, folder: Path, names: Collection[str] | None = None) -> bool:
         """Whether these files (None: all) are, by their stat identity, those that were hashed."""
-        if "manifest.json" not in self.files:
+        if "manifest.json" not in self.files or os.path.islink(folder):
             return False
         try:
             for name in self.files if names is None else names:
