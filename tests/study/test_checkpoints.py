@@ -161,11 +161,22 @@ def test_half_written_ones_are_not_seen_and_go(disk, trained):
 )
 def test_one_of_another_configuration_is_ignored(disk, trained, change, named):
     disk.open().save(NAME, trained[1][3])
-    with pytest.warns(KdfastWarning, match=rf"of another configuration \({named}\)"):
-        assert disk.open(**change).load(NAME) is None
     other = disk.open(**change)
+    with pytest.warns(KdfastWarning, match=rf"of another configuration \({named}\)"):
+        assert other.load(NAME) is None
     other.save(NAME, trained[1][1])  # of an earlier step: the foreign one goes all the same
     assert disk.steps == ["000000002"]
+
+
+def test_a_process_that_has_lost_the_member_removes_no_further_checkpoint(disk, trained):
+    late, taken_over = disk.open(), disk.open()
+    late.save(NAME, trained[1][0])
+    taken_over.load(NAME)
+    taken_over.save(NAME, trained[1][6])
+    late.save(NAME, trained[1][3])
+    assert disk.steps == ["000000004", "000000007"]
+    taken_over.save(NAME, trained[1][7])
+    assert disk.steps == ["000000008"]
 
 
 def test_one_of_another_environment_is_used_and_said(disk, trained):

@@ -89,6 +89,21 @@ def test_events_may_come_from_several_threads():
     assert "8/8 done" in lines[-1]
 
 
+def test_what_an_earlier_process_trained_of_a_member_is_not_waited_for():
+    text = io.StringIO()
+    with SweepProgress(True, Console(file=text, width=200)) as shown:
+        shown.begin("seed 42", members=2, epochs=50)
+        shown.epoch(report("a", 47))  # went on inside its 48th epoch
+        shown.member(finished("b"))
+        shown.epoch(report("a", 48))
+        shown.epoch(report("a", 49))
+        shown.member(finished("a"))
+    b, a = text.getvalue().splitlines()
+    assert "1/2 done, epoch 48/50, " in b
+    assert b.rstrip(")").endswith(" left")  # two epochs
+    assert " left" not in a
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (200, "3 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -2,7 +2,8 @@
 
 STUDY/checkpoints/KIND.NAME.seedN/STEP/ is a committed folder (folders.py): manifest.json, checkpoint.json (what it
 belongs to, where it was trained, curves, numbers), tensors.safetensors. The newest intact one is used; once a newer one
-is committed the others of its member go, and with the member's result all of them (StudyStore.write).
+is committed those before it and the unusable ones of its member go, and with the member's result all of them
+(StudyStore.write).
 
 On disk they take at most twice `checkpoint_bytes` (the old one until the new one is there) for each member that runs at
 the moment, 132 members or 5,000, and once for each that was stopped and has not gone on: for the study's model, of 1.3
@@ -86,6 +87,7 @@ class StudyCheckpoints:
         }
         self._before: dict[str, list[dict[str, str]]] = {}  # by member: other environments that trained it
         self._newest: dict[str, Path] = {}  # by member: the intact folder that this process wrote or read
+        self._unusable: set[Path] = set()
         self._lock, self._warned = threading.Lock(), set[str]()
 
     def load(self, member: str) -> MemberCheckpoint | None:
@@ -93,6 +95,7 @@ class StudyCheckpoints:
         parent = self._folder / self._keys[member]
         remove_leftovers(parent)
         for folder in sorted(folders(parent), reverse=True):
+            self._unusable.add(folder)
             try:
                 document, checkpoint = _read(folder)
             except StudyError as error:
@@ -102,6 +105,7 @@ class StudyCheckpoints:
             if others:
                 self._warn(f"{folder}: is of another configuration ({', '.join(others)}); this checkpoint is not used")
                 continue
+            self._unusable.remove(folder)
             self._newest[member] = folder
             self._before[member] = [there for there in document["environments"] if self._differences(there)]
             for there in self._before[member]:
@@ -113,7 +117,7 @@ class StudyCheckpoints:
         return None
 
     def save(self, member: str, checkpoint: MemberCheckpoint) -> None:
-        """Writes a checkpoint, then removes the member's others. Warns once where it can't be written."""
+        """Writes a checkpoint, then removes those before it. Warns once where it can't be written."""
         folder = self._folder / self._keys[member] / f"{checkpoint.step:09}"
         if self._newest.get(member) == folder:
             return  # differs at most by an evaluation, which is computed again
@@ -130,7 +134,8 @@ class StudyCheckpoints:
             return
         self._newest[member] = folder
         for other in folders(folder.parent):
-            if other != folder:
+            # One that is further may be of a process that has taken the member over from this one.
+            if other.name < folder.name or (other in self._unusable and other != folder):
                 shutil.rmtree(other, ignore_errors=True)
 
     def resumed_from(self, member: str) -> Sequence[Mapping[str, str]]:

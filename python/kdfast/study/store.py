@@ -41,6 +41,7 @@ from kdfast.study.attempts import Attempt, now, read_attempts, write_attempt
 from kdfast.study.folders import (
     FORMAT,
     MANIFEST,
+    AlreadyStored,
     check_folder,
     check_format,
     commit,
@@ -297,7 +298,11 @@ class StudyStore:
             "arrays.safetensors": _array_bytes(result.arrays),
             "weights.safetensors": _state_bytes(result.state, result.card),
         }
-        digests = commit(folder, files)
+        try:
+            digests = commit(folder, files)
+        except AlreadyStored:
+            self._remove_checkpoints(result.key)  # which may have come after the other process had removed them
+            raise
         self._index.keep({result.key: Row(seen_on_disk(folder, digests), content)})
         self._intact.add(result.key)
         self._remove_checkpoints(result.key)
