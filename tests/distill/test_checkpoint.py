@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdfast import backend
 from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 from kdfast.distill.checkpoint import MemberCheckpoint, copy_tensors
+from kdfast.distill.devices import train_on_gpus
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.models import evaluation
@@ -208,6 +209,25 @@ def test_a_stop_in_lock_step_saves_all_that_run():
     expected = run(cuda_engine.train, a_pack)
     for name, result in run(cuda_engine.train, a_pack, kept).items():
         assert_same(result, expected[name])
+
+
+def test_a_stop_on_several_devices_saves_the_members_of_all():
+    a_pack, kept, stop = pack(students(3), epochs=8, learning_rate=1e-3), Kept(), threading.Event()
+    devices = ["cpu", "cpu"]
+    expected = {result.name: result for result in train_on_gpus(devices, cuda_engine.train, a_pack, None, stop)}
+    seen: set[str] = set()
+
+    def when_all_have_an_epoch(report: EpochReport) -> None:
+        seen.add(report.member)
+        if len(seen) == 3:
+            stop.set()
+
+    assert not list(train_on_gpus(devices, cuda_engine.train, a_pack, when_all_have_an_epoch, stop, kept))
+    assert kept.saved.keys() == expected.keys()
+    ours = list(train_on_gpus(devices, cuda_engine.train, a_pack, None, threading.Event(), kept))
+    assert len(ours) == 3
+    for result in ours:  # in groups as they were stopped
+        np.testing.assert_allclose(result.curves["loss"], expected[result.name].curves["loss"], rtol=1e-4)
 
 
 def test_members_at_other_steps_go_on_in_groups_of_their_own():
