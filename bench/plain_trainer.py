@@ -120,7 +120,7 @@ class PlainTrainer:
 
     def loss(self, hlt: Padded, teacher: TeacherOutputs, labels: Tensor, temperature: float, alpha: float) -> Tensor:
         """See distillation_loss."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.autocast):
             logits, attention = self.student(*hlt)
         return distillation_loss(logits.float(), attention.float(), hlt[1], teacher, labels, temperature, alpha)
 

@@ -28,6 +28,8 @@ import torch
 import kdfast
 from kdfast.ops import backend
 
+Sample = Callable[[Callable[[], Any], int], float]  # seconds of one call, as the mean of so many
+
 SAMPLE_SECONDS = 0.004  # one timing covers as many calls as fill this
 MIN_ROUNDS, MAX_ROUNDS = 5, 101
 
@@ -43,6 +45,7 @@ def compare(
     plain_work: float = 1.0,
     seconds: float = 2.0,
     baseline: str = "plain PyTorch",
+    sample: Sample | None = None,
 ) -> float:
     """Measures `ours` and `plain` in turns (A B A B …), records the result in benchmark.extra_info, returns the ratio.
 
@@ -52,6 +55,7 @@ def compare(
     plain_work: how much of ours' work plain does, e.g. 0.1 where it sees a tenth of the jets because it is slow.
     seconds: the time to spend on the pairs, of which there are at least MIN_ROUNDS however long they take.
     baseline: what plain is, in a few words.
+    sample: how a call is timed; None: by the host's clock.
 
     extra_info: ratio, ratio_p20, ratio_p80 (of the pairs), ours_s and plain_s (p20, p50, p80 of one call in seconds),
     floor, aim, baseline, plain_work, rounds, threads, isa, cpu, versions.
@@ -60,11 +64,12 @@ def compare(
     if benchmark.disabled:  # --benchmark-disable: only the check
         benchmark(lambda: None)
         return float("nan")
-    ours_calls, plain_calls = _calls_per_sample(ours), _calls_per_sample(plain)
+    sample = sample or _sample
+    ours_calls, plain_calls = _calls_per_sample(ours, sample), _calls_per_sample(plain, sample)
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < MIN_ROUNDS or (time.perf_counter() < end and len(pairs) < MAX_ROUNDS):
-        pairs.append((_sample(ours, ours_calls), _sample(plain, plain_calls)))
+        pairs.append((sample(ours, ours_calls), sample(plain, plain_calls)))
     ours_s, plain_s = np.array(pairs).T
     ratio = float(np.median(plain_s) / plain_work / np.median(ours_s))
     ratio_p20, ratio_p80 = np.percentile(plain_s / plain_work / ours_s, [20, 80])
@@ -110,10 +115,10 @@ def _sample(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _calls_per_sample(call: Callable[[], Any]) -> int:
+def _calls_per_sample(call: Callable[[], Any], sample: Sample) -> int:
     """How many calls fill SAMPLE_SECONDS; warms up on the way."""
     calls = 1
-    while (elapsed := _sample(call, calls) * calls) < SAMPLE_SECONDS / 2:
+    while (elapsed := sample(call, calls) * calls) < SAMPLE_SECONDS / 2:
         calls *= 2
     return max(1, round(calls * SAMPLE_SECONDS / elapsed))
 

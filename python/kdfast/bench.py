@@ -20,7 +20,7 @@ from rich.table import Table
 
 from kdfast.errors import ConfigError
 
-__all__ = ["BenchmarkRow", "find_benchmarks", "ratio_table", "read_rows", "run_benchmarks"]
+__all__ = ["BenchmarkRow", "find_benchmarks", "markdown_table", "ratio_table", "read_rows", "run_benchmarks"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,15 @@ def read_rows(report: Path) -> list[BenchmarkRow]:
         if "ratio" not in info:
             continue
         versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+        where = f"{info['cpu']}, {info['isa']}, {info['threads']} threads"
+        if "gpu" in info:
+            where = ", ".join(f"{name} {value}" for name, value in info["gpu"].items()).removeprefix("name ")
         rows.append(
             BenchmarkRow(
                 name=entry["name"].removeprefix("test_"),
                 ours=info["ours_s"][1],
                 plain=info["plain_s"][1] / info["plain_work"],
-                environment=f"{info['cpu']}, {info['isa']}, {info['threads']} threads; {versions}",
+                environment=f"{where}; {versions}",
                 **{key: info[key] for key in ("baseline", "ratio", "ratio_p20", "ratio_p80", "floor", "aim")},
             )
         )
@@ -112,19 +115,37 @@ def ratio_table(rows: list[BenchmarkRow]) -> Table:
     """A rich table: benchmark, ours, baseline, ratio (and its p20–p80 over the pairs), floor, aim."""
     table = Table(caption="\n".join(sorted({row.environment for row in rows})), caption_justify="left")
     table.add_column("benchmark", overflow="fold")
-    for heading in ("ours", "baseline", "ratio", "p20–p80", "floor", "aim"):
+    for heading in _HEADINGS[1:]:
         table.add_column(heading, justify="right")
     style = {"below": "red", "floor": "yellow", "aim": "green", "": "default"}
     for row in rows:
-        table.add_row(
-            escape(row.name),  # rich would take a parameter's name, as in step[fp32], for a style
-            _time(row.ours),
-            f"{_time(row.plain)} {escape(row.baseline)}",
-            f"[{style[row.verdict]}]{_ratio(row.ratio)}×[/]",
-            f"{_ratio(row.ratio_p20)}–{_ratio(row.ratio_p80)}",
-            *("" if goal is None else f"{goal:g}×" for goal in (row.floor, row.aim)),
-        )
+        # rich would take a parameter's name, as in step[fp32], for a style
+        name, ours, plain, ratio, *rest = map(escape, _cells(row))
+        table.add_row(name, ours, plain, f"[{style[row.verdict]}]{ratio}[/]", *rest)
     return table
+
+
+def markdown_table(rows: list[BenchmarkRow]) -> str:
+    """The same in Markdown, with what was reached in the last column, and what the timings depend on below."""
+    words = {"below": "below the floor", "floor": "floor", "aim": "aim", "": ""}
+    lines = [[*_HEADINGS, "reached"], ["---", *["---:"] * (len(_HEADINGS) - 1), "---"]]
+    lines += [[*_cells(row), words[row.verdict]] for row in rows]
+    table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n\n".join([table, *sorted({row.environment for row in rows})]) + "\n"
+
+
+_HEADINGS = ("benchmark", "ours", "baseline", "ratio", "p20–p80", "floor", "aim")
+
+
+def _cells(row: BenchmarkRow) -> list[str]:
+    return [
+        row.name,
+        _time(row.ours),
+        f"{_time(row.plain)} {row.baseline}",
+        f"{_ratio(row.ratio)}×",
+        f"{_ratio(row.ratio_p20)}–{_ratio(row.ratio_p80)}",
+        *("" if goal is None else f"{goal:g}×" for goal in (row.floor, row.aim)),
+    ]
 
 
 def _ratio(ratio: float) -> str:

@@ -88,7 +88,12 @@ def run_attention(offsets: Tensor, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
 
 def draw_adamw(seed: int) -> list[Tensor]:
     arrays = [normal(K, 1001, seed=seed + i) for i in range(3)]
-    return [*arrays, normal(K, 1001, seed=seed + 3).square(), torch.tensor([1, 2, 3]), torch.rand(K), torch.rand(K)]
+    return [
+        *arrays,
+        normal(K, 1001, seed=seed + 3).square(),
+        torch.tensor([1, 2, 3]),
+        *normal(2, K, seed=seed + 4).abs(),
+    ]
 
 
 def run_adamw(*tensors: Tensor) -> Sequence[Tensor]:

@@ -1,0 +1,21 @@
+import os
+
+import pytest
+import torch
+
+from kdfast.ops import _gpu
+
+
+@pytest.fixture(scope="session")
+def toy() -> bool:
+    """KDFAST_BENCH_TOY=1: sizes that mean nothing, on the CPU, to test the benchmarks where there is no GPU."""
+    return os.environ.get("KDFAST_BENCH_TOY") == "1"
+
+
+@pytest.fixture(scope="session")
+def device(toy: bool) -> torch.device:
+    if toy:
+        return torch.device("cpu")
+    if (why := _gpu.why_unusable()) is not None:
+        pytest.skip(f"no GPU can be used: {why}")
+    return torch.device("cuda")
