@@ -86,6 +86,8 @@ def test_a_killed_workers_pack_is_taken_over(study, alone):
     assert (holder.pid, holder.alive) == (first.pid, False)
     assert finish(start(study))[0] == 0
     assert table(study) == alone
+    (attempt,) = StudyStore.open(study).attempts()
+    assert (attempt.name, attempt.ended, attempt.pid) == ("seed42.000", "lost", first.pid)
 
 
 def test_one_pack_and_no_more(study):
@@ -123,6 +125,15 @@ def test_a_pack_that_fails_does_not_keep_the_others(study, monkeypatch):
     outcome = work(study, progress=False)
     assert sorted(outcome.done) == ["seed42.001", "seed42.002"]
     assert list(outcome.failed) == ["seed42.000"]
+    (attempt,) = StudyStore.open(study).attempts()
+    assert (attempt.name, attempt.error, len(attempt.members)) == ("seed42.000", "MemoryError: no memory", 2)
+    for _ in range(2):
+        work(study, progress=False)
+    outcome = work(study, progress=False)  # does not try a fourth time
+    assert "has failed 3 times" in str(outcome.failed["seed42.000"])
+    assert len(StudyStore.open(study).attempts()) == 3
+    monkeypatch.setattr(module.StudyTraining, "students", train)
+    assert work(study, progress=False, retry=True).failed == {}
 
 
 def test_another_version_is_refused(study, monkeypatch):

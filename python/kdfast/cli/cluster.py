@@ -22,6 +22,7 @@ def worker(
         int | None, typer.Option(min=0, metavar="N", help="Only the pack of this number, counted from 0.")
     ] = None,
     max_packs: Annotated[int | None, typer.Option(min=1, metavar="N", help="No more than so many packs.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try packs again that have failed three times.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
     lease: Annotated[
         float,
@@ -56,6 +57,7 @@ def worker(
         pack=pack,
         array_index=array_index,
         max_packs=max_packs,
+        retry=retry,
         threads=threads,
         lease=lease,
         progress=not quiet,

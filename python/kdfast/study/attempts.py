@@ -57,10 +57,11 @@ class Attempt:
 
 
 def failures(attempts: Iterable[Attempt]) -> Counter[str]:
-    """How often each unit has failed since a user last asked to try it again."""
+    """How often each unit has failed since a user last asked to try it again. One that was lost has not: batch systems
+    and users end processes for reasons of their own."""
     count: Counter[str] = Counter()
     for attempt in sorted(attempts, key=lambda attempt: attempt.number):
-        count[attempt.name] = 0 if attempt.ended == "retry" else count[attempt.name] + 1
+        count[attempt.name] = 0 if attempt.ended == "retry" else count[attempt.name] + (attempt.ended == "error")
     return count
 
 

@@ -81,7 +81,8 @@ class Claims:
             if _generation(older) < generation:
                 with suppress(OSError):
                     older.unlink()
-        return Claim(path, self.beat)
+        before = None if held is None else _holder(name, *held)
+        return Claim(path, self.beat, before)
 
     def holders(self) -> list[Holder]:
         """Who holds what has not been given back, by name."""
@@ -122,12 +123,14 @@ class Claims:
 class Claim:
     """A claim that this process holds; inside its `with` block a thread beats, and the end gives it back.
 
-    lost: set when another process has taken it over, as this one was silent for too long.
+    lost: set when another process has taken it over, as this one was silent for too long. taken_from: who held it
+    before and did not give it back.
     """
 
-    def __init__(self, path: Path, beat: float) -> None:
+    def __init__(self, path: Path, seconds: float, taken_from: Holder | None = None) -> None:
+        self.taken_from = taken_from
         self.name, self.lost = path.parent.name, threading.Event()
-        self._path, self._beat, self._end = path, beat, threading.Event()
+        self._path, self._seconds, self._end = path, seconds, threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"kdfast-claim-{self.name}", daemon=True)
 
     def __enter__(self) -> Claim:
@@ -139,15 +142,23 @@ class Claim:
     ) -> None:
         self._end.set()
         self._thread.join()
+        self.release()
+
+    def beat(self) -> None:
+        """Shows that this process is alive, or finds that the claim is lost."""
+        if any(_generation(other) > _generation(self._path) for other in self._path.parent.glob("*.claim")):
+            self.lost.set()
+        else:
+            self._append(b".")
+
+    def release(self) -> None:
+        """Gives it back."""
         if not self.lost.is_set():
             self._append(_RELEASED)
 
     def _keep(self) -> None:
-        while not self._end.wait(self._beat):
-            if any(_generation(other) > _generation(self._path) for other in self._path.parent.glob("*.claim")):
-                self.lost.set()
-                return
-            self._append(b".")
+        while not (self._end.wait(self._seconds) or self.lost.is_set()):
+            self.beat()
 
     def _append(self, content: bytes) -> None:
         # Opened each time: that is when other clients of NFS see it. A full disk or a lost folder only lets the claim

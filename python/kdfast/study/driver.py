@@ -22,7 +22,7 @@ from kdfast.study.claims import Claims
 from kdfast.study.identity import environment, refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, external_teacher, write_inputs
 from kdfast.study.interrupt import stoppable
-from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, missing, plan, planned
+from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, plan, planned
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.settings import StudySettings
@@ -189,7 +189,7 @@ def run_study(
                 training = StudyTraining(settings, store, prepared, shown, stop, threads)
                 runner = PackRunner(training, teacher, Claims(store.path / "claims"))
                 runner.targets()
-                outcome = runner.run(packs)
+                outcome = runner.run(packs, retry=True)
                 for error in outcome.failed.values():
                     raise error
                 shown.say("writing the report")
@@ -219,9 +219,10 @@ def _plan(
     packs, new = plan(store, settings.seeds, runs, pack_size)
     chosen = [pack.of(name for seed, name in wanted if seed == pack.seed) for pack in packs]
     chosen = [pack for pack in chosen if pack.runs]
-    left = sum(len(missing(store, pack).runs) for pack in chosen)
-    if left < len(wanted):
-        shown.say(f"{len(wanted) - left} of {len(wanted)} runs are stored, {left} to go")
+    kinds = {"baseline": "baseline"}
+    done = sum(store.has(kinds.get(name, "student"), name, seed) for seed, name in wanted)  # and not damaged
+    if done:
+        shown.say(f"{done} of {len(wanted)} runs are stored, {len(wanted) - done} to go")
         for stored in store.results():
             if stored.kind == "student" and stored.status == "done":
                 shown.best(stored.name, stored.metrics["auc_val"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from kdfast.distill.trainer import EpochReport, Member, Pack, Recipe, View, trai
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.models.config import ModelConfig
 from kdfast.study.folders import commit, damage, folders, json_bytes, parse_json, read_checked
-from kdfast.study.store import StudyStore
+from kdfast.study.store import StoredResult, StudyStore
 
 __all__ = [
     "TEACHER",
@@ -56,6 +56,11 @@ class PlannedPack:
         """The runs as the trainer takes them."""
         return tuple(Member(_name(run), run) for run in self.runs)
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the results that the runs give."""
+        return [StoredResult(kind_of(run), _name(run), self.seed).key for run in self.runs]
+
     def of(self, names: Iterable[str]) -> PlannedPack:
         """The pack with only those of its runs that have one of these names."""
         kept = set(names)
@@ -67,14 +72,12 @@ def kind_of(run: RunConfig | None) -> str:
     return "baseline" if run is None else "student"
 
 
-def missing(store: StudyStore, pack: PlannedPack) -> PlannedPack:
-    """The pack with only those of its runs that are not stored."""
-    runs = tuple(
-        run
-        for member, run in zip(pack.members, pack.runs, strict=True)
-        if not store.has(kind_of(run), member.name, pack.seed)
-    )
-    return replace(pack, runs=runs)
+def missing(store: StudyStore, pack: PlannedPack, stored: Collection[str] | None = None) -> PlannedPack:
+    """The pack with only those of its runs that are not stored. stored: the store's keys, where many packs are asked
+    for."""
+    runs = zip(pack.runs, pack.keys, strict=True)
+    left = (run for run, key in runs if not (store.is_stored(key) if stored is None else key in stored))
+    return replace(pack, runs=tuple(left))
 
 
 def planned(store: StudyStore) -> list[PlannedPack]:
@@ -99,13 +102,13 @@ def plan(
 
     Returns (all of the study's packs, those of them that are new). The caller holds the study (StudyStore.writing).
     """
-    packs = planned(store)
+    packs, stored = planned(store), store.keys()
     held = {(pack.seed, member.name) for pack in packs for member in pack.members}
     new: list[PlannedPack] = []
     for seed in seeds:
         number = sum(pack.seed == seed for pack in packs)
         wanted = PlannedPack("", seed, tuple(r for r in (None, *runs) if (seed, _name(r)) not in held))
-        left = missing(store, wanted).runs
+        left = missing(store, wanted, stored).runs
         for first in range(0, len(left), members):
             part = left[first : first + members]
             pack = PlannedPack(f"seed{seed}.{number:03}", seed, part)
@@ -143,10 +146,10 @@ class MemberCost:
 
 def calibrate(model: ModelConfig, recipe: Recipe, train: View, validation: View, precision: str) -> MemberCost:
     """Measures a member's cost on the CPU, by a few steps of one."""
-    steps = 3
+    steps, epochs = 2, 4
     few = _first(train, min(len(train), steps * recipe.batch_size))
     some = _first(validation, min(len(validation), recipe.batch_size))
-    short = recipe.model_copy(update={"epochs": 2, "warmup_epochs": 0, "patience": 2})
+    short = recipe.model_copy(update={"epochs": epochs, "warmup_epochs": 0, "patience": epochs})
     pack = Pack(model, (Member("calibration"),), 0, short, few, some, some, precision=precision)
     reports: list[EpochReport] = []
     before, most = _resident(), 0
@@ -158,10 +161,11 @@ def calibrate(model: ModelConfig, recipe: Recipe, train: View, validation: View,
 
     for _ in train_pack(pack, threads=1, on_epoch=on_epoch):
         pass
-    if len(reports) < 2:  # it diverged
+    if len(reports) < epochs:  # it diverged
         return MemberCost()
-    # The second epoch: the first one finds cold caches. A jet's evaluation is a third of its step.
-    seconds_per_jet = reports[1].seconds / (reports[1].jets + len(some) / 3)
+    # The quickest: the first finds cold caches, and others may share the machine. A jet's evaluation is a third of its
+    # step.
+    seconds_per_jet = min(report.seconds / (report.jets + len(some) / 3) for report in reports)
     return MemberCost(recipe.epochs * seconds_per_jet * (len(train) + len(validation) / 3), max(0, most - before))
 
 

@@ -228,6 +228,14 @@ class StudyStore:
             raise StudyError(f"there is no {kind} {name!r} with seed {seed}", where=str(self.path))
         return load_result(folder, read_checked(folder, "result.json"))
 
+    def keys(self) -> set[str]:
+        """The results that are there, by a listing; whether they are intact is seen where they are used."""
+        return {folder.name for folder in folders(self._results)}
+
+    def is_stored(self, key: str) -> bool:
+        """Whether one result is there; see `keys`."""
+        return os.path.lexists(self._results / key)
+
     def has(self, kind: str, name: str, seed: int) -> bool:
         """Whether the result is there. The first time it checks all of its files, but for those that the index saw
         unchanged; raises StudyError for a damaged one."""

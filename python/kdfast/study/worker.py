@@ -6,8 +6,8 @@ jets that its settings name). They share the packs through claims; a pack whose 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from kdfast._version import __version__
 from kdfast.distill.trainer import Targets
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.tagger import Tagger
+from kdfast.study.attempts import GIVEN_UP, Attempt, failures
 from kdfast.study.claims import LEASE, Claim, Claims
 from kdfast.study.identity import refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
@@ -60,19 +61,30 @@ class PackRunner:
             if claim is None:
                 self._wait("the teacher is being trained by another process: waiting for it")
                 continue
-            with claim:
+            with claim, self._recorded(TEACHER, claim):
                 self._targets = self.training.teacher(self._external)
         return self._targets
 
-    def run(self, packs: Sequence[PlannedPack], *, max_packs: int | None = None, wait: bool = True) -> Outcome:
+    def run(
+        self, packs: Sequence[PlannedPack], *, max_packs: int | None = None, wait: bool = True, retry: bool = False
+    ) -> Outcome:
         """Trains what the packs lack, in their order, and does not stop for one that fails.
 
         max_packs: takes no more than so many. wait: for the packs that others hold, until they are done or given up;
-        else only until each holder has given a sign of life.
+        else only until each holder has given a sign of life. retry: tries also those that have failed too often.
         Raises StudyError where the folder can't be written or the teacher fails, and SweepInterrupted.
         """
-        outcome, taken = Outcome(), 0
-        pending = [pack for pack in packs if self._is_left(pack, outcome)]
+        outcome, taken, stored = Outcome(), 0, self.store.keys()
+        pending = [pack for pack in packs if self._is_left(pack, outcome, stored)]
+        failed = failures(self.store.attempts()) if pending else {}
+        for pack in [pack for pack in pending if failed.get(pack.id, 0) >= GIVEN_UP]:
+            if retry:
+                self.store.write_attempt(Attempt(pack.id, "retry"))
+            else:
+                hint = "kdfast status says of what; --retry tries it again"
+                what = f"pack {pack.id} has failed {GIVEN_UP} times"
+                outcome.failed[pack.id] = StudyError(what, where=str(self.store.path), hint=hint)
+                pending.remove(pack)
         if pending:
             self.targets()
         while pending:
@@ -87,7 +99,7 @@ class PackRunner:
                 else:
                     taken += 1
                     try:
-                        with claim:
+                        with claim, self._recorded(pack.id, claim, pack):
                             self._train(pack, claim, pending[number + 1 :])
                     except Exception as error:
                         if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
@@ -105,8 +117,8 @@ class PackRunner:
                 self._wait(f"{names}: held by other processes, waiting until they are done or silent")
         return outcome
 
-    def _is_left(self, pack: PlannedPack, outcome: Outcome) -> bool:
-        if missing(self.store, pack).runs:
+    def _is_left(self, pack: PlannedPack, outcome: Outcome, stored: Collection[str] | None = None) -> bool:
+        if missing(self.store, pack, stored).runs:
             return True
         outcome.done.append(pack.id)
         return False
@@ -115,8 +127,21 @@ class PackRunner:
         left = missing(self.store, pack)  # again: it may have been finished before it was claimed
         if left.runs:
             done = len(pack.runs) - len(left.runs)
-            after = sum(len(missing(self.store, other).runs) for other in later)
+            after = sum(len(other.runs) for other in later)  # at most
             self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
+
+    @contextmanager
+    def _recorded(self, name: str, claim: Claim | nullcontext[None], pack: PlannedPack | None = None) -> Iterator[None]:
+        """Stores an attempt where the one before was cut off, and where this one fails."""
+        members = ["teacher"] if pack is None else pack.keys
+        if isinstance(claim, Claim) and (before := claim.taken_from) is not None:
+            self.store.write_attempt(Attempt(name, "lost", members=tuple(members), host=before.host, pid=before.pid))
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error.__cause__, OSError):  # of the folder, which can't be written then
+                self.store.write_attempt(Attempt.failed(name, error, members))
+            raise
 
     def _wait(self, why: str) -> None:
         if why not in self._said:
@@ -149,6 +174,7 @@ def work(
     pack: str | None = None,
     array_index: int | None = None,
     max_packs: int | None = None,
+    retry: bool = False,
     threads: int | None = None,
     lease: float = LEASE,
     progress: bool = True,
@@ -157,7 +183,8 @@ def work(
 
     pack: only this one ("teacher": the teacher alone). array_index: only the pack of this number, counted from 0.
     max_packs: no more than so many. None of them: all. A pack that was named is waited for while another worker holds
-    it. threads: of the training; None: torch.get_num_threads(). lease: seconds without a sign of life after which a
+    it. retry: also packs that have failed too often to be tried unasked. threads: of the training; None:
+    torch.get_num_threads(). lease: seconds without a sign of life after which a
     worker counts as gone.
 
     Raises ConfigError for an unknown pack, StudyError, SweepInterrupted when stopped by a signal.
@@ -178,7 +205,8 @@ def work(
         packs = [] if pack == TEACHER else [find(packs, pack)]
     with SweepProgress(progress) as shown, stoppable(shown.say, store.path) as stop:
         outcome = Outcome()
-        if packs and not any(missing(store, one).runs for one in packs):  # before the work of reading the data
+        stored = store.keys()
+        if packs and not any(missing(store, one, stored).runs for one in packs):  # before the work of reading the data
             return Outcome(done=[one.id for one in packs])
         settings, inputs = open_inputs(store)
         warn_of_other_environment(store, settings.device)
@@ -188,4 +216,4 @@ def work(
             runner.targets()
             outcome.done.append(TEACHER)
             return outcome
-        return runner.run(packs, max_packs=max_packs, wait=pack is not None or array_index is not None)
+        return runner.run(packs, max_packs=max_packs, wait=pack is not None or array_index is not None, retry=retry)
