@@ -160,8 +160,9 @@ def _connected(path: Path) -> Iterator[Connection]:
 
     with closing(sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)) as connection:
         connection.text_factory = bytes
-        # A power cut may cost the index, which is noticed; without it a result would wait for the disk twice.
+        # A power cut or a kill may cost the index, which is noticed; a result need not wait for the disk twice.
         connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = MEMORY")
         connection.execute("PRAGMA trusted_schema = OFF")
         schema = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
         (version,) = connection.execute("PRAGMA user_version").fetchone()

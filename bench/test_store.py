@@ -1,0 +1,140 @@
+"""What the store costs: a result written, and a study of N results opened, with the index and without.
+
+The figures are printed by `python -m bench.test_store [N...]`; on a busy machine they tell orders of magnitude. As a
+benchmark: reading 2,000 stored results, and resuming over them, with the index beside the same without.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from bench.ratio import compare
+from kdfast.distill.schedules import RunConfig
+from kdfast.study.index import Index
+from kdfast.study.status import study_status
+from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.verify import verify
+
+EPOCHS, JETS, WEIGHTS = 50, 450, 4_000  # of a demo's student: curves of the study's length, scores, parameters
+
+
+def result(seed: int, jets: int = JETS, weights: int = WEIGHTS) -> StoredResult:
+    rng = np.random.default_rng(seed)
+    return StoredResult(
+        "student",
+        "combined_T3.0to1.0_A0.9to0.1",
+        seed,
+        RunConfig(3.0, 0.9, 1.0, 0.1),
+        metrics={f"metric_{number}": float(number) for number in range(20)} | {"seconds": 1.0},
+        curves={name: rng.random(EPOCHS).tolist() for name in ("loss", "loss_kd", "loss_label", "auc_val")},
+        arrays={f"scores_{split}": rng.random(jets).astype(np.float32) for split in ("validation", "test")},
+        state={"weights": torch.rand(weights)},
+        card={"of": "nothing"},
+    )
+
+
+def make(path: Path, number: int) -> StudyStore:
+    """A study of so many results, written without waiting for the disk, and in the index."""
+    store = StudyStore.create_or_open(path, {"seeds": [0]}, {})
+    with mock.patch.object(os, "fsync", return_value=None):
+        for seed in range(number):
+            store.write(result(seed))
+    resumed(path)
+    return store
+
+
+def opened(path: Path) -> list[Any]:
+    return [(r.key, r.metrics) for r in StudyStore.open(path).results()]
+
+
+def resumed(path: Path) -> list[bool]:
+    store, name = StudyStore.open(path), result(0).name
+    return [store.has("student", name, int(folder.name.rpartition("seed")[2])) for folder in _folders(path)]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted((path / "results").iterdir())
+
+
+def without_index(call: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """The same, where the index can't be used."""
+
+    def run(path: Path) -> Any:
+        with mock.patch.object(Index, "_use", lambda self, operation, default, **how: default):
+            return call(path)
+
+    return run
+
+
+def same(ours: Any, plain: Any) -> None:
+    assert ours == plain
+
+
+def test_open_2000_results(benchmark, tmp_path):
+    make(tmp_path / "study", 2000)
+    compare(
+        benchmark,
+        ours=lambda: opened(tmp_path / "study"),
+        plain=lambda: without_index(opened)(tmp_path / "study"),
+        check=same,
+        floor=1.0,
+        baseline="two files opened and hashed for each",
+    )
+
+
+def test_resume_over_2000_results(benchmark, tmp_path):
+    make(tmp_path / "study", 2000)
+    compare(
+        benchmark,
+        ours=lambda: resumed(tmp_path / "study"),
+        plain=lambda: without_index(resumed)(tmp_path / "study"),
+        check=same,
+        floor=1.0,
+        baseline="every file hashed again",
+    )
+
+
+def _median(call: Callable[[], Any], times: int) -> float:
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+def main(numbers: list[int]) -> None:
+    """Prints the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = StudyStore.create_or_open(Path(folder) / "written", {"seeds": [0]}, {})
+        for what, sizes in (("demo", (JETS, WEIGHTS)), ("study's model", (4500, 1_300_000))):
+            results = iter([result(seed + sizes[0] * 1000, *sizes) for seed in range(60)])
+            with_index = _median(lambda r=results: store.write(next(r)), 30)
+            with mock.patch.object(Index, "_use", lambda self, operation, default, **how: default):
+                plain = _median(lambda r=results: store.write(next(r)), 30)
+            print(f"result written with fsync, {what}: {with_index * 1e3:.1f} ms, without index {plain * 1e3:.1f} ms")
+        print("results  opened  without  resumed  without  status  verified  index")
+        for number in numbers:
+            path = Path(folder) / str(number)
+            make(path, number)
+            store = StudyStore.open(path)
+            times = 5 if number < 5000 else 3
+            columns = [
+                _median(lambda c=call, p=path: c(p), times)
+                for call in (opened, without_index(opened), resumed, without_index(resumed))
+            ]
+            columns += [_median(lambda s=store: study_status(s), times), _median(lambda p=path: verify(p), 1)]
+            size = Index(path).path.stat().st_size / 1e6
+            print(f"{number:7}" + "".join(f"  {seconds * 1e3:6.0f}" for seconds in columns) + f" ms  {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main([int(number) for number in sys.argv[1:]] or [100, 1000, 10_000])
