@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ __all__ = [
     "MANIFEST",
     "AlreadyStored",
     "Seen",
+    "check_complete",
     "check_folder",
     "check_format",
     "commit",
@@ -188,6 +189,17 @@ def check_folder(folder: Path) -> Seen:
         if seen[file][0] != digest:
             raise damage(folder, f"{file} does not match its checksum")
     return seen
+
+
+def check_complete(folder: Path, files: Iterable[str]) -> None:
+    """Checks that these files are there, without reading them. Raises StudyError for one that is not."""
+    for file in files:
+        try:
+            regular = stat.S_ISREG(os.lstat(f"{folder}/{file}").st_mode)
+        except OSError:
+            raise damage(folder, f"{file} is missing") from None
+        if not regular:
+            raise damage(folder, f"{file} is no file")
 
 
 def hash_file(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -14,7 +12,7 @@ from typing import Any
 from kdfast.errors import StudyError
 from kdfast.study.attempts import GIVEN_UP, Attempt, failures
 from kdfast.study.claims import Claims
-from kdfast.study.folders import folders, manifest
+from kdfast.study.folders import check_complete, folders, manifest
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -73,9 +71,13 @@ def study_status(store: StudyStore) -> StudyStatus:
 
     For a study that is being made, is read-only or has parts missing, too.
     """
-    damaged = _incomplete(store)
-    stored, unreadable = store.readable(skip=damaged)
-    damaged |= {folder: error.what for folder, error in unreadable.items()}
+    stored, unreadable = store.readable(complete=True)
+    damaged = {folder: error.what for folder, error in unreadable.items()}
+    for folder in folders(store.path / "shared"):
+        try:
+            check_complete(folder, manifest(folder)[0])
+        except StudyError as error:
+            damaged[folder] = error.what
     attempts, broken = _attempts(store)
     runs = _runs(store, stored, damaged, attempts)
     runs += [RunStatus("folder", name, None, "damaged", what) for name, what in broken.items()]
@@ -89,21 +91,6 @@ def study_status(store: StudyStore) -> StudyStatus:
         per_hour,
         missing / per_hour * 3600 if missing and per_hour else None,
     )
-
-
-def _incomplete(store: StudyStore) -> dict[Path, str]:
-    """The committed folders that lack a file or a manifest, and what is wrong with them."""
-    found = {}
-    for folder in (*folders(store.path / "results"), *folders(store.path / "shared")):
-        try:
-            for name in manifest(folder)[0]:
-                if not stat.S_ISREG(os.lstat(folder / name).st_mode):
-                    found[folder] = f"is damaged: {name} is no file"
-        except FileNotFoundError:
-            found[folder] = f"is damaged: {name} is missing"
-        except StudyError as error:
-            found[folder] = error.what
-    return found
 
 
 def _attempts(store: StudyStore) -> tuple[list[Attempt], dict[str, str]]:

@@ -42,6 +42,7 @@ from kdfast.study.folders import (
     FORMAT,
     MANIFEST,
     AlreadyStored,
+    check_complete,
     check_folder,
     check_format,
     commit,
@@ -200,8 +201,12 @@ class StudyStore:
             raise error
         return found
 
-    def readable(self, *, skip: Collection[Path] = ()) -> tuple[list[StoredResult], dict[Path, StudyError]]:
-        """All results but those to skip that can be read, and for the folders of the others why they can't."""
+    def readable(
+        self, *, skip: Collection[Path] = (), complete: bool = False
+    ) -> tuple[list[StoredResult], dict[Path, StudyError]]:
+        """All results but those to skip that can be read, and for the folders of the others why they can't.
+
+        complete: one that lacks a file counts among the others."""
         rows = self._index.rows()
         fresh: dict[str, Row] = {}
         found, damaged, left_out = [], {}, set(skip)
@@ -211,10 +216,13 @@ class StudyStore:
                 continue
             try:
                 current = row is not None and row.is_current(folder, (MANIFEST, "result.json"))
-                content = row.text if row is not None and current else None
+                content, files = (row.text, row.files) if row is not None and current else (None, None)
                 if content is None:
                     content, seen = read_and_see(folder, "result.json")
-                    fresh[folder.name] = Row(row.files if row is not None and current else seen, content)
+                    files = files or seen
+                    fresh[folder.name] = Row(files, content)
+                if complete:
+                    check_complete(folder, files or ())
                 found.append(load_result(folder, content))
             except StudyError as error:
                 damaged[folder] = error
