@@ -121,6 +121,9 @@ def main(numbers: list[int]) -> None:
             with mock.patch.object(Index, "_use", lambda self, operation, default, **how: default):
                 plain = _median(lambda r=results: store.write(next(r)), 30)
             print(f"result written with fsync, {what}: {with_index * 1e3:.1f} ms, without index {plain * 1e3:.1f} ms")
+        index = Index(store.path)
+        rows = iter([(f"other{number}", row) for number, row in enumerate(list(index.rows().values()) * 5)])
+        print(f"row added to the index: {_median(lambda: index.keep(dict([next(rows)])), 100) * 1e3:.2f} ms")
         print("results  opened  without  resumed  without  status  verified  index")
         for number in numbers:
             path = Path(folder) / str(number)
