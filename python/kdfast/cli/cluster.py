@@ -1,7 +1,8 @@
-"""Commands for many processes at one study: worker."""
+"""Commands for many processes at one study: worker, script."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,13 @@ import typer
 
 from kdfast.cli.common import Quiet, app
 
-__all__ = ["worker"]
+__all__ = ["slurm", "worker"]
+
+script = typer.Typer(rich_markup_mode=None)
+app.add_typer(script, name="script", help="Print what submits a planned study to a batch system.")
+
+Planned = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a planned study.")]
+Cpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs of a job.  [as planned]")]
 
 
 @app.command()
@@ -72,3 +79,41 @@ def worker(
     for name, error in outcome.failed.items():
         typer.echo(f"kdfast: pack {name} failed: {error}", err=True)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+@script.command()
+def slurm(
+    study: Planned,
+    time: Annotated[
+        str | None, typer.Option(metavar="LIMIT", help="Time limit of a job, as sbatch takes it.  [as planned]")
+    ] = None,
+    cpus: Cpus = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of a job, e.g. 4G.  [the cluster's default]")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="[the cluster's default]")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="[your default]")] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTIONS", help="More options of sbatch, quoted as for a shell. May be repeated."),
+    ] = None,
+) -> None:
+    """Print a file that submits a planned study to SLURM.
+
+    Run outside a job, the file submits three: the teacher, an array with a task for each pack that is not done, and
+    the report. A task that comes near its time limit saves checkpoints and goes back into the queue. A time limit may
+    thus be shorter than a pack takes.
+
+    \b
+    Examples:
+      kdfast sweep train*.h5 --out mine --plan-only --workers 20 --threads 8
+      kdfast script slurm mine --partition short --time 2:00:00 > mine.slurm
+      bash mine.slurm
+      kdfast script slurm mine --sbatch '--mail-type=END --exclude=node7' > mine.slurm
+    """
+    from kdfast.study.batch_script import slurm_script
+
+    text = slurm_script(
+        study, time=time, cpus=cpus, memory=memory, partition=partition, account=account, sbatch=sbatch or ()
+    )
+    typer.echo(os.fsencode(text), nl=False)  # names of files need not be text

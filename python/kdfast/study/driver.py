@@ -216,7 +216,7 @@ def _plan(
             sizes = model_config(settings.model)
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
         pack_size = members_per_pack(1 + len(runs), cost, threads, workers or 1, free_memory())
-    packs, new = plan(store, settings.seeds, runs, pack_size)
+    packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
     chosen = [pack.of(name for seed, name in wanted if seed == pack.seed) for pack in packs]
     chosen = [pack for pack in chosen if pack.runs]
     kinds = {"baseline": "baseline"}

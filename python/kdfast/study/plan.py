@@ -45,11 +45,16 @@ PACKS_PER_WORKER = 4
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Some runs of one seed. id: e.g. "seed42.003". runs: None stands for the baseline."""
+    """Some runs of one seed. id: e.g. "seed42.003". runs: None stands for the baseline.
+
+    threads: of a worker that it was planned for. seconds: that one takes for it, as a calibration says. None: not known.
+    """
 
     id: str
     seed: int
     runs: tuple[RunConfig | None, ...]
+    threads: int | None = None
+    seconds: float | None = None
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -87,7 +92,8 @@ def planned(store: StudyStore) -> list[PlannedPack]:
         try:
             document = parse_json(read_checked(folder, "pack.json"))
             runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
-            found.append(PlannedPack(folder.name, int(document["seed"]), runs))
+            threads, seconds = document.get("threads"), document.get("seconds")
+            found.append(PlannedPack(folder.name, int(document["seed"]), runs, threads, seconds))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, StudyError):
                 raise
@@ -96,9 +102,17 @@ def planned(store: StudyStore) -> list[PlannedPack]:
 
 
 def plan(
-    store: StudyStore, seeds: Iterable[int], runs: Sequence[RunConfig], members: int
+    store: StudyStore,
+    seeds: Iterable[int],
+    runs: Sequence[RunConfig],
+    members: int,
+    *,
+    threads: int | None = None,
+    cost: MemberCost | None = None,
 ) -> tuple[list[PlannedPack], list[PlannedPack]]:
     """Writes packs of up to so many members for what no pack holds and no result is there of.
+
+    threads: that a worker is to have. cost: of a member; both are noted for whoever submits the packs as jobs.
 
     Returns (all of the study's packs, those of them that are new). The caller holds the study (StudyStore.writing).
     """
@@ -111,9 +125,17 @@ def plan(
         left = missing(store, wanted, stored).runs
         for first in range(0, len(left), members):
             part = left[first : first + members]
-            pack = PlannedPack(f"seed{seed}.{number:03}", seed, part)
+            seconds = None
+            if threads and cost and cost.seconds > 0:  # not nan
+                seconds = round(cost.seconds * math.ceil(len(part) / threads), 1)
+            pack = PlannedPack(f"seed{seed}.{number:03}", seed, part, threads, seconds)
             number += 1
-            content = {"seed": seed, "runs": [None if run is None else asdict(run) for run in part]}
+            content = {
+                "seed": seed,
+                "runs": [None if run is None else asdict(run) for run in part],
+                "threads": threads,
+                "seconds": seconds,
+            }
             commit(store.path / "packs" / pack.id, {"pack.json": json_bytes(content)})
             new.append(pack)
     return sorted([*packs, *new], key=lambda pack: (pack.seed, pack.id)), new

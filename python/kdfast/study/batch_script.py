@@ -1,0 +1,122 @@
+"""Files to submit to a batch system: a planned study as jobs of SLURM or HTCondor.
+
+Each job is a `kdfast worker` for one pack, of the Python that made the file. Packs go by name, not by number, so that
+planning more of them does not change what a job that waits in a queue will do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kdfast._version import __version__
+from kdfast.errors import ConfigError, StudyError
+from kdfast.study.plan import PlannedPack, missing, planned
+from kdfast.study.store import StudyStore
+
+__all__ = ["htcondor_dag", "slurm_script"]
+
+# Seconds between the warning and the time limit. A worker needs ten to save what it has reached; SLURM may warn up to
+# a minute earlier or later.
+WARNING = 120
+
+# Minutes that a job may take where the plan does not say how long a pack takes.
+MINUTES = 60
+
+
+def slurm_script(
+    study: str | PathLike[str],
+    *,
+    time: str | None = None,
+    cpus: int | None = None,
+    memory: str | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: Sequence[str] = (),
+) -> str:
+    """A bash script that submits a planned study's teacher, the packs that are not done, and the report.
+
+    time: of each job, as sbatch takes it; None: from the plan. cpus: of each job; None: the threads that it was planned
+    for. memory, partition, account: None: the cluster's defaults. sbatch: more options of sbatch, quoted as for a shell,
+    which go over all others.
+
+    Raises ConfigError, and StudyError for a study without packs or with nothing left to do.
+    """
+    try:
+        more = [word for options in sbatch for word in shlex.split(options)]
+    except ValueError as error:
+        raise ConfigError(f"can't be split into words: {error}", where="sbatch", hint="quote as for a shell") from None
+    store, packs = _left(study)
+    path, name = str(store.path.absolute()), _job_name(store)
+    options = {
+        "time": time or _minutes(packs),
+        "cpus-per-task": cpus or _threads(packs),
+        "mem": memory,
+        "partition": partition,
+        "account": account,
+        "gpus": 1 if _on_gpu(store) else None,
+        "signal": f"B:USR1@{WARNING}",
+        "open-mode": "append",  # of the log: a job that is requeued goes on with it
+    }
+    words = [f"--{option}={value}" for option, value in options.items() if value is not None]
+    return _render(
+        "slurm.sh",
+        study=path,
+        name=name,
+        packs=packs,
+        teacher=not _has_teacher(store),
+        options=[*words, "--requeue", *more],
+        log=path.replace("\\", r"\\").replace("%", "%%") + f"/logs/{name}",
+    )
+
+
+def _left(study: str | PathLike[str]) -> tuple[StudyStore, list[PlannedPack]]:
+    """The study, and its packs that are not done."""
+    store = StudyStore.open(Path(study))
+    packs = planned(store)
+    if not packs:
+        hint = "`kdfast sweep --plan-only` makes them"
+        raise StudyError("has no packs to submit", where=str(store.path), hint=hint)
+    left = [pack for pack in packs if missing(store, pack).runs]
+    if not left:
+        hint = f"`kdfast report {shlex.quote(str(store.path))}` writes its report"
+        raise StudyError(f"all {len(packs)} packs are done: nothing to submit", where=str(store.path), hint=hint)
+    return store, left
+
+
+def _has_teacher(store: StudyStore) -> bool:
+    return store.has("teacher", "teacher", store.settings["data"]["seed"])
+
+
+def _on_gpu(store: StudyStore) -> bool:
+    return str(store.settings.get("device", "")).startswith("cuda")
+
+
+def _job_name(store: StudyStore) -> str:
+    """Letters, digits and ._- alone."""
+    return "kdfast-" + re.sub(r"[^\w.-]", "_", store.path.absolute().name, flags=re.ASCII)
+
+
+def _threads(packs: Sequence[PlannedPack]) -> int:
+    return max(pack.threads or 1 for pack in packs)
+
+
+def _minutes(packs: Sequence[PlannedPack]) -> int:
+    """Twice what the plan thinks, and ten minutes to read the data; in tens."""
+    seconds = max(pack.seconds or 0.0 for pack in packs)
+    return 10 * math.ceil(2 * seconds / 600 + 1) if seconds else MINUTES
+
+
+def _render(template: str, **values: Any) -> str:
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters["quote"] = lambda word: shlex.quote(str(word))
+    return environment.get_template(template).render(version=__version__, python=sys.executable, **values)
