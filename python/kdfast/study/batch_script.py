@@ -22,7 +22,7 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.study.plan import PlannedPack, missing, planned
 from kdfast.study.store import StudyStore
 
-__all__ = ["htcondor_dag", "slurm_script"]
+__all__ = ["slurm_script"]
 
 # Seconds between the warning and the time limit. A worker needs ten to save what it has reached; SLURM may warn up to
 # a minute earlier or later.
@@ -45,8 +45,8 @@ def slurm_script(
     """A bash script that submits a planned study's teacher, the packs that are not done, and the report.
 
     time: of each job, as sbatch takes it; None: from the plan. cpus: of each job; None: the threads that it was planned
-    for. memory, partition, account: None: the cluster's defaults. sbatch: more options of sbatch, quoted as for a shell,
-    which go over all others.
+    for. memory, partition, account: None: the cluster's defaults. sbatch: more options of sbatch, quoted as for a
+    shell, which go over all others.
 
     Raises ConfigError, and StudyError for a study without packs or with nothing left to do.
     """

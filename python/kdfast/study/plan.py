@@ -47,7 +47,7 @@ PACKS_PER_WORKER = 4
 class PlannedPack:
     """Some runs of one seed. id: e.g. "seed42.003". runs: None stands for the baseline.
 
-    threads: of a worker that it was planned for. seconds: that one takes for it, as a calibration says. None: not known.
+    threads: of a worker that it was planned for. seconds: that one takes for it, by a calibration. None: not known.
     """
 
     id: str

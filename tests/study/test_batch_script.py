@@ -1,0 +1,234 @@
+"""Files for batch systems: what they submit, by a stand-in of the batch system that keeps or runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdfast.cli import main
+from kdfast.errors import ConfigError, StudyError
+from kdfast.study.batch_script import slurm_script
+from kdfast.study.plan import MemberCost, plan, planned
+from kdfast.study.results import open_study
+from kdfast.study.store import StudyStore
+from kdfast.study.worker import work
+from tests.study.small_sweep import GRID, small_sweep
+
+# Keeps the words that it was called with, a JSON list a line, and answers with a job's number, as `sbatch --parsable`
+# does on one of several clusters.
+SBATCH = """#!{python}
+import json, os, sys
+with open(os.environ["CALLS"], "a+") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+    file.seek(0)
+    print(f"{{100 + len(file.readlines())}};physics")
+"""
+
+ODD = 'it\'s "an odd" $(touch oops) `x` %j \\ \N{GREEK SMALL LETTER ALPHA}'
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("planned") / ODD
+    small_sweep(path, plan_only=True, pack_size=2, threads=3)
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder of commands that stand in for SLURM's; gives a function that returns the calls of sbatch so far."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    program(commands / "sbatch", SBATCH.format(python=sys.executable))
+    program(commands / "scontrol", '#!/bin/sh\necho "$@" >> "$CALLS.scontrol"\n')
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    return lambda: [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def script(study: Path, path: Path, **options) -> Path:
+    path.write_text(slurm_script(study, **options))
+    subprocess.run(["bash", "-n", path], check=True)
+    return path
+
+
+def bash(file: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = os.environ | variables
+    return subprocess.run(
+        ["bash", file, *arguments], env=environment, cwd=file.parent, text=True, capture_output=True, timeout=120
+    )
+
+
+def value(call: list[str], option: str) -> str:
+    """Of the last one, which counts."""
+    return [word for word in call if word.startswith(f"--{option}=")][-1].partition("=")[2]
+
+
+def test_three_jobs_that_wait_for_each_other(study, tmp_path, cluster):
+    file = script(study, tmp_path / "a file.slurm", time="2:00:00", memory="4G", partition="short", account="atlas")
+    done = bash(file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "teacher: job 101, packs: array 102 of 3, report: job 103",
+        "to take them back: scancel 101 102 103",
+    ]
+    teacher, array, report = cluster()
+    assert [call[-3:] for call in (teacher, array, report)] == [
+        ["--", str(file), role] for role in ("teacher", "pack", "report")
+    ]
+    common = {"time": "2:00:00", "mem": "4G", "partition": "short", "account": "atlas", "cpus-per-task": "3"}
+    for call in (teacher, array, report):
+        assert {option: value(call, option) for option in common} == common
+        assert "--requeue" in call
+        assert value(call, "signal").startswith("B:USR1@")
+        # %% is a %, \\ a \ to SLURM; else it would put the job's number into the folder's name
+        logs = str(study / "logs").replace("\\", "\\\\").replace("%", "%%")
+        assert value(call, "output").startswith(logs + "/")
+    assert value(array, "array") == "0-2"
+    assert value(array, "dependency") == "afterok:101"
+    assert value(report, "dependency") == "afterany:102"
+    assert not list(tmp_path.glob("**/oops"))
+
+
+def test_the_jobs_do_the_study(study, tmp_path, cluster):
+    """Each job as SLURM would run it, the tasks of the array in any order."""
+    file = script(study, tmp_path / "mine.slurm")
+    job = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    for arguments, task in [("teacher", {}), *(("pack", {"SLURM_ARRAY_TASK_ID": n}) for n in "201"), ("report", {})]:
+        done = bash(file, arguments, **job, **task)
+        assert done.returncode == 0, done.stderr
+    assert (open_study(study).results["status"] == "done").sum() == len(GRID)
+    assert (study / "results_summary.csv").exists()
+    with pytest.raises(StudyError, match="all 3 packs are done: nothing to submit\n`kdfast report "):
+        slurm_script(study)
+
+
+def test_what_is_stored_is_not_submitted(tmp_path, cluster):
+    small_sweep(tmp_path / "study", plan_only=True, pack_size=2, progress=False)
+    work(tmp_path / "study", pack="seed42.001", progress=False)
+    done = bash(script(tmp_path / "study", tmp_path / "mine.slurm"))
+    assert done.stdout.splitlines()[0] == "packs: array 101 of 2, report: job 102"
+    array, _ = cluster()
+    assert value(array, "array") == "0-1"
+    assert not [word for word in array if word.startswith("--dependency")]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "requeued"),
+    [(signal.SIGUSR1, 75, "5_0\n"), (signal.SIGUSR1, 1, ""), (signal.SIGTERM, 75, "")],
+)
+def test_a_job_is_requeued_when_its_limit_is_near(study_of_a_stand_in, tmp_path, cluster, number, code, requeued):
+    """And not when its pack failed, or when someone ends the job: SLURM then sends TERM to the worker as well."""
+    file = study_of_a_stand_in(code)
+    job = {"SLURM_JOB_ID": "6", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "SLURM_CPUS_PER_TASK": "1"}
+    process = subprocess.Popen(["bash", file, "pack"], env=os.environ | job, cwd=tmp_path, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    assert process.wait(timeout=30) == code
+    calls = tmp_path / "calls.scontrol"
+    assert (calls.read_text() if calls.exists() else "") == (f"requeue {requeued}" if requeued else "")
+    assert (tmp_path / "ready").read_text() == f"{number}\n"
+
+
+@pytest.fixture
+def study_of_a_stand_in(study, tmp_path):
+    """Makes a file whose Python is a stand-in that notes the signal it gets, takes a moment, and exits with a code."""
+
+    def make(code: int) -> Path:
+        other = tmp_path / "study"
+        small_sweep(other, plan_only=True)
+        text = slurm_script(other).replace(f"python={sys.executable}", f"python={tmp_path}/python")
+        program(
+            tmp_path / "python",
+            f"#!{sys.executable}\n"
+            "import os, pathlib, signal, sys, time\n"
+            "ready = pathlib.Path('ready')\n"
+            "def stop(number, frame):\n"
+            "    with ready.open('a') as file: print(number, file=file)\n"
+            "    time.sleep(0.5)\n"
+            f"    os._exit({code})\n"
+            "signal.signal(signal.SIGUSR1, stop), signal.signal(signal.SIGTERM, stop)\n"
+            "ready.touch()\n"
+            "time.sleep(60)\n",
+        )
+        (tmp_path / "mine.slurm").write_text(text)
+        return tmp_path / "mine.slurm"
+
+    return make
+
+
+def test_nothing_is_left_of_a_submission_that_fails(study_of_a_stand_in, tmp_path, cluster):
+    """The teacher's job is taken back where the cluster refuses the array."""
+    file = study_of_a_stand_in(0)
+    refusing = SBATCH.format(python=sys.executable) + "    sys.exit('refused' if '--array=0-0' in sys.argv else 0)\n"
+    program(tmp_path / "commands" / "sbatch", refusing)
+    program(tmp_path / "commands" / "scancel", '#!/bin/sh\necho "$@" > "$CALLS.scancel"\n')
+    done = bash(file)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "refused\n")
+    assert len(cluster()) == 2
+    assert (tmp_path / "calls.scancel").read_text() == "101\n"
+
+
+def test_limits_and_cpus_come_from_the_plan(tmp_path, cluster):
+    store = StudyStore.create_or_open(tmp_path / "study", {"data": {"seed": 42}, "device": "cuda"}, {})
+    plan(store, [1], GRID, 4, threads=2, cost=MemberCost(seconds=1000.0))
+    assert [(pack.threads, pack.seconds) for pack in planned(store)] == [(2, 2000.0), (2, 1000.0)]
+    bash(script(store.path, tmp_path / "mine.slurm"))
+    array = cluster()[1]
+    assert (value(array, "time"), value(array, "cpus-per-task"), value(array, "gpus")) == ("80", "2", "1")
+    bash(
+        script(store.path, tmp_path / "mine.slurm", cpus=5, sbatch=["--time=9 '--comment=two words'", "--gpus=a100:1"])
+    )
+    array = cluster()[4]
+    assert (value(array, "time"), value(array, "cpus-per-task"), value(array, "gpus")) == ("9", "5", "a100:1")
+    assert "--comment=two words" in array
+
+
+def test_errors(tmp_path, capfd):
+    store = StudyStore.create_or_open(tmp_path / "empty", {}, {})
+    with pytest.raises(StudyError, match="has no packs to submit\n`kdfast sweep --plan-only` makes them"):
+        slurm_script(store.path)
+    with pytest.raises(ConfigError, match="sbatch: can't be split into words: No closing quotation"):
+        slurm_script(store.path, sbatch=["--comment='"])
+    assert main(["script", "slurm", str(tmp_path / "none")]) == 2
+    assert capfd.readouterr().err.startswith(f"kdfast: {tmp_path / 'none'}: does not exist")
+
+
+def test_the_command_prints_the_file(study_of_a_stand_in, tmp_path, capfdbinary):
+    study_of_a_stand_in(0)
+    options = [
+        "--time",
+        "5",
+        "--cpus",
+        "2",
+        "--memory",
+        "1G",
+        "--partition",
+        "a",
+        "--account",
+        "b",
+        "--sbatch",
+        "--qos=c",
+    ]
+    assert main(["script", "slurm", str(tmp_path / "study"), *options]) == 0
+    expected = slurm_script(
+        tmp_path / "study", time="5", cpus=2, memory="1G", partition="a", account="b", sbatch=["--qos=c"]
+    )
+    assert capfdbinary.readouterr().out.decode() == expected
