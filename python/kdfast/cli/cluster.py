@@ -10,12 +10,13 @@ import typer
 
 from kdfast.cli.common import Quiet, app
 
-__all__ = ["slurm", "worker"]
+__all__ = ["htcondor", "slurm", "worker"]
 
 script = typer.Typer(rich_markup_mode=None)
 app.add_typer(script, name="script", help="Print what submits a planned study to a batch system.")
 
 Planned = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a planned study.")]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Of a job, e.g. 4G.  [the cluster's default]")]
 Cpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs of a job.  [as planned]")]
 
 
@@ -117,3 +118,30 @@ def slurm(
         study, time=time, cpus=cpus, memory=memory, partition=partition, account=account, sbatch=sbatch or ()
     )
     typer.echo(os.fsencode(text), nl=False)  # names of files need not be text
+
+
+@script.command()
+def htcondor(
+    study: Planned,
+    cpus: Cpus = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of a job.")] = "2GB",
+    submit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINE", help="One more line of the submit description. May be repeated."),
+    ] = None,
+) -> None:
+    """Print a file that submits a planned study to HTCondor, for condor_submit_dag.
+
+    The teacher first, then a job for each pack that is not done, then the report. A job that is evicted saves
+    checkpoints and runs again. The study's folder must be on a file system that all machines share.
+
+    \b
+    Examples:
+      kdfast script htcondor mine --cpus 4 > mine.dag
+      condor_submit_dag mine.dag
+      kdfast script htcondor mine --submit '+JobFlavour = "workday"' > mine.dag
+    """
+    from kdfast.study.batch_script import htcondor_dag
+
+    text = htcondor_dag(study, cpus=cpus, memory=memory, submit=submit or ())
+    typer.echo(os.fsencode(text), nl=False)

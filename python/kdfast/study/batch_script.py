@@ -17,16 +17,23 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kdfast._files import writing_errors
 from kdfast._version import __version__
 from kdfast.errors import ConfigError, StudyError
 from kdfast.study.plan import PlannedPack, missing, planned
 from kdfast.study.store import StudyStore
 
-__all__ = ["slurm_script"]
+__all__ = ["htcondor_dag", "slurm_script"]
 
 # Seconds between the warning and the time limit. A worker needs ten to save what it has reached; SLURM may warn up to
 # a minute earlier or later.
 WARNING = 120
+
+# A job that has been requeued so often does not go on: it does not get far enough to save anything.
+RESTARTS = 100
+
+# Of a job of HTCondor, whose own default is some 100 MB. A worker on the bundled jets takes 0.5 GB.
+MEMORY = "2GB"
 
 # Minutes that a job may take where the plan does not say how long a pack takes.
 MINUTES = 60
@@ -73,8 +80,34 @@ def slurm_script(
         name=name,
         packs=packs,
         teacher=not _has_teacher(store),
+        restarts=RESTARTS,
         options=[*words, "--requeue", *more],
         log=path.replace("\\", r"\\").replace("%", "%%") + f"/logs/{name}",
+    )
+
+
+def htcondor_dag(
+    study: str | PathLike[str], *, cpus: int | None = None, memory: str = MEMORY, submit: Sequence[str] = ()
+) -> str:
+    """A file for condor_submit_dag: a planned study's teacher, the packs that are not done, and the report.
+
+    cpus: of each job; None: the threads that it was planned for. submit: more lines of the submit
+    descriptions, which go over all others. The study lies where all machines see it under the same path; its folder
+    logs/ is made here. Raises StudyError as slurm_script does, and where the folder can't be made.
+    """
+    store, packs = _left(study)
+    logs = store.path.absolute() / "logs"
+    with writing_errors(logs):  # HTCondor makes no folders
+        logs.mkdir(exist_ok=True)
+    return _render(
+        "htcondor.dag",
+        study=str(store.path.absolute()),
+        packs=packs,
+        teacher=not _has_teacher(store),
+        cpus=cpus or _threads(packs),
+        memory=memory,
+        gpu=_on_gpu(store),
+        submit=submit,
     )
 
 
@@ -118,5 +151,9 @@ def _minutes(packs: Sequence[PlannedPack]) -> int:
 def _render(template: str, **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters["quote"] = lambda word: shlex.quote(str(word))
+    environment.filters |= {
+        "quote": lambda word: shlex.quote(str(word)),
+        "literal": lambda text: text.replace("$", "$(DOLLAR)"),  # HTCondor replaces nothing in it
+        "node": lambda pack: pack.replace(".", "_"),  # names of a DAG's nodes have no dots
+    }
     return environment.get_template(template).render(version=__version__, python=sys.executable, **values)

@@ -39,6 +39,10 @@ work() {
     done
     case $is_warned/$code in
         yes/75 | yes/138) # 138: warned while Python was starting
+            if [ "${SLURM_RESTART_COUNT:-0}" -ge {{ restarts }} ]; then
+                echo "not done after {{ restarts }} restarts: the time limit is too short" >&2
+                exit 1
+            fi
             scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" &&
                 echo "the time limit is near: back into the queue" >&2
             ;;
@@ -49,7 +53,10 @@ work() {
 case ${1-submit} in
     teacher) work teacher ;;
     pack) work "${packs[$SLURM_ARRAY_TASK_ID]}" ;;
-    report) exec "$python" -m kdfast report "$study" ;;
+    report)
+        trap '' USR1 # what remains of the time is enough
+        exec "$python" -m kdfast report "$study"
+        ;;
     submit) ;;
     *)
         echo "usage: bash ${BASH_SOURCE[0]}" >&2
