@@ -12,9 +12,8 @@ import pytest
 
 from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
-from kdfast.study.batch_script import slurm_script
-from kdfast.study.plan import MemberCost, plan, planned
-from kdfast.study.results import open_study
+from kdfast.study.batch_script import htcondor_dag, slurm_script
+from kdfast.study.plan import MemberCost, missing, plan, planned
 from kdfast.study.store import StudyStore
 from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, small_sweep
@@ -101,17 +100,38 @@ def test_three_jobs_that_wait_for_each_other(study, tmp_path, cluster):
     assert not list(tmp_path.glob("**/oops"))
 
 
-def test_the_jobs_do_the_study(study, tmp_path, cluster):
-    """Each job as SLURM would run it, the tasks of the array in any order."""
+def test_a_job_trains_its_pack(study, tmp_path, cluster):
+    """As SLURM would run it; ci/slurm has one that does."""
     file = script(study, tmp_path / "mine.slurm")
-    job = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
-    for arguments, task in [("teacher", {}), *(("pack", {"SLURM_ARRAY_TASK_ID": n}) for n in "201"), ("report", {})]:
-        done = bash(file, arguments, **job, **task)
-        assert done.returncode == 0, done.stderr
-    assert (open_study(study).results["status"] == "done").sum() == len(GRID)
-    assert (study / "results_summary.csv").exists()
+    done = bash(file, "pack", SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="1", SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 0, done.stderr
+    store = StudyStore.open(study)
+    assert [bool(missing(store, pack).runs) for pack in planned(store)] == [True, False, True]
+    work(study, progress=False)
     with pytest.raises(StudyError, match="all 3 packs are done: nothing to submit\n`kdfast report "):
         slurm_script(study)
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        ("teacher", ["worker", "--store", "STUDY", "--pack", "teacher", "--threads", "4"]),
+        ("pack", ["worker", "--store", "STUDY", "--pack", "seed42.002", "--threads", "4"]),
+        ("report", ["report", "STUDY"]),
+    ],
+)
+def test_what_a_job_runs(tmp_path, monkeypatch, role, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    small_sweep(tmp_path / ODD, plan_only=True, pack_size=2)
+    text = slurm_script(tmp_path / ODD).replace(f"python={sys.executable}", f"python={tmp_path}/python")
+    (tmp_path / "mine.slurm").write_text(text)
+    notes = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('OMP_NUM_THREADS')]))"
+    program(tmp_path / "python", f"#!{sys.executable}\n{notes}\n")
+    done = bash(tmp_path / "mine.slurm", role, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="4", SLURM_ARRAY_TASK_ID="2")
+    words, threads = json.loads(done.stdout)
+    assert words == ["-m", "kdfast", *(str(tmp_path / ODD) if word == "STUDY" else word for word in expected)]
+    assert threads == (None if role == "report" else "4")
+    assert bash(tmp_path / "mine.slurm", "other").returncode == 2
 
 
 def test_what_is_stored_is_not_submitted(tmp_path, cluster):
@@ -186,6 +206,37 @@ def test_nothing_is_left_of_a_submission_that_fails(study_of_a_stand_in, tmp_pat
     assert (tmp_path / "calls.scancel").read_text() == "101\n"
 
 
+def test_a_dag_of_htcondor(tmp_path):
+    """ci has no HTCondor; docs/clusters.md says what was tried with one."""
+    study = tmp_path / "a $(HOME) study"
+    small_sweep(study, plan_only=True, pack_size=2, threads=3)
+    work(study, pack="seed42.001", progress=False)
+    lines = htcondor_dag(study, submit=['+JobFlavour = "workday"']).splitlines()
+    assert [line for line in lines if line.startswith(("JOB", "VARS", "PARENT", "RETRY"))] == [
+        "JOB seed42_000 worker",
+        'VARS seed42_000 name="seed42.000"',
+        "JOB seed42_002 worker",
+        'VARS seed42_002 name="seed42.002"',
+        "JOB report report",
+        'VARS report name="report"',
+        "PARENT seed42_000 CHILD report",
+        "PARENT seed42_002 CHILD report",
+        "RETRY ALL_NODES 3",
+    ]
+    worker = dict(line.strip().split(" = ", 1) for line in lines[: lines.index("}")] if " = " in line)
+    assert worker["executable"] == sys.executable
+    assert worker["initialdir"] == str(tmp_path / "a $(DOLLAR)(HOME) study")  # else HTCondor fills in its HOME
+    assert worker["arguments"] == '"-m kdfast worker --store . --pack $(name) --threads 3"'
+    assert (worker["request_cpus"], worker["request_memory"], worker["+JobFlavour"]) == ("3", "2GB", '"workday"')
+    assert worker["on_exit_remove"] == "ExitCode =!= 75"
+    assert (study / "logs").is_dir()
+    small_sweep(tmp_path / "new", plan_only=True)
+    lines = htcondor_dag(tmp_path / "new", cpus=2, memory="4GB").splitlines()
+    assert "JOB teacher worker" in lines
+    assert "PARENT teacher CHILD seed42_000" in lines
+    assert "    request_memory = 4GB" in lines
+
+
 def test_limits_and_cpus_come_from_the_plan(tmp_path, cluster):
     store = StudyStore.create_or_open(tmp_path / "study", {"data": {"seed": 42}, "device": "cuda"}, {})
     plan(store, [1], GRID, 4, threads=2, cost=MemberCost(seconds=1000.0))
@@ -231,4 +282,7 @@ def test_the_command_prints_the_file(study_of_a_stand_in, tmp_path, capfdbinary)
     expected = slurm_script(
         tmp_path / "study", time="5", cpus=2, memory="1G", partition="a", account="b", sbatch=["--qos=c"]
     )
+    assert capfdbinary.readouterr().out.decode() == expected
+    assert main(["script", "htcondor", str(tmp_path / "study"), "--cpus", "2", "--submit", "nice_user = True"]) == 0
+    expected = htcondor_dag(tmp_path / "study", cpus=2, submit=["nice_user = True"])
     assert capfdbinary.readouterr().out.decode() == expected
