@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kPlanThreads) make_plan(const AttentionPlanPar
 
     // Rows from `padding` on belong to no jet.
     const int num_rows = static_cast<int>(p.num_constituents);
-    const int padding = invalid[0] ? 0 : static_cast<int>(p.offsets[num_jets]);
+    const bool is_valid = !invalid[0] && (p.most_pairs < 0 || pairs_before <= p.most_pairs);
+    const int padding = is_valid ? static_cast<int>(p.offsets[num_jets]) : 0;
     if (thread == 0) {
         int total = 0;
         for (int c = kLengths - 1; c > 0; --c) {
@@ -68,9 +69,9 @@ __global__ void __launch_bounds__(kPlanThreads) make_plan(const AttentionPlanPar
             next[c] = total;
             total += count;
         }
-        next[0] = invalid[0] ? 0 : total;
+        next[0] = is_valid ? total : 0;
         plan.num_items[0] = next[0] + items_of(num_rows - padding);
-        p.report[0] = !invalid[0];
+        p.report[0] = is_valid;
         p.report[1] = padding;
         p.report[2] = pairs_before;
     }
@@ -79,9 +80,9 @@ __global__ void __launch_bounds__(kPlanThreads) make_plan(const AttentionPlanPar
     for (int i = thread; i < items_of(num_rows - padding); i += kPlanThreads) {
         const int first = padding + i * kItemRows;
         store(plan.items + jets_items + i,
-              WorkItem{first, min(num_rows - first, kItemRows), 0, invalid[0] ? kInvalid : kPadding});
+              WorkItem{first, min(num_rows - first, kItemRows), 0, is_valid ? kPadding : kInvalid});
     }
-    if (invalid[0]) return;
+    if (!is_valid) return;
     for (int jet = thread; jet < num_jets; jet += kPlanThreads) {
         const int first = static_cast<int>(p.offsets[jet]), n = static_cast<int>(p.offsets[jet + 1]) - first;
         if (n == 0) continue;

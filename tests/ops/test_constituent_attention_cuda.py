@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import DataError
+from kdfast.ops import _constituent_attention_cuda as attention_on_gpus
 from kdfast.ops import _gpu
 from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference
 from tests.ops.accuracy import assert_accurate
@@ -120,21 +121,47 @@ def test_rows_anywhere_in_memory(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_a_batch_is_planned_once() -> None:
+def test_the_host_looks_at_a_batch_once() -> None:
     qkv, offsets, bias, _ = draw([5, 3], 2, 8, bias="shared")
     qkv.requires_grad_()
     with cuda_kernels():
-        with mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+        with mock.patch.object(attention_on_gpus, "make_plan", wraps=attention_on_gpus.make_plan) as plan:
             for _ in range(2):
                 constituent_attention(*qkv.unbind(-3), offsets, bias=bias).sum().backward()
-            ops = [arguments.args[0] for arguments in call.call_args_list]
-            assert ops.count("constituent_attention_plan") == 1
-            assert len(ops) == 5
+            assert len(plan.call_args_list) == 1 + 4  # the look; forward and backward make their own
             offsets[1] = 4  # another batch in the same memory
             with pytest.raises(DataError, match="Σ n² = 32"):
                 constituent_attention(*qkv.unbind(-3), offsets, bias=bias)
             constituent_attention(*qkv.unbind(-3), offsets)
-        assert [arguments.args[0] for arguments in call.call_args_list].count("constituent_attention_plan") == 2
+        assert len(plan.call_args_list) == 1 + 4 + 1 + 1
+
+
+def test_offsets_that_change_without_a_trace() -> None:
+    """As where a replayed graph writes them: nobody looks, but results are those of the offsets as they are."""
+    qkv, offsets, _, grad = draw([5, 3, 9], 2, 8)
+    with cuda_kernels():
+        before = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
+        version = offsets._version
+        offsets.numpy()[1:3] = [12, 12]
+        assert offsets._version == version
+        after = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
+        expected = results(constituent_attention, torch.float32, (qkv, torch.tensor([0, 12, 12, 17]), None, grad))
+        for name, x in after.items():
+            assert torch.equal(x, expected[name])
+            assert not torch.equal(x, before[name])
+        offsets.numpy()[1] = 99
+        broken = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
+        assert all(x.isnan().all() for x in broken.values())
+
+
+def test_more_pairs_than_the_bias_has_are_nan_within_a_graph() -> None:
+    qkv, offsets, bias, grad = draw([5, 3], 2, 8, bias="shared")
+    with cuda_kernels(), mock.patch.object(_gpu, "may_wait", return_value=False):
+        offsets[1] = 7
+        q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(-3))
+        out = constituent_attention(q, k, v, offsets, bias=bias)
+        assert out.isnan().all()
+        assert all(x.isnan().all() for x in torch.autograd.grad(out, (q, k, v), grad))
 
 
 @pytest.mark.parametrize("d", [16, 64])

@@ -50,9 +50,9 @@ void bind_constituent_attention(py::module_& m) {
     m.def(
         "constituent_attention_plan",
         [](uintptr_t offsets, uintptr_t plan, uintptr_t report, int64_t num_jets, int64_t num_constituents,
-           uintptr_t stream) {
+           int64_t most_pairs, uintptr_t stream) {
             py::gil_scoped_release release;
-            plan_attention({reinterpret_cast<const int64_t*>(offsets), num_jets, num_constituents,
+            plan_attention({reinterpret_cast<const int64_t*>(offsets), num_jets, num_constituents, most_pairs,
                             reinterpret_cast<void*>(plan), reinterpret_cast<int64_t*>(report)},
                            reinterpret_cast<void*>(stream));
         },

@@ -16,7 +16,7 @@ from kdfast.models.layers import BatchNorm
 from kdfast.ops.attention_pooling import attention_pooling
 from kdfast.ops.batch_norm_gelu import batch_norm_gelu
 from kdfast.ops.bias_gelu import bias_gelu
-from kdfast.ops.packed_attention import packed_attention
+from kdfast.ops.packed_attention import attention_plan, packed_attention
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.philox import fold_seed
 from kdfast.ops.residual_norm import residual_norm
@@ -93,10 +93,12 @@ class PackedTransformer:
 
         x = dense(features.expand(members, -1, -1), rows, "embed")
         x, n = residual_norm(x, None, None, *norm("encoder.0.norm1"), rows, dtype=self.dtype)
+        plan = None
         for layer in range(config.layers):
             name, last = f"encoder.{layer}", layer + 1 == config.layers
             q, k, v = affine(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1).unbind(2)
-            attended = packed_attention(q, k, v, rows, next(drops)).flatten(2)
+            plan = attention_plan(q, rows) if plan is None else plan
+            attended = packed_attention(q, k, v, rows, next(drops), plan).flatten(2)
             y = matrix(attended, f"{name}.out")
             x, n = residual_norm(x, y, p[f"{name}.out.bias"], *norm(f"{name}.norm2"), rows, next(drops), self.dtype)
             hidden = bias_gelu(matrix(n, f"{name}.ffn_in"), p[f"{name}.ffn_in.bias"], rows, next(drops))

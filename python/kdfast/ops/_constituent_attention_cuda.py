@@ -11,57 +11,55 @@ from kdfast.ops import _gpu, _joined, backend
 from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops.philox import dropout_threshold
 
-__all__ = ["backward", "check_pairs", "forward", "make_plan"]
+__all__ = ["backward", "check_pairs", "forward", "look", "make_plan"]
 
 
-class _Plan(NamedTuple):
-    """The kernels' list of work for a batch, and what they found about its offsets (None: nobody could look)."""
+class _Seen(NamedTuple):
+    """What a look at a batch's offsets has found."""
 
-    memory: Tensor
-    pairs: int | None
     version: int  # of the offsets
     constituents: int
+    pairs: int  # Σ n²
 
 
-# A batch's offsets pass through many layers, forward and backward: one plan, and one wait for it, serve them all.
-_plans = WeakTensorKeyDictionary()
+# A batch's offsets pass through many layers, forward and backward: the host waits for one look at them. The kernels'
+# list of work is made at each call: a replayed graph may have written other offsets, of which no version tells.
+_seen = WeakTensorKeyDictionary()
 
 
-def _plan(offsets: Tensor, constituents: int) -> _Plan:
-    """Raises DataError for offsets that are no rise from 0 to the number of constituents."""
-    looks = _gpu.may_wait(offsets.device)
-    # While a graph is captured, plans belong to it: it makes them anew at each replay.
-    keeps = looks and not offsets.is_inference()
-    version = offsets._version if keeps else -1
-    plan: _Plan | None = _plans.get(offsets) if keeps else None
-    if plan is not None and (plan.version, plan.constituents) == (version, constituents):
-        return plan
-    memory, report = make_plan(offsets, constituents)
-    valid, last, pairs = report.tolist() if looks else (1, constituents, None)
-    if not valid or last != constituents:
-        raise DataError(f"must rise from 0 to {constituents}, the number of constituents", where="offsets")
-    plan = _Plan(memory, pairs, version, constituents)
-    if keeps:
-        _plans[offsets] = plan
-    return plan
+def look(offsets: Tensor, constituents: int) -> int | None:
+    """Σ n²; None where the host can't look. Raises DataError for offsets that don't rise from 0 to constituents."""
+    if not _gpu.may_wait(offsets.device):
+        return None
+    version = -1 if offsets.is_inference() else offsets._version
+    seen: _Seen | None = _seen.get(offsets)
+    if seen is None or version < 0 or seen[:2] != (version, constituents):
+        _, report = make_plan(offsets, constituents)
+        valid, last, pairs = report.tolist()
+        if not valid or last != constituents:
+            raise DataError(f"must rise from 0 to {constituents}, the number of constituents", where="offsets")
+        _seen[offsets] = seen = _Seen(version, constituents, pairs)
+    return seen.pairs
 
 
-def make_plan(offsets: Tensor, constituents: int) -> tuple[Tensor, Tensor]:
-    """(the kernels' list of work, a report: whether the offsets can be, the last of them, Σ n²). Waits for nothing.
+def make_plan(offsets: Tensor, constituents: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(the kernels' list of work, a report: whether it can be, the last offset, Σ n²). Waits for nothing.
 
-    The last offset may be less than constituents; the rows behind it are padding.
+    The last offset may be less than constituents; the rows behind it are padding. Offsets that can't be, or that want
+    more of the bias than there is, make NaN of all results.
     """
     jets = len(offsets) - 1
     size = backend.cuda_module().constituent_attention_plan_bytes(jets, constituents)
     memory = torch.empty(size, dtype=torch.uint8, device=offsets.device)
     report = torch.empty(3, dtype=torch.int64, device=offsets.device)
-    _gpu.call("constituent_attention_plan", (offsets.contiguous(),), (memory, report), jets, constituents)
+    scalars = (jets, constituents, -1 if bias is None else bias.shape[-1])
+    _gpu.call("constituent_attention_plan", (offsets.contiguous(),), (memory, report), *scalars)
     return memory, report
 
 
 def check_pairs(bias: Tensor, offsets: Tensor, constituents: int) -> None:
     """Raises DataError for a bias whose last dimension is not Σ n²."""
-    pairs = _plan(offsets, constituents).pairs
+    pairs = look(offsets, constituents)
     if pairs is not None and bias.shape[-1] != pairs:
         raise DataError(f"must be [H, Σ n²] with Σ n² = {pairs}, is {list(bias.shape)}", where="bias")
 
@@ -110,7 +108,9 @@ def forward(
 
     plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked.
     """
-    plan = _plan(offsets, q.shape[-3]).memory if plan is None else plan
+    if plan is None:
+        look(offsets, q.shape[-3])
+        plan, _ = make_plan(offsets, q.shape[-3], bias)
     q, k, v = _aligned(q), _aligned(k), _aligned(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
@@ -140,7 +140,7 @@ def backward(
     plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, which may share memory if joined, and bias (float32; empty without one)."""
-    plan = _plan(offsets, q.shape[-3]).memory if plan is None else plan
+    plan = make_plan(offsets, q.shape[-3], bias)[0] if plan is None else plan
     dq, dk, dv = _joined.empty_slices(q) if joined else (q.new_empty(q.shape) for _ in range(3))
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
     dbias = q.new_empty(0) if bias is None else torch.empty_like(bias)

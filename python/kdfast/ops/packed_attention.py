@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,36 +14,46 @@ from kdfast.ops import _joined
 from kdfast.ops.constituent_attention import constituent_attention, kernel_of
 from kdfast.ops.packed_rows import Dropout, PackedRows
 
-__all__ = ["packed_attention", "packed_attention_reference"]
+__all__ = ["attention_plan", "packed_attention", "packed_attention_reference"]
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None = None) -> Tensor:
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None = None, plan: Tensor | None = None
+) -> Tensor:
     """Like q: attention within each jet, as constituent_attention has it, zeros in the padding. Differentiable.
 
-    q, k, v: [K, M, H, d], the last dimension contiguous.
+    q, k, v: [K, M, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for this call.
     """
-    if q.numel() == 0 or kernel_of(q) != "cuda":
+    if not _takes_kernel(q):
         return packed_attention_reference(q, k, v, rows, dropout)
     _joined.watch(q, k, v)
-    return _PackedAttention.apply(q, k, v, rows, dropout)
+    return _PackedAttention.apply(q, k, v, rows, dropout, _make_plan(rows) if plan is None else plan)
 
 
-# The kernels' list of work for a batch, which serves all layers, forward and backward.
-_plans: WeakKeyDictionary[PackedRows, Tensor] = WeakKeyDictionary()
+def attention_plan(q: Tensor, rows: PackedRows) -> Tensor | None:
+    """The kernels' list of work for calls with such q and these rows, as they are now; None where no kernel runs.
+
+    It serves all layers of a step, forward and backward. A captured step makes its own, anew at each replay.
+    """
+    return _make_plan(rows) if _takes_kernel(q) else None
 
 
-def _plan(rows: PackedRows) -> Tensor:
-    if rows not in _plans:
-        _plans[rows], _ = _cuda.make_plan(rows.offsets, len(rows.jet))
-    return _plans[rows]
+def _takes_kernel(q: Tensor) -> bool:
+    return q.numel() > 0 and kernel_of(q) == "cuda"
+
+
+def _make_plan(rows: PackedRows) -> Tensor:
+    return _cuda.make_plan(rows.offsets, len(rows.jet))[0]
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None) -> Tensor:
-        ctx.rows, ctx.scale = rows, q.shape[-1] ** -0.5
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None, plan: Tensor
+    ) -> Tensor:
+        ctx.rows, ctx.scale, ctx.plan = rows, q.shape[-1] ** -0.5, plan
         ctx.p, ctx.seed = (0.0, 0) if dropout is None else dropout
-        out, lse = _cuda.forward(q, k, v, rows.offsets, None, ctx.scale, ctx.p, ctx.seed, _plan(rows))
+        out, lse = _cuda.forward(q, k, v, rows.offsets, None, ctx.scale, ctx.p, ctx.seed, plan)
         ctx.save_for_backward(q, k, v, lse)
         return out
 
@@ -52,9 +61,9 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lse = ctx.saved_tensors
-        rest = (ctx.rows.offsets, None, lse, ctx.scale, ctx.p, ctx.seed, True, _plan(ctx.rows))
+        rest = (ctx.rows.offsets, None, lse, ctx.scale, ctx.p, ctx.seed, True, ctx.plan)
         dq, dk, dv, _ = _cuda.backward(grad_out, q, k, v, *rest)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 def packed_attention_reference(
