@@ -11,6 +11,9 @@ from kdfast import backend
 from kdfast.distill import cuda_engine
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets, train_pack
+from kdfast.models.packed_transformer import dropout_seeds
+from kdfast.ops.packed_rows import PackedRows
+from kdfast.ops.philox import derive_seed, fold_seed
 from tests.cuda_kernels import needs_gpu
 from tests.distill.packs import pack, students
 from tests.ops.backends import cuda_kernels
@@ -50,6 +53,28 @@ def test_a_baseline_and_two_students_train_as_by_the_reference(device):
         assert np.argmax(result.curves["auc_val"]) == result.best_epoch
         # A bias before a BatchNorm has no gradient but rounding, which AdamW makes steps of: of those the scores know.
         torch.testing.assert_close(result.scores_test, expected[name].scores_test, rtol=5e-2, atol=2e-2)
+
+
+def test_an_epochs_plan_is_that_of_its_steps():
+    """Told step by step; jets without constituents, at the ends of batches too, among them."""
+    a_pack = pack(students(1))
+    counts = a_pack.train.offsets.diff()
+    plan = cuda_engine._Plan(a_pack)
+    found, batches = plan.epoch(1), plan.batches(1)
+    assert (counts[batches] == 0).any()
+    for number, (step, jets) in enumerate(zip(found, batches, strict=True), start=len(batches)):
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts[jets].cumsum(0)])
+        rows = PackedRows.of_constituents(offsets, plan.capacity)
+        source = torch.cat(
+            [
+                torch.arange(int(begin), int(begin + n))
+                for begin, n in zip(a_pack.train.offsets[jets], counts[jets], strict=True)
+            ]
+        )
+        padding = (len(a_pack.train.features),) * (plan.capacity - len(source))
+        seeds = dropout_seeds(fold_seed(derive_seed(a_pack.seed, "dropout"), number), a_pack.model.layers)
+        expected = [*jets, *source, *padding, *rows.jet, *rows.position, *offsets, *seeds]
+        assert step.tolist() == [int(x) for x in expected]
 
 
 def test_without_teacher_or_dropout(device):

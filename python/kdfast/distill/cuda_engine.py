@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,11 +93,13 @@ class _Plan:
 
     def __init__(self, pack: Pack) -> None:
         self.pack, self.device = pack, torch.device(pack.device)
-        self.counts = pack.train.offsets.diff()
+        counts = pack.train.offsets.diff()
+        # Of each jet, on the device: its constituents, and the first of them.
+        self.counts, self.first = counts.to(self.device), pack.train.offsets[:-1].to(self.device)
         longest = 0
         for epoch in range(pack.recipe.epochs):
             batches = self.batches(epoch)
-            longest = max(longest, int(self.counts[batches].sum(1).max()))
+            longest = max(longest, int(counts[batches].sum(1).max()))
             if not (pack.train.weights[batches].sum(1) > 0).all():  # in a captured step nobody looks
                 what = f"all jets of a batch of epoch {epoch} have weight 0: its loss is undefined"
                 raise DataError(what, where="weights", hint="take larger batches, or leave such jets out")
@@ -109,19 +112,23 @@ class _Plan:
         return epoch_batches(self.pack.seed, epoch, len(self.pack.train), self.pack.recipe.batch_size)
 
     def epoch(self, epoch: int) -> Tensor:
-        """int64 [steps, Σ columns]: jets, rows of the features (one behind the last for padding), jet and position of
-        each row, offsets, and the seeds of dropout."""
-        batches, padding = self.batches(epoch), len(self.pack.train.features)
+        """int64 [steps, Σ columns], on the device: jets, rows of the features (one behind the last for padding), jet
+        and position of each row, offsets, and the seeds of dropout."""
+        jets = self.batches(epoch).to(self.device)
+        steps = len(jets)
+        offsets = torch.nn.functional.pad(self.counts[jets].cumsum(1), (1, 0))
+        row = torch.arange(self.capacity, device=self.device)
+        valid = row < offsets[:, -1:]
+        # How many jets but the first begin at a row or before: its jet, since those that begin there too are empty.
+        begins = torch.zeros(steps, self.capacity + 1, dtype=torch.int64, device=self.device)
+        begins.scatter_add_(1, offsets[:, 1:-1], torch.ones_like(jets[:, 1:]))
+        jet = torch.where(valid, begins[:, :-1].cumsum(1), 0)
+        position = torch.where(valid, row - offsets.gather(1, jet), 0)
+        source = torch.where(valid, self.first[jets].gather(1, jet) + position, len(self.pack.train.features))
         key = derive_seed(self.pack.seed, "dropout")
-        steps = []
-        for number, jets in enumerate(batches, start=epoch * len(batches)):
-            offsets = torch.nn.functional.pad(self.counts[jets].cumsum(0), (1, 0))
-            rows = PackedRows.of_constituents(offsets, self.capacity)
-            source = self.pack.train.offsets[jets][rows.jet] + rows.position
-            source = torch.where(rows.valid, source, padding)
-            seeds = torch.tensor(dropout_seeds(fold_seed(key, number), self.pack.model.layers))
-            steps.append(torch.cat([jets, source, rows.jet, rows.position, offsets, seeds]))
-        return torch.stack(steps)
+        keys = np.array([fold_seed(key, epoch * steps + step) for step in range(steps)], np.uint64)
+        seeds = np.stack(dropout_seeds(keys, self.pack.model.layers), 1).astype(np.int64)
+        return torch.cat([jets, source, jet, position, offsets, torch.from_numpy(seeds).to(self.device)], 1)
 
     def members_at_once(self) -> int:
         """How many members' activations and buffers fit the device's free memory."""

@@ -6,6 +6,7 @@ The same function of the same parameters as K models of models/jet_transformer.p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,14 +19,19 @@ from kdfast.ops.batch_norm_gelu import batch_norm_gelu
 from kdfast.ops.bias_gelu import bias_gelu
 from kdfast.ops.packed_attention import attention_plan, packed_attention
 from kdfast.ops.packed_rows import Dropout, PackedRows
-from kdfast.ops.philox import fold_seed
+from kdfast.ops.philox import UInt64s, fold_seed
 from kdfast.ops.residual_norm import residual_norm
 
 __all__ = ["PackedTransformer", "dropout_seeds"]
 
 
-def dropout_seeds(seed: int, layers: int) -> list[int]:
-    """The keys of a step's dropout in the order of use, for the step's key `seed`; JetTransformer's own."""
+@overload
+def dropout_seeds(seed: int, layers: int) -> list[int]: ...
+@overload
+def dropout_seeds(seed: UInt64s, layers: int) -> list[UInt64s]: ...
+def dropout_seeds(seed: Any, layers: int) -> list[Any]:
+    """The keys of a step's dropout in the order of use, for the step's key `seed`, or for each of an array of them;
+    JetTransformer's own."""
     embed, pool, *dense = (fold_seed(fold_seed(seed, place), 0) for place in range(5))
     encoder = [fold_seed(fold_seed(seed, 5 + layer), part) for layer in range(layers) for part in range(4)]
     return [embed, *encoder, pool, *dense]

@@ -5,17 +5,25 @@ the study's seed, a purpose, step and layer) and its counter (jet, head, query, 
 of computation, the number of threads or the device.
 """
 
-from typing import overload
+from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 
+UInt64s = npt.NDArray[np.uint64]
 
-def splitmix64(x: int) -> int:
-    """One output of splitmix64 (Steele et al., OOPSLA'14) for the state x."""
+
+@overload
+def splitmix64(x: int) -> int: ...
+@overload
+def splitmix64(x: UInt64s) -> UInt64s: ...
+def splitmix64(x: Any) -> Any:
+    """One output of splitmix64 (Steele et al., OOPSLA'14) for the state x, or for each of an array."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -39,8 +47,10 @@ def derive_seed(seed: int, purpose: str, *parts: int) -> int:
 def fold_seed(seed: int, part: int) -> int: ...
 @overload
 def fold_seed(seed: Tensor, part: int) -> Tensor: ...
-def fold_seed(seed: int | Tensor, part: int) -> int | Tensor:
-    """One more link: a 63-bit seed for part (a layer, a step) of what seed is for.
+@overload
+def fold_seed(seed: UInt64s, part: int) -> UInt64s: ...
+def fold_seed(seed: Any, part: int) -> Any:
+    """One more link: a 63-bit seed for part (a layer, a step) of what seed is for; for each of an array.
 
     For an int64 tensor [] a tensor: under torch.compile a seed is then data, not a constant of the compiled code.
     """
