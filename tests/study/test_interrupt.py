@@ -204,6 +204,21 @@ def test_a_signal_in_training_only_sets_the_event_until_its_end():
     assert str(stopped.value).startswith("stopped: what has finished is stored in study;")
 
 
+def test_deferrals_may_be_nested():
+    reached: list[bool] = []
+
+    def train() -> None:
+        with stoppable(lambda text: None, Path("study")) as stop, stop.deferred():
+            with stop.deferred():
+                pass
+            signal.raise_signal(signal.SIGTERM)  # still deferred
+            reached.append(stop.event.is_set())
+
+    with pytest.raises(SweepInterrupted):
+        train()
+    assert reached == [True]
+
+
 def test_elsewhere_it_is_raised_at_once_and_no_training_begins_after_it():
     with stoppable(print, Path("study")) as stop:
         with pytest.raises(SweepInterrupted) as stopped:

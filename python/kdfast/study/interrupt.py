@@ -44,18 +44,18 @@ class Stop:
     where: Path
     event: threading.Event = field(default_factory=threading.Event)
     signum: int = signal.SIGINT
-    is_deferred: bool = False
+    deferrals: int = 0  # that are open: they may be nested
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Inside, a signal only sets the event, so that a trainer that looks at it saves its members; at the end, and
         at once where one came before, it raises SweepInterrupted."""
         self.check()
-        self.is_deferred = True
+        self.deferrals += 1
         try:
             yield
         finally:
-            self.is_deferred = False
+            self.deferrals -= 1
         self.check()
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
         restore()
         stop.signum = signum
         stop.event.set()
-        if not stop.is_deferred:
+        if not stop.deferrals:
             raise stop.interrupted()
         say("stopping: running members are saved, to go on with the same command")
 

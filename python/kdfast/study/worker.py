@@ -90,24 +90,25 @@ class PackRunner:
         while pending:
             held: list[PlannedPack] = []
             for number, pack in enumerate(pending):
-                if not self._is_left(pack, outcome):
-                    continue
-                if max_packs is not None and taken >= max_packs:
-                    outcome.left.append(pack.id)
-                elif (claim := self.claims.take(pack.id)) is None:
-                    held.append(pack)
-                else:
-                    taken += 1
-                    try:
-                        with claim, self._recorded(pack.id, claim, pack):
-                            self._train(pack, claim, pending[number + 1 :])
-                    except Exception as error:
-                        if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
-                            raise
-                        outcome.failed[pack.id] = error
+                with self.training.stop.deferred():  # a claim that was taken is given back
+                    if not self._is_left(pack, outcome):
+                        continue
+                    if max_packs is not None and taken >= max_packs:
+                        outcome.left.append(pack.id)
+                    elif (claim := self.claims.take(pack.id)) is None:
+                        held.append(pack)
                     else:
-                        if self._is_left(pack, outcome):  # the claim was lost
-                            held.append(pack)
+                        taken += 1
+                        try:
+                            with claim, self._recorded(pack.id, claim, pack):
+                                self._train(pack, claim, pending[number + 1 :])
+                        except Exception as error:
+                            if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
+                                raise
+                            outcome.failed[pack.id] = error
+                        else:
+                            if self._is_left(pack, outcome):  # the claim was lost
+                                held.append(pack)
             pending = held
             if pending and not wait and all(self.claims.is_beating(pack.id) for pack in pending):
                 outcome.elsewhere += [pack.id for pack in pending]
