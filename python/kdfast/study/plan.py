@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from kdfast.distill.schedules import RunConfig
@@ -61,7 +62,7 @@ class PlannedPack:
         """The runs as the trainer takes them."""
         return tuple(Member(_name(run), run) for run in self.runs)
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """Of the results that the runs give."""
         return [StoredResult(kind_of(run), _name(run), self.seed).key for run in self.runs]
