@@ -178,8 +178,8 @@ def test_bad_arguments(study, tmp_path):
         work(StudyStore.create_or_open(tmp_path / "empty", {}, {}).path, progress=False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal(study, alone, number):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_stopped_by_a_signal(study, alone, number, expected):
     process = start(study)
     deadline = time.monotonic() + 60
     while not list(study.glob("results/student*")):
@@ -187,7 +187,7 @@ def test_stopped_by_a_signal(study, alone, number):
         time.sleep(0.02)
     os.kill(process.pid, number)
     status, _, _ = finish(process)
-    assert status in (75, 130, 143)
+    assert status == expected
     assert Claims(study / "claims").holders() == []
     assert finish(start(study))[0] == 0
     assert table(study) == alone
