@@ -4,13 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kdfast import backend
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import EpochReport, Member, Recipe, Targets, View, train_pack
 from kdfast.errors import ConfigError, DataError
 from kdfast.metrics import roc_auc
-from kdfast.models import JetTransformer
+from kdfast.models import JetTransformer, evaluation
+from tests.cuda_kernels import needs_gpu
 from tests.distill.packs import MODEL, pack, students, view
+from tests.ops.backends import cuda_kernels
 
 
 def assert_same(a, b):
@@ -152,6 +155,28 @@ def test_packs_that_do_not_fit():
     a_pack = pack(students(1))
     with pytest.raises(DataError, match="96 teacher logits for 64 training jets"):
         replace(a_pack, train=view(64, 3))
+
+
+@pytest.mark.parametrize("where", ["reference", pytest.param("kernels", marks=pytest.mark.cuda_kernels)])
+def test_targets_of_a_device_are_those_of_the_cpu_but_for_rounding(where, monkeypatch):
+    """By the ops of the lock-step engine, on the CPU in the place of a GPU; several batches, empty jets."""
+    monkeypatch.setattr(evaluation, "_BATCH", 17)
+    model, jets = JetTransformer(MODEL, seed=3), view(50, 4)
+    with cuda_kernels() if where == "kernels" else backend("reference"):
+        found = list(evaluation.evaluate_on_device(model, jets.features, jets.offsets, "cpu"))
+    expected = list(evaluation.evaluate_model(model, jets.features, jets.offsets))
+    assert len(found) == len(expected) == 3
+    for ours, others in zip(found, expected, strict=True):
+        for a, b in zip(ours, others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@needs_gpu
+def test_targets_of_a_gpu():
+    model, jets = JetTransformer(MODEL, seed=3), view(50, 4)
+    ours, expected = teacher_targets(model, jets, device="cuda:0"), teacher_targets(model, jets)
+    for name, tensor in vars(expected).items():
+        torch.testing.assert_close(getattr(ours, name), tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_targets_are_cached_and_a_damaged_cache_is_computed_anew(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdfast._files import write_content, writing_errors
 from kdfast.distill.attention_transfer import attention_summary
 from kdfast.distill.trainer import Targets, View
-from kdfast.models.evaluation import evaluate_model
+from kdfast.models.evaluation import evaluate_model, evaluate_on_device
 from kdfast.models.jet_transformer import JetTransformer
 
 __all__ = ["predict_logits", "teacher_targets"]
@@ -25,12 +25,14 @@ def predict_logits(model: JetTransformer, view: View) -> Tensor:
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
-def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None = None) -> Targets:
+def teacher_targets(
+    model: JetTransformer, view: View, cache_folder: Path | None = None, device: str = "cpu"
+) -> Targets:
     """The teacher's logits and pooling-attention summaries for the training view.
 
     cache_folder: where they are kept between runs, in a file named by the fingerprint of weights and inputs and by the
     SHA-256 of its own content; one that does not match, or can't be read, is removed and computed anew. Raises
-    StudyError where it can't be written.
+    StudyError where it can't be written. device: where they are computed; a GPU's are the CPU's but for rounding.
     """
     folder = None if cache_folder is None else Path(cache_folder)
     fingerprint = "" if folder is None else _fingerprint(model, view)
@@ -39,9 +41,12 @@ def teacher_targets(model: JetTransformer, view: View, cache_folder: Path | None
         if targets is not None and len(targets.logits) == len(view):
             return targets
         path.unlink(missing_ok=True)
-    batches = evaluate_model(model, view.features, view.offsets)
+    if device == "cpu":
+        batches = evaluate_model(model, view.features, view.offsets)
+    else:
+        batches = evaluate_on_device(model, view.features, view.offsets, device)
     parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in batches]
-    logits, entropy, maximum = (torch.cat(column) for column in zip(*parts, strict=True))
+    logits, entropy, maximum = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     if folder is not None:
         content = save({"logits": logits, "attention_entropy": entropy, "attention_max": maximum})
         path = folder / f"{fingerprint}.{hashlib.sha256(content).hexdigest()}.safetensors"

@@ -1,4 +1,4 @@
-"""A model's answers for many jets, by the compiled encoder where it can."""
+"""A model's answers for many jets, by the compiled encoder where it can, or on a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.packed_transformer import PackedTransformer
 from kdfast.ops import backend, encoder
+from kdfast.ops.packed_rows import PackedRows
 
-__all__ = ["evaluate_model"]
+__all__ = ["evaluate_model", "evaluate_on_device"]
 
 # Jets a call: enough to hide it, few enough for their pooled rows.
 _BATCH = 1024
@@ -48,3 +50,20 @@ def evaluate_model(
         logits, weights = compiled.logits(features, offsets, start, len(part) - 1, torch.get_num_threads(), True)
         assert weights is not None
         yield logits, weights, part - part[0]
+
+
+@torch.no_grad()
+def evaluate_on_device(
+    model: JetTransformer, features: Tensor, offsets: Tensor, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """As evaluate_model, in float32 by the ops of the lock-step engine; results stay on the device."""
+    copy = JetTransformer(model.config)
+    copy.load_state_dict(model.state_dict())
+    parameters, running = (flat.detach()[None].to(device) for flat in (flatten_parameters(copy), flatten_running(copy)))
+    packed = PackedTransformer(model.config, parameters, running)
+    for start in range(0, len(offsets) - 1, _BATCH):
+        bounds = offsets[start : start + _BATCH + 1]
+        part = (bounds - bounds[0]).to(device)
+        rows = PackedRows.of_constituents(part)
+        logits, weights = packed.logits(features[bounds[0] : bounds[-1]].to(device), rows, training=False)
+        yield logits[0], weights[0], part

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdfast.distill import cuda_engine
+from kdfast.distill.devices import training_devices
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import Member, MemberResult, Pack, Targets, train_pack
@@ -73,9 +75,14 @@ class StudyTraining:
         torch.set_num_threads(1)  # else the targets' last bits, and every student's, depend on the number of threads
         try:
             with writing_errors(self.store.targets_cache):
-                return teacher_targets(model, views["train"], self.store.targets_cache)
+                return teacher_targets(model, views["train"], self.store.targets_cache, self._teacher_device(model))
         finally:
             torch.set_num_threads(num_threads)
+
+    def _teacher_device(self, model: JetTransformer) -> str:
+        """The first of the devices, if it takes a model of these sizes: an external one's may be any."""
+        device = training_devices(self.settings.device)[0]
+        return device if device == "cpu" or cuda_engine.unsupported(model.config) is None else "cpu"
 
     def _train_teacher(self, seed: int) -> None:
         recipe, sizes = self.settings.recipe.teacher(), model_config(self.settings.teacher_model)
