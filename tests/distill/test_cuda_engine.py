@@ -99,6 +99,31 @@ def test_a_diverging_member_leaves_its_neighbours_alone(device):
     np.testing.assert_allclose(together["good"].curves["loss"], expected.curves["loss"], rtol=1e-4)
 
 
+def test_members_that_have_ended_cost_nothing(device, monkeypatch):
+    """Half of four end early: the others go on as two, and train what they train without the first ones."""
+    sizes = []
+
+    class Watched(cuda_engine._Trainer):
+        def __init__(self, a_pack, members, plan):
+            sizes.append(len(members))
+            super().__init__(a_pack, members, plan)
+
+    monkeypatch.setattr(cuda_engine, "_Trainer", Watched)
+    good = [Member("one", RunConfig(1.0, 0.0)), Member("two", RunConfig(2.0, 0.0))]
+    bad = [Member(f"bad {i}", RunConfig(1.0, 0.0, alpha_final=0.5)) for i in range(2)]  # see above
+    a_pack = pack([bad[0], good[0], bad[1], good[1]], device=device, epochs=5)
+    a_pack.targets.logits[40] = float("nan")
+    together = lock_step(a_pack)
+    assert sizes == [4, 2]
+    assert [together[member.name].status for member in (*bad, *good)] == ["diverged"] * 2 + ["done"] * 2
+    alone = lock_step(replace(a_pack, members=tuple(good)))
+    for name, expected in alone.items():
+        result = together[name]
+        assert (result.epochs, result.best_epoch) == (expected.epochs, expected.best_epoch)
+        np.testing.assert_allclose(result.curves["loss"], expected.curves["loss"], rtol=1e-4)
+        torch.testing.assert_close(result.scores_test, expected.scores_test, rtol=5e-2, atol=2e-2)
+
+
 def test_the_same_pack_gives_the_same_bits(device):
     a_pack = pack(students(2), device=device, epochs=2)
     first, second = lock_step(a_pack), lock_step(a_pack)

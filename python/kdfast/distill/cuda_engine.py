@@ -198,6 +198,12 @@ class _Trainer:
             self.best_parameters[member].copy_(flatten_parameters(model))
             self.best_running[member].copy_(flatten_running(model))
 
+    def take(self, other: _Trainer, numbers: list[int]) -> None:
+        """Puts all members where those of these numbers stand in another trainer, between two epochs."""
+        names = ("parameters", "moment1", "moment2", "running", "best_parameters", "best_running", "updates")
+        for name in names:
+            getattr(self, name).copy_(getattr(other, name)[numbers])
+
     def begin_epoch(self, epoch: int, done: int = 0) -> None:
         """done: steps of the epoch that were taken before."""
         recipe = self.pack.recipe
@@ -361,6 +367,8 @@ class _Group:
             while self.running:
                 yield from self._epoch(on_epoch)
                 yield from self._finished()
+                if 0 < len(self.running) <= len(self.members) // 2:
+                    self._close_ranks()
         except Stopped:
             self._save()
 
@@ -407,6 +415,16 @@ class _Group:
         self.running.difference_update(ended)
         for k, validation, test in zip(ended, *scores, strict=True):
             yield self._result(k, "done", "", validation.clone(), test.clone(), trainer.state(k))
+
+    def _close_ranks(self) -> None:
+        """Goes on with the members that run alone: a step's cost is that of all there are. It is captured anew."""
+        numbers, before = sorted(self.running), self.trainer
+        before.graph = None  # its memory is free for the next one's
+        self.members, self.at = [self.members[k] for k in numbers], [self.at[k] for k in numbers]
+        self.seconds_before = [self.seconds_before[k] for k in numbers]
+        self.running = set(range(len(numbers)))
+        self.trainer = _Trainer(self.pack, self.members, before.plan)
+        self.trainer.take(before, numbers)
 
     def _save(self) -> None:
         """Of every member that runs. One that has diverged since its last checkpoint will do so again."""
