@@ -47,7 +47,8 @@ _COMMITTED = {
     "checkpoints": "remove",
 }
 _DESCRIPTION = (MANIFEST, "study.toml", "provenance.json")
-_PASSED_OVER = ("claims", "damaged")  # claims are written to all the time; what is damaged is known to be
+# Claims and logs are written to all the time; what is damaged is known to be.
+_PASSED_OVER = ("claims", "damaged", "logs")
 
 
 @dataclass(frozen=True)
