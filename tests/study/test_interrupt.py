@@ -228,7 +228,23 @@ def test_elsewhere_it_is_raised_at_once_and_no_training_begins_after_it():
             pytest.fail("this would train")
 
 
-def test_the_second_signal_acts_as_usual():
+def test_more_signals_of_a_batch_system_do_not_keep_it_from_saving():
+    """SIGTERM after the warning, or both of a job's shell and of the batch system itself."""
+    said: list[str] = []
+    saved: list[int] = []
+
+    def train() -> None:
+        with stoppable(said.append, Path("study")) as stop, stop.deferred():
+            for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+                signal.raise_signal(number)
+            saved.append(stop.signum)
+
+    with pytest.raises(SweepInterrupted):
+        train()
+    assert (saved, len(said)) == ([signal.SIGUSR1], 1)
+
+
+def test_the_second_ctrl_c_acts_as_usual():
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 
     def train() -> None:

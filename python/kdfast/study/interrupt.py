@@ -76,7 +76,11 @@ class Stop:
 @contextmanager
 def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
     """Inside the `with` block the first of SIGNALS sets the Stop and raises SweepInterrupted, at once where nothing is
-    lost by that (see Stop.deferred); a second one acts as it would outside. where: the study's folder.
+    lost by that (see Stop.deferred). where: the study's folder.
+
+    After that a SIGINT acts as it would outside, and the others do nothing until the end: batch systems send several
+    (a warning and then the end; to a job's shell, which hands it on, and to all its processes), and SIGKILL if they
+    lose their patience.
 
     SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts. Outside the
     main thread, where Python allows no handlers, nothing is installed.
@@ -87,12 +91,14 @@ def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: was not Python's
+    def restore(number: int) -> None:
+        handler = before[number]
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: was not Python's
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        restore()
+        if stop.event.is_set():
+            return
+        restore(signal.SIGINT)
         stop.signum = signum
         stop.event.set()
         if not stop.deferrals:
@@ -104,4 +110,5 @@ def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        restore()
+        for number in before:
+            restore(number)
