@@ -191,3 +191,15 @@ def test_stopped_by_a_signal(study, alone, number, expected):
     assert Claims(study / "claims").holders() == []
     assert finish(start(study))[0] == 0
     assert table(study) == alone
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_stopped_while_it_starts(tmp_path, monkeypatch, number, expected):
+    """A slow file system may take a minute to import torch from."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    process = start(tmp_path / "study")
+    assert process.stdout.readline() == "importing\n"
+    os.kill(process.pid, number)
+    status, _, errors = finish(process)
+    assert (status, errors.splitlines()[-1][:16]) == (expected, "kdfast: stopped:")

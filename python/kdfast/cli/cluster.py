@@ -58,20 +58,23 @@ def worker(
       kdfast worker --store mine
       kdfast worker --store mine --array-index $SLURM_ARRAY_TASK_ID --threads 8
     """
-    from kdfast.study.worker import work
+    from kdfast.study.interrupt import stoppable
 
-    outcome = work(
-        store,
-        pack=pack,
-        array_index=array_index,
-        max_packs=max_packs,
-        retry=retry,
-        threads=threads,
-        lease=lease,
-        progress=not quiet,
-    )
+    with stoppable(typer.echo, store):  # a batch system may stop it before torch is imported
+        from kdfast.study.worker import work
+
+        outcome = work(
+            store,
+            pack=pack,
+            array_index=array_index,
+            max_packs=max_packs,
+            retry=retry,
+            threads=threads,
+            lease=lease,
+            progress=not quiet,
+        )
     if not quiet:
-        parts = [f"{len(outcome.done)} packs done"]
+        parts = [f"{len(outcome.done)} pack{'' if len(outcome.done) == 1 else 's'} done"]
         if outcome.elsewhere:
             parts.append(f"{len(outcome.elsewhere)} with other workers")
         if outcome.left:

@@ -91,7 +91,7 @@ def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def restore(number: int) -> None:
+    def restore(number: signal.Signals) -> None:
         handler = before[number]
         signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: was not Python's
 
