@@ -232,9 +232,9 @@ def _plan(
         if cost.seconds > 0:
             time = duration(members * cost.seconds / threads / (workers or 1))
             took = f", up to {time} on {threads} threads" + (f" of {workers} workers" if workers else "")
-        count = f"{len(new)} packs" if len(new) > 1 else "one pack"
         largest = max(len(pack.runs) for pack in new)
-        shown.say(f"plan: {members} runs in {count} of up to {largest}{took}")
+        packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
+        shown.say(f"plan: {members} runs in {packs_of}{took}")
     return chosen
 
 
