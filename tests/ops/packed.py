@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdfast.ops.packed_rows import PackedRows
 from tests.ops.accuracy import assert_accurate
+from tests.ops.backends import cuda_kernels
 
 # An op or its reference with everything but its differentiable inputs given.
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -80,3 +81,32 @@ def check_op(
         if a.dim() == 3:
             assert not a[:, ~rows.valid].any(), f"{what}: its padding"
     return actual
+
+
+# Around what groups of 1 … 32 lanes hold, of an octet each.
+FEATURES = [*range(8, 137, 8), 248, 256, 264, 384, 504, 512, 520]
+
+
+def check_features(check: Callable[..., object], features: int) -> None:
+    """check(members, rows, features, dtype, schedule=…) of two members and few rows."""
+    check(2, jets_of(11, padding=3), features, DTYPES[features // 8 % 3], schedule=features)
+
+
+def sweep_rows(check: Callable[..., object], features: int, around: Sequence[int], most: int) -> None:
+    """check, as above, of 1 … 19 rows, of these and their neighbours, up to `most` elements."""
+    for rows in [*range(1, 20), *(n + step for n in around for step in (-1, 0, 1))]:
+        if rows * features <= most:
+            check(1, jets_of(rows, padding=rows % 3), features, DTYPES[rows % 3], schedule=rows)
+
+
+def check_bits(run: Callable[[slice], list[Tensor]]) -> None:
+    """run(which members): the same bits on every order of threads, and for a member among others as alone."""
+    results = []
+    for schedule in range(4):
+        with cuda_kernels(schedule):
+            results.append(run(slice(None)))
+    with cuda_kernels():
+        alone = run(slice(1, 2))
+    for first, *others, one in zip(*results, alone, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+        assert torch.equal(first[1:2], one)

@@ -13,7 +13,18 @@ from kdfast.ops.batch_norm_gelu import batch_norm_gelu, batch_norm_gelu_referenc
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels
-from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
+from tests.ops.packed import (
+    DTYPES,
+    FEATURES,
+    check_bits,
+    check_features,
+    check_op,
+    in_flat_rows,
+    jets_of,
+    normal,
+    sweep_rows,
+    with_gradients,
+)
 
 pytestmark = pytest.mark.cuda_kernels
 
@@ -62,17 +73,15 @@ def check(
     return found
 
 
-@pytest.mark.parametrize("features", [*range(8, 137, 8), 248, 256, 264, 384, 504, 512, 520, 1032])
+@pytest.mark.parametrize("features", [*FEATURES, 1032])
 def test_every_number_of_features(features: int) -> None:
-    check(2, jets_of(11, padding=3), features, DTYPES[features // 8 % 3], schedule=features)
+    check_features(check, features)
 
 
 @pytest.mark.parametrize(("features", "block"), [(8, 2048), (64, 256), (256, 64)])
 def test_every_number_of_rows(features: int, block: int) -> None:
     """Around what a thread, a group, a warp and a block of the statistics hold, and many blocks."""
-    around = [*range(1, 20), block - 1, block, block + 1, 9 * block + 1]
-    for rows in [n for n in around if n * features <= 40_000]:
-        check(1, jets_of(rows, padding=rows % 3), features, DTYPES[rows % 3], schedule=rows)
+    sweep_rows(check, features, (block, 9 * block), 40_000)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -119,16 +128,12 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
     rows = jets_of(150, padding=9)
     inputs, grad, running = arguments(3, rows, features, torch.bfloat16)
 
-    def run(schedule: int, members: slice) -> list[Tensor]:
+    def run(members: slice) -> list[Tensor]:
         moved = [x[members].clone() for x in running]
         op = partial(batch_norm_gelu, running_mean=moved[0], running_variance=moved[1], rows=rows, training=True)
-        with cuda_kernels(schedule):
-            return with_gradients(op, [x[members] for x in inputs], [grad[members]]) + moved
+        return with_gradients(op, [x[members] for x in inputs], [grad[members]]) + moved
 
-    results = [run(seed, slice(None)) for seed in range(4)]
-    for first, *others, alone in zip(*results, run(0, slice(1, 2)), strict=True):
-        assert all(torch.equal(first, other) for other in others)
-        assert torch.equal(first[1:2], alone)
+    check_bits(run)
 
 
 def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:

@@ -12,7 +12,18 @@ from kdfast.errors import KdfastWarning
 from kdfast.ops.bias_gelu import bias_gelu, bias_gelu_reference
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from tests.ops.backends import cuda_kernels
-from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
+from tests.ops.packed import (
+    DTYPES,
+    FEATURES,
+    check_bits,
+    check_features,
+    check_op,
+    in_flat_rows,
+    jets_of,
+    normal,
+    sweep_rows,
+    with_gradients,
+)
 
 pytestmark = pytest.mark.cuda_kernels
 
@@ -38,17 +49,15 @@ def check(
         return check_op(op, reference, [u, bias], [grad], rows, case)
 
 
-@pytest.mark.parametrize("features", [*range(8, 137, 8), 248, 256, 264, 384, 504, 512, 520, 1032])
+@pytest.mark.parametrize("features", [*FEATURES, 1032])
 def test_every_number_of_features(features: int) -> None:
-    check(2, jets_of(11, padding=3), features, DTYPES[features // 8 % 3], schedule=features)
+    check_features(check, features)
 
 
 @pytest.mark.parametrize(("features", "block"), [(8, 1024), (64, 128), (256, 32)])
 def test_every_number_of_rows(features: int, block: int) -> None:
     """Around what a group, a warp and a block hold, forward and backward (which takes four times as many rows)."""
-    around = [*range(1, 20), *(n * block + d for n in (1, 4) for d in (-1, 0, 1))]
-    for rows in [n for n in around if n * features <= 35_000]:
-        check(1, jets_of(rows, padding=rows % 3), features, DTYPES[rows % 3], schedule=rows)
+    sweep_rows(check, features, (block, 4 * block), 35_000)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -81,15 +90,8 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
     rows = jets_of(150, padding=9)
     shape = (3, len(rows.jet), features)
     inputs, grad = (normal(*shape, rows=rows), normal(3, features)), normal(*shape, seed=2, rows=rows)
-    op, results = partial(bias_gelu, rows=rows, dropout=DROPOUT), []
-    for seed in range(4):
-        with cuda_kernels(seed):
-            results.append(with_gradients(op, inputs, (grad,)))
-    with cuda_kernels():
-        alone = with_gradients(op, [x[1:2] for x in inputs], (grad[1:2],))
-    for first, *others, one in zip(*results, alone, strict=True):
-        assert all(torch.equal(first, other) for other in others)
-        assert torch.equal(first[1:2], one)
+    op = partial(bias_gelu, rows=rows, dropout=DROPOUT)
+    check_bits(lambda members: with_gradients(op, [x[members] for x in inputs], [grad[members]]))
 
 
 def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:

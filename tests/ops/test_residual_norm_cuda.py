@@ -12,7 +12,18 @@ from kdfast.errors import KdfastWarning
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.residual_norm import residual_norm, residual_norm_reference
 from tests.ops.backends import cuda_kernels
-from tests.ops.packed import DTYPES, check_op, in_flat_rows, jets_of, normal, with_gradients
+from tests.ops.packed import (
+    DTYPES,
+    FEATURES,
+    check_bits,
+    check_features,
+    check_op,
+    in_flat_rows,
+    jets_of,
+    normal,
+    sweep_rows,
+    with_gradients,
+)
 
 pytestmark = pytest.mark.cuda_kernels
 
@@ -56,17 +67,15 @@ def check(
         return check_op(op, reference, inputs, grads, rows, case)
 
 
-@pytest.mark.parametrize("features", [*range(8, 137, 8), 248, 256, 264, 384, 504, 512, 520, 768, 1016, 1024])
+@pytest.mark.parametrize("features", [*FEATURES, 768, 1016, 1024])
 def test_every_number_of_features(features: int) -> None:
-    check(2, jets_of(11, padding=3), features, DTYPES[features // 8 % 3], schedule=features)
+    check_features(check, features)
 
 
 @pytest.mark.parametrize(("features", "block"), [(8, 1024), (64, 128), (256, 32), (1024, 32)])
 def test_every_number_of_rows(features: int, block: int) -> None:
     """Around what a group, a warp and a block hold, forward and backward (which takes twice as many rows)."""
-    around = [*range(1, 20), block - 1, block, block + 1, 2 * block - 1, 2 * block, 2 * block + 1]
-    for rows in [n for n in around if n * features <= 20_000]:
-        check(1, jets_of(rows, padding=rows % 3), features, DTYPES[rows % 3], schedule=rows)
+    sweep_rows(check, features, (block, 2 * block), 20_000)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -99,17 +108,9 @@ def test_the_same_bits_on_every_schedule_and_for_any_members(features: int) -> N
     rows = jets_of(150, padding=9)
     inputs, grads = arguments(3, rows, features, torch.bfloat16)
     op = partial(residual_norm, rows=rows, dropout=DROPOUT, dtype=torch.bfloat16)
-    results = []
-    for seed in range(4):
-        with cuda_kernels(seed):
-            results.append(with_gradients(op, inputs, grads))
-    with cuda_kernels():
-        alone = with_gradients(
-            op, [None if x is None else x[1:2] for x in inputs], [g[1:2] for g in grads if g is not None]
-        )
-    for first, *others, one in zip(*results, alone, strict=True):
-        assert all(torch.equal(first, other) for other in others)
-        assert torch.equal(first[1:2], one)
+    check_bits(
+        lambda members: with_gradients(op, *([x[members] for x in xs if x is not None] for xs in (inputs, grads)))
+    )
 
 
 def test_what_the_kernel_lacks_goes_to_the_reference_with_a_warning() -> None:
