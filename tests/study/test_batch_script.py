@@ -115,15 +115,15 @@ def test_a_job_trains_its_pack(study, tmp_path, cluster):
 @pytest.mark.parametrize(
     ("role", "expected"),
     [
-        ("teacher", ["worker", "--store", "STUDY", "--pack", "teacher", "--threads", "4"]),
-        ("pack", ["worker", "--store", "STUDY", "--pack", "seed42.002", "--threads", "4"]),
+        ("teacher", ["worker", "--store", "STUDY", "--pack", "teacher", "--threads", "4", "--retry"]),
+        ("pack", ["worker", "--store", "STUDY", "--pack", "seed42.002", "--threads", "4", "--retry"]),
         ("report", ["report", "STUDY"]),
     ],
 )
 def test_what_a_job_runs(tmp_path, monkeypatch, role, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     small_sweep(tmp_path / ODD, plan_only=True, pack_size=2)
-    text = slurm_script(tmp_path / ODD).replace(f"python={sys.executable}", f"python={tmp_path}/python")
+    text = slurm_script(tmp_path / ODD, retry=True).replace(f"python={sys.executable}", f"python={tmp_path}/python")
     (tmp_path / "mine.slurm").write_text(text)
     notes = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('OMP_NUM_THREADS')]))"
     program(tmp_path / "python", f"#!{sys.executable}\n{notes}\n")
@@ -264,25 +264,13 @@ def test_errors(tmp_path, capfd):
 
 def test_the_command_prints_the_file(study_of_a_stand_in, tmp_path, capfdbinary):
     study_of_a_stand_in(0)
-    options = [
-        "--time",
-        "5",
-        "--cpus",
-        "2",
-        "--memory",
-        "1G",
-        "--partition",
-        "a",
-        "--account",
-        "b",
-        "--sbatch",
-        "--qos=c",
-    ]
-    assert main(["script", "slurm", str(tmp_path / "study"), *options]) == 0
+    study, options = tmp_path / "study", ["--time=5", "--cpus=2", "--memory=1G", "--partition=a", "--account=b"]
+    assert main(["script", "slurm", str(study), *options, "--sbatch", "--qos=c", "--retry"]) == 0
     expected = slurm_script(
-        tmp_path / "study", time="5", cpus=2, memory="1G", partition="a", account="b", sbatch=["--qos=c"]
+        study, time="5", cpus=2, memory="1G", partition="a", account="b", sbatch=["--qos=c"], retry=True
     )
     assert capfdbinary.readouterr().out.decode() == expected
-    assert main(["script", "htcondor", str(tmp_path / "study"), "--cpus", "2", "--submit", "nice_user = True"]) == 0
-    expected = htcondor_dag(tmp_path / "study", cpus=2, submit=["nice_user = True"])
+    assert main(["script", "htcondor", str(study), "--cpus=2", "--submit", "nice_user = True", "--retry"]) == 0
+    expected = htcondor_dag(study, cpus=2, submit=["nice_user = True"], retry=True)
+    assert "--threads 2 --retry" in expected
     assert capfdbinary.readouterr().out.decode() == expected

@@ -16,7 +16,7 @@ script = typer.Typer(rich_markup_mode=None)
 app.add_typer(script, name="script", help="Print what submits a planned study to a batch system.")
 
 Planned = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a planned study.")]
-Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Of a job, e.g. 4G.  [the cluster's default]")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try packs again that have failed three times.")]
 Cpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs of a job.  [as planned]")]
 
 
@@ -30,7 +30,7 @@ def worker(
         int | None, typer.Option(min=0, metavar="N", help="Only the pack of this number, counted from 0.")
     ] = None,
     max_packs: Annotated[int | None, typer.Option(min=1, metavar="N", help="No more than so many packs.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Try packs again that have failed three times.")] = False,
+    retry: Retry = False,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
     lease: Annotated[
         float,
@@ -101,6 +101,7 @@ def slurm(
         list[str] | None,
         typer.Option(metavar="OPTIONS", help="More options of sbatch, quoted as for a shell. May be repeated."),
     ] = None,
+    retry: Retry = False,
 ) -> None:
     """Print a file that submits a planned study to SLURM.
 
@@ -118,7 +119,14 @@ def slurm(
     from kdfast.study.batch_script import slurm_script
 
     text = slurm_script(
-        study, time=time, cpus=cpus, memory=memory, partition=partition, account=account, sbatch=sbatch or ()
+        study,
+        time=time,
+        cpus=cpus,
+        memory=memory,
+        partition=partition,
+        account=account,
+        sbatch=sbatch or (),
+        retry=retry,
     )
     typer.echo(os.fsencode(text), nl=False)  # names of files need not be text
 
@@ -132,6 +140,7 @@ def htcondor(
         list[str] | None,
         typer.Option(metavar="LINE", help="One more line of the submit description. May be repeated."),
     ] = None,
+    retry: Retry = False,
 ) -> None:
     """Print a file that submits a planned study to HTCondor, for condor_submit_dag.
 
@@ -146,5 +155,5 @@ def htcondor(
     """
     from kdfast.study.batch_script import htcondor_dag
 
-    text = htcondor_dag(study, cpus=cpus, memory=memory, submit=submit or ())
+    text = htcondor_dag(study, cpus=cpus, memory=memory, submit=submit or (), retry=retry)
     typer.echo(os.fsencode(text), nl=False)

@@ -48,12 +48,13 @@ def slurm_script(
     partition: str | None = None,
     account: str | None = None,
     sbatch: Sequence[str] = (),
+    retry: bool = False,
 ) -> str:
     """A bash script that submits a planned study's teacher, the packs that are not done, and the report.
 
     time: of each job, as sbatch takes it; None: from the plan. cpus: of each job; None: the threads that it was planned
     for. memory, partition, account: None: the cluster's defaults. sbatch: more options of sbatch, quoted as for a
-    shell, which go over all others.
+    shell, which go over all others. retry: also packs that have failed too often to be tried unasked.
 
     Raises ConfigError, and StudyError for a study without packs or with nothing left to do.
     """
@@ -81,19 +82,25 @@ def slurm_script(
         packs=packs,
         teacher=not _has_teacher(store),
         restarts=RESTARTS,
+        retry=retry,
         options=[*words, "--requeue", *more],
         log=path.replace("\\", r"\\").replace("%", "%%") + f"/logs/{name}",
     )
 
 
 def htcondor_dag(
-    study: str | PathLike[str], *, cpus: int | None = None, memory: str = MEMORY, submit: Sequence[str] = ()
+    study: str | PathLike[str],
+    *,
+    cpus: int | None = None,
+    memory: str = MEMORY,
+    submit: Sequence[str] = (),
+    retry: bool = False,
 ) -> str:
     """A file for condor_submit_dag: a planned study's teacher, the packs that are not done, and the report.
 
-    cpus: of each job; None: the threads that it was planned for. submit: more lines of the submit
-    descriptions, which go over all others. The study lies where all machines see it under the same path; its folder
-    logs/ is made here. Raises StudyError as slurm_script does, and where the folder can't be made.
+    cpus, retry: as of slurm_script. submit: more lines of the submit descriptions, which go over all others. The study
+    lies where all machines see it under the same path; its folder logs/ is made here. Raises StudyError as slurm_script
+    does, and where the folder can't be made.
     """
     store, packs = _left(study)
     logs = store.path.absolute() / "logs"
@@ -108,6 +115,7 @@ def htcondor_dag(
         memory=memory,
         gpu=_on_gpu(store),
         submit=submit,
+        retry=retry,
     )
 
 

@@ -28,7 +28,7 @@ submit() {
 work() {
     export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK
     local worker code is_signalled=yes is_warned=
-    "$python" -m kdfast worker --store "$study" --pack "$1" --threads "$SLURM_CPUS_PER_TASK" &
+    "$python" -m kdfast worker --store "$study" --pack "$1" --threads "$SLURM_CPUS_PER_TASK"{{ " --retry" if retry }} &
     worker=$!
     trap 'is_signalled=yes is_warned=yes; kill -USR1 "$worker"' USR1
     trap 'is_signalled=yes' TERM
