@@ -16,7 +16,12 @@ __all__ = ["examine"]
 
 _PACKAGES = ("torch", "numpy", "h5py", "pandas", "scipy", "scikit-learn", "safetensors", "pydantic", "matplotlib")
 _BF16 = {"amx": "AMX tiles", "avx512bf16": "AVX512_BF16 (on some processors no faster than fp32)"}
-_EXTRAS = {"generate": ("pythia8mc", "fastjet"), "bench": ("pytest-benchmark",)}
+_EXTRAS = {
+    "generate": ("pythia8mc", "fastjet"),
+    "dask": ("dask", "distributed"),
+    "slurm": ("dask-jobqueue",),
+    "bench": ("pytest-benchmark",),
+}
 
 
 def examine() -> dict[str, dict[str, str]]:

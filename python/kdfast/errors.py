@@ -5,6 +5,7 @@
 
 __all__ = [
     "BackendError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "KdfastError",
@@ -46,6 +47,15 @@ class StudyError(KdfastError, RuntimeError):
 
 class BackendError(KdfastError, RuntimeError):
     """A backend that was asked for and is not available."""
+
+
+class ClusterError(KdfastError, RuntimeError):
+    """A cluster that was lost half-way: what was stored is kept, and the same command goes on.
+
+    exit_code: of a command line, 75 (EX_TEMPFAIL: run it again).
+    """
+
+    exit_code = 75
 
 
 class ResourceError(KdfastError, MemoryError):

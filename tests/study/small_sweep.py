@@ -1,9 +1,13 @@
-"""A sweep of seconds: what the driver's tests run, also as `python -m tests.study.small_sweep OUT EPOCHS [SECONDS]`."""
+"""A sweep of seconds: what the driver's tests run, also as
+`python -m tests.study.small_sweep OUT EPOCHS [SECONDS [DASK]]`."""
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
+from kdfast.errors import KdfastError
 from kdfast.jets.packed import PackedJets
+from kdfast.study.dask_engine import connected
 from kdfast.study.driver import sweep
 from kdfast.study.grid import grid
 from kdfast.study.interrupt import SweepInterrupted
@@ -33,13 +37,24 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
     return sweep(small_jets() if data is None else data, out, **given)
 
 
-def main(out: str, epochs: str, checkpoint_every: str = "300") -> int:
+def main(out: str, epochs: str, checkpoint_every: str = "300", dask: str = "") -> int:
     """Runs it as the command line does; returns the exit status."""
     try:
-        small_sweep(out, progress=True, epochs=int(epochs), checkpoint_every=float(checkpoint_every))
+        with connected(dask) if dask else nullcontext() as client:
+            small_sweep(
+                out,
+                progress=True,
+                epochs=int(epochs),
+                checkpoint_every=float(checkpoint_every),
+                pack_size=2 if dask else None,
+                client=client,
+            )
     except SweepInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
+    except KdfastError as error:
+        print(error, file=sys.stderr)
+        return getattr(error, "exit_code", 2)
     return 0
 
 

@@ -135,3 +135,17 @@ def test_a_folder_that_can_not_be_written_is_an_error(tmp_path):
     (tmp_path / "claims").write_text("a file")
     with pytest.raises(StudyError, match="can't be written"):
         Claims(tmp_path / "claims").take("pack")
+
+
+def test_claims_of_one_owner_are_taken_over_at_once(tmp_path):
+    """Its scheduler knows that the first holder is lost, wherever that was; others wait for a lease."""
+    first = Claims(tmp_path, beat=0.01, owner="a").take("x")
+    assert first is not None
+    with first:
+        assert Claims(tmp_path).take("x") is None
+        assert Claims(tmp_path, owner="b").take("x") is None
+        second = Claims(tmp_path, owner="a").take("x")
+        assert second is not None
+        assert first.lost.wait(10)
+    (holder,) = Claims(tmp_path).holders()
+    assert (holder.generation, holder.owner) == (2, "a")

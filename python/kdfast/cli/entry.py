@@ -60,5 +60,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             print(f"kdfast: {error}", file=sys.stderr)
-            return 2
+            return getattr(error, "exit_code", 2)
     return 0

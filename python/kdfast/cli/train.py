@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,6 +96,13 @@ def sweep(
     pack_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs of a pack.  [by a short calibration]")
     ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Train on the workers of this Dask scheduler, or of one that is started on this machine.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a teacher, a baseline and a grid of distilled students.
@@ -110,6 +118,7 @@ def sweep(
       kdfast sweep 'atlas/train_*.h5' --out mine --max-jets 30000
       kdfast sweep --temperature 3 --temperature 7 --alpha 0.5 --alpha 0.9 --temperature-final 1 --out small
       kdfast sweep train.h5 --config mine/study.toml --seed 42 --seed 43 --out again
+      kdfast sweep train.h5 --out /shared/mine --dask tcp://scheduler:8786
 
     \b
     In the folder afterwards:
@@ -123,6 +132,7 @@ def sweep(
     """
     from kdfast import sweep as run
     from kdfast.jets.readers import load_jets
+    from kdfast.study.dask_engine import connected
     from kdfast.study.interrupt import stoppable
 
     own_grid = {
@@ -145,7 +155,7 @@ def sweep(
         "seeds": seed or None,
         "precision": precision,
         "device": device,
-        "threads": threads,
+        "threads": None if dask else threads,
         "workers": workers,
         "pack_size": pack_size,
         "checkpoint_every": checkpoint_every,
@@ -154,7 +164,17 @@ def sweep(
     if hlt_data:
         with stoppable(typer.echo, out):
             options["hlt"] = load_jets(hlt_data, **given(reading))
-    results = run(data or None, out, resume=resume, progress=not quiet, plan_only=plan_only, **given(options))
+    cluster = nullcontext() if dask is None else connected(dask, threads=threads, device=device or "auto")
+    with cluster as client:
+        results = run(
+            data or None,
+            out,
+            resume=resume,
+            progress=not quiet,
+            plan_only=plan_only,
+            client=client,
+            **given(options),
+        )
     if plan_only:
         if not quiet:
             typer.echo(f"`kdfast worker --store {out}`, as often as you like, trains the packs")

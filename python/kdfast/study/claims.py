@@ -38,7 +38,8 @@ _RELEASED = b"\nreleased\n"
 class Holder:
     """Who holds the claim `name`: host, process, version of kdfast, and since when (UTC, by that machine's clock).
 
-    alive: False where it is known to be gone: given back, or a process of this machine that has ended.
+    alive: False where it is known to be gone: given back, or a process of this machine that has ended. owner: see
+    Claims.
     """
 
     name: str
@@ -48,16 +49,19 @@ class Holder:
     version: str
     since: str
     alive: bool
+    owner: str = ""
 
 
 class Claims:
     """The claims in a folder, as one process makes and watches them.
 
-    lease: seconds without a heartbeat after which a claim is taken over. beat: seconds between heartbeats.
+    lease: seconds without a heartbeat after which a claim is taken over. beat: seconds between heartbeats. owner: a
+    name that several processes share, of which a scheduler lets one at a time work on a name: they take over each
+    other's claims at once, as the scheduler knows which of them is gone.
     """
 
-    def __init__(self, folder: Path, *, lease: float = LEASE, beat: float = BEAT) -> None:
-        self.folder, self.lease, self.beat = folder, lease, beat
+    def __init__(self, folder: Path, *, lease: float = LEASE, beat: float = BEAT, owner: str = "") -> None:
+        self.folder, self.lease, self.beat, self.owner = folder, lease, beat, owner
         self._seen: dict[str, tuple[int, int, float]] = {}  # by name: generation, size, when it was first that size
         self._beating: set[str] = set()
 
@@ -76,7 +80,7 @@ class Claims:
             except FileExistsError:
                 return None  # another was first
             with open(descriptor, "wb") as file:
-                file.write(json.dumps(_identity()).encode() + b"\n")
+                file.write(json.dumps(_identity(self.owner)).encode() + b"\n")
         for older in path.parent.glob("*.claim"):
             if _generation(older) < generation:
                 with suppress(OSError):
@@ -109,7 +113,7 @@ class Claims:
 
     def _may_be_taken_over(self, name: str, generation: int, content: bytes) -> bool:
         holder = _holder(name, generation, content)
-        if holder is None or not holder.alive:
+        if holder is None or not holder.alive or (self.owner and holder.owner == self.owner):
             return True
         now, seen = time.monotonic(), self._seen.get(name)
         if seen is None or seen[:2] != (generation, len(content)):
@@ -185,9 +189,9 @@ class _Process:
     started: str
 
 
-def _identity() -> dict[str, str | int]:
+def _identity(owner: str) -> dict[str, str | int]:
     since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {**asdict(_this_process()), "version": __version__, "since": since}
+    return {**asdict(_this_process()), "version": __version__, "since": since, "owner": owner}
 
 
 def _this_process() -> _Process:
@@ -214,7 +218,7 @@ def _holder(name: str, generation: int, content: bytes) -> Holder | None:
     try:
         who = json.loads(content.partition(b"\n")[0])
         process = _Process(str(who["host"]), int(who["pid"]), str(who["machine"]), str(who["started"]))
-        version, since = str(who["version"]), str(who["since"])
+        version, since, owner = str(who["version"]), str(who["since"]), str(who.get("owner", ""))
     except (ValueError, KeyError, TypeError):  # not written yet, or damaged: its growth alone counts
         return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
     gone = (
@@ -222,4 +226,4 @@ def _holder(name: str, generation: int, content: bytes) -> Holder | None:
         and process.machine == _this_process().machine
         and _started(process.pid) != process.started
     )
-    return Holder(name, generation, process.host, process.pid, version, since, not gone)
+    return Holder(name, generation, process.host, process.pid, version, since, not gone, owner)

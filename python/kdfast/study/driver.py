@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -18,6 +18,7 @@ from kdfast.jets.hlt import HLTConfig
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.tagger import Tagger
+from kdfast.study import dask_engine
 from kdfast.study.claims import Claims
 from kdfast.study.identity import environment, refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, external_teacher, write_inputs
@@ -29,6 +30,9 @@ from kdfast.study.settings import StudySettings
 from kdfast.study.store import StudyStore
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["run_study", "sweep"]
 
@@ -69,6 +73,7 @@ def sweep(
     pack_size: int | None = None,
     workers: int | None = None,
     checkpoint_every: float | None = None,
+    client: Client | None = None,
 ) -> StudyResults:
     """Trains a teacher, a baseline and a grid of distilled students, and gives their results.
 
@@ -87,10 +92,12 @@ def sweep(
     plan_only: train nothing, but write the packs of runs that workers (kdfast worker) then share. pack_size: runs of a
     pack; None: chosen from memory, threads, workers (how many there will be) and the measured time of a few steps.
     checkpoint_every: seconds between two checkpoints of a member that runs (300).
+    client: a distributed.Client: its cluster's workers train (docs/clusters.md), a pack to a thread or GPU of theirs;
+    workers then says how many tasks there will be at once, None: as many as the workers that are there now take.
 
-    Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, and
-    SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT, SIGTERM or SIGUSR1: members that have finished are
-    stored, those that run have checkpoints, and the same call goes on with them.
+    Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, ClusterError
+    where a cluster is lost, and SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT, SIGTERM or SIGUSR1:
+    members that have finished are stored, those that run have checkpoints, and the same call goes on with them.
     """
     arguments = {"grid": grid, "hlt": hlt, "seeds": seeds, "precision": precision, "device": device}
     overrides: dict[str, Any] = {
@@ -124,6 +131,7 @@ def sweep(
         plan_only=plan_only,
         pack_size=pack_size,
         workers=workers,
+        client=client,
     )
 
 
@@ -151,12 +159,18 @@ def run_study(
     plan_only: bool = False,
     pack_size: int | None = None,
     workers: int | None = None,
+    client: Client | None = None,
 ) -> StudyResults:
     """Runs what the settings ask for and the folder does not hold yet; `sweep` says the rest."""
     given = given or Given()
     if given.jets is not None and settings.data.paths:
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
-    _check_device(settings)
+    if client is not None:
+        dask_engine.check_client(client)
+        if threads is not None:
+            raise ConfigError("the workers of a cluster have their own", where="threads", hint="leave it out")
+    else:
+        _check_device(settings)
     settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()
     if exists and not resume:
@@ -168,28 +182,42 @@ def run_study(
     with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
         inputs = Inputs.load(settings, given, teacher)
         prepared, deciding = inputs.prepared, decisive(settings, given, teacher, inputs)
+        there = client if settings.device.startswith("cuda") else None  # whose GPUs train: this machine may have none
         provenance = {
             "decisive": deciding,
-            "environment": environment(settings.device),
+            "environment": (
+                environment(settings.device)
+                if there is None
+                else dask_engine.environment_there(there, settings.device, shown, stop)
+            ),
             "given": given.names(),
         }
         store = StudyStore.create_or_open(out, settings.table(), provenance)
         refuse_another(store, deciding)
-        warn_of_other_environment(store, settings.device)
+        if there is None:  # else the workers tell
+            warn_of_other_environment(store, settings.device)
         with store.writing():
             for split in ("validation", "test"):
                 store.write_shared(split, prepared.shared_arrays(split))
             store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
             sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
             shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {out}")
-            packs = _plan(settings, store, inputs, threads or torch.get_num_threads(), workers, pack_size, shown)
-            if plan_only:
+            if client is not None:
+                threads = 1
+                workers = workers or dask_engine.tasks_at_once(client, settings.device) or dask_engine.EXPECTED
+            packs, pack_size = _plan(
+                settings, store, inputs, threads or torch.get_num_threads(), workers, pack_size, shown
+            )
+            if plan_only or client is not None:
                 write_inputs(store, given, teacher)
-            else:
-                training = StudyTraining(settings, store, prepared, shown, stop, threads)
-                runner = PackRunner(training, teacher, Claims(store.path / "claims"))
-                runner.targets()
-                outcome = runner.run(packs, retry=True)
+            if not plan_only:
+                if client is not None:
+                    outcome = dask_engine.run_packs(client, store, settings, packs, pack_size, shown, stop)
+                else:
+                    training = StudyTraining(settings, store, prepared, shown, stop, threads)
+                    runner = PackRunner(training, teacher, Claims(store.path / "claims"))
+                    runner.targets()
+                    outcome = runner.run(packs, retry=True)
                 for error in outcome.failed.values():
                     raise error
                 shown.say("writing the report")
@@ -205,13 +233,14 @@ def _plan(
     workers: int | None,
     pack_size: int | None,
     shown: SweepProgress,
-) -> list[PlannedPack]:
-    """Plans what the settings ask for, says so, and returns the packs with just these runs."""
+) -> tuple[list[PlannedPack], int]:
+    """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of them a new
+    pack has at most."""
     runs, cost = settings.runs(), MemberCost()
     wanted = {(seed, name) for seed in settings.seeds for name in ("baseline", *(run.name for run in runs))}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     if pack_size is None:
-        if not wanted <= known and training_devices(settings.device) == ["cpu"]:
+        if not wanted <= known and not settings.device.startswith("cuda"):
             hlt, recipe = inputs.prepared.hlt, settings.recipe.student()
             sizes = model_config(settings.model)
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
@@ -232,10 +261,11 @@ def _plan(
         if cost.seconds > 0:
             time = duration(members * cost.seconds / threads / (workers or 1))
             took = f", up to {time} on {threads} threads" + (f" of {workers} workers" if workers else "")
+            took = took.replace(" 1 threads", " one thread")
         largest = max(len(pack.runs) for pack in new)
         packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
         shown.say(f"plan: {members} runs in {packs_of}{took}")
-    return chosen
+    return chosen, pack_size
 
 
 def _check_device(settings: StudySettings) -> None:

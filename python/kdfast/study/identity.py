@@ -23,6 +23,7 @@ from kdfast.study.store import StudyStore
 __all__ = [
     "differing",
     "environment",
+    "other_environment",
     "refuse_another",
     "shown_setting",
     "teacher_fingerprint",
@@ -116,12 +117,19 @@ def shown_setting(value: Any) -> str:
     return f"{text[:8]}…" if len(text) == 64 else text
 
 
-def warn_of_other_environment(store: StudyStore, device: str = "cpu") -> None:
-    """Where a study goes on in another environment, new results may differ from an uninterrupted run's in last bits."""
+def other_environment(store: StudyStore, device: str = "cpu") -> str | None:
+    """What differs where a study goes on in another environment: new results may then differ from an uninterrupted
+    run's in last bits. None: nothing."""
     there = {"device": "cpu"} | store.provenance.get("environment", {})
     here = environment(device)
     names = [name for name in here if there.get(name) != here[name]]
-    if names:
-        listing = ", ".join(f"{name} {there.get(name)} → {here[name]}" for name in names)
-        message = f"{store.path}: this study was begun in another environment ({listing}); last bits may differ"
+    if not names:
+        return None
+    listing = ", ".join(f"{name} {there.get(name)} → {here[name]}" for name in names)
+    return f"{store.path}: this study was begun in another environment ({listing}); last bits may differ"
+
+
+def warn_of_other_environment(store: StudyStore, device: str = "cpu") -> None:
+    """Warns of what `other_environment` finds."""
+    if (message := other_environment(store, device)) is not None:
         warnings.warn(message, KdfastWarning, stacklevel=4)

@@ -31,6 +31,7 @@ __all__ = [
     "kind_of",
     "members_per_pack",
     "missing",
+    "parts",
     "plan",
     "planned",
 ]
@@ -71,6 +72,12 @@ class PlannedPack:
         """The pack with only those of its runs that have one of these names."""
         kept = set(names)
         return replace(self, runs=tuple(run for run in self.runs if _name(run) in kept))
+
+
+def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:
+    """The pack in parts of so many runs at most, with ids like "seed42.003.01"."""
+    count = math.ceil(len(pack.runs) / runs)
+    return [replace(pack, id=f"{pack.id}.{part:02}", runs=pack.runs[part::count]) for part in range(count)]
 
 
 def kind_of(run: RunConfig | None) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from kdfast.distill.trainer import EpochReport, MemberResult
+
+if TYPE_CHECKING:
+    from kdfast.study.store import StoredResult
 
 __all__ = ["SweepProgress"]
 
@@ -83,7 +87,18 @@ class SweepProgress:
             if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL:
                 self._line(f"{report.member} in training, AUC(val) {report.auc_val:.4f}")
 
-    def member(self, result: MemberResult) -> None:
+    def stored(self, result: StoredResult, what: str) -> None:
+        """Another process has trained a member. what: the pack's new name, as it grows by what is done."""
+        with self._lock:
+            self._what = what
+            self._epochs_trained += int(result.metrics.get("epochs", 0))
+            if self._live is not None:
+                self._live.update(self._task, description=what)
+        if result.kind == "student" and result.status == "done":
+            self.best(result.name, result.metrics["auc_val"])
+        self.member(result)
+
+    def member(self, result: MemberResult | StoredResult) -> None:
         """A member is finished; epochs that it did not need count as done."""
         with self._lock:
             self._done += 1
@@ -108,8 +123,10 @@ class SweepProgress:
         parts = [f"{self._done}/{self._members} done"]
         if self._running:
             parts.append(f"epoch {max(self._running.values())}/{self._epochs}")
-        if elapsed > 0:
+        if self._jets:
             parts.append(f"{self._jets / elapsed:,.0f} jets/s")
+        elif self._epochs_trained:  # elsewhere
+            parts.append(f"{self._epochs_trained / elapsed:.2g} epochs/s")
         if self._best is not None:
             parts.append(f"best so far {self._best[0]:.4f} {self._best[1]}")
         if self._epochs_left + self._later and self._epochs_trained:

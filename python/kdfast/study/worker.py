@@ -45,12 +45,18 @@ class Outcome:
 
 
 class PackRunner:
-    """Trains packs, each under a claim. teacher: a Tagger or logits of all jets that the study was given, or None."""
+    """Trains packs, each under a claim. teacher: a Tagger or logits of all jets that the study was given, or None.
+    targets: the teacher's, where this process has them already."""
 
-    def __init__(self, training: StudyTraining, teacher: Tagger | NDArray[np.float32] | None, claims: Claims) -> None:
+    def __init__(
+        self,
+        training: StudyTraining,
+        teacher: Tagger | NDArray[np.float32] | None,
+        claims: Claims,
+        targets: Targets | None = None,
+    ) -> None:
         self.training, self.store, self.claims = training, training.store, claims
-        self._external = teacher
-        self._targets: Targets | None = None
+        self._external, self._targets = teacher, targets
         self._said: set[str] = set()
 
     def targets(self) -> Targets:
@@ -95,20 +101,17 @@ class PackRunner:
                         continue
                     if max_packs is not None and taken >= max_packs:
                         outcome.left.append(pack.id)
-                    elif (claim := self.claims.take(pack.id)) is None:
-                        held.append(pack)
-                    else:
+                        continue
+                    try:
+                        taken += self.attempt(pack, pending[number + 1 :])
+                    except Exception as error:
+                        if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
+                            raise
                         taken += 1
-                        try:
-                            with claim, self._recorded(pack.id, claim, pack):
-                                self._train(pack, claim, pending[number + 1 :])
-                        except Exception as error:
-                            if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
-                                raise
-                            outcome.failed[pack.id] = error
-                        else:
-                            if self._is_left(pack, outcome):  # the claim was lost
-                                held.append(pack)
+                        outcome.failed[pack.id] = error
+                    else:
+                        if self._is_left(pack, outcome):  # others hold it, or have taken it over
+                            held.append(pack)
             pending = held
             if pending and not wait and all(self.claims.is_beating(pack.id) for pack in pending):
                 outcome.elsewhere += [pack.id for pack in pending]
@@ -118,18 +121,25 @@ class PackRunner:
                 self._wait(f"{names}: held by other processes, waiting until they are done or silent")
         return outcome
 
+    def attempt(self, pack: PlannedPack, later: Sequence[PlannedPack] = ()) -> bool:
+        """Trains what the pack lacks, under its claim, until that is lost. False: another process holds it. later:
+        packs that come after it, for the progress."""
+        claim = self.claims.take(pack.id)
+        if claim is None:
+            return False
+        with claim, self._recorded(pack.id, claim, pack):
+            left = missing(self.store, pack)  # now: it may have been finished before it was claimed
+            if left.runs:
+                done = len(pack.runs) - len(left.runs)
+                after = sum(len(other.runs) for other in later)  # at most
+                self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
+        return True
+
     def _is_left(self, pack: PlannedPack, outcome: Outcome, stored: Collection[str] | None = None) -> bool:
         if missing(self.store, pack, stored).runs:
             return True
         outcome.done.append(pack.id)
         return False
-
-    def _train(self, pack: PlannedPack, claim: Claim, later: Sequence[PlannedPack]) -> None:
-        left = missing(self.store, pack)  # again: it may have been finished before it was claimed
-        if left.runs:
-            done = len(pack.runs) - len(left.runs)
-            after = sum(len(other.runs) for other in later)  # at most
-            self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
 
     @contextmanager
     def _recorded(self, name: str, claim: Claim | nullcontext[None], pack: PlannedPack | None = None) -> Iterator[None]:
