@@ -11,6 +11,7 @@ On other devices the same engine runs without a graph, which is how it is tested
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import deque
@@ -138,6 +139,8 @@ class _Plan:
         layer = 2 * 4 * model.width + size * (7 * model.width + 2 * model.ffn)  # x twice, norms, qkv, attended, FFN
         activations = self.capacity * (model.layers + 2) * layer  # two layers' worth of gradients
         parameters = 10 * 4 * JetTransformer(model).num_parameters()  # moments, gradient, best, graph's temporaries
+        gc.collect()  # a group before this one, which refers to itself
+        torch.cuda.empty_cache()  # and what torch keeps of it
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(1, int(0.85 * free) // (activations + parameters))
 
