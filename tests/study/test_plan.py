@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +12,21 @@ from kdfast.distill.trainer import Recipe
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.config import model_config
 from kdfast.study.grid import grid
-from kdfast.study.plan import PACK_SECONDS, MemberCost, calibrate, find, members_per_pack, missing, plan, planned
+from kdfast.study.plan import (
+    PACK_SECONDS,
+    MemberCost,
+    PlannedPack,
+    calibrate,
+    find,
+    members_per_pack,
+    missing,
+    plan,
+    planned,
+)
 from kdfast.study.prepare import prepare
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.verify import repair, verify
 from tests.study.small_sweep import SIZES, small_jets
 
 RUNS = grid(temperature=[2.0, 3.0, 4.0], alpha=[0.25, 0.5, 0.75])
@@ -62,6 +74,27 @@ def test_a_damaged_pack_is_named(store):
     path.write_text(json.dumps(document))
     with pytest.raises(StudyError, match=r"seed1\.001.*damaged"):
         planned(store)
+    repair(store.path)
+    again, new = plan(store, [1], RUNS, 4)  # what it held is in another one, of a number that was never used
+    assert [pack.id for pack in again] == ["seed1.000", "seed1.002", "seed1.003"]
+    assert new[0].runs == packs[1].runs
+
+
+def test_a_pack_under_another_packs_name_is_damaged(store):
+    plan(store, [1, 2], RUNS, 4)
+    (store.path / "packs" / "seed2.001").rename(store.path / "packs" / "seed1.009")
+    with pytest.raises(StudyError, match=r"seed1\.009.*it holds a pack of seed 2"):
+        planned(store)
+    assert [finding.path for finding in verify(store.path).findings] == ["packs/seed1.009"]
+
+
+def test_ten_thousand_packs_are_told_from_a_grid_at_once():
+    runs = grid(temperature=[1 + i / 10 for i in range(100)], alpha=[i / 100 for i in range(100)])
+    names = {run.name for run in runs}
+    packs = [PlannedPack(f"seed1.{i:05}", 1, (run,)) for i, run in enumerate(runs)]
+    began = time.process_time()
+    assert all(pack.of(names).runs for pack in packs)
+    assert time.process_time() - began < 1.0
 
 
 @settings(deadline=None)

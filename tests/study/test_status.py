@@ -17,6 +17,8 @@ from kdfast.cli import main
 from kdfast.errors import StudyError
 from kdfast.study.attempts import Attempt, failures
 from kdfast.study.claims import Claims
+from kdfast.study.grid import grid
+from kdfast.study.plan import plan
 from kdfast.study.results import open_study
 from kdfast.study.status import study_status
 from kdfast.study.store import StudyStore
@@ -61,6 +63,23 @@ def test_counts_and_messages(store, capsys):
         f"  `kdfast verify {store.path} --repair` moves what is damaged aside",
         "  720 runs per hour, 15 s left at that rate",
     ]
+
+
+def test_runs_that_were_planned_later_are_missing_too(store, capsys):
+    for seed in (1, 2):
+        store_run(store, "baseline", seed, "baseline")
+        for name in GRID["grid"]:
+            store_run(store, name, seed)
+    store_run(store, "teacher", 42, "teacher")
+    assert main(["status", str(store.path), "--quiet"]) == 0
+    packs, _ = plan(store, [3], grid(temperature=[3.0], alpha=[0.9]), 1)
+    assert main(["status", str(store.path), "--quiet"]) == 1
+    assert by_run(store)["baseline_T3.0_A0.9", 3] == by_run(store)["baseline", 3] == ("missing", "")
+    (store.path / "packs" / packs[1].id / "pack.json").write_text("{}")
+    assert ("baseline_T3.0_A0.9", 3) not in by_run(store)
+    assert by_run(store)[f"packs/{packs[1].id}", None][0] == "damaged"
+    assert main(["status", str(store.path)]) == 1
+    assert f"folder packs/{packs[1].id}: is damaged: pack.json does not match" in capsys.readouterr().out
 
 
 def test_attempts_are_kept_and_counted(store):

@@ -237,7 +237,8 @@ def _plan(
     """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of them a new
     pack has at most."""
     runs, cost = settings.runs(), MemberCost()
-    wanted = {(seed, name) for seed in settings.seeds for name in ("baseline", *(run.name for run in runs))}
+    names = {"baseline", *(run.name for run in runs)}
+    wanted = {(seed, name) for seed in settings.seeds for name in names}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     if pack_size is None:
         if not wanted <= known and not settings.device.startswith("cuda"):
@@ -246,8 +247,8 @@ def _plan(
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
         pack_size = members_per_pack(1 + len(runs), cost, threads, workers or 1, free_memory())
     packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
-    chosen = [pack.of(name for seed, name in wanted if seed == pack.seed) for pack in packs]
-    chosen = [pack for pack in chosen if pack.runs]
+    seeds = set(settings.seeds)
+    chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
     kinds = {"baseline": "baseline"}
     done = sum(store.has(kinds.get(name, "student"), name, seed) for seed, name in wanted)  # and not damaged
     if done:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, Pack, Recipe, View, train_pack
-from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.errors import ConfigError, suggest
 from kdfast.models.config import ModelConfig
 from kdfast.study.folders import commit, damage, folders, json_bytes, parse_json, read_checked
 from kdfast.study.store import StoredResult, StudyStore
@@ -34,6 +34,7 @@ __all__ = [
     "parts",
     "plan",
     "planned",
+    "read_pack",
 ]
 
 # The pack that every other one needs: of the teacher alone. No folder holds it.
@@ -68,10 +69,9 @@ class PlannedPack:
         """Of the results that the runs give."""
         return [StoredResult(kind_of(run), _name(run), self.seed).key for run in self.runs]
 
-    def of(self, names: Iterable[str]) -> PlannedPack:
+    def of(self, names: Container[str]) -> PlannedPack:
         """The pack with only those of its runs that have one of these names."""
-        kept = set(names)
-        return replace(self, runs=tuple(run for run in self.runs if _name(run) in kept))
+        return replace(self, runs=tuple(run for run in self.runs if _name(run) in names))
 
 
 def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:
@@ -95,18 +95,21 @@ def missing(store: StudyStore, pack: PlannedPack, stored: Collection[str] | None
 
 def planned(store: StudyStore) -> list[PlannedPack]:
     """The study's packs, by seed and number. Raises StudyError for a damaged one."""
-    found = []
-    for folder in folders(store.path / "packs"):
-        try:
-            document = parse_json(read_checked(folder, "pack.json"))
-            runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
-            threads, seconds = document.get("threads"), document.get("seconds")
-            found.append(PlannedPack(folder.name, int(document["seed"]), runs, threads, seconds))
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, StudyError):
-                raise
-            raise damage(folder, f"pack.json has unexpected content ({error})") from error
-    return sorted(found, key=lambda pack: (pack.seed, pack.id))
+    return sorted(map(read_pack, folders(store.path / "packs")), key=lambda pack: (pack.seed, pack.id))
+
+
+def read_pack(folder: Path) -> PlannedPack:
+    """The pack in a folder. Raises StudyError where it is damaged."""
+    content = read_checked(folder, "pack.json")
+    try:
+        document = parse_json(content)
+        runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
+        pack = PlannedPack(folder.name, int(document["seed"]), runs, document.get("threads"), document.get("seconds"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise damage(folder, f"pack.json has unexpected content ({error})") from error
+    if re.fullmatch(rf"seed{pack.seed}\.\d+", folder.name) is None:
+        raise damage(folder, f"it holds a pack of seed {pack.seed}")
+    return pack
 
 
 def plan(
@@ -128,7 +131,8 @@ def plan(
     held = {(pack.seed, member.name) for pack in packs for member in pack.members}
     new: list[PlannedPack] = []
     for seed in seeds:
-        number = sum(pack.seed == seed for pack in packs)
+        numbers = (int(pack.id.rpartition(".")[2]) for pack in packs if pack.seed == seed)
+        number = max(numbers, default=-1) + 1  # not their count: a damaged one may have been moved aside
         wanted = PlannedPack("", seed, tuple(r for r in (None, *runs) if (seed, _name(r)) not in held))
         left = missing(store, wanted, stored).runs
         for first in range(0, len(left), members):

@@ -13,6 +13,7 @@ from kdfast.errors import StudyError
 from kdfast.study.attempts import GIVEN_UP, Attempt, failures
 from kdfast.study.claims import Claims
 from kdfast.study.folders import check_complete, folders, manifest
+from kdfast.study.plan import PlannedPack, kind_of, read_pack
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -24,8 +25,11 @@ _STRETCH = 100
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run that the study's settings ask for, or that is there. status: "done", "diverged", "damaged", "failed" (given
-    up after some attempts) or "missing"; message: why. kind "folder": a damaged one that is no result's."""
+    """A run that the study's settings or its packs ask for, or that is there.
+
+    status: "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing"; message: why. kind
+    "folder": a damaged one that is no result's.
+    """
 
     kind: str
     run_name: str
@@ -79,7 +83,13 @@ def study_status(store: StudyStore) -> StudyStatus:
         except StudyError as error:
             damaged[folder] = error.what
     attempts, broken = _attempts(store)
-    runs = _runs(store, stored, damaged, attempts)
+    packs = []
+    for folder in folders(store.path / "packs"):
+        try:
+            packs.append(read_pack(folder))
+        except StudyError as error:
+            broken[f"packs/{folder.name}"] = error.what
+    runs = _runs(store, stored, damaged, attempts, packs)
     runs += [RunStatus("folder", name, None, "damaged", what) for name, what in broken.items()]
     per_hour = _per_hour(stored)
     missing = sum(run.status == "missing" for run in runs)
@@ -102,13 +112,20 @@ def _attempts(store: StudyStore) -> tuple[list[Attempt], dict[str, str]]:
 
 
 def _runs(
-    store: StudyStore, stored: Sequence[StoredResult], damaged: dict[Path, str], attempts: Sequence[Attempt]
+    store: StudyStore,
+    stored: Sequence[StoredResult],
+    damaged: dict[Path, str],
+    attempts: Sequence[Attempt],
+    packs: Sequence[PlannedPack],
 ) -> list[RunStatus]:
     settings = StudySettings.resolve(store.settings, data_given=True)
     wanted = [("teacher", "teacher", settings.data.seed)]  # one per study, made with the seed of its data
     for seed in settings.seeds:
         wanted.append(("baseline", "baseline", seed))
         wanted += [("student", config.name, seed) for config in settings.runs()]
+    for pack in packs:  # later calls may have asked for more than the settings
+        wanted += [(kind_of(run), member.name, pack.seed) for run, member in zip(pack.runs, pack.members, strict=True)]
+    wanted = list(dict.fromkeys(wanted))
     state = dict.fromkeys(wanted, ("missing", ""))
     tried, often = _tried(attempts), failures(attempts)
     for run in wanted:

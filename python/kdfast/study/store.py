@@ -184,7 +184,8 @@ class StudyStore:
                     yield
                     return
             time.sleep(_LOOK)  # `kdfast status` and `verify` hold it for a moment
-        raise StudyError("another process is working on this study", where=str(self.path))
+        hint = "wait until it has ended; `kdfast status` says how far it is"
+        raise StudyError("another process is working on this study", where=str(self.path), hint=hint)
 
     def is_written(self) -> bool:
         """Whether a process holds the study by `writing`."""

@@ -33,6 +33,7 @@ from kdfast.study.folders import (
     refuse_link,
 )
 from kdfast.study.index import Index
+from kdfast.study.plan import read_pack
 from kdfast.study.store import load_result
 
 __all__ = ["Finding", "Verification", "repair", "verify"]
@@ -246,6 +247,8 @@ class _Check:
                 load_result(folder, read(folder / "result.json"))
             elif folder.parent.name == "attempts":
                 read_attempt(folder)
+            elif folder.parent.name == "packs":
+                read_pack(folder)
         except StudyError as error:
             self.found(folder, error.what, remedy)
 
