@@ -12,6 +12,7 @@ import pytest
 
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.hlt import emulate_hlt
+from kdfast.study import driver
 from kdfast.study import worker as module
 from kdfast.study.claims import Claims
 from kdfast.study.plan import planned
@@ -155,6 +156,20 @@ def test_what_was_given_in_python_is_in_the_folder(tmp_path):
     status, _, errors = finish(start(tmp_path / "swept"))
     assert status == 2
     assert "was given its jets in Python, and does not hold them" in errors
+
+
+def test_packs_appear_when_workers_can_open_the_study(tmp_path, monkeypatch):
+    packs: list[int] = []
+
+    def write_inputs(store, *arguments):
+        packs.append(len(planned(store)))
+        return genuine(store, *arguments)
+
+    genuine = driver.write_inputs
+    monkeypatch.setattr(driver, "write_inputs", write_inputs)
+    small_sweep(tmp_path / "study", plan_only=True)
+    assert packs == [0]
+    assert planned(StudyStore.open(tmp_path / "study"))
 
 
 def test_changed_jets_are_refused(tmp_path):

@@ -202,14 +202,14 @@ def run_study(
             store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
             sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
             shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {out}")
+            if plan_only or client is not None:
+                write_inputs(store, given, teacher)  # before the packs: workers may be waiting for them
             if client is not None:
                 threads = 1
                 workers = workers or dask_engine.tasks_at_once(client, settings.device) or dask_engine.EXPECTED
             packs, pack_size = _plan(
                 settings, store, inputs, threads or torch.get_num_threads(), workers, pack_size, shown
             )
-            if plan_only or client is not None:
-                write_inputs(store, given, teacher)
             if not plan_only:
                 if client is not None:
                     outcome = dask_engine.run_packs(client, store, settings, packs, pack_size, shown, stop)
