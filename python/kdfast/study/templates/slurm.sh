@@ -64,19 +64,24 @@ case ${1-submit} in
         ;;
 esac
 
-mkdir -p "$study/logs"
+mkdir -p "$study/logs" || exit
 log={{ log | quote }}
+jobs=()
+take_back() {
+    [ -z "${jobs[*]}" ] || scancel "${jobs[@]}"
+    exit 1
+}
 {%- if teacher %}
-teacher=$(submit teacher --job-name={{ name }}.teacher --output="$log.%j.out") || exit
+teacher=$(submit teacher --job-name={{ name }}.teacher --output="$log.%j.out") || take_back
+jobs+=("$teacher")
 after=(--dependency=afterok:"$teacher" --kill-on-invalid-dep=yes)
 {%- else %}
 teacher= # it is stored
 after=()
 {%- endif %}
-array=$(submit pack --job-name={{ name }} --output="$log.%A_%a.out" --array=0-{{ packs | length - 1 }} "${after[@]}") || {
-    scancel $teacher
-    exit 1
-}
-report=$(submit report --job-name={{ name }}.report --output="$log.%j.out" --dependency=afterany:"$array") || exit
+array=$(submit pack --job-name={{ name }} --output="$log.%A_%a.out" --array=0-{{ packs | length - 1 }} "${after[@]}") || take_back
+jobs+=("$array")
+report=$(submit report --job-name={{ name }}.report --output="$log.%j.out" --dependency=afterany:"$array") || take_back
+jobs+=("$report")
 echo "${teacher:+teacher: job $teacher, }packs: array $array of {{ packs | length }}, report: job $report"
-echo "to take them back: scancel ${teacher:+$teacher }$array $report"
+echo "to take them back: scancel ${jobs[*]}"
