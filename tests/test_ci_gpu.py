@@ -107,3 +107,32 @@ def test_benchmarks_are_skipped_with_the_reason() -> None:
     assert done.returncode == 0, done.stdout
     assert "no GPU can be used: " in done.stdout
     assert "1 skipped" in done.stdout
+
+
+def test_the_stage_of_tests_counts_and_names(stages: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "tests/ops"
+    folder.mkdir(parents=True)
+    (folder / "test_some.py").write_text("def test_a(): pass\ndef test_b(): assert False\n")
+    (folder / "test_none.py").write_text("")
+    skipping = "import pytest\ndef test_c(): pytest.skip('no GPU')\ndef test_d(): pass\n"
+    (tmp_path / stages.TENSORS_ON_A_GPU).write_text(skipping)
+    machine = stages.Machine(tmp_path)
+    with pytest.raises(stages.StageError) as error:
+        stages.tests(machine, time.monotonic() + 60)
+    said = str(error.value)
+    assert said.startswith("2 passed, 1 failed, 1 skipped: ")
+    assert "tests/ops/test_some.py" in said
+    assert f"{stages.TENSORS_ON_A_GPU} skipped tests: nothing ran on the GPU" in said
+    assert "test_none" not in said
+    (folder / "test_some.py").write_text("def test_a(): pass\n")
+    (tmp_path / stages.TENSORS_ON_A_GPU).write_text("def test_d(): pass\n")
+    assert stages.tests(machine, time.monotonic() + 60) == "2 passed"
+
+
+def test_a_sanitizer_that_is_missing_is_named(
+    stages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    machine = stages.Machine(tmp_path)
+    with pytest.raises(stages.StageError, match="compute-sanitizer"):
+        stages.sanitizers(machine, time.monotonic() + 60)
