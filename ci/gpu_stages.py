@@ -19,7 +19,10 @@ from pathlib import Path
 
 # Seconds; tests and sanitizers run at the same time. Together less than ten minutes.
 LIMITS = {"build": 150, "tests": 170, "sanitizers": 170, "benchmarks": 265}
-TEST_FOLDERS = ("tests/ops", "tests/models", "tests/distill", "tests/nn")
+TESTS = (
+    *(f"tests/{folder}/test_*.py" for folder in ("ops", "models", "distill", "nn")),
+    "tests/study/test_sweep_on_a_gpu.py",
+)
 TENSORS_ON_A_GPU = "tests/ops/test_tensors_on_a_gpu.py"
 # Most important first: what has no time left is left out.
 BENCHMARKS = [f"bench/gpu/test_{name}.py" for name in ("distill_loss", "packed_step", "constituent_attention")]
@@ -103,8 +106,8 @@ def _expect(machine: Machine, name: str, command: Sequence[str], deadline: float
 
 
 def tests(machine: Machine, deadline: float) -> str:
-    """Every file of the folders in a process of its own."""
-    found = [path for folder in TEST_FOLDERS for path in machine.tree.glob(f"{folder}/test_*.py")]
+    """Every file in a process of its own."""
+    found = [path for pattern in TESTS for path in machine.tree.glob(pattern)]
     files = [str(path.relative_to(machine.tree)) for path in sorted(found, key=lambda path: -path.stat().st_size)]
 
     def run(file: str) -> tuple[str, int | None, str]:
