@@ -198,7 +198,9 @@ def run(tree: Path, results: Path, names: Sequence[str]) -> bool:
     from bench.gpu.timing import gpu_environment
 
     stages = [Stage(**stage) for stage in done]  # type: ignore[arg-type]
-    for path in write_results(results, gpu_environment(), stages, _report(machine)):
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    gpu = gpu_environment() | {"commit": git.stdout.strip() or "unknown"}
+    for path in write_results(results, gpu, stages, _report(machine)):
         print(f"wrote {path}")
     print(f"ci/gpu: {sum(stage.seconds for stage in stages if stage.name != 'sanitizers'):.0f} s")
     return all(stage.outcome == "passed" for stage in stages)
