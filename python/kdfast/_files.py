@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from kdfast._process import temporary_name
 from kdfast.errors import KdfastError, StudyError
 
 __all__ = ["fsync_folder", "write_atomically", "write_content", "writing_errors"]
@@ -23,7 +24,7 @@ def fsync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Calls write(file) on a temporary file beside path, makes it durable and moves it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -139,12 +141,15 @@ def test_all_damaged_begins_anew(disk, trained):
 def test_half_written_ones_are_not_seen_and_go(disk, trained):
     parent = disk.study / "checkpoints" / FOLDER
     disk.open().save(NAME, trained[1][3])
-    shutil.copytree(parent / "000000004", parent / ".000000009.123.abcd.tmp")
-    (parent / ".000000009.123.abcd.tmp" / "manifest.json").unlink()
+    gone = "from pathlib import Path; from kdfast._process import *; print(temporary_name(Path('000000009')), end='')"
+    name = subprocess.run([sys.executable, "-c", gone], capture_output=True, text=True, check=True).stdout
+    for half_written in (name, ".000000009.123.abcd.tmp"):  # of a process that is gone, and of who knows whom
+        shutil.copytree(parent / "000000004", parent / half_written)
+        (parent / half_written / "manifest.json").unlink()
     found = disk.open().load(NAME)
     assert found is not None
     assert found.step == 4
-    assert [path.name for path in parent.iterdir()] == ["000000004"]
+    assert {path.name for path in parent.iterdir()} == {"000000004", ".000000009.123.abcd.tmp"}
 
 
 @pytest.mark.parametrize(

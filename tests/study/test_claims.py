@@ -81,7 +81,7 @@ def test_the_silent_are_taken_over_and_learn_of_it(tmp_path, monkeypatch):
     """As on another machine, whose processes can't be looked at."""
     held = Claims(tmp_path, beat=0.2)
     claim = held.take("pack")
-    monkeypatch.setattr(module, "_started", lambda pid: "then")
+    monkeypatch.setattr(module, "started", lambda pid: "then")
     monkeypatch.setattr(module, "_this_process", lambda: module._Process("elsewhere", 1, "another machine", ""))
     watcher = Claims(tmp_path, lease=0.3, beat=0.05)
     assert watcher.take("pack") is None

@@ -1,9 +1,9 @@
 """Thousands of runs with faults: the real store, planner, claims and workers, with a training that takes no time.
 
 Each worker is a greenlet that gives way at every operation on the disk and at every wait, and a drawn history decides
-who goes on, who is killed (never resumed: what it had written stays as it is), who sleeps through its lease, when a
-heartbeat is lost, and how far the clocks of the machines are apart. Whatever happens: a result that was reported is
-there and whole, no run is trained by two workers that both keep their claim, and the survivors finish the study.
+who goes on, who is killed (never resumed: what it had written stays as it is), who sleeps through its lease, and when
+a heartbeat is lost. Whatever happens: a result that was reported is there and whole, no run is trained by two
+workers that both keep their claim, and the survivors finish the study.
 """
 
 import os
@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 
 from kdfast.study import claims as claims_module
 from kdfast.study import folders as folders_module
-from kdfast.study import store as store_module
 from kdfast.study.claims import Claims
 from kdfast.study.folders import AlreadyStored
 from kdfast.study.grid import grid
@@ -53,8 +52,8 @@ class World:
         if greenlet.getcurrent() is not self.hub:
             self.hub.switch()
 
-    def start(self, number: int, skew: float) -> None:
-        self.alive.append(Worker(self, number, skew))
+    def start(self, number: int) -> None:
+        self.alive.append(Worker(self, number))
 
     def step(self, worker: "Worker") -> None:
         """Lets a worker go on to its next operation."""
@@ -72,10 +71,10 @@ class World:
 
 
 class Worker:
-    """One process on a machine of its own. skew: of its wall clock, s."""
+    """One process on a machine of its own."""
 
-    def __init__(self, world: World, number: int, skew: float) -> None:
-        self.world, self.skew, self.asleep, self.waits = world, skew, False, False
+    def __init__(self, world: World, number: int) -> None:
+        self.world, self.asleep, self.waits = world, False, False
         self.identity = claims_module._Process(f"node{number}", number, f"machine {number}", "1")
         self.claims: list[claims_module.Claim] = []
         self.greenlet = greenlet(self.work)
@@ -157,8 +156,6 @@ def simulated(world: World) -> Iterator[None]:
         patch.setattr(folders_module, "fsync_folder", giving_way(lambda folder: None))
         clocks = SimpleNamespace(monotonic=lambda: world.now)
         patch.setattr(claims_module, "time", clocks)
-        wall = SimpleNamespace(time=lambda: time.time() + getattr(current(), "skew", 0.0))
-        patch.setattr(store_module, "time", wall)
         identity = lambda: current().identity if current() else claims_module._Process("hub", 0, "hub", "")  # noqa: E731
         patch.setattr(claims_module, "_this_process", identity)
         patch.setattr(claims_module.Claim, "__enter__", enter)
@@ -220,17 +217,16 @@ ACTIONS = st.lists(
     history=ACTIONS,
     workers=st.integers(1, 5),
     pack_size=st.integers(1, 4),
-    skews=st.lists(st.floats(-1e9, 1e9), min_size=8, max_size=8),
 )
-def test_any_history(history, workers, pack_size, skews):
+def test_any_history(history, workers, pack_size):
     with study(9, pack_size) as world:
         for number in range(workers):
-            world.start(number, skews[number])
+            world.start(number)
         started = workers
         for action, which, count in history:
             worker = world.alive[which % len(world.alive)] if world.alive else None
             if action == "start" and started < 8:
-                world.start(started, skews[started])
+                world.start(started)
                 started += 1
             elif action == "later":
                 world.now += 10.0
@@ -250,7 +246,7 @@ def test_any_history(history, workers, pack_size, skews):
             stored = {path.name for path in (world.path / "results").iterdir() if not path.name.startswith(".")}
             assert world.reported <= stored
         if {action for action, *_ in history} & {"kill", "silence", "sleep"}:
-            world.start(10_000, 0.0)  # the user starts one more
+            world.start(10_000)  # the user starts one more
             finish(world)
         else:
             finish(world)
@@ -264,7 +260,7 @@ def test_ten_thousand_runs(capsys):
     runs, random = 10_000, Random(1)
     with study(runs, 25) as world:
         for number in range(20):
-            world.start(number, random.uniform(-1e9, 1e9))
+            world.start(number)
         began, started, kills = time.process_time(), 20, 0
         while world.alive:
             worker = random.choice(world.alive)
@@ -279,7 +275,7 @@ def test_ten_thousand_runs(capsys):
             event = random.random()
             if event < 0.1 and kills < 60 and worker in world.alive:
                 world.kill(worker)
-                world.start(started, random.uniform(-1e9, 1e9))
+                world.start(started)
                 started, kills = started + 1, kills + 1
             elif event < 0.12:
                 worker.asleep = not worker.asleep

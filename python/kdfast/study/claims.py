@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kdfast._files import writing_errors
+from kdfast._process import machine, started
 from kdfast._version import __version__
 
 __all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
@@ -181,7 +182,7 @@ def _generation(path: Path) -> int:
 
 @dataclass(frozen=True)
 class _Process:
-    """machine: one run of one kernel, and in it the numbering of processes (containers have their own)."""
+    """A process. machine, started: as kdfast._process gives them."""
 
     host: str
     pid: int
@@ -195,20 +196,7 @@ def _identity(owner: str) -> dict[str, str | int]:
 
 
 def _this_process() -> _Process:
-    machine = ""
-    with suppress(OSError):
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
-    return _Process(socket.gethostname(), os.getpid(), machine, _started(os.getpid()))
-
-
-def _started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks; "" where it is not running. Tells processes apart that had
-    the same number."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie is gone
+    return _Process(socket.gethostname(), os.getpid(), machine(), started(os.getpid()))
 
 
 def _holder(name: str, generation: int, content: bytes) -> Holder | None:
@@ -222,8 +210,6 @@ def _holder(name: str, generation: int, content: bytes) -> Holder | None:
     except (ValueError, KeyError, TypeError):  # not written yet, or damaged: its growth alone counts
         return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
     gone = (
-        bool(process.machine)
-        and process.machine == _this_process().machine
-        and _started(process.pid) != process.started
+        bool(process.machine) and process.machine == _this_process().machine and started(process.pid) != process.started
     )
     return Holder(name, generation, process.host, process.pid, version, since, not gone, owner)

@@ -14,18 +14,18 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from kdfast._files import fsync_folder, writing_errors
+from kdfast._process import is_writing, temporary_name
 from kdfast.errors import StudyError
 
 __all__ = [
@@ -82,24 +82,23 @@ def commit(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
     taken = AlreadyStored("is stored already, and what is stored is never changed", where=str(folder))
     if folder.exists():
         raise taken
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(folder)
     with writing_errors(folder):
         folder.parent.mkdir(exist_ok=True)
-        with locked(folder.parent, fcntl.LOCK_SH):  # keeps `remove_leftovers` away
-            try:
-                temporary.mkdir()
-                for name, content in (*files.items(), (MANIFEST, listing)):
-                    with open(temporary / name, "wb") as file:
-                        file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
-                fsync_folder(temporary)
-                os.rename(temporary, folder)
-            except BaseException as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise taken from None  # another writer was first
-                raise
+        try:
+            temporary.mkdir()
+            for name, content in (*files.items(), (MANIFEST, listing)):
+                with open(temporary / name, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            fsync_folder(temporary)
+            os.rename(temporary, folder)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise taken from None  # another writer was first
+            raise
         fsync_folder(folder.parent)
     return {name: hashlib.sha256(content).hexdigest() for name, content in (*files.items(), (MANIFEST, listing))}
 
@@ -111,11 +110,15 @@ def manifest_bytes(files: Mapping[str, bytes]) -> bytes:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what killed writers left in parent, unless someone writes there at this moment."""
-    if parent.exists():
-        with locked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-            for leftover in parent.glob(LEFTOVERS) if held else ():
+    """Removes what processes of this machine that are gone had begun to write in parent. (Of another machine's nothing
+    can be told, as locks do not carry over every network file system: it is left to `kdfast verify --repair`.)"""
+    for leftover in parent.glob(LEFTOVERS):
+        if is_writing(leftover.name) is False:
+            if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    leftover.unlink()
 
 
 @contextmanager

@@ -357,11 +357,10 @@ class StudyStore:
         for folder in folders(self.path / "checkpoints"):
             if (self._results / folder.name).exists():  # stored, and then killed
                 self._remove_checkpoints(folder.name)
-        for parent in (self._results, self._shared, self._attempts):
+        with os.scandir(self.path) as entries:
+            parents = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for parent in (self.path, *parents):
             remove_leftovers(parent)
-        for leftover in self.path.glob(".*.tmp"):  # of summary files: writing one takes seconds
-            if time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink(missing_ok=True)
 
 
 class _OnUse(Mapping[str, Any]):

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdfast._files import fsync_folder, write_content, writing_errors
+from kdfast._process import is_writing
 from kdfast.errors import StudyError
 from kdfast.report import CHECKSUMS
 from kdfast.study.attempts import read_attempt
@@ -155,8 +156,7 @@ class _Check:
             if entry.is_symlink():
                 self.found(path, "is a symbolic link", "aside")
             elif fnmatch(name, LEFTOVERS):
-                if not self.active:
-                    self.found(path, "was left by a writer that was killed", "remove")
+                self.leftover(path)
             elif name in _COMMITTED and entry.is_dir():
                 self.parent(path, _COMMITTED[name])
             elif name == "targets" and entry.is_dir():
@@ -214,23 +214,24 @@ class _Check:
             self.children(parent, remedy)
 
     def children(self, parent: Path, remedy: str) -> None:
-        with locked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-            leftovers = sorted(parent.glob(LEFTOVERS)) if held is not False else []
-        for path in leftovers:
-            if path.exists():  # a writer renames it
-                self.found(path, "was left by a writer that was killed", "remove")
         for entry in sorted(os.scandir(parent), key=lambda entry: entry.name):
             path = parent / entry.name
             if entry.is_symlink():
                 self.found(path, "is a symbolic link", "aside")
             elif fnmatch(entry.name, LEFTOVERS):
-                continue
+                self.leftover(path)
             elif entry.is_dir() and parent == self.path / "checkpoints":
                 self.parent(path, remedy)
             elif entry.is_dir():
                 self.committed(path, remedy)
             else:
                 self.found(path, "no manifest lists it", "aside")
+
+    def leftover(self, path: Path) -> None:
+        """Of a writer of another machine none can tell whether it is there, but that nobody is at the study."""
+        writing = is_writing(path.name)
+        if writing is False or (writing is None and not self.active and path.exists()):
+            self.found(path, "was left by a writer that was killed", "remove")
 
     def committed(self, folder: Path, remedy: str) -> None:
         before = len(self.findings)
@@ -258,8 +259,7 @@ class _Check:
             if re.fullmatch(r"[0-9a-f]{64}\.safetensors", entry.name):
                 self.notes.append(f"targets/{entry.name} is of an older version: it is not used any more")
             elif fnmatch(entry.name, LEFTOVERS):
-                if not self.active:
-                    self.found(path, "was left by a writer that was killed", "remove")
+                self.leftover(path)
             elif not named:
                 self.found(path, "is no file of this cache", "aside")
             else:

@@ -1,0 +1,73 @@
+"""Which process of which machine this is, so that another one can tell whether it is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import socket
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+__all__ = ["is_writing", "machine", "started", "temporary_name"]
+
+
+def machine() -> str:
+    """One run of one kernel, and in it the numbering of processes (containers have their own); "": not known."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def started(pid: int) -> str:
+    """When a process was started, in the kernel's ticks; "" where it is not running. Tells processes apart that had
+    the same number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]  # a zombie is gone
+
+
+# ---- names of what is being written
+
+_WRITER = re.compile(r"\..*\.([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})\.(\d+)-(\d*)\.[0-9a-f]{8}\.tmp")
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside path, for what is being written there. It says who writes: no other process, of whatever
+    machine, takes the same one, and `is_writing` can tell when that one is gone."""
+    pid = os.getpid()
+    who = f"{'-'.join(_writer())}.{pid}-{started(pid)}.{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:100]}.{who}.tmp")  # file systems take names of 255 bytes
+
+
+def is_writing(name: str) -> bool | None:
+    """Whether the process that has given a `temporary_name` is still there. None: that can't be told, as of another
+    machine's."""
+    parts = _WRITER.fullmatch(name)
+    if parts is None:
+        return None
+    host, boot, processes = _writer()
+    if not machine() or parts[1] != host:
+        return None
+    if parts[2] != boot:
+        return False  # this machine has been started anew since
+    return started(int(parts[4])) == parts[5] if parts[3] == processes else None
+
+
+@cache
+def _writer() -> tuple[str, str, str]:
+    """Digests of this machine's name and identity, of its boot, and of the numbering of its processes."""
+    identity = ""
+    with suppress(OSError):
+        identity = Path("/etc/machine-id").read_text()
+    boot, _, processes = machine().partition(" ")
+    return _digest(socket.gethostname() + identity), _digest(boot), _digest(processes)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
