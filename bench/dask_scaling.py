@@ -24,9 +24,9 @@ FLOOR = 1.7
 TEMPERATURES, ALPHAS = [2.0, 3.0, 4.0, 5.0, 7.0, 10.0], [0.25, 0.5, 0.75, 0.9]
 
 
-def seconds(client: Client, out: Path, epochs: int) -> float:
+def seconds(client: Client, out: Path, epochs: int) -> tuple[float, float]:
     """Of the demo's students on warm workers: from the first task to the last result stored, by the results' own
-    times, so that neither the plan nor the report counts."""
+    times, so that neither the plan nor the report counts; and how much of that was training, over all workers."""
     grid = {"temperature": TEMPERATURES, "alpha": ALPHAS}
     common = {"epochs": epochs, "teacher_epochs": 1, "pack_size": 1, "progress": False, "client": client}
     kdfast.sweep(None, out, grid={"temperature": [1.0], "alpha": [0.1, 0.2, 0.3, 0.4]}, **common)  # workers are warm
@@ -38,11 +38,11 @@ def seconds(client: Client, out: Path, epochs: int) -> float:
         if result.key not in before
     ]
     assert len(spans) == len(TEMPERATURES) * len(ALPHAS)
-    return max(end for end, _ in spans) - min(end - took for end, took in spans)
+    return max(end for end, _ in spans) - min(end - took for end, took in spans), sum(took for _, took in spans)
 
 
-def measure(workers: int, epochs: int) -> float:
-    """Seconds on so many workers."""
+def measure(workers: int, epochs: int) -> tuple[float, float]:
+    """Seconds on so many workers, and of their training."""
     with (
         patch.object(StudyStore, "rebuild_summaries"),  # the report is not what is measured
         tempfile.TemporaryDirectory() as folder,
@@ -61,8 +61,10 @@ def main() -> None:
     took: dict[int, list[float]] = {1: [], 2: []}
     for number in range(chosen.rounds):
         for workers in (1, 2):
-            took[workers].append(measure(workers, chosen.epochs))
-            print(f"round {number + 1}: {workers} workers, {took[workers][-1]:.1f} s", flush=True)
+            span, trained = measure(workers, chosen.epochs)
+            took[workers].append(span)
+            busy = trained / span / workers
+            print(f"round {number + 1}: {workers} workers, {span:.1f} s, {busy:.0%} of it training", flush=True)
     ratios = [one / two for one, two in zip(took[1], took[2], strict=True)]
     ratio = statistics.median(ratios)
     print(f"two workers are {ratio:.2f} times as fast as one ({min(ratios):.2f} to {max(ratios):.2f}); floor {FLOOR}")

@@ -226,6 +226,13 @@ def test_a_folder_that_workers_do_not_share_is_named(tmp_path, client):
         client.submit(dask_task.train, study, {"id": TEACHER}, pure=False).result()
 
 
+def endless_teacher(out: Path) -> dask_task.Study:
+    """A study whose teacher takes minutes."""
+    recipe = {"epochs": 3000, "teacher_patience": 3000}
+    small_sweep(out, epochs=None, config={"recipe": recipe}, plan_only=True)
+    return dask_task.Study(str(out), dask_task.identity(StudyStore.open(out)), "owner", "auto", None)
+
+
 def worst_answer(client: Client, during: Any) -> float:
     """Seconds of the slowest answer of the workers' event loops, from which heartbeats are sent, until a task ends."""
     worst = 0.0
@@ -244,10 +251,7 @@ def test_heartbeats_flow_while_members_train(tmp_path, client):
     held = client.submit(hold_the_gil, pure=False)
     assert worst_answer(client, held) > 2  # what it would be like
     out = tmp_path / "study"
-    recipe = {"epochs": 3000, "teacher_patience": 3000}
-    small_sweep(out, epochs=None, config={"recipe": recipe}, plan_only=True)
-    study = dask_task.Study(str(out), dask_task.identity(StudyStore.open(out)), "owner", "auto", None)
-    teacher = client.submit(dask_task.train, study, {"id": TEACHER}, pure=False)
+    teacher = client.submit(dask_task.train, endless_teacher(out), {"id": TEACHER}, pure=False)
     wait_until(lambda: list(out.glob("claims/teacher/*")), "the teacher is trained")
     cancel = threading.Timer(4, teacher.cancel)
     cancel.start()
@@ -311,8 +315,8 @@ def test_tasks_of_a_worker_take_different_gpus():
 
 
 @contextlib.contextmanager
-def processes(folder: Path, workers: int = 2) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """The scheduler's file, and the scheduler, of a cluster that `dask scheduler` and `dask worker` make."""
+def processes(folder: Path, workers: int = 2) -> Iterator[tuple[Path, list[subprocess.Popen[str]]]]:
+    """A cluster that `dask scheduler` and `dask worker` make: the scheduler's file; the scheduler and the workers."""
     file = folder / "scheduler.json"
     quiet: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "text": True}
 
@@ -326,7 +330,7 @@ def processes(folder: Path, workers: int = 2) -> Iterator[tuple[Path, subprocess
         wait_until(file.exists, "the scheduler is there")
         for _ in range(workers):
             run("worker", "--no-dashboard", "--nthreads", "1", "--local-directory", str(folder / "scratch"))
-        yield file, started[0]
+        yield file, started
     finally:
         for process in reversed(started):
             process.terminate()
@@ -352,7 +356,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_a_client_that_goes_away_and_a_scheduler_that_does(tmp_path, alone):
     out = tmp_path / "study"
-    with processes(tmp_path) as (file, scheduler):
+    with processes(tmp_path) as (file, (scheduler, *_)):
         first = start(out, file)
         wait_until(lambda: begun(out), "a pack is begun")
         owner = begun(out)[0].owner
@@ -372,6 +376,20 @@ def test_a_client_that_goes_away_and_a_scheduler_that_does(tmp_path, alone):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     small_sweep(out, epochs=EPOCHS)
     assert table(out) == alone
+
+
+def test_a_worker_that_is_told_to_close_saves_its_members(tmp_path):
+    out = tmp_path / "study"
+    with processes(tmp_path, workers=1) as (file, (_, worker)), Client(scheduler_file=str(file)) as client:
+        teacher = client.submit(dask_task.train, endless_teacher(out), {"id": TEACHER}, pure=False)
+        wait_until(lambda: list(out.glob("claims/teacher/*")), "the teacher is trained")
+        time.sleep(1)
+        assert not list(out.glob("checkpoints/*"))
+        worker.terminate()
+        wait_until(lambda: not Claims(out / "claims").holders(), "it has given its claim back", 20)
+        assert list(out.glob("checkpoints/teacher.*/*"))
+        assert teacher.status == "pending"  # until another worker comes
+        teacher.cancel()
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
