@@ -23,6 +23,7 @@ from kdfast.errors import BackendError, ClusterError, ConfigError, StudyError
 from kdfast.report.table import csv_text, results_table
 from kdfast.study import dask_engine, dask_task, training
 from kdfast.study import worker as study_worker
+from kdfast.study.attempts import GIVEN_UP
 from kdfast.study.claims import Claims, Holder
 from kdfast.study.plan import TEACHER, planned
 from kdfast.study.store import StudyStore
@@ -272,6 +273,36 @@ def test_a_worker_killed_in_mid_pack(tmp_path, client, alone):
     assert len(before) < len(GRID) + 2
     assert table(out) == alone
     client.wait_for_workers(WORKERS)
+
+
+def break_baseline() -> None:
+    training.original = training.train_pack  # type: ignore[attr-defined]
+
+    def train_pack(pack: Any, **more: Any) -> Iterator[Any]:
+        if pack.members[0].name == "baseline":
+            raise ValueError("broken on purpose")
+        yield from training.original(pack, **more)  # type: ignore[attr-defined]
+
+    training.train_pack = train_pack  # type: ignore[assignment]
+
+
+def repair_baseline() -> None:
+    training.train_pack = training.original  # type: ignore[attr-defined]
+
+
+def test_a_pack_that_fails_does_not_end_the_others(tmp_path, client, alone, capfd):
+    out = tmp_path / "study"
+    client.run(break_baseline)
+    try:
+        with pytest.raises(ValueError, match="broken on purpose"):
+            small_sweep(out, epochs=EPOCHS, client=client, pack_size=1, progress=True)
+    finally:
+        client.run(repair_baseline)
+    assert capfd.readouterr().err.count("seed42.000: ValueError: broken on purpose; tried again") == GIVEN_UP - 1
+    assert len(list(out.glob("results/student.*"))) == len(GRID)
+    assert {attempt.name for attempt in StudyStore.open(out).attempts()} == {"seed42.000"}
+    small_sweep(out, epochs=EPOCHS, client=client)
+    assert table(out) == alone
 
 
 # ---- GPUs

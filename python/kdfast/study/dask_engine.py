@@ -45,8 +45,8 @@ __all__ = ["EXPECTED", "check_client", "connected", "environment_there", "run_pa
 
 # Tasks at once that a plan is made for where no worker is there yet, as of an adaptive cluster: packs are small then.
 EXPECTED = 16
-# Seconds: between looks at signals; at the folder of results; at packs that others hold.
-_POLL, _LOOK, _LOOK_AT_CLAIMS = 0.2, 1.0, 2.0
+# Seconds: between looks at signals; at the folder of results; at packs that others hold; at which workers are there.
+_POLL, _LOOK, _LOOK_AT_CLAIMS, _LOOK_AT_WORKERS = 0.2, 1.0, 2.0, 5.0
 # Seconds: that tasks have to save what they trained when the sweep is stopped; after which another client of a network
 # file system sees what was written there.
 _GRACE, _VISIBLE = 10.0, 120.0
@@ -140,15 +140,32 @@ def environment_there(client: Client, device: str, shown: SweepProgress, stop: S
         while not future.done():
             _check(client)
             stop.wait(_POLL)
+        if future.status == "error" and (refused := _refused(future.exception())) is not None:
+            raise refused
         return {**future.result(), "kdfast": __version__}  # another one of the worker's is refused with its first pack
     finally:
         future.cancel()
 
 
-def _say_if_none(client: Client, device: str, shown: SweepProgress) -> None:
-    if tasks_at_once(client, device) == 0:
-        gpu = " with a GPU (dask worker --resources GPU=1)" if _on_gpu(device) else ""
-        shown.say(f"no worker{gpu} is there yet: waiting for the first one")
+def _say_if_none(client: Client, device: str, shown: SweepProgress) -> bool:
+    """Says where no worker can take a task; returns whether one can."""
+    if tasks_at_once(client, device):
+        return True
+    gpu = " with a GPU (dask worker --resources GPU=1)" if _on_gpu(device) else ""
+    shown.say(f"no worker{gpu} is there: waiting for one (if they end at once, their logs say why)")
+    return False
+
+
+def _refused(error: BaseException) -> BaseException | None:
+    """What every pack would meet; None: a fault of one pack or worker."""
+    if isinstance(error, KdfastError) and not isinstance(error, ResourceError):
+        return error
+    if isinstance(error, ImportError) or "deserialization" in str(error):  # by a scheduler or worker without kdfast
+        what = "the cluster can't read the tasks of a sweep: its scheduler or workers lack kdfast, or have another one"
+        refused = BackendError(what, where="dask", hint=f"install kdfast {__version__} on all of them")
+        refused.__cause__ = error
+        return refused
+    return None
 
 
 def _check(client: Client) -> None:
@@ -184,7 +201,12 @@ def run_packs(
     outcome = Outcome(done=[pack.id for pack in packs if pack.id not in {left.id for left in pending}])
     if pending:
         with stop.deferred(), _Sweep(client, store, settings, pending, pack_size, shown, stop, outcome) as sweep:
-            sweep.run()
+            try:
+                sweep.run()
+            except Exception as error:
+                if not isinstance(error, KdfastError):  # a call to a scheduler that has just gone
+                    _check(client)
+                raise
         sweep.wait_until_visible()
     return outcome
 
@@ -271,24 +293,23 @@ class _Sweep:
 
     def run(self) -> None:
         """To the end of all packs."""
-        _say_if_none(self.client, self.settings.device, self.shown)
         if self.store.has("teacher", "teacher", self.settings.data.seed):
             self.begin()
         else:
             self.shown.say("the teacher is trained first")
             self.submit(TEACHER)
-        looked = looked_at_claims = time.monotonic()
+        self.any_workers = _say_if_none(self.client, self.settings.device, self.shown)
+        chores = {self.show: _LOOK, self.look_at_claims: _LOOK_AT_CLAIMS, self.look_at_workers: _LOOK_AT_WORKERS}
+        last = dict.fromkeys(chores, time.monotonic())
         while self.running or self.held:
             self.stop.check()
             with suppress(queue.Empty):
                 self.take(self.ended.get(timeout=_POLL))
             _check(self.client)
-            if (now := time.monotonic()) - looked > _LOOK:
-                self.show()
-                looked = now
-            if now - looked_at_claims > _LOOK_AT_CLAIMS:
-                self.look_at_claims()
-                looked_at_claims = now
+            for chore, interval in chores.items():
+                if time.monotonic() - last[chore] > interval:
+                    chore()
+                    last[chore] = time.monotonic()
         self.show()
 
     def take(self, future: Future) -> None:
@@ -324,12 +345,8 @@ class _Sweep:
         """
         from distributed import KilledWorker
 
-        if isinstance(error, KdfastError) and not isinstance(error, ResourceError):
-            raise error
-        if isinstance(error, ImportError):  # of a worker, which read the task and has no such module
-            what = f"a worker can't use kdfast: {error}"
-            hint = f"install kdfast {__version__} where the workers run"
-            raise BackendError(what, where=str(self.client.scheduler), hint=hint) from error
+        if (refused := _refused(error)) is not None:
+            raise refused
         left = len(missing(self.store, self.packs[name]).runs) if name in self.packs else 1
         if left < self.missing.get(name, 1):
             self.tries[name] = 0
@@ -361,6 +378,13 @@ class _Sweep:
                     pass  # free: the task takes it
                 del self.held[name]
                 self.offer(left)
+
+    def look_at_workers(self) -> None:
+        """Says when the last one has gone."""
+        if self.any_workers:
+            self.any_workers = _say_if_none(self.client, self.settings.device, self.shown)
+        else:
+            self.any_workers = tasks_at_once(self.client, self.settings.device) > 0
 
     # ---- showing
 
