@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from kdfast import report as report_module
 from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
@@ -20,6 +22,7 @@ from kdfast.report.texts import report_texts
 from kdfast.study.grid import grid
 from kdfast.study.results import open_study
 from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.verify import verify
 from tests.report.fake_study import PROVENANCE, SETTINGS, make_study
 
 TEXTS = ("results_summary.txt", "hyperparameter_analysis.txt", "detailed_comparison.txt", "ANALYSIS_SUMMARY.txt")
@@ -168,6 +171,29 @@ def test_rebuilding_gives_the_same_files(study, paths):
         path.unlink()
     again = StudyStore.open(study.path).rebuild_summaries()
     assert {path: path.read_bytes() for path in again.values()} == before
+
+
+def test_of_two_reports_at_once_one_waits(tmp_path, monkeypatch):
+    """Else their files could be mixed, and not be what report.sha256 says."""
+    store, going, second = small(tmp_path / "study"), [], threading.Thread()
+    write = report_module._write
+
+    def slow(folder, contents):
+        nonlocal second
+        going.append("in")
+        if not second.ident:
+            second = threading.Thread(target=store.rebuild_summaries)
+            second.start()
+            second.join(0.5)
+        written = write(folder, contents)
+        going.append("out")
+        return written
+
+    monkeypatch.setattr(report_module, "_write", slow)
+    store.rebuild_summaries()
+    second.join()
+    assert going == ["in", "out", "in", "out"]
+    assert verify(store.path).intact
 
 
 def test_every_section_of_the_study_is_there_in_its_order(paths):

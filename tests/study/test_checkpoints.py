@@ -103,6 +103,17 @@ def test_curves_of_any_numbers_come_back(disk, trained):
     assert found.curves == odd.curves
 
 
+def test_another_process_was_first_at_a_step(disk, trained):
+    """It has taken the member over: what it saved stays, and is no reason to warn."""
+    disk.open().save(NAME, trained[1][3])
+    (folder,) = (disk.study / "checkpoints" / FOLDER).iterdir()
+    before = folder.stat().st_ino
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        disk.open().save(NAME, trained[1][3])
+    assert folder.stat().st_ino == before
+
+
 @pytest.mark.parametrize("file", ["checkpoint.json", "tensors.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_one_is_not_used_but_an_older_one(disk, trained, file, damage):

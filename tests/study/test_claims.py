@@ -1,5 +1,6 @@
 """Claims: one process at a time, taken over from the dead and the silent, without comparing clocks."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -135,6 +136,48 @@ def test_a_folder_that_can_not_be_written_is_an_error(tmp_path):
     (tmp_path / "claims").write_text("a file")
     with pytest.raises(StudyError, match="can't be written"):
         Claims(tmp_path / "claims").take("pack")
+
+
+def test_one_that_was_taken_over_meanwhile(tmp_path, monkeypatch):
+    """What was looked at is gone when the next generation is made: that one must not win over a later one."""
+    for _ in range(2):
+        with Claims(tmp_path).take("pack"):
+            pass
+    late = Claims(tmp_path)
+    seen = late._latest("pack")
+    monkeypatch.setattr(late, "_latest", lambda name: seen)
+    with Claims(tmp_path).take("pack"):  # 3
+        pass
+    with Claims(tmp_path).take("pack"):  # 4: it has removed 3
+        assert late.take("pack") is None
+        assert [path.name for path in tmp_path.glob("pack/*")] == ["000004.claim"]
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
+    def full(owner):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_identity", full)
+        with pytest.raises(StudyError, match="No space left"):
+            Claims(tmp_path).take("pack")
+    with Claims(tmp_path).take("pack"):  # nobody has to be waited for
+        pass
+
+
+def test_a_file_system_that_is_away_ends_no_heartbeat(tmp_path, monkeypatch):
+    def away(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    claim = Claims(tmp_path).take("pack")
+    (path,) = tmp_path.glob("pack/*")
+    before = path.stat().st_size
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", away)
+        claim.beat()
+    claim.beat()
+    assert path.stat().st_size == before + 1
+    assert not claim.lost.is_set()
 
 
 def test_claims_of_one_owner_are_taken_over_at_once(tmp_path):

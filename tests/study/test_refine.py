@@ -6,9 +6,11 @@ import pytest
 import kdfast
 from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
+from kdfast.jets.hlt import emulate_hlt
 from kdfast.report.schema import Analysis
 from kdfast.study.refine import leaders, refine
 from kdfast.study.store import StudyStore
+from kdfast.study.worker import work
 from tests.report.fake_study import PROVENANCE, SETTINGS
 from tests.study.small_sweep import small_jets, small_sweep
 
@@ -89,6 +91,13 @@ def test_numbers_below_one(study, options, where):
 def test_other_jets_are_refused(study, capsys):
     assert main(["refine", str(study), "--top", "1", "--seeds", "4", "--quiet"]) == 2  # the jets were given in Python
     assert "holds another study: the jets are others" in capsys.readouterr().err
+
+
+def test_a_planned_study_holds_what_it_was_given(tmp_path):
+    small_sweep(tmp_path, plan_only=True, hlt=emulate_hlt(small_jets(), "severe"), epochs=1)
+    work(tmp_path, progress=False)
+    assert main(["refine", str(tmp_path), "--top", "1", "--seeds", "2", "--quiet"]) == 0
+    assert sorted(kdfast.open_study(tmp_path).results["seed"]) == [42] * 4 + [43]
 
 
 def test_imported_and_empty_studies(tmp_path, capsys):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -86,7 +86,7 @@ class Worker:
             settings=SimpleNamespace(data=SimpleNamespace(seed=0)),
             store=store,
             shown=SimpleNamespace(say=lambda text: None),
-            stop=SimpleNamespace(wait=self.wait),
+            stop=SimpleNamespace(wait=self.wait, deferred=nullcontext),
             teacher=lambda external: self.teacher(store),
             students=lambda pack, targets, **options: self.students(store, pack, **options),
         )

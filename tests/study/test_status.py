@@ -240,6 +240,18 @@ def test_while_a_sweep_runs_and_until_it_is_done(tmp_path, capsys):
     assert list(open_study(out).status()["status"]) == ["done"] * 6
 
 
+def test_a_watch_ends_where_nothing_more_is_to_come(store, capsys):
+    for seed in (1, 2):
+        store_run(store, "baseline", seed, "baseline")
+        for name in GRID["grid"]:
+            store_run(store, name, seed, status="diverged" if seed == 1 else "done")
+    store_run(store, "teacher", 42, "teacher")
+    assert main(["status", str(store.path), "--watch"]) == 1
+    assert "7 runs, 5 done, 2 diverged" in capsys.readouterr().out
+    assert main(["status", str(store.path), "--watch", "--json"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
 def test_a_claim_of_a_dead_process_is_not_running(store):
     gone = subprocess.Popen(["true"])
     gone.wait()

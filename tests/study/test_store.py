@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from kdfast._files import write_content
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.jets.features import Standardisation
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model, tagger_card
+from kdfast.study import store as store_module
 from kdfast.study.folders import FORMAT
-from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.store import StoredResult, StudyStore, _create
 from tests.study.small_sweep import small_sweep
 
 SETTINGS = {"data": "sample", "model": {"width": 32, "dropout": 0.1}, "seeds": [42, 43]}
@@ -164,6 +166,24 @@ def test_a_killed_creation_is_completed(tmp_path):
     (tmp_path / ".study.toml.123.tmp").write_bytes(b"hal")
     store = StudyStore.create_or_open(tmp_path, SETTINGS, PROVENANCE)
     assert store.settings == SETTINGS
+
+
+def test_two_that_create_one_study(tmp_path, monkeypatch):
+    """The second one waits or is refused, and never mixes its description with the first one's."""
+    path, others = tmp_path / "study", []
+
+    def write(file, content):
+        write_content(file, content)
+        if file.name == "study.toml":
+            with pytest.raises(StudyError, match="another process is working on this study"):
+                StudyStore.create_or_open(path, {"seeds": [7]}, PROVENANCE)
+            others.append(file)
+
+    monkeypatch.setattr(store_module, "write_content", write)
+    assert StudyStore.create_or_open(path, SETTINGS, PROVENANCE).settings == SETTINGS
+    assert others
+    _create(path, {"seeds": [7]}, PROVENANCE)  # by one that had looked before the study was there
+    assert StudyStore.open(path).settings == SETTINGS
 
 
 @pytest.mark.parametrize("file", ["provenance.json", "study.toml"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from kdfast.cli.common import console
+from kdfast.errors import ConfigError
 from kdfast.study.progress import duration
 from kdfast.study.status import StudyStatus, study_status
 from kdfast.study.store import StudyStore
@@ -21,8 +22,10 @@ _REFRESH = 2.0  # seconds
 
 def show(study: Path, *, watch: bool, as_json: bool, quiet: bool) -> int:
     """Prints the status; returns the exit status."""
+    if watch and as_json:
+        raise ConfigError("exclude each other", where="--watch and --json", hint="give one of them")
     status = study_status(StudyStore.open(study))
-    if watch and not (as_json or quiet):
+    if watch and not quiet:
         return int(not _watch(study, status).finished)
     if as_json:
         typer.echo(json.dumps(status.to_json(), indent=1, ensure_ascii=False))
@@ -39,7 +42,7 @@ def _watch(study: Path, status: StudyStatus) -> StudyStatus:
     with Live(console=console(), auto_refresh=False) as live:
         while True:
             live.update(Text("\n".join(_lines(status))), refresh=True)
-            if status.finished:
+            if status.finished or status.at_rest:
                 return status
             time.sleep(_REFRESH)
             status = study_status(StudyStore.open(study))

@@ -15,14 +15,16 @@ __all__ = ["import_", "report", "status", "verify"]
 @app.command()
 def status(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds until all is done.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew every two seconds until nothing more is to come.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON, for scripts.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which runs of a study are done, failed, damaged or missing, what is running where, and the time left.
 
     Also while a sweep or workers are at it. It is quick: `kdfast verify` checks every file against its checksum. Exit
-    status: 0 if all runs are done, else 1.
+    status: 0 if all runs are done, 1 if not, 2 if it can't be read.
 
     \b
     Examples:

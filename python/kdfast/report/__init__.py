@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfast._files import write_content, writing_errors
+from kdfast.study.folders import locked
 
 if TYPE_CHECKING:
     from kdfast.study.store import StudyStore
@@ -26,15 +29,21 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     models/teacher, models/baseline and models/best_student (the networks that the report shows).
     Last comes report.sha256 with the checksums of all these.
     out: the folder; None: the study's own. Everything is made before the first file is written, and each file appears
-    whole or not at all. What can't be made yet, as no student or no teacher is there, is left out and named in the
-    texts. Raises StudyError for a damaged result, test jets of one class, or a folder that can't be written.
+    whole or not at all; where two processes report on one study, one waits for the other. What can't be made yet, as no
+    student or no teacher is there, is left out and named in the texts. Raises StudyError for a damaged result, test
+    jets of one class, or a folder that can't be written.
     """
+    results = store.path / "results"
+    with locked(results, fcntl.LOCK_EX) if results.is_dir() else nullcontext():
+        return _rebuild(store, store.path if out is None else out)
+
+
+def _rebuild(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.report.analysis import analyse
     from kdfast.report.page import page_files
     from kdfast.report.table import csv_text, results_table
     from kdfast.report.texts import report_texts
 
-    folder = store.path if out is None else out
     analysis = analyse(store)
     texts = {
         "report.json": analysis.model_dump_json(indent=1),

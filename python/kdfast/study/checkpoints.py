@@ -35,6 +35,7 @@ from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.study.folders import (
+    AlreadyStored,
     commit,
     damage,
     folders,
@@ -126,9 +127,11 @@ class StudyCheckpoints:
         try:
             with writing_errors(folder):
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                if folder.exists():  # damaged, or of another configuration
+                if folder in self._unusable and folder.exists():
                     shutil.rmtree(folder)
             commit(folder, files)
+        except AlreadyStored:
+            pass  # by a process that has taken the member over and is at the same step
         except StudyError as error:
             self._warn(f"{self._folder}: {error.what}; the training goes on without checkpoints", once="writing")
             return

@@ -12,6 +12,7 @@ both believe to hold a claim lose time and no result.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -80,12 +81,22 @@ class Claims:
                 descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except FileExistsError:
                 return None  # another was first
-            with open(descriptor, "wb") as file:
-                file.write(json.dumps(_identity(self.owner)).encode() + b"\n")
-        for older in path.parent.glob("*.claim"):
-            if _generation(older) < generation:
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(json.dumps(_identity(self.owner)).encode() + b"\n")
+            except OSError:  # a full disk: a claim that does not say whose it is would be waited for
+                path.unlink(missing_ok=True)
+                raise
+        others = list(path.parent.glob("*.claim"))
+        # A higher one: what was looked at above has been taken over, and removed, since (or a network file system
+        # showed an old listing).
+        overtaken = any(_generation(other) > generation for other in others)
+        for other in others:
+            if _generation(other) < generation + overtaken:
                 with suppress(OSError):
-                    older.unlink()
+                    other.unlink()
+        if overtaken:
+            return None
         before = None if held is None else _holder(name, *held)
         return Claim(path, self.beat, before)
 
@@ -108,8 +119,9 @@ class Claims:
             try:
                 path = max((self.folder / name).glob("*.claim"), key=_generation, default=None)
                 return None if path is None else (_generation(path), path.read_bytes())
-            except FileNotFoundError:
-                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
         return None
 
     def _may_be_taken_over(self, name: str, generation: int, content: bytes) -> bool:
@@ -151,10 +163,11 @@ class Claim:
 
     def beat(self) -> None:
         """Shows that this process is alive, or finds that the claim is lost."""
-        if any(_generation(other) > _generation(self._path) for other in self._path.parent.glob("*.claim")):
-            self.lost.set()
-        else:
-            self._append(b".")
+        with suppress(OSError):  # a network file system that is away: the claim may go stale
+            if any(_generation(other) > _generation(self._path) for other in self._path.parent.glob("*.claim")):
+                self.lost.set()
+            else:
+                self._append(b".")
 
     def release(self) -> None:
         """Gives it back."""

@@ -14,9 +14,10 @@ from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Tagger
 from kdfast.report.table import combined_score, selected_on
 from kdfast.study.driver import run_study
-from kdfast.study.inputs import Given
+from kdfast.study.inputs import Given, stored_inputs
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.settings import StudySettings
+from kdfast.study.store import StudyStore
 
 __all__ = ["leaders", "refine"]
 
@@ -38,7 +39,7 @@ def refine(
     top: how many leaders (see `leaders`). seeds: how many each has in the end; those of the study count, and the new
     ones follow its highest. Stopped half-way, the same call goes on. metric: "auc", "bkg_rej_50" or "combined".
     data, hlt, teacher: what the study's sweep was given in Python (jets, HLT jets, Tagger or logits), as no settings
-    hold them. progress, threads: as for kdfast.sweep.
+    hold them; a study that was planned for workers holds them itself. progress, threads: as for kdfast.sweep.
 
     Raises ConfigError, StudyError (an imported study, none finished, other data), and what kdfast.sweep raises.
     """
@@ -52,11 +53,18 @@ def refine(
     names, known = leaders(results.results, top, metric)
     more = max(known) + 1
     wanted = [*known, *range(more, more + max(0, seeds - len(known)))]
+    store = StudyStore.open(Path(study))
+    there = stored_inputs(store) if (store.path / "inputs").exists() else Given()
+    given = Given(
+        there.jets if data is None else data,
+        there.hlt_jets if hlt is None else hlt,
+        there.teacher if teacher is None else teacher,
+    )
     settings: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
     return run_study(
         StudySettings.resolve(settings, data_given=True),
         Path(study),
-        Given(data, hlt, teacher),
+        given,
         progress=progress,
         threads=threads,
     )

@@ -65,6 +65,11 @@ class StudyStatus:
         """Whether all runs are done."""
         return all(run.status == "done" for run in self.runs)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing more is to come: what is not done has diverged, is damaged or was given up."""
+        return not (self.running or self.sweeping or any(run.status == "missing" for run in self.runs))
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {**asdict(self), "counts": self.counts, "finished": self.finished}

@@ -178,14 +178,8 @@ class StudyStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Holds the study for one writing process (a second one gets a StudyError). A killed process lets go of it."""
-        for _ in range(_LOOKS):
-            with locked(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-                if held is not False:
-                    yield
-                    return
-            time.sleep(_LOOK)  # `kdfast status` and `verify` hold it for a moment
-        hint = "wait until it has ended; `kdfast status` says how far it is"
-        raise StudyError("another process is working on this study", where=str(self.path), hint=hint)
+        with _held(self.path):
+            yield
 
     def is_written(self) -> bool:
         """Whether a process holds the study by `writing`."""
@@ -404,22 +398,40 @@ def _exists(path: Path) -> bool:
         raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
 
 
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """See StudyStore.writing."""
+    for _ in range(_LOOKS):
+        with locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+            if held is not False:
+                yield
+                return
+        time.sleep(_LOOK)  # `kdfast status` and `verify` hold it for a moment
+    hint = "wait until it has ended; `kdfast status` says how far it is"
+    raise StudyError("another process is working on this study", where=str(path), hint=hint)
+
+
 def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
     own = {"study.toml", MANIFEST, "results", "shared", "targets"}  # a killed creation may have left these
+    other = StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
     with writing_errors(path):
-        if path.exists() and (
-            not path.is_dir() or any(p.name not in own and p.suffix != ".tmp" for p in path.iterdir())
-        ):
-            raise StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
-        for folder in ("results", "shared", "targets"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_dir():
+            raise other
         described = {
             "study.toml": tomli_w.dumps(settings).encode(),
             "provenance.json": json_bytes({"format": FORMAT, **provenance}),
         }
-        write_content(path / "study.toml", described["study.toml"])
-        write_content(path / MANIFEST, manifest_bytes(described))
-        write_content(path / "provenance.json", described["provenance.json"])  # last: from now on it is a study
+        path.mkdir(parents=True, exist_ok=True)
+        with _held(path):
+            if _exists(path / "provenance.json"):  # another process was first
+                return
+            if any(p.name not in own and p.suffix != ".tmp" for p in path.iterdir()):
+                raise other
+            for folder in ("results", "shared", "targets"):
+                (path / folder).mkdir(exist_ok=True)
+            write_content(path / "study.toml", described["study.toml"])
+            write_content(path / MANIFEST, manifest_bytes(described))
+            write_content(path / "provenance.json", described["provenance.json"])  # last: from now on it is a study
         fsync_folder(path.absolute().parent)
 
 
