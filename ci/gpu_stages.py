@@ -26,6 +26,7 @@ TESTS = (
 TENSORS_ON_A_GPU = "tests/ops/test_tensors_on_a_gpu.py"
 # Most important first: what has no time left is left out.
 BENCHMARKS = [f"bench/gpu/test_{name}.py" for name in ("distill_loss", "packed_step", "constituent_attention")]
+UNUSED = ("statsmodels", "matplotlib", "mplhep", "jinja2", "typer")  # dependencies of reports and the command line
 TOOLS = ("memcheck", "racecheck", "initcheck")
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 WORKERS = 6  # processes of tests at a time, of two threads each
@@ -36,7 +37,7 @@ class StageError(Exception):
 
 
 def requirements() -> list[str]:
-    """The project's dependencies and what builds and tests it; without torch, which is pinned to the one there is."""
+    """What the stages use of the project's dependencies, and what builds and tests it; torch as it is."""
     import torch
 
     try:
@@ -46,7 +47,7 @@ def requirements() -> list[str]:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     tools = ("pytest", "hypothesis", "cmake", "ninja", "pybind11")
     extra = [line for line in project["optional-dependencies"]["test"] if line.startswith(tools)]
-    wanted = [line for line in project["dependencies"] if not line.startswith("torch")]
+    wanted = [line for line in project["dependencies"] if not line.startswith(("torch", *UNUSED))]
     return [*wanted, *extra, f"torch=={torch.__version__}"]
 
 
