@@ -80,6 +80,17 @@ def test_a_damaged_pack_is_named(store):
     assert new[0].runs == packs[1].runs
 
 
+def test_packs_are_in_the_order_of_their_numbers(store):
+    """So that those which are added come last, also after a thousand: a job array counts by them."""
+    plan(store, [1, 2], RUNS, 4)
+    for old, new in (("001", "1000"), ("002", "999")):
+        (store.path / "packs" / f"seed1.{old}").rename(store.path / "packs" / f"seed1.{new}")
+    numbers = ["seed1.000", "seed1.999", "seed1.1000", "seed2.000", "seed2.001", "seed2.002"]
+    assert [pack.id for pack in planned(store)] == numbers
+    more = grid(temperature=[9.0], alpha=[0.5])
+    assert [pack.id for pack in plan(store, [1], more, 4)[0]] == [*numbers[:3], "seed1.1001", *numbers[3:]]
+
+
 def test_a_pack_under_another_packs_name_is_damaged(store):
     plan(store, [1, 2], RUNS, 4)
     (store.path / "packs" / "seed2.001").rename(store.path / "packs" / "seed1.009")

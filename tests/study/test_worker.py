@@ -17,6 +17,7 @@ from kdfast.study import worker as module
 from kdfast.study.claims import Claims
 from kdfast.study.plan import planned
 from kdfast.study.results import open_study
+from kdfast.study.status import study_status
 from kdfast.study.store import StudyStore
 from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, small_jets, small_sweep
@@ -71,7 +72,7 @@ def test_three_workers_at_once_share_the_study(study, alone):
     assert Claims(study / "claims").holders() == []
     before = {path: path.stat().st_mtime_ns for path in study.glob("results/*")}
     status, out, _ = finish(start(study))
-    assert (status, out) == (0, f"{study}: 3 packs done\n")
+    assert (status, out) == (0, f"{study}: 3 packs done; `kdfast report {study}` writes the report\n")
     assert {path: path.stat().st_mtime_ns for path in study.glob("results/*")} == before
 
 
@@ -135,6 +136,17 @@ def test_a_pack_that_fails_does_not_keep_the_others(study, monkeypatch):
     assert len(StudyStore.open(study).attempts()) == 3
     monkeypatch.setattr(module.StudyTraining, "students", train)
     assert work(study, progress=False, retry=True).failed == {}
+
+
+def test_a_teacher_that_fails_is_told_by_the_status(study, monkeypatch):
+    def teacher(self, external):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(module.StudyTraining, "teacher", teacher)
+    with pytest.raises(MemoryError):
+        work(study, progress=False)
+    told = {run.run_name: run.message for run in study_status(StudyStore.open(study)).runs}
+    assert told["teacher"] == "tried once: MemoryError: no memory"
 
 
 def test_another_version_is_refused(study, monkeypatch):

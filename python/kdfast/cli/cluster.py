@@ -79,7 +79,9 @@ def worker(
             parts.append(f"{len(outcome.elsewhere)} with other workers")
         if outcome.left:
             parts.append(f"{len(outcome.left)} left")
-        typer.echo(f"{store}: {', '.join(parts)}")
+        all_done = pack is None and array_index is None and outcome.done and not (parts[1:] or outcome.failed)
+        more = f"; `kdfast report {store}` writes the report" if all_done else ""
+        typer.echo(f"{store}: {', '.join(parts)}{more}")
     for name, error in outcome.failed.items():
         typer.echo(f"kdfast: pack {name} failed: {error}", err=True)
     raise typer.Exit(1 if outcome.failed else 0)

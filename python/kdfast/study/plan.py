@@ -95,7 +95,7 @@ def missing(store: StudyStore, pack: PlannedPack, stored: Collection[str] | None
 
 def planned(store: StudyStore) -> list[PlannedPack]:
     """The study's packs, by seed and number. Raises StudyError for a damaged one."""
-    return sorted(map(read_pack, folders(store.path / "packs")), key=lambda pack: (pack.seed, pack.id))
+    return sorted(map(read_pack, folders(store.path / "packs")), key=_place)
 
 
 def read_pack(folder: Path) -> PlannedPack:
@@ -131,7 +131,7 @@ def plan(
     held = {(pack.seed, member.name) for pack in packs for member in pack.members}
     new: list[PlannedPack] = []
     for seed in seeds:
-        numbers = (int(pack.id.rpartition(".")[2]) for pack in packs if pack.seed == seed)
+        numbers = (_place(pack)[1] for pack in packs if pack.seed == seed)
         number = max(numbers, default=-1) + 1  # not their count: a damaged one may have been moved aside
         wanted = PlannedPack("", seed, tuple(r for r in (None, *runs) if (seed, _name(r)) not in held))
         left = missing(store, wanted, stored).runs
@@ -150,7 +150,12 @@ def plan(
             }
             commit(store.path / "packs" / pack.id, {"pack.json": json_bytes(content)})
             new.append(pack)
-    return sorted([*packs, *new], key=lambda pack: (pack.seed, pack.id)), new
+    return sorted([*packs, *new], key=_place), new
+
+
+def _place(pack: PlannedPack) -> tuple[int, int]:
+    """Seed and number of a pack."""
+    return pack.seed, int(pack.id.rpartition(".")[2])
 
 
 def _name(run: RunConfig | None) -> str:

@@ -278,7 +278,8 @@ class _Check:
         """Checks the report's files; returns their names, none where they have no checksums."""
         path, names = self.path / CHECKSUMS, set()
         if not os.path.lexists(path):
-            self.notes.append("the report has no checksums: `kdfast report` writes it anew with them")
+            if os.path.lexists(self.path / "report.json") or os.path.lexists(self.path / "results_summary.csv"):
+                self.notes.append("the report has no checksums: `kdfast report` writes it anew with them")
             return set()
         self.files += 1
         try:

@@ -27,7 +27,7 @@ from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import TEACHER, PlannedPack, find, missing, planned
 from kdfast.study.progress import SweepProgress
 from kdfast.study.settings import StudySettings
-from kdfast.study.store import StudyStore
+from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.training import StudyTraining
 
 __all__ = ["Outcome", "PackRunner", "open_inputs", "work"]
@@ -144,7 +144,8 @@ class PackRunner:
     @contextmanager
     def _recorded(self, name: str, claim: Claim | nullcontext[None], pack: PlannedPack | None = None) -> Iterator[None]:
         """Stores an attempt where the one before was cut off, and where this one fails."""
-        members = ["teacher"] if pack is None else pack.keys
+        teacher = StoredResult("teacher", "teacher", self.training.settings.data.seed)
+        members = [teacher.key] if pack is None else pack.keys
         if isinstance(claim, Claim) and (before := claim.taken_from) is not None:
             self.store.write_attempt(Attempt(name, "lost", members=tuple(members), host=before.host, pid=before.pid))
         try:
@@ -195,8 +196,7 @@ def work(
     pack: only this one ("teacher": the teacher alone). array_index: only the pack of this number, counted from 0.
     max_packs: no more than so many. None of them: all. A pack that was named is waited for while another worker holds
     it. retry: also packs that have failed too often to be tried unasked. threads: of the training; None:
-    torch.get_num_threads(). lease: seconds without a sign of life after which a
-    worker counts as gone.
+    torch.get_num_threads(). lease: seconds without a sign of life after which a worker counts as gone.
 
     Raises ConfigError for an unknown pack, StudyError, SweepInterrupted when stopped by a signal.
     """
