@@ -187,6 +187,23 @@ def test_stopped_outside_the_training(tmp_path, stage, number):
     assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
 
 
+@pytest.mark.parametrize("command", [["sweep", "--out"], ["refine"]])
+def test_stopped_while_torch_is_imported(tmp_path, command):
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdfast", *command, str(tmp_path / "study")],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors[:16]) == (75, "kdfast: stopped:")
+
+
 def test_a_signal_in_training_only_sets_the_event_until_its_end():
     said: list[str] = []
     signals: list[int] = []

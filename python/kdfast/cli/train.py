@@ -130,10 +130,12 @@ def sweep(
       study.toml                   the settings
       results/                     scores, curves and weights of every run
     """
-    from kdfast import sweep as run
-    from kdfast.jets.readers import load_jets
-    from kdfast.study.dask_engine import connected
     from kdfast.study.interrupt import stoppable
+
+    with stoppable(typer.echo, out):  # a batch system may stop it before torch is imported
+        from kdfast import sweep as run
+        from kdfast.jets.readers import load_jets
+        from kdfast.study.dask_engine import connected
 
     own_grid = {
         "temperature": temperature,
@@ -204,7 +206,10 @@ def refine(
     Example:
       kdfast refine demo --top 10 --seeds 5
     """
-    from kdfast.study.refine import refine as run
+    from kdfast.study.interrupt import stoppable
+
+    with stoppable(typer.echo, study):
+        from kdfast.study.refine import refine as run
 
     results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
     if not quiet:
