@@ -84,7 +84,7 @@ def test_fewer_seeds_than_there_are_change_nothing(study):
 
 @pytest.mark.parametrize(("options", "where"), [({"top": 0}, "top"), ({"seeds": 0}, "seeds")])
 def test_numbers_below_one(study, options, where):
-    with pytest.raises(ConfigError, match=f"{where}: must be at least 1, is 0"):
+    with pytest.raises(ConfigError, match=f"{where}: must be a whole number, at least 1, is 0"):
         refine(study, **options)
 
 

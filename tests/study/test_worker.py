@@ -201,6 +201,9 @@ def test_bad_arguments(study, tmp_path):
         work(study, array_index=3, progress=False)
     with pytest.raises(ConfigError, match="exclude each other"):
         work(study, array_index=0, max_packs=1, progress=False)
+    for options in ({"threads": 0}, {"max_packs": -1}, {"lease": 0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}: must be"):
+            work(study, progress=False, **options)
     with pytest.raises(StudyError, match="has no packs"):
         work(StudyStore.create_or_open(tmp_path / "empty", {}, {}).path, progress=False)
 

@@ -26,7 +26,7 @@ from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, plan, planned
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
-from kdfast.study.settings import StudySettings
+from kdfast.study.settings import StudySettings, check_counts
 from kdfast.study.store import StudyStore
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
@@ -162,6 +162,7 @@ def run_study(
     client: Client | None = None,
 ) -> StudyResults:
     """Runs what the settings ask for and the folder does not hold yet; `sweep` says the rest."""
+    check_counts(threads=threads, pack_size=pack_size, workers=workers)
     given = given or Given()
     if given.jets is not None and settings.data.paths:
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")

@@ -16,7 +16,7 @@ from kdfast.report.table import combined_score, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, stored_inputs
 from kdfast.study.results import StudyResults, open_study
-from kdfast.study.settings import StudySettings
+from kdfast.study.settings import StudySettings, check_counts
 from kdfast.study.store import StudyStore
 
 __all__ = ["leaders", "refine"]
@@ -47,9 +47,7 @@ def refine(
     if results.imported is not None:
         what = "was imported: how its runs were trained is not known, so no seed can be added"
         raise StudyError(what, where=fspath(study), hint="run a sweep of these configurations with `kdfast sweep`")
-    for name, value in (("top", top), ("seeds", seeds)):
-        if value < 1:
-            raise ConfigError(f"must be at least 1, is {value}", where=name)
+    check_counts(top=top, seeds=seeds)
     names, known = leaders(results.results, top, metric)
     more = max(known) + 1
     wanted = [*known, *range(more, more + max(0, seeds - len(known)))]

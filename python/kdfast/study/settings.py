@@ -26,7 +26,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["StudySettings"]
+__all__ = ["StudySettings", "check_counts"]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises ConfigError for an argument, given by name, that is no whole number from 1 on (None: not given)."""
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ConfigError(f"must be a whole number, at least 1, is {value!r}", where=name)
 
 
 class DataSettings(BaseModel):

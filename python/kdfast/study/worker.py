@@ -26,7 +26,7 @@ from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_input
 from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import TEACHER, PlannedPack, find, missing, planned
 from kdfast.study.progress import SweepProgress
-from kdfast.study.settings import StudySettings
+from kdfast.study.settings import StudySettings, check_counts
 from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.training import StudyTraining
 
@@ -200,6 +200,9 @@ def work(
 
     Raises ConfigError for an unknown pack, StudyError, SweepInterrupted when stopped by a signal.
     """
+    check_counts(threads=threads, max_packs=max_packs)
+    if lease <= 0:
+        raise ConfigError(f"must be more than 0 seconds, is {lease}", where="lease")
     if sum(value is not None for value in (pack, array_index, max_packs)) > 1:
         raise ConfigError("pack, array_index and max_packs exclude each other", where="worker", hint="give one of them")
     store = StudyStore.open(Path(study))
