@@ -135,6 +135,12 @@ WRITE_ATTEMPTS = """
 """
 
 
+def test_a_number_that_something_else_has_is_passed_over(store):
+    (store.path / "attempts").mkdir()
+    (store.path / "attempts" / "seed1.000.001").write_text("no folder")
+    assert store.write_attempt(Attempt("seed1.000", "retry")).name == "seed1.000.002"
+
+
 def test_attempts_of_several_processes_get_numbers_of_their_own(store):
     run = [sys.executable, "-c", textwrap.dedent(WRITE_ATTEMPTS), str(store.path)]
     writers = [subprocess.Popen(run, env=environment()) for _ in range(2)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -72,14 +74,13 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
     document = asdict(attempt)
     del document["number"], document["traceback"]
     files = {"attempt.json": json_bytes(document), "traceback.txt": attempt.traceback.encode(errors="replace")}
-    while True:
-        numbers = (_split(folder)[1] for folder in folders(parent) if _split(folder)[0] == attempt.name)
-        folder = parent / f"{attempt.name}.{max(numbers, default=0) + 1:03}"
-        try:
+    numbers = (_split(folder)[1] for folder in folders(parent) if _split(folder)[0] == attempt.name)
+    for number in itertools.count(max(numbers, default=0) + 1):
+        folder = parent / f"{attempt.name}.{number:03}"
+        with suppress(AlreadyStored):  # another process was first: the next number
             commit(folder, files)
-        except AlreadyStored:  # another process was first: the next number
-            continue
-        return folder
+            return folder
+    raise AssertionError
 
 
 def read_attempts(parent: Path) -> list[Attempt]:
