@@ -174,7 +174,7 @@ def test_permission_lost_half_way():
         results.chmod(0o555)
         error = sweep.communicate(timeout=120)[1]
         assert sweep.returncode == 2, error
-        assert re.search(r"StudyError: .*/results/student\..*: can't be written: Permission denied", error)
+        assert re.search(r"/results/student\..*: can't be written: Permission denied", error)
         stored = {result.key: result.metrics for result in StudyStore.open(place / "study").results()}
         assert 2 <= len(stored) < 6
         assert verify(place / "study").findings == ()
