@@ -70,6 +70,8 @@ class Machine:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # A shell's background jobs ignore it, and so would their children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             status: int | None = None
             for wait, then in ((deadline - time.monotonic(), signal.SIGINT), (15, signal.SIGKILL), (None, None)):

@@ -15,7 +15,7 @@ from kdfast.errors import BackendError, ConfigError, DataError, ModelError, Stud
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.models.tagger import load_model
 from kdfast.ops import backend
-from kdfast.study import driver, identity
+from kdfast.study import driver, identity, training
 from kdfast.study.grid import grid
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.store import StudyStore
@@ -63,7 +63,7 @@ def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path, monkeypat
 
 def test_the_lock_step_engine_on_two_devices_gives_the_same_study(study, tmp_path, monkeypatch):
     """What a GPU's sweep goes through, with the processor in the place of two GPUs."""
-    for module in (driver, trainer):
+    for module in (driver, trainer, training):
         monkeypatch.setattr(module, "training_devices", lambda name: {"cuda": ["cpu", "cpu"]}[name])
     monkeypatch.setattr(identity, "training_devices", lambda name: ["cpu"])
     monkeypatch.setattr(cuda_engine, "unsupported", lambda sizes: None)
