@@ -13,6 +13,7 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.models.config import model_config
 from kdfast.study.grid import grid
 from kdfast.study.plan import (
+    CHECKPOINT_BYTES,
     PACK_SECONDS,
     MemberCost,
     PlannedPack,
@@ -131,6 +132,13 @@ def test_no_more_at_once_than_memory_holds():
     assert members_per_pack(100, MemberCost(1.0, memory=10), threads=8, free=50) == 4
     assert members_per_pack(100, MemberCost(1.0, memory=1000), threads=8, free=50) == 1
     assert members_per_pack(100, MemberCost(1.0, memory=1), threads=8, free=50) == 104
+
+
+def test_checkpoints_of_members_that_run_at_once_stay_bounded():
+    assert members_per_pack(132, MemberCost(), threads=4, checkpoint=CHECKPOINT_BYTES // 100) == 100
+    assert members_per_pack(132, MemberCost(), threads=4, checkpoint=2 * CHECKPOINT_BYTES) == 1
+    assert members_per_pack(132, MemberCost(), threads=4, checkpoint=1000) == 132
+    assert members_per_pack(132, MemberCost(), threads=4, workers=3, checkpoint=CHECKPOINT_BYTES // 100) == 12
 
 
 def test_a_members_cost_is_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -19,6 +20,7 @@ from kdfast.jets.packed import PackedJets
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.tagger import Tagger
 from kdfast.study import dask_engine
+from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.claims import Claims
 from kdfast.study.identity import environment, refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, external_teacher, write_inputs
@@ -241,12 +243,16 @@ def _plan(
     names = {"baseline", *(run.name for run in runs)}
     wanted = {(seed, name) for seed in settings.seeds for name in names}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
+    lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
+    checkpoint = checkpoint_bytes(model_config(settings.model))
     if pack_size is None:
-        if not wanted <= known and not settings.device.startswith("cuda"):
+        if not wanted <= known and not lock_step:
             hlt, recipe = inputs.prepared.hlt, settings.recipe.student()
             sizes = model_config(settings.model)
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
-        pack_size = members_per_pack(1 + len(runs), cost, threads, workers or 1, free_memory())
+        pack_size = members_per_pack(
+            1 + len(runs), cost, threads, workers or 1, free_memory(), checkpoint if lock_step else 0
+        )
     packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
     seeds = set(settings.seeds)
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
@@ -266,7 +272,9 @@ def _plan(
             took = took.replace(" 1 threads", " one thread")
         largest = max(len(pack.runs) for pack in new)
         packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
-        shown.say(f"plan: {members} runs in {packs_of}{took}")
+        at_once = largest if lock_step else min(largest, threads)
+        size = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
+        shown.say(f"plan: {members} runs in {packs_of}{took}; {size}")
     return chosen, pack_size
 
 

@@ -42,6 +42,9 @@ TEACHER = "teacher"
 
 # A pack is to take about so long: it is what is shared out and, without a checkpoint, lost with a machine.
 PACK_SECONDS = 600.0
+# Where all members of a pack run at once (on GPUs), their checkpoints together: what a disk takes in the seconds that a
+# batch system leaves.
+CHECKPOINT_BYTES = 2 << 30
 # So many packs for each worker, so that the last one to finish is not waited for long.
 PACKS_PER_WORKER = 4
 
@@ -230,12 +233,19 @@ def free_memory() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def members_per_pack(runs: int, cost: MemberCost, threads: int, workers: int = 1, free: int = 0) -> int:
+def members_per_pack(
+    runs: int, cost: MemberCost, threads: int, workers: int = 1, free: int = 0, checkpoint: int = 0
+) -> int:
     """How many of a seed's runs a pack should have.
 
     So many that it takes about PACK_SECONDS and fills the threads, that each of the workers gets several, and no more
-    at once than fit into the free bytes (0: not known).
+    at once than fit into the free bytes (0: not known). checkpoint: bytes of a member's, where all members of a pack
+    run at once: together they stay below CHECKPOINT_BYTES.
     """
+    if checkpoint:
+        at_once = max(1, CHECKPOINT_BYTES // checkpoint)
+        if at_once < runs:
+            return min(at_once, members_per_pack(runs, cost, threads, workers, free))
     if free and cost.memory and (fit := int(0.8 * free / cost.memory)) < threads:
         return max(1, fit)  # their steps then share the threads
     most = runs
