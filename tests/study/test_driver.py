@@ -19,6 +19,7 @@ from kdfast.study import driver, identity, training
 from kdfast.study.grid import grid
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.store import StudyStore
+from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
 
 
@@ -59,6 +60,17 @@ def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path, monkeypat
     with pytest.raises(BackendError, match="device 'cuda:1': no GPU can be used: no NVIDIA driver is installed"):
         small_sweep(tmp_path / "study", device="cuda:1")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_for_gpus_is_planned_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "why_no_cuda", "no NVIDIA driver is installed")
+    small_sweep(tmp_path / "study", device="cuda", plan_only=True)
+    store = StudyStore.open(tmp_path / "study")
+    assert store.provenance["environment"]["device"] == "cuda"
+    monkeypatch.setattr(identity, "environment", lambda device: store.provenance["environment"] | {"device": "a GPU"})
+    assert identity.other_environment(store, "cuda") is None
+    with pytest.raises(BackendError, match="no NVIDIA driver is installed"):
+        work(tmp_path / "study", progress=False)
 
 
 def test_the_lock_step_engine_on_two_devices_gives_the_same_study(study, tmp_path, monkeypatch):

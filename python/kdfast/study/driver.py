@@ -22,7 +22,7 @@ from kdfast.models.tagger import Tagger
 from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.claims import Claims
-from kdfast.study.identity import environment, refuse_another, warn_of_other_environment
+from kdfast.study.identity import environment, planned_environment, refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, external_teacher, write_inputs
 from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, plan, planned
@@ -172,7 +172,7 @@ def run_study(
         dask_engine.check_client(client)
         if threads is not None:
             raise ConfigError("the workers of a cluster have their own", where="threads", hint="leave it out")
-    else:
+    elif not plan_only:
         _check_device(settings)
     settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()
@@ -189,7 +189,9 @@ def run_study(
         provenance = {
             "decisive": deciding,
             "environment": (
-                environment(settings.device)
+                planned_environment(settings.device)
+                if plan_only
+                else environment(settings.device)
                 if there is None
                 else dask_engine.environment_there(there, settings.device, shown, stop)
             ),
@@ -197,7 +199,7 @@ def run_study(
         }
         store = StudyStore.create_or_open(out, settings.table(), provenance)
         refuse_another(store, deciding)
-        if there is None:  # else the workers tell
+        if there is None and not plan_only:  # else the workers tell
             warn_of_other_environment(store, settings.device)
         with store.writing():
             for split in ("validation", "test"):

@@ -24,6 +24,7 @@ __all__ = [
     "differing",
     "environment",
     "other_environment",
+    "planned_environment",
     "refuse_another",
     "shown_setting",
     "teacher_fingerprint",
@@ -52,6 +53,11 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "backend": backend.forced() or "auto",
         "device": "cpu" if devices == ["cpu"] else ", ".join(map(torch.cuda.get_device_name, devices)),
     }
+
+
+def planned_environment(device: str) -> dict[str, str]:
+    """`environment` where a study is planned for others to train: this machine need not have their device."""
+    return environment() | ({"device": device} if device.startswith("cuda") else {})
 
 
 def training_environment(device: str) -> dict[str, str]:
@@ -122,6 +128,8 @@ def other_environment(store: StudyStore, device: str = "cpu") -> str | None:
     run's in last bits. None: nothing."""
     there = {"device": "cpu"} | store.provenance.get("environment", {})
     here = environment(device)
+    if there["device"].startswith("cuda"):  # planned where no GPU's name was known
+        here.pop("device")
     names = [name for name in here if there.get(name) != here[name]]
     if not names:
         return None
