@@ -121,16 +121,12 @@ def test_any_shape(
 
 
 @pytest.mark.parametrize("size", [10.0, 60.0])
-@pytest.mark.parametrize("seed", range(10))
-def test_extreme_logits(each_backend: str, size: float, seed: int) -> None:
-    """Scores up to some 1e4: softmax is all but one-hot, and no rounding of scores or of lse must show."""
-    check(torch.float32, draw([40, 13, 3], 2, 16, size=size, seed=seed), case=f"size={size} seed={seed}")
+@pytest.mark.parametrize("d", [8, 16, 24, 32, 64])
+def test_extreme_logits(each_backend: str, d: int, size: float) -> None:
+    """Scores up to some 1e4: softmax is all but one-hot, and no rounding of scores or of lse must show.
 
-
-@pytest.mark.parametrize("size", [10.0, 60.0])
-@pytest.mark.parametrize("d", [8, 24, 32, 64])
-def test_extreme_logits_of_every_head_dim(each_backend: str, d: int, size: float) -> None:
-    """Errors are those of the few queries of which two keys have almost the same score: draws are judged together."""
+    Errors are those of the few queries of which two keys have almost the same score: draws are judged together.
+    """
     check(torch.float32, *(draw([40, 13, 3], 2, d, size=size, seed=i) for i in range(10)), case=f"d={d} size={size}")
 
 
