@@ -246,11 +246,11 @@ def _plan(
     wanted = {(seed, name) for seed in settings.seeds for name in names}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
-    checkpoint = checkpoint_bytes(model_config(settings.model))
+    sizes = model_config(settings.model)
+    checkpoint = checkpoint_bytes(sizes)
     if pack_size is None:
         if not wanted <= known and not lock_step:
             hlt, recipe = inputs.prepared.hlt, settings.recipe.student()
-            sizes = model_config(settings.model)
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
         pack_size = members_per_pack(
             1 + len(runs), cost, threads, workers or 1, free_memory(), checkpoint if lock_step else 0
@@ -258,8 +258,8 @@ def _plan(
     packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
     seeds = set(settings.seeds)
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
-    kinds = {"baseline": "baseline"}
-    done = sum(store.has(kinds.get(name, "student"), name, seed) for seed, name in wanted)  # and not damaged
+    kinds = {"baseline": "baseline"} | {run.name: "student" for run in runs}
+    done = sum(store.has(kinds[name], name, seed) for seed, name in wanted)  # and not damaged
     if done:
         shown.say(f"{done} of {len(wanted)} runs are stored, {len(wanted) - done} to go")
         for stored in store.results():
@@ -275,8 +275,8 @@ def _plan(
         largest = max(len(pack.runs) for pack in new)
         packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
         at_once = largest if lock_step else min(largest, threads)
-        size = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
-        shown.say(f"plan: {members} runs in {packs_of}{took}; {size}")
+        disk = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
+        shown.say(f"plan: {members} runs in {packs_of}{took}; {disk}")
     return chosen, pack_size
 
 
