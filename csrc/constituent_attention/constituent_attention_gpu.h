@@ -13,14 +13,14 @@ namespace kdfast::gpu {
 
 // What the warps of all calls on a batch need to know about its jets: made once by plan_attention, which launches one
 // block. Rows from the last offset up to num_constituents are padding: results have zeros there, and what inputs hold
-// is not read. Where offsets don't rise from 0 to num_constituents or less, or Σ n² is more than most_pairs, all results
-// are NaN, but for dbias, which is not written.
+// is not read. Where offsets don't rise from 0 to num_constituents or less, or Σ n² is more than most_pairs, all
+// results are NaN, but for dbias, which is not written.
 struct AttentionPlanParams {
     const int64_t* offsets;  // [num_jets + 1]
     int64_t num_jets, num_constituents;
     int64_t most_pairs;  // that a bias has; negative: there is none
-    void* plan;       // out: attention_plan_bytes bytes, aligned to 16
-    int64_t* report;  // [3] out: whether it can be, 1 or 0; the last of them; Σ n²
+    void* plan;          // out: attention_plan_bytes bytes, aligned to 16
+    int64_t* report;     // [3] out: whether it can be, 1 or 0; the last of them; Σ n²
 };
 int64_t attention_plan_bytes(int64_t num_jets, int64_t num_constituents);
 void plan_attention(const AttentionPlanParams& params, void* stream);
