@@ -8,6 +8,7 @@ import numpy as np
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import KdfastWarning
 from kdfast.report.importers import import_study
+from kdfast.report.importers.lines import Line
 from kdfast.study.grid import grid
 from tests.report.study_logs import Job
 
@@ -49,4 +50,13 @@ def is_not_there(out):
 
 
 def line_of(path, start):
-    return next(line for line in path.read_text().splitlines() if line.startswith(start))
+    return line_of_text(path.read_text(), start)
+
+
+def line_of_text(text, start):
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def numbered(texts):
+    """Lines as read_lines gives them."""
+    return [Line(number, text) for number, text in enumerate(texts, 1)]

@@ -14,10 +14,7 @@ from kdfast.report.importers.csv_table import read_csv
 from kdfast.report.importers.found import Notes
 from kdfast.report.importers.run_log import read_run_log
 from kdfast.report.importers.search_results import read_search_results
-from tests.report.importers.imports import (
-    BOTH,
-    CONSTANT,
-)
+from tests.report.importers.imports import BOTH, CONSTANT, numbered
 from tests.report.study_logs import Job, block, log_text, summary_text
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True).map(str) | st.decimals(0, 100, places=4).map(str)
@@ -37,7 +34,7 @@ def test_any_lines_give_runs_or_a_typed_error(lines, reader):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KdfastWarning)
         try:
-            runs = list(reader(Path("a"), enumerate(lines, 1), Notes()))
+            runs = list(reader(Path("a"), numbered(lines), Notes()))
         except DataError as error:
             runs, where = [], error.where
         else:
@@ -50,25 +47,6 @@ def test_any_lines_give_runs_or_a_typed_error(lines, reader):
             assert 1.0 <= run.metrics["bkg_rej_50"] < np.inf
         else:
             assert run.metrics.keys() <= {"epochs"}
-
-
-CONFIGS = st.builds(
-    RunConfig,
-    temp_init=st.decimals("0.05", 100, places=2).map(float),
-    alpha_init=st.decimals(0, 1, places=2).map(float),
-    temp_final=st.none() | st.decimals("0.05", 100, places=2).map(float),
-    alpha_final=st.none() | st.decimals(0, 1, places=2).map(float),
-).filter(lambda c: c.temp_final != c.temp_init and c.alpha_final != c.alpha_init)
-
-
-JOBS = st.builds(
-    Job,
-    config=CONFIGS,
-    auc=st.decimals(0, 1, places=4).map(float),
-    rejection=st.decimals(1, 5000, places=2).map(float),
-    early=st.none() | st.integers(1, 999),
-    auc_val=st.decimals(0, 1, places=4).map(float),
-)
 
 
 CELLS = (
@@ -89,7 +67,7 @@ def test_any_table_gives_runs_or_a_typed_error(heads, width, rows, fitting):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KdfastWarning)
         try:
-            runs = list(read_csv(Path("a"), enumerate(lines, 1), Notes()))
+            runs = list(read_csv(Path("a"), numbered(lines), Notes()))
         except DataError as error:
             runs, where = [], error.where
         else:
@@ -97,6 +75,8 @@ def test_any_table_gives_runs_or_a_typed_error(heads, width, rows, fitting):
     assert re.match(r"a, line \d+", where)
     for run in runs:
         assert run.status == "diverged" or 0.0 <= run.metrics["auc"] <= 1.0
+        assert run.metrics.get("epochs", 0) >= 0
+        assert run.seed is None or 0 <= run.seed < 2**63
 
 
 CONFIGS = st.builds(
@@ -123,13 +103,13 @@ JOBS = st.builds(
 def test_whatever_jobs_write_comes_back(jobs, with_banner):
     """Logs of any numbers, one after the other in one file, and their blocks in a summary."""
     text = "".join(log_text(job, number, with_banner=with_banner) for number, job in enumerate(jobs))
-    runs = list(read_run_log(Path("a"), enumerate(text.split("\n"), 1), Notes()))
+    runs = list(read_run_log(Path("a"), numbered(text.split("\n")), Notes()))
     assert [run.config for run in runs] == [job.config for job in jobs]
     for run, job in zip(runs, jobs, strict=True):
         expected = {"auc": job.auc, "bkg_rej_50": job.rejection, "auc_val": job.auc_val, "epochs": job.early}
         assert run.metrics == {name: value for name, value in expected.items() if value is not None}
         assert run.consistent
-    runs = list(read_search_results(Path("b"), enumerate(summary_text(jobs).split("\n"), 1), Notes()))
+    runs = list(read_search_results(Path("b"), numbered(summary_text(jobs).split("\n")), Notes()))
     assert [(run.config, dict(run.metrics)) for run in runs] == [
         (job.config, {"auc": job.auc, "bkg_rej_50": job.rejection}) for job in jobs
     ]

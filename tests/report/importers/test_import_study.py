@@ -111,6 +111,21 @@ def test_nothing_but_logs_cut_short(tmp_path):
     is_not_there(tmp_path / "s")
 
 
+def test_nothing_but_diverged_runs(tmp_path):
+    path = tmp_path / "a.out"
+    path.write_text(log_text(Job(BOTH, auc=float("nan"))))
+    line = path.read_text()[: path.read_text().index("Student with")].count("\n") + 1
+    with pytest.raises(DataError) as caught:
+        quietly(path, tmp_path / "s")
+    assert str(caught.value) == (
+        f"{path}: no run with results is there: {BOTH.name} diverged, the AUC is NaN (from {path}, line {line})"
+    )
+    is_not_there(tmp_path / "s")
+    path.write_text("".join(log_text(Job(config, auc=float("nan"))) for config in grid("study")[:3]))
+    with pytest.raises(DataError, match=r"a\.out: no run with results is there: 3 runs diverged, the first"):
+        import_study(path, tmp_path / "s")
+
+
 def test_a_run_given_twice(tmp_path):
     first, last = write_logs(tmp_path / "logs", [Job(BOTH, auc=0.83), Job(BOTH, auc=0.81)])
     study, (text,) = told(tmp_path / "logs", tmp_path / "s")

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from kdfast.distill.schedules import RunConfig
+from kdfast.report.importers.found import Notes
+from kdfast.report.importers.lines import LONGEST_LINE, read_lines
+from kdfast.report.importers.run_log import read_run_log
 from kdfast.study.store import StudyStore
 from tests.report.importers.imports import (
     BOTH,
@@ -15,6 +18,7 @@ from tests.report.importers.imports import (
     GENUINE,
     jobs_of_the_study,
     line_of,
+    line_of_text,
     quietly,
     told,
 )
@@ -88,7 +92,63 @@ def test_a_log_cut_short_is_left_out(tmp_path, marker, reason):
     study, texts = told([good, cut], tmp_path / "s")
     assert list(study.results["run_name"]) == [CONSTANT.name]
     lines = cut.read_text().count("\n") + 1
-    assert texts == [f"{cut}, line {lines}: the run has no student's {reason} (the log ends here): left out"]
+    end = "the log ends inside this line"
+    assert texts == [f"{cut}, line {lines}: the run has no student's {reason} ({end}): left out"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "reason"),
+    [
+        ("Student with KD                              0.8", "AUC"),
+        ("Student with KD                              0.8909", "AUC"),
+        ("  Student:  1", "background rejection"),
+        ("  Student:  12.", "background rejection"),
+        ("  Student:  12.62", "background rejection"),  # nobody knows whether a digit more was to come
+    ],
+)
+def test_a_log_cut_inside_a_number_is_left_out(tmp_path, cut, reason):
+    (good,) = write_logs(tmp_path / "logs", [Job(CONSTANT)])
+    path, text = tmp_path / "cut.out", GENUINE.read_text()
+    path.write_text(text[: text.index(cut) + len(cut)])
+    study, texts = told([good, path], tmp_path / "s")
+    assert list(study.results["run_name"]) == [CONSTANT.name]
+    line = path.read_text().count("\n") + 1
+    assert texts == [
+        f"{path}, line {line}: the run has no student's {reason} (the log ends inside this line): left out"
+    ]
+
+
+def test_what_ends_a_log_may_lack_its_newline(tmp_path):
+    path = tmp_path / "a.out"
+    text = log_text(Job(BOTH))
+    path.write_text(text[: text.index("Training completed successfully") + 31])
+    assert quietly(path, tmp_path / "s").results["bkg_rej_50"][0] == 9.44
+
+
+def test_a_number_is_never_parted_where_a_long_line_is(tmp_path):
+    """Progress bars without a newline are read in pieces; a result behind them stays whole."""
+    path, text = tmp_path / "a.out", log_text(Job(BOTH, auc=0.8242))
+    result = line_of_text(text, "Student with KD")
+    bar = "#" * 49 + "\r"
+    for short in range(1, len(result)):  # characters of the result that fit into the first piece
+        filled = bar * ((LONGEST_LINE - short) // len(bar))
+        padding = "#" * (LONGEST_LINE - short - len(filled) - 1) + "\r"
+        path.write_text(text.replace(result, filled + padding + result))
+        (run,) = read_run_log(path, read_lines(path), Notes())
+        assert run.metrics["auc"] == 0.8242
+
+
+@pytest.mark.parametrize("lost", ["Temperature Final", "Alpha Init", "Alpha Final"])
+def test_a_damaged_banner_is_mended_by_the_command_line(tmp_path, lost):
+    path = tmp_path / "a.out"
+    path.write_text(re.sub(rf"  {lost}.*\n", "", GENUINE.read_text()))
+    assert quietly(path, tmp_path / "s").results["run_name"][0] == BOTH.name
+
+
+def test_a_damaged_banner_without_a_command_line_leaves_the_name(tmp_path):
+    path = tmp_path / "a.out"
+    path.write_text(re.sub(r"  Temperature Final.*\n|python .*\n", "", GENUINE.read_text()))
+    assert quietly(path, tmp_path / "s").results["run_name"][0] == BOTH.name
 
 
 def test_failed_training(tmp_path):

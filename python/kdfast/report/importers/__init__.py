@@ -63,7 +63,8 @@ def import_study(
     found = [run for path in files for run in _read(path, notes)]
     runs = _one_each(found, seed, notes)
     if not any(run.status == "done" for run in runs.values()):
-        raise DataError("no run with results is there", where=", ".join(map(str, files[:3])), hint="see the warnings")
+        what = "no run with results is there" + _diverged(list(runs.values()))
+        raise DataError(what, where=", ".join(map(str, files[:3])), hint="see the warnings" if notes.texts else None)
     results = [*_students(runs), *_others(found, seed, notes)]
     notes.close()
     _write(out, results, files, notes)
@@ -101,7 +102,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 def _read(path: Path, notes: Notes) -> Iterator[Found]:
     """The runs of one file, whose kind its content shows."""
     reader = read_run_log
-    for number, text in read_lines(path):
+    for number, text, _ in read_lines(path):
         columns = columns_of(text)[1]
         if path.suffix.lower() == ".csv" or (number == 1 and {"auc", "bkg_rej_50"} <= columns.keys()):
             reader = read_csv
@@ -139,6 +140,15 @@ def _one_each(found: Sequence[Found], seed: int, notes: Notes) -> dict[tuple[str
             notes.add(other.place, f"{key[0]} is given again: {other.shown()}; kept: {best.shown()} of {best.place}, "
                       f"{_reason(best, other)}")  # fmt: skip
     return kept
+
+
+def _diverged(runs: Sequence[Found]) -> str:
+    """Why runs are no results, to be added to a sentence."""
+    if not runs:
+        return ""
+    first, several = runs[0], f"{len(runs)} runs diverged, the first is " if runs[1:] else ""
+    how = "" if several else " diverged"
+    return f": {several}{first.config.name}{how}, {first.message} (from {first.place})"
 
 
 def _reason(best: Found, other: Found) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from kdfast.errors import DataError
 from kdfast.report.importers.found import Notes, Place
 
-__all__ = ["NUMBER", "read_lines"]
+__all__ = ["NUMBER", "Line", "read_lines"]
 
 # A number as these files have it, as a group of a pattern.
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
@@ -17,6 +18,15 @@ NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 LONGEST_LINE = 1 << 16
 _HEAD = 1 << 13
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+
+
+class Line(NamedTuple):
+    """A line of a file, counted from 1, without its end. whole: false where it has none, as the file was cut there or
+    the line is too long to be read at once: its last number may lack digits."""
+
+    number: int
+    text: str
+    whole: bool = True
 
 
 def _encoding_of(path: Path) -> str:
@@ -41,18 +51,24 @@ def _encoding_of(path: Path) -> str:
     return "utf-8"
 
 
-def read_lines(path: Path, notes: Notes | None = None) -> Iterator[tuple[int, str]]:
-    """Yields (number of the line, text without its end). A carriage return ends a text too, not a line: progress bars
-    overwrite themselves. Bytes that are no text are replaced, and a note names the first."""
-    encoding, number, sound = _encoding_of(path), 1, True
+def read_lines(path: Path, notes: Notes | None = None) -> Iterator[Line]:
+    """Yields the lines of a file. A carriage return ends a text too, not a line: progress bars overwrite themselves.
+    Bytes that are no text are replaced, and a note names the first."""
+    encoding, number, sound, rest = _encoding_of(path), 1, True, ""
     try:
         with open(path, encoding=encoding, errors="replace", newline="\n") as file:
-            while text := file.readline(LONGEST_LINE):
-                if sound and notes is not None and "\ufffd" in text:
+            while piece := file.readline(LONGEST_LINE):
+                if sound and notes is not None and "\ufffd" in piece:
                     sound = False
                     notes.add(Place(path, number), f"not all is {encoding} text: the wrong bytes are replaced by �")
-                for part in text.rstrip("\r\n").split("\r"):
-                    yield number, part
-                number += text.endswith("\n")
+                ended = piece.endswith("\n")
+                *texts, rest = (rest + (piece.rstrip("\r\n") if ended else piece)).split("\r")
+                yield from (Line(number, text) for text in texts)
+                if ended or len(rest) >= LONGEST_LINE:
+                    yield Line(number, rest, whole=ended)
+                    rest = ""
+                number += ended
+            if rest:
+                yield Line(number, rest, whole=False)
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", where=f"{path}, line {number}") from error

@@ -2,6 +2,7 @@
 
 One pass, line by line. A line that says which job or run this is, for the second time, begins another run: requeued
 jobs append to their log. Older logs have no banner; there the command line and the folder of the results name the run.
+A line without its end does not count: of `Student:  12.62` a killed job may have written `Student:  1`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.report.importers.found import Found, Measured, Notes, Numbers, Place, configuration, measured
-from kdfast.report.importers.lines import NUMBER
+from kdfast.report.importers.lines import NUMBER, Line
 
 __all__ = ["read_run_log"]
 
@@ -45,12 +46,12 @@ class _Record:
     failed: str = ""
 
 
-def read_run_log(path: Path, lines: Iterable[tuple[int, str]], notes: Notes) -> Iterator[Found]:
+def read_run_log(path: Path, lines: Iterable[Line], notes: Notes) -> Iterator[Found]:
     """The runs of one log. A run whose results are not there (a killed job) is noted and left out. Raises DataError
     for a text without a line of a run log."""
     record = _Record(Place(path, 1))
-    found_any, last = False, 1
-    for last, text in lines:
+    found_any, last, whole = False, 1, True
+    for last, text, whole in lines:
         if not _CANDIDATE.match(text):
             continue
         if (identity := _IDENTITY.match(text)) and identity[1] in record.identity:
@@ -58,7 +59,8 @@ def read_run_log(path: Path, lines: Iterable[tuple[int, str]], notes: Notes) -> 
             record = _Record(Place(path, last))
         for pattern, take in _LINES:
             if match := pattern.match(text):
-                take(record, match, last, notes)
+                if whole or take is _end:
+                    take(record, match, last, notes)
                 found_any = True
                 break
     if not found_any:
@@ -66,7 +68,7 @@ def read_run_log(path: Path, lines: Iterable[tuple[int, str]], notes: Notes) -> 
         raise DataError(
             f"is no run log of the study: none of its {last:,} lines is known", where=f"{path}, line 1", hint=hint
         )
-    yield from _finish(record, last, notes)
+    yield from _finish(record, last, notes, whole)
 
 
 # ---- lines
@@ -167,12 +169,14 @@ _LINES: tuple[tuple[re.Pattern[str], _Take], ...] = tuple(
 # ---- a whole run
 
 
-def _finish(record: _Record, last: int, notes: Notes) -> Iterator[Found]:
+def _finish(record: _Record, last: int, notes: Notes, whole: bool = True) -> Iterator[Found]:
+    """last: its last line. whole: that has an end."""
     path = record.place.path
     end = Place(path, last)
     if "student" not in record.auc or "student" not in record.rejection:
         what = "AUC" if "student" not in record.auc else "background rejection"
-        why = f"training {record.failed}" if record.failed else "the log ends here"
+        stops = "the log ends here" if whole else "the log ends inside this line"
+        why = f"training {record.failed}" if record.failed else stops
         notes.add(end, f"the run has no student's {what} ({why}): left out")
         return
     try:
@@ -244,13 +248,16 @@ def _name(record: _Record) -> str | None:
 
 
 def _numbers(record: _Record) -> Numbers | None:
-    """From the banner, else from the command line, which says what the training was given."""
-    given = {key: None if text == "constant" else float(text) for key, text in record.banner.items()}
-    if not given.keys() >= {"temp_init", "alpha_init"}:
-        options = {key: _option(record.command, key) for key in Numbers._fields}
-        given = {key: float(text) for key, text in options.items() if text and re.fullmatch(NUMBER, text)}
-    t, a = given.get("temp_init"), given.get("alpha_init")
-    return None if t is None or a is None else Numbers(t, given.get("temp_final"), a, given.get("alpha_final"))
+    """From the banner; what it lacks from the command line, which says what the training was given and leaves out what
+    is constant. None where neither gives them all."""
+    banner = {key: None if text == "constant" else float(text) for key, text in record.banner.items()}
+    options = {key: _option(record.command, key) for key in Numbers._fields}
+    command = {key: float(text) for key, text in options.items() if text and re.fullmatch(NUMBER, text)}
+    given = command | banner
+    if not command and len(given) < len(Numbers._fields):
+        return None  # a final value that is lost is not one that is constant
+    t, t_final, a, a_final = (given.get(key) for key in Numbers._fields)
+    return None if t is None or a is None else Numbers(t, t_final, a, a_final)
 
 
 def _option(command: str, name: str) -> str | None:

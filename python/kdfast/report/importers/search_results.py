@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.report.importers.found import Found, Notes, Numbers, Place, configuration, measured
-from kdfast.report.importers.lines import NUMBER
+from kdfast.report.importers.lines import NUMBER, Line
 
 __all__ = ["read_search_results"]
 
@@ -37,11 +37,11 @@ class _Block:
     twice: str = ""
 
 
-def read_search_results(path: Path, lines: Iterable[tuple[int, str]], notes: Notes) -> Iterator[Found]:
+def read_search_results(path: Path, lines: Iterable[Line], notes: Notes) -> Iterator[Found]:
     """The runs of one summary file. Raises DataError where there is no block at all."""
     block: _Block | None = None
     blocks = 0
-    for number, text in lines:
+    for number, text, _ in lines:
         if run := _RUN.match(text):
             if block is not None:
                 notes.add(block.place, f"the block of {block.name} is cut short: left out")
