@@ -39,12 +39,21 @@ class Rejection(NamedTuple):
 
 
 class RocCurve(NamedTuple):
-    """Efficiencies at each distinct score as threshold, falling thresholds, so rising efficiencies ([n] each)."""
+    """Efficiencies at each distinct score as threshold, falling thresholds, so rising efficiencies ([n] each).
+
+    rounding: the relative error that weighted sums may carry in an efficiency.
+    """
 
     signal_efficiency: Floats
     background_efficiency: Floats
     survivors: NDArray[np.int64]
     thresholds: Floats
+    rounding: float
+
+    def reaching(self, efficiency: float) -> int:
+        """Place of the first (highest) threshold whose signal efficiency reaches `efficiency`, in (0, 1]; rounding does
+        not decide. The last threshold's is 1, so there is one."""
+        return int(np.argmax(self.signal_efficiency >= efficiency * (1.0 - self.rounding)))
 
 
 def _one_dimensional(values: ArrayLike, name: str) -> NDArray[Any]:
@@ -109,10 +118,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = No
     return min(area, 1.0)  # rounding
 
 
-def _roc(
-    signal: Floats, background: Floats, w_signal: Floats | None, w_background: Floats | None
-) -> tuple[RocCurve, float]:
-    """The curve, and the relative rounding error that its efficiencies may carry."""
+def _roc(signal: Floats, background: Floats, w_signal: Floats | None, w_background: Floats | None) -> RocCurve:
     thresholds = np.unique(np.concatenate((signal, background)))[::-1]
 
     def passing(values: Floats, weights: Floats | None) -> tuple[NDArray[np.int64], Floats]:
@@ -127,7 +133,7 @@ def _roc(
     _, signal_efficiency = passing(signal, w_signal)
     survivors, background_efficiency = passing(background, w_background)
     rounding = 0.0 if w_signal is None else len(signal) * np.finfo(np.float64).eps
-    return RocCurve(signal_efficiency, background_efficiency, survivors, thresholds), rounding
+    return RocCurve(signal_efficiency, background_efficiency, survivors, thresholds, rounding)
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> RocCurve:
@@ -135,7 +141,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = 
 
     Arguments and errors as for `roc_auc`. The last point is (1, 1); the point (0, 0) above all scores is not listed.
     """
-    return _roc(*_split(labels, scores, weights))[0]
+    return _roc(*_split(labels, scores, weights))
 
 
 def background_rejection(
@@ -150,8 +156,8 @@ def background_rejection(
     if not 0 < efficiency <= 1:  # NaN fails too
         raise ConfigError(f"a signal efficiency lies in (0, 1], is {efficiency}", where="efficiency")
     signal, background, w_signal, w_background = _split(labels, scores, weights)
-    curve, rounding = _roc(signal, background, w_signal, w_background)
-    point = int(np.argmax(curve.signal_efficiency >= efficiency * (1.0 - rounding)))  # the last one is 1: one exists
+    curve = _roc(signal, background, w_signal, w_background)
+    point = curve.reaching(efficiency)
     survivors = int(curve.survivors[point])
     if survivors == 0:
         number = len(background) if w_background is None else w_background.sum() ** 2 / np.square(w_background).sum()

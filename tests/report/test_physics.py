@@ -1,15 +1,19 @@
 """Tables by pT, of mass and of calibration, and the gap recovered: independent implementations and known truth."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from kdfast.metrics import background_rejection, roc_auc
 from kdfast.report import physics
-from tests.report.simulated import STUDIES, binormal, within_binomial
+from kdfast.report.figures.performance import ShownNetwork, TestSample
+from kdfast.report.sampling import auc_estimates, auc_interval
+from tests.report.simulated import STUDIES, binormal, true_auc, within_binomial
 
 
 def test_pt_bins():
@@ -40,6 +44,49 @@ def test_few_jets_have_few_bins():
     labels = np.arange(300) % 2
     assert len(physics.pt_edges(np.arange(300.0), labels)) == 2
     assert len(physics.pt_edges(np.full(300, 500.0), labels)) == 2
+
+
+def test_a_bin_with_a_handful_of_one_class_is_left_out():
+    """One signal jet has no scatter: its bin's AUC would have the background's error alone."""
+    rng = np.random.default_rng(4)
+    labels = np.r_[1, np.zeros(99, int), np.arange(100) % 2]
+    pt = np.repeat([500.0, 900.0], 100)
+    scores = rng.normal(size=200) + 1.2 * labels
+    bins = physics.pt_bins("student", labels, scores, np.ones(200), pt, np.array([400.0, 700.0, 1000.0]))
+    assert [(b.pt_low, b.signal, b.background) for b in bins] == [(700.0, 50, 50)]
+    light = np.where((pt > 700.0) & (labels == 1) & (np.arange(200) > 110), 1e-3, 1.0)  # 5 of these 50 count
+    assert physics.pt_bins("student", labels, scores, light, pt, np.array([400.0, 700.0, 1000.0])) == []
+
+
+def test_jets_that_are_all_told_apart_tell_no_error():
+    labels = np.arange(200) % 2
+    (found,) = physics.pt_bins("student", labels, 1.0 * labels, np.ones(200), np.full(200, 500.0), np.array([400, 600]))
+    assert (found.auc.value, found.auc.error, found.auc.low) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("separation", [1.2, 2.0])
+def test_coverage_in_the_smallest_bin(separation):
+    rng, fewest = np.random.default_rng(5), physics.FEWEST_IN_BIN
+    labels = np.r_[np.ones(fewest, int), np.zeros(5 * fewest, int)]
+    hits = 0
+    for _ in range(STUDIES):
+        estimates = auc_estimates(labels, rng.normal(size=(1, 6 * fewest)) + separation * labels, np.ones(6 * fewest))
+        low, high = auc_interval(estimates.values[0], estimates.errors[0]) or (1.0, 0.0)
+        hits += low <= true_auc(separation) <= high
+    assert hits / STUDIES >= 0.92
+
+
+def test_one_threshold_everywhere():
+    """Who reaches an efficiency is decided in one place: here half the signal, but for 1e-13."""
+    labels = np.r_[1, 1, np.zeros(1000, int)]
+    weights = np.r_[0.5 - 1e-13, 0.5 + 1e-13, np.ones(1000)]
+    scores = np.r_[2.0, 1.0, np.linspace(0.0, 3.0, 1000)]
+    cut = physics.threshold_at(labels, scores, weights, 0.5)
+    survivors = background_rejection(labels, scores, 0.5, weights).survivors
+    assert cut == 1.0
+    assert survivors == int((scores[labels == 0] >= cut).sum())
+    network = ShownNetwork("student", "", scores, None, None)
+    assert TestSample(labels, weights, [network])._survivors(0, 50) == survivors
 
 
 # ---- mass
@@ -96,6 +143,28 @@ def test_coverage_of_the_divergence():
     assert found.corrected < found.divergence
 
 
+def test_memory_of_the_divergence_is_bounded():
+    """All replicates of 10,000 background jets at once would take 160 MB."""
+    labels, scores, mass = sculpted(np.random.default_rng(6), 20_000, 0.5)
+    tracemalloc.start()
+    try:
+        physics.mass_sculpting("student", labels, scores, np.ones(20_000), mass, 50)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6, peak
+
+
+def test_blocks_change_nothing(monkeypatch):
+    labels, scores, mass = sculpted(np.random.default_rng(7), 2000, 0.5)
+    whole = physics.mass_sculpting("student", labels, scores, np.ones(2000), mass, 50)
+    monkeypatch.setattr(physics, "_BLOCK", 130_000)
+    parts = physics.mass_sculpting("student", labels, scores, np.ones(2000), mass, 50)
+    assert parts.p_value == pytest.approx(whole.p_value, abs=0.02)  # other random numbers
+    assert parts.corrected == pytest.approx(whole.corrected, abs=0.002)
+    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.005)
+
+
 def test_too_few_jets_pass():
     labels, scores, mass = sculpted(np.random.default_rng(3), 60, 0.0)
     assert physics.mass_sculpting("student", labels, scores, np.ones(60), mass, 50) is None
@@ -128,13 +197,23 @@ def test_calibration():
         assert b.low <= b.observed <= b.high
 
 
-def test_coverage_of_the_slope():
-    rng, hits = np.random.default_rng(2), 0
+@pytest.mark.parametrize("weighted", [False, True])
+def test_coverage_of_slope_and_intercept(weighted):
+    """Weights that spread, so that 1,000 jets fluctuate like 500."""
+    rng, hits, jets = np.random.default_rng(2), np.zeros(2), 1000 if weighted else 400
     for _ in range(STUDIES):
-        labels, scores = calibrated(rng, 400)
-        found = physics._logistic(labels, scores, np.ones(400))[1]
-        hits += found.low <= 1.0 <= found.high
-    assert within_binomial(hits, STUDIES, 0.95)
+        labels, scores = calibrated(rng, jets)
+        weights = rng.exponential(size=jets) if weighted else np.ones(jets)
+        found = physics._logistic(labels, scores, weights)
+        hits += [e.low <= truth <= e.high for e, truth in zip(found, (0.0, 1.0), strict=True)]
+    assert all(within_binomial(hit, STUDIES, 0.95) for hit in hits), hits
+
+
+def test_errors_are_statsmodels_where_jets_weigh_alike():
+    labels, scores = calibrated(np.random.default_rng(3), 500, slope=0.8)
+    theirs = sm.GLM(labels, sm.add_constant(scores), sm.families.Binomial()).fit(cov_type="HC0")
+    found = physics._logistic(labels, scores, np.full(500, 7.0))
+    np.testing.assert_allclose([e.error for e in found], theirs.bse, rtol=1e-6)
 
 
 def test_scores_that_separate_have_no_slope():

@@ -217,6 +217,7 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
     sculpting: list[schema.MassSculpting] = []
     calibrations: list[schema.Calibration] = []
     too_few: list[str] = []
+    bins = 0
     if jets.pt is None or jets.mass is None:
         reason = "the study does not hold pT and mass of its test jets (made by an older kdfast); "
         reason += "the same sweep again adds them"
@@ -228,6 +229,7 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
         if jets.pt is not None and jets.mass is not None:
             finite = np.isfinite(jets.pt)
             edges = physics.pt_edges(jets.pt[finite], jets.labels[finite])
+            bins = len(edges) - 1
             by_pt += physics.pt_bins(
                 network.role, jets.labels[finite], scores[finite], jets.weights[finite], jets.pt[finite], edges
             )
@@ -237,6 +239,11 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
                     too_few.append(f"{network.role} at {point} %")
                 else:
                     sculpting.append(found)
+    if left_out := bins * len(shown) - len(by_pt):  # the same bins for every network
+        study.lacks(
+            f"AUC and rejection in {left_out // len(shown)} of {bins} bins of pT",
+            f"these hold fewer than {physics.FEWEST_IN_BIN} jets of signal or background",
+        )
     if too_few:
         reason = f"fewer than {physics.FEWEST_SURVIVORS} background jets pass, or their masses do not vary"
         study.lacks(f"mass of the background that passes ({', '.join(too_few)})", reason)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdfast.metrics import RocCurve, roc_curve
 from kdfast.report.figures.style import ROLES, Drawing, axes_grid, error_bars, said
+from kdfast.report.layout import with_error
 from kdfast.report.sampling import Estimates, quantile, rejection_estimates
 from kdfast.report.schema import Analysis, Estimate, Network
 
@@ -74,9 +75,7 @@ class TestSample:
         return np.exp(values), np.exp(values - half), np.exp(values + half)
 
     def _survivors(self, k: int, point: int) -> int:
-        curve = self.curves[k]
-        reached = int(np.searchsorted(curve.signal_efficiency, point / 100 * (1.0 - 1e-12)))
-        return int(curve.survivors[min(reached, len(curve.survivors) - 1)])
+        return int(self.curves[k].survivors[self.curves[k].reaching(point / 100)])
 
 
 def performance_figures(analysis: Analysis, sample: TestSample | None) -> Iterator[Drawing]:
@@ -113,7 +112,7 @@ def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
     for k, network in enumerate(sample.networks):
         style, curve = ROLES[network.style], sample.curves[k]
         auc = network.auc
-        label = network.label if auc is None else f"{network.label}\nAUC {auc.value:.4f} ± {auc.error or 0.0:.4f}"
+        label = network.label if auc is None else f"{network.label}\nAUC {with_error(auc, 4)}"
         axes.plot(*_thinned(curve), label=label, **style)
         _, low, high = sample.band(k)
         axes.fill_betweenx(
