@@ -1,6 +1,7 @@
 """Two studies side by side: what is paired, what errors are known, and that a difference without cause is not seen."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from kdfast.report.two_studies import StudyComparison, compare
 from kdfast.study.grid import grid
 from kdfast.study.pairing import RunKey
 from kdfast.study.results import open_study
-from kdfast.study.store import StudyStore
+from kdfast.study.store import StoredResult, StudyStore
 from tests.report.fake_study import make_study
 from tests.report.study_logs import Job, write_logs
 from tests.report.test_page import Page
@@ -141,6 +142,104 @@ def test_imported_studies_have_differences_without_errors(first, tmp_path):
     assert [finding.supported for finding in found.findings] == [False]  # one shared seed
     assert list(comparison_files(found)) == ["comparison.html"]
     assert "they have no errors" in comparison_text(found)
+
+
+def test_an_imported_teacher_without_a_rejection_is_compared_by_auc(tmp_path):
+    header = "run_name,auc_student,bkg_rej_50,auc_teacher\n"
+    rows = ["".join(f"{c.name},0.81,8.5,{auc}\n" for c in GRID) for auc in ("0.92", "0.93")]
+    studies = []
+    for name, text in zip("ab", rows, strict=True):
+        (tmp_path / f"{name}.csv").write_text(header + text)
+        studies.append(StudyStore.open(import_study(tmp_path / f"{name}.csv", tmp_path / name).path))
+    found = compare(*studies)
+    assert (found.teacher.auc.first, found.teacher.auc.second, found.teacher.rejection) == (0.92, 0.93, None)
+    assert found.mean.rejection.first == pytest.approx(8.5)
+    lines = [line.split() for line in comparison_text(found).splitlines() if line.startswith("  Teacher  ")]
+    assert lines == [["Teacher", "1", "0.9200", "0.9300", "+0.0100", "-"], ["Teacher", "1", "-", "-", "-", "-"]]
+    html = Page(comparison_files(found)["comparison.html"].decode())
+    assert [text for _, text in html.all("td")][:9] == ["1", "0.9200", "0.9300", "+0.0100", "–", "–", "–", "–", "–"]
+
+
+# ---- seeds that not all have
+
+
+def with_more_seeds(path, configs, seeds, gain):
+    """Two seeds of all, and further ones of some, as `kdfast refine` leaves it."""
+    store = make_study(path, GRID, seeds=(1, 2), gain=gain, provenance=made_of("a"))
+    more = make_study(path.with_name(path.name + " more"), configs, seeds=seeds, gain=gain, provenance=made_of("a"))
+    for result in more.results():
+        if result.kind == "student":
+            store.write(result)
+    return StudyStore.open(path)
+
+
+def plain_mean(store, names, seeds):
+    return np.mean([r.metrics["auc"] for r in store.results() if r.name in names and r.seed in seeds])
+
+
+def test_the_mean_is_over_all_configurations_where_leaders_have_more_seeds(tmp_path):
+    studies = [with_more_seeds(tmp_path / name, GRID[:1], (3,), gain) for name, gain in (("a", 0.0), ("b", 0.3))]
+    found = compare(*studies)
+    assert (found.mean.configurations, found.mean.runs) == (4, 2)
+    names = {config.name for config in GRID}
+    for value, store in zip((found.mean.auc.first, found.mean.auc.second), studies, strict=True):
+        assert value == pytest.approx(plain_mean(store, names, (1, 2)))
+    assert any(finding.text.startswith("The mean of the 4 shared configurations in b") for finding in found.findings)
+
+
+def test_a_mean_over_some_configurations_says_so(tmp_path):
+    """One run diverged: the others have both seeds."""
+    studies = [
+        make_study(tmp_path / name, GRID, seeds=(1, 2), gain=gain, provenance=made_of("a"))
+        for name, gain in (("a", 0.0), ("b", 0.3))
+    ]
+    shutil.rmtree(next(studies[1].path.glob(f"results/student.{GRID[0].name}.seed2")))
+    found = compare(studies[0], StudyStore.open(studies[1].path))
+    assert (found.mean.configurations, found.mean.runs) == (3, 2)
+    names = {config.name for config in GRID[1:]}
+    assert found.mean.auc.first == pytest.approx(plain_mean(studies[0], names, (1, 2)))
+    start = "The mean of 3 of the 4 shared configurations (those with 2 seeds) in b has a higher AUC than that in a"
+    assert any(finding.text.startswith(start) for finding in found.findings)
+    assert "Mean of 3 configurations" in comparison_text(found)
+
+
+# ---- what can't be compared
+
+
+@pytest.mark.parametrize("data", ["a", "b"])
+@pytest.mark.parametrize(
+    ("scores", "fault"),
+    [
+        (np.linspace(-1.0, 1.0, 500), "it has 500 scores for 900 test jets"),
+        (np.linspace(-1.0, 1.0, 905), "it has 905 scores for 900 test jets"),
+        (np.full(900, np.nan), "900 of its 900 test scores are not finite"),
+        (np.ones(900), "all its test scores are equal"),
+    ],
+)
+def test_a_run_with_unusable_scores_is_left_out_and_named(tmp_path, scores, fault, data):
+    first = make_study(tmp_path / "a", GRID[:2], provenance=made_of("a"))
+    second = make_study(tmp_path / "b", GRID[1:2], provenance=made_of(data))
+    metrics = first.get("student", GRID[0].name, 42).metrics
+    second.write(StoredResult("student", GRID[0].name, 42, GRID[0], metrics=metrics, arrays={"scores_test": scores}))
+    found = compare(first, second)
+    assert [row.label for row in found.configurations] == [GRID[1].name]
+    assert f"{second.path}: {GRID[0].name}, seed 42, is left out: {fault}." in found.reasons
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("a/study", "b/study"), ("a/study", "b/study")),
+        (("x/one/study", "y/one/study"), ("x/one/study", "y/one/study")),
+        (("a/study", "a/other"), ("study", "other")),
+    ],
+)
+def test_studies_are_told_apart_by_name(tmp_path, folders, names):
+    studies = []
+    for folder in folders:
+        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+        studies.append(make_study(tmp_path / folder, GRID[:2], provenance=made_of("a")))
+    assert compare(*studies).names == names
 
 
 def test_nothing_is_shared(first, tmp_path):

@@ -75,6 +75,27 @@ def test_what_can_not_be_paired_is_said(tmp_path, changes, reason):
     assert len(paired.shared) == (0 if "seed" in changes else 1)
 
 
+@pytest.mark.parametrize("data", ["f" * 64, "e" * 64])
+def test_scores_that_can_not_be_used_are_named(tmp_path, data):
+    """Not paired by position, not an error, and not left out without a word. data: of the second study."""
+    first = study(tmp_path / "a", [A, B, C], np.arange(60))
+    second = study(tmp_path / "b", [A], np.arange(60), data=data)
+    store = StudyStore.open(second.path)
+    wrong = {B: np.zeros(50), C: score(C, np.arange(60))}
+    wrong[C][[3, 4]] = np.nan, np.inf
+    for config, scores in wrong.items():
+        store.write(StoredResult("student", config.name, 42, config, arrays={"scores_test": scores}))
+    paired = open_study(second.path).paired_with(first)
+    assert [key.name for key in paired.scored] == [A.name]
+    assert [run.key.name for run in paired.runs] == ([A.name] if data == "f" * 64 else [])
+    assert {key.name for key in paired.shared} == {A.name, B.name, C.name}
+    assert paired.reasons[:2] == (
+        f"{second.path}: {B.name}, seed 42, is left out: it has 50 scores for 60 test jets.",
+        f"{second.path}: {C.name}, seed 42, is left out: 2 of its 60 test scores are not finite.",
+    )
+    assert len(paired.reasons) == (2 if data == "f" * 64 else 3)
+
+
 def test_an_imported_study_has_no_jets(tmp_path):
     first = study(tmp_path / "a", [A, B], np.arange(60))
     second = import_study(write_logs(tmp_path / "logs", [Job(B), Job(C)]), tmp_path / "b")

@@ -18,6 +18,7 @@ from kdfast.report import effects, physics, schema
 from kdfast.report.comparisons import Baseline, Configurations, baseline, configurations
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.report.table import results_table, selected_on
+from kdfast.study.pairing import fault_of_scores
 from kdfast.study.results import NEED_SCORES
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -97,19 +98,13 @@ class StudyNetworks:
         for result in self.results:
             if result.status != "done":
                 continue
-            fault = None
+            fault = ""
             needed = ("auc", "bkg_rej_50") if result.kind == "student" or result.has_scores else ("auc",)
             if not all(math.isfinite(result.metrics.get(name, math.nan)) for name in needed):
                 fault = "it has no finite AUC and rejection"
             elif self.jets is not None and result.has_scores:
-                scores = result.arrays["scores_test"]
-                if scores.shape != self.jets.labels.shape:
-                    fault = f"it has {len(scores)} scores for {len(self.jets.labels)} test jets"
-                elif bad := int((~np.isfinite(scores)).sum()):
-                    fault = f"{bad} of its {len(scores)} test scores are not finite"
-                elif np.ptp(scores) == 0:
-                    fault = "all its test scores are equal"
-            if fault is None:
+                fault = fault_of_scores(result, len(self.jets.labels))
+            if not fault:
                 usable.add((result.kind, result.name, result.seed))
             else:
                 kind = "" if result.kind == result.name else f"{result.kind} "

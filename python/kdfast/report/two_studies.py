@@ -8,8 +8,11 @@ jets the two studies fluctuate independently. Without scores per jet there are d
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.report.schema import Comparison, Finding, Jets, Metric, Network, Record
 from kdfast.study.identity import differing, shown_setting
 from kdfast.study.pairing import Pairing, RunKey, pair_studies
-from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.store import StudyStore
 
 __all__ = ["Beside", "DifferingSetting", "PairedMetric", "StudyComparison", "compare"]
 
@@ -59,16 +62,23 @@ class Beside(Record):
     label: str
     runs: int
     """Seeds that both have."""
+    configurations: int
+    """Number that it is the mean of; 1 but for the mean of several."""
     auc: PairedMetric
-    rejection: PairedMetric
-    """At 50 % signal efficiency."""
+    rejection: PairedMetric | None
+    """At 50 % signal efficiency; null where a study does not give it."""
+
+    def comparison(self, metric: Metric) -> Comparison | None:
+        """The tested difference of a metric; None where there is none."""
+        paired = self.auc if metric == "auc" else self.rejection
+        return None if paired is None else paired.comparison
 
 
 class StudyComparison(Record):
     """All of a comparison of two studies."""
 
     names: tuple[str, str]
-    """Of the studies' folders."""
+    """Of the studies' folders, with as many of those above them as it takes to tell them apart."""
     test: tuple[Jets | None, Jets | None]
     shared_test: Jets | None
     """The test jets on which differences are measured jet by jet; null: each study's own, as if independent."""
@@ -81,7 +91,8 @@ class StudyComparison(Record):
     baseline: Beside | None
     """Mean over the shared seeds."""
     mean: Beside | None
-    """Mean over the shared configurations."""
+    """Mean over the shared configurations; where they do not share all seeds, over the largest set of them that shares
+    some."""
     configurations: list[Beside]
     """The highest difference of AUC first."""
     only_first: list[str]
@@ -96,11 +107,11 @@ def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
     pairing = pair_studies(first, second)
     analyses = analyse(first), analyse(second)
     pairs = _pairs((first, second), pairing)
-    names = first.path.resolve().name, second.path.resolve().name
+    names = _names(first.path, second.path)
     teacher = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "teacher"], "Teacher")
     baseline = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "baseline"], "Baseline")
     students = [k for k, key in enumerate(pairs.keys) if key.kind == "student"]
-    mean = _mean(pairs, students, "Mean of configurations")
+    mean = _mean(pairs, students, "Mean of {} configurations")
     rows = _configurations(pairs, students)
     whole = all("decisive" in store.provenance for store in (first, second))  # not so of imported studies
     here, there = (store.provenance["decisive"] if whole else store.settings for store in (first, second))
@@ -124,6 +135,12 @@ def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
     )
 
 
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    one, other = first.resolve().parts, second.resolve().parts
+    length = next((n for n in range(1, min(len(one), len(other)) + 1) if one[-n:] != other[-n:]), 1)
+    return str(Path(*one[-length:])), str(Path(*other[-length:]))
+
+
 def _setting(value: Any) -> str | None:
     return None if value is None else shown_setting(value)
 
@@ -133,8 +150,9 @@ def _setting(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """K runs of both studies. first, second: values [K] by metric. factor: of their differences, [K, M] by metric;
-    none where there are no errors. limits [K]: the rejection is a lower limit in one of the studies."""
+    """K runs of both studies. first, second: values [K] by metric, NaN where it is not given. factor: of their
+    differences, [K, M] by metric; none where there are no errors. limits [K]: the rejection is a lower limit in one of
+    the studies."""
 
     keys: Sequence[RunKey]
     first: Mapping[Metric, Floats]
@@ -179,8 +197,8 @@ def _measured(jets: Mapping[str, NDArray[Any]], scores: Sequence[NDArray[Any]]) 
 
 def _pairs(stores: tuple[StudyStore, StudyStore], pairing: Pairing) -> _Pairs:
     stored = [{RunKey(r.kind, r.name, r.seed): r for r in store.results()} for store in stores]
-    scored = [key for key in pairing.shared if all(_usable(found[key]) for found in stored)]
-    if pairing.runs and scored:  # on the same jets
+    scored = pairing.scored
+    if pairing.runs:  # on the same jets
         jets = {"labels": pairing.labels, "weights": pairing.weights}
         parts = zip(stored, pairing.positions, strict=True)
         scores = [found[key].arrays["scores_test"][part] for found, part in parts for key in scored]
@@ -194,10 +212,15 @@ def _pairs(stores: tuple[StudyStore, StudyStore], pairing: Pairing) -> _Pairs:
         )
         factor = {metric: np.hstack([-one.factor[metric], other.factor[metric]]) for metric in _METRICS}
     else:
-        keys = [k for k in pairing.shared if all(name in f[k].metrics for f in stored for name in _METRICS.values())]
+        keys = [
+            key
+            for key in pairing.shared
+            if not all(found[key].has_scores for found in stored)  # else they can't be used
+            and all(math.isfinite(found[key].metrics.get("auc", math.nan)) for found in stored)
+        ]
         first, second = (
             {
-                metric: np.array([found[key].metrics[name] for key in keys], np.float64)
+                metric: np.array([found[key].metrics.get(name, math.nan) for key in keys], np.float64)
                 for metric, name in _METRICS.items()
             }
             for found in stored
@@ -206,27 +229,32 @@ def _pairs(stores: tuple[StudyStore, StudyStore], pairing: Pairing) -> _Pairs:
     return _Pairs(scored, one.values, other.values, factor, one.limits | other.limits)
 
 
-def _usable(result: StoredResult) -> bool:
-    """With scores that are finite and not all equal."""
-    if not result.has_scores:
-        return False
-    scores = result.arrays["scores_test"]
-    return bool(np.isfinite(scores).all() and np.ptp(scores) > 0)
-
-
 # ---- differences
 
 
+def _block(keys: Sequence[RunKey]) -> set[RunKey]:
+    """The largest set of runs in which each configuration has each seed, so that no seed's luck counts for some of
+    them alone. All runs where no seed has two configurations and no configuration two seeds."""
+    seeds: dict[int, set[str]] = {}
+    for key in keys:
+        seeds.setdefault(key.seed, set()).add(key.name)
+    best: list[RunKey] = []
+    usual = sorted(seeds, key=lambda seed: -len(seeds[seed]))
+    for number in range(1, len(usual) + 1):
+        names = set.intersection(*(seeds[seed] for seed in usual[:number]))
+        block = [key for key in keys if key.name in names and key.seed in usual[:number]]
+        best = max(best, block, key=len)
+    return set(best if len(best) > 1 else keys)
+
+
 def _mean(pairs: _Pairs, rows: Sequence[int], label: str) -> Beside | None:
-    """Mean over runs; with several seeds, over those configurations that have all of them."""
+    """Mean over runs, of the largest block of configurations and seeds; {} in the label: the configurations' number."""
     if not rows:
         return None
-    seeds = sorted({pairs.keys[k].seed for k in rows})
-    names = {pairs.keys[k].name for k in rows}
-    whole = {n for n in names if len([k for k in rows if pairs.keys[k].name == n]) == len(seeds)} or names
-    rows = [k for k in rows if pairs.keys[k].name in whole]
+    block = _block([pairs.keys[k] for k in rows])
+    rows = [k for k in rows if pairs.keys[k] in block]
+    names, seeds = {key.name for key in block}, sorted({key.seed for key in block})
     by_seed = np.array([[pairs.keys[k].seed == seed for k in rows] for seed in seeds], np.float64)
-    by_seed = by_seed[by_seed.any(axis=1)]
     averaging = by_seed / by_seed.sum(axis=1, keepdims=True)  # [seeds, rows]
 
     def contrast(difference: Estimates) -> Contrast:
@@ -235,7 +263,9 @@ def _mean(pairs: _Pairs, rows: Sequence[int], label: str) -> Beside | None:
         assert found is not None
         return found
 
-    def paired(metric: Metric) -> PairedMetric:
+    def paired(metric: Metric) -> PairedMetric | None:
+        if np.isnan([pairs.first[metric][rows], pairs.second[metric][rows]]).any():
+            return None
         first, second = (float((averaging @ values[metric][rows]).mean()) for values in (pairs.first, pairs.second))
         difference = pairs.difference(metric, rows)
         comparison = None
@@ -243,24 +273,30 @@ def _mean(pairs: _Pairs, rows: Sequence[int], label: str) -> Beside | None:
             comparison = comparison_of(contrast(difference), first, len(averaging) > 1)
         return PairedMetric(first=first, second=second, comparison=comparison)
 
-    return Beside(label=label, runs=len(averaging), auc=paired("auc"), rejection=paired("rejection"))
+    auc = paired("auc")
+    assert auc is not None
+    number = len(names)
+    return Beside(
+        label=label.format(number), runs=len(seeds), configurations=number, auc=auc, rejection=paired("rejection")
+    )
 
 
 def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
-    if not students:
-        return []
-    names = [pairs.keys[k].name for k in students]
-    seeds = [pairs.keys[k].seed for k in students]
     found: dict[Metric, dict[str, PairedMetric]] = {}
     for metric in _METRICS:
+        rows = [k for k in students if np.isfinite([pairs.first[metric][k], pairs.second[metric][k]]).all()]
+        if not rows:
+            found[metric] = {}
+            continue
+        names, seeds = [pairs.keys[k].name for k in rows], [pairs.keys[k].seed for k in rows]
         means = [
-            configurations(Estimates(values[metric][students], np.zeros((len(students), 1))), names, seeds)
+            configurations(Estimates(values[metric][rows], np.zeros((len(rows), 1))), names, seeds)
             for values in (pairs.first, pairs.second)
         ]
         ends = {name: tuple(float(m.values[m.index(name)]) for m in means) for name in means[0].names}
-        difference = pairs.difference(metric, students)
+        difference = pairs.difference(metric, rows)
         comparisons: dict[str, Comparison] = {}
-        if difference is not None and not (metric == "rejection" and pairs.limits[students].any()):
+        if difference is not None and not (metric == "rejection" and pairs.limits[rows].any()):
             model = configurations(difference, names, seeds)
             contrasts = [model.estimate(name) for name in model.names]
             adjusted = holm([contrast.p_value for contrast in contrasts])
@@ -272,11 +308,12 @@ def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
             name: PairedMetric(first=first, second=second, comparison=comparisons.get(name))
             for name, (first, second) in ends.items()
         }
-    rows = [
-        Beside(label=name, runs=names.count(name), auc=auc, rejection=found["rejection"][name])
+    runs = Counter(pairs.keys[k].name for k in students)
+    beside = [
+        Beside(label=name, runs=runs[name], configurations=1, auc=auc, rejection=found["rejection"].get(name))
         for name, auc in found["auc"].items()
     ]
-    return sorted(rows, key=lambda row: row.auc.first - row.auc.second)
+    return sorted(beside, key=lambda row: row.auc.first - row.auc.second)
 
 
 # ---- sentences
@@ -295,9 +332,9 @@ def _findings(
     first, second = names
 
     def sentence(one: str, other: str, beside: Beside) -> None:
-        for metric, paired in (("auc", beside.auc), ("rejection", beside.rejection)):
-            if paired.comparison is not None:
-                said.append(versus(one, other, paired.comparison, metric))
+        for metric in _METRICS:
+            if (comparison := beside.comparison(metric)) is not None:
+                said.append(versus(one, other, comparison, metric))
 
     for kind, beside in networks.items():
         if beside is not None and _same(beside):
@@ -307,10 +344,13 @@ def _findings(
         elif beside is not None:
             sentence(f"the {kind} of {second}", f"that of {first}", beside)
     if mean is not None:
-        shared = f"the mean of the {len(rows)} shared configurations in {{}}"
-        sentence(shared.format(second), shared.format(first), mean)
-    for metric, name in (("auc", "AUC"), ("rejection", "rejection at 50 %")):
-        compared = [c for row in rows if (c := getattr(row, metric).comparison) is not None]
+        which = f"the {len(rows)} shared configurations"
+        if mean.configurations < len(rows):
+            which = f"{mean.configurations} of {which} (those with {mean.runs} seeds)"
+        sentence(f"the mean of {which} in {second}", f"that in {first}", mean)
+    words: dict[Metric, str] = {"auc": "AUC", "rejection": "rejection at 50 %"}
+    for metric, name in words.items():
+        compared = [c for row in rows if (c := row.comparison(metric)) is not None]
         if len(compared) > 1:
             higher = sum(is_supported(c) and c.difference.value > 0 for c in compared)
             lower = sum(is_supported(c) and c.difference.value < 0 for c in compared)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from kdfast.study.store import KINDS, StoredResult, StudyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["PairedRun", "Pairing", "RunKey", "pair_studies"]
+__all__ = ["PairedRun", "Pairing", "RunKey", "fault_of_scores", "pair_studies"]
 
 
 class RunKey(NamedTuple):
@@ -44,7 +44,8 @@ class Pairing:
     index, labels, weights [B]: the shared test jets, by rising index. positions: of these jets among the test jets of
     the first and of the second study ([B] each), so that any array of either can be brought into this order.
     runs: those with scores of these jets in both. shared, only_first, only_second: all runs that are done in both
-    studies, or in one alone. reasons: sentences on what can't be paired, and why; empty where every shared run is.
+    studies, or in one alone. scored: the shared ones with scores that can be used in both, of the same jets or not.
+    reasons: sentences on what can't be paired, and why; empty where every shared run is.
     """
 
     index: NDArray[np.int64]
@@ -53,6 +54,7 @@ class Pairing:
     positions: tuple[NDArray[np.int64], NDArray[np.int64]]
     runs: tuple[PairedRun, ...]
     shared: tuple[RunKey, ...]
+    scored: tuple[RunKey, ...]
     only_first: tuple[RunKey, ...]
     only_second: tuple[RunKey, ...]
     reasons: tuple[str, ...]
@@ -70,6 +72,10 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
     if len(scored) < len(shared):
         what = "No shared run has" if not scored else f"{len(shared) - len(scored)} of {len(shared)} shared runs lack"
         reasons.append(f"{what} scores per jet in both studies: a run imported from a log has none.")
+    for store, done in ((first, done_first), (second, done_second)):
+        faults = _faults(store, {key: done[key] for key in scored})
+        reasons += _told(store, faults)
+        scored = [key for key in scored if key not in faults]
     if scored:
         if reason := _other_data(first, second):
             reasons.append(reason)
@@ -89,6 +95,7 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
         positions,
         tuple(runs),
         tuple(shared),
+        tuple(scored),
         tuple(key for key in done_first if key not in done_second),
         tuple(key for key in done_second if key not in done_first),
         tuple(reasons),
@@ -99,6 +106,28 @@ def _done(store: StudyStore) -> dict[RunKey, StoredResult]:
     """The results that are done: teacher, baselines, students."""
     results: Iterable[StoredResult] = sorted(store.results(), key=lambda result: KINDS.index(result.kind))
     return {RunKey(r.kind, r.name, r.seed): r for r in results if r.status == "done"}
+
+
+def fault_of_scores(result: StoredResult, jets: int) -> str:
+    """Why a result's scores on so many test jets can't be used; empty where they can."""
+    scores = result.arrays["scores_test"]
+    if scores.shape != (jets,):
+        return f"it has {len(scores)} scores for {jets} test jets"
+    if bad := int((~np.isfinite(scores)).sum()):
+        return f"{bad} of its {len(scores)} test scores are not finite"
+    return "all its test scores are equal" if np.ptp(scores) == 0 else ""
+
+
+def _faults(store: StudyStore, results: Mapping[RunKey, StoredResult]) -> dict[RunKey, str]:
+    jets = len(store.shared("test")["labels"]) if results else 0
+    return {key: fault for key, result in results.items() if (fault := fault_of_scores(result, jets))}
+
+
+def _told(store: StudyStore, faults: Mapping[RunKey, str]) -> Iterator[str]:
+    """A sentence for each kind of fault."""
+    for fault in dict.fromkeys(faults.values()):
+        first, *others = (f"{key.name}, seed {key.seed}," for key, own in faults.items() if own == fault)
+        yield f"{store.path}: {first} " + (f"and {len(others)} more are" if others else "is") + f" left out: {fault}."
 
 
 def _other_data(first: StudyStore, second: StudyStore) -> str:

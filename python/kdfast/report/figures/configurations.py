@@ -10,14 +10,14 @@ import numpy as np
 from kdfast.report.figures.style import ROLES, STRATEGIES, Drawing, axes_grid, error_bars, said
 from kdfast.report.findings import is_supported
 from kdfast.report.sampling import quantile
-from kdfast.report.schema import Analysis, Configuration, Estimate
+from kdfast.report.schema import Analysis, Configuration, Estimate, Metric
 from kdfast.report.two_studies import StudyComparison
 
 __all__ = ["configuration_figures", "draw_differences"]
 
 # Names that fit beside the points of one figure.
 _LEADERS = 20
-_METRICS = (("auc", "AUC"), ("rejection", r"1/$ε_B$ at $ε_S$ = 50 %"))
+_METRICS: tuple[tuple[Metric, str], ...] = (("auc", "AUC"), ("rejection", r"1/$ε_B$ at $ε_S$ = 50 %"))
 _WORDS = {"auc": "AUC", "rejection": "rejection at 50 %"}
 
 
@@ -289,7 +289,7 @@ def draw_differences(comparison: StudyComparison) -> list[Drawing]:
     found = []
     first, second = comparison.names
     for metric, label in _METRICS:
-        compared = [(row, c) for row in comparison.configurations if (c := getattr(row, metric).comparison) is not None]
+        compared = [(row, c) for row in comparison.configurations if (c := row.comparison(metric)) is not None]
         if compared:
             found.append((metric, label, sorted(compared, key=lambda pair: -pair[1].difference.value)))
     if not found:

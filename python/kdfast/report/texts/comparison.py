@@ -73,7 +73,9 @@ def _differences(head: str, rows: Sequence[Beside]) -> str:
     return "\n\n".join(tables)
 
 
-def _cells(paired: PairedMetric, digits: int) -> list[str]:
+def _cells(paired: PairedMetric | None, digits: int) -> list[str]:
+    if paired is None:
+        return ["-"] * 4
     ends = [f"{paired.first:.{digits}f}", f"{paired.second:.{digits}f}"]
     if paired.comparison is None:
         return [*ends, f"{paired.second - paired.first:+.{digits}f}", "-"]
