@@ -282,7 +282,7 @@ def test_doctor_says_what_is_missing_for_the_gpu(monkeypatch):
     missing = "the compiled module kdfast._cuda is missing; a build with nvcc brings it"
     monkeypatch.setattr(backend, "why_no_cuda", missing)
     assert line() == f"not in use: {missing}"
-    module = SimpleNamespace(cuda_version="13.0", architectures="80 90", oldest_driver="580.65.06")
+    module = SimpleNamespace(cuda_version="13.0", architectures="80 90", oldest_driver="580.65.06", code_capability=bool)
     monkeypatch.setattr(backend, "_cuda", module)
     monkeypatch.setattr(backend, "why_no_cuda", None)
     built = r"\(CUDA 13.0, compute capabilities 80 90, driver 580.65.06 or newer\)"
@@ -292,10 +292,12 @@ def test_doctor_says_what_is_missing_for_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert re.fullmatch(f"not in use: torch sees no GPU {built}", line())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
+    backend.why_no_code.cache_clear()
     assert re.fullmatch(f"in use for tensors on a GPU {built}", line())
-    assert doctor.examine()["modules"]["GPUs"] == "GPU 0"
+    why = "this build of kdfast._cuda has code for compute capabilities 80 90, not for GPU 0's"
+    assert doctor.examine()["modules"]["GPUs"] == f"Card 0 (not in use: {why}), Card 1"
 
 
 def test_warnings_are_one_line(capsys, monkeypatch):

@@ -42,7 +42,7 @@ Choice choice_of();
 template <class T, int D, int kPass>
 Choice choose_products(bool extras) {
     using OnTensorCores = std::conditional_t<sizeof(T) == 4, FloatFragments<T, D, true>, PackedFragments<T, D>>;
-    if (compute_capability() < 80) return choice_of<FloatFragments<T, D, false>, kPass, true>();
+    if (code_capability() < 80) return choice_of<FloatFragments<T, D, false>, kPass, true>();
     return extras ? choice_of<OnTensorCores, kPass, true>() : choice_of<OnTensorCores, kPass, false>();
 }
 template <class T, int kPass>

@@ -17,7 +17,8 @@
 //   cp_async<bytes>(shared, global, valid bytes), cp_async_commit(), cp_async_wait<pending>()
 //   warp_sum, warp_max, block_sum, lane_index, warp_index
 //   launch(grid, block, dynamic_shared_bytes, stream, kernel<…>, arguments …)   on the host; never <<<>>>
-//   compute_capability()                        on the host: 75, 80, 90 …
+//   code_capability()                           on the host: the compute capability, 75, 80, 90 …, that the kernels for
+//                                               the current device were compiled for; 0: this build has none for it
 //
 // Not to be used: raw pointers into shared memory, arrays of it with more than one dimension, `return` before a barrier
 // that others reach, blocks that are not whole warps.

@@ -146,7 +146,7 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
-// Products of tensor cores. Where a GPU lacks one (compute_capability() < 80), host code must choose another kernel.
+// Products of tensor cores. Where the code lacks one (code_capability() < 80), host code must choose another kernel.
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 #if KDFAST_SM80
@@ -257,14 +257,7 @@ inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// Of the current device, ten times the major plus the minor number: 75, 80, 90, …
-inline int compute_capability() {
-    int device, major, minor;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
-    return 10 * major + minor;
-}
+int code_capability();  // gpu_code.cu
 
 template <class... Parameters, class... Arguments>
 inline void launch(dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t stream,

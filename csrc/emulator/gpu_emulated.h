@@ -320,7 +320,7 @@ inline float reciprocal_approx(float x) {
     return detail::flushed(detail::missed(1.0f / detail::flushed(x), x, 0x1p-23f));
 }
 
-inline int compute_capability() { return emulator::settings.compute_capability; }
+inline int code_capability() { return emulator::settings.compute_capability; }
 
 template <class... Parameters, class... Arguments>
 inline void launch(dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t, void (*kernel)(Parameters...),

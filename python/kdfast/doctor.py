@@ -111,7 +111,10 @@ def _cuda() -> dict[str, str]:
     built += f", driver {module.oldest_driver} or newer"
     if (why := _gpu.why_unusable()) is not None:
         return {"kdfast._cuda": f"not in use: {why} ({built})"}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        why = backend.why_no_code(i)
+        gpus.append(torch.cuda.get_device_name(i) + (f" (not in use: {why})" if why else ""))
     return {"kdfast._cuda": f"in use for tensors on a GPU ({built})", "GPUs": ", ".join(gpus)}
 
 

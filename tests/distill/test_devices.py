@@ -1,6 +1,7 @@
 """Which devices a name stands for, what is said where they are missing, and a pack that several share."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import train_on_gpus, training_devices
 from kdfast.distill.trainer import EpochReport, Member, train_pack
-from kdfast.errors import BackendError, ConfigError, DataError
+from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning
 from kdfast.models import ModelConfig
 from kdfast.models.config import PRESETS
 from kdfast.ops import backend
@@ -22,6 +23,8 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(backend, "_cuda", SimpleNamespace(architectures="80 90", code_capability=lambda gpu: 80))
+    backend.why_no_code.cache_clear()
 
 
 def test_names(three_gpus: None) -> None:
@@ -33,6 +36,19 @@ def test_names(three_gpus: None) -> None:
     for name in ("gpu", "cuda:", "cuda:x", "CUDA"):
         with pytest.raises(ConfigError, match=f"unknown device '{name}'"):
             training_devices(name)
+
+
+def test_a_gpu_that_the_build_has_no_code_for_is_left_out(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = {0: 0, 1: 90, 2: 80}
+    monkeypatch.setattr(backend.cuda_module(), "code_capability", code.__getitem__)
+    assert training_devices("cuda") == ["cuda:1", "cuda:2"]
+    with pytest.raises(BackendError, match="device 'cuda:0': .* for compute capabilities 80 90, not for GPU 0's"):
+        training_devices("cuda:0")
+    with pytest.warns(KdfastWarning, match=r"kdfast\.ops\.adamw runs its PyTorch reference.*not for GPU 0's"):
+        assert backend.choose("adamw", "cuda", gpu=0) == "reference"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BackendError, match="device 'cuda': .* not for GPU 0's"):
+        training_devices("cuda")
 
 
 def test_what_is_missing_is_named(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:

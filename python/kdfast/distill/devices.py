@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdfast.errors import BackendError, ConfigError, suggest
-from kdfast.ops import _gpu
+from kdfast.ops import _gpu, backend
 
 if TYPE_CHECKING:
     from kdfast.distill.checkpoint import Checkpoints
@@ -32,7 +32,8 @@ def check_name(name: str) -> None:
 
 
 def training_devices(name: str) -> list[str]:
-    """The devices that a name stands for: "cuda" for all GPUs that torch sees, "cuda:1" for one of them, "cpu".
+    """The devices that a name stands for: "cuda" for all GPUs that torch sees and kdfast._cuda has code for, "cuda:1"
+    for one of them, "cpu".
 
     "auto" is the CPU: GPUs train where they are asked for.
     Raises ConfigError for another name, BackendError that says what is missing where no GPU can be used.
@@ -43,12 +44,15 @@ def training_devices(name: str) -> list[str]:
     hint = "'cpu' always works; kdfast doctor says what is in use"
     if (why := _gpu.why_unusable()) is not None:
         raise BackendError(f"no GPU can be used: {why}", where=f"device {name!r}", hint=hint)
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if name == "cuda":
-        return gpus
-    if (gpu := f"cuda:{int(name.removeprefix('cuda:'))}") not in gpus:
-        raise BackendError(f"torch sees {len(gpus)} GPUs: {', '.join(gpus)}", where=f"device {name!r}", hint=hint)
-    return [gpu]
+    gpus = range(torch.cuda.device_count())
+    wanted = gpus if name == "cuda" else [int(name.removeprefix("cuda:"))]
+    if wanted[-1] not in gpus:
+        what = f"torch sees {len(gpus)} GPUs: {', '.join(f'cuda:{i}' for i in gpus)}"
+        raise BackendError(what, where=f"device {name!r}", hint=hint)
+    lacks = {i: why for i in wanted if (why := backend.why_no_code(i)) is not None}
+    if len(lacks) == len(wanted):
+        raise BackendError(lacks[wanted[0]], where=f"device {name!r}", hint=f"build kdfast on this machine; {hint}")
+    return [f"cuda:{i}" for i in wanted if i not in lacks]
 
 
 Train = Callable[

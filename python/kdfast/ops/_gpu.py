@@ -37,7 +37,7 @@ def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:
         return False
     if x.dtype not in DTYPE_CODES:
         unsupported = f"{x.dtype} is not among the kernel's types"
-    return backend.choose(op, x.device.type, unsupported) == "cuda"
+    return backend.choose(op, x.device.type, unsupported, x.device.index) == "cuda"
 
 
 def why_unusable() -> str | None:

@@ -87,8 +87,8 @@ def _run(
     unsupported = None
     if any(x.dtype != torch.float32 or not x.is_contiguous() for x in arrays) or not step.is_contiguous():
         unsupported = "parameters, gradient, moments and rates must be contiguous float32"
-    is_double = parameters.dtype == torch.float64
-    kernel = "reference" if is_double else backend.choose("adamw", parameters.device.type, unsupported)
+    device, is_double = parameters.device, parameters.dtype == torch.float64
+    kernel = "reference" if is_double else backend.choose("adamw", device.type, unsupported, device.index)
     if kernel == "reference":
         return adamw_reference(parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm)
     norm = parameters.new_empty(len(parameters))

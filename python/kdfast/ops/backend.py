@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 
 from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
@@ -91,11 +92,20 @@ def forced() -> str | None:
     return name
 
 
-def choose(op: str, device_type: str, unsupported: str | None = None) -> str:
+@cache
+def why_no_code(gpu: int) -> str | None:
+    """Why this build's kernels can't run on the GPU of this number; None: they can."""
+    module = cuda_module()
+    if module.code_capability(gpu):
+        return None
+    return f"this build of kdfast._cuda has code for compute capabilities {module.architectures}, not for GPU {gpu}'s"
+
+
+def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int | None = None) -> str:
     """The implementation for one call: "cpu" or "cuda" (compiled), or "reference".
 
-    device_type: the tensors' `device.type`. unsupported: why the kernel can't take this call (None: it can).
-    A fall-back that the user did not ask for warns once per op and reason.
+    device_type, gpu: the tensors' `device.type` and `.index`. unsupported: why the kernel can't take this call (None:
+    it can). A fall-back that the user did not ask for warns once per op and reason.
     """
     name = forced()
     if name == "reference":
@@ -105,6 +115,8 @@ def choose(op: str, device_type: str, unsupported: str | None = None) -> str:
     if kernels not in ("cpu", "cuda"):
         reason = f"there is no compiled kernel for device {device_type!r}"
     elif (why := why_no_cpu if kernels == "cpu" else why_no_cuda) is not None:
+        reason = why
+    elif kernels == "cuda" and gpu is not None and (why := why_no_code(gpu)) is not None:
         reason = why
     else:
         for_all_ops = False

@@ -218,7 +218,7 @@ def kernel_of(q: Tensor) -> str:
         return "reference"
     d = q.shape[-1]
     unsupported = None if d in _HEAD_DIMS else f"head_dim {d} is none of {', '.join(map(str, _HEAD_DIMS))}"
-    return backend.choose("constituent_attention", q.device.type, unsupported)
+    return backend.choose("constituent_attention", q.device.type, unsupported, q.device.index)
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:

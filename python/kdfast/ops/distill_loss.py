@@ -93,7 +93,8 @@ def distill_loss(
     """
     members = student_logits.shape[0] if student_logits.dim() == 3 else 1
     eager = is_eager(student_logits)
-    constant = _cached_constant if eager else _constant  # a traced tensor must not outlive its trace
+    # A traced tensor must not outlive its trace, nor may one that a GPU's stream has yet to fill be read by another.
+    constant = _cached_constant if eager and student_logits.is_cpu else _constant
     t = _per_member(temperature, members, student_logits.device, constant, "temperature")
     a = _per_member(alpha, members, student_logits.device, constant, "alpha")
     if not eager:
@@ -205,7 +206,8 @@ def _run(
     code, device = DTYPE_CODES.get(student.dtype), "cpu" if student.is_cpu else student.device.type
     most = _MAX_CLASSES_CUDA if device == backend.cuda_device_type else _MAX_CLASSES
     unsupported = f"{classes} classes are more than the kernel's {most}" if classes > most else None
-    kernel = "reference" if code is None else backend.choose("distill_loss", device, unsupported)
+    gpu = None if student.is_cpu else student.device.index
+    kernel = "reference" if code is None else backend.choose("distill_loss", device, unsupported, gpu)
     if kernel == "reference":
         return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
     student = student.contiguous()
