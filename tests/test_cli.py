@@ -282,7 +282,9 @@ def test_doctor_says_what_is_missing_for_the_gpu(monkeypatch):
     missing = "the compiled module kdfast._cuda is missing; a build with nvcc brings it"
     monkeypatch.setattr(backend, "why_no_cuda", missing)
     assert line() == f"not in use: {missing}"
-    module = SimpleNamespace(cuda_version="13.0", architectures="80 90", oldest_driver="580.65.06", code_capability=bool)
+    module = SimpleNamespace(
+        cuda_version="13.0", architectures="80 90", oldest_driver="580.65.06", code_capability=bool
+    )
     monkeypatch.setattr(backend, "_cuda", module)
     monkeypatch.setattr(backend, "why_no_cuda", None)
     built = r"\(CUDA 13.0, compute capabilities 80 90, driver 580.65.06 or newer\)"

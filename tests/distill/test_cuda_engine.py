@@ -1,7 +1,9 @@
 """The lock-step engine trains what the reference engine trains: in PyTorch on a CPU, and on a GPU if there is one."""
 
+import contextlib
 import threading
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from kdfast import backend
 from kdfast.distill import cuda_engine
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets, train_pack
+from kdfast.errors import BackendError
 from kdfast.models.packed_transformer import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed
@@ -55,12 +58,12 @@ def test_a_baseline_and_two_students_train_as_by_the_reference(device):
         torch.testing.assert_close(result.scores_test, expected[name].scores_test, rtol=5e-2, atol=2e-2)
 
 
-def test_an_epochs_plan_is_that_of_its_steps():
+def test_a_plan_is_that_of_its_steps():
     """Told step by step; jets without constituents, at the ends of batches too, among them."""
     a_pack = pack(students(1))
     counts = a_pack.train.offsets.diff()
     plan = cuda_engine._Plan(a_pack)
-    found, batches = plan.epoch(1), plan.batches(1)
+    found, batches = plan.steps(*plan.epoch(1)), plan.batches(1)
     assert (counts[batches] == 0).any()
     for number, (step, jets) in enumerate(zip(found, batches, strict=True), start=len(batches)):
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts[jets].cumsum(0)])
@@ -75,6 +78,80 @@ def test_an_epochs_plan_is_that_of_its_steps():
         seeds = dropout_seeds(fold_seed(derive_seed(a_pack.seed, "dropout"), number), a_pack.model.layers)
         expected = [*jets, *source, *padding, *rows.jet, *rows.position, *offsets, *seeds]
         assert step.tolist() == [int(x) for x in expected]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_an_epoch_may_be_planned_in_parts(at_once, device, monkeypatch):
+    a_pack = pack(students(1), device=device, epochs=2)
+    (expected,) = lock_step(a_pack).values()
+    assert len(a_pack.train) // a_pack.recipe.batch_size == 3
+    row = 8 * sum(cuda_engine._Plan(a_pack).columns)
+    monkeypatch.setattr(cuda_engine, "_PLAN_BYTES", at_once * row)
+    assert cuda_engine._Plan(a_pack).steps_at_once == at_once
+    (result,) = lock_step(a_pack).values()
+    assert result.curves == expected.curves
+    assert torch.equal(result.scores_test, expected.scores_test)
+
+
+def test_a_member_whose_last_step_blows_up_leaves_its_neighbours_alone(device, monkeypatch):
+    """Nothing is wrong with the losses yet; the validation scores show it."""
+
+    class Watched(cuda_engine._Trainer):
+        def advance(self):
+            super().advance()
+            if self.members[0].name == "bad" and self.step_of_epoch == self.steps_of_epoch:
+                self.parameters[0].fill_(float("nan"))
+
+    bad, good = Member("bad", RunConfig(1.0, 0.0)), Member("good", RunConfig(1.0, 0.0))
+    (alone,) = lock_step(pack([good], device=device)).values()
+    monkeypatch.setattr(cuda_engine, "_Trainer", Watched)
+    together = lock_step(pack([bad, good], device=device))
+    assert (together["bad"].status, together["bad"].message) == ("diverged", "validation scores not finite in epoch 0")
+    assert together["good"].status == "done"
+    np.testing.assert_allclose(together["good"].curves["loss"], alone.curves["loss"], rtol=1e-4)
+
+
+def test_too_little_memory_is_told(device, monkeypatch):
+    def step(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of 4 MiB")
+
+    monkeypatch.setattr(cuda_engine._Trainer, "step", step)
+    with pytest.raises(
+        BackendError, match=rf"device '{device}': its memory is too small \(CUDA out of memory\)"
+    ) as told:
+        lock_step(pack(students(1), device=device))
+    assert "batch_size" in str(told.value)
+
+
+def test_each_gpu_captures_on_a_stream_of_its_own(monkeypatch):
+    """Torch has one for captures, on the GPU that captured first, where steps of another GPU leave no trace."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: mock.MagicMock(device=device))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: mock.MagicMock(device=device))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.MagicMock)
+    captures = []
+
+    @contextlib.contextmanager
+    def capture(graph, stream, capture_error_mode):
+        captures.append((stream.device, capture_error_mode, cuda_engine._capturing.locked()))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    for number in range(2):
+        plan = mock.MagicMock(device=torch.device("cuda", number))
+        trainer = mock.MagicMock(plan=plan, warm=cuda_engine._WARM_UP - 1, graph=None)
+        cuda_engine._Trainer._step_and_capture(trainer)
+        assert trainer.step.call_count == 2
+    assert captures == [(torch.device("cuda", number), "thread_local", True) for number in range(2)]
+    assert not cuda_engine._capturing.locked()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_members_on_a_second_gpu_train_as_on_the_first():
+    a_pack = pack(students(2), device="cuda:0", epochs=3)
+    first, second = lock_step(a_pack), lock_step(replace(a_pack, device="cuda:1"))
+    for name, result in second.items():
+        assert result.curves == first[name].curves
 
 
 def test_without_teacher_or_dropout(device):

@@ -42,12 +42,12 @@ def test_a_gpu_that_the_build_has_no_code_for_is_left_out(three_gpus: None, monk
     code = {0: 0, 1: 90, 2: 80}
     monkeypatch.setattr(backend.cuda_module(), "code_capability", code.__getitem__)
     assert training_devices("cuda") == ["cuda:1", "cuda:2"]
-    with pytest.raises(BackendError, match="device 'cuda:0': .* for compute capabilities 80 90, not for GPU 0's"):
+    with pytest.raises(BackendError, match=r"device 'cuda:0': .* for compute capabilities 80 90, not for GPU 0's"):
         training_devices("cuda:0")
     with pytest.warns(KdfastWarning, match=r"kdfast\.ops\.adamw runs its PyTorch reference.*not for GPU 0's"):
         assert backend.choose("adamw", "cuda", gpu=0) == "reference"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(BackendError, match="device 'cuda': .* not for GPU 0's"):
+    with pytest.raises(BackendError, match=r"device 'cuda': .* not for GPU 0's"):
         training_devices("cuda")
 
 

@@ -1,10 +1,10 @@
 """The CUDA engine: all members of a pack in lock-step.
 
 Members share the batches, so a step is batched matrix products over [K, M, D] with one op for all members between them
-(models/packed_transformer.py). What differs between steps, jets, rows, seeds, lies on the device as the epoch's plan,
-what differs between epochs in vectors of length K; so the step is captured once as a CUDA graph and replayed, and the
-host waits for the device once an epoch. Same results as the reference engine within the accuracy rule; the same pack
-gives the same bits.
+(models/packed_transformer.py). What differs between steps, jets, rows, seeds, lies on the device as a plan of those to
+come, what differs between epochs in vectors of length K; so the step is captured once as a CUDA graph and replayed,
+and the host waits for the device once an epoch. Same results as the reference engine within the accuracy rule; the
+same pack gives the same bits.
 
 On other devices the same engine runs without a graph, which is how it is tested where there is no GPU.
 """
@@ -27,7 +27,7 @@ from kdfast.distill.batches import epoch_batches
 from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
-from kdfast.errors import DataError
+from kdfast.errors import BackendError, DataError
 from kdfast.metrics import roc_auc
 from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -51,6 +51,9 @@ _KERNELS = (
 )
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 _AHEAD = 4  # steps that the host may be ahead of the device, so that a stop does not wait for many
+_PLAN_BYTES = 16 << 20  # of the steps that are planned at a time, if more than one; making them takes ten times that
+# One capture at a time: torch empties every device's cache before it begins one, which no capture under way survives.
+_capturing = threading.Lock()
 
 
 def unsupported(model: ModelConfig) -> str | None:
@@ -80,23 +83,39 @@ def train(
     for member in pack.members:
         start = (checkpoints.load(member.name) if checkpoints else None) or MemberCheckpoint()
         groups.setdefault(start.position, []).append((member, start))
-    plan = _Plan(pack)
-    for position in sorted(groups, reverse=True):
-        waiting = groups.pop(position)
-        while waiting and not stop.is_set():
-            count = min(len(waiting), plan.members_at_once())
-            yield from _Group(pack, waiting[:count], plan, stop, checkpoints).train(on_epoch)
-            waiting = waiting[count:]
+    try:
+        plan = _Plan(pack)
+        for position in sorted(groups, reverse=True):
+            waiting = groups.pop(position)
+            while waiting and not stop.is_set():
+                count = min(len(waiting), plan.members_at_once())
+                yield from _Group(pack, waiting[:count], plan, stop, checkpoints).train(on_epoch)
+                waiting = waiting[count:]
+    except torch.OutOfMemoryError as error:
+        what = f"its memory is too small ({str(error).partition('. ')[0]})"
+        hint = "take a smaller batch_size or model, fewer jets, or the device 'cpu'"
+        raise BackendError(what, where=f"device '{pack.device}'", hint=hint) from error
 
 
 class _Plan:
-    """What the steps of an epoch read that no member's own numbers go into, and the batches' common capacity."""
+    """What steps read that no member's own numbers go into, on the device: the jets, and which of them when."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack, self.device = pack, torch.device(pack.device)
-        counts = pack.train.offsets.diff()
-        # Of each jet, on the device: its constituents, and the first of them.
-        self.counts, self.first = counts.to(self.device), pack.train.offsets[:-1].to(self.device)
+        train, targets = pack.train, pack.targets
+        counts = train.offsets.diff()
+        # Of each jet: its constituents, and the first of them.
+        self.counts, self.first = counts.to(self.device), train.offsets[:-1].to(self.device)
+        rows, columns = train.features.shape
+        self.features = torch.zeros(rows + 1, columns, dtype=train.features.dtype, device=self.device)
+        self.features[:-1] = train.features  # the last one is padding's
+        self.labels, self.weights = train.labels.to(self.device), train.weights.to(self.device)
+        self.teacher = self.summary = None
+        if targets is not None and any(member.config is not None for member in pack.members):
+            self.teacher = targets.logits.to(self.device)
+            if targets.attention_entropy is not None:
+                assert targets.attention_max is not None
+                self.summary = torch.stack([targets.attention_entropy, targets.attention_max]).to(self.device)
         longest = 0
         for epoch in range(pack.recipe.epochs):
             batches = self.batches(epoch)
@@ -108,31 +127,36 @@ class _Plan:
         layers = pack.model.layers
         b, m = pack.recipe.batch_size, self.capacity
         self.columns = [b, m, m, m, b + 1, len(dropout_seeds(0, layers))]
+        self.steps_at_once = max(1, _PLAN_BYTES // (8 * sum(self.columns)))
 
     def batches(self, epoch: int) -> Tensor:
         return epoch_batches(self.pack.seed, epoch, len(self.pack.train), self.pack.recipe.batch_size)
 
-    def epoch(self, epoch: int) -> Tensor:
-        """int64 [steps, Σ columns], on the device: jets, rows of the features (one behind the last for padding), jet
-        and position of each row, offsets, and the seeds of dropout."""
-        jets = self.batches(epoch).to(self.device)
+    def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Jets [steps, b] and seeds of dropout [steps, s] of an epoch's steps, on the device."""
+        jets = self.batches(epoch)
         steps = len(jets)
+        key = derive_seed(self.pack.seed, "dropout")
+        keys = np.array([fold_seed(key, epoch * steps + step) for step in range(steps)], np.uint64)
+        seeds = np.stack(dropout_seeds(keys, self.pack.model.layers), 1).astype(np.int64)
+        return jets.to(self.device), torch.from_numpy(seeds).to(self.device)
+
+    def steps(self, jets: Tensor, seeds: Tensor) -> Tensor:
+        """int64 [steps, Σ columns] of steps of `epoch`: jets, rows of the features (the last one for padding), jet and
+        position of each row, offsets, and the seeds."""
         offsets = torch.nn.functional.pad(self.counts[jets].cumsum(1), (1, 0))
         row = torch.arange(self.capacity, device=self.device)
         valid = row < offsets[:, -1:]
         # How many jets but the first begin at a row or before: its jet, since those that begin there too are empty.
-        begins = torch.zeros(steps, self.capacity + 1, dtype=torch.int64, device=self.device)
+        begins = torch.zeros(len(jets), self.capacity + 1, dtype=torch.int64, device=self.device)
         begins.scatter_add_(1, offsets[:, 1:-1], torch.ones_like(jets[:, 1:]))
         jet = torch.where(valid, begins[:, :-1].cumsum(1), 0)
         position = torch.where(valid, row - offsets.gather(1, jet), 0)
-        source = torch.where(valid, self.first[jets].gather(1, jet) + position, len(self.pack.train.features))
-        key = derive_seed(self.pack.seed, "dropout")
-        keys = np.array([fold_seed(key, epoch * steps + step) for step in range(steps)], np.uint64)
-        seeds = np.stack(dropout_seeds(keys, self.pack.model.layers), 1).astype(np.int64)
-        return torch.cat([jets, source, jet, position, offsets, torch.from_numpy(seeds).to(self.device)], 1)
+        source = torch.where(valid, self.first[jets].gather(1, jet) + position, len(self.features) - 1)
+        return torch.cat([jets, source, jet, position, offsets, seeds], 1)
 
     def members_at_once(self) -> int:
-        """How many members' activations and buffers fit the device's free memory."""
+        """How many members' activations and buffers fit the device's free memory, in which the jets lie already."""
         if self.device.type != "cuda":
             return len(self.pack.members)
         model, size = self.pack.model, 2 if self.pack.precision == "bf16" else 4
@@ -140,9 +164,11 @@ class _Plan:
         activations = self.capacity * (model.layers + 2) * layer  # two layers' worth of gradients
         parameters = 10 * 4 * JetTransformer(model).num_parameters()  # moments, gradient, best, graph's temporaries
         gc.collect()  # a group before this one, which refers to itself
-        torch.cuda.empty_cache()  # and what torch keeps of it
+        with _capturing:
+            torch.cuda.empty_cache()  # and what torch keeps of it
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, int(0.85 * free) // (activations + parameters))
+        planning = 10 * 8 * sum(self.columns) * self.steps_at_once
+        return max(1, (int(0.85 * free) - planning) // (activations + parameters))
 
 
 class _Trainer:
@@ -164,24 +190,19 @@ class _Trainer:
         self.temperature, self.alpha = (torch.ones(count, dtype=torch.float64, device=device) for _ in range(2))
         self.rate = torch.zeros(count, device=device)
         self.weight_decay = torch.full_like(self.rate, pack.recipe.weight_decay)
-        distils = torch.tensor([float(member.config is not None) for member in members], device=device)
-        self.transfer_weight = pack.recipe.attention_weight * distils
+        distils = [float(member.config is not None) for member in members]
+        self.transfer_weight = pack.recipe.attention_weight * torch.tensor(distils, device=device)
+        self.teacher, self.summary = (plan.teacher, plan.summary) if any(distils) else (None, None)
         self.updates = torch.zeros(count, dtype=torch.int64, device=device)
         self.alive = torch.ones(count, dtype=torch.bool, device=device)
         self.died = torch.full_like(self.updates, -1)  # the update at which a loss or gradient was not finite
         self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
 
-        train, targets = pack.train, pack.targets
-        self.features = torch.nn.functional.pad(train.features, (0, 0, 0, 1)).to(device)
-        self.labels, self.weights = train.labels.to(device), train.weights.to(device)
-        self.teacher = None if targets is None or not distils.any() else targets.logits.to(device)
-        self.summary = None
-        if self.teacher is not None and targets is not None and targets.attention_entropy is not None:
-            assert targets.attention_max is not None
-            self.summary = torch.stack([targets.attention_entropy, targets.attention_max]).to(device)
-        self.next = torch.zeros(1, dtype=torch.int64, device=device)  # the step of the epoch's plan
-        steps = len(train) // pack.recipe.batch_size
-        self.steps = torch.zeros(steps, sum(plan.columns), dtype=torch.int64, device=device)
+        self.steps_of_epoch = len(pack.train) // pack.recipe.batch_size
+        self.step_of_epoch = self.planned = 0  # the next step; those before it are taken, those before `planned` lie in
+        shape = min(plan.steps_at_once, self.steps_of_epoch), sum(plan.columns)
+        self.steps = torch.zeros(shape, dtype=torch.int64, device=device)  # with which, on the device, `next` is next
+        self.next = torch.zeros(1, dtype=torch.int64, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = 0  # steps before the graph was captured
         self.under_way: deque[torch.cuda.Event] = deque()  # ends of steps that the device may not have reached
@@ -216,8 +237,17 @@ class _Trainer:
         self.rate.fill_(rate)
         self.temperature.copy_(temperature)
         self.alpha.copy_(alpha)
-        self.steps.copy_(self.plan.epoch(epoch))
-        self.next.fill_(done)
+        self.epoch_jets, self.epoch_seeds = self.plan.epoch(epoch)
+        self.step_of_epoch = self.planned = done
+        self._plan_steps()
+
+    def _plan_steps(self) -> None:
+        """Puts the next steps of the epoch where the device finds them."""
+        which = slice(self.planned, self.planned + len(self.steps))
+        planned = self.plan.steps(self.epoch_jets[which], self.epoch_seeds[which])
+        self.steps[: len(planned)] = planned
+        self.next.zero_()
+        self.planned += len(planned)
 
     def step(self) -> None:
         """One update of all members. On a GPU nothing here waits for it."""
@@ -225,12 +255,12 @@ class _Trainer:
         self.next += 1
         rows = PackedRows(offsets[-1:], jet, position, offsets)
         dropout = seeds if self.pack.model.dropout > 0 else None
-        logits, attention = self.model.logits(self.features.index_select(0, source), rows, dropout, training=True)
-        weights = self.weights[jets]
+        logits, attention = self.model.logits(self.plan.features.index_select(0, source), rows, dropout, training=True)
+        weights = self.plan.weights[jets]
         loss, parts = distill_loss(
             logits,
             None if self.teacher is None else self.teacher[jets],
-            self.labels[jets],
+            self.plan.labels[jets],
             temperature=self.temperature,
             alpha=self.alpha,
             weights=weights,
@@ -262,6 +292,9 @@ class _Trainer:
 
     def advance(self) -> None:
         """A step: by the graph, once there is one."""
+        if self.step_of_epoch == self.planned:
+            self._plan_steps()
+        self.step_of_epoch += 1
         if self.plan.device.type != "cuda":
             self.step()
             return
@@ -287,7 +320,9 @@ class _Trainer:
         self.warm += 1
         if self.warm >= _WARM_UP:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads serve other GPUs
+            # On a stream of this device: torch's own lies on the one where it captured first. Other threads serve other
+            # GPUs meanwhile.
+            with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self.step()  # runs nothing
             self.graph = graph
 
@@ -378,7 +413,7 @@ class _Group:
     def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> Generator[MemberResult, None, None]:
         """What is left of the running epoch; the results of members that have diverged in it."""
         pack, trainer, recipe, (epoch, _) = self.pack, self.trainer, self.pack.recipe, self.position
-        began, steps = time.perf_counter(), len(trainer.steps)
+        began, steps = time.perf_counter(), trainer.steps_of_epoch
         done = self.position[1] - epoch * steps
         trainer.begin_epoch(epoch, done)
         for _ in range(done, steps):
@@ -393,6 +428,10 @@ class _Group:
             if died[k] >= 0:
                 self.running.remove(k)
                 yield self._result(k, "diverged", f"loss or gradient not finite in epoch {epoch}, step {died[k]}")
+                continue
+            if not logits[k].isfinite().all():
+                self.running.remove(k)
+                yield self._result(k, "diverged", f"validation scores not finite in epoch {epoch}")
                 continue
             auc = roc_auc(pack.validation.labels.numpy(), logits[k].numpy(), pack.validation.weights.numpy())
             self.at[k].end_epoch([*means[k], auc, temperatures[k], alphas[k], rate], auc, dict)

@@ -101,6 +101,10 @@ def why_no_code(gpu: int) -> str | None:
     return f"this build of kdfast._cuda has code for compute capabilities {module.architectures}, not for GPU {gpu}'s"
 
 
+def _why_no_code(gpu: int | None) -> str | None:
+    return None if gpu is None else why_no_code(gpu)  # None: kdfast._emu's
+
+
 def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int | None = None) -> str:
     """The implementation for one call: "cpu" or "cuda" (compiled), or "reference".
 
@@ -114,9 +118,7 @@ def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int |
     for_all_ops = True
     if kernels not in ("cpu", "cuda"):
         reason = f"there is no compiled kernel for device {device_type!r}"
-    elif (why := why_no_cpu if kernels == "cpu" else why_no_cuda) is not None:
-        reason = why
-    elif kernels == "cuda" and gpu is not None and (why := why_no_code(gpu)) is not None:
+    elif (why := why_no_cpu if kernels == "cpu" else why_no_cuda or _why_no_code(gpu)) is not None:
         reason = why
     else:
         for_all_ops = False
