@@ -1,5 +1,5 @@
-// Every device function of core/gpu.h that stands for an instruction, so that ci/cuda-compile has its PTX assembled where
-// no kernel uses it.
+// Every device function of core/gpu.h that stands for an instruction, so that ci/cuda-compile has its PTX assembled
+// where no kernel uses it.
 #include "core/gpu.h"
 
 namespace kdfast::gpu {

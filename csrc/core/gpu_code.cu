@@ -8,8 +8,8 @@ namespace kdfast::gpu {
 
 __global__ void any_kernel() {}
 
-// Not the device's own capability: where a build lacks that, the driver compiles PTX of an older one, whose kernels lack
-// what the older one lacked.
+// Not the device's own capability: where a build lacks that, the driver compiles PTX of an older one, whose kernels
+// lack what the older one lacked.
 int code_capability() {
     int device = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");

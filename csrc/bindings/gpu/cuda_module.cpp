@@ -15,8 +15,8 @@ namespace {
 
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
 
-// The oldest Linux driver that runs this build, and its CUDA: any of the same major version's, but for CUDA 12 only those
-// that know the code's compression (-compress-mode=size came with 12.4).
+// The oldest Linux driver that runs this build, and its CUDA: any of the same major version's, but for CUDA 12 only
+// those that know the code's compression (-compress-mode=size came with 12.4).
 static_assert(CUDART_VERSION >= 12080);
 const char* const oldest_driver = CUDART_VERSION >= 13000 ? "580.65.06" : "550.54.14";
 constexpr int kOldestDriverVersion = CUDART_VERSION >= 13000 ? CUDART_VERSION / 1000 * 1000 : 12040;
