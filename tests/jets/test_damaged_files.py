@@ -90,6 +90,25 @@ def no_rows(file: h5py.File) -> None:
         file[name] = empty
 
 
+def half_written(name: str, rows: int = 60) -> Callable[[h5py.File], None]:
+    """As a writer leaves it that made the dataset for all jets and died after some."""
+
+    def change(file: h5py.File) -> None:
+        values = file[name][:]
+        del file[name]
+        dataset = file.create_dataset(name, values.shape, values.dtype, chunks=(30, *values.shape[1:]))
+        dataset[:rows] = values[:rows]
+
+    return change
+
+
+def far_too_long(file: h5py.File) -> None:
+    for name, dataset in list(file.items()):
+        dtype, columns = dataset.dtype, dataset.shape[1:]
+        del file[name]
+        file.create_dataset(name, (2**44, *columns), dtype, chunks=(30, *columns))
+
+
 FLOATS = np.zeros((100, 20), np.float32)
 STRUCTURE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "external link": (external_link, "dataset fjet_clus_pt: is an external link to /etc/passwd\ngive that file itself"),
@@ -126,6 +145,13 @@ STRUCTURE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
         "attribute constit: lists .* and lacks fjet_clus_E\npT, η, φ and energy",
     ),
     "no rows": (no_rows, "jets.h5: holds no jets"),
+    "half of the labels": (
+        half_written("labels"),
+        "dataset labels: was not written completely: parts of it have no bytes",
+    ),
+    "half of φ": (half_written("fjet_clus_phi"), "dataset fjet_clus_phi: was not written completely"),
+    "no energies": (half_written("fjet_clus_E", 0), "dataset fjet_clus_E: was not written completely"),
+    "2^44 rows": (far_too_long, "was not written completely"),
     "zero weights": (of_other("weights", FLOATS[:, 0]), "dataset weights: all weights are zero"),
 }
 

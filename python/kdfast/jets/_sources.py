@@ -181,13 +181,21 @@ def _dataset(file: h5py.File, path: Path, name: str, *, columns: bool = False) -
     if item.ndim != (2 if columns else 1):
         shape = "[jets, constituents]" if columns else "[jets]"
         raise DataError(f"must have the shape {shape}, has {list(item.shape)}", where=where)
+    # HDF5 reads what a writer that died did not come to as zeros: background, without constituents.
+    if item.size and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+        raise DataError("was not written completely: parts of it have no bytes", where=where, hint="write it again")
     return item
 
 
 def check_same_weights(sources: list[Source]) -> None:
-    """Weighted and unweighted jets can't be mixed: a weight of 1 means something else beside real ones."""
+    """Weighted and unweighted jets can't be mixed: a weight of 1 means something else beside real ones. Nor can the
+    weights of two versions, whose scales differ."""
     weighted = [source for source in sources if source.weights]
     if weighted and len(weighted) < len(sources):
         without = next(source for source in sources if not source.weights)
         what = f"has neither {' nor '.join(WEIGHTS)}, while {weighted[0].path} has {weighted[0].weights}"
         raise DataError(what, where=str(without.path), hint="read the files with and without weights separately")
+    other = next((source for source in weighted if source.weights != weighted[0].weights), None)
+    if other is not None:
+        what = f"has {other.weights}, while {weighted[0].path} has {weighted[0].weights}"
+        raise DataError(what, where=str(other.path), hint="read the files of the two versions separately")

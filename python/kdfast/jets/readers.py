@@ -222,7 +222,7 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
         values = block.read(name)
         block.reject(name, ~np.isfinite(values), "is not finite", values=values)
         if name == "fjet_pt":
-            block.reject(name, values < 0, "is negative", values=values)
+            block.reject(name, values <= 0, "is not positive", values=values)
         p4[:, k] = values / MEV_PER_GEV if name in ("fjet_pt", "fjet_m") else values
     labels = np.full(rows, -1, np.float32)
     if block.source.labels:
