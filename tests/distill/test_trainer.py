@@ -1,4 +1,5 @@
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from kdfast import backend
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import EpochReport, Member, Recipe, Targets, View, train_pack
-from kdfast.errors import ConfigError, DataError
+from kdfast.errors import ConfigError, DataError, ModelError
 from kdfast.metrics import roc_auc
 from kdfast.models import JetTransformer, evaluation
 from tests.cuda_kernels import needs_gpu
@@ -100,6 +101,22 @@ def test_a_diverging_member_is_isolated():
         assert_same(alone[member.name], together[member.name])
 
 
+@pytest.mark.parametrize("engine", ["compiled", "reference"])
+def test_a_member_whose_logits_are_not_finite_has_diverged(engine):
+    """The last step of an epoch may blow the weights up: its loss and gradient are finite still."""
+    one_step = pack([Member("baseline")], epochs=1, batch_size=96, learning_rate=1e20)
+    other = pack([Member("baseline")], epochs=1)
+    other.test.features[7] = float("inf")
+    with backend("reference") if engine == "reference" else nullcontext():
+        for a_pack, message, epochs in (
+            (one_step, "logits of the validation jets not finite after epoch 0", 0),
+            (other, "logits of the test jets not finite with the weights of epoch 0", 1),
+        ):
+            (result,) = train_pack(a_pack)
+            assert (result.status, result.message, result.epochs) == ("diverged", message, epochs)
+            assert not result.state
+
+
 def test_jets_of_weight_zero_do_not_enter_the_loss():
     a_pack = pack(students(1), epochs=1, batch_size=96)
     train = a_pack.train
@@ -153,8 +170,53 @@ def test_packs_that_do_not_fit():
     with pytest.raises(ValueError, match="greater than 0"):
         Recipe(learning_rate=0)
     a_pack = pack(students(1))
-    with pytest.raises(DataError, match="96 teacher logits for 64 training jets"):
+    with pytest.raises(DataError, match=r"targets, logits: must be \[64, 1\] for 64 training jets, is \[96, 1\]"):
         replace(a_pack, train=view(64, 3))
+    targets = a_pack.targets
+    for name in ("attention_entropy", "attention_max"):
+        message = rf"targets, {name}: must be \[96\] for 96 training jets, is \[10\]"
+        with pytest.raises(DataError, match=message):
+            replace(a_pack, targets=replace(targets, **{name: getattr(targets, name)[:10]}))
+    with pytest.raises(ConfigError, match="model: 2 classes, but a pack trains one"):
+        replace(a_pack, model=MODEL.model_copy(update={"num_classes": 2}))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_views_that_do_not_fit(split):
+    a_pack = pack(students(1))
+    good = getattr(a_pack, split)
+    rows = len(good.features)
+    for change, error, message in (
+        ({"features": good.features[:, :5]}, ModelError, rf"features must be \[M, 7\], are \[{rows}, 5\]"),
+        ({"features": good.features[:-1]}, DataError, rf"{split}, offsets: must rise from 0 to {rows - 1}"),
+        ({"labels": good.labels[:-1]}, DataError, rf"{split}, labels: must be \[{len(good)}\]"),
+        ({"weights": good.weights[:-1]}, DataError, rf"{split}, weights: must be \[{len(good)}\]"),
+    ):
+        with pytest.raises(error, match=message):
+            replace(a_pack, **{split: replace(good, **change)})
+
+
+@pytest.mark.parametrize("number", [5, 12])
+@pytest.mark.parametrize("reference", [False, True])
+def test_features_of_another_model_are_refused(number, reference):
+    """The compiled encoder reads rows of the model's length: others it would take apart wrongly, or read past them."""
+    jets, model = view(20, 3), JetTransformer(MODEL, num_features=number)
+    message = rf"features must be \[M, {number}\], are \[{len(jets.features)}, 7\]"
+    with pytest.raises(ModelError, match=message):
+        list(evaluation.evaluate_model(model, jets.features, jets.offsets, reference=reference))
+    with pytest.raises(ModelError, match=message):
+        list(evaluation.evaluate_on_device(model, jets.features, jets.offsets, "cpu"))
+
+
+@pytest.mark.parametrize("engine", ["compiled", "reference"])
+def test_jets_of_weight_zero_alone_in_a_batch_are_refused_before_training(engine):
+    a_pack = pack([Member("baseline")], epochs=40, batch_size=4)
+    a_pack.train.weights[40:] = 0.0
+    with (
+        backend("reference") if engine == "reference" else nullcontext(),
+        pytest.raises(DataError, match="weights: all jets of a batch of epoch 0 have weight 0"),
+    ):
+        train_pack(a_pack)
 
 
 @pytest.mark.parametrize("where", ["reference", pytest.param("kernels", marks=pytest.mark.cuda_kernels)])

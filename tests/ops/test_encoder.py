@@ -19,7 +19,7 @@ from kdfast import backend
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import Member, Pack, Recipe, Targets, View
-from kdfast.errors import BackendError, DataError, ResourceError
+from kdfast.errors import BackendError, DataError, ModelError, ResourceError
 from kdfast.models import JetTransformer, ModelConfig
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -233,6 +233,13 @@ def test_values_that_cannot_be_are_errors() -> None:
         case.compiled()
     with pytest.raises(DataError, match="labels: must be contiguous"):
         replace(case.inputs(), labels=case.view.labels.double())
+    for name, value in vars(case.inputs()).items():
+        wrong = "labels" if name == "offsets" else "offsets" if name == "features" else name
+        with pytest.raises(DataError, match=f"^{wrong}: must (be|rise)"):
+            replace(case.inputs(), **{name: value[:-1].clone()})
+    case.view = replace(case.view, features=torch.zeros(50, 5))
+    with pytest.raises(ModelError, match=r"features must be \[M, 7\], are \[50, 5\]"):
+        case.compiled()
     parameters, running = torch.zeros(10), torch.zeros(10)
     with pytest.raises(DataError, match="parameters and running statistics, expected"):
         Encoder(case.config, parameters, running)

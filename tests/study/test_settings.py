@@ -118,6 +118,14 @@ def test_what_decides_results():
         ('model = "tiny"', "FILE, model: unknown model preset 'tiny'"),
         ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is no multiple of heads 4"),
         ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
+        (
+            "[model]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\nnum_features = 5",
+            "FILE, model: num_features is 7 in a study, not 5\nleave it out",
+        ),
+        (
+            "[teacher_model]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\nnum_classes = 2",
+            "FILE, teacher_model: num_classes is 1 in a study, not 2\nleave it out",
+        ),
         ("seeds = []", "FILE, seeds: has no seed"),
         ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
         ('precision = "fp23"', "did you mean 'fp32'?"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdfast.errors import DataError
 from kdfast.ops.philox import derive_seed, philox4x32
 
-__all__ = ["epoch_batches", "gather"]
+__all__ = ["check_batch_weights", "epoch_batches", "gather"]
 
 
 def epoch_batches(seed: int, epoch: int, jets: int, batch_size: int) -> Tensor:
@@ -21,6 +22,20 @@ def epoch_batches(seed: int, epoch: int, jets: int, batch_size: int) -> Tensor:
     order = torch.argsort((high >> 1 << 32) | low, stable=True)
     steps = jets // batch_size
     return order[: steps * batch_size].view(steps, batch_size)
+
+
+def check_batch_weights(weights: Tensor, seed: int, epochs: int, batch_size: int) -> None:
+    """Raises DataError where all jets of a batch of some epoch have weight 0: its loss, a weighted mean, is undefined.
+
+    weights: [B] of the training jets. The batches are drawn here only where there are enough jets of weight 0.
+    """
+    if int((weights == 0).sum()) < batch_size:
+        return
+    for epoch in range(epochs):
+        batches = epoch_batches(seed, epoch, len(weights), batch_size)
+        if not (weights[batches].sum(1) > 0).all():
+            what = f"all jets of a batch of epoch {epoch} have weight 0: its loss is undefined"
+            raise DataError(what, where="weights", hint="take larger batches, or leave such jets out")
 
 
 def gather(features: Tensor, offsets: Tensor, jets: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,9 +65,10 @@ class _Learner:
         return terms if math.isfinite(terms[0]) and self.optimizer.step(rate, num_threads) else None
 
     def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
+        features, offsets = view.features.contiguous(), view.offsets.contiguous()
         for start in range(0, len(view), _EVALUATED):
             count = min(_EVALUATED, len(view) - start)
-            yield self.encoder.logits(view.features, view.offsets, start, count, num_threads)[0][:, 0]
+            yield self.encoder.logits(features, offsets, start, count, num_threads)[0][:, 0]
 
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}

@@ -149,6 +149,10 @@ class _Member:
         except Stopped:
             self._save()
             raise
+        if not test.isfinite().all():  # those of the validation jets were finite when they were the best
+            return self._result(
+                "diverged", f"logits of the test jets not finite with the weights of epoch {self.at.best_epoch}"
+            )
         return self._result("done", "", validation, test, self.at.best_state)
 
     def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> MemberResult | None:
@@ -169,6 +173,8 @@ class _Member:
                 return self._result("diverged", f"loss or gradient not finite in epoch {epoch}, step {at.step}")
             at.sums += terms
         logits = self._logits(pack.validation)
+        if not logits.isfinite().all():
+            return self._result("diverged", f"logits of the validation jets not finite after epoch {epoch}")
         auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
         means = (at.sums / len(batches)).tolist()
         at.end_epoch([*means, auc, temperature, alpha, rate], auc, self.learner.state)

@@ -14,12 +14,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from kdfast.distill.batches import check_batch_weights
 from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.devices import check_name, train_on_gpus, training_devices
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, DataError, suggest
 from kdfast.models.config import ModelConfig
 from kdfast.ops import backend, encoder
+from kdfast.ops._arrays import check_offsets
 from kdfast.ops.distill_loss import check_jets
 
 __all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View", "train_pack"]
@@ -92,7 +94,8 @@ class Pack:
     targets: of the training jets; needed where a member has a config. precision: "fp32", or "bf16" (bfloat16
     operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu",
     "cuda" (all GPUs that torch sees) or "cuda:1" (one of them); see devices.training_devices.
-    Raises ConfigError and DataError for parts that do not fit together, and for labels and weights that can't be.
+    Raises ConfigError, ModelError and DataError for parts that do not fit together, and for labels and weights that
+    can't be.
     """
 
     model: ModelConfig
@@ -111,6 +114,11 @@ class Pack:
             hint = suggest(self.precision, list(PRECISIONS))
             raise ConfigError(f"unknown precision {self.precision!r}", where="precision", hint=hint)
         check_name(self.device)
+        if self.model.num_classes != 1:
+            hint = "num_classes=1: the logit of signal"
+            raise ConfigError(f"{self.model.num_classes} classes, but a pack trains one", where="model", hint=hint)
+        for split in ("train", "validation", "test"):
+            _check_view(getattr(self, split), self.model, split)
         check_jets(self.train.labels, self.model.num_classes, self.train.weights)
         if len(self.train) < self.recipe.batch_size:
             raise ConfigError(
@@ -118,13 +126,33 @@ class Pack:
                 where="batch_size",
                 hint=f"choose batch_size ≤ {len(self.train)} or give more jets",
             )
-        if any(member.config is not None for member in self.members):
-            if self.targets is None:
-                raise ConfigError("students need a teacher's targets", where="targets")
-            if len(self.targets.logits) != len(self.train):
-                raise DataError(
-                    f"{len(self.targets.logits)} teacher logits for {len(self.train)} training jets", where="targets"
-                )
+        if self.targets is None and any(member.config is not None for member in self.members):
+            raise ConfigError("students need a teacher's targets", where="targets")
+        if self.targets is not None:
+            _check_targets(self.targets, len(self.train))
+
+
+def _check_view(view: View, model: ModelConfig, split: str) -> None:
+    """Raises DataError unless a view's arrays fit each other, ModelError unless they fit the model."""
+    model.check_features(view.features)
+    try:
+        check_offsets(view.offsets, len(view.features))
+    except DataError as error:
+        raise DataError(error.what, where=f"{split}, {error.where}", hint=error.hint) from None
+    jets = len(view.offsets) - 1
+    for name, values in (("labels", view.labels), ("weights", view.weights)):
+        if values.shape != (jets,):
+            raise DataError(f"must be [{jets}], one for each jet, is {list(values.shape)}", where=f"{split}, {name}")
+
+
+def _check_targets(targets: Targets, jets: int) -> None:
+    """Raises DataError unless there are targets for so many jets."""
+    shapes = {"logits": (jets, 1), "attention_entropy": (jets,), "attention_max": (jets,)}
+    for name, shape in shapes.items():
+        values = getattr(targets, name)
+        if values is not None and values.shape != shape:
+            what = f"must be {list(shape)} for {jets} training jets, is {list(values.shape)}"
+            raise DataError(what, where=f"targets, {name}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,8 @@ class EpochReport:
 class MemberResult:
     """What became of a member.
 
-    status: "done", or "diverged" (a loss or gradient was not finite: message says when; scores and state are empty).
+    status: "done", or "diverged" (a loss, gradient or logit was not finite: message says when; scores and state are
+    empty).
     best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds: wall time, in all
     processes that trained it.
     curves: a value an epoch of loss, loss_kd, loss_label, loss_attention, auc_val, temperature, alpha, learning_rate.
@@ -180,9 +209,12 @@ def train_pack(
     `interval` seconds and when the pack is ended before them. On the reference and the CPU engine a member that goes on
     ends in the same bits as one that was never interrupted.
 
-    Raises BackendError where the pack's device can't be used, or not for a model of its sizes.
+    Raises BackendError where the pack's device can't be used, or not for a model of its sizes, DataError for a batch
+    whose jets all have weight 0.
     """
     from kdfast.distill import cpu_engine, cuda_engine, reference_engine
+
+    check_batch_weights(pack.train.weights, pack.seed, pack.recipe.epochs, pack.recipe.batch_size)
 
     stop = stop or threading.Event()
     devices = training_devices(pack.device)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdfast.errors import ConfigError, suggest
+from kdfast.errors import ConfigError, ModelError, suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PRESETS", "ModelConfig", "model_config"]
 
@@ -39,6 +42,11 @@ class ModelConfig(BaseModel):
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd (the head halves it)")
         return self
+
+    def check_features(self, features: Tensor) -> None:
+        """Raises ModelError unless features are [M, num_features]."""
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ModelError(f"features must be [M, {self.num_features}], are {list(features.shape)}", where="features")
 
 
 PRESETS = {

@@ -25,8 +25,9 @@ def evaluate_model(
     """(logits [b, C], pooling weights [m], offsets [b + 1] from 0) of one batch of jets after the other.
 
     features: [M, F] standardised. offsets: [B + 1] int64. reference: by the model's own forward pass, as where the
-    compiled encoder can't take the model.
+    compiled encoder can't take the model. Raises ModelError for features of another model.
     """
+    model.config.check_features(features)
     if not reference:
         reason = encoder.unsupported(model.config)
         if next(model.parameters()).dtype != torch.float32:
@@ -57,6 +58,7 @@ def evaluate_on_device(
     model: JetTransformer, features: Tensor, offsets: Tensor, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """As evaluate_model, in float32 by the ops of the lock-step engine; results stay on the device."""
+    model.config.check_features(features)
     copy = JetTransformer(model.config)
     copy.load_state_dict(model.state_dict())
     parameters, running = (flat.detach()[None].to(device) for flat in (flatten_parameters(copy), flatten_running(copy)))

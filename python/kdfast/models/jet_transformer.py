@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdfast.errors import ConfigError, ModelError
+from kdfast.errors import ConfigError
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.layers import BatchNorm, DenseBlock, EncoderLayer, PoolingAttention
 from kdfast.ops.philox import derive_seed, fold_seed, philox4x32
@@ -56,9 +56,7 @@ class JetTransformer(nn.Module):
         features: [M, F] standardised. offsets: [B + 1] int64. dropout_seed: the key of this step's dropout in training
         mode; None draws one from torch's default generator.
         """
-        if features.ndim != 2 or features.shape[1] != self.config.num_features:
-            shape, wanted = list(features.shape), self.config.num_features
-            raise ModelError(f"features must be [M, {wanted}], are {shape}", where="features")
+        self.config.check_features(features)
         seeds: list[int | None]
         if self.training and self.config.dropout > 0:
             if dropout_seed is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kdfast.errors import BackendError, DataError, ResourceError
 from kdfast.models.config import ModelConfig
 from kdfast.ops import backend
+from kdfast.ops._arrays import check_offsets
 from kdfast.ops.philox import dropout_threshold
 
 __all__ = ["PARTS", "Encoder", "StepInputs", "unsupported"]
@@ -57,10 +58,14 @@ class StepInputs:
     teacher_maximum: Tensor | None = None
 
     def __post_init__(self) -> None:
+        jets = len(self.offsets) - 1
         for name, array in vars(self).items():
             wanted = torch.int64 if name == "offsets" else torch.float32
             if array is not None and (array.dtype != wanted or not array.is_contiguous()):
                 raise DataError(f"must be contiguous {wanted}, is {array.dtype}", where=name)
+            if array is not None and name not in ("features", "offsets") and array.shape != (jets,):
+                raise DataError(f"must be [{jets}], one for each jet, is {list(array.shape)}", where=name)
+        check_offsets(self.offsets, len(self.features))
 
 
 class Encoder:
@@ -117,6 +122,7 @@ class Encoder:
         """
         if self.config.num_classes != 1:
             raise DataError(f"trains models of one logit, this one has {self.config.num_classes}", where="encoder")
+        self.config.check_features(inputs.features)
         try:
             valid, *terms = self._encoder.gradient(
                 gradient.data_ptr(),
@@ -156,8 +162,10 @@ class Encoder:
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
-        Raises ResourceError where memory is lacking.
+        features, offsets: contiguous. Raises ModelError for features of another model, ResourceError where memory is
+        lacking.
         """
+        self.config.check_features(features)
         logits = torch.empty(count, self.config.num_classes)
         rows = int(offsets[first + count] - offsets[first])
         weights = torch.empty(rows) if pooling else None

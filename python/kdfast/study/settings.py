@@ -19,6 +19,7 @@ from kdfast.distill.trainer import PRECISIONS, Recipe
 from kdfast.errors import ConfigError, suggest
 from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
+from kdfast.ops.jet_features import NUM_FEATURES
 from kdfast.study.grid import GRIDS, grid
 
 if sys.version_info >= (3, 11):
@@ -118,7 +119,13 @@ def _as_hlt(value: Any) -> str | HLTConfig:
 
 
 def _as_model(value: Any) -> str | ModelConfig:
-    return value if isinstance(value, str) and value in PRESETS else model_config(value, where="")
+    if isinstance(value, str) and value in PRESETS:
+        return value
+    config = model_config(value, where="")
+    for name, needed in (("num_features", NUM_FEATURES), ("num_classes", 1)):
+        if getattr(config, name) != needed:
+            raise ConfigError(f"{name} is {needed} in a study, not {getattr(config, name)}", hint="leave it out")
+    return config
 
 
 def _as_grid(value: Any) -> str | GridLists | tuple[str, ...]:
