@@ -164,7 +164,7 @@ class PackedJets:
 
     def hardest(self, n: int | None) -> PackedJets:
         """The same jets with their first n constituents, which are the hardest where pT falls; None: all of them."""
-        if n is None or not len(self) or self.counts.max() <= n:
+        if n is None or not len(self) or np.max(self.counts) <= n:
             return self
         place = np.arange(len(self.constituents)) - np.repeat(self.offsets[:-1], self.counts)
         return self.select_constituents(place < n)

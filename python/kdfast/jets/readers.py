@@ -306,7 +306,7 @@ def _finish(jets: _Packing, sources: list[Source], require_labels: bool, cut: bo
     )
     if require_labels and not packed.weights.any():
         raise DataError("all weights are zero", where=f"{where}, dataset {sources[0].weights}")
-    if cut and require_labels and packed.labels.min() == packed.labels.max():
+    if cut and require_labels and np.min(packed.labels) == np.max(packed.labels):
         what = f"the first {len(packed):,} jets of {where} are all of class {packed.labels[0]}"
         warnings.warn(
             f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=3
