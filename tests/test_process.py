@@ -32,7 +32,7 @@ def test_of_a_process_that_is_gone():
 
 def test_the_number_of_a_process_may_be_given_again(monkeypatch):
     name = temporary_name(Path("x")).name
-    monkeypatch.setattr(_process, "started", lambda pid: "12345")
+    monkeypatch.setattr(_process, "_started", lambda pid: "12345")
     assert is_writing(name) is False
 
 

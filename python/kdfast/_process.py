@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["is_writing", "machine", "started", "temporary_name"]
+__all__ = ["is_running", "is_writing", "machine", "started", "temporary_name"]
 
 
 def machine() -> str:
@@ -23,12 +23,31 @@ def machine() -> str:
 
 
 def started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks; "" where it is not running. Tells processes apart that had
-    the same number."""
+    """When a process was started, in the kernel's ticks; "" where it is not running, or can't be looked at. Tells
+    processes apart that had the same number."""
+    return _started(pid) or ""
+
+
+def is_running(pid: int, start: str) -> bool | None:
+    """Whether the process of this machine that was `started` then is still there. None: that can't be told, as of
+    another user's where /proc shows each user his own alone (hidepid)."""
+    if (found := _started(pid)) is not None:
+        return found == start
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's, and there; whether it has been since then is not shown
+    return None
+
+
+def _started(pid: int) -> str | None:
+    """See `started`; None: /proc does not show it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if fields[0] in "ZX" else fields[19]  # a zombie is gone
 
 
@@ -56,7 +75,7 @@ def is_writing(name: str) -> bool | None:
         return None
     if parts[2] != boot:
         return False  # this machine has been started anew since
-    return started(int(parts[4])) == parts[5] if parts[3] == processes else None
+    return is_running(int(parts[4]), parts[5]) if parts[3] == processes else None
 
 
 @cache

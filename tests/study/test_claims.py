@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -78,11 +80,55 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path):
     assert Claims(tmp_path).take("pack") is not None
 
 
+TWO_USERS = """
+import os, signal, sys
+from pathlib import Path
+from kdfast._process import is_writing, temporary_name
+from kdfast.study.claims import Claims
+folder, (said, say) = Path(sys.argv[1]), os.pipe()
+os.umask(0)
+
+def become(user):
+    os.setgroups([]); os.setgid(user); os.setuid(user)
+
+if not (holder := os.fork()):
+    become(1001)
+    claim, name = Claims(folder).take("pack"), temporary_name(folder / "result")
+    os.write(say, name.name.encode())
+    signal.pause()
+name = os.read(said, 1000).decode()
+for end in (False, True):
+    if end:
+        os.kill(holder, signal.SIGKILL); os.waitpid(holder, 0)
+    if not (other := os.fork()):
+        become(1002)
+        claims = Claims(folder)
+        print(is_writing(name), claims.holders()[0].alive, claims.take("pack") is not None, flush=True)
+        os._exit(0)
+    os.waitpid(other, 0)
+"""
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 2])
+def test_another_users_process_is_not_dead_where_proc_hides_it(hidden):
+    """As on login nodes; with the real mount option, in a name space of its own."""
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs the right to mount another /proc")
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be entered by this user alone
+        os.chmod(folder, 0o777)
+        mount = f'mount -o remount,hidepid={hidden} /proc && exec "$@"'
+        run = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", mount, "sh", sys.executable, "-c"]
+        done = subprocess.run([*run, TWO_USERS, folder], capture_output=True, text=True, check=False)
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    seen = "None" if hidden else "True"
+    assert done.stdout.splitlines() == [f"{seen} True False", "False False True"], done.stderr
+
+
 def test_the_silent_are_taken_over_and_learn_of_it(tmp_path, monkeypatch):
     """As on another machine, whose processes can't be looked at."""
     held = Claims(tmp_path, beat=0.2)
     claim = held.take("pack")
-    monkeypatch.setattr(module, "started", lambda pid: "then")
     monkeypatch.setattr(module, "_this_process", lambda: module._Process("elsewhere", 1, "another machine", ""))
     watcher = Claims(tmp_path, lease=0.3, beat=0.05)
     assert watcher.take("pack") is None

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kdfast._files import writing_errors
-from kdfast._process import machine, started
+from kdfast._process import is_running, machine, started
 from kdfast._version import __version__
 
 __all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
@@ -223,6 +223,8 @@ def _holder(name: str, generation: int, content: bytes) -> Holder | None:
     except (ValueError, KeyError, TypeError):  # not written yet, or damaged: its growth alone counts
         return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
     gone = (
-        bool(process.machine) and process.machine == _this_process().machine and started(process.pid) != process.started
+        bool(process.machine)
+        and process.machine == _this_process().machine
+        and is_running(process.pid, process.started) is False
     )
     return Holder(name, generation, process.host, process.pid, version, since, not gone, owner)
