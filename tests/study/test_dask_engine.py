@@ -4,12 +4,14 @@ import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,6 +203,69 @@ def test_packs_that_others_hold_are_waited_for_and_large_ones_are_cut(tmp_path, 
             pass
     assert table(out) == alone
     assert {path.name for path in (out / "claims").iterdir()} > {"seed42.000.00", "seed42.000.04"}
+
+
+@pytest.fixture
+def one_worker() -> Iterator[Client]:
+    """Of which each task comes after the other in one process."""
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_a_study_that_is_made_anew_on_the_same_cluster(tmp_path, one_worker, monkeypatch):
+    """Its workers have the targets of a teacher that is gone."""
+    out, submit, keys = tmp_path / "study", one_worker.submit, []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        keys.append(options["key"][0])
+        assert keys.count("kdfast-teacher") < 5, "the teacher is submitted again and again"
+        return submit(*arguments, **options)
+
+    small_sweep(out, epochs=2, client=one_worker)
+    before = table(out)
+    shutil.rmtree(out)
+    monkeypatch.setattr(one_worker, "submit", counting)
+    small_sweep(out, epochs=2, client=one_worker)
+    assert table(out) == before
+    assert keys.count("kdfast-teacher") == 1
+
+
+def test_students_of_a_teacher_that_was_replaced(tmp_path, one_worker):
+    out, alone = tmp_path / "study", tmp_path / "alone"
+    small_sweep(out, epochs=2, client=one_worker)
+    before, store = table(out), StudyStore.open(out)
+    teacher = store.get("teacher", "teacher", 42)
+    state = {name: tensor * 2 for name, tensor in teacher.state.items()}
+    other = replace(teacher, state=state, arrays=dict(teacher.arrays), stored="")
+    for folder in list((out / "results").iterdir()):
+        shutil.rmtree(folder)
+    StudyStore.open(out).write(other)
+    shutil.copytree(out, alone)
+    small_sweep(out, epochs=2, client=one_worker)
+    small_sweep(alone, epochs=2)
+    assert table(out) == table(alone) != before
+
+
+def do_nothing() -> None:
+    study_worker.genuine = study_worker.PackRunner.attempt  # type: ignore[attr-defined]
+    study_worker.PackRunner.attempt = lambda self, pack: True  # type: ignore[method-assign, assignment]
+
+
+def do_it_again() -> None:
+    study_worker.PackRunner.attempt = study_worker.genuine  # type: ignore[attr-defined, method-assign]
+
+
+def test_tasks_that_train_nothing_are_not_submitted_for_ever(tmp_path, client, capfd):
+    client.run(do_nothing)
+    try:
+        with pytest.raises(StudyError, match="a task ended without an error, and trained nothing of what is missing"):
+            small_sweep(tmp_path / "study", epochs=2, client=client, pack_size=5, progress=True)
+    finally:
+        client.run(do_it_again)
+    assert capfd.readouterr().err.count("; tried again") >= GIVEN_UP - 1
 
 
 def set_version(version: str) -> None:

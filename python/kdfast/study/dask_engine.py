@@ -211,6 +211,11 @@ def run_packs(
     return outcome
 
 
+class _Idle(Exception):
+    """A task that did nothing, and could go on doing so for ever. Another process that takes the claim over may cause
+    it, too, but hardly again and again."""
+
+
 class _Sweep:
     """The tasks of one call of run_packs."""
 
@@ -330,6 +335,8 @@ class _Sweep:
             self.say_once(line, facts["host"])
         if facts["held"]:
             self.hold(self.packs[name])
+        elif facts["left"] and not (facts["trained"] or facts["stopped"]):
+            self.failed(name, _Idle("a task ended without an error, and trained nothing of what is missing"))
         elif facts["left"]:  # its worker was told to close, or another process has taken the claim over
             self.submit(name)
         elif name == TEACHER:
@@ -358,6 +365,8 @@ class _Sweep:
         if isinstance(error, KilledWorker):
             hint = "look at the workers' logs; a worker that ran out of memory needs more, or fewer threads"
             error = StudyError(f"its workers died, each time it was tried: {error}", where=name, hint=hint)
+        elif isinstance(error, _Idle):
+            error = StudyError(str(error), where=name, hint="start the workers anew, and the same sweep")
         if name == TEACHER:
             raise error
         self.outcome.failed[name] = error if isinstance(error, Exception) else RuntimeError(str(error))

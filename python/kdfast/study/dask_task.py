@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -44,12 +44,14 @@ class Study:
 
 class Facts(TypedDict):
     """What a task tells. pack: its id. trained: runs that it stored. left: runs of the pack that are not stored. held:
-    whether another process holds the pack, so that the task did nothing. said: what a user should read."""
+    whether another process holds the pack, so that the task did nothing. stopped: whether it was cancelled or its
+    worker closes. said: what a user should read."""
 
     pack: str
     trained: int
     left: int
     held: bool
+    stopped: bool
     seconds: float
     host: str
     said: list[str]
@@ -104,15 +106,17 @@ def train(study: Study, document: Mapping[str, Any]) -> Facts:
                 threads,
             )
             claims = Claims(store.path / "claims", owner=study.owner)
-            runner = PackRunner(training, opened.inputs.teacher, claims, opened.targets)
             runs = tuple(None if run is None else RunConfig(**run) for run in document.get("runs", ()))
             pack = PlannedPack(name, document.get("seed", 0), runs)
-            before, held = _left(store, pack, opened.settings), False
-            with suppress(SweepInterrupted):
+            before, held, stopped = _left(store, pack, opened.settings), False, False
+            try:
                 if before:
                     with opened.lock:
-                        opened.targets = runner.targets()
+                        runner = PackRunner(training, opened.inputs.teacher, claims, opened.targets_of(store))
+                        opened.keep(runner.targets(), store)
                     held = name != TEACHER and not runner.attempt(pack)
+            except SweepInterrupted:
+                stopped = True
             left = _left(store, pack, opened.settings)
     except KdfastError as error:
         raise type(error)(
@@ -124,6 +128,7 @@ def train(study: Study, document: Mapping[str, Any]) -> Facts:
         trained=before - left,
         left=left,
         held=held,
+        stopped=stopped,
         seconds=seconds,
         host=_here(worker),
         said=shown.lines,
@@ -168,14 +173,28 @@ def _here(worker: Worker) -> str:
 
 @dataclass
 class _Opened:
-    """A study's data in this process, which its tasks share. lock: while targets are made."""
+    """A study's data in this process, which its tasks share. lock: while targets are made. teacher: the digest of the
+    stored one that they are of, as a study may get another one while its cluster waits for the next sweep."""
 
     study: tuple[str, str]
     settings: StudySettings
     inputs: Inputs
     warning: str | None
     targets: Targets | None = None
+    teacher: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def targets_of(self, store: StudyStore) -> Targets | None:
+        """The targets, if they are the stored teacher's."""
+        there = self._stored(store)
+        return self.targets if there is not None and there == self.teacher else None
+
+    def keep(self, targets: Targets, store: StudyStore) -> None:
+        """Keeps targets of the stored teacher for tasks to come."""
+        self.targets, self.teacher = targets, self._stored(store)
+
+    def _stored(self, store: StudyStore) -> str | None:
+        return store.digest("teacher", "teacher", self.settings.data.seed)
 
 
 _opened: _Opened | None = None

@@ -51,6 +51,7 @@ from kdfast.study.folders import (
     json_bytes,
     json_number,
     locked,
+    manifest,
     manifest_bytes,
     parse_json,
     read,
@@ -253,6 +254,11 @@ class StudyStore:
                 self._index.keep({key: Row(check_folder(folder))})
             self._intact.add(key)
         return True
+
+    def digest(self, kind: str, name: str, seed: int) -> str | None:
+        """SHA-256 of a result's manifest, which tells it from another one of its name; None: it is not there."""
+        folder = self._results / _key(kind, name, seed)
+        return manifest(folder)[1][MANIFEST][0] if os.path.lexists(folder) else None
 
     def damaged(self) -> dict[Path, str]:
         """What is wrong, by folder, after checking every file of every folder. Empty: all is well."""
