@@ -18,6 +18,7 @@ import kdfast
 from kdfast.cli import main
 from kdfast.errors import KdfastError, StudyError
 from kdfast.study.attempts import Attempt
+from kdfast.study.claims import Claims
 from kdfast.study.folders import json_bytes
 from kdfast.study.results import open_study
 from kdfast.study.status import study_status
@@ -237,13 +238,86 @@ def test_a_linked_file_is_refused(stranger, tmp_path, file):
     assert [f.path for f in verify(stranger).findings] == [str(path.relative_to(stranger))]
 
 
-@pytest.mark.parametrize("name", ["results", "shared", "targets", "study.toml", "provenance.json", "manifest.json"])
+PARTS = ["results", "shared", "targets", "attempts", "packs", "inputs", "checkpoints", "claims", "damaged"]
+
+
+@pytest.mark.parametrize("name", [*PARTS, "study.toml", "provenance.json", "manifest.json"])
 def test_a_linked_part_of_a_study_is_refused(stranger, tmp_path, name):
-    shutil.move(stranger / name, tmp_path / "outside")
+    if (stranger / name).exists():
+        shutil.move(stranger / name, tmp_path / "outside")
+    else:
+        (tmp_path / "outside").mkdir()
     (stranger / name).symlink_to(tmp_path / "outside")
     with pytest.raises(StudyError, match=f"study/{re.escape(name)}: is a symbolic link"):
         StudyStore.open(stranger)
     assert name in {f.path for f in verify(stranger).findings}
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A study that must not change, whatever another one's links lead to."""
+    path = make_study(tmp_path / "victim", list(SMALL_GRID)[:1]).path
+    open_study(path).report()
+    before = contents(path)
+    yield path
+    assert contents(path) == before
+
+
+def contents(study):
+    return {str(p): p.read_bytes() for p in study.rglob("*") if p.is_file() and ".index" not in p.parts}
+
+
+def test_a_worker_deletes_no_other_study_s_results(victim, tmp_path, capsys):
+    study = tmp_path / "study"
+    small_sweep(study, plan_only=True, epochs=1)
+    (study / "checkpoints").symlink_to(victim / "results")
+    assert main(["worker", "--store", str(study), "--quiet"]) == 2
+    assert "checkpoints: is a symbolic link" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["models", "figures"])
+def test_a_report_overwrites_no_other_study_s_files(victim, tmp_path, capsys, name):
+    study = make_study(tmp_path / "study", list(SMALL_GRID)[:2]).path
+    open_study(study).report()
+    shutil.rmtree(study / name)
+    (study / name).symlink_to(victim / name)
+    before = (study / "report.sha256").read_bytes()
+    assert main(["report", str(study)]) == 2
+    assert f"{name}: is a symbolic link" in capsys.readouterr().err
+    assert (study / "report.sha256").read_bytes() == before  # nothing was begun
+    repair(study)
+    assert not os.path.lexists(study / name)
+
+
+def test_links_among_claims_and_checkpoints(victim, stranger):
+    """Below the folders that `open` looks at."""
+    claimed, outside = victim / "claims" / "pack", stranger / "claims" / "pack"
+    claimed.mkdir(parents=True)
+    (claimed / "000001.claim").write_text("another's")
+    outside.parent.mkdir()
+    outside.symlink_to(claimed)
+    claims = Claims(stranger / "claims", lease=0.0)
+    for _ in range(2):
+        with pytest.raises(StudyError, match="claims/pack: is a symbolic link"):
+            claims.take("pack")
+    assert claims.holders() == []
+    assert "claims/pack" in {f.path for f in verify(stranger).findings}
+    (stranger / "damaged").symlink_to(victim)
+    with pytest.raises(StudyError, match="damaged: is a symbolic link"):
+        repair(stranger)
+    shutil.rmtree(victim / "claims")
+
+
+def test_a_pipe_among_the_claims_is_not_waited_for(tmp_path):
+    (tmp_path / "pack").mkdir()
+    os.mkfifo(tmp_path / "pack" / "000001.claim")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "000001.claim").symlink_to(tmp_path / "nowhere")
+    claims = Claims(tmp_path, lease=0.0)
+    for name in ("pack", "other"):
+        assert claims.take(name) is None
+        with claims.take(name):
+            pass
 
 
 def test_a_linked_result_is_refused(stranger, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
 
 import safetensors
@@ -59,6 +60,8 @@ def teacher_targets(
 def _cached(path: Path) -> Targets | None:
     """The targets of a cached file; None where it is damaged."""
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a link might lead anywhere, at a pipe we would wait
+            return None
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.suffixes[0][1:]:
             return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfast._files import write_content, writing_errors
-from kdfast.study.folders import locked
+from kdfast.study.folders import locked, refuse_link
 
 if TYPE_CHECKING:
     from kdfast.study.store import StudyStore
@@ -55,6 +55,7 @@ def _rebuild(store: StudyStore, folder: Path) -> dict[str, Path]:
         if result.card is not None:
             name = "best_student" if network.role == "student" else network.role
             contents[f"models/{name}.safetensors"] = store.model_file(result)
+    _refuse_links(folder, contents)
     with writing_errors(folder):
         (folder / CHECKSUMS).unlink(missing_ok=True)  # else a kill would leave one that is wrong
     written = _write(folder, contents)
@@ -79,9 +80,16 @@ def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[s
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
     written = {name: folder / name for name in contents}
+    _refuse_links(folder, contents)
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             written[name].parent.mkdir(exist_ok=True)
             write_content(written[name], content)
     return written
+
+
+def _refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Raises StudyError where a part of the report would land in another folder. (A file that is a link is replaced.)"""
+    for parent in {(folder / name).parent for name in names} - {folder}:
+        refuse_link(parent)

@@ -94,8 +94,9 @@ class StudyCheckpoints:
     def load(self, member: str) -> MemberCheckpoint | None:
         """The newest intact checkpoint of the member. Warns of those that it can't use."""
         parent = self._folder / self._keys[member]
+        found = sorted(folders(parent), reverse=True)  # which refuses a link
         remove_leftovers(parent)
-        for folder in sorted(folders(parent), reverse=True):
+        for folder in found:
             self._unusable.add(folder)
             try:
                 document, checkpoint = _read(folder)

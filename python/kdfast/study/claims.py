@@ -27,6 +27,7 @@ from types import TracebackType
 from kdfast._files import writing_errors
 from kdfast._process import is_running, machine, started
 from kdfast._version import __version__
+from kdfast.study.folders import refuse_link
 
 __all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
 
@@ -104,6 +105,8 @@ class Claims:
         """Who holds what has not been given back, by name."""
         found = []
         for folder in sorted(self.folder.iterdir()) if self.folder.exists() else ():
+            if folder.is_symlink():
+                continue  # a stranger's: `take` refuses it
             latest = self._latest(folder.name)
             if latest is not None and (holder := _holder(folder.name, *latest)) is not None:
                 found.append(holder)
@@ -115,10 +118,11 @@ class Claims:
 
     def _latest(self, name: str) -> tuple[int, bytes] | None:
         """Generation and content of the highest one."""
+        refuse_link(self.folder / name)
         for _ in range(3):  # one that was listed may be gone when it is read: a higher one is there
             try:
                 path = max((self.folder / name).glob("*.claim"), key=_generation, default=None)
-                return None if path is None else (_generation(path), path.read_bytes())
+                return None if path is None else (_generation(path), _content(path))
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ESTALE):
                     raise
@@ -187,6 +191,18 @@ class Claim:
                 os.write(descriptor, content)
             finally:
                 os.close(descriptor)
+
+
+def _content(path: Path) -> bytes:
+    """Of a claim's file; of a stranger's link or pipe nothing, as of one that is not written yet."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return b""
+        raise
+    with open(descriptor, "rb") as file:
+        return file.read()
 
 
 def _generation(path: Path) -> int:

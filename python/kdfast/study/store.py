@@ -75,6 +75,9 @@ __all__ = ["KINDS", "StoredResult", "StudyStore", "check_description", "load_res
 
 KINDS = ("teacher", "baseline", "student")
 
+# What a study's folder may hold. (`.index` is a cache, and done without where it is a link.)
+_FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "targets", "claims", "damaged")
+
 # So many looks, so many seconds apart, whether another process lets go of a study.
 _LOOKS, _LOOK = 10, 0.05
 
@@ -172,7 +175,7 @@ class StudyStore:
             raise StudyError(f"can't be read ({error})", where=str(file), hint="restore it from a copy") from None
         check_format(provenance.pop("format", None), described)
         check_description(path)
-        for folder in ("results", "shared", "attempts", "targets"):
+        for folder in _FOLDERS:
             refuse_link(path / folder)
         return cls(path, settings, provenance)
 

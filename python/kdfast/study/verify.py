@@ -154,7 +154,7 @@ class _Check:
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             path, name = self.path / entry.name, entry.name
             if entry.is_symlink():
-                self.found(path, "is a symbolic link", "aside")
+                self.found(path, "is a symbolic link", "" if name == "damaged" else "aside")
             elif fnmatch(name, LEFTOVERS):
                 self.leftover(path)
             elif name in _COMMITTED and entry.is_dir():
@@ -163,6 +163,8 @@ class _Check:
                 self.targets(path)
             elif name == ".index":
                 self.index()
+            elif name == "claims" and entry.is_dir():
+                self.links(path)
             elif name not in (*_DESCRIPTION, *_PASSED_OVER, CHECKSUMS) and reported:
                 self.unlisted(path, reported)
 
@@ -226,6 +228,13 @@ class _Check:
                 self.committed(path, remedy)
             else:
                 self.found(path, "no manifest lists it", "aside")
+
+    def links(self, folder: Path) -> None:
+        """Names the links in a folder and its folders."""
+        for parent, names, files in os.walk(folder):
+            for path in (Path(parent, name) for name in sorted((*names, *files))):
+                if path.is_symlink():
+                    self.found(path, "is a symbolic link", "aside")
 
     def leftover(self, path: Path) -> None:
         """Of a writer of another machine none can tell whether it is there, but that nobody is at the study."""
@@ -293,8 +302,9 @@ class _Check:
                 continue
             file = self.path / listed[2]
             names.add(listed[2])
+            if file.parent.is_symlink():
+                continue  # a finding of its own
             try:
-                refuse_link(file.parent)
                 what = "" if self.digest(file.parent, file.name) == listed[1] else "does not match its checksum"
             except StudyError as error:
                 what = error.what.removeprefix(f"is damaged: {file.name} ")
@@ -312,6 +322,8 @@ class _Check:
 
 
 def _at_work(path: Path) -> list[Holder]:
+    if (path / "claims").is_symlink():
+        return []  # a finding
     return [holder for holder in Claims(path / "claims").holders() if holder.alive]
 
 
@@ -357,6 +369,7 @@ def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, 
 
 def _move_aside(study: Path, unit: str, why: list[str]) -> str:
     aside = study / "damaged"
+    refuse_link(aside)
     aside.mkdir(exist_ok=True)
     name, number = unit.replace("/", "."), 1
     while os.path.lexists(aside / f"{name}.{number}"):
