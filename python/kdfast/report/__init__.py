@@ -90,6 +90,6 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
 
 
 def _refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Raises StudyError where a part of the report would land in another folder. (A file that is a link is replaced.)"""
+    """Raises StudyError where a part of the report would land in another folder; a file that is a link is replaced."""
     for parent in {(folder / name).parent for name in names} - {folder}:
         refuse_link(parent)
