@@ -144,7 +144,7 @@ def test_a_teacher_that_is_no_array(capsys, tmp_path):
 def test_sweep_prints_the_best_and_the_files(study, capsys):
     assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
     captured = capsys.readouterr()
-    assert "1 of 1 runs are done" in captured.out
+    assert "1 of 1 students are done" in captured.out
     assert "baseline_T3.0_A0.5" in captured.out
     assert str(study / "report.html") in captured.out
     assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
@@ -163,7 +163,7 @@ def test_status_and_report(study, capsys):
     assert main(["status", str(study)]) == 0
     assert capsys.readouterr().out == f"{study}: 3 runs, 3 done\n"
     assert main(["report", str(study)]) == 0
-    assert "1 of 1 runs are done" in capsys.readouterr().out
+    assert "1 of 1 students are done" in capsys.readouterr().out
 
 
 def test_status_names_what_is_missing_or_damaged(study, capsys, tmp_path):

@@ -199,6 +199,18 @@ def test_schedules_and_training_curves(drawings, analysis, store):
     assert grey.get_rasterized()
 
 
+def test_all_of_the_mass_is_in_sight(drawings, analysis):
+    """What is drawn between the axis' ends adds up to all jets, and to all that pass."""
+    panels = drawings["mass"].figure.axes
+    for axes, found in zip(panels, [m for m in analysis.mass_sculpting if m.efficiency == 50], strict=True):
+        low, high = axes.get_xlim()
+        for patch in axes.patches:
+            values, edges, _ = patch.get_data()
+            shown = np.diff(np.clip(edges, low, high))
+            assert values @ shown == pytest.approx(100.0)
+            np.testing.assert_array_equal(edges, found.edges)
+
+
 def test_histograms_of_scores_are_normalised(drawings):
     for axes in drawings["scores"].figure.axes:
         for patch in axes.patches:

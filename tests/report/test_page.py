@@ -1,6 +1,7 @@
 """report.html as text: whole, self-contained, accessible, and with the analysis' numbers."""
 
 import re
+import shlex
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -167,6 +168,15 @@ def test_what_it_takes_to_reproduce_it(html, text):
     assert shown[0] == "kdfast sweep --config study.toml --out again"
     assert "seeds = [" in shown[1]
     assert '"0123abcd"' in shown[2]
+
+
+def test_the_command_to_reproduce_it_is_one_for_a_shell(analysis):
+    paths = ["/data/my jets/train 1.h5", "it's.h5", "more*.h5"]
+    study = analysis.study.model_copy(update={"settings": {**analysis.study.settings, "data": {"paths": paths}}})
+    html = Page(page(analysis.model_copy(update={"study": study}), []))
+    shown = html.all("pre")[0][1]
+    assert shlex.split(shown) == ["kdfast", "sweep", *paths, "--config", "study.toml", "--out", "again"]
+    assert "'more*.h5'" in shown  # a pattern that kdfast sees, not the shell
 
 
 def test_findings_and_what_is_missing(analysis, html, text):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from kdfast import report as report_module
 from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
-from kdfast.metrics import background_rejection
+from kdfast.metrics import background_rejection, evaluate
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
 from kdfast.report.schema import Analysis
@@ -259,6 +260,36 @@ def test_one_seed_compares_networks(paths):
     assert whole.distribution.auc_seed_std is None
 
 
+@pytest.mark.parametrize("beaten", [True, False])
+def test_whether_the_chosen_one_is_beside_the_best(tmp_path, beaten):
+    """Validation may choose a configuration that others beat on the test jets."""
+    configs = grid(temperature=[3.0], alpha=[0.3, 0.5, 0.7, 0.9])
+    store = make_study(tmp_path / "s", configs)
+    name = configs[0 if beaten else -1].name
+    jets, known = store.shared("test"), store.get("student", name, 42)
+    scores = known.arrays["scores_test"] - np.float32(0.8 * beaten) * jets["labels"]
+    metrics = known.metrics | evaluate(jets["labels"], scores, jets["weights"]) | {"auc_val": 0.999}
+    arrays = {**known.arrays, "scores_test": scores}
+    again = replace(known, metrics=metrics, arrays=arrays, state=dict(known.state), card=dict(known.card))
+    shutil.rmtree(store.path / "results" / known.key)  # what is stored is never changed
+    store.write(again)
+    whole, texts = reported(store)
+    winner = whole.winners[0]
+    assert (winner.wish, winner.configuration, winner.beside_best) == ("auc", name, 3)
+    text = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
+    scenario = text[text.index("SCENARIO 1") : text.index("SCENARIO 2")]
+    if beaten:
+        assert "Not told from the best: 3 of 4, the chosen one not among them" in text
+        note = "Note: on the test jets others beat it: it is not among the 3 that can't be told from the best"
+        assert "others can't be told" not in scenario
+    else:
+        assert "Not told from the best: 3 of 4 " in text
+        assert "the chosen one not among them" not in text[text.index("BEST OVERALL") : text.index("BEST BACKGROUND")]
+        note = "Note: 2 others can't be told from the best, so cost and simplicity may decide"
+    assert note in scenario
+    assert note in text[text.index("PRACTICAL RECOMMENDATIONS") :]
+
+
 def test_several_seeds(tmp_path):
     whole, texts = reported(small(tmp_path / "s", seeds=(1, 2, 3)))
     assert whole.study.seeds == [1, 2, 3]
@@ -296,8 +327,17 @@ def test_a_half_finished_study(tmp_path):
     (lack,) = [lack for lack in whole.missing if "that the settings ask for" in lack.what]
     assert lack.what.startswith("128 runs")
     assert "not trained yet: baseline_T3.0_A0.3 (seed 42)" in lack.reason
-    assert "and 123 more" in lack.reason
-    assert "128 of 132 runs have no result" in texts["ANALYSIS_SUMMARY.txt"]
+    assert "and 123 more (`kdfast status --json` names them)" in lack.reason
+    summary = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
+    assert "128 of 132 runs have no result (see WHAT IS MISSING, AND WHY)." in summary
+
+
+def test_the_command_counts_what_the_settings_ask_for(tmp_path, capsys):
+    store = small(tmp_path / "s", diverged=("baseline_T7.0_A0.5",))
+    assert main(["report", str(store.path)]) == 0
+    assert capsys.readouterr().out.startswith("3 of 132 students are done\n")
+    assert main(["status", str(store.path)]) == 1
+    assert "134 runs, 128 missing, 5 done, 1 diverged" in capsys.readouterr().out  # with teacher and baseline
 
 
 def test_all_diverged(tmp_path):

@@ -81,7 +81,9 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
 
     table = results.results
     done = table[table["status"] == "done"]
-    typer.echo(f"{len(done)} of {len(table)} runs are done")
+    status = results.status()
+    asked = int((status["kind"] == "student").sum())  # of the settings and of later calls, stored or not
+    typer.echo(f"{len(done)} of {asked} students are done")
     if not done.empty:
         chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
         shown = Table(title=f"Chosen on {chosen_on} jets, numbers from test jets", title_justify="left")

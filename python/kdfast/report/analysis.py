@@ -90,7 +90,7 @@ def _study(study: StudyNetworks) -> schema.Study:
     if absent:
         counts["missing"] = sum(kind == "student" for kind, _, _ in absent)
         few = ", ".join(f"{name} (seed {seed})" for _, name, seed in absent[:5])
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        more = f" and {len(absent) - 5} more (`kdfast status --json` names them)" if len(absent) > 5 else ""
         study.lacks(f"{len(absent)} runs that the settings ask for", f"not trained yet: {few}{more}")
     imported = study.store.provenance.get("imported", {})
     for note in imported.get("notes", ()) if isinstance(imported, dict) else ():

@@ -9,6 +9,7 @@ from kdfast.report.schema import Comparison, Estimate, MetricSummary, Setting
 __all__ = [
     "STRATEGY_NAMES",
     "WIDTH",
+    "WISHES",
     "auc",
     "columns",
     "interval",
@@ -30,6 +31,15 @@ STRATEGY_NAMES = {
     "tempanneal": "Temperature annealing",
     "alphasched": "Alpha scheduling",
     "combined": "Combined (temp + alpha)",
+}
+
+# What a configuration is chosen for: schema.Winner.wish, in words.
+WISHES = {
+    "auc": "Highest AUC",
+    "rejection": "Highest rejection at 50 %",
+    "combined": "Best combined score",
+    "constant": "Simplest: T and α constant",
+    "consistent": "Best of the most consistent strategy",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
+from kdfast.report.layout import WISHES
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
 from kdfast.study.store import StudyStore
@@ -22,13 +24,6 @@ from kdfast.study.store import StudyStore
 __all__ = ["comparison_files", "page", "page_files"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_WISHES = {
-    "auc": "Highest AUC",
-    "rejection": "Highest rejection at 50 %",
-    "combined": "Best combined score",
-    "constant": "Simplest: T and α constant",
-    "consistent": "Best of the most consistent strategy",
-}
 _GROUPS = {
     "temp_init": ("By initial temperature", "Initial T"),
     "alpha_init": ("By initial α", "Initial α"),
@@ -82,12 +77,12 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         runs=analysis.runs,
         imported=study.provenance.get("imported"),
         environment=study.provenance.get("environment", {}),
-        data="".join(f"{path} " for path in data.get("paths", ())),
+        data="".join(f"{shlex.quote(path)} " for path in data.get("paths", ())),
         settings=tomli_w.dumps(study.settings),
         provenance=json.dumps(study.provenance, indent=1, ensure_ascii=False),
         points=[str(point) for point in WORKING_POINTS],
         strategies={name: label for name, (label, _, _) in STRATEGIES.items()},
-        wishes=_WISHES,
+        wishes=WISHES,
         group_titles={setting: title for setting, (title, _) in _GROUPS.items()},
         group_heads={setting: head for setting, (_, head) in _GROUPS.items()},
     )

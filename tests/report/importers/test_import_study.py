@@ -48,7 +48,7 @@ def test_an_imported_study_is_reported(tmp_path, capsys):
     for analysis in NEED_SCORES:
         assert f"  {analysis}\n" in out
     assert main(["report", str(tmp_path / "s")]) == 0
-    assert "132 of 132 runs are done" in capsys.readouterr().out
+    assert "132 of 132 students are done" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "s" / "results_summary.csv")) == 132
     assert main(["status", str(tmp_path / "s")]) == 0
 

@@ -18,7 +18,7 @@ from kdfast.report.layout import (
 )
 from kdfast.report.schema import Analysis, Configuration, Group, GroupTable, Winner
 from kdfast.report.texts.hyperparameter_analysis import sentences
-from kdfast.report.texts.results_summary import configurations_and_seeds, missing
+from kdfast.report.texts.results_summary import MISSING, configurations_and_seeds, missing
 
 __all__ = ["FILES", "analysis_summary"]
 
@@ -90,9 +90,8 @@ def _executive(analysis: Analysis) -> Iterator[str]:
     yield wrapped(what, "")
     unfinished = sum(study.counts.values()) - study.counts.get("done", 0)
     if unfinished:
-        yield wrapped(
-            f"{unfinished} of {sum(study.counts.values())} runs have no result; they are named near the end.", ""
-        )
+        asked = sum(study.counts.values())
+        yield wrapped(f"{unfinished} of {asked} runs have no result (see {MISSING}).", "")
     yield ""
     yield "KEY METRICS:"
     yield "  - Student AUC (Area Under Curve): Primary performance metric"
@@ -168,7 +167,14 @@ def _winners(analysis: Analysis) -> Iterator[str]:
                 f"{winner.excess_on_test:.{digits}f}"
             )
         if winner.beside_best is not None:
-            yield f"  - Not told from the best: {winner.beside_best} of {len(analysis.configurations)}"
+            apart = "" if _beside_best(row, winner) else ", the chosen one not among them"
+            yield f"  - Not told from the best: {winner.beside_best} of {len(analysis.configurations)}{apart}"
+
+
+def _beside_best(row: Configuration, winner: Winner) -> bool:
+    """Whether the configuration chosen for AUC or rejection can't be told from the best on the test jets. One that is
+    chosen on validation may be beaten there."""
+    return bool(row.beside_best_auc if winner.wish == "auc" else row.beside_best_rejection)
 
 
 def _facts(analysis: Analysis, row: Configuration) -> Iterator[str]:
@@ -320,12 +326,7 @@ def _scenarios(analysis: Analysis) -> Iterator[str]:
         yield f"  - Rank on the test jets: {row.rank_auc} by AUC, {row.rank_rejection} by rejection"
         if wish == "auc":
             yield f"  - Trade-off: {'needs no schedule' if row.strategy == 'baseline' else 'needs a schedule'}"
-            if winner.beside_best is not None and winner.beside_best > 1:
-                yield wrapped(
-                    f"Note: {winner.beside_best - 1} others can't be told from the best, so cost and simplicity "
-                    "may decide",
-                    "  - ",
-                )
+            yield from _others(row, winner)
         elif any(finding.topic == f"choice_{wish}" for finding in analysis.findings):
             yield from sentences(analysis, [f"choice_{wish}"])
         elif (first := _winner(analysis, "auc")) is not None and first.configuration == row.run_name:
@@ -333,6 +334,19 @@ def _scenarios(analysis: Analysis) -> Iterator[str]:
         if wish == "consistent":
             yield from sentences(analysis, ["consistency"])
         yield ""
+
+
+def _others(row: Configuration, winner: Winner) -> Iterator[str]:
+    """Whether others are as good as the chosen one, or better."""
+    size = winner.beside_best
+    if size is None:
+        return
+    if not _beside_best(row, winner):
+        many = f"others beat it: it is not among the {size} that can't be told from the best"
+        yield wrapped(f"Note: on the test jets {many if size > 1 else 'another configuration beats it'}", "  - ")
+    elif size > 1:
+        others = f"{size - 1} other{'s' * (size > 2)}"
+        yield wrapped(f"Note: {others} can't be told from the best, so cost and simplicity may decide", "  - ")
 
 
 def _insights(analysis: Analysis) -> Iterator[str]:
@@ -418,6 +432,7 @@ def _practice(analysis: Analysis) -> Iterator[str]:
             yield wrapped(versus(row.run_name, NO_TEACHER, row.auc_vs_baseline, "auc").text, "  - ")
         if winner.auc_vs_best is not None:
             yield from sentences(analysis, [f"choice_{wish}"])
+        yield from _others(row, winner)
         yield ""
     yield "FOR FUTURE HYPERPARAMETER SEARCHES:"
     for number, text in enumerate(_advice(analysis), start=1):

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdfast.report.layout import STRATEGY_NAMES, columns, interval, section, title, with_error, wrapped
+from kdfast.report.layout import STRATEGY_NAMES, WISHES, columns, interval, section, title, with_error, wrapped
 from kdfast.report.schema import Analysis, Comparison, GroupTable
-from kdfast.report.texts.hyperparameter_analysis import differences, group_rows, sentences
+from kdfast.report.texts.hyperparameter_analysis import GROUP_HEADS, differences, group_rows, sentences
 from kdfast.report.texts.results_summary import missing
 
-__all__ = ["WISHES", "detailed_comparison"]
+__all__ = ["detailed_comparison"]
 
 _TOP = 30
-_STATISTICS = ["runs", "AUC mean", "std", "max", "rej mean", "std", "max"]
-
-WISHES = {
-    "auc": "Maximum AUC",
-    "rejection": "Maximum background rejection",
-    "combined": "Best combined score",
-    "constant": "Simplicity: best constant T and α",
-    "consistent": "Consistency: best of the steadiest strategy",
-}
 
 
 def detailed_comparison(analysis: Analysis) -> str:
@@ -48,7 +39,7 @@ def _groups(analysis: Analysis, table: GroupTable | None, head: str) -> Iterator
     if table is None:
         yield "  The grid has none."
         return
-    yield columns([head, *_STATISTICS], group_rows(table))
+    yield columns([head, *GROUP_HEADS], group_rows(table))
     if len(table.groups) > 1:
         yield ""
         yield wrapped("Differences at equal other settings; *: seen at 5 % after Holm.")

@@ -9,9 +9,10 @@ from kdfast.report.layout import STRATEGY_NAMES, columns, interval, section, sum
 from kdfast.report.schema import Analysis, Comparison, GroupTable, MetricSummary
 from kdfast.report.texts.results_summary import grid, missing
 
-__all__ = ["differences", "group_rows", "hyperparameter_analysis", "sentences"]
+__all__ = ["GROUP_HEADS", "differences", "group_rows", "hyperparameter_analysis", "sentences"]
 
-_STATISTICS = ["runs", "AUC mean", "std", "max", "rej mean", "std", "max"]
+# Of the columns of group_rows, after the label's.
+GROUP_HEADS = ("runs", "AUC mean", "std", "max", "rej mean", "std", "max")
 
 
 def hyperparameter_analysis(analysis: Analysis) -> str:
@@ -47,7 +48,7 @@ def sentences(analysis: Analysis, topics: Iterable[str]) -> list[str]:
 
 
 def group_rows(table: GroupTable) -> list[list[str]]:
-    """label, then the columns of _STATISTICS."""
+    """label, then the columns of GROUP_HEADS."""
     return [[_label(table, g.label), str(g.runs), *summary_cells(g.auc, g.rejection)] for g in table.groups]
 
 
@@ -80,7 +81,7 @@ def _table(analysis: Analysis, table: GroupTable | None, heading: str) -> str:
         return section(heading, ["  The grid has none."])
     names = {"temp_init": "T_init", "alpha_init": "α_init", "strategy": "strategy"}
     lines = [
-        columns([names[table.setting], *_STATISTICS], group_rows(table)),
+        columns([names[table.setting], *GROUP_HEADS], group_rows(table)),
         "",
         wrapped(
             "Differences at equal other settings (linear model with these as factors); * : seen at 5 % after Holm."

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from kdfast.report.layout import columns, interval, section, title, with_error, wrapped
 from kdfast.report.schema import Analysis, Configuration, SettingTable
 
-__all__ = ["configurations_and_seeds", "grid", "missing", "results_summary"]
+__all__ = ["MISSING", "configurations_and_seeds", "grid", "missing", "results_summary"]
 
+# Heading of the part that each text ends with.
+MISSING = "WHAT IS MISSING, AND WHY"
 _TOP = 10
 
 
@@ -140,4 +142,4 @@ def missing(analysis: Analysis) -> str:
         for run in analysis.runs
         if run.status == "diverged"
     ]
-    return section("WHAT IS MISSING, AND WHY", lines or ["  Nothing: every run that the settings ask for is there."])
+    return section(MISSING, lines or ["  Nothing: every run that the settings ask for is there."])
