@@ -25,6 +25,7 @@ from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load
 from kdfast.models.scoring import write_scores
 from kdfast.ops import backend
 from kdfast.study.results import open_study
+from kdfast.study.store import StudyStore
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
 COMMANDS = ["sweep", "status", "verify", "report", "refine", "import", "predict", "generate", "bench", "doctor"]
@@ -100,12 +101,17 @@ def test_examples_name_options_that_exist(capsys):
         (["sweep", "--grid", "wid"], "unknown grid 'wid'\ndid you mean 'wide'?"),
         (["sweep", "--hlt", "nominl"], "unknown HLT preset 'nominl'\ndid you mean 'nominal'?"),
         (["sweep", "--model", "smal"], "unknown model preset 'smal'\ndid you mean 'small'?"),
+        (["sweep", "--grid", "wide", "--temperature", "3"], "--grid and --temperature exclude each other"),
+        (["sweep", "--grid", "wide", "--alpha-final", "1"], "--grid and --alpha-final exclude each other"),
+        (["sweep", "--hlt", "mild", "--hlt-data", "a.h5"], "--hlt and --hlt-data exclude each other"),
+        (["sweep", "--hlt-data", "nowhere.h5"], "nowhere.h5: there is no such file"),
+        (["sweep", "--max-constituents", "al"], 'data.max_constituents: must be a whole number from 1 on or "all"'),
         (["sweep", "--device", "gpu"], "device: unknown device 'gpu'"),
         (["sweep", "--device", "cuda:99"], "device 'cuda:99': "),
         (["sweep", "nowhere.h5"], "nowhere.h5: "),
         (["sweep", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
         (["sweep", "--teacher", "nowhere.safetensors"], "nowhere.safetensors: there is no such model file"),
-        (["sweep", "--teacher", "nowhere.npy"], "nowhere.npy"),
+        (["sweep", "--teacher", "nowhere.npy"], "nowhere.npy: can't be read (No such file or directory)"),
         (["sweep", "--out", "/proc/kdfast", *TINY], "/proc/kdfast: can't be written"),
         (["status"], "kdfast status: Missing argument 'STUDY'"),
         (["status", "nowhere"], "kdfast: nowhere: does not exist\ngive the folder that `kdfast sweep --out` wrote"),
@@ -157,6 +163,56 @@ def test_another_study_is_refused(study, capsys):
     assert "hlt" in capsys.readouterr().err
     assert main(["sweep", "--out", str(study), *TINY, "--no-resume"]) == 2
     assert "holds a study already" in capsys.readouterr().err
+
+
+@pytest.fixture
+def without_reports(monkeypatch):
+    monkeypatch.setattr(StudyStore, "rebuild_summaries", lambda store: {})
+
+
+def test_what_files_give_is_known_to_later_commands(tmp_path, capsys, without_reports):
+    """HLT jets and logits in files: the settings name them, and with these other commands go on."""
+    jets, trigger, logits = tmp_path / "jets.h5", tmp_path / "trigger.h5", tmp_path / "logits.npy"
+    with h5py.File(SAMPLE) as source, h5py.File(jets, "w") as offline, h5py.File(trigger, "w") as hlt:
+        for name in source:
+            offline[name] = source[name][:800]
+            hlt[name] = source[name][:800, :20] if source[name].ndim == 2 else source[name][:800]
+        np.save(logits, offline["labels"][:] - 0.5)
+    out, other = str(tmp_path / "study"), str(tmp_path / "other")
+    given = ["--hlt-data", str(trigger), "--teacher", str(logits), *TINY]
+    assert main(["sweep", str(jets), "--out", out, "--quiet", "--plan-only", *given]) == 0
+    assert main(["worker", "--store", out, "--quiet"]) == 0
+    assert main(["refine", out, "--seeds", "2", "--quiet"]) == 0
+    assert main(["sweep", "--config", f"{out}/study.toml", "--out", other, "--quiet"]) == 0
+    study, again = open_study(out), open_study(other)
+    assert study.settings["hlt"] == {"paths": [str(trigger)]}
+    assert study.settings["teacher"] == str(logits)
+    assert list(study.results["seed"]) == [42, 43]
+    assert study.results.query("seed == 42").to_csv() == again.results.to_csv()
+    assert main(["sweep", str(jets), "--out", out, "--teacher", str(logits), *TINY, "--hlt", "nominal"]) == 2
+    assert re.search(r"holds another study: hlt is jets \w+ there, \{pt_threshold", capsys.readouterr().err)
+
+
+def test_jets_from_python_are_asked_for_again(tmp_path, capsys, without_reports):
+    sizes = {"model": "small", "teacher_model": "small", "epochs": 1, "batch_size": 64, "max_constituents": 10}
+    out, jets = tmp_path / "study", sample()[:800]
+    kdfast.sweep(jets, out, hlt=jets, grid=kdfast.grid(temperature=3, alpha=0.5), progress=False, **sizes)
+    assert main(["refine", str(out)]) == 2
+    assert f"kdfast: {out}: was given its jets in Python, and does not hold them" in capsys.readouterr().err
+    assert main(["sweep", str(SAMPLE), "--config", str(out / "study.toml"), "--out", str(tmp_path / "other")]) == 2
+    assert "kdfast: hlt: stands for HLT jets that were given in Python" in capsys.readouterr().err
+    kdfast.refine(out, seeds=2, data=jets, hlt=jets, progress=False)
+    assert open_study(out).settings["hlt"] == "given"
+
+
+def test_a_path_that_is_no_text(tmp_path, capsys, without_reports):
+    path = os.fsdecode(bytes(tmp_path / "a") + b"\xff.h5")
+    shutil.copy(SAMPLE, path)
+    for arguments in ([path], ["--hlt-data", path], ["--teacher", path]):
+        assert main(["sweep", *arguments, "--out", str(tmp_path / "study")]) == 2
+        assert "a\\udcff.h5': is no UTF-8, and can't stand in study.toml\nrename it" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+    assert main(["sweep", str(tmp_path / "a*.h5"), "--out", str(tmp_path / "study"), "--quiet", *TINY]) == 0
 
 
 def test_status_and_report(study, capsys):

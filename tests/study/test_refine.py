@@ -89,8 +89,10 @@ def test_numbers_below_one(study, options, where):
 
 
 def test_other_jets_are_refused(study, capsys):
-    assert main(["refine", str(study), "--top", "1", "--seeds", "4", "--quiet"]) == 2  # the jets were given in Python
-    assert "holds another study: the jets are others" in capsys.readouterr().err
+    assert main(["refine", str(study), "--top", "1", "--seeds", "4", "--quiet"]) == 2
+    assert "was given its jets in Python, and does not hold them" in capsys.readouterr().err
+    with pytest.raises(StudyError, match="holds another study: the jets are others"):
+        refine(study, top=1, seeds=4, data=small_jets()[:300], progress=False)
 
 
 def test_a_planned_study_holds_what_it_was_given(tmp_path):

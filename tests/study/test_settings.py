@@ -1,16 +1,18 @@
 """Settings: defaults, TOML there and back, and what bad ones are told."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
 from kdfast.jets.hlt import HLT_PRESETS, HLTConfig
-from kdfast.models.config import PRESETS
+from kdfast.models.config import PRESETS, ModelConfig
 from kdfast.study.grid import grid
-from kdfast.study.settings import StudySettings
+from kdfast.study.settings import DataSettings, GridLists, HLTFiles, RecipeSettings, StudySettings
 
 
 def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_are_not():
@@ -66,7 +68,7 @@ def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
 
 def test_the_documented_settings_are_the_studys(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
-    study, own = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    study, own, trigger = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     path = tmp_path / "study.toml"
     path.write_text(study)
     settings = StudySettings.resolve(path)
@@ -78,6 +80,8 @@ def test_the_documented_settings_are_the_studys(tmp_path):
     own_settings = StudySettings.resolve(path)
     assert own_settings.hlt == HLT_PRESETS["nominal"]
     assert len(own_settings.runs()) == 8
+    path.write_text(trigger)
+    assert StudySettings.resolve(path).hlt == HLTFiles(paths=("trigger_*.h5",))
 
 
 def test_what_decides_results():
@@ -86,6 +90,9 @@ def test_what_decides_results():
     assert StudySettings.resolve(overrides=same).decisive() == demo.decisive()
     for other in ({"recipe": {"epochs": 99}}, {"hlt": "mild"}, {"data": {"seed": 1}}, {"model": "medium"}):
         assert StudySettings.resolve(overrides=other).decisive() != demo.decisive()
+
+
+NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nangular_resolution = 0\nloss = 0\n"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,25 @@ def test_what_decides_results():
             "FILE, teacher_model: num_classes is 1 in a study, not 2\nleave it out",
         ),
         ("seeds = []", "FILE, seeds: has no seed"),
+        ('seeds = "42"', "FILE, seeds: must be a whole number or a list of them, is '42'\ne.g. seeds = [42, 43]"),
+        ("seeds = true", "FILE, seeds: takes no truth value, is True"),
+        ("seeds = [1, true]", "FILE, seeds: takes no truth value, is [1, True]"),
+        ("seeds = 4.2", "FILE, seeds: must be a whole number or a list of them, is 4.2"),
+        ("seeds = [[1]]", "FILE, seeds: must be a whole number or a list of them, is [[1]]"),
+        ("seeds = {a = 1}", "FILE, seeds: must be a whole number or a list of them, is {'a': 1}"),
+        ("[data]\npaths = {a = 1}", "FILE, data.paths: must be a path or a list of paths, is {'a': 1}"),
+        ("[data]\npaths = 5", "FILE, data.paths: must be a path or a list of paths, is 5"),
+        ("[data]\npaths = [5]", "FILE, data.paths: must be a path or a list of paths, is [5]"),
+        ("[data]\nmax_jets = true", "FILE, data.max_jets: takes no truth value, is True"),
+        ('[data]\nmax_constituents = "al"', 'FILE, data.max_constituents: must be a whole number from 1 on or "all"'),
+        ('data = "jets.h5"', "FILE, data: must be a table, is 'jets.h5'\ne.g. data = { paths = ['jets.h5'] }"),
+        ("recipe = 5", "FILE, recipe: must be a table, is 5"),
+        ("[recipe]\nepochs = true", "FILE, recipe.epochs: takes no truth value, is True"),
+        ("model = 5", "FILE, model: must be a preset's name or sizes, is 5\npresets: study, medium, small"),
+        ("[hlt]\npaths = []", "FILE, hlt: names no file of HLT jets"),
+        ('[hlt]\npaths = ["a.h5"]\nloss = 0.1', "FILE, hlt.loss: unknown key 'loss'\nknown: paths"),
+        (NUMBERS.replace("loss = 0", "loss = true"), "FILE, hlt: loss: must be a finite number ≥ 0, is True"),
+        (NUMBERS + 'log_pt = "no"', "FILE, hlt: log_pt: must be true or false, is 'no'"),
         ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
         ('precision = "fp23"', "did you mean 'fp32'?"),
         ('device = "cuda:"', "FILE, device: device: unknown device 'cuda:'"),
@@ -155,6 +181,66 @@ def test_a_bad_argument_is_not_blamed_on_the_file(tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.toml: can't be read \(No such file or directory\)"):
         StudySettings.resolve(tmp_path / "nowhere.toml")
+
+
+def test_an_option_does_not_hide_what_is_no_table(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text('data = "jets.h5"')
+    with pytest.raises(ConfigError, match="must be a table"):
+        StudySettings.resolve(path, {"data": {"max_jets": 5}})  # merged, it would be the bundled sample
+
+
+WRONG = ["text", "", True, 4.2, -1, [], [True], ["a"], [[1]], {}, {"a": 1}, {1: 2}, float("nan"), b"x", object(), None]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_any_value_of_any_key_is_refused_in_words_or_comes_back(tmp_path, wrong):
+    tables = {
+        "data": {},
+        "recipe": {},
+        "grid": {"temperature": [3.0], "alpha": [0.5]},
+        "hlt": {"pt_threshold": 1, "merge_radius": 0.1, "pt_resolution": 0.2, "angular_resolution": 0, "loss": 0},
+        "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32},
+    }
+    fields = [DataSettings, RecipeSettings, GridLists]
+    keys = dict(
+        zip(
+            tables,
+            [*(kind.model_fields for kind in fields), asdict(HLT_PRESETS["study"]), ModelConfig.model_fields],
+            strict=True,
+        )
+    )
+    cases = [{key: wrong} for key in StudySettings.model_fields]
+    cases += [{table: {**tables[table], key: wrong}} for table in tables for key in keys[table]]
+    refused = []
+    for case in cases:
+        try:
+            settings = StudySettings.resolve(case, data_given=True)
+        except ConfigError as error:
+            refused.append(str(error))
+            continue
+        settings.write_toml(tmp_path / "study.toml")
+        assert StudySettings.resolve(tmp_path / "study.toml", data_given=True) == settings, case
+    assert all(message.count("\n") <= 1 for message in refused)
+    assert len(refused) > len(cases) / 2
+
+
+def test_whole_numbers_of_numpy_are_seeds():
+    assert StudySettings.resolve(overrides={"seeds": np.int64(3)}).seeds == (3,)
+    assert StudySettings.resolve(overrides={"seeds": np.arange(2)}).seeds == (0, 1)
+
+
+def test_all_constituents_come_back(tmp_path):
+    """TOML has no None, and a missing key is the default."""
+    path = tmp_path / "study.toml"
+    for everything in (None, "all"):
+        settings = StudySettings.resolve({"data": {"max_constituents": everything}})
+        assert settings.data.max_constituents is None
+        settings.write_toml(path)
+        assert 'max_constituents = "all"' in path.read_text()
+        assert StudySettings.resolve(path).decisive() == settings.decisive()
+        assert StudySettings.resolve(path).data.max_constituents is None
+    assert StudySettings.resolve(path, {"data": {"max_constituents": "20"}}).data.max_constituents == 20
 
 
 def test_runs_as_a_grid():

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from kdfast.cli.common import Data, MaxJets, OnBad, Quiet, app, given, print_results
-from kdfast.errors import DataError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["refine", "sweep"]
 
@@ -57,7 +53,10 @@ def sweep(
     ] = None,
     hlt_data: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="No emulation: the same jets, in the same order, as a trigger saw them."),
+        typer.Option(
+            metavar="FILE",
+            help="Instead of --hlt: the same jets, in the same order, as a trigger saw them. May be repeated.",
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of students and baseline.  [50; demo: 5]")
@@ -72,7 +71,7 @@ def sweep(
     ] = None,
     max_jets: MaxJets = None,
     max_constituents: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The hardest so many of each jet.  [40]")
+        str | None, typer.Option(metavar="N|all", help="The hardest so many of each jet.  [40]")
     ] = None,
     on_bad: OnBad = None,
     precision: Annotated[
@@ -130,44 +129,53 @@ def sweep(
       study.toml                   the settings
       results/                     scores, curves and weights of every run
     """
+    own_grid = given(
+        {
+            "temperature": temperature,
+            "alpha": alpha,
+            "temperature_final": temperature_final,
+            "alpha_final": alpha_final,
+        }
+    )
+    if grid is not None and own_grid:
+        _exclude("--grid", f"--{next(iter(own_grid)).replace('_', '-')}", "a grid is a preset or lists of one's own")
+    if hlt is not None and hlt_data:
+        _exclude("--hlt", "--hlt-data", "HLT jets are emulated or read from files")
+
     from kdfast.study.interrupt import stoppable
 
     with stoppable(typer.echo, out):  # a batch system may stop it before torch is imported
         from kdfast import sweep as run
-        from kdfast.jets.readers import load_jets
         from kdfast.study.dask_engine import connected
+        from kdfast.study.settings import StudySettings
 
-    own_grid = {
-        "temperature": temperature,
-        "alpha": alpha,
-        "temperature_final": temperature_final,
-        "alpha_final": alpha_final,
-    }
-    reading = {"max_jets": max_jets, "max_constituents": max_constituents, "on_bad": on_bad}
     options: dict[str, Any] = {
         "config": config,
-        "grid": grid or given(own_grid) or None,
+        "grid": grid or own_grid or None,
         "model": model,
         "teacher_model": teacher_model,
-        "teacher": _logits(teacher) if teacher is not None and teacher.suffix == ".npy" else teacher,
-        "hlt": hlt,
+        "teacher": teacher,
+        "hlt": {"paths": hlt_data} if hlt_data else hlt,
         "epochs": epochs,
         "teacher_epochs": teacher_epochs,
         "batch_size": batch_size,
         "seeds": seed or None,
+        "max_jets": max_jets,
+        "max_constituents": max_constituents,
+        "on_bad": on_bad,
         "precision": precision,
         "device": device,
         "threads": None if dask else threads,
         "workers": workers,
         "pack_size": pack_size,
         "checkpoint_every": checkpoint_every,
-        **reading,
     }
-    if hlt_data:
-        with stoppable(typer.echo, out):
-            options["hlt"] = load_jets(hlt_data, **given(reading))
-    cluster = nullcontext() if dask is None else connected(dask, threads=threads, device=device or "auto")
-    with cluster as client:
+    with ExitStack() as cluster:
+        client = None
+        if dask is not None:
+            settings = StudySettings.resolve(config, {"device": device})
+            cluster.enter_context(stoppable(typer.echo, out))  # also while the cluster starts and ends
+            client = cluster.enter_context(connected(dask, threads=threads, device=settings.device))
         results = run(
             data or None,
             out,
@@ -216,10 +224,5 @@ def refine(
         print_results(results)
 
 
-def _logits(path: Path) -> NDArray[Any]:
-    import numpy as np
-
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (ValueError, EOFError) as error:
-        raise DataError(f"is no array that numpy.save wrote ({error})", where=str(path)) from None
+def _exclude(one: str, other: str, why: str) -> NoReturn:
+    raise typer.BadParameter(f"{one} and {other} exclude each other: {why}")

@@ -44,8 +44,10 @@ class HLTConfig:
     def __post_init__(self) -> None:
         for name in ("pt_threshold", "merge_radius", "pt_resolution", "angular_resolution", "loss"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise ConfigError(f"must be a finite number ≥ 0, is {value!r}", where=name)
+        if not isinstance(self.log_pt, bool):
+            raise ConfigError(f"must be true or false, is {self.log_pt!r}", where="log_pt")
         if self.loss > 1:
             raise ConfigError(f"is a probability and must lie in [0, 1], is {self.loss}", where="loss")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -56,7 +57,7 @@ PRESETS = {
 }
 
 
-def model_config(preset: str | ModelConfig | dict[str, Any], where: str = "model") -> ModelConfig:
+def model_config(preset: str | ModelConfig | Mapping[str, Any], where: str = "model") -> ModelConfig:
     """The sizes for a preset's name, a dict of sizes, or sizes as they are. Raises ConfigError."""
     if isinstance(preset, ModelConfig):
         return preset
@@ -65,6 +66,9 @@ def model_config(preset: str | ModelConfig | dict[str, Any], where: str = "model
             hint = suggest(preset, list(PRESETS))
             raise ConfigError(f"unknown model preset {preset!r}", where=where, hint=hint)
         return PRESETS[preset]
+    if not isinstance(preset, Mapping):
+        hint = f"presets: {', '.join(PRESETS)}"
+        raise ConfigError(f"must be a preset's name or sizes, is {preset!r}", where=where, hint=hint)
     try:
         return ModelConfig(**preset)
     except (ValidationError, TypeError) as error:
@@ -80,9 +84,9 @@ def _first_fault(error: ValidationError | TypeError) -> str:
     return f"{name}: {message}" if name else message
 
 
-def _sizes_hint(sizes: dict[str, Any]) -> str:
+def _sizes_hint(sizes: Mapping[str, Any]) -> str:
     known = list(ModelConfig.model_fields)
     for name in sizes:
         if name not in known:
-            return f"{name}: {suggest(name, known)}"
+            return f"{name}: {suggest(str(name), known)}"
     return f"sizes are {', '.join(known)}; or take a preset: {', '.join(PRESETS)}"

@@ -28,7 +28,7 @@ from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, plan, planned
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
-from kdfast.study.settings import StudySettings, check_counts
+from kdfast.study.settings import GIVEN, StudySettings, check_counts
 from kdfast.study.store import StudyStore
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
@@ -55,12 +55,12 @@ def sweep(
     *,
     grid: str | Mapping[str, Any] | Sequence[RunConfig | str] = _GRID,
     model: str | ModelConfig | Mapping[str, Any] | None = None,
-    hlt: str | HLTConfig | PackedJets = _HLT,
+    hlt: str | HLTConfig | Mapping[str, Any] | PackedJets = _HLT,
     teacher: str | PathLike[str] | Tagger | ArrayLike | None = None,
     epochs: int | None = None,
     seeds: int | Sequence[int] = _SEEDS,
     batch_size: int | None = None,
-    max_constituents: int | None = None,
+    max_constituents: int | str | None = None,
     precision: str = _PRECISION,
     device: str = _DEVICE,
     resume: bool = True,
@@ -85,9 +85,11 @@ def sweep(
     add runs; a study with other settings is refused). resume False: refuse any study that is there.
     grid: "study", "wide", the configurations of kdfast.grid, names of runs, or a table of kdfast.grid's arguments.
     model, teacher_model: sizes of students and teacher. epochs, batch_size, …: of the recipe.
-    hlt: preset or HLTConfig of the emulation, or the same jets, in the same order, as a real trigger saw them.
-    teacher: None (train one), a saved model or Tagger, or logits for all jets, in their order (after max_jets); logits
-    come without the attention-transfer term. seeds: each trains its own baseline and grid; the teacher is shared.
+    hlt: preset or HLTConfig of the emulation, or the same jets, in the same order, as a real trigger saw them: jets, or
+    {"paths": files}.
+    teacher: None (train one), a saved model or Tagger, or logits (an array or its .npy) for all jets, in their order
+    (after max_jets); logits come without the attention-transfer term.
+    seeds: each trains its own baseline and grid; the teacher is shared.
     config: a TOML file (or a table like it); arguments that are given go over it.
     device: of the training. "cuda": all GPUs that torch sees share the members of each seed; "cuda:1": one of them;
     "cpu" and "auto": the CPU. threads: of the training on the CPU; None: torch.get_num_threads().
@@ -106,7 +108,9 @@ def sweep(
         name: value for name, value in arguments.items() if not isinstance(value, _Default) and value is not _SEEDS
     }
     jets = data if isinstance(data, PackedJets) else None
-    hlt_jets = overrides.pop("hlt") if isinstance(hlt, PackedJets) else None
+    hlt_jets = None
+    if isinstance(hlt, PackedJets):
+        hlt_jets, overrides["hlt"] = hlt, GIVEN
     teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
     overrides |= {
         "model": model,
@@ -168,6 +172,9 @@ def run_study(
     given = given or Given()
     if given.jets is not None and settings.data.paths:
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
+    if given.hlt_jets is None and settings.hlt == GIVEN:
+        hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
+        raise ConfigError("stands for HLT jets that were given in Python", where="hlt", hint=hint)
     if client is not None:
         dask_engine.check_client(client)
         if threads is not None:

@@ -82,7 +82,7 @@ def teacher_fingerprint(teacher: Tagger | NDArray[np.float32]) -> str:
 def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
     """Raises StudyError where the store's study was made with other decisive settings, and names them.
 
-    The fingerprint of the data is compared once it is known.
+    The fingerprints of the data and of HLT jets are compared once they are known.
     """
     there = store.provenance.get("decisive")
     if not isinstance(there, Mapping):
@@ -90,6 +90,7 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(decisive))
     if "fingerprint" not in here["data"]:
         here["data"]["fingerprint"] = there.get("data", {}).get("fingerprint")
+    here.setdefault("hlt", there.get("hlt"))
     found = [
         "the jets are others"
         if key.endswith("fingerprint")

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save
 
-from kdfast.errors import DataError, ModelError, StudyError
+from kdfast.errors import ConfigError, DataError, ModelError, StudyError
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.study.folders import commit, read_checked
 from kdfast.study.identity import teacher_fingerprint
 from kdfast.study.prepare import PreparedData, load, prepare
-from kdfast.study.settings import StudySettings
+from kdfast.study.settings import HLTFiles, StudySettings
 from kdfast.study.store import StudyStore
 
 __all__ = [
@@ -34,6 +34,14 @@ __all__ = [
     "stored_inputs",
     "write_inputs",
 ]
+
+
+# What a study can be given in Python, in words, and the argument of kdfast.sweep and kdfast.refine that gives it.
+_IN_PYTHON = {
+    "jets": ("jets", "data"),
+    "hlt_jets": ("HLT jets", "hlt"),
+    "teacher": ("teacher's weights or logits", "teacher"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,12 @@ class Given:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The jets, prepared, and the teacher that the study was given (a Tagger, logits [N] of all jets, or None)."""
+    """The jets, prepared, the teacher that the study was given (a Tagger, logits [N] of all jets, or None), and the
+    fingerprint of HLT jets that are not emulated."""
 
     prepared: PreparedData
     teacher: Tagger | NDArray[np.float32] | None
+    hlt_fingerprint: str | None = None
 
     @classmethod
     def load(cls, settings: StudySettings, given: Given, teacher: Tagger | NDArray[np.float32] | None) -> Inputs:
@@ -66,7 +76,14 @@ class Inputs:
         if isinstance(teacher, np.ndarray) and len(teacher) != len(jets):
             hint = "give a logit for every jet, in the data's order (after max_jets, where that is set)"
             raise DataError(f"{len(teacher)} logits for {len(jets)} jets", where="teacher", hint=hint)
-        return cls(prepare(jets, settings, given.hlt_jets), teacher)
+        hlt_jets = given.hlt_jets
+        if hlt_jets is None and isinstance(settings.hlt, HLTFiles):
+            from kdfast.jets.readers import load_jets
+
+            # All constituents: these files may store fewer than `max_constituents`, to which `prepare` cuts them.
+            hlt_jets = load_jets(settings.hlt.paths, max_jets=settings.data.max_jets, on_bad=settings.data.on_bad)
+        fingerprint_of_hlt = None if hlt_jets is None else fingerprint(hlt_jets)
+        return cls(prepare(jets, settings, hlt_jets), teacher, fingerprint_of_hlt)
 
 
 def decisive(
@@ -77,18 +94,21 @@ def decisive(
     if teacher is not None:  # then nothing of a teacher's training decides a result
         del table["teacher_model"], table["recipe"]["teacher_epochs"], table["recipe"]["teacher_patience"]
         table["teacher"] = teacher_fingerprint(teacher)
-    if given.hlt_jets is not None:
-        table["hlt"] = f"jets {fingerprint(given.hlt_jets)[:16]}"
+    hlt = None if given.hlt_jets is None else fingerprint(given.hlt_jets)
     if inputs is not None:
         table["data"]["fingerprint"] = fingerprint(inputs.prepared.jets)
+        hlt = inputs.hlt_fingerprint
+    if hlt is not None:
+        table["hlt"] = f"jets {hlt[:16]}"
     return table
 
 
 def external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[np.float32] | None:
     """The teacher that the study was given, checked as far as it can be without the jets."""
     teacher = given.teacher
-    if teacher is None:
-        teacher = load_model(settings.teacher) if settings.teacher is not None else None
+    if teacher is None and settings.teacher is not None:
+        file = Path(settings.teacher)
+        teacher = _stored_logits(file) if file.suffix == ".npy" else load_model(file)
     if teacher is None:
         return None
     if isinstance(teacher, Tagger):
@@ -115,6 +135,15 @@ def external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[
     return logits
 
 
+def _stored_logits(file: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(file, allow_pickle=False))
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror or error})", where=str(file)) from None
+    except (ValueError, EOFError) as error:
+        raise DataError(f"is no array that numpy.save wrote ({error})", where=str(file)) from None
+
+
 # ---- in the study's folder
 
 
@@ -126,30 +155,40 @@ def write_inputs(store: StudyStore, given: Given, teacher: Tagger | NDArray[np.f
         for name, jets in (("jets", given.jets), ("hlt_jets", given.hlt_jets))
         if jets is not None
     }
-    if isinstance(teacher, np.ndarray):
-        files["teacher/arrays.safetensors"] = save({"logits": teacher})
-    elif given.teacher is not None and teacher is not None:
-        files["teacher/model.safetensors"] = teacher.to_bytes()
+    if given.teacher is not None and teacher is not None:  # else the settings name a file
+        if isinstance(teacher, np.ndarray):
+            files["teacher/arrays.safetensors"] = save({"logits": teacher})
+        else:
+            files["teacher/model.safetensors"] = teacher.to_bytes()
     for path, content in files.items():
         name, file = path.split("/")
         if not (folder / name).exists():
             commit(folder / name, {file: content})
 
 
-def stored_inputs(store: StudyStore) -> Given:
-    """What `write_inputs` has stored. Raises StudyError where the study was given what is not there."""
-    jets: dict[str, PackedJets | None] = {}
-    for name in ("jets", "hlt_jets"):
-        arrays = _arrays(store, name)
-        jets[name] = None if arrays is None else PackedJets(**{key: arrays[key] for key in DTYPES})
-    teacher: Any = None
-    folder = store.path / "inputs" / "teacher"
-    if (folder / "model.safetensors").exists():
-        read_checked(folder, "model.safetensors")
-        teacher = load_model(folder / "model.safetensors")
-    elif (arrays := _arrays(store, "teacher")) is not None:
-        teacher = arrays["logits"]
-    return Given(jets["jets"], jets["hlt_jets"], teacher)
+def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
+    """What the study was given in Python: as it is given again, else as `write_inputs` has stored it.
+
+    Raises StudyError where the study was given what is neither.
+    """
+    again = again or Given()
+    jets, hlt_jets, teacher = again.jets, again.hlt_jets, again.teacher
+    if jets is None:
+        jets = _packed(_arrays(store, "jets"))
+    if hlt_jets is None:
+        hlt_jets = _packed(_arrays(store, "hlt_jets"))
+    if teacher is None:
+        model = store.path / "inputs" / "teacher" / "model.safetensors"
+        if model.exists():
+            read_checked(model.parent, model.name)
+            teacher = load_model(model)
+        elif (arrays := _arrays(store, "teacher")) is not None:
+            teacher = arrays["logits"]
+    return Given(jets, hlt_jets, teacher)
+
+
+def _packed(arrays: dict[str, NDArray[Any]] | None) -> PackedJets | None:
+    return None if arrays is None else PackedJets(**{key: arrays[key] for key in DTYPES})
 
 
 def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
@@ -157,14 +196,32 @@ def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
     if folder.exists():
         return load_arrays(read_checked(folder, "arrays.safetensors"))
     if name in store.provenance.get("given", ()):
-        hint = "plan it where they are: kdfast.sweep(..., plan_only=True) stores them in the study's folder"
-        what = f"was given its {name.replace('_', ' ')} in Python, and does not hold them"
+        words, argument = _IN_PYTHON[name]
+        what = f"was given its {words} in Python, and does not hold them"
+        hint = f"give kdfast.refine the same {argument}=… again; kdfast.sweep(…, plan_only=True) stores them there"
         raise StudyError(what, where=str(store.path), hint=hint)
     return None
 
 
 def absolute_paths(settings: StudySettings) -> StudySettings:
-    """The settings with files named so that a process in another folder finds them."""
-    data = settings.data.model_copy(update={"paths": tuple(str(Path(path).absolute()) for path in settings.data.paths)})
-    teacher = None if settings.teacher is None else str(Path(settings.teacher).absolute())
-    return settings.model_copy(update={"data": data, "teacher": teacher})
+    """The settings with files named so that a process in another folder finds them.
+
+    Raises ConfigError for a path that study.toml can't hold, as it is no text.
+    """
+
+    def absolute(path: str) -> str:
+        named = str(Path(path).absolute())
+        try:
+            named.encode()
+        except UnicodeEncodeError:
+            hint = "rename it, or give a link to it or a pattern that finds it"
+            what = "is no UTF-8, and can't stand in study.toml"
+            raise ConfigError(what, where=ascii(named), hint=hint) from None
+        return named
+
+    data = settings.data.model_copy(update={"paths": tuple(map(absolute, settings.data.paths))})
+    hlt = settings.hlt
+    if isinstance(hlt, HLTFiles):
+        hlt = HLTFiles(paths=tuple(map(absolute, hlt.paths)))
+    teacher = None if settings.teacher is None else absolute(settings.teacher)
+    return settings.model_copy(update={"data": data, "hlt": hlt, "teacher": teacher})

@@ -16,7 +16,7 @@ from kdfast.errors import DataError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Preparation, Tagger
-from kdfast.study.settings import DataSettings, StudySettings
+from kdfast.study.settings import DataSettings, HLTFiles, StudySettings
 
 __all__ = ["SPLITS", "PreparedData", "load", "prepare"]
 
@@ -94,6 +94,7 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
         hlt_jets = _paired(jets, hlt_jets.hardest(settings.data.max_constituents))
     positions = _split(jets, settings.data)
     hlt = settings.hlt if hlt_jets is None else None
+    assert not isinstance(hlt, HLTFiles), "Inputs.load reads them"
     seed, constituents = settings.data.seed, settings.data.max_constituents
 
     # The standardisation comes from the offline view of the training jets, which a first preparation (that does not

@@ -52,12 +52,7 @@ def refine(
     more = max(known) + 1
     wanted = [*known, *range(more, more + max(0, seeds - len(known)))]
     store = StudyStore.open(Path(study))
-    there = stored_inputs(store) if (store.path / "inputs").exists() else Given()
-    given = Given(
-        there.jets if data is None else data,
-        there.hlt_jets if hlt is None else hlt,
-        there.teacher if teacher is None else teacher,
-    )
+    given = stored_inputs(store, Given(data, hlt, teacher))
     settings: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
     return run_study(
         StudySettings.resolve(settings, data_given=True),

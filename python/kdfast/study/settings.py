@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from operator import index
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["StudySettings", "check_counts"]
+__all__ = ["GIVEN", "HLTFiles", "StudySettings", "check_counts"]
 
 
 def check_counts(**counts: int | None) -> None:
@@ -37,27 +38,66 @@ def check_counts(**counts: int | None) -> None:
             raise ConfigError(f"must be a whole number, at least 1, is {value!r}", where=name)
 
 
-class DataSettings(BaseModel):
-    """[data]: which jets, and how they are split.
-
-    paths: files; none: the bundled sample, or jets given in Python. max_jets, max_constituents (the hardest of each
-    jet): None for all. on_bad: "error" or "drop", what a bad jet gets. fractions: of training, validation and test,
-    stratified by label. seed: of the split and of the HLT emulation; the members' seeds do not change it.
-    """
+class _Table(BaseModel):
+    """A table of settings. None of them is a truth value, which would else count as the number 1 or 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    paths: tuple[str, ...] = ()
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if any(isinstance(item, bool) for item in (value if isinstance(value, (list, tuple)) else [value])):
+            raise ConfigError(f"takes no truth value, is {value!r}")
+        return value
+
+
+def _as_paths(paths: Any) -> list[str]:
+    entries = [paths] if isinstance(paths, (str, PathLike)) else paths
+    if not isinstance(entries, Sequence) or not all(isinstance(entry, (str, PathLike)) for entry in entries):
+        raise ConfigError(f"must be a path or a list of paths, is {paths!r}", hint='e.g. paths = ["train_*.h5"]')
+    return [str(fspath(entry)) for entry in entries]
+
+
+def _as_seeds(seeds: Any) -> tuple[int, ...]:
+    one_or_many = ConfigError(f"must be a whole number or a list of them, is {seeds!r}", hint="e.g. seeds = [42, 43]")
+    if isinstance(seeds, (str, bytes, Mapping)):
+        raise one_or_many
+    entries = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    if not entries:
+        raise ConfigError("has no seed", hint="e.g. seeds = [42]")
+    try:
+        if any(isinstance(entry, bool) for entry in entries):
+            raise TypeError("a truth value")
+        return tuple(dict.fromkeys(index(entry) for entry in entries))
+    except TypeError:
+        raise one_or_many from None
+
+
+def _or_all(value: Any) -> Any:
+    """TOML has no None: "all" stands for it."""
+    if isinstance(value, str) and value != "all" and not value.isdecimal():
+        raise ConfigError(f'must be a whole number from 1 on or "all", is {value!r}')
+    return None if value == "all" else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
+
+
+class DataSettings(_Table):
+    """[data]: which jets, and how they are split.
+
+    paths: files; none: the bundled sample, or jets given in Python. max_jets: None for all. max_constituents: the
+    hardest of each jet; None or "all" for all. on_bad: "error" or "drop", what a bad jet gets. fractions: of training,
+    validation and test, stratified by label. seed: of the split and of the HLT emulation; the members' seeds do not
+    change it.
+    """
+
+    paths: Paths = ()
     max_jets: int | None = Field(default=None, ge=1)
-    max_constituents: int | None = Field(default=40, ge=1)
+    max_constituents: Annotated[int | None, Field(ge=1), BeforeValidator(_or_all)] = 40
     on_bad: Literal["error", "drop"] = "error"
     fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
     seed: int = Field(default=42, ge=0, lt=2**32)
-
-    @field_validator("paths", mode="before")
-    @classmethod
-    def _one_path(cls, paths: Any) -> Any:
-        return [str(paths)] if isinstance(paths, (str, Path)) else [str(path) for path in paths]
 
     @field_validator("fractions")
     @classmethod
@@ -67,7 +107,7 @@ class DataSettings(BaseModel):
         return fractions
 
 
-class RecipeSettings(Recipe):
+class RecipeSettings(Recipe, _Table):
     """[recipe]: how each model is trained (see Recipe), and what the teacher has of its own.
 
     teacher_epochs: None: as many as the others. teacher_patience: epochs without a better validation AUC.
@@ -86,10 +126,8 @@ class RecipeSettings(Recipe):
         return self.student().model_copy(update={"epochs": epochs, "patience": self.teacher_patience})
 
 
-class GridLists(BaseModel):
+class GridLists(_Table):
     """[grid]: a grid of one's own, the arguments of kdfast.grid."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: tuple[float, ...]
     alpha: tuple[float, ...]
@@ -98,20 +136,35 @@ class GridLists(BaseModel):
     shape: str = "linear"
 
 
-def _as_hlt(value: Any) -> str | HLTConfig:
-    if isinstance(value, HLTConfig):
+class HLTFiles(_Table):
+    """[hlt] of a study without emulation: the files of the same jets, in the same order, as a trigger saw them."""
+
+    paths: Paths
+
+
+# `hlt` of a study whose HLT jets were given in Python.
+GIVEN = "given"
+
+
+def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
+    if isinstance(value, (HLTConfig, HLTFiles)):
         return value
     if isinstance(value, str):
-        if value not in HLT_PRESETS:
+        if value not in HLT_PRESETS and value != GIVEN:
             raise ConfigError(f"unknown HLT preset {value!r}", hint=suggest(value, list(HLT_PRESETS)))
         return value
     presets = f"or name a preset: {', '.join(HLT_PRESETS)}"
+    if isinstance(value, Mapping) and "paths" in value:
+        files = HLTFiles.model_validate(value)
+        if not files.paths:
+            raise ConfigError("names no file of HLT jets", hint=presets[3:])
+        return files
     if not isinstance(value, Mapping):
         raise ConfigError(f"must be a preset's name or a table of numbers, is {value!r}", hint=presets[3:])
     known = [field.name for field in fields(HLTConfig)]
     for key in value:
         if key not in known:
-            raise ConfigError(f"unknown key {key!r}", hint=suggest(key, known))
+            raise ConfigError(f"unknown key {key!r}", hint=suggest(str(key), known))
     needed = [field.name for field in fields(HLTConfig) if field.default is MISSING]
     if missing := [key for key in needed if key not in value]:
         raise ConfigError(f"lacks {', '.join(missing)}", hint=f"give all of {', '.join(needed)}, {presets}")
@@ -145,21 +198,22 @@ def _as_grid(value: Any) -> str | GridLists | tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-class StudySettings(BaseModel):
+class StudySettings(_Table):
     """Everything that a study can be told; the defaults are the published study's.
 
-    hlt: a preset's name or five numbers. model, teacher_model: sizes of student (and baseline) and teacher, a preset's
-    name or numbers. teacher: file of a trained teacher (None: one is trained). seeds: of the members; each seed trains
-    a baseline and the whole grid. grid: a preset's name, lists, or names of runs. precision, device: of the training;
-    device is "cpu", "cuda" (all GPUs) or "cuda:1" (one of them), "auto" the CPU. checkpoint_every: seconds between two
-    checkpoints of a member that runs.
+    hlt: a preset's name or five numbers of the emulation; files of HLT jets instead of it, or "given" where these are
+    given in Python. model, teacher_model: sizes of student (and baseline) and teacher, a preset's name or numbers.
+    teacher: file of a trained teacher or of its logits (.npy); None: one is trained. seeds: of the members; each seed
+    trains a baseline and the whole grid. grid: a preset's name, lists, or names of runs. precision, device: of the
+    training; device is "cpu", "cuda" (all GPUs) or "cuda:1" (one of them), "auto" the CPU. checkpoint_every: seconds
+    between two checkpoints of a member that runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (42,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_as_seeds)] = (42,)
     grid: Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid)] = "study"
-    hlt: Annotated[str | HLTConfig, BeforeValidator(_as_hlt)] = "nominal"
+    hlt: Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt)] = "nominal"
     model: Annotated[str | ModelConfig, BeforeValidator(_as_model)] = "study"
     teacher_model: Annotated[str | ModelConfig, BeforeValidator(_as_model)] = "study"
     teacher: str | None = None
@@ -168,14 +222,6 @@ class StudySettings(BaseModel):
     checkpoint_every: float = Field(default=300.0, ge=0)
     data: DataSettings = DataSettings()
     recipe: RecipeSettings = RecipeSettings()
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _distinct(cls, seeds: Any) -> Any:
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-        if not seeds:
-            raise ConfigError("has no seed", hint="e.g. seeds = [42]")
-        return tuple(dict.fromkeys(seeds))
 
     @field_validator("precision")
     @classmethod
@@ -211,6 +257,7 @@ class StudySettings(BaseModel):
             return [plain(item) for item in value] if isinstance(value, tuple) else value
 
         table: dict[str, Any] = plain(self)
+        table["data"].setdefault("max_constituents", "all")
         return table
 
     def write_toml(self, path: str | Path) -> None:
@@ -219,7 +266,8 @@ class StudySettings(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on, presets as their numbers; what may differ within a study is left out:
-        seeds and grid (they only add runs), where the data lie (their fingerprint decides), device and checkpoints."""
+        seeds and grid (they only add runs), where data, HLT jets and teacher lie (fingerprints decide), device and
+        checkpoints."""
         table = self.table()
         for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
             table.pop(key, None)
@@ -227,7 +275,10 @@ class StudySettings(BaseModel):
             table["data"].pop(key, None)
         for key in ("model", "teacher_model"):
             table[key] = model_config(getattr(self, key)).model_dump()
-        table["hlt"] = asdict(hlt_config(self.hlt))
+        if isinstance(self.hlt, HLTFiles) or self.hlt == GIVEN:
+            del table["hlt"]
+        else:
+            table["hlt"] = asdict(hlt_config(self.hlt))
         table["recipe"].setdefault("teacher_epochs", self.recipe.epochs)
         return table
 
@@ -251,13 +302,18 @@ class StudySettings(BaseModel):
         """
         given = _read_toml(Path(config)) if isinstance(config, (str, PathLike)) else dict(config or {})
         overrides = _without_none(overrides or {})
+        source = fspath(config) if isinstance(config, (str, PathLike)) else ""
+        for key in ("data", "recipe"):
+            if not isinstance(table := given.get(key, {}), (Mapping, BaseModel)):
+                where = f"{source}, {key}" if source else key
+                hint = f"e.g. data = {{ paths = [{table!r}] }}" if key == "data" and isinstance(table, str) else None
+                raise ConfigError(f"must be a table, is {table!r}", where=where, hint=hint)
         asked = _merge(given, overrides)
         data = asked.get("data")
         data_given = data_given or (isinstance(data, Mapping) and bool(data.get("paths")))
         try:
             return cls.model_validate(asked if data_given else _merge(DEMO, asked))
         except ValidationError as error:
-            source = fspath(config) if isinstance(config, (str, PathLike)) else ""
             raise _in_words(error, source, overrides) from None
 
 
@@ -311,7 +367,8 @@ def _in_words(error: ValidationError, source: str, overrides: Any) -> ConfigErro
     if isinstance(cause, ConfigError):
         return ConfigError(f"{cause.where}: {cause.what}" if cause.where else cause.what, where=where, hint=cause.hint)
     if fault["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"data": DataSettings, "recipe": RecipeSettings, "grid": GridLists}
+        tables: dict[str, type[BaseModel]]
+        tables = {"data": DataSettings, "recipe": RecipeSettings, "grid": GridLists, "hlt": HLTFiles}
         known = (StudySettings if len(parts) == 1 else tables[parts[0]]).model_fields
         return ConfigError(f"unknown key {parts[-1]!r}", where=where, hint=suggest(parts[-1], list(known)))
     if isinstance(cause, ValueError):
