@@ -203,6 +203,22 @@ def test_a_mean_over_some_configurations_says_so(tmp_path):
     assert "Mean of 3 configurations" in comparison_text(found)
 
 
+@pytest.mark.parametrize(
+    ("runs", "kept"),
+    [
+        ("a1 a2 b1 b2", "a1 a2 b1 b2"),
+        ("a1 a2 a3 b1 b2", "a1 a2 b1 b2"),
+        ("a1 a2 a3 b1", "a1 a2 a3"),
+        ("a1 a2 b1 b2 c1", "a1 a2 b1 b2"),
+        ("a1 b2 c3", "a1 b2 c3"),  # nothing is shared: each difference is still one of equal runs
+        ("a1", "a1"),
+    ],
+)
+def test_the_mean_is_over_the_largest_block(runs, kept):
+    keys = {run: RunKey("student", run[0], int(run[1])) for run in runs.split()}
+    assert two_studies._block(list(keys.values())) == {keys[run] for run in kept.split()}
+
+
 # ---- what can't be compared
 
 
