@@ -1,5 +1,6 @@
 """A study with scores drawn from a formula in place of trained networks: fast, and its right answers are known."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ def make_study(
     kinematics: bool = True,
     provenance: dict[str, Any] = PROVENANCE,
     gain: float = 0.0,
+    teacher_strength: float = 2.0,
+    strength: Callable[[RunConfig | None], float] = separation,
 ) -> StudyStore:
     """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets.
 
-    gain: added to the students' separation."""
+    gain: added to the students' separation. strength: the separation of a configuration, of the baseline for None."""
     store = StudyStore.create_or_open(path, SETTINGS, provenance)
     rng = np.random.default_rng(5)
     splits = {}
@@ -77,9 +80,9 @@ def make_study(
         )
 
     if teacher:
-        write("teacher", "teacher", 42, 2.0)
+        write("teacher", "teacher", 42, teacher_strength)
     for seed in seeds:
-        write("baseline", "baseline", seed, separation(None))
+        write("baseline", "baseline", seed, strength(None))
         for config in grid("study") if configs is None else configs:
-            write("student", config.name, seed, separation(config) + gain, config)
+            write("student", config.name, seed, strength(config) + gain, config)
     return store

@@ -6,13 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
-from kdfast.report.findings import beats_baseline, is_supported, versus
+from kdfast.report.comparisons import holm
+from kdfast.report.findings import _group_findings, beats_baseline, is_supported, versus
+from kdfast.report.importers import import_study
 from kdfast.report.sampling import auc_estimates
-from kdfast.report.schema import Analysis, Comparison, Estimate
+from kdfast.report.schema import Analysis, Comparison, Estimate, Group, GroupTable, MetricSummary
+from kdfast.report.texts import report_texts
 from kdfast.study.grid import grid
 from kdfast.study.results import open_study
-from tests.report.fake_study import make_study
+from kdfast.study.store import StudyStore
+from tests.report.fake_study import SMALL_GRID, make_study
 
 CONFIGS = grid(
     temperature=[3.0, 5.0, 10.0], alpha=[0.3, 0.7, 0.9], temperature_final=[1.0, 2.0], alpha_final=[0.1]
@@ -245,3 +250,211 @@ def test_a_strong_effect_is_found(report):
     assert texts["correlation_auc"].supported
     by_topic = pd.Series([f.topic for f in report.findings])
     assert {"precision", "improvement", "best_auc", "seeds", "pareto", "mass", "calibration", "pt"} <= set(by_topic)
+
+
+def sentences_of(made, topic):
+    return [finding for finding in analyse(made).findings if finding.topic == topic]
+
+
+def compared_group(label, value, p_holm):
+    """A group whose difference to the reference is value ± 0.01."""
+    difference = comparison(value, value - 0.01, value + 0.01, p_holm / 3, p_holm)
+    summary = MetricSummary(mean=0.8, std=0.1, variance=0.01, min=0.7, max=0.9)
+    return Group(
+        label=label,
+        runs=9,
+        auc=summary,
+        rejection=summary,
+        consistency=None,
+        auc_over_constant=None,
+        rejection_over_constant=None,
+        auc_difference=None if value == 0.0 else difference,
+    )
+
+
+@pytest.mark.parametrize(
+    ("differences", "supported", "parts"),
+    [
+        (
+            {"0.5": (-0.03, 0.001), "0.7": (-0.02, 0.01)},
+            True,
+            ["higher mean AUC than each of the other 2", "0.5 by +0.03"],
+        ),
+        ({"0.5": (-0.03, 0.001), "0.7": (-0.05, 0.2)}, True, ["than 0.5 (5 %", "over initial α 0.5 by +0.0300"]),
+        ({"0.5": (-0.005, 0.2), "0.7": (0.005, 0.3)}, False, ["any of the other 2", "over initial α 0.5 +0.0050"]),
+        ({"0.5": (-0.005, 0.2)}, False, ["not seen to differ from the other at equal"]),
+        (
+            {"0.5": (0.03, 0.001)},
+            True,
+            ["raw mean", "at equal ones initial α 0.5 is higher, by +0.0300 (95 % interval +0.0200"],
+        ),
+        (
+            {"0.5": (0.03, 0.001), "0.7": (0.02, 0.01), "1.0": (-0.04, 0.001)},
+            True,
+            ["0.5 is higher, by +0.0300", "and so is 0.7", "it is higher than 1.0, over initial α 1.0 by +0.0400"],
+        ),
+    ],
+)
+def test_sentences_on_groups(report, differences, supported, parts):
+    """The group of the highest raw mean is the reference; a difference that the test supports is never denied."""
+    groups = [compared_group("0.9", 0.0, 1.0), *(compared_group(label, *d) for label, d in differences.items())]
+    table = GroupTable(setting="alpha_init", reference="0.9", reference_rejection=None, groups=groups)
+    (found,) = _group_findings(table, "auc")
+    assert found.text.startswith("Initial α 0.9 has ")
+    assert found.supported == supported
+    for part in parts:
+        assert part in found.text, found.text
+    assert ("not seen to differ from any" in found.text or "from the other at" in found.text) == (not supported)
+
+
+def test_a_group_that_is_higher_at_equal_settings(tmp_path):
+    """Annealed runs are better at equal α, but more of the constant ones have a high α, so that their raw mean is
+    higher."""
+    configs = [RunConfig(t, a) for t in (3.0, 5.0, 7.0, 10.0) for a in (0.3, 0.9, 0.95, 1.0)]
+    configs += [RunConfig(t, a, 1.0) for t in (3.0, 5.0, 7.0, 10.0) for a in (0.3, 0.35, 0.4, 0.9)]
+
+    def strength(config):
+        return 1.25 if config is None else 1.25 + config.alpha_init + 0.25 * (config.strategy == "tempanneal")
+
+    made = make_study(tmp_path / "study", configs, jets=1000, strength=strength)
+    (found,) = sentences_of(made, "strategy_auc")
+    assert found.supported
+    assert "constant (baseline) has the highest raw mean AUC" in found.text
+    assert "at equal ones the strategy temperature annealing is higher, by +0.0" in found.text
+
+
+def test_a_grid_of_constants_has_its_slopes(tmp_path):
+    """α matters much: the linear model's sentence says so, and names the settings that are there."""
+    made = make_study(
+        tmp_path / "study",
+        grid(temperature=[3.0, 5.0, 7.0, 10.0], alpha=[0.3, 0.5, 0.7, 0.9], temperature_final=(), alpha_final=()),
+        strength=lambda config: 1.25 if config is None else 1.25 + 0.6 * config.alpha_init,
+    )
+    (found,) = sentences_of(made, "model_auc")
+    assert "on ln T_init and α_init and their products" in found.text
+    assert "these slopes differ from 0 (Holm): α_init +" in found.text
+    assert found.supported
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_what_a_difference_is_known_to(tmp_path, seeds):
+    made = make_study(tmp_path / "study", SMALL_GRID, seeds=seeds)
+    text = sentences_of(made, "precision")[0].text
+    assert ("the difference of two configurations' means over seeds is known to" in text) == (len(seeds) > 1)
+    assert ("the difference of two runs is known to" in text) == (len(seeds) == 1)
+
+
+def test_seeds_that_tell_nothing(tmp_path):
+    """Two seeds, but one run of each configuration: nothing tells what a seed does, and the report says so."""
+    half = len(SMALL_GRID) // 2
+    make_study(tmp_path / "study", SMALL_GRID[:half], seeds=(1,))
+    found = analyse(make_study(tmp_path / "study", SMALL_GRID[half:], seeds=(2,), teacher=False))
+    assert found.study.seeds == [1, 2]
+    assert found.distribution.seed_df == 0
+    assert "variance between seeds" in {lack.what for lack in found.missing}
+    texts = {finding.topic: finding.text for finding in found.findings}
+    assert "trained networks, not configurations" in texts["seeds"]
+    assert texts["strategy_auc"].startswith("Among these networks, whose seeds' part is not known")
+    assert "16 trained networks can't be told from the best" in texts["best_auc"]
+
+
+def imported(folder):
+    import_study(folder / "runs.csv", folder / "study")
+    return StudyStore.open(folder / "study")
+
+
+def test_each_run_a_seed_of_its_own(tmp_path):
+    """No number is made up that no run has."""
+    rows = [(3.0, 1, 0.90, 20), (5.0, 2, 0.80, 10), (7.0, 3, 0.82, 11), (10.0, 4, 0.81, 11)]
+    lines = [f"baseline_T{t}_A0.5,{seed},{auc},{rejection}" for t, seed, auc, rejection in rows]
+    (tmp_path / "runs.csv").write_text("\n".join(["run_name,seed,auc_student,bkg_rej_50", *lines]) + "\n")
+    found = analyse(imported(tmp_path))
+    values = {row.temp_init: (row.auc.value, row.rejection.value) for row in found.configurations}
+    for t, _, auc, rejection in rows:
+        assert values[t] == pytest.approx((auc, rejection))
+    assert "means over common seeds" in {lack.what for lack in found.missing}
+    assert "BEST OVERALL AUC: 0.9000" in report_texts(found)["ANALYSIS_SUMMARY.txt"]
+
+
+# ---- lower limits
+
+
+def strong(config):
+    """So strong that for high α no background of 250 jets survives at 50 %."""
+    return 2.0 if config is None else 2.2 + 1.3 * config.alpha_init
+
+
+@pytest.fixture(scope="module")
+def limits(tmp_path_factory):
+    """Some configurations' rejections are lower limits."""
+    made = make_study(tmp_path_factory.mktemp("limits") / "study", SMALL_GRID, jets=500, strength=strong)
+    return analyse(made)
+
+
+def test_a_limit_of_the_teacher_is_the_teacher_s(tmp_path):
+    """It spoils the gap recovered in rejection, and nothing else."""
+    found = analyse(make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2), teacher_strength=6.0))
+    (teacher,) = (network for network in found.networks if network.role == "teacher")
+    assert teacher.survivors["50"] == 0
+    assert teacher.rejection["50"].lower_limit
+    for row in found.configurations:
+        assert not row.rejection.lower_limit
+        assert row.rejection.low < row.rejection.value < row.rejection.high
+        assert row.rejection_vs_baseline is not None
+        assert row.beside_best_rejection is not None
+        assert row.gap_recovered_rejection is None
+        assert row.gap_recovered_auc is not None
+    assert "rejection" in found.mean_vs_baseline
+    assert {table.reference_rejection for table in found.groups} != {None}
+    assert "gap recovered in rejection" in {lack.what for lack in found.missing}
+
+
+def test_a_configuration_s_limit_is_its_own(limits):
+    """Its number is marked; the others are compared with the baseline as before, by a model without it."""
+    limited = {run.run_name for run in limits.runs if run.survivors["50"] == 0}
+    assert 0 < len(limited) < len(SMALL_GRID)
+    for row in limits.configurations:
+        assert row.rejection.lower_limit == (row.run_name in limited)
+        assert (row.rejection_vs_baseline is None) == (row.run_name in limited)
+        assert row.beside_best_rejection is None
+        assert row.rejection.lower_limit or row.rejection.low < row.rejection.value < row.rejection.high
+    p = [row.rejection_vs_baseline.p_value for row in limits.configurations if row.rejection_vs_baseline]
+    own = [row.rejection_vs_baseline.p_holm for row in limits.configurations if row.rejection_vs_baseline]
+    assert own == pytest.approx(holm(p))
+    start = f"Of {len(p)} trained networks"
+    (text,) = [f.text for f in limits.findings if f.text.startswith(start) and "rejection" in f.text]
+    assert f"{len(limited)} more are not compared" in text or "1 more is not compared" in text
+
+
+def test_limits_enter_no_comparison_of_settings(limits):
+    for parts in (limits.correlations, limits.importance, limits.models, limits.variance_shares, limits.top_two):
+        assert {part.metric for part in parts} == {"auc"}
+    assert all(g.rejection_difference is None for table in limits.groups for g in table.groups)
+    for finding in limits.findings:
+        assert "rejection" not in finding.text or finding.topic == "improvement", finding.text
+    assert any("by rejection at 50 %" in lack.what for lack in limits.missing)
+    assert (limits.distribution.rejection.std, limits.distribution.rejection_error) == (None, None)
+
+
+def test_means_of_limits_are_marked(limits):
+    texts = report_texts(limits)
+    alpha = next(table for table in limits.groups if table.setting == "alpha_init")
+    (high,) = (g for g in alpha.groups if g.label == "0.9")
+    assert high.rejection.limits == sum(r.survivors["50"] == 0 for r in limits.runs if r.alpha_init == 0.9) > 0
+    shown = f">{high.rejection.mean:.2f}"
+    assert f"Alpha 0.9: Mean AUC = {high.auc.mean:.4f}, Mean BKG = {shown}" in texts["ANALYSIS_SUMMARY.txt"]
+    (line,) = [x for x in texts["hyperparameter_analysis.txt"].splitlines() if x.startswith("  0.9  ") and ">" in x]
+    assert shown in line.split()
+    best = max(r.rejection["50"].value for r in limits.runs)
+    assert f" - >{best:.2f}" in texts["ANALYSIS_SUMMARY.txt"]
+    grids = texts["results_summary.txt"].split("MEAN REJECTION AT 50 %")[1].split("MISSING")[0]
+    assert grids.count(">") == sum(n > 0 for row in limits.grid.rejection_limits for n in row) > 0
+
+
+def test_an_imported_limit_keeps_its_mark(tmp_path):
+    (tmp_path / "runs.csv").write_text(
+        "run_name,auc_student,bkg_rej_50,n_bkg_50\nbaseline_T3.0_A0.5,0.9,200,0\nbaseline_T5.0_A0.5,0.8,100,2\n"
+    )
+    found = analyse(imported(tmp_path))
+    assert {row.temp_init: row.rejection.lower_limit for row in found.configurations} == {3.0: True, 5.0: False}
+    assert ">200.00" in report_texts(found)["ANALYSIS_SUMMARY.txt"]

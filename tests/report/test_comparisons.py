@@ -104,6 +104,39 @@ def test_different_seeds():
     np.testing.assert_allclose(study.values, [0.8366667, 0.7366667], atol=1e-6)
 
 
+@pytest.mark.parametrize("runs", [4, 7])
+def test_means_that_the_runs_do_not_tell(runs):
+    """Each run a seed of its own: there is no mean over all seeds, and a configuration's number is that of its runs."""
+    names, seeds = ["a", "b", "c", "d", "a", "b", "c"][:runs], list(range(runs))
+    values = np.array([0.90, 0.80, 0.82, 0.81, 0.92, 0.78, 0.82])[:runs]
+    factor = noise_factor(runs, size=0.001)
+    study = configurations(Estimates(values, factor), names, seeds)
+    assert not study.connected
+    own = {name: [k for k in range(runs) if names[k] == name] for name in "abcd"}
+    assert list(study.values) == pytest.approx([values[rows].mean() for rows in own.values()])
+    assert study.seeds_known == (runs > 4)
+    difference = study.difference("a", "b")
+    assert difference.value == pytest.approx(values[own["a"]].mean() - values[own["b"]].mean())
+    shared = factor[own["a"]].mean(axis=0) - factor[own["b"]].mean(axis=0)
+    assert difference.test_variance == pytest.approx(shared @ shared)
+    assert (difference.run_variance > 0) == (runs > 4)
+    beside = baseline(study, Estimates(values[:2] - 0.1, factor[:2]), [0, 1], seeds)
+    assert beside.value == pytest.approx(values[:2].mean() - 0.1)
+    assert beside.below("d").value == pytest.approx(0.81 - beside.value)
+
+
+def test_coverage_of_means_that_share_no_seeds():
+    """What a seed does to all is then part of the rest, and intervals of differences hold it."""
+    rng, hits = np.random.default_rng(7), 0
+    names, seeds = ["a"] * 4 + ["b"] * 4, list(range(8))
+    factor = noise_factor(8, size=0.001)
+    for _ in range(STUDIES):
+        values = np.repeat([0.8, 0.81], 4) + factor @ rng.normal(size=factor.shape[1]) + 0.005 * rng.normal(size=8)
+        low, high = configurations(Estimates(values, factor), names, seeds).difference("b", "a").interval
+        hits += low <= 0.01 <= high
+    assert within_binomial(hits, STUDIES, 0.95)
+
+
 def test_one_seed_is_delong_s_test():
     rng = np.random.default_rng(3)
     labels = np.arange(600) % 2

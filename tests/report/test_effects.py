@@ -1,6 +1,7 @@
 """Effects of T and α: against statsmodels, pandas and scipy; no claims without an effect."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,13 +9,16 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
+from kdfast.distill.schedules import RunConfig
 from kdfast.report import effects
 from kdfast.report.comparisons import Configurations, configurations
 from kdfast.report.sampling import Estimates
+from kdfast.report.summaries import correlations
 from kdfast.study.grid import grid
-from tests.report.simulated import STUDIES, not_above_binomial
+from tests.report.simulated import STUDIES, noise_factor, not_above_binomial
 
 GRID = grid("study")
+CONSTANT = [config for config in GRID if config.strategy == "baseline"]
 
 
 def settings_of(configs=GRID):
@@ -59,7 +63,8 @@ def test_correlation():
 
 def test_linear_model_is_statsmodels_ols():
     frame, y = settings_of(), noise()
-    slopes, df, r_squared = effects.linear_model(estimates_of(y), frame)
+    model = effects.linear_model(estimates_of(y), frame)
+    slopes = model.slopes
     table = pd.DataFrame({"y": y})
     logs = {
         "a": np.log(frame["temp_init"]),
@@ -72,8 +77,53 @@ def test_linear_model_is_statsmodels_ols():
     theirs = smf.ols("y ~ (a + b + c + d)**2", table).fit()
     np.testing.assert_allclose([s.value for s in slopes.values()], theirs.params[1:], rtol=1e-6)
     np.testing.assert_allclose([s.error for s in slopes.values()], theirs.bse[1:], rtol=1e-6)
-    assert (df, r_squared) == (theirs.df_resid, pytest.approx(theirs.rsquared))
-    assert list(slopes)[:4] == ["ln T_init", "ln T_last", "α_init", "α_last"]
+    assert (model.df, model.r_squared) == (theirs.df_resid, pytest.approx(theirs.rsquared))
+    assert list(slopes)[:4] == model.settings == ["ln T_init", "ln T_last", "α_init", "α_last"]
+    assert model.untold == []
+
+
+def test_linear_model_of_constants():
+    """Where no value is scheduled the last one is the initial one: its slope is there, and not dropped as collinear."""
+    frame = settings_of(CONSTANT)
+    y = 0.8 + 0.1 * frame["alpha_init"].to_numpy() + 1e-4 * np.random.default_rng(8).normal(size=len(frame))
+    model = effects.linear_model(estimates_of(y, configs=CONSTANT), frame)
+    assert model.settings == ["ln T_init", "α_init"]
+    assert list(model.slopes) == ["ln T_init", "α_init", "ln T_init × α_init"]
+    assert model.untold == []
+    assert model.slopes["α_init"].value == pytest.approx(0.1, abs=1e-3)
+    assert model.slopes["α_init"].p_value < 1e-6
+
+
+def test_linear_model_names_what_it_cannot_tell():
+    """T halved in every configuration: ln T_last moves with ln T_init."""
+    configs = [RunConfig(t, a, t / 2) for t in (4.0, 6.0, 8.0, 10.0) for a in (0.3, 0.5, 0.9)]
+    frame = settings_of(configs)
+    model = effects.linear_model(estimates_of(noise()[: len(configs)], configs=configs), frame)
+    assert model.settings == ["ln T_init", "ln T_last", "α_init"]
+    assert "α_init" in model.slopes
+    assert {"ln T_init", "ln T_last"} <= set(model.untold)
+    assert not set(model.untold) & set(model.slopes)
+
+
+def test_no_false_trends_among_all_settings():
+    """T and α do nothing: any of the four sentences on trends says otherwise in at most 5 % of studies."""
+    frame, rng, studies = settings_of(CONSTANT), np.random.default_rng(9), 600
+    factors = {"auc": noise_factor(len(frame), seed=1), "rejection": noise_factor(len(frame), seed=2, size=0.7)}
+    scatter = {"auc": 0.001, "rejection": 0.15}
+    claims = naive = 0
+    for _ in range(studies):
+        values = {m: f @ rng.normal(size=f.shape[1]) + scatter[m] * rng.normal(size=len(f)) for m, f in factors.items()}
+        study = SimpleNamespace(
+            settings=frame,
+            students={m: estimates_of(values[m], factors[m], CONSTANT) for m in factors},
+            done=frame.assign(auc_student=values["auc"], bkg_rej_50=values["rejection"]),
+            modelled=("auc", "rejection"),
+        )
+        found = correlations(study)
+        claims += min(c.slope_p_holm for c in found) < 0.05
+        naive += min(c.slope_p_value for c in found) < 0.05
+    assert not_above_binomial(claims, studies, 0.05)
+    assert naive > 0.1 * studies
 
 
 def test_variance_shares_are_sums_of_squares():
@@ -159,9 +209,6 @@ def test_groups_that_the_grid_cannot_tell():
         "baseline",
     )
     assert found == []
-
-
-CONSTANT = [config for config in GRID if config.strategy == "baseline"]
 
 
 def shared_noise():

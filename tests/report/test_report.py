@@ -388,7 +388,7 @@ def test_lower_limits_are_marked(tmp_path):
     text = in_one_line(texts["results_summary.txt"])
     assert f">{rejection.value:.2f}" in text
     assert "there the rejection is a 68 % lower limit" in text
-    assert any(lack.what == "comparisons of rejection at 50 %" for lack in whole.missing)
+    assert any(lack.what == "comparisons of configurations and settings by rejection at 50 %" for lack in whole.missing)
     assert all("inf" not in text.replace("info", "") for text in texts.values())
 
 

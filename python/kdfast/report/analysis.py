@@ -43,11 +43,11 @@ def analyse(store: StudyStore) -> schema.Analysis:
         return schema.Analysis(
             study=described, runs=runs, networks=[n for n, _ in shown], missing=study.missing, **_physics(study, shown)
         )
-    if not study.seeds[1:]:
+    if not study.students["auc"].seeds_known:
+        why = "too few runs share configurations and seeds" if study.seeds[1:] else "the study has one seed"
         study.lacks(
             "variance between seeds",
-            "the study has one seed: its numbers compare trained networks, not configurations; "
-            "`kdfast refine` adds seeds",
+            f"{why}: its numbers compare trained networks, not configurations; `kdfast refine` adds seeds",
         )
     if study.find("baseline") is None:
         study.lacks("improvements over the baseline", "no baseline has finished")
@@ -149,8 +149,8 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
             found.append(schema.Run(**common))
             continue
         baseline = study.find("baseline", key[1])
-        auc_there, rejection_there = (
-            None if baseline is None else baseline.metrics.get(m) for m in ("auc", "bkg_rej_50")
+        auc_there, rejection_there, survivors_there = (
+            None if baseline is None else baseline.metrics.get(m) for m in ("auc", "bkg_rej_50", "n_bkg_50")
         )
         rejection = study.rejections_of(k)
         best, epochs, seconds = row["best_epoch"], row["epochs"], number(result.metrics.get("seconds"))
@@ -167,7 +167,7 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
                 rejection_validation=number(row["bkg_rej_50_val"]),
                 auc_gain=None if auc_there is None else float(study.auc.values[k] - auc_there),
                 rejection_gain=None
-                if rejection_there is None or rejection["50"].lower_limit
+                if rejection_there is None or survivors_there == 0 or rejection["50"].lower_limit
                 else rejection["50"].value / rejection_there - 1.0,
                 best_epoch=integer(best),
                 seconds=seconds,

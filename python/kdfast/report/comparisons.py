@@ -4,7 +4,9 @@ With one seed a "configuration" is one trained network, and what another seed wo
 seeds are blocks of a two-way model, run = configuration + seed + rest (fitting.py), whose rest enters each test. The
 rest is alike among students, but not for what sets them apart as a whole: students of one seed share targets and err
 alike beside the baseline, and a trend in α may differ from seed to seed. Such combinations are taken in each seed by
-itself, and their scatter from seed to seed counts (`Baseline`, `Configurations.by_seed`).
+itself, and their scatter from seed to seed counts (`Baseline`, `Configurations.by_seed`). Where runs do not connect all
+configurations and seeds (each run has its own seed, say), no mean over all seeds can be told: then run = configuration
++ rest, and what a seed does to all alike is part of the rest.
 """
 
 from __future__ import annotations
@@ -40,13 +42,14 @@ _DRAWS = 4000
 
 @dataclass(frozen=True)
 class Configurations:
-    """C configurations' estimates: means over seeds (least-squares means where they have different seeds).
+    """C configurations' estimates: means over seeds (least-squares means where they have different seeds; plain ones
+    where seeds and configurations are not connected).
 
     names [C]; values [C]; test [C, C]: covariance from the test jets; spread [C, C]: the run-to-run variance σ²'s
     coefficients, so that σ² · spread is the covariance from seeds, but for what all configurations share. factor
     [C, M]: test = factor @ factor.T. common_variance: of what a seed does to all configurations alike, for one seed;
-    it matters for absolute numbers, not for differences. seeds: how many. runs: all runs [K]; rows [seeds, C]: theirs
-    in each seed that all configurations have.
+    it matters for absolute numbers, not for differences. seeds: how many. connected: seeds are blocks of the model.
+    runs: all runs [K]; rows [seeds, C]: theirs in each seed that all configurations have.
     """
 
     names: tuple[str, ...]
@@ -57,6 +60,7 @@ class Configurations:
     model: Fit
     common_variance: float
     seeds: int
+    connected: bool
     runs: Estimates
     rows: NDArray[np.int64]
 
@@ -117,6 +121,7 @@ class Configurations:
             self.model,
             self.common_variance,
             self.seeds,
+            self.connected,
             self.runs,
             self.rows[:, keep],
         )
@@ -126,7 +131,8 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
     """The two-way model of runs [K], each of a named configuration and a seed.
 
     Where a configuration lacks a seed that others have, its estimate is what its mean over all seeds would be if a
-    seed moved all configurations alike (least-squares mean).
+    seed moved all configurations alike (least-squares mean). Where the runs do not tell that, as configurations and
+    seeds are not connected, it is its runs' mean.
     """
     known, blocks = list(dict.fromkeys(names)), list(dict.fromkeys(seeds))
     design = np.zeros((len(runs), len(known) + len(blocks)))
@@ -134,6 +140,9 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
         design[row, known.index(name)] = design[row, len(known) + blocks.index(seed)] = 1.0
     model = fit(runs, design)
     means = np.hstack([np.eye(len(known)), np.full((len(known), len(blocks)), 1.0 / len(blocks))])
+    connected = bool(np.abs(means @ model.mapping - means).max() < 1e-8)
+    if not connected:
+        model, means = fit(runs, design[:, : len(known)]), np.eye(len(known))
     factor = means @ model.factor
     return Configurations(
         names=tuple(known),
@@ -142,8 +151,9 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
         test=factor @ factor.T,
         spread=means @ model.spread @ means.T,
         model=model,
-        common_variance=_common_variance(model, len(known), len(blocks)),
+        common_variance=_common_variance(model, len(known), len(blocks)) if connected else 0.0,
         seeds=len(blocks),
+        connected=connected,
         runs=runs,
         rows=_complete(names, seeds, known, blocks),
     )
@@ -201,14 +211,15 @@ class Baseline:
 
 def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int], blocks: Sequence[int]) -> Baseline | None:
     """The baseline's runs [n] of these seeds beside students of the seeds `blocks` (in the order of their model); None
-    where they have no seed in common."""
+    where they have no seed in common. Where seeds are no part of that model, beside the configurations' mean over all
+    runs: its scatter holds what a seed does to all."""
     shared = [i for i, seed in enumerate(seeds) if seed in blocks]
     if not shared:
         return None
-    known = len(students.model.coefficients) - len(blocks)
+    known = len(students.names)
     levels = np.zeros((len(shared), len(students.model.coefficients)))
     levels[:, :known] = 1.0 / known  # the configurations' mean in that seed
-    for row, i in enumerate(shared):
+    for row, i in enumerate(shared if students.connected else ()):
         levels[row, known + list(blocks).index(seeds[i])] = 1.0
     values = runs.values[shared] - levels @ students.model.coefficients
     factor = runs.factor[shared] - levels @ students.model.factor

@@ -24,6 +24,7 @@ from kdfast.report.sampling import LEVEL, Estimates
 __all__ = [
     "Correlation",
     "GroupDifference",
+    "LinearModel",
     "correlation",
     "equal_spread",
     "group_differences",
@@ -161,12 +162,23 @@ def equal_spread(groups: Sequence[Floats]) -> float | None:
 # ---- the linear model
 
 
-def linear_model(estimates: Configurations, settings: pd.DataFrame) -> tuple[dict[str, Contrast], int, float] | None:
+@dataclass(frozen=True)
+class LinearModel:
+    """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main effects.
+    untold: terms that the design can't tell. df: residual degrees of freedom."""
+
+    settings: list[str]
+    slopes: dict[str, Contrast]
+    untold: list[str]
+    df: int
+    r_squared: float
+
+
+def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearModel | None:
     """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred.
 
-    Returns the slopes by term (a main effect is the slope at the mean of the other settings), the residual degrees of
-    freedom and R². Terms that do not vary are left out, and of collinear ones each that the design can't tell; None
-    where no degree of freedom is left.
+    Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
+    nothing varies, no degree of freedom is left, or no slope can be told.
     """
     main = {
         "ln T_init": np.log(settings["temp_init"].to_numpy()),
@@ -174,6 +186,9 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> tuple[dic
         "α_init": settings["alpha_init"].to_numpy(),
         "α_last": settings["alpha_last"].to_numpy(),
     }
+    for setting in ("ln T", "α"):
+        if np.array_equal(main[f"{setting}_init"], main[f"{setting}_last"]):
+            del main[f"{setting}_last"]
     main = {name: values - values.mean() for name, values in main.items() if np.ptp(values) > 0}
     terms = dict(main) | {f"{a} × {b}": main[a] * main[b] for a, b in combinations(main, 2)}
     if not terms:
@@ -186,9 +201,11 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> tuple[dic
     for i, name in enumerate(terms, start=1):
         if (contrast := seen_over_seeds(estimates, model, np.eye(design.shape[1])[i])) is not None:
             slopes[name] = contrast
+    if not slopes:
+        return None
     total = float(np.square(estimates.values - estimates.values.mean()).sum())
     r_squared = 1.0 - model.mean_square * model.df / total if total > 0 else 0.0
-    return slopes, model.df, r_squared
+    return LinearModel(list(main), slopes, [name for name in terms if name not in slopes], model.df, r_squared)
 
 
 # ---- shares of variance

@@ -4,12 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kdfast.report.layout import STRATEGY_NAMES, p_text, percent
 from kdfast.report.schema import Analysis, Comparison, Configuration, Estimate, Finding, GroupTable
 
-__all__ = ["NO_TEACHER", "SIGNIFICANT", "beats_baseline", "findings", "is_supported", "versus"]
+__all__ = [
+    "NO_TEACHER",
+    "SIGNIFICANT",
+    "beats_baseline",
+    "findings",
+    "is_supported",
+    "seeds_are_known",
+    "versus",
+]
 
 SIGNIFICANT = 0.05
 NO_TEACHER = "the baseline without a teacher"
@@ -70,6 +78,12 @@ def _difference(difference: Estimate, digits: int) -> str:
     return f"{difference.value:+.{digits}f} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
 
 
+def _negative(difference: Estimate) -> Estimate:
+    low, high = difference.high, difference.low
+    ends = {"low": None if low is None else -low, "high": None if high is None else -high}
+    return difference.model_copy(update={"value": -difference.value, **ends})
+
+
 def _capital(text: str) -> str:
     """The first letter as a capital, but for the names of runs."""
     return text if "_" in text.split(" ")[0] else text[0].upper() + text[1:]
@@ -78,11 +92,19 @@ def _capital(text: str) -> str:
 def _with_scope(analysis: Analysis, found: Iterator[Finding]) -> Iterator[Finding]:
     """Says in front of what speaks of settings how far it goes: what is seen among networks of one seed need not hold
     for another, and without scores per jet the error that all share is not in it."""
-    scope = "Among networks of one seed" if len(analysis.study.seeds) == 1 else ""
+    scope = ""
+    if not seeds_are_known(analysis):
+        one = len(analysis.study.seeds) == 1
+        scope = "Among networks of one seed" if one else "Among these networks, whose seeds' part is not known"
     if not _has_scores(analysis):
         scope += ", by their scatter alone" if scope else "By the scatter of runs alone"
     for finding in found:
         yield finding.model_copy(update={"text": f"{scope}: {finding.text}"}) if scope else finding
+
+
+def seeds_are_known(analysis: Analysis) -> bool:
+    """Whether the variance between seeds could be measured: not with one seed, nor where too few runs share them."""
+    return analysis.distribution is not None and analysis.distribution.seed_df > 0
 
 
 def _has_scores(analysis: Analysis) -> bool:
@@ -95,8 +117,8 @@ def _about(topic: str, finding: Finding) -> Finding:
 
 
 def _kind(analysis: Analysis, number: int = 2) -> str:
-    """With one seed a configuration is one trained network."""
-    word = "trained network" if len(analysis.study.seeds) == 1 else "configuration"
+    """Where nothing tells the variance between seeds, what is compared are trained networks."""
+    word = "configuration" if seeds_are_known(analysis) else "trained network"
     return word if number == 1 else f"{word}s"
 
 
@@ -125,16 +147,18 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
         )
         paired = getattr(d, f"{metric}_paired_error")
         if paired is not None:
-            text += f" All runs share the jets: a difference of two is known to {paired:.{digits}f} (median)."
+            two = "two configurations' means over seeds" if seeds_are_known(analysis) else "two runs"
+            text += f" All runs share the jets: the difference of {two} is known to {paired:.{digits}f} (median)."
         yield Finding(topic="precision", text=text, supported=True)
 
 
 def _baseline(analysis: Analysis) -> Iterator[Finding]:
-    rows, n = analysis.configurations, len(analysis.configurations)
+    rows = analysis.configurations
     for metric, (name, _) in _METRICS.items():
         compared = [c for row in rows if (c := getattr(row, f"{metric}_vs_baseline")) is not None]
         if not compared:
             continue
+        n, limits = len(compared), len(rows) - len(compared)
         above = sum(is_supported(c) and c.difference.value > 0 for c in compared)
         below = sum(is_supported(c) and c.difference.value < 0 for c in compared)
         text = (
@@ -142,9 +166,11 @@ def _baseline(analysis: Analysis) -> Iterator[Finding]:
             f"without a teacher and {below} a lower one (5 % level after Holm's correction); for the other "
             f"{n - above - below} no difference is seen."
         )
+        if limits:
+            text += f" {limits} more {'is' if limits == 1 else 'are'} not compared: no background survives there."
         yield Finding(topic="improvement", text=text, supported=above + below > 0)
     for metric, comparison in analysis.mean_vs_baseline.items():
-        found = versus(f"the mean of all {n} {_kind(analysis)}", NO_TEACHER, comparison, metric)
+        found = versus(f"the mean of all {len(rows)} {_kind(analysis)}", NO_TEACHER, comparison, metric)
         yield _about("improvement", found)
     chosen = _chosen(analysis, "auc")
     if chosen is not None:
@@ -171,12 +197,12 @@ def _best(analysis: Analysis) -> Iterator[Finding]:
                 f" The highest of {n} equal ones would exceed its true value by {winner.excess_on_test:.{digits}f} on "
                 f"average"
             )
-            text += (
-                f"; chosen on validation and quoted from the test jets, by {winner.excess_chosen:.{digits}f} (luck of "
-                "the seeds)."
-                if winner.excess_chosen is not None
-                else " (luck of the test jets; that of the seed is not known from one)."
-            )
+            if winner.excess_chosen is not None:
+                text += f"; chosen on validation and quoted from the test jets, by {winner.excess_chosen:.{digits}f} "
+                text += "(luck of the seeds)."
+            else:
+                known = seeds_are_known(analysis)
+                text += "." if known else " (luck of the test jets; that of the seed is not known)."
         yield Finding(topic=f"best_{winner.wish}", text=text, supported=winner.beside_best < n)
     for two in analysis.top_two:
         found = versus(two.first, two.second, two.difference, two.metric)
@@ -193,10 +219,12 @@ def _best(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _seeds(analysis: Analysis) -> Iterator[Finding]:
-    if len(analysis.study.seeds) == 1:
+    if not seeds_are_known(analysis):
+        one = len(analysis.study.seeds) == 1
+        why = "With one seed" if one else "As too few runs share configurations and seeds,"
         text = (
-            "With one seed the numbers compare trained networks, not configurations: how much another seed would "
-            "change them is not known."
+            f"{why} the numbers compare trained networks, not configurations: how much another seed would change them "
+            "is not known."
         )
         yield Finding(topic="seeds", text=text, supported=False)
     for agreement in analysis.rank_agreement:
@@ -219,7 +247,8 @@ def _groups(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _group_findings(table: GroupTable, metric: str) -> Iterator[Finding]:
-    """The group of the highest mean against the others."""
+    """The group of the highest mean against the others. At equal other settings another one may be higher, as groups
+    have different shares of these."""
     reference = table.reference if metric == "auc" else table.reference_rejection
     name, digits = _METRICS[metric]
     compared = [(g.label, c) for g in table.groups if (c := getattr(g, f"{metric}_difference")) is not None]
@@ -230,35 +259,48 @@ def _group_findings(table: GroupTable, metric: str) -> Iterator[Finding]:
         shown = STRATEGY_NAMES[label].lower() if table.setting == "strategy" else label
         return _SETTINGS[table.setting].format(shown)
 
-    below = [label for label, c in compared if is_supported(c) and c.difference.value < 0]
+    def listing(labels: list[str]) -> str:
+        return ", ".join(STRATEGY_NAMES[x].lower() if table.setting == "strategy" else x for x in labels)
+
+    seen = {label: c.difference for label, c in compared if is_supported(c)}
+    below = [label for label, difference in seen.items() if difference.value < 0]
+    above = [label for label, difference in seen.items() if difference.value > 0]
     best = _capital(called(reference))
-    largest = min(compared, key=lambda item: item[1].difference.value)
-    gap = largest[1].difference
-    low, high = gap.low or 0.0, gap.high or 0.0
-    span = f"{-gap.value:+.{digits}f} (95 % interval {-high:+.{digits}f} to {-low:+.{digits}f})"
-    against = called(largest[0])
-    if len(below) == len(compared):
-        text = f"{best} has a higher mean {name} than each of the other {len(compared)}, at equal other settings; "
-        text += f"over {against} by {span}."
-    elif below:
-        listing = ", ".join(STRATEGY_NAMES[b].lower() if table.setting == "strategy" else b for b in below)
+    among = {label: c.difference for label, c in compared if label in below or not below}
+    lowest = min(among, key=lambda label: among[label].value)
+    over = f"over {called(lowest)} {'by ' if below else ''}{_difference(_negative(among[lowest]), digits)}"
+    others = "the other" if len(compared) == 1 else f"each of the other {len(compared)}"
+    if above:
+        highest = max(above, key=lambda label: seen[label].value)
         text = (
-            f"{best} has the highest mean {name}; higher, at equal other settings, than {listing} (5 % level after "
-            f"Holm's correction), not seen to differ from the rest; over {against} by {span}."
+            f"{best} has the highest raw mean {name}, but groups differ in their shares of other settings: at equal "
+            f"ones {called(highest)} is higher, by {_difference(seen[highest], digits)}"
+        )
+        if rest := [label for label in above if label != highest]:
+            text += f", and so {'is' if len(rest) == 1 else 'are'} {listing(rest)}"
+        text += f"; it is higher than {listing(below)}, {over}" if below else ""
+        text += " (5 % level after Holm's correction)."
+    elif len(below) == len(compared):
+        text = f"{best} has a higher mean {name} than {others}, at equal other settings; {over}."
+    elif below:
+        text = (
+            f"{best} has the highest mean {name}; higher, at equal other settings, than {listing(below)} (5 % level "
+            f"after Holm's correction), not seen to differ from the rest; {over}."
         )
     else:
+        any_other = others.replace("each", "any")
         text = (
-            f"{best} has the highest mean {name}, but is not seen to differ from any of the other {len(compared)} at "
-            f"equal other settings; over {against} {span}."
+            f"{best} has the highest mean {name}, but is not seen to differ from {any_other} at equal other settings; "
+            f"{over}."
         )
-    yield Finding(topic=f"{table.setting}_{metric}", text=text, supported=bool(below))
+    yield Finding(topic=f"{table.setting}_{metric}", text=text, supported=bool(seen))
 
 
 def _importance(analysis: Analysis) -> Iterator[Finding]:
     symbols = {"temp_init": "T_init", "alpha_init": "α_init"}
     for c in analysis.correlations:
         name, digits = _METRICS[c.metric]
-        seen = c.slope_p_value < SIGNIFICANT
+        seen = c.slope_p_holm < SIGNIFICANT and _excludes(c.slope, 0.0)
         word = ("rises" if c.slope.value > 0 else "falls") if seen else "is not seen to change"
         text = f"{_capital(name)} {word} with {symbols[c.setting]}: by {_difference(c.slope, digits + 1)} per unit"
         text += f", r = {c.r:+.3f}."
@@ -279,11 +321,12 @@ def _importance(analysis: Analysis) -> Iterator[Finding]:
         name, digits = _METRICS[model.metric]
         seen_terms = [t for t in model.terms if t.p_holm < SIGNIFICANT]
         listing = "; ".join(f"{t.name} {_difference(t.slope, digits + 1)}" for t in seen_terms)
+        what = _joined(model.settings) + (" and their products" if len(model.settings) > 1 else "")
         text = (
-            f"In a linear model of {name} on ln T_init, ln T_last, α_init, α_last and their products "
-            f"(R² = {model.r_squared:.2f}, {model.df} degrees of freedom) "
+            f"In a linear model of {name} on {what} (R² = {model.r_squared:.2f}, {model.df} degrees of freedom) "
+            f"{f'these slopes differ from 0 (Holm): {listing}' if seen_terms else 'no slope is seen to differ from 0'}"
         )
-        text += f"these slopes differ from 0 (Holm): {listing}." if seen_terms else "no slope is seen to differ from 0."
+        text += f"; this grid can't tell those of {_joined(model.untold)}." if model.untold else "."
         yield Finding(topic=f"model_{model.metric}", text=text, supported=bool(seen_terms))
     for shares in analysis.variance_shares:
         name, _ = _METRICS[shares.metric]
@@ -294,6 +337,11 @@ def _importance(analysis: Analysis) -> Iterator[Finding]:
                 f" Noise alone (test jets, seeds) is expected to make {100 * min(shares.expected_noise, 1.0):.0f} %."
             )
         yield Finding(topic=f"shares_{shares.metric}", text=text, supported=True)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """ "a, b and c" """
+    return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
 
 
 def _consistency(analysis: Analysis) -> Iterator[Finding]:
@@ -323,7 +371,11 @@ def _choices(analysis: Analysis) -> Iterator[Finding]:
                 found = versus(winner.configuration, first.run_name, comparison, metric)
                 yield _about(f"choice_{winner.wish}", found)
     front = [row.run_name for row in analysis.configurations if row.pareto]
-    if len(analysis.configurations) > 1:
+    if (
+        len(front)
+        and len(analysis.configurations) > 1
+        and not any(r.rejection.lower_limit for r in analysis.configurations)
+    ):
         few = ", ".join(front[:6]) + (f" and {len(front) - 6} more" if len(front) > 6 else "")
         verb = "lies" if len(front) == 1 else "lie"
         text = f"On the Pareto front of mean AUC and mean rejection, errors aside, {verb} {few}."

@@ -10,6 +10,7 @@ __all__ = [
     "STRATEGY_NAMES",
     "WIDTH",
     "WISHES",
+    "at_least",
     "auc",
     "columns",
     "interval",
@@ -90,6 +91,11 @@ def rejection(value: Estimate | float | None) -> str:
     return f"{value:.2f}"
 
 
+def at_least(value: float, limits: int, digits: int = 2) -> str:
+    """A mean or maximum of rejections, marked where some of them are lower limits."""
+    return f"{'>' if limits else ''}{value:.{digits}f}"
+
+
 def interval(estimate: Estimate, digits: int, *, sign: bool = False) -> str:
     """ "0.9209 ± 0.0055 [0.9093, 0.9310]", as far as known."""
     form = f"{'+' if sign else ''}.{digits}f"
@@ -146,7 +152,7 @@ def summary_cells(of_auc: MetricSummary, of_rejection: MetricSummary) -> list[st
         f"{of_auc.mean:.4f}",
         std(of_auc.std, 4),
         f"{of_auc.max:.4f}",
-        f"{of_rejection.mean:.2f}",
+        at_least(of_rejection.mean, of_rejection.limits),
         std(of_rejection.std, 2),
-        f"{of_rejection.max:.2f}",
+        at_least(of_rejection.max, of_rejection.limits),
     ]

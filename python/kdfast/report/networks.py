@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -206,45 +206,84 @@ class StudyNetworks:
         values = self.metric(metric).values
         return [k for k, r in enumerate(self.networks) if r.kind == kind and np.isfinite(values[k])]
 
+    def _model(self, metric: schema.Metric, rows: Sequence[int]) -> Configurations:
+        names, seeds = [self.networks[k].name for k in rows], [self.networks[k].seed for k in rows]
+        return configurations(self.metric(metric).rows(rows), names, seeds)
+
     @cached_property
     def students(self) -> dict[schema.Metric, Configurations]:
         """The two-way model of configurations and seeds."""
-        found = {}
-        for metric in METRICS:
-            rows = self._finite("student", metric)
-            names, seeds = [self.networks[k].name for k in rows], [self.networks[k].seed for k in rows]
-            found[metric] = configurations(self.metric(metric).rows(rows), names, seeds)
+        found = {metric: self._model(metric, self._finite("student", metric)) for metric in METRICS}
+        if not found["auc"].connected:
+            reason = (
+                "no configuration links all seeds: numbers are plain means of runs, and seeds' luck is part of them"
+            )
+            self.lacks("means over common seeds", reason)
         return found
 
     @cached_property
-    def baselines(self) -> dict[schema.Metric, Baseline | None]:
-        """The baseline beside them; None where none of their seeds has one."""
+    def baselines(self) -> dict[schema.Metric, Baseline]:
+        """The baseline beside the configurations, but for those whose rejection is a lower limit. A metric lacks where
+        no seed is shared, or the baseline's own rejection is a limit."""
         found = {}
         for metric in METRICS:
-            blocks = list(dict.fromkeys(self.networks[k].seed for k in self._finite("student", metric)))
-            rows = self._finite("baseline", metric)
-            seeds = [self.networks[k].seed for k in rows]
-            found[metric] = baseline(self.students[metric], self.metric(metric).rows(rows), seeds, blocks)
+            rows = self._finite("student", metric)
+            own = self._finite("baseline", metric)
+            if metric == "rejection":
+                rows = [k for k in rows if self.networks[k].name not in self.limited]
+                if limits := sum(self.is_limit(k) for k in own):
+                    reason = f"no background survives for {limits} baselines: their rejection is a lower limit"
+                    self.lacks("rejection beside the baseline's", reason)
+                    continue
+            if not rows:
+                continue
+            blocks = list(dict.fromkeys(self.networks[k].seed for k in rows))
+            students = self._model(metric, rows) if metric == "rejection" and self.limited else self.students[metric]
+            beside = baseline(students, self.metric(metric).rows(own), [self.networks[k].seed for k in own], blocks)
+            if beside is not None:
+                found[metric] = beside
         return found
 
     @cached_property
     def settings(self) -> pd.DataFrame:
         return effects.settings_frame(self.done, self.students["auc"].names)
 
+    def is_limit(self, k: int) -> bool:
+        """Whether a network's rejection at 50 % is a lower limit."""
+        return self._survivors(self.networks[k], 50) == 0
+
     @cached_property
-    def limits(self) -> int:
-        """Networks whose rejection at 50 % is a lower limit."""
-        return sum(self._survivors(r, 50) == 0 for r in self.networks)
+    def limited(self) -> set[str]:
+        """Configurations with a run whose rejection at 50 % is a lower limit: so is their mean."""
+        return {r.name for k, r in enumerate(self.networks) if r.kind == "student" and self.is_limit(k)}
+
+    @cached_property
+    def modelled(self) -> tuple[schema.Metric, ...]:
+        """The metrics that put all configurations in order: not the rejection where one's is a lower limit."""
+        if self.limited:
+            runs = sum(r.kind == "student" and self.is_limit(k) for k, r in enumerate(self.networks))
+            reason = f"no background survives for {runs} of {len(self.done)} runs: their rejection is a lower limit"
+            what = "comparisons of configurations and settings by rejection at 50 %"
+            self.lacks(what, f"{reason}; more test jets are needed")
+            return ("auc",)
+        return METRICS
 
     @cached_property
     def comparable(self) -> tuple[schema.Metric, ...]:
-        """The metrics that configurations can be compared by."""
+        """Those whose errors are known, too."""
         if not self.have_scores:
             for what in NEED_SCORES:
                 self.lacks(what, "these need scores per jet, which not every run has (an imported one has none)")
             return ()
-        if self.limits:
-            reason = f"no background survives for {self.limits} networks: their rejection is a lower limit"
-            self.lacks("comparisons of rejection at 50 %", f"{reason}; more test jets are needed")
-            return ("auc",)
-        return METRICS
+        return self.modelled
+
+    @cached_property
+    def teachers(self) -> dict[schema.Metric, int]:
+        """The teacher's place among the networks, for each metric in which it is no lower limit."""
+        place = next((k for k, r in enumerate(self.networks) if r.kind == "teacher"), None)
+        if place is None:
+            return {}
+        if self.is_limit(place):
+            self.lacks("gap recovered in rejection", "no background survives for the teacher: a lower limit")
+            return {"auc": place}
+        return dict.fromkeys(METRICS, place)

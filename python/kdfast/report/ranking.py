@@ -82,22 +82,23 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
 
 def _estimate(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate:
     contrast = study.students[metric].estimate(name)
+    if metric == "rejection" and name in study.limited:
+        return schema.Estimate(value=contrast.value, lower_limit=True)
     if not study.have_scores:
         return schema.Estimate(value=contrast.value)
     known = study.students[metric].seeds_known
     if metric == "auc":
         interval = auc_interval(contrast.value, contrast.error, contrast.df)
-    elif study.limits:
-        return schema.Estimate(value=contrast.value, lower_limit=True)
     else:
         half = quantile(contrast.df) * contrast.error / contrast.value
         interval = contrast.value * math.exp(-half), contrast.value * math.exp(half)
-    low, high = interval or (None, None)
+    if interval is None:  # an AUC of 0 or 1
+        return schema.Estimate(value=contrast.value)
     return schema.Estimate(
         value=contrast.value,
         error=contrast.error,
-        low=low,
-        high=high,
+        low=interval[0],
+        high=interval[1],
         error_test=math.sqrt(contrast.test_variance),
         error_runs=math.sqrt(contrast.run_variance) if known else None,
     )
@@ -110,14 +111,14 @@ def _validation_means(study: StudyNetworks, column: str) -> Floats:
 
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
-    students, beside = study.students[metric], study.baselines[metric]
-    if metric not in study.comparable or beside is None:
+    beside = study.baselines.get(metric)
+    if not study.have_scores or beside is None:
         return {}
-    differences = {name: beside.below(name) for name in students.names}
+    differences = {name: beside.below(name) for name in beside.students.names}
     p_values = [contrast.p_value for contrast in differences.values()]
     corrections = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
     return {
-        name: comparison_of(contrast, beside.value, students.seeds_known, *p_adjusted)
+        name: comparison_of(contrast, beside.value, beside.students.seeds_known, *p_adjusted)
         for (name, contrast), p_adjusted in zip(differences.items(), corrections, strict=True)
     }
 
@@ -125,18 +126,17 @@ def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, s
 def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
     found = {}
     for metric in study.comparable:
-        if (beside := study.baselines[metric]) is not None:
-            known = study.students[metric].seeds_known
-            found[metric] = comparison_of(beside.below_mean(), beside.value, known)
+        if (beside := study.baselines.get(metric)) is not None:
+            found[metric] = comparison_of(beside.below_mean(), beside.value, beside.students.seeds_known)
     return found
 
 
 def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
-    students, beside = study.students[metric], study.baselines[metric]
-    teacher = [k for k, r in enumerate(study.networks) if r.kind == "teacher"]
-    if metric not in study.comparable or beside is None or not teacher:
+    beside = study.baselines.get(metric)
+    if not study.have_scores or beside is None or metric not in study.teachers or name not in beside.students.names:
         return None
-    single, gain = study.metric(metric).rows(teacher[:1]), beside.below(name)
+    students, gain = beside.students, beside.below(name)
+    single = study.metric(metric).rows([study.teachers[metric]])
     of_gain = students.factor[students.index(name)] - beside.factor
     of_gap = single.factor[0] - beside.factor
     found = physics.gap_recovered(

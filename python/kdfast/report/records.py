@@ -48,14 +48,16 @@ def jet_counts(labels: NDArray[Any], weights: NDArray[np.float64]) -> schema.Jet
     )
 
 
-def summary(values: pd.Series) -> schema.MetricSummary:
-    several = len(values) > 1
+def summary(values: pd.Series, limits: int = 0) -> schema.MetricSummary:
+    """limits: how many of the values are lower limits."""
+    several = len(values) > 1 and not limits
     return schema.MetricSummary(
         mean=float(values.mean()),
         std=float(values.std()) if several else None,
         variance=float(values.var()) if several else None,
         min=float(values.min()),
         max=float(values.max()),
+        limits=limits,
     )
 
 

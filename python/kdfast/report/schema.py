@@ -214,13 +214,15 @@ class Network(Record):
 
 
 class MetricSummary(Record):
-    """Count, mean, standard deviation (n − 1), extremes of a metric over runs."""
+    """Mean, standard deviation (n − 1), extremes of a metric over runs."""
 
     mean: float
     std: float | None
     variance: float | None
     min: float
     max: float
+    limits: int = 0
+    """How many of the values are lower limits: with any, mean and maximum are limits, too, and std is null."""
 
 
 class Group(Record):
@@ -248,7 +250,7 @@ class GroupTable(Record):
     reference: str | None
     """The group with the highest mean AUC, which the others' differences are to."""
     reference_rejection: str | None
-    """The group with the highest mean rejection, likewise."""
+    """The group with the highest mean rejection, likewise; null where a run's rejection is a lower limit."""
     groups: list[Group]
     spread_p_value: float | None = None
     """Of the hypothesis that all groups have the same spread of AUC over configurations (Brown–Forsythe test)."""
@@ -262,6 +264,8 @@ class Pair(Record):
     runs: int
     auc: float
     rejection: float
+    rejection_limits: int
+    """How many of these are lower limits: with any, so is the mean."""
 
 
 class SettingTable(Record):
@@ -272,6 +276,8 @@ class SettingTable(Record):
     auc: list[list[float | None]]
     """A row per T_init."""
     rejection: list[list[float | None]]
+    rejection_limits: list[list[int]]
+    """How many runs' rejections are lower limits."""
 
 
 class Correlation(Record):
@@ -290,7 +296,9 @@ class Correlation(Record):
     points: int
     slope: Estimate
     slope_p_value: float
-    """Metric per unit of T or α, with the test jets' part of the error: what sentences go by."""
+    """Metric per unit of T or α, with the test jets' part of the error."""
+    slope_p_holm: float
+    """Adjusted over the slopes of all settings and metrics (Holm): what sentences go by."""
 
 
 class Importance(Record):
@@ -314,7 +322,11 @@ class LinearModel(Record):
     """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch) and their products."""
 
     metric: Metric
+    settings: list[str]
+    """Those of the four that vary; a last value only where it is not the initial one throughout."""
     terms: list[Term]
+    untold: list[str]
+    """Terms whose slope the grid can't tell, as they change together with others."""
     df: int
     r_squared: float
 
@@ -347,7 +359,8 @@ class Distribution(Record):
     """Standard deviation of what a seed does to all configurations alike."""
     rejection_seed_common_std: float | None
     seed_df: int
-    """Degrees of freedom of the seeds' standard deviations; 0: one seed."""
+    """Degrees of freedom of the seeds' standard deviations; 0: they can't be told (one seed, or too few runs that share
+    seeds), and numbers compare trained networks."""
 
 
 class TopQuartile(Record):

@@ -14,6 +14,8 @@ from kdfast.report.records import comparison_of, estimate_of, number, summary
 from kdfast.report.sampling import Estimates
 from kdfast.report.table import STRATEGIES
 
+_COLUMNS: dict[schema.Metric, str] = {"auc": "auc_student", "rejection": "bkg_rej_50"}
+
 __all__ = [
     "correlations",
     "distribution",
@@ -57,7 +59,8 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: 
     outside = [name for name in study.settings.index if name not in groups.index]
     references: dict[str, str] = {}
     differences: dict[str, dict[str, schema.Comparison]] = {metric: {} for metric in METRICS}
-    for metric, column in zip(METRICS, ("auc_student", "bkg_rej_50"), strict=True):
+    for metric in study.modelled:
+        column = _COLUMNS[metric]
         references[metric] = str(means[column].idxmax())
         estimates = study.students[metric].without(*outside)
         for found in effects.group_differences(estimates, groups, beside.loc[groups.index], references[metric]):
@@ -70,7 +73,7 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: 
     order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
     for label in order:
         own = runs[runs["group"] == label]
-        auc, rejection = summary(own["auc_student"]), summary(own["bkg_rej_50"])
+        auc, rejection = summary(own["auc_student"]), summary(own["bkg_rej_50"], _limits(own))
         rows.append(
             schema.Group(
                 label=str(label),
@@ -79,7 +82,9 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: 
                 rejection=rejection,
                 consistency=None if auc.std is None else 1.0 / (auc.std + 0.001),
                 auc_over_constant=None if constant is None else auc.mean - float(constant["auc_student"]),
-                rejection_over_constant=None if constant is None else rejection.mean - float(constant["bkg_rej_50"]),
+                rejection_over_constant=None
+                if constant is None or "rejection" not in study.modelled
+                else rejection.mean - float(constant["bkg_rej_50"]),
                 auc_difference=differences["auc"].get(str(label)),
                 rejection_difference=differences["rejection"].get(str(label)),
             )
@@ -87,7 +92,7 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: 
     return schema.GroupTable(
         setting=setting,  # type: ignore[arg-type]
         reference=references["auc"],
-        reference_rejection=references["rejection"],
+        reference_rejection=references.get("rejection"),
         groups=rows,
         spread_p_value=spread,
     )
@@ -96,14 +101,18 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: 
 def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[schema.Pair]]:
     by = study.done.groupby(["temp_init", "alpha_init"])
     means = by[["auc_student", "bkg_rej_50"]].mean()
-    counts = by.size()
+    counts, limits = by.size(), by.apply(_limits, include_groups=False)
     temps, alphas = sorted(study.done["temp_init"].unique()), sorted(study.done["alpha_init"].unique())
 
     def rows(column: str) -> list[list[float | None]]:
         return [[number(means[column].get((t, a))) for a in alphas] for t in temps]
 
     table = schema.SettingTable(
-        temp_init=temps, alpha_init=alphas, auc=rows("auc_student"), rejection=rows("bkg_rej_50")
+        temp_init=temps,
+        alpha_init=alphas,
+        auc=rows("auc_student"),
+        rejection=rows("bkg_rej_50"),
+        rejection_limits=[[int(limits.get((t, a), 0)) for a in alphas] for t in temps],
     )
     pairs = [
         schema.Pair(
@@ -112,6 +121,7 @@ def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[sc
             runs=int(counts[t, a]),
             auc=float(row["auc_student"]),
             rejection=float(row["bkg_rej_50"]),
+            rejection_limits=int(limits[t, a]),
         )
         for (t, a), row in means.iterrows()
     ]
@@ -121,7 +131,8 @@ def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[sc
 def correlations(study: StudyNetworks) -> list[schema.Correlation]:
     found = []
     for setting in ("temp_init", "alpha_init"):
-        for metric, column in zip(METRICS, ("auc_student", "bkg_rej_50"), strict=True):
+        for metric in study.modelled:
+            column = _COLUMNS[metric]
             values = study.settings[setting].to_numpy(np.float64)
             own = effects.correlation(values, study.students[metric].values)
             runs = effects.correlation(
@@ -141,15 +152,17 @@ def correlations(study: StudyNetworks) -> list[schema.Correlation]:
                         points=own.n,
                         slope=estimate_of(slope[0]),
                         slope_p_value=slope[0].p_value,
+                        slope_p_holm=1.0,
                     )
                 )
-    return found
+    adjusted = holm([c.slope_p_value for c in found])
+    return [c.model_copy(update={"slope_p_holm": p}) for c, p in zip(found, adjusted, strict=True)]
 
 
 def importance(study: StudyNetworks) -> list[schema.Importance]:
     settings = [study.settings[name].to_numpy(np.float64) for name in ("temp_init", "alpha_init")]
     found = []
-    for metric in METRICS:
+    for metric in study.modelled:
         slopes = effects.slopes(study.students[metric], *settings)
         if slopes is not None and all(np.ptp(values) > 0 for values in settings):
             found.append(schema.Importance(metric=metric, difference=comparison_of(slopes[2], 0.0, True)))
@@ -158,24 +171,36 @@ def importance(study: StudyNetworks) -> list[schema.Importance]:
 
 def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
     found = []
-    for metric in METRICS:
+    for metric in study.modelled:
         fitted = effects.linear_model(study.students[metric], study.settings)
         if fitted is None:
-            reason = "too few configurations, or none of T and α varies"
+            reason = "too few configurations, or T and α do not vary, or only together"
             study.lacks(f"linear model of {metric}", reason)
             continue
-        slopes, df, r_squared = fitted
+        if fitted.untold:
+            reason = "these settings change together with others in this grid"
+            study.lacks(f"slopes of {metric} with {', '.join(fitted.untold)}", reason)
+        slopes = fitted.slopes
         terms = [
             schema.Term(name=name, slope=estimate_of(contrast), p_value=contrast.p_value, p_holm=p)
             for (name, contrast), p in zip(slopes.items(), holm([c.p_value for c in slopes.values()]), strict=True)
         ]
-        found.append(schema.LinearModel(metric=metric, terms=terms, df=df, r_squared=r_squared))
+        found.append(
+            schema.LinearModel(
+                metric=metric,
+                settings=fitted.settings,
+                terms=terms,
+                untold=fitted.untold,
+                df=fitted.df,
+                r_squared=fitted.r_squared,
+            )
+        )
     return found
 
 
 def variance_shares(study: StudyNetworks) -> list[schema.VarianceShares]:
     found = []
-    for metric in METRICS:
+    for metric in study.modelled:
         shares = effects.variance_shares(study.students[metric], study.settings)
         if isinstance(shares, str):
             study.lacks(f"shares of the variance of {metric}", shares)
@@ -199,7 +224,7 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
 
     def by_seed(metric: schema.Metric) -> tuple[float | None, float | None]:
         model = study.students[metric]
-        if not model.seeds_known:
+        if not model.seeds_known or metric not in study.modelled:
             return None, None
         return math.sqrt(model.model.run_variance), math.sqrt(model.common_variance)
 
@@ -208,11 +233,11 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
     return schema.Distribution(
         runs=len(study.done),
         auc=summary(study.done["auc_student"]),
-        rejection=summary(study.done["bkg_rej_50"]),
+        rejection=summary(study.done["bkg_rej_50"], _limits(study.done)),
         auc_error=error(study.auc),
-        rejection_error=None if study.limits else error(study.rejection),
+        rejection_error=error(study.rejection) if "rejection" in study.modelled else None,
         auc_paired_error=paired("auc"),
-        rejection_paired_error=None if study.limits else paired("rejection"),
+        rejection_paired_error=paired("rejection") if "rejection" in study.modelled else None,
         auc_seed_std=own,
         rejection_seed_std=own_rejection,
         auc_seed_common_std=common,
@@ -241,6 +266,11 @@ def top_quartile(study: StudyNetworks) -> schema.TopQuartile:
         shares=shares(top),
         all_shares=shares(done),
     )
+
+
+def _limits(runs: pd.DataFrame) -> int:
+    """Runs whose rejection at 50 % is a lower limit."""
+    return int((runs["n_bkg_50"] == 0).sum())
 
 
 def _ranges(frame: pd.DataFrame, quantity: str) -> pd.Series:

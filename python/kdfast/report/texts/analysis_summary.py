@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kdfast.report.findings import NO_TEACHER, SIGNIFICANT, beats_baseline, versus
+from kdfast.report.findings import NO_TEACHER, SIGNIFICANT, beats_baseline, seeds_are_known, versus
 from kdfast.report.layout import (
     STRATEGY_NAMES,
+    at_least,
     auc,
     interval,
     percent,
@@ -65,7 +66,7 @@ def analysis_summary(analysis: Analysis) -> str:
 
 
 def _one_seed(analysis: Analysis) -> bool:
-    return len(analysis.study.seeds) == 1
+    return not seeds_are_known(analysis)
 
 
 def _row(analysis: Analysis, name: str) -> Configuration:
@@ -113,7 +114,7 @@ def _executive(analysis: Analysis) -> Iterator[str]:
     yield "PERFORMANCE RANGES:"
     gain = f" ({min(gains):+.4f} to {max(gains):+.4f} against the baseline of the same seed)" if gains else ""
     yield f"  - Student AUC: {d.auc.min:.4f} - {d.auc.max:.4f}{gain}"
-    yield f"  - Background Rejection: {d.rejection.min:.2f} - {d.rejection.max:.2f}"
+    yield f"  - Background Rejection: {d.rejection.min:.2f} - {at_least(d.rejection.max, d.rejection.limits)}"
     yield ""
     yield "WHAT THE DATA CARRY:"
     yield from sentences(analysis, ["improvement", "precision", "best_auc", "gap", "seeds"])
@@ -231,7 +232,7 @@ def _effects(analysis: Analysis, by: Mapping[str, GroupTable]) -> Iterator[str]:
         if own:
             c = own[0]
             effect = "No trend seen"
-            if c.slope_p_value < SIGNIFICANT:
+            if c.slope_p_holm < SIGNIFICANT:
                 effect = "Positive correlation with AUC" if c.r > 0 else "Negative correlation with AUC"
             elif not c.low <= 0.0 <= c.high:
                 effect = "No trend seen beyond what shared test jets can make"
@@ -263,7 +264,7 @@ def _effects(analysis: Analysis, by: Mapping[str, GroupTable]) -> Iterator[str]:
 
 
 def _means(group: Group) -> str:
-    return f"Mean AUC = {group.auc.mean:.4f}, Mean BKG = {group.rejection.mean:.2f}"
+    return f"Mean AUC = {group.auc.mean:.4f}, Mean BKG = {at_least(group.rejection.mean, group.rejection.limits)}"
 
 
 def _best_mark(table: GroupTable, group: Group) -> str:
@@ -380,7 +381,7 @@ def _statistics(analysis: Analysis) -> Iterator[str]:
     if d.auc.std is not None and d.rejection.std is not None:
         yield f"  - AUC Std Dev: {d.auc.std:.4f}"
         yield f"  - AUC Variance: {d.auc.variance:.6f}"
-    yield f"  - Background Rejection Mean: {d.rejection.mean:.2f}"
+    yield f"  - Background Rejection Mean: {at_least(d.rejection.mean, d.rejection.limits)}"
     if d.rejection.std is not None:
         yield f"  - Background Rejection Std Dev: {d.rejection.std:.2f}"
     if d.auc_error is not None:

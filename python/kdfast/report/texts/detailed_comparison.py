@@ -52,9 +52,13 @@ def _over_constant(table: GroupTable | None) -> list[str]:
     if table is None or all(g.auc_over_constant is None for g in table.groups):
         return ["  No run has constant T and α."]
     rows = [
-        [STRATEGY_NAMES[g.label], f"{g.auc_over_constant:+.4f}", f"{g.rejection_over_constant:+.2f}"]
+        [
+            STRATEGY_NAMES[g.label],
+            f"{g.auc_over_constant:+.4f}",
+            "-" if (r := g.rejection_over_constant) is None else f"{r:+.2f}",
+        ]
         for g in table.groups
-        if g.label != "baseline" and g.rejection_over_constant is not None
+        if g.label != "baseline"
     ]
     if not rows:
         return ["  No run has a schedule."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kdfast.report.findings import is_supported
-from kdfast.report.layout import STRATEGY_NAMES, columns, interval, section, summary_cells, title, wrapped
+from kdfast.report.layout import STRATEGY_NAMES, at_least, columns, interval, section, summary_cells, title, wrapped
 from kdfast.report.schema import Analysis, Comparison, GroupTable, MetricSummary
 from kdfast.report.texts.results_summary import grid, missing
 
@@ -95,7 +95,14 @@ def _table(analysis: Analysis, table: GroupTable | None, heading: str) -> str:
 
 def _pairs(analysis: Analysis) -> list[str]:
     rows = [
-        [str(place), str(p.temp_init), str(p.alpha_init), str(p.runs), f"{p.auc:.4f}", f"{p.rejection:.2f}"]
+        [
+            str(place),
+            str(p.temp_init),
+            str(p.alpha_init),
+            str(p.runs),
+            f"{p.auc:.4f}",
+            at_least(p.rejection, p.rejection_limits),
+        ]
         for place, p in enumerate(analysis.pairs[:10], start=1)
     ]
     return [columns(["#", "T_init", "α_init", "runs", "mean AUC", "mean rejection"], rows)]
@@ -111,18 +118,20 @@ def _correlations(analysis: Analysis) -> list[str]:
             f"[{c.low:+.3f}, {c.high:+.3f}]",
             interval(c.slope, 5 if c.metric == "auc" else 3, sign=True),
             f"{c.slope_p_value:.2g}",
+            f"{c.slope_p_holm:.2g}",
         ]
         for c in analysis.correlations
     ]
     if not rows:
         return ["  None: T and α, or the results, do not vary enough."]
     return [
-        columns(["Pearson's r", "runs", "configs", "95 % interval", "slope ± error [95 % interval]", "p"], rows),
+        columns(
+            ["Pearson's r", "runs", "configs", "95 % interval", "slope ± error [95 % interval]", "p", "p Holm"], rows
+        ),
         wrapped(
             "runs, configs: over all runs, over the configurations' means (with an interval from the scatter of points "
-            "alone). slope, per unit of T or α, and its p have the shared test jets' part of the error too; "
-            "sentences go "
-            "by it."
+            "alone). slope, per unit of T or α, and its p have the shared test jets' part of the error too; sentences "
+            "go by it after Holm's correction over these slopes."
         ),
         "",
         *sentences(analysis, ["correlation_auc", "correlation_rejection", "importance"]),
@@ -184,7 +193,7 @@ def _variances(analysis: Analysis) -> Iterator[str]:
     ]
     yield columns(["", "AUC", "rejection"], rows)
     if d.seed_df == 0:
-        yield wrapped("The study has one seed: the variance between seeds is not known.")
+        yield wrapped("One seed, or too few runs that share seeds: the variance between seeds is not known.")
     elif 0.0 in (d.auc_seed_std, d.rejection_seed_std):
         yield wrapped("0: the scatter between seeds is not larger than the test jets make it by themselves.")
 
@@ -195,6 +204,7 @@ def _ranges(analysis: Analysis) -> Iterator[str]:
         return
 
     def span(summary: MetricSummary, digits: int) -> list[str]:
-        return [f"{value:.{digits}f}" for value in (summary.min, summary.max, summary.max - summary.min)]
+        low = at_least(summary.min, summary.limits == d.runs, digits)
+        return [low, *(at_least(value, summary.limits, digits) for value in (summary.max, summary.max - summary.min))]
 
     yield columns(["", "min", "max", "range"], [["AUC", *span(d.auc, 4)], ["rejection at 50 %", *span(d.rejection, 2)]])

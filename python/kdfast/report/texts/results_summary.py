@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from kdfast.report.layout import columns, interval, section, title, with_error, wrapped
-from kdfast.report.schema import Analysis, Configuration, SettingTable
+from kdfast.report.layout import at_least, columns, interval, section, title, with_error, wrapped
+from kdfast.report.schema import Analysis, Configuration, Metric, SettingTable
 
 __all__ = ["MISSING", "configurations_and_seeds", "grid", "missing", "results_summary"]
 
@@ -77,7 +77,10 @@ def _overview(analysis: Analysis) -> Iterator[str]:
     limits = {p: sum(run.survivors.get(p) == 0 for run in analysis.runs) for p in ("30", "50", "80")}
     if any(limits.values()):
         where = ", ".join(f"{count} runs at {p} %" for p, count in limits.items() if count)
-        yield wrapped(f"No background jet survives for {where}: there the rejection is a 68 % lower limit (n_B/1.14).")
+        yield wrapped(
+            f"No background jet survives for {where}: there the rejection is a 68 % lower limit (n_B/1.14), marked "
+            "'>', and so are means that hold one."
+        )
 
 
 def configurations_and_seeds(analysis: Analysis) -> str:
@@ -121,12 +124,15 @@ def _top(
     return section(f"TOP {len(rows)} CONFIGURATIONS BY {name}", lines)
 
 
-def grid(table: SettingTable, metric: str, digits: int) -> str:
+def grid(table: SettingTable, metric: Metric, digits: int) -> str:
     """A row per T_init, a column per α_init."""
     heads = ["T_init \\ α_init", *map(str, table.alpha_init)]
+    means = table.auc if metric == "auc" else table.rejection
+    none = [[0] * len(table.alpha_init)] * len(table.temp_init)
+    limits = none if metric == "auc" else table.rejection_limits
     rows = [
-        [str(temp), *("-" if value is None else f"{value:.{digits}f}" for value in values)]
-        for temp, values in zip(table.temp_init, getattr(table, metric), strict=True)
+        [str(temp), *("-" if v is None else at_least(v, n, digits) for v, n in zip(values, numbers, strict=True))]
+        for temp, values, numbers in zip(table.temp_init, means, limits, strict=True)
     ]
     return columns(heads, rows)
 
