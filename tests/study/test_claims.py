@@ -1,6 +1,7 @@
 """Claims: one process at a time, taken over from the dead and the silent, without comparing clocks."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -78,6 +79,29 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path):
     process.wait()
     assert not Claims(tmp_path).holders()[0].alive
     assert Claims(tmp_path).take("pack") is not None
+
+
+def test_the_copy_of_a_study_is_nobody_s(tmp_path):
+    """`cp -r` of a study that a worker is at."""
+    original, copy = tmp_path / "study", tmp_path / "copy"
+    process = other(original)
+    shutil.copytree(original, copy)
+    assert not Claims(copy).holders()[0].alive
+    with Claims(copy).take("pack"):
+        assert Claims(original).holders()[0].alive
+        assert Claims(original).take("pack") is None
+    process.kill()
+    process.wait()
+
+
+def test_a_claim_of_an_older_version(tmp_path):
+    """Its line tells no inode."""
+    (tmp_path / "pack").mkdir()
+    line = json.dumps(module._identity(""))
+    assert "inode" not in line
+    (tmp_path / "pack" / "000001.claim").write_text(line + "\n...")
+    assert Claims(tmp_path).holders()[0].alive
+    assert Claims(tmp_path).take("pack") is None
 
 
 TWO_USERS = """

@@ -1,5 +1,7 @@
 """The store: what is written comes back, whole or not at all; damage, full disks and killed writers are found."""
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -24,6 +26,7 @@ from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load
 from kdfast.study import store as store_module
 from kdfast.study.folders import FORMAT
 from kdfast.study.store import StoredResult, StudyStore, _create
+from kdfast.study.verify import repair, verify
 from tests.study.small_sweep import small_sweep
 
 SETTINGS = {"data": "sample", "model": {"width": 32, "dropout": 0.1}, "seeds": [42, 43]}
@@ -380,6 +383,50 @@ def test_one_writing_process(store):
         assert second.returncode == 1
         assert f"{store.path}: another process is working on this study" in second.stderr
     assert subprocess.run(run, env=environment()).returncode == 0
+
+
+def flock_of_nfs(descriptor, how):
+    """Linux turns a flock of NFS into a lock of the file's bytes: an exclusive one wants a file open for writing, a
+    shared one a file open for reading (flock(2))."""
+    if not how & fcntl.LOCK_UN:
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_RDONLY if how & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return flock(descriptor, how)
+
+
+flock = fcntl.flock
+
+
+def test_one_writing_process_on_nfs(store, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    other = StudyStore.open(store.path)
+    assert not store.is_written()
+    with store.writing():
+        assert other.is_written()
+        with pytest.raises(StudyError, match="another process is working on this study"), other.writing():
+            pass
+        with pytest.raises(StudyError, match="a sweep is working on this study"):
+            repair(store.path)
+    assert not store.is_written()
+    with other.writing():
+        pass
+
+
+def test_a_folder_that_becomes_no_study_gets_no_file(tmp_path):
+    (tmp_path / "mine").write_text("")
+    for use in (lambda p: StudyStore.create_or_open(p, SETTINGS, PROVENANCE), repair, verify, StudyStore.open):
+        with pytest.raises(StudyError):
+            use(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_lock_that_is_a_link_is_refused(store, tmp_path):
+    (store.path / ".lock").unlink()
+    (store.path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StudyError, match=r"\.lock: is a symbolic link"), store.writing():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def is_unchanged_and_writable_again(store, folder):

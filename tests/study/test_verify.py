@@ -1,5 +1,6 @@
 """`kdfast verify`: it finds a flipped bit in any file, what should not be there, and puts right what can be."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from kdfast.cli import main
 from kdfast.distill.targets import teacher_targets
 from kdfast.errors import KdfastError, StudyError
 from kdfast.models import load_model
+from kdfast.study import verify as module
 from kdfast.study.attempts import Attempt
 from kdfast.study.claims import Claims
 from kdfast.study.folders import commit
@@ -48,7 +50,8 @@ def copy(study, tmp_path):
 
 
 def files_of(path):
-    return sorted(p for p in path.rglob("*") if p.is_file() and "claims" not in p.parts and ".index" not in p.parts)
+    passed_over = {"claims", ".index", ".lock", ".report.lock"}
+    return sorted(p for p in path.rglob("*") if p.is_file() and not passed_over & set(p.parts))
 
 
 def flip(path, rng):
@@ -246,6 +249,83 @@ def test_no_repair_while_a_sweep_is_at_work(tmp_path):
         sweep.wait()
     repair(out)
     assert verify(out).intact
+
+
+def claim_elsewhere(study, pack):
+    """As a worker of another machine leaves it that is lost, or holds it."""
+    folder = study / "claims" / pack
+    folder.mkdir(parents=True, exist_ok=True)
+    who = {"host": "elsewhere", "pid": 7, "machine": "m", "started": "1", "version": "0", "since": "then"}
+    (folder / "000099.claim").write_text(json.dumps(who) + "\n")
+
+
+ELSEWHERE = f".student.x.seed42.{'a' * 8}-{'b' * 8}-{'c' * 8}.7-1.{'d' * 8}.tmp"  # a temporary name
+
+
+def test_a_claim_that_a_lost_machine_left_hides_no_damage(copy, capsys):
+    for pack in ("teacher", "seed42.000"):
+        claim_elsewhere(copy, pack)
+    for name in ("report.html", "models/best_student.safetensors"):
+        flip(copy / name, np.random.default_rng(5))
+    assert main(["verify", str(copy)]) == 1
+    out = capsys.readouterr().out
+    assert "report.html: does not match its checksum" in out
+    assert "best_student.safetensors: does not match its checksum" in out
+    assert main(["verify", str(copy), "--repair"]) == 0  # the pack is done: nobody need be asked
+
+
+def test_what_is_not_looked_at_is_noted(copy):
+    shutil.rmtree(next((copy / "results").glob("student.*")))
+    claim_elsewhere(copy, "seed42.000")
+    (copy / "results" / ELSEWHERE).mkdir()
+    flip(copy / "report.html", np.random.default_rng(5))
+    found = verify(copy)
+    assert [f.path for f in found.findings] == ["report.html"]
+    what = "may be what another machine is writing: elsewhere, process 7, is at seed42.000"
+    assert found.notes == (f"results/{ELSEWHERE} {what}",)
+    with StudyStore.open(copy).writing():
+        found = verify(copy)
+    assert found.findings == ()
+    assert "the report and its models were not checked: a sweep or a report is at work" in found.notes
+    assert f"results/{ELSEWHERE} may be what another machine is writing: a sweep is at the study" in found.notes
+
+
+def test_repair_spares_what_a_worker_writes_that_has_started_meanwhile(copy, monkeypatch):
+    """Its claim may be seen late over a network; its folder is."""
+    genuine, folder = module._verify, copy / "results" / ELSEWHERE
+
+    def meanwhile(*arguments, **options):
+        if not folder.exists():  # after the first look, or already there and growing
+            folder.mkdir()
+            return genuine(*arguments, **options)
+        found = genuine(*arguments, **options)
+        (folder / "result.json").write_text("{")
+        return found
+
+    monkeypatch.setattr(module, "_verify", meanwhile)
+    found, done = repair(copy)
+    assert (found.findings, done) == ((), [])
+    assert found.notes == (f"results/{ELSEWHERE} may be what another machine is writing: it has changed meanwhile",)
+    _, done = repair(copy)
+    assert done == [f"results/{ELSEWHERE}: left as it is, another machine is writing it"]
+    assert (folder / "result.json").exists()
+    monkeypatch.undo()
+    _, done = repair(copy)
+    assert done == [f"results/{ELSEWHERE}: removed"]
+
+
+def test_repair_ends_where_a_worker_starts_meanwhile(copy, monkeypatch):
+    genuine, victim = module._verify, next((copy / "results").glob("student.*"))
+    flip(victim / "result.json", np.random.default_rng(5))
+
+    def meanwhile(*arguments, **options):
+        claim_elsewhere(copy, "seed43.000")
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(module, "_verify", meanwhile)
+    with pytest.raises(StudyError, match=r"elsewhere, process 7, is working on seed43\.000"):
+        repair(copy)
+    assert victim.exists()
 
 
 def test_no_repair_while_a_worker_is_at_work(copy):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,12 @@ from kdfast.study.folders import locked, refuse_link
 if TYPE_CHECKING:
     from kdfast.study.store import StudyStore
 
-__all__ = ["CHECKSUMS", "rebuild", "write_comparison"]
+__all__ = ["CHECKSUMS", "LOCK", "rebuild", "write_comparison"]
 
 # SHA-256 of the report's files, as `sha256sum --check` reads it.
 CHECKSUMS = "report.sha256"
+# Held while a report is written (study.folders.locked).
+LOCK = ".report.lock"
 
 
 def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
@@ -33,8 +34,7 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     student or no teacher is there, is left out and named in the texts. Raises StudyError for a damaged result, test
     jets of one class, or a folder that can't be written.
     """
-    results = store.path / "results"
-    with locked(results, fcntl.LOCK_EX) if results.is_dir() else nullcontext():
+    with locked(store.path, fcntl.LOCK_EX, LOCK):
         return _rebuild(store, store.path if out is None else out)
 
 

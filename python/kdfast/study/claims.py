@@ -41,8 +41,8 @@ _RELEASED = b"\nreleased\n"
 class Holder:
     """Who holds the claim `name`: host, process, version of kdfast, and since when (UTC, by that machine's clock).
 
-    alive: False where it is known to be gone: given back, or a process of this machine that has ended. owner: see
-    Claims.
+    alive: False where it is known to be gone: given back, a process of this machine that has ended, or one of this
+    machine that claimed it in another folder, of which this one is a copy. owner: see Claims.
     """
 
     name: str
@@ -84,7 +84,8 @@ class Claims:
                 return None  # another was first
             try:
                 with open(descriptor, "wb") as file:
-                    file.write(json.dumps(_identity(self.owner)).encode() + b"\n")
+                    who = _identity(self.owner) | {"inode": os.fstat(descriptor).st_ino}
+                    file.write(json.dumps(who).encode() + b"\n")
             except OSError:  # a full disk: a claim that does not say whose it is would be waited for
                 path.unlink(missing_ok=True)
                 raise
@@ -116,20 +117,20 @@ class Claims:
         """Whether a claim that `take` was refused has been seen to beat, or to change hands, between two calls."""
         return name in self._beating
 
-    def _latest(self, name: str) -> tuple[int, bytes] | None:
-        """Generation and content of the highest one."""
+    def _latest(self, name: str) -> tuple[int, bytes, int] | None:
+        """Generation, content and inode of the highest one."""
         refuse_link(self.folder / name)
         for _ in range(3):  # one that was listed may be gone when it is read: a higher one is there
             try:
                 path = max((self.folder / name).glob("*.claim"), key=_generation, default=None)
-                return None if path is None else (_generation(path), _content(path))
+                return None if path is None else (_generation(path), *_content(path))
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ESTALE):
                     raise
         return None
 
-    def _may_be_taken_over(self, name: str, generation: int, content: bytes) -> bool:
-        holder = _holder(name, generation, content)
+    def _may_be_taken_over(self, name: str, generation: int, content: bytes, inode: int) -> bool:
+        holder = _holder(name, generation, content, inode)
         if holder is None or not holder.alive or (self.owner and holder.owner == self.owner):
             return True
         now, seen = time.monotonic(), self._seen.get(name)
@@ -193,16 +194,16 @@ class Claim:
                 os.close(descriptor)
 
 
-def _content(path: Path) -> bytes:
-    """Of a claim's file; of a stranger's link or pipe nothing, as of one that is not written yet."""
+def _content(path: Path) -> tuple[bytes, int]:
+    """Content and inode of a claim's file; of a stranger's link or pipe nothing, as of one that is not written yet."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return b""
+            return b"", 0
         raise
     with open(descriptor, "rb") as file:
-        return file.read()
+        return file.read(), os.fstat(descriptor).st_ino
 
 
 def _generation(path: Path) -> int:
@@ -228,7 +229,7 @@ def _this_process() -> _Process:
     return _Process(socket.gethostname(), os.getpid(), machine(), started(os.getpid()))
 
 
-def _holder(name: str, generation: int, content: bytes) -> Holder | None:
+def _holder(name: str, generation: int, content: bytes, inode: int) -> Holder | None:
     """None: given back."""
     if content.endswith(_RELEASED):
         return None
@@ -236,11 +237,13 @@ def _holder(name: str, generation: int, content: bytes) -> Holder | None:
         who = json.loads(content.partition(b"\n")[0])
         process = _Process(str(who["host"]), int(who["pid"]), str(who["machine"]), str(who["started"]))
         version, since, owner = str(who["version"]), str(who["since"]), str(who.get("owner", ""))
+        there = who.get("inode", inode)  # older versions wrote none
     except (ValueError, KeyError, TypeError):  # not written yet, or damaged: its growth alone counts
         return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
+    # Inodes are compared on one machine alone: not every network file system shows all its clients the same.
     gone = (
         bool(process.machine)
         and process.machine == _this_process().machine
-        and is_running(process.pid, process.started) is False
+        and (there != inode or is_running(process.pid, process.started) is False)
     )
     return Holder(name, generation, process.host, process.pid, version, since, not gone, owner)

@@ -31,6 +31,7 @@ from kdfast.errors import StudyError
 __all__ = [
     "FORMAT",
     "LEFTOVERS",
+    "LOCK",
     "MANIFEST",
     "AlreadyStored",
     "Seen",
@@ -61,6 +62,7 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 LEFTOVERS = ".*.tmp"
+LOCK = ".lock"
 
 # What was found of files when they were hashed, by name: SHA-256, and `identity`, None where it may not be relied on.
 Seen = dict[str, tuple[str, tuple[int, ...] | None]]
@@ -122,10 +124,14 @@ def remove_leftovers(parent: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, how: int) -> Iterator[bool | None]:
-    """An advisory lock (fcntl.flock) on a folder: yields True where it is held, False where another process holds it,
-    None on a file system without locks."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def locked(folder: Path, how: int, name: str = LOCK) -> Iterator[bool | None]:
+    """An advisory lock (fcntl.flock) on a file of a folder, which an exclusive one makes where it is not there: yields
+    True where it is held, False where another process holds it, None where there are no locks: on a file system
+    without them, in a folder that may not be written, and, for who only looks (LOCK_SH), where nobody ever held it."""
+    descriptor = _lock_file(folder / name, make=bool(how & fcntl.LOCK_EX))
+    if descriptor is None:
+        yield None
+        return
     try:
         held: bool | None = True
         try:
@@ -139,6 +145,20 @@ def locked(folder: Path, how: int) -> Iterator[bool | None]:
         yield held
     finally:
         os.close(descriptor)  # gives the lock back
+
+
+def _lock_file(path: Path, make: bool) -> int | None:
+    """Open for writing, which NFS wants of an exclusive lock (the kernel makes a lock of bytes of it; a folder can't be
+    opened so); what only looks opens it for reading, which suffices for a shared one."""
+    for flags in (*([os.O_RDWR | os.O_CREAT] if make else []), os.O_RDONLY):
+        try:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _link(path) from None
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                raise
+    return None
 
 
 # ---- reading

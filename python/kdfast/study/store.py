@@ -11,6 +11,7 @@ STUDY/
     attempts/NAME.NNN/          a try of a unit of work that failed (attempts.py)
     checkpoints/…               of members that are not finished (checkpoints.py)
     targets/                    cache of teacher outputs
+    .lock, .report.lock         held by the sweep that makes the study, and by who writes its report
     .index/HOST.sqlite          cache of what the results' folders say (index.py)
     damaged/                    what `kdfast verify --repair` moved aside
     results_summary.csv, …      derived from the above; can always be rebuilt
@@ -40,6 +41,7 @@ from kdfast.errors import StudyError, suggest
 from kdfast.study.attempts import Attempt, now, read_attempts, write_attempt
 from kdfast.study.folders import (
     FORMAT,
+    LOCK,
     MANIFEST,
     AlreadyStored,
     check_complete,
@@ -421,10 +423,10 @@ def _held(path: Path) -> Iterator[None]:
 
 
 def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-    own = {"study.toml", MANIFEST, "results", "shared", "targets"}  # a killed creation may have left these
+    own = {LOCK, "study.toml", MANIFEST, "results", "shared", "targets"}  # a killed creation may have left these
     other = StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
     with writing_errors(path):
-        if path.exists() and not path.is_dir():
+        if path.exists() and not (path.is_dir() and _is_free(path, own)):
             raise other
         described = {
             "study.toml": tomli_w.dumps(settings).encode(),
@@ -434,7 +436,7 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
         with _held(path):
             if _exists(path / "provenance.json"):  # another process was first
                 return
-            if any(p.name not in own and p.suffix != ".tmp" for p in path.iterdir()):
+            if not _is_free(path, own):
                 raise other
             for folder in ("results", "shared", "targets"):
                 (path / folder).mkdir(exist_ok=True)
@@ -442,6 +444,11 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
             write_content(path / MANIFEST, manifest_bytes(described))
             write_content(path / "provenance.json", described["provenance.json"])  # last: from now on it is a study
         fsync_folder(path.absolute().parent)
+
+
+def _is_free(path: Path, own: Collection[str]) -> bool:
+    """Whether a folder is a study, or can become one."""
+    return _exists(path / "provenance.json") or all(p.name in own or p.suffix == ".tmp" for p in path.iterdir())
 
 
 def check_description(path: Path) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -19,10 +19,12 @@ from kdfast._files import fsync_folder, write_content, writing_errors
 from kdfast._process import is_writing
 from kdfast.errors import StudyError
 from kdfast.report import CHECKSUMS
+from kdfast.report import LOCK as REPORT_LOCK
 from kdfast.study.attempts import read_attempt
 from kdfast.study.claims import Claims, Holder
 from kdfast.study.folders import (
     LEFTOVERS,
+    LOCK,
     MANIFEST,
     check_format,
     hash_file,
@@ -34,7 +36,7 @@ from kdfast.study.folders import (
     refuse_link,
 )
 from kdfast.study.index import Index
-from kdfast.study.plan import read_pack
+from kdfast.study.plan import TEACHER, read_pack
 from kdfast.study.store import load_result
 
 __all__ = ["Finding", "Verification", "repair", "verify"]
@@ -50,7 +52,7 @@ _COMMITTED = {
 }
 _DESCRIPTION = (MANIFEST, "study.toml", "provenance.json")
 # Claims and logs are written to all the time; what is damaged is known to be.
-_PASSED_OVER = ("claims", "damaged", "logs")
+_PASSED_OVER = ("claims", "damaged", "logs", LOCK, REPORT_LOCK)
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,17 @@ def verify(study: str | Path, *, progress: bool = False) -> Verification:
     lists, what killed writers left, and results whose content contradicts their name. progress: a bar on stderr.
     Raises StudyError where there is no study, or one of a newer format.
     """
-    path = Path(study)
-    return _verify(path, progress, active=path.is_dir() and (_is_held(path) or bool(_at_work(path))))
+    return _verify(Path(study), progress)
 
 
-def _verify(path: Path, progress: bool, *, active: bool) -> Verification:
-    """active: someone is at the study, so that temporary files and the report may change while we look."""
+def _verify(path: Path, progress: bool, *, before: Mapping[Path, object] | None = None) -> Verification:
+    """before: `_leftovers` as they were earlier, where the caller holds the study."""
     described = path / "provenance.json"
     if not os.path.lexists(described):
         what = "holds no study" if path.is_dir() else "does not exist"
         raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
     with _bar(path, progress) as tick:
-        check = _Check(path, active, tick)
+        check = _Check(path, tick, before)
         check.everything()
     return Verification(path, tuple(check.findings), tuple(check.notes), check.files, check.bytes)
 
@@ -129,8 +130,8 @@ class _Check:
     """One walk through a study."""
 
     path: Path
-    active: bool
     tick: Callable[[int], object]
+    before: Mapping[Path, object] | None = None
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: int = 0
@@ -150,7 +151,7 @@ class _Check:
 
     def everything(self) -> None:
         self.description()
-        reported = set() if self.active else self.report()
+        reported = self.report()
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             path, name = self.path / entry.name, entry.name
             if entry.is_symlink():
@@ -237,10 +238,21 @@ class _Check:
                     self.found(path, "is a symbolic link", "aside")
 
     def leftover(self, path: Path) -> None:
-        """Of a writer of another machine none can tell whether it is there, but that nobody is at the study."""
-        writing = is_writing(path.name)
-        if writing is False or (writing is None and not self.active and path.exists()):
+        """Of a writer of another machine none can tell whether it is there, but that nobody is at the study, and that
+        it does not grow."""
+        if (writing := is_writing(path.name)) or not (there := _state(path)):
+            return
+        if writing is None and (why := self.busy() or (self.before is not None and self.before.get(path) != there)):
+            reason = why if isinstance(why, str) else "it has changed meanwhile"
+            self.notes.append(f"{path.relative_to(self.path)} may be what another machine is writing: {reason}")
+        else:
             self.found(path, "was left by a writer that was killed", "remove")
+
+    def busy(self) -> str:
+        """Who may be writing now; "": nobody. Asked each time: a worker may have started since."""
+        if self.before is None and _is_held(self.path):
+            return "a sweep is at the study"
+        return ", ".join(f"{h.host}, process {h.pid}, is at {h.name}" for h in _at_work(self.path)[:1])
 
     def committed(self, folder: Path, remedy: str) -> None:
         before = len(self.findings)
@@ -284,7 +296,10 @@ class _Check:
             self.found(self.path / ".index" / index.path.name, fault, "remove")
 
     def report(self) -> set[str]:
-        """Checks the report's files; returns their names, none where they have no checksums."""
+        """Checks the report's files; returns their names, none where they have no checksums, or are being written."""
+        if (self.before is None and _is_held(self.path)) or _is_held(self.path, REPORT_LOCK):
+            self.notes.append("the report and its models were not checked: a sweep or a report is at work")
+            return set()
         path, names = self.path / CHECKSUMS, set()
         if not os.path.lexists(path):
             if os.path.lexists(self.path / "report.json") or os.path.lexists(self.path / "results_summary.csv"):
@@ -322,14 +337,45 @@ class _Check:
 
 
 def _at_work(path: Path) -> list[Holder]:
+    """Who holds what is not done; a claim of what is done, of a machine that was lost then, stays for ever."""
     if (path / "claims").is_symlink():
         return []  # a finding
-    return [holder for holder in Claims(path / "claims").holders() if holder.alive]
+    return [h for h in Claims(path / "claims").holders() if h.alive and not _is_done(path, h.name)]
 
 
-def _is_held(path: Path) -> bool:
-    with locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
+def _is_done(path: Path, name: str) -> bool:
+    """Whether all results of a pack, or of the one that it is a part of, are there."""
+    if name == TEACHER:
+        return any((path / "results").glob("teacher.*"))
+    for pack in (name, name.rpartition(".")[0]):
+        if pack and (path / "packs" / pack).is_dir():
+            try:
+                return all(os.path.lexists(path / "results" / key) for key in read_pack(path / "packs" / pack).keys)
+            except StudyError:  # a finding
+                return False
+    return False
+
+
+def _is_held(path: Path, name: str = LOCK) -> bool:
+    with locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB, name) as held:
         return held is False
+
+
+def _leftovers(path: Path) -> dict[Path, object]:
+    """What writers have left or are writing, each with its `_state`."""
+    found = (Path(parent, name) for parent, names, files in os.walk(path) for name in (*names, *files))
+    return {entry: _state(entry) for entry in found if fnmatch(entry.name, LEFTOVERS)}
+
+
+def _state(path: Path) -> object:
+    """What changes while it is written: names, sizes and times of all that is in it. Empty: it is gone."""
+    inside = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else ()
+    found = []
+    for entry in (path, *inside):
+        with suppress(OSError):
+            status = os.lstat(entry)
+            found.append((str(entry), status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
 
 
 # ---- repair
@@ -343,18 +389,20 @@ def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, 
     StudyError while a sweep or a worker is at the study, or where it can't be written.
     """
     path = Path(study)
-    if not path.is_dir():
-        return _verify(path, progress, active=False), []
+    if not os.path.lexists(path / "provenance.json"):
+        return _verify(path, progress), []  # which says that it is none
     with locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
         if held is False:
             raise StudyError("a sweep is working on this study", where=str(path), hint="repair it when that has ended")
-        for holder in _at_work(path):
-            what = f"{holder.host}, process {holder.pid}, is working on {holder.name}"
-            hint = f"stop it; if that machine is gone, delete {path / 'claims' / holder.name}"
-            raise StudyError(what, where=str(path), hint=hint)
-        verification = _verify(path, progress, active=False)
+        before = _leftovers(path)
+        _refuse_at_work(path)
+        verification = _verify(path, progress, before=before)
         done = []
         for unit, remedy in dict.fromkeys((f.unit, f.remedy) for f in verification.findings if f.remedy):
+            _refuse_at_work(path)  # workers take no lock, and may have started meanwhile
+            if path / unit in before and before[path / unit] != _state(path / unit):
+                done.append(f"{unit}: left as it is, another machine is writing it")
+                continue
             why = [f"{f.path}: {f.what}" for f in verification.findings if f.unit == unit]
             with writing_errors(path / unit):
                 if remedy == "aside":
@@ -365,6 +413,13 @@ def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, 
             with writing_errors(path):
                 done.append(f"{CHECKSUMS}: {_remove(path / CHECKSUMS)}; `kdfast report {path}` writes the report anew")
     return verification, done
+
+
+def _refuse_at_work(path: Path) -> None:
+    for holder in _at_work(path):
+        what = f"{holder.host}, process {holder.pid}, is working on {holder.name}"
+        hint = f"stop it; if that machine is gone, delete {path / 'claims' / holder.name}"
+        raise StudyError(what, where=str(path), hint=hint)
 
 
 def _move_aside(study: Path, unit: str, why: list[str]) -> str:
