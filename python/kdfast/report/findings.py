@@ -269,7 +269,7 @@ def _group_findings(table: GroupTable, metric: str) -> Iterator[Finding]:
     among = {label: c.difference for label, c in compared if label in below or not below}
     lowest = min(among, key=lambda label: among[label].value)
     over = f"over {called(lowest)} {'by ' if below else ''}{_difference(_negative(among[lowest]), digits)}"
-    others = "the other" if len(compared) == 1 else f"each of the other {len(compared)}"
+    others = "the other one" if len(compared) == 1 else f"each of the other {len(compared)}"
     if above:
         highest = max(above, key=lambda label: seen[label].value)
         text = (
@@ -321,7 +321,8 @@ def _importance(analysis: Analysis) -> Iterator[Finding]:
         name, digits = _METRICS[model.metric]
         seen_terms = [t for t in model.terms if t.p_holm < SIGNIFICANT]
         listing = "; ".join(f"{t.name} {_difference(t.slope, digits + 1)}" for t in seen_terms)
-        what = _joined(model.settings) + (" and their products" if len(model.settings) > 1 else "")
+        products = ["their products" if len(model.settings) > 2 else "their product"]
+        what = _joined(model.settings + products if len(model.settings) > 1 else model.settings)
         text = (
             f"In a linear model of {name} on {what} (R² = {model.r_squared:.2f}, {model.df} degrees of freedom) "
             f"{f'these slopes differ from 0 (Holm): {listing}' if seen_terms else 'no slope is seen to differ from 0'}"

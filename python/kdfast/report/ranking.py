@@ -38,10 +38,9 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
         frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val")
         frame["combined_val"] = combined_score(frame, "_val")
     frame["combined"] = combined_score(frame)
-    ranks = {
-        column: frame[column].rank(ascending=False, method="min").astype(int)
-        for column in ("auc_student", "bkg_rej_50", "combined")
-    }
+    ranked = frame[["auc_student", "bkg_rej_50", "combined"]].copy()
+    ranked.loc[list(study.limited), "bkg_rej_50"] = math.inf  # fewer survivors than any other, and not told apart
+    ranks = ranked.rank(ascending=False, method="min").astype(int)
     versus = {metric: _versus_baseline(study, metric) for metric in METRICS}
     beside = {m: set(beside_best(study.students[m])) if m in study.comparable else None for m in METRICS}
     spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
@@ -170,16 +169,19 @@ def winners(
 
     def on_test(row: schema.Configuration, quantity: str) -> float:
         value = getattr(row, quantity)
-        return float(value.value if isinstance(value, schema.Estimate) else value)
+        if not isinstance(value, schema.Estimate):
+            return float(value)
+        return math.inf if value.lower_limit else value.value
 
     winners: list[schema.Winner] = []
     for wish, quantity, among in wishes:
         if not among:
             continue
-        highest = max(among, key=lambda row: on_test(row, quantity))
-        chosen = highest
         if study.selected_on == "validation":
             chosen = max(among, key=lambda row: getattr(row, f"{quantity}_validation"))
+        else:
+            chosen = max(among, key=lambda row: on_test(row, quantity))
+        highest = max(among, key=lambda row: (on_test(row, quantity), row is chosen))
         more: dict[str, Any] = {}
         if wish in study.comparable:
             more |= _excess(study, wish)

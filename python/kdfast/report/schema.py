@@ -184,6 +184,7 @@ class Configuration(Setting):
     """Of the means, scaled over the configurations."""
     rank_auc: int
     rank_rejection: int
+    """Lower limits share the first place."""
     rank_combined: int
     auc_validation: float | None
     rejection_validation: float | None

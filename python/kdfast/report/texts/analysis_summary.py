@@ -378,7 +378,7 @@ def _statistics(analysis: Analysis) -> Iterator[str]:
         return
     yield "PERFORMANCE DISTRIBUTION:"
     yield f"  - AUC Mean: {d.auc.mean:.4f}"
-    if d.auc.std is not None and d.rejection.std is not None:
+    if d.auc.std is not None:
         yield f"  - AUC Std Dev: {d.auc.std:.4f}"
         yield f"  - AUC Variance: {d.auc.variance:.6f}"
     yield f"  - Background Rejection Mean: {at_least(d.rejection.mean, d.rejection.limits)}"
@@ -390,6 +390,7 @@ def _statistics(analysis: Analysis) -> Iterator[str]:
         yield f"  - Standard error of one rejection (test jets): {d.rejection_error:.2f}"
     if d.auc_seed_std is not None:
         yield f"  - AUC Std Dev from seed to seed, beyond the test jets: {d.auc_seed_std:.4f}"
+    if d.rejection_seed_std is not None:
         yield f"  - Background Rejection Std Dev from seed to seed, beyond the test jets: {d.rejection_seed_std:.2f}"
     yield ""
     yield f"TOP QUARTILE CHARACTERISTICS (Top {top.runs} experiments; all experiments in brackets):"
