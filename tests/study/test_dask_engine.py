@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
+import distributed
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -512,6 +513,43 @@ def test_the_command(tmp_path):
         assert main(["sweep", "--quiet", *options, "--out", str(tmp_path / name), *more]) == 0
     assert table(tmp_path / "dask") == table(tmp_path / "alone")
     assert list((tmp_path / "dask").glob("claims/seed42.*"))
+
+
+def test_the_local_cluster_suits_the_settings_file(tmp_path, monkeypatch):
+    started: list[Any] = []
+
+    def recording(**shape: Any) -> None:
+        started.append(shape)
+        raise ClusterError("not started: only its shape is asked for")
+
+    monkeypatch.setattr(distributed, "LocalCluster", recording)
+    for device, resources in (("cuda", {"GPU": max(1, torch.cuda.device_count())}), ("cpu", None)):
+        (tmp_path / "mine.toml").write_text(f'device = "{device}"')
+        assert main(["sweep", "--config", str(tmp_path / "mine.toml"), "--dask", "local", "--out", str(tmp_path)]) == 75
+        assert started.pop().get("resources") == resources
+    (tmp_path / "mine.toml").write_text("device = 5")
+    assert main(["sweep", "--config", str(tmp_path / "mine.toml"), "--dask", "local"]) == 2
+    assert not started
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stopped_by_a_signal_while_the_cluster_starts(tmp_path, number, expected):
+    code = """if True:
+        import sys, time, distributed
+        from kdfast.cli import main
+        def slow(**shape):
+            print("starting", flush=True)
+            time.sleep(60)
+        distributed.LocalCluster = slow
+        sys.exit(main(["sweep", "--dask", "local", "--out", sys.argv[1]]))"""
+    command = [sys.executable, "-c", code, str(tmp_path / "study")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "starting\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == expected, errors
+    assert errors.startswith("kdfast: stopped: what has finished is stored in ")
 
 
 # ---- what can't be used

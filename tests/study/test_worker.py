@@ -1,6 +1,7 @@
 """Workers: real processes that share a planned study, die, and are started again."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from kdfast.jets.hlt import emulate_hlt
 from kdfast.study import driver
 from kdfast.study import worker as module
 from kdfast.study.claims import Claims
-from kdfast.study.plan import planned
+from kdfast.study.plan import missing, planned
 from kdfast.study.results import open_study
 from kdfast.study.status import study_status
 from kdfast.study.store import StudyStore
@@ -90,6 +91,20 @@ def test_a_killed_workers_pack_is_taken_over(study, alone):
     assert table(study) == alone
     (attempt,) = StudyStore.open(study).attempts()
     assert (attempt.name, attempt.ended, attempt.pid) == ("seed42.000", "lost", first.pid)
+
+
+@pytest.mark.parametrize("log", ["full disk", "reader gone", "none"])
+def test_a_log_that_can_not_be_written_costs_no_training(study, log):
+    """Messages are lost then, the last line on stdout too."""
+    command = shlex.join([sys.executable, "-m", "tests.study.run_cli", "worker", "--store", str(study)])
+    where = {"full disk": ">/dev/full 2>&1", "reader gone": "2>&1 | head -n 1", "none": "2>&-"}[log]
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {where}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    store = StudyStore.open(study)
+    assert not any(missing(store, pack).runs for pack in planned(store))
+    assert store.attempts() == []
 
 
 def test_one_pack_and_no_more(study):

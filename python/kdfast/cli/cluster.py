@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kdfast._messages import drop
 from kdfast.cli.common import Quiet, app
 
 __all__ = ["htcondor", "slurm", "worker"]
@@ -81,7 +83,10 @@ def worker(
             parts.append(f"{len(outcome.left)} left")
         all_done = pack is None and array_index is None and outcome.done and not (parts[1:] or outcome.failed)
         more = f"; `kdfast report {store}` writes the report" if all_done else ""
-        typer.echo(f"{store}: {', '.join(parts)}{more}")
+        try:
+            typer.echo(f"{store}: {', '.join(parts)}{more}")
+        except OSError:  # a log's disk is full, or its reader gone: the exit status still says what became of the packs
+            drop(sys.stdout)
     for name, error in outcome.failed.items():
         typer.echo(f"kdfast: pack {name} failed: {error}", err=True)
     raise typer.Exit(1 if outcome.failed else 0)

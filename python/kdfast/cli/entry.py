@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack, redirect_stderr
+from typing import Any, TextIO, cast
 
 import typer
 
+from kdfast._messages import Messages, drop
 from kdfast.cli.common import app
 from kdfast.errors import KdfastError, KdfastWarning
 
@@ -32,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [argument for argument in words if argument != "--debug"]
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles and does not export
     command = typer.main.get_command(app)
-    with warnings.catch_warnings():
+    messages = Messages(sys.stderr)
+    with ExitStack() as here:
+        here.callback(messages.end)
+        here.enter_context(redirect_stderr(cast(TextIO, messages)))
+        here.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             with command.make_context("kdfast", words) as context:
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{after_echo}kdfast: {text}", file=sys.stderr)
             return getattr(interrupt, "exit_code", 130)
         except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop(sys.stdout)
             return 1
         except usage_error as error:
             if debug:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from kdfast._messages import Messages
 from kdfast.distill.trainer import EpochReport, MemberResult
 
 if TYPE_CHECKING:
@@ -25,11 +27,11 @@ class SweepProgress:
     """Takes the trainer's events, from any thread, and shows members done, epoch, jets/s, best so far and time left.
 
     Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so that stdout
-    holds results alone.
+    holds results alone. Lines that can't be written there are lost, and the sweep goes on.
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(file=cast(TextIO, Messages(sys.stderr)))
         self._enabled = enabled
         live = enabled and (self._console.is_terminal or self._console.is_jupyter)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
