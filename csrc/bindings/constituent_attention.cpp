@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <new>
+
 #include "core/offsets.h"
 
 namespace py = pybind11;
@@ -41,6 +43,17 @@ AttentionParams common(const py::tuple& q, const py::tuple& k, const py::tuple& 
     return p;
 }
 
+// Throws where memory is lacking.
+void run(void (*kernel)(const AttentionParams&), AttentionParams& p) {
+    bool no_memory = false;
+    p.no_memory = &no_memory;
+    {
+        py::gil_scoped_release release;
+        kernel(p);
+    }
+    if (no_memory) throw std::bad_alloc();
+}
+
 }  // namespace
 
 void bind_constituent_attention(py::module_& m) {
@@ -50,8 +63,7 @@ void bind_constituent_attention(py::module_& m) {
                                               uint32_t threshold, int num_threads) {
         AttentionParams p = common(q, k, v, lse, bias, offsets, sizes, dtype, scale, seed, threshold, num_threads);
         p.out = rows_of(out);
-        py::gil_scoped_release release;
-        constituent_attention_forward(p);
+        run(constituent_attention_forward, p);
     });
     m.def(
         "constituent_attention_backward",
@@ -64,8 +76,7 @@ void bind_constituent_attention(py::module_& m) {
             p.dk = rows_of(dk);
             p.dv = rows_of(dv);
             p.dbias = reinterpret_cast<float*>(dbias);
-            py::gil_scoped_release release;
-            constituent_attention_backward(p);
+            run(constituent_attention_backward, p);
         });
 }
 

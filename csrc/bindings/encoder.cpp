@@ -5,6 +5,7 @@
 #include <new>
 
 #include "adamw/adamw.h"
+#include "encoder/parameters.h"
 
 namespace py = pybind11;
 
@@ -25,15 +26,6 @@ struct Encoder {
 };
 
 }  // namespace
-
-int64_t num_parameters(const EncoderSizes& s) {
-    const int64_t w = s.width, f = s.ffn, embed = w * s.features + 3 * w;
-    const int64_t layer = (3 * w * w + 3 * w) + (w * w + w) + (f * w + f) + (w * f + w) + 4 * w;
-    const int64_t pooling = w + 4 * (w * w + w) + 2 * w;
-    const int64_t head = 2 * (w * w + 3 * w) + w / 2 * (w + 3) + s.classes * (w / 2 + 1);
-    return embed + s.layers * layer + pooling + head;
-}
-int64_t num_running(const EncoderSizes& s) { return 7 * s.width; }
 
 void bind_encoder(py::module_& m) {
     py::class_<Encoder>(m, "Encoder", "JetTransformer on flat parameters: training step and evaluation.")
@@ -98,8 +90,8 @@ void bind_encoder(py::module_& m) {
             },
             "Logits, and pooling weights (0: not wanted), of the jets first … first + num_jets − 1 of a view. "
             "MemoryError where the activations do not fit.")
-        .def_property_readonly("num_parameters", [](const Encoder& e) { return num_parameters(e.sizes); })
-        .def_property_readonly("num_running", [](const Encoder& e) { return num_running(e.sizes); })
+        .def_property_readonly("num_parameters", [](const Encoder& e) { return ParameterMap(e.sizes).total; })
+        .def_property_readonly("num_running", [](const Encoder& e) { return ParameterMap(e.sizes).running; })
         .def_property_readonly(
             "memory", [](const Encoder& e) { return e.memory.size(); },
             "Bytes held for activations and sums, without the threads' scratch.");

@@ -229,6 +229,10 @@ void run(const AttentionParams& p) {
             pairs += n * n;
         }
         float* const memory = scratch(static_cast<size_t>(scratch_floats(longest, p.head_dim)));
+        if (memory == nullptr) {
+            __atomic_store_n(p.no_memory, true, __ATOMIC_RELAXED);
+            return;
+        }
         // Members in order: a bias that they share sums its gradient in that order, whatever the number of threads.
         for (int64_t member = 0; member < p.num_members; ++member)
             run_jets<kBackward>(p, member, begin, end, pairs, all_pairs, memory);

@@ -39,6 +39,7 @@ struct AttentionParams {
     uint64_t seed;
     uint32_t threshold;  // dropout, of 16 bits, < 2^16; 0: none
     int num_threads;
+    bool* no_memory;  // out: whether scratch, which the longest jet needs, was lacking; the results are undefined then
 };
 
 KDFAST_KERNEL(constituent_attention_forward, AttentionParams)

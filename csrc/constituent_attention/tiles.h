@@ -95,7 +95,7 @@ KDFAST_INLINE Vec exp2_nonpositive(Vec t) {
     const __mmask16 counts = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-100.0f), _CMP_NLT_UQ);
     return (Vec)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)t);  // p · 2^⌊t⌋
 #else
-    return select(t < -100.0f, Vec{}, (Vec)((IVec)p + ((IVec)n << 23)));
+    return select(t >= -100.0f, (Vec)((IVec)p + ((IVec)n << 23)), max(Vec{}, t));  // the largest of 0 and NaN is NaN
 #endif
 }
 

@@ -12,6 +12,7 @@ namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
 // Aligned to a cache line; what it held before is lost. Valid until this thread's next call in the same source file.
+// Null where there is no such memory.
 inline float* scratch(size_t floats) {
     struct Memory {
         float* data = nullptr;
@@ -23,7 +24,7 @@ inline float* scratch(size_t floats) {
         std::free(memory.data);
         memory.size = (floats + 15) / 16 * 16;
         memory.data = static_cast<float*>(std::aligned_alloc(64, memory.size * sizeof(float)));
-        if (memory.data == nullptr) std::abort();  // a few hundred kilobytes: nothing else would run either
+        if (memory.data == nullptr) memory.size = 0;
     }
     return memory.data;
 }

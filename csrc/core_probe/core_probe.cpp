@@ -1,5 +1,7 @@
 #include "core_probe/core_probe.h"
 
+#include <cstdlib>
+
 #include "core/matmul.h"
 #include "core/matmul_bf16.h"
 #include "core/normal.h"
@@ -88,8 +90,15 @@ void fma(const FmaParams& p) {
     *p.sum = reduce_add(sum);
 }
 
+// A test's few kilobytes.
+static float* memory_for(int64_t floats) {
+    float* const memory = scratch(static_cast<size_t>(floats));
+    if (memory == nullptr) std::abort();
+    return memory;
+}
+
 void matmul_fp32(const MatmulParams& p) {
-    float* const packed = scratch(static_cast<size_t>(packed_size(p.k, p.n)));
+    float* const packed = memory_for(packed_size(p.k, p.n));
     pack_panels(p.b, p.row_stride, p.column_stride, p.k, p.n, nullptr, packed);
     for (int64_t i = 0; i < p.repeats; ++i)
         matmul(p.a, p.lda, p.rows, packed, p.k, p.n,
@@ -98,7 +107,7 @@ void matmul_fp32(const MatmulParams& p) {
 }
 
 void matmul_bf16(const MatmulBf16Params& p) {
-    bf16* const packed = reinterpret_cast<bf16*>(scratch(static_cast<size_t>(packed_size_bf16(p.k, p.n) / 2)));
+    bf16* const packed = reinterpret_cast<bf16*>(memory_for(packed_size_bf16(p.k, p.n) / 2));
     pack_panels(p.b, p.row_stride, p.column_stride, p.k, p.n, p.row_scale, packed);
     for (int64_t repeat = 0; repeat < p.repeats; ++repeat)
         matmul(p.a, p.lda, p.rows, packed, p.k, p.n, [&](int64_t i, int64_t j, Vec sum) __attribute__((always_inline)) {
@@ -108,7 +117,7 @@ void matmul_bf16(const MatmulBf16Params& p) {
 }
 
 void outer_bf16(const OuterBf16Params& p) {
-    float* const memory = scratch(static_cast<size_t>(outer_scratch_bf16(p.num_out, p.num_in, p.rows)));
+    float* const memory = memory_for(outer_scratch_bf16(p.num_out, p.num_in, p.rows));
     outer(p.dy, p.ldy, p.num_out, p.x, p.ldx, p.num_in, p.rows, memory,
           [&](int64_t i, int64_t j, Vec sum)
               __attribute__((always_inline)) { store(p.gradient + i * p.num_in + j, sum); });

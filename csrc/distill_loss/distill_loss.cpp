@@ -232,9 +232,9 @@ KDFAST_INLINE void many_classes(const Member& m, int C, const float* student, co
         for (int i = 0; i < kLanes; ++i) lanes[i] = student[i * C + c];
         S[c] = load(lanes);
     }
-    Vec s_max = S[0], s_top = {};  // the largest logit and its class
+    Vec s_max = S[0], s_top = {};  // the largest logit and its class; NaN is not it, so that it enters the sum below
     for (int c = 1; c < C; ++c) {
-        s_top = select(S[c] > s_max, broadcast(static_cast<float>(c)), s_top);
+        s_top = select(S[c] <= s_max, s_top, broadcast(static_cast<float>(c)));
         s_max = max(s_max, S[c]);
     }
 
@@ -415,7 +415,8 @@ void distill_loss(const DistillLossParams& p) {
     double* const sums = new double[static_cast<size_t>(K * slices * 2)];
     const float* const y = float_labels(p, label_buffer);
     const double weight_sum = sum_weights(p);
-    *p.valid = check_members(p) && y != nullptr && weight_sum > 0.0;
+    // Of another order of magnitude the scales 1 / Σw, or their products with the weights, are no float32.
+    *p.valid = check_members(p) && y != nullptr && weight_sum > 0x1p-100 && weight_sum < 0x1p100;
     if (*p.valid) {
         const int threads = K * B * p.num_classes < kParallelElements ? 1 : p.num_threads;
         parallel_for(K * slices, threads, [&](int64_t task) {

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant
     sum = block_sum<kPrepareThreads>(sum);
     if (thread_index() == 0) {
         if (p.weights == nullptr) sum = static_cast<double>(p.num_jets);
-        const bool good = sum > 0.0;
+        const bool good = sum > 0x1p-100 && sum < 0x1p100;  // so that 1 / Σw is a float32
         weight_sum[0] = good ? sum : static_cast<double>(NAN);
         invalid[0] = !good;
     }

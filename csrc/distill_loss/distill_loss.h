@@ -25,7 +25,8 @@ struct DistillLossParams {
     DType student_dtype, teacher_dtype, grad_dtype;
     bool float_labels;
     int num_threads;
-    bool* valid;  // out: false where a temperature, α, label or weight can't be; nothing else is written then
+    bool* valid;  // out: false where a temperature, α, label or weight can't be, or Σw is not between 2^−100 and 2^100;
+                  // nothing else is written then
 };
 
 KDFAST_KERNEL(distill_loss, DistillLossParams);

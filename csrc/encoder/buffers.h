@@ -245,11 +245,12 @@ KDFAST_INLINE ThreadBuffers<E> lay_out_thread(const Setup& s, char* memory) {
     return b;
 }
 
-// This thread's, valid until its next call.
+// What this thread's buffers are laid out in, valid until its next call. Null, which it notes, where memory is lacking.
 template <class E>
-KDFAST_INLINE ThreadBuffers<E> thread_buffers(const Setup& s) {
-    float* const memory = scratch(lay_out_thread<E>(s, nullptr).bytes / sizeof(float));
-    return lay_out_thread<E>(s, reinterpret_cast<char*>(memory));
+KDFAST_INLINE char* thread_memory(const Setup& s, bool& no_memory) {
+    char* const memory = reinterpret_cast<char*>(scratch(lay_out_thread<E>(s, nullptr).bytes / sizeof(float)));
+    if (memory == nullptr) __atomic_store_n(&no_memory, true, __ATOMIC_RELAXED);
+    return memory;
 }
 
 // A layer's store from one row of the batch on.

@@ -185,9 +185,12 @@ Outcome step(const EncoderStepParams& p, const ParameterMap& map) {
     };
     const Pooling pooling = pooling_of(s, b, keep_pool);
 
+    bool no_memory = false;
     parallel_for(kGroups, p.num_threads, [&](int64_t group) {
         Ticker tick(p.seconds ? b.seconds + group * kParts : nullptr);
-        const ThreadBuffers<E> thread = thread_buffers<E>(s);
+        char* const memory = thread_memory<E>(s, no_memory);
+        if (memory == nullptr) return;
+        const ThreadBuffers<E> thread = lay_out_thread<E>(s, memory);
         for (int64_t i = slicing.group_begin[group]; i < slicing.group_begin[group + 1]; ++i) {
             const Slice& slice = slicing.slices[i];
             SliceScratch<E> scratch = thread.slice;
@@ -214,6 +217,7 @@ Outcome step(const EncoderStepParams& p, const ParameterMap& map) {
             tick(Part::pooling);
         }
     });
+    if (no_memory) return Outcome::no_memory;
 
     // The head and the loss, on the whole batch.
     tick.skip();
@@ -249,7 +253,9 @@ Outcome step(const EncoderStepParams& p, const ParameterMap& map) {
     std::memset(b.total_sums, 0, static_cast<size_t>(s.num_sums) * sizeof(float));
     parallel_for(kGroups, p.num_threads, [&](int64_t group) {
         Ticker tick(p.seconds ? b.seconds + group * kParts : nullptr);
-        const SliceScratch<E> scratch = thread_buffers<E>(s).slice;
+        char* const memory = thread_memory<E>(s, no_memory);
+        if (memory == nullptr) return;
+        const SliceScratch<E> scratch = lay_out_thread<E>(s, memory).slice;
         for (int64_t i = slicing.group_begin[group]; i < slicing.group_begin[group + 1]; ++i) {
             const Slice& slice = slicing.slices[i];
             const Sums sums{b.group_sums + (s.threaded ? group * s.num_sums : 0), s.threaded ? nullptr : b.total_sums,
@@ -267,6 +273,7 @@ Outcome step(const EncoderStepParams& p, const ParameterMap& map) {
             tick(Part::back_embed);
         }
     });
+    if (no_memory) return Outcome::no_memory;
 
     tick.skip();
     if (s.threaded) add_groups(s, b, p.num_threads);
@@ -294,9 +301,12 @@ Outcome forward(const EncoderForwardParams& p, const ParameterMap& map) {
     pack(s, map, p.parameters, p.num_threads, b);
     const Keep all{b.ones, 0, 1.0f};
     const Pooling pooling = pooling_of(s, b, all);
+    bool no_memory = false;
     parallel_for(s.extent.slices, p.num_threads, [&](int64_t i) {
         const Slice& slice = slicing.slices[i];
-        ThreadBuffers<E> thread = thread_buffers<E>(s);
+        char* const memory = thread_memory<E>(s, no_memory);
+        if (memory == nullptr) return;
+        ThreadBuffers<E> thread = lay_out_thread<E>(s, memory);
         thread.stored.keep_out = thread.stored.keep_hidden = thread.stored.keep_ffn = all;
         embed_forward(embed, sizes.features, sizes.width, b.inputs, slice, all, thread.slice.x, s.layer.ld_x);
         for (int64_t layer = 0; layer < sizes.layers; ++layer)
@@ -304,6 +314,7 @@ Outcome forward(const EncoderForwardParams& p, const ParameterMap& map) {
                           thread.slice, [](Part) {});
         pool_slice(pooling, slice, thread.slice.x);
     });
+    if (no_memory) return Outcome::no_memory;
     HeadBuffers& head = b.head;
     clear(s.head, head);
     for (DenseStore& dense : head.dense) dense.keep = all;

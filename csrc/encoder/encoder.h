@@ -17,9 +17,6 @@ struct EncoderSizes {
 
 constexpr int64_t kMaxFeatures = 16;
 
-int64_t num_parameters(const EncoderSizes&);
-int64_t num_running(const EncoderSizes&);
-
 // Some of the jets of a view, in an order of their own.
 struct EncoderBatch {
     const float* features;   // [M, features] of the view
@@ -55,7 +52,8 @@ enum class Part : int {
     count
 };
 
-// bad_values: of a label, weight, temperature or α; no gradient is written then, but the running statistics have moved.
+// bad_values: of a label, weight, temperature or α. Of a step that is not done the gradient is not to be used, and the
+// running statistics may have moved.
 enum class Outcome : int { done, bad_values, no_memory };
 
 struct EncoderStepParams {

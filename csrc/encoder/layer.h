@@ -9,6 +9,7 @@
 #pragma once
 
 #include "constituent_attention/jet_attention.h"
+#include "encoder/parameters.h"
 #include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {

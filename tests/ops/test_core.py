@@ -99,6 +99,9 @@ def test_special_values() -> None:
         assert value.tolist()[:2] == [float(function == EXP_NONPOSITIVE)] * 2
         assert rest.tolist()[:2] == [0.0, 0.0]
         assert value[2].isnan()
+    payloads = torch.from_numpy(np.array([0x7FC00001, 0x7FC00155, 0xFFC00001, 0xFFFFFFFF], np.uint32).view(np.float32))
+    for function in (EXP, EXP_NONPOSITIVE, EXPM1, LOG, LOG1P):
+        assert apply(function, payloads)[0].isnan().all()
     value, rest = apply(EXPM1, torch.tensor([-1e30, -100.0]))
     assert value.tolist() == [-1.0, -1.0]
     assert rest.tolist() == [torch.tensor(1e30).item(), 99.0]

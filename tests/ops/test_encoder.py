@@ -4,10 +4,7 @@ import multiprocessing
 import os
 import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +23,7 @@ from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.ops import backend as backends
 from kdfast.ops.encoder import PARTS, Encoder, StepInputs, unsupported
 from tests.ops.accuracy import assert_accurate
+from tests.ops.memory_limit import few_more_bytes, needs_memory_limit
 
 pytestmark = pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
 
@@ -248,8 +246,7 @@ def test_values_that_cannot_be_are_errors() -> None:
         Case(sizes(32, 2, num_classes=5), [5] * 10).compiled()
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size as Linux tells it")
-@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer ends the process where memory is lacking")
+@needs_memory_limit
 def test_lack_of_memory_is_an_error_of_its_own() -> None:
     """And the same call works once there is memory."""
     case = Case(sizes(64, 4), [40] * 20_000)  # 2 GB of activations to train, 200 MB to evaluate
@@ -264,16 +261,16 @@ def test_lack_of_memory_is_an_error_of_its_own() -> None:
     assert logits.isfinite().all()
 
 
-@contextmanager
-def few_more_bytes(number: int) -> Iterator[None]:
-    """The process may grow by so much at most."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + number, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+@needs_memory_limit
+def test_a_jet_whose_attention_does_not_fit_the_memory() -> None:
+    """The threads' scratch grows with the longest jet; they can't throw."""
+    model = JetTransformer(sizes(16, 2))
+    encoder = Encoder(model.config, flatten_parameters(model), flatten_running(model))
+    features, offsets = torch.zeros(300_000, 7), torch.tensor([0, 300_000])
+    encoder.logits(features, torch.arange(0, 300_001, 10), 0, 30_000, 1)  # the arena has grown to the batch's size
+    with few_more_bytes(2**24), pytest.raises(ResourceError, match="no memory for the activations of 1 jets"):
+        encoder.logits(features, offsets, 0, 1, 2)
+    assert encoder.logits(features, torch.tensor([0, 100]), 0, 1, 2)[0].isfinite().all()
 
 
 def test_sizes_that_it_does_not_take() -> None:
