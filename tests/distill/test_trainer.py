@@ -154,6 +154,31 @@ def test_closing_the_iterator_ends_the_threads():
     assert (threading.active_count(), torch.get_num_threads()) == before
 
 
+def test_threads_that_begin_while_a_pack_runs_compute_on_as_many_threads_as_before():
+    seen = []
+
+    def begin_another():
+        seen.append(torch.get_num_threads())
+        list(train_pack(pack(students(1), epochs=1)))
+        seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        iterator = train_pack(pack(students(2), epochs=3))
+        next(iterator)
+        for number in range(2):
+            thread = threading.Thread(target=begin_another)
+            thread.start()
+            thread.join()
+            if number == 0:
+                list(iterator)
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3] * 5
+
+
 def test_an_error_in_a_callback_reaches_the_caller():
     def fail(_):
         raise RuntimeError("from the callback")

@@ -141,6 +141,8 @@ def test_no_members_and_no_parameters(name):
         ({"moment1": torch.zeros(2, 3)}, r"must share one shape \[K, P\]"),
         ({"step": torch.ones(1, dtype=torch.int64)}, r"must be \[2\]"),
         ({"step": torch.ones(2)}, "int64"),
+        ({"gradient": torch.zeros(2, 20, device="meta")}, "gradient: lies on meta"),
+        ({"weight_decay": torch.zeros(2, device="meta")}, "weight_decay: lies on meta"),
     ],
 )
 def test_bad_input(change, message):

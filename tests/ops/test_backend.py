@@ -19,7 +19,7 @@ compiled = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend
 @pytest.fixture(autouse=True)
 def nothing_forced_or_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDFAST_BACKEND", raising=False)
-    monkeypatch.setattr(backend, "_warned", set())
+    monkeypatch.setattr(backend, "_warned", {})
 
 
 @compiled
@@ -90,6 +90,11 @@ def test_an_unsupported_call_warns_once_per_op_and_reason() -> None:
         assert backend.choose("one", "cpu", "too wide") == "reference"
         with kdfast.backend("reference"):  # asked for: nothing to warn of
             assert backend.choose("two", "cpu", "too wide") == "reference"
+        with (
+            kdfast.backend("cpu"),
+            pytest.raises(BackendError, match=r"kdfast.ops.one: the forced backend 'cpu' can't run it: too wide"),
+        ):
+            backend.choose("one", "cpu", "too wide")
     with pytest.warns(KdfastWarning, match="too long"):
         backend.choose("one", "cpu", "too long")
     with pytest.warns(KdfastWarning, match=r"kdfast.ops.two .* too wide"):
@@ -111,6 +116,10 @@ def test_tensors_on_a_gpu_take_the_cuda_kernels_of_ops_that_have_some(monkeypatc
     assert backend.choose("one", "cuda") == "cuda"
     with kdfast.backend("cuda"):
         assert backend.choose("one", "cuda") == "cuda"
+        with pytest.raises(BackendError, match=r"kdfast.ops.two: the forced .*: it has no CUDA kernel yet"):
+            backend.choose("two", "cuda")
+        if backend.why_no_cpu is None:  # tensors elsewhere are none of its business
+            assert backend.choose("one", "cpu") == "cpu"
     with pytest.warns(KdfastWarning, match="kdfast.ops.two .*: it has no CUDA kernel yet"):
         assert backend.choose("two", "cuda") == "reference"
     with pytest.warns(KdfastWarning, match=r"kdfast.ops.one .*: too wide"):

@@ -2,19 +2,24 @@
 
 import importlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdfast.errors import ConfigError, DataError, KdfastWarning
+from kdfast.errors import ConfigError, DataError, KdfastWarning, ResourceError
+from kdfast.ops import backend as backends
 from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference, padded_attention
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import BACKENDS, chosen
+from tests.ops.memory_limit import few_more_bytes, needs_memory_limit
 
 SEED = 0x1234_5678_9ABC_DEF0
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -357,9 +362,78 @@ def test_other_head_dims_run_the_reference_with_a_warning() -> None:
         ({"k": torch.zeros(5, 2, 16)}, DataError, "k: is torch.float32"),
         ({"v": torch.zeros(5, 2, 8).half()}, DataError, "v: is torch.float16"),
         ({"q": torch.zeros(5, 8)}, DataError, "q: must be floating-point"),
+        (
+            {"k": torch.zeros(5, 2, 8, device="meta")},
+            DataError,
+            "k: lies on meta, other arguments on cpu\nmove it with",
+        ),
+        ({"offsets": torch.tensor([0, 3, 5], device="meta")}, DataError, "offsets: lies on meta"),
+        ({"bias": torch.zeros(2, 13, device="meta")}, DataError, "bias: lies on meta"),
     ],
 )
 def test_bad_arguments(each_backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = {name: torch.zeros(5, 2, 8) for name in ("q", "k", "v")}
     with pytest.raises(error, match=message):
         constituent_attention(**(arguments | {"offsets": torch.tensor([0, 3, 5])} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": torch.zeros(2, 5, 1, 8), "v": torch.zeros(2, 5, 1, 8)}, r"k: is torch.float32 \[2, 5, 1, 8\], but q is"),
+        ({"v": torch.zeros(2, 5, 1, 8)}, r"v: is torch.float32 \[2, 5, 1, 8\], but q is"),
+        ({"bias": torch.zeros(2, 1, 5, 5)}, r"bias: must be \[B, heads, N, N\] = \[2, 1, 3, 3\], is \[2, 1, 5, 5\]"),
+        ({"bias": torch.zeros(1, 1, 3, 3)}, r"bias: must be .*, is \[1, 1, 3, 3\]"),
+        ({"bias": torch.zeros(2, 3, 3)}, r"bias: must be .*, is \[2, 3, 3\]"),
+        ({"mask": torch.ones(2, 3)}, r"mask: q must be \[B, N, H, d\] and mask bool"),
+        ({"mask": torch.ones(2, 3, dtype=torch.bool, device="meta")}, "mask: lies on meta"),
+    ],
+)
+def test_bad_padded_arguments(change: dict[str, Any], message: str) -> None:
+    """Rows are picked from k, v and bias by their places in q: of another N they would be other jets' rows."""
+    arguments: dict[str, Any] = {name: torch.zeros(2, 3, 1, 8) for name in ("q", "k", "v")}
+    arguments["mask"] = torch.tensor([[True, True, False], [True, True, True]])
+    with pytest.raises(DataError, match=message):
+        padded_attention(**(arguments | change))
+
+
+@needs_memory_limit
+@pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
+def test_lack_of_memory_is_an_error() -> None:
+    """And the same call works once there is memory. A thread's scratch grows with the longest jet."""
+    q, offsets = torch.zeros(100_000, 1, 8), torch.tensor([0, 100_000])
+    message = "constituent_attention: no memory for a jet of 100000 constituents"
+    with few_more_bytes(2**23), pytest.raises(ResourceError, match=message):
+        constituent_attention(q, q, q, offsets)
+    few = torch.arange(0, 100_001, 10)
+    assert constituent_attention(q, q, q, few).isfinite().all()
+
+
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
+@pytest.mark.parametrize("watched", [False, True])
+def test_there_is_no_second_derivative(watched: bool) -> None:
+    """It is refused, never left out, also where a mode watches and the registered op runs."""
+    q, offsets = torch.randn(5, 1, 8, requires_grad=True), torch.tensor([0, 3, 5])
+    with Watch() if watched else nullcontext():
+        loss = constituent_attention(q, q, q, offsets).pow(3).sum()
+        (gradient,) = torch.autograd.grad(loss, q, create_graph=True)
+        with pytest.raises(RuntimeError, match="once"):
+            gradient.square().sum().backward()
+
+
+@pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
+@pytest.mark.parametrize("payload", [0x7FC00000, 0x7FC00001, 0xFFC00155, 0x7F800001])
+def test_nan_reaches_the_result_whatever_its_bits(payload: int) -> None:
+    q, offsets = torch.randn(20, 1, 8), torch.tensor([0, 20])
+    k, v = q.clone(), torch.ones(20, 1, 8)
+    q.numpy().view(np.uint32)[3, 0, 0] = payload
+    out = constituent_attention(q, k, v, offsets)[:, 0]
+    assert out[3].isnan().all()
+    assert out[[0, 1, 2, *range(4, 20)]].isfinite().all()
+    k.numpy().view(np.uint32)[3, 0, 0] = payload
+    assert constituent_attention(q, k, v, offsets).isnan().all()

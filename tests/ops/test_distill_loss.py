@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -288,6 +289,47 @@ def test_a_member_that_diverged_shows_it_and_leaves_the_others_alone(each_backen
         assert student.grad is not None
         assert student.grad[1].isnan().any()
         assert student.grad[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("payload", [0x7FC00000, 0x7FC00001, 0xFFC00155])
+def test_nan_reaches_loss_and_gradient_whatever_its_bits(
+    each_backend: str, classes: int, alpha: float, payload: int
+) -> None:
+    for where in range(classes):
+        s, t = torch.zeros(2, 40, classes)
+        s.numpy().view(np.uint32)[3, where] = payload
+        s.requires_grad_()
+        loss = distill_loss(s, t, torch.full((40,), classes // 2), temperature=2.0, alpha=alpha)
+        loss.backward()
+        assert loss.isnan()
+        assert s.grad is not None
+        assert s.grad[3].isnan().all()
+        assert s.grad[[0, 1, 2, *range(4, 40)]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("size", [1e-300, 1e-40, 1e-35, 1e36, 1e300])
+def test_weights_of_any_size(each_backend: str, size: float, classes: int, dtype: torch.dtype) -> None:
+    """A mean does not depend on the size of the weights; their sum, or its inverse, may be no float32."""
+    weights = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64) * size
+    if dtype == torch.float32:
+        weights = weights.float()
+        if not (0 < weights[0] < torch.inf):
+            return
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, classes, generator=generator)
+    labels = torch.tensor([0, 1, 1, 0])
+
+    def loss_and_gradient(weights: Tensor) -> tuple[Tensor, Tensor]:
+        s = student.clone().requires_grad_()
+        loss = distill_loss(s, teacher, labels, temperature=2.0, alpha=0.5, weights=weights)
+        return loss.detach(), torch.autograd.grad(loss, s)[0]
+
+    expected = loss_and_gradient(weights.double() / weights.double().max())
+    torch.testing.assert_close(loss_and_gradient(weights), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

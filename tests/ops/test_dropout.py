@@ -97,9 +97,12 @@ def test_gradcheck_and_second_derivative() -> None:
     assert torch.autograd.gradgradcheck(dropout, arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("offsets", [offsets_of([4, 0, 2]), None])
-def test_opcheck(offsets: torch.Tensor | None) -> None:
-    x = torch.randn(6, 16, requires_grad=True)
+def test_opcheck(offsets: torch.Tensor | None, transposed: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(16, 6, dtype=dtype).t() if transposed else torch.randn(6, 16, dtype=dtype)
+    x.requires_grad_()
     torch.library.opcheck(torch.ops.kdfast.dropout.default, (x, offsets, 0.25, torch.tensor(SEED)))
 
 
@@ -160,3 +163,5 @@ def test_bad_shapes() -> None:
         dropout(torch.ones(2, 3, 4), None, 0.5, 0)
     with pytest.raises(DataError, match="offsets: must be int64"):
         dropout(torch.ones(2, 8), torch.tensor([0, 2], dtype=torch.int32), 0.5, 0)
+    with pytest.raises(DataError, match="offsets: lies on meta, other arguments on cpu"):
+        dropout(torch.ones(2, 8), torch.tensor([0, 2], device="meta"), 0.5, 0)

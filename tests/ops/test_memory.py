@@ -1,5 +1,7 @@
 """Blocks of memory that are used again: never while a tensor is alive, never more than agreed."""
 
+import multiprocessing
+import os
 import threading
 
 import pytest
@@ -46,6 +48,19 @@ def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     last = _memory.empty((40, MEGABYTE), torch.float32)
     assert sum(block.nbytes for block in _memory._blocks) - last.nbytes <= 2**23
     assert len(_memory._blocks) > 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_that_is_forked_while_a_thread_holds_the_lock_has_its_own() -> None:
+    context = multiprocessing.get_context("fork")
+    with _memory._lock:
+        child = context.Process(target=_memory.empty, args=((MEGABYTE,), torch.float32))
+        child.start()
+        child.join(timeout=20)
+    if child.is_alive():
+        child.kill()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_threads_get_different_blocks() -> None:

@@ -64,6 +64,7 @@ def train_members(
     for member in pack.members:
         waiting.put(member)
     finished: queue.SimpleQueue[MemberResult | BaseException] = queue.SimpleQueue()
+    set_up = threading.Semaphore(0)  # counts the workers that compute on one thread
     given_up = threading.Event()  # this pack's own: an abandoned iterator must not stop the caller's other packs
     running = [max(1, min(threads, len(pack.members)))]
 
@@ -75,6 +76,7 @@ def train_members(
 
     def work() -> None:
         torch.set_num_threads(1)
+        set_up.release()
         try:
             while not should_stop():
                 try:
@@ -97,8 +99,14 @@ def train_members(
         for i in range(running[0])
     ]
     try:
-        for worker in workers:
-            worker.start()
+        try:
+            for worker in workers:
+                worker.start()
+            for _ in workers:
+                set_up.acquire()
+        finally:
+            # What a thread sets holds for itself, and for threads that begin later: these are none of the pack's.
+            torch.set_num_threads(num_threads)
         while running[0]:
             result = finished.get()
             if result is _WORKER_DONE:
@@ -111,7 +119,6 @@ def train_members(
         given_up.set()
         for worker in workers:
             worker.join()
-        torch.set_num_threads(num_threads)
 
 
 _WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})

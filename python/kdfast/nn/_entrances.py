@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdfast.errors import ConfigError, DataError
+from kdfast.ops._arrays import check_padded_bias
 from kdfast.ops._eager import is_eager
 from kdfast.ops.philox import seed_tensor
 
@@ -132,10 +133,7 @@ def _check_mask(x: Tensor, mask: Tensor, pair_bias: Tensor | None, heads: int) -
         hint = "true marks a constituent; torch.nn's key_padding_mask is the opposite"
         what = f"must be bool {list(x.shape[:2])}, is {mask.dtype} {list(mask.shape)}"
         raise DataError(what, where="mask", hint=hint)
-    jets, slots = mask.shape
-    if pair_bias is not None and pair_bias.shape != (jets, heads, slots, slots):
-        what = f"must be [B, heads, N, N] = {[jets, heads, slots, slots]}, is {list(pair_bias.shape)}"
-        raise DataError(what, where="pair_bias")
+    check_padded_bias(pair_bias, mask, heads, "pair_bias")
 
 
 def check_sizes(where: str, dropout: float, **sizes: int) -> None:

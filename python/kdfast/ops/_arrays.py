@@ -9,11 +9,28 @@ from kdfast.errors import DataError
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
+def check_device(like: Tensor, **others: Tensor | None) -> None:
+    """Raises DataError unless all lie on one device: kernels take addresses."""
+    for name, x in others.items():
+        if x is not None and x.device != like.device:
+            hint = "move it with .to(device): all tensors of a call lie on one device"
+            raise DataError(f"lies on {x.device}, other arguments on {like.device}", where=name, hint=hint)
+
+
+def check_padded_bias(bias: Tensor | None, mask: Tensor, heads: int, name: str) -> None:
+    """Raises DataError unless a bias of padded jets is [B, heads, N, N], for a mask [B, N]."""
+    jets, slots = mask.shape
+    if bias is not None and bias.shape != (jets, heads, slots, slots):
+        what = f"must be [B, heads, N, N] = {[jets, heads, slots, slots]}, is {list(bias.shape)}"
+        raise DataError(what, where=name)
+
+
 def check_constituents(constituents: Tensor, offsets: Tensor) -> None:
     """Raises DataError unless constituents are floating-point [M, 4], and offsets int64 [B + 1], 0 … M, not falling."""
     if constituents.dim() != 2 or constituents.shape[1] != 4 or not constituents.is_floating_point():
         shape = f"{constituents.dtype} {list(constituents.shape)}"
         raise DataError(f"must be floating-point [M, 4] (pt, eta, phi, energy), is {shape}", where="constituents")
+    check_device(constituents, offsets=offsets)
     check_offsets(offsets, len(constituents))
 
 

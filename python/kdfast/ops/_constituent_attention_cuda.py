@@ -93,6 +93,11 @@ def _scalars(
     )
 
 
+def _on_device(seed: int | Tensor, q: Tensor) -> int | Tensor:
+    """A seed that is a tensor where the kernels read it; compiled code makes its own on the CPU."""
+    return seed.to(q.device) if isinstance(seed, Tensor) else seed
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -111,7 +116,7 @@ def forward(
     if plan is None:
         look(offsets, q.shape[-3])
         plan, _ = make_plan(offsets, q.shape[-3], bias)
-    q, k, v = _aligned(q), _aligned(k), _aligned(v)
+    q, k, v, seed = _aligned(q), _aligned(k), _aligned(v), _on_device(seed, q)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
     if out.numel() > 0:
@@ -143,6 +148,7 @@ def backward(
     plan = make_plan(offsets, q.shape[-3], bias)[0] if plan is None else plan
     dq, dk, dv = _joined.empty_slices(q) if joined else (q.new_empty(q.shape) for _ in range(3))
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
+    seed = _on_device(seed, q)
     dbias = q.new_empty(0) if bias is None else torch.empty_like(bias)
     if q.numel() > 0:
         heads, members = q.shape[-2], q.shape[0] if q.dim() == 4 else 1

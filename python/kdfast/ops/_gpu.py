@@ -6,6 +6,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from kdfast.errors import DataError
 from kdfast.ops import backend
 from kdfast.ops._arrays import DTYPE_CODES
 from kdfast.ops.packed_rows import Dropout, PackedRows
@@ -18,10 +19,15 @@ def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | No
     """Starts an op of kdfast._cuda on the current stream of its tensors' device, which is that of the first output.
 
     Tensors are contiguous, or of strides that the scalars tell. The arguments' order is that of the op's binding
-    (csrc/bindings/gpu/): inputs, outputs, scalars. The kernels have not necessarily run when this returns.
+    (csrc/bindings/gpu/): inputs, outputs, scalars. The kernels have not necessarily run when this returns. Raises
+    DataError for an input of another device.
     """
     assert outputs[0] is not None
     module, device = backend.cuda_module(), outputs[0].device
+    for tensor in inputs:
+        if tensor is not None and tensor.device != device:
+            hint = "move it with .to(device): all tensors of a call lie on one device"
+            raise DataError(f"a tensor lies on {tensor.device}, others on {device}", where=op, hint=hint)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
     with torch.cuda.device(device):
         module.set_device(device.index)

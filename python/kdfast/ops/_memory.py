@@ -6,6 +6,7 @@ wait here for the next call that needs one, as those of CUDA tensors do in PyTor
 """
 
 import math
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -21,6 +22,15 @@ _SMALLEST = 2**20  # bytes: malloc keeps smaller blocks itself
 _MOST_IDLE = 2**28  # bytes of blocks that nobody uses
 
 _lock = threading.Lock()
+
+
+def _unlock() -> None:
+    """A forked child has none of the parent's threads: nobody there gives the lock back that one of them holds."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
 _blocks: list[np.ndarray[Any, Any]] = []  # the one that was handed out last at the end
 
 

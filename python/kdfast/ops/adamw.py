@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdfast.errors import DataError
 from kdfast.ops import _gpu, backend
+from kdfast.ops._arrays import check_device
 
 __all__ = ["adamw", "adamw_reference"]
 
@@ -42,6 +43,8 @@ def adamw(
         raise DataError("parameters, gradient and moments must share one shape [K, P]", where="adamw")
     if any(x.shape != shape[:1] for x in (step, learning_rate, weight_decay)) or step.dtype != torch.int64:
         raise DataError(f"step (int64), learning_rate and weight_decay must be [{shape[0]}]", where="adamw")
+    check_device(parameters, gradient=gradient, moment1=moment1, moment2=moment2, step=step)
+    check_device(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
     return torch.ops.kdfast.adamw.default(
         parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm, num_threads or 0
     )

@@ -1,13 +1,12 @@
 """Which implementation of an op runs: the compiled CPU kernels, the CUDA kernels, or the PyTorch reference.
 
 The choice is made per call. By itself an op takes the compiled kernels of the tensors' device and falls back to the
-reference, with one warning per op and reason. `KDFAST_BACKEND` (reference, cpu, cuda) or `with kdfast.backend(...)`
-force one.
+reference, with one warning per op and reason. `KDFAST_BACKEND` or `with kdfast.backend(...)` force one: "reference", or
+the kernels of "cpu" or "cuda", where a call on tensors of that device is an error rather than to fall back.
 """
 
 import importlib
 import os
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,7 @@ _variables = getattr(os.environ, "_data", os.environ)
 _key = _VARIABLE if _variables is os.environ else os.environ.encodekey(_VARIABLE)
 
 _forced: ContextVar[str | None] = ContextVar("kdfast_backend", default=None)
-_warned: set[tuple[str, str]] = set()
-_warned_lock = threading.Lock()
+_warned: dict[tuple[str, str], object] = {}
 
 
 def _load(name: str, brings: str) -> tuple[ModuleType | None, str | None]:
@@ -73,8 +71,11 @@ def _check(name: str, where: str) -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force a backend, "reference", "cpu" or "cuda", inside a `with` block (in this thread or task).
+    """Force a backend inside a `with` block (in this thread or task); KDFAST_BACKEND does so for a process.
 
+    "reference": the PyTorch reference of every op. "cpu", "cuda": the compiled kernels, for tensors of that device: a
+    call that they can't take raises BackendError, where it would fall back to the reference by itself. Tensors of
+    another device, and float64, which is the references' alone, run as they do without this.
     Raises ConfigError for an unknown name and BackendError for one that this installation lacks.
     """
     token = _forced.set(_check(name, "kdfast.backend"))
@@ -109,7 +110,8 @@ def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int |
     """The implementation for one call: "cpu" or "cuda" (compiled), or "reference".
 
     device_type, gpu: the tensors' `device.type` and `.index`. unsupported: why the kernel can't take this call (None:
-    it can). A fall-back that the user did not ask for warns once per op and reason.
+    it can). A fall-back that the user did not ask for warns once per op and reason; it raises BackendError where these
+    kernels are forced.
     """
     name = forced()
     if name == "reference":
@@ -128,11 +130,12 @@ def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int |
             reason = unsupported
         else:
             return kernels
+    if name == kernels:
+        hint = f"without {name!r} forced, the PyTorch reference runs"
+        raise BackendError(f"the forced backend {name!r} can't run it: {reason}", where=f"kdfast.ops.{op}", hint=hint)
     key = ("" if for_all_ops else op, reason)
-    with _warned_lock:
-        first = key not in _warned
-        _warned.add(key)
-    if first:
+    mine = object()
+    if _warned.setdefault(key, mine) is mine:  # one step, with the interpreter's lock: one thread's call is the first
         message = f"kdfast.ops.{op} runs its PyTorch reference, which is slower: {reason}"
         warnings.warn(message, KdfastWarning, stacklevel=3)
     return "reference"

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdfast.errors import ConfigError, DataError
+from kdfast.errors import ConfigError, DataError, ResourceError
 from kdfast.ops import _constituent_attention_cuda as _cuda
 from kdfast.ops import _joined, backend
-from kdfast.ops._arrays import DTYPE_CODES, check_offsets
+from kdfast.ops._arrays import DTYPE_CODES, check_device, check_offsets, check_padded_bias
 from kdfast.ops._eager import is_eager
 from kdfast.ops._memory import empty
+from kdfast.ops._once import without_derivative
 from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
 __all__ = ["constituent_attention", "constituent_attention_reference", "padded_attention"]
@@ -47,7 +48,8 @@ def constituent_attention(
         n × n block (query, key) after the other. scale: 1 / √d where None.
     dropout_p: in [0, 1), the probability that an attention weight is dropped (rounded to 1/65536); seed: 64 bits, one
         for each use (philox.derive_seed), an int or an int64 tensor []. All members draw the same mask.
-    Returns a tensor like q. Raises ConfigError for dropout_p outside [0, 1), DataError for shapes that don't fit.
+    Returns a tensor like q; it can be differentiated once. Raises ConfigError for dropout_p outside [0, 1), DataError
+    for shapes and devices that don't fit, ResourceError where memory is lacking.
     """
     scale = _check(q, k, v, offsets, bias, scale, dropout_p)
     if not is_eager(q):
@@ -85,6 +87,9 @@ def padded_attention(
     if q.dim() != 4 or mask.shape != q.shape[:2] or mask.dtype != torch.bool:
         shapes = f"q {list(q.shape)}, mask {mask.dtype} {list(mask.shape)}"
         raise DataError(f"q must be [B, N, H, d] and mask bool [B, N]: {shapes}", where="mask")
+    _check_like(q, k, v)
+    check_padded_bias(bias, mask, q.shape[2], "bias")
+    check_device(q, mask=mask, bias=bias)
     rows = mask.flatten().nonzero()[:, 0]
     offsets = torch.cat([rows.new_zeros(1), mask.sum(1).cumsum(0)])
     if bias is not None:
@@ -179,20 +184,27 @@ def _attend_block(
     return out.flatten(1, 2).index_select(1, rows), lse.flatten(1, 2).index_select(1, rows)
 
 
+def _check_like(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises DataError unless k and v are as q is."""
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype:
+            raise DataError(f"is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)}", where=name)
+    check_device(q, k=k, v=v)
+
+
 def _check(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, scale: float | None, dropout_p: float
 ) -> float:
     """Raises for arguments that don't fit; returns the scale."""
     if q.dim() not in (3, 4) or not q.is_floating_point():
         raise DataError(f"must be floating-point [M, H, d] or [K, M, H, d], is {q.dtype} {list(q.shape)}", where="q")
-    for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape or x.dtype != q.dtype:
-            raise DataError(f"is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)}", where=name)
+    _check_like(q, k, v)
     if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0:
         raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
     if bias is not None and tuple(bias.shape[:-1]) not in (q.shape[-2:-1], (*q.shape[:-3], q.shape[-2])):
         what = f"must be [H, Σ n²] or [K, H, Σ n²] with H = {q.shape[-2]}, is {list(bias.shape)}"
         raise DataError(what, where="bias")
+    check_device(q, offsets=offsets, bias=bias)
     if not 0 <= dropout_p < 1:  # NaN fails too
         raise ConfigError(f"a dropout probability must lie in [0, 1), is {dropout_p}", where="dropout_p")
     if scale is None:
@@ -276,10 +288,19 @@ def _forward(
     out = empty(q.shape, q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32)
     common = _common(q, offsets, bias, scale, dropout_p, int(seed))
-    backend.cpu_module().constituent_attention_forward(
-        _rows(q), _rows(k), _rows(v), _rows(out), lse.data_ptr(), *common
-    )
+    try:
+        backend.cpu_module().constituent_attention_forward(
+            _rows(q), _rows(k), _rows(v), _rows(out), lse.data_ptr(), *common
+        )
+    except MemoryError:
+        raise _no_memory(offsets) from None
     return out, lse
+
+
+def _no_memory(offsets: Tensor) -> ResourceError:
+    longest = int(offsets.diff().max())
+    hint = "use fewer threads (each has memory of its own), or keep the hardest constituents of a jet only"
+    return ResourceError(f"no memory for a jet of {longest} constituents", where="constituent_attention", hint=hint)
 
 
 def _backward(
@@ -317,18 +338,21 @@ def _backward(
     offsets = offsets.contiguous()
     dq, dk, dv = _joined.empty_slices(q) if joined else (empty(q.shape, q.dtype) for _ in range(3))
     dbias = q.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=torch.float32)
-    backend.cpu_module().constituent_attention_backward(
-        _rows(grad_out),
-        _rows(q),
-        _rows(k),
-        _rows(v),
-        _rows(dq),
-        _rows(dk),
-        _rows(dv),
-        0 if bias is None else dbias.data_ptr(),
-        lse.data_ptr(),
-        *_common(q, offsets, wide_bias, scale, dropout_p, int(seed)),
-    )
+    try:
+        backend.cpu_module().constituent_attention_backward(
+            _rows(grad_out),
+            _rows(q),
+            _rows(k),
+            _rows(v),
+            _rows(dq),
+            _rows(dk),
+            _rows(dv),
+            0 if bias is None else dbias.data_ptr(),
+            lse.data_ptr(),
+            *_common(q, offsets, wide_bias, scale, dropout_p, int(seed)),
+        )
+    except MemoryError:
+        raise _no_memory(offsets) from None
     return dq, dk, dv, dbias if bias is None else dbias.to(bias.dtype)
 
 
@@ -355,6 +379,7 @@ class _EagerAttention(torch.autograd.Function):
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, k, v, offsets, bias, scale, dropout_p, seed = arguments
+    _check(q, k, v, offsets, bias, scale, dropout_p)
     _check_pairs(bias, offsets, q, kernel_of(q))
     return _forward(q, k, v, offsets, bias, scale, dropout_p, 0 if seed is None else seed)
 
@@ -375,6 +400,7 @@ def _registered_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[
     grads = torch.ops.kdfast.constituent_attention_backward.default(
         grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, seed
     )
+    grads = without_derivative("constituent_attention", *grads)
     return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
 
 

@@ -13,6 +13,7 @@ Its gradient by s is w / Σ w · [α · T · (q − p) + (1 − α) · (softmax(
 The raw op, `torch.ops.kdfast.distill_loss`, is what a trainer calls; `distill_loss` is for everybody else.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias, overload
@@ -22,8 +23,9 @@ from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops import _gpu, backend
-from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops._arrays import DTYPE_CODES, check_device
 from kdfast.ops._eager import is_eager
+from kdfast.ops._once import without_derivative
 
 __all__ = ["check_jets", "distill_loss", "distill_loss_reference"]
 
@@ -180,21 +182,7 @@ def _scaled(grad: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
     product = grad * (grad_loss if grad_loss.dim() == 0 else grad_loss[:, None, None])
     if product.dtype != dtype:
         product = product.to(dtype)
-    if torch.is_grad_enabled():  # create_graph=True
-        product = _NoSecondDerivative.apply(product, torch.zeros((), device=grad.device, requires_grad=True))
-    return product
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """Hands on a gradient whose own derivative is not known, so that asking for it fails instead of giving 0."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, anchor: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("distill_loss can be differentiated once only")
+    return without_derivative("distill_loss", product)[0]
 
 
 def _run(
@@ -209,6 +197,7 @@ def _run(
     gpu = None if student.is_cpu else student.device.index
     kernel = "reference" if code is None else backend.choose("distill_loss", device, unsupported, gpu)
     if kernel == "reference":
+        check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
         return distill_loss_reference(student, teacher, labels, temperature, alpha, weights, grad_dtype)
     student = student.contiguous()
     teacher_stride = teacher_code = 0
@@ -226,7 +215,11 @@ def _run(
     if weights is not None:
         weights = weights.float().contiguous()
     if kernel == "cuda":
-        return _run_cuda(student, (teacher, labels, temperature, alpha, weights), grad_dtype, want_terms)
+        read = (teacher, labels, temperature, alpha, weights)
+        found = _run_cuda(student, read, grad_dtype, want_terms)
+        return _run_refused(student, constants, grad_dtype, want_terms) if found is None else found
+    if not (labels.is_cpu and (teacher is None or teacher.is_cpu) and (weights is None or weights.is_cpu)):
+        check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
     packed = student.dim() == 3
     loss = torch.empty(members) if packed else torch.empty_strided((), ())
     if grad_dtype is None:
@@ -257,18 +250,34 @@ def _run(
         torch.get_num_threads(),
     )
     if not valid:
-        _check_values(teacher, labels, classes, temperature, alpha, weights)
-        raise AssertionError("the kernel refused values that the check accepts")
+        return _run_refused(student, constants, grad_dtype, want_terms)
     return loss, grad, terms if packed or not want_terms else terms[0]
+
+
+def _run_refused(
+    student: Tensor, constants: _Constants, grad_dtype: torch.dtype | None, want_terms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """_run where a kernel has refused values: raises for what can't be.
+
+    Else the sum of the weights is beyond what it takes (2^−100 … 2^100); they are scaled by a power of 2, which changes
+    nothing but rounding.
+    """
+    teacher, labels, temperature, alpha, weights = constants
+    _check_values(teacher, labels, student.shape[-1], temperature, alpha, weights)
+    largest = 1.0 if weights is None else float(weights.max())
+    if weights is None or 0.5 <= largest < 1.0:
+        raise AssertionError("the kernel refused values that the check accepts")
+    weights = weights.double() * 2.0 ** min(-math.frexp(largest)[1], 1000)
+    return _run(student, (teacher, labels, temperature, alpha, weights), grad_dtype, want_terms)
 
 
 def _run_cuda(
     student: Tensor, constants: _Constants, grad_dtype: torch.dtype | None, want_terms: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """_run by the CUDA kernels, for contiguous arguments of their types.
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """_run by the CUDA kernels, for contiguous arguments of their types; None where they have refused values.
 
-    Values that can't be are found by the kernels, and looked for here afterwards, which waits for them. While a CUDA
-    graph is captured nobody looks: what they concern is NaN then.
+    That is asked for afterwards, which waits for them. While a CUDA graph is captured nobody asks: what such values
+    concern is NaN then.
     """
     teacher, labels, temperature, alpha, weights = constants
     packed, device = student.dim() == 3, student.device
@@ -297,8 +306,7 @@ def _run_cuda(
             labels.dtype == torch.float32,
         )
         if _gpu.may_wait(device) and invalid.item():
-            _check_values(teacher, labels, classes, temperature, alpha, weights)
-            raise AssertionError("the kernel refused values that the check accepts")
+            return None
     if wanted != grad_dtype:
         grad = grad.to(grad_dtype)
     return loss, grad, loss if terms is None else terms
@@ -335,7 +343,9 @@ def _sizes(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ten
     raise DataError(f"must be [{jets}], one for each jet; is {found}", where="weights")
 
 
-def _check_members(temperature: Tensor, alpha: Tensor, members: int) -> None:
+def _check_members(student: Tensor, temperature: Tensor, alpha: Tensor) -> None:
+    check_device(student, temperature=temperature, alpha=alpha)
+    members = student.shape[0] if student.dim() == 3 else 1
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         if value.shape != (members,) or value.dtype != torch.float64:
             expected, found = f"float64 [{members}]", f"{value.dtype} {list(value.shape)}"
@@ -428,7 +438,7 @@ def _raw(
     weights: Tensor | None = None,
     float32_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_members(temperature, alpha, student.shape[0] if student.dim() == 3 else 1)
+    _check_members(student, temperature, alpha)
     grad_dtype = torch.float32 if float32_grad else student.dtype
     return _run(student, (teacher, labels, temperature.contiguous(), alpha.contiguous(), weights), grad_dtype)
 

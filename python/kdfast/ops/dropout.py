@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
-from kdfast.ops._arrays import DTYPE_CODES, check_offsets
+from kdfast.ops._arrays import DTYPE_CODES, check_device, check_offsets
 from kdfast.ops._eager import is_eager
 from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
@@ -35,6 +35,7 @@ def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int | Tensor) -> 
         raise DataError(f"must be a floating-point [M, D], is {x.dtype} {list(x.shape)}", where="x")
     if offsets is not None and (offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0):
         raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
+    check_device(x, offsets=offsets)
     if not is_eager(x):
         return torch.ops.kdfast.dropout.default(x, offsets, p, seed_tensor(seed))
     try:
@@ -59,13 +60,13 @@ def dropout_reference(x: Tensor, offsets: Tensor | None, p: float, seed: int) ->
 
 
 def _dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+    x = x.contiguous()
     code = DTYPE_CODES.get(x.dtype)
     if code is None:  # float64
         return dropout_reference(x, offsets, p, seed)
     unsupported = None if x.shape[1] < _MAX_FEATURES else f"{x.shape[1]} features are more than the kernel takes"
     if backend.choose("dropout", x.device.type, unsupported) == "reference":
         return dropout_reference(x, offsets, p, seed)
-    x = x.contiguous()
     y = torch.empty_like(x)
     if offsets is not None:
         offsets = offsets.contiguous()
@@ -110,5 +111,5 @@ def _registered_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, No
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define("dropout(Tensor x, Tensor? offsets, float p, Tensor seed) -> Tensor")
 _library.impl("dropout", lambda x, offsets, p, seed: _dropout(x, offsets, p, int(seed)), "CompositeExplicitAutograd")
-torch.library.register_fake("kdfast::dropout", lambda x, offsets, p, seed: torch.empty_like(x), lib=_library)
+torch.library.register_fake("kdfast::dropout", lambda x, offsets, p, seed: x.new_empty(x.shape), lib=_library)
 torch.library.register_autograd("kdfast::dropout", _registered_backward, setup_context=_keep_arguments, lib=_library)
