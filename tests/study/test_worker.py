@@ -158,10 +158,38 @@ def test_a_teacher_that_fails_is_told_by_the_status(study, monkeypatch):
         raise MemoryError("no memory")
 
     monkeypatch.setattr(module.StudyTraining, "teacher", teacher)
-    with pytest.raises(MemoryError):
-        work(study, progress=False)
+    outcome = work(study, progress=False)
+    assert (list(outcome.failed), len(outcome.left)) == (["teacher"], 3)
     told = {run.run_name: run.message for run in study_status(StudyStore.open(study)).runs}
     assert told["teacher"] == "tried once: MemoryError: no memory"
+
+
+def test_a_teacher_that_fails_is_given_up(tmp_path):
+    """With the real program: a recipe by which every teacher diverges."""
+    study = tmp_path / "study"
+    recipe = {"learning_rate": 1e30, "epochs": 2, "batch_size": 32}
+    small_sweep(study, epochs=None, batch_size=None, config={"recipe": recipe}, plan_only=True)
+
+    def tries() -> list[str]:
+        return [attempt.ended for attempt in StudyStore.open(study).attempts() if attempt.name == "teacher"]
+
+    for number, options in enumerate([(), ("--pack", "teacher"), ()], start=1):
+        status, _, errors = finish(start(study, *options))
+        assert (status, tries()) == (1, ["error"] * number), errors
+        assert "kdfast: pack teacher failed:" in errors
+        assert "the teacher diverged" in errors
+    for options in [(), ("--pack", "teacher"), ("--array-index", "0")]:
+        status, _, errors = finish(start(study, *options))
+        assert (status, tries()) == (1, ["error"] * 3)
+        assert "teacher has failed 3 times\nkdfast status says of what; --retry tries it again" in errors
+    status, _, errors = finish(start(study, "--retry", "--pack", "teacher"))
+    assert (status, tries()) == (1, [*["error"] * 3, "retry", "error"])
+    assert "the teacher diverged" in errors
+    for _ in range(2):
+        work(study, progress=False)
+    with pytest.raises(StudyError, match="the teacher diverged"):  # a sweep is a user's wish to try
+        small_sweep(study, epochs=None, batch_size=None, config={"recipe": recipe})
+    assert tries()[-2:] == ["retry", "error"]
 
 
 def test_another_version_is_refused(study, monkeypatch):

@@ -302,6 +302,7 @@ class _Sweep:
             self.begin()
         else:
             self.shown.say("the teacher is trained first")
+            self.try_again(TEACHER)
             self.submit(TEACHER)
         self.any_workers = _say_if_none(self.client, self.settings.device, self.shown)
         chores = {self.show: _LOOK, self.look_at_claims: _LOOK_AT_CLAIMS, self.look_at_workers: _LOOK_AT_WORKERS}
@@ -401,11 +402,16 @@ class _Sweep:
         """The teacher is there: all packs are submitted."""
         members, epochs = len(self.unseen), self.settings.recipe.epochs
         self.shown.begin("packs", members=members, epochs=epochs)
-        failed = failures(self.store.attempts())
+        self.try_again(*(pack.id for pack in self.planned))
         for pack in self.planned:
-            if failed.get(pack.id, 0) >= GIVEN_UP:
-                self.store.write_attempt(Attempt(pack.id, "retry"))
             self.offer(pack)
+
+    def try_again(self, *names: str) -> None:
+        """A sweep is a user's wish to try also what was given up."""
+        failed = failures(self.store.attempts())
+        for name in names:
+            if failed.get(name, 0) >= GIVEN_UP:
+                self.store.write_attempt(Attempt(name, "retry"))
 
     def what(self) -> str:
         return f"packs {len(self.outcome.done)}/{len(self.packs | self.held)}"

@@ -228,7 +228,7 @@ def run_study(
                 else:
                     training = StudyTraining(settings, store, prepared, shown, stop, threads)
                     runner = PackRunner(training, teacher, Claims(store.path / "claims"))
-                    runner.targets()
+                    runner.targets(retry=True)
                     outcome = runner.run(packs, retry=True)
                 for error in outcome.failed.values():
                     raise error

@@ -6,7 +6,7 @@ jets that its settings name). They share the packs through claims; a pack whose 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
@@ -59,10 +59,15 @@ class PackRunner:
         self._external, self._targets = teacher, targets
         self._said: set[str] = set()
 
-    def targets(self) -> Targets:
-        """The teacher's targets. The teacher is trained first where it is not stored, by one process of all."""
+    def targets(self, *, retry: bool = False) -> Targets:
+        """The teacher's targets. The teacher is trained first where it is not stored, by one process of all.
+
+        retry: also where it has failed too often, which otherwise raises StudyError.
+        """
         while self._targets is None:
             known = self.store.has("teacher", "teacher", self.training.settings.data.seed)
+            if not known and (given_up := self._given_up(TEACHER, failures(self.store.attempts()), retry)) is not None:
+                raise given_up
             claim = nullcontext() if known else self.claims.take(TEACHER)
             if claim is None:
                 self._wait("the teacher is being trained by another process: waiting for it")
@@ -78,21 +83,19 @@ class PackRunner:
 
         max_packs: takes no more than so many. wait: for the packs that others hold, until they are done or given up;
         else only until each holder has given a sign of life. retry: tries also those that have failed too often.
-        Raises StudyError where the folder can't be written or the teacher fails, and SweepInterrupted.
+        Where the teacher fails, it is in `failed`, and all packs are left. Raises StudyError where the folder can't be
+        written, and SweepInterrupted.
         """
         outcome, taken, stored = Outcome(), 0, self.store.keys()
         pending = [pack for pack in packs if self._is_left(pack, outcome, stored)]
         failed = failures(self.store.attempts()) if pending else {}
-        for pack in [pack for pack in pending if failed.get(pack.id, 0) >= GIVEN_UP]:
-            if retry:
-                self.store.write_attempt(Attempt(pack.id, "retry"))
-            else:
-                hint = "kdfast status says of what; --retry tries it again"
-                what = f"pack {pack.id} has failed {GIVEN_UP} times"
-                outcome.failed[pack.id] = StudyError(what, where=str(self.store.path), hint=hint)
+        for pack in list(pending):
+            if (given_up := self._given_up(pack.id, failed, retry)) is not None:
+                outcome.failed[pack.id] = given_up
                 pending.remove(pack)
-        if pending:
-            self.targets()
+        if pending and not self._has_targets(outcome, retry):
+            outcome.left += [pack.id for pack in pending]
+            return outcome
         while pending:
             held: list[PlannedPack] = []
             for number, pack in enumerate(pending):
@@ -120,6 +123,35 @@ class PackRunner:
                 names = ", ".join(pack.id for pack in pending[:3]) + (", …" if len(pending) > 3 else "")
                 self._wait(f"{names}: held by other processes, waiting until they are done or silent")
         return outcome
+
+    def teacher(self, *, retry: bool = False) -> Outcome:
+        """Trains the teacher alone, where it is not stored."""
+        outcome = Outcome()
+        if self._has_targets(outcome, retry):
+            outcome.done.append(TEACHER)
+        return outcome
+
+    def _has_targets(self, outcome: Outcome, retry: bool) -> bool:
+        """Whether the teacher's targets are there; a teacher that fails is noted."""
+        try:
+            self.targets(retry=retry)
+        except Exception as error:
+            if isinstance(error.__cause__, OSError):  # of the folder, not of the teacher
+                raise
+            outcome.failed[TEACHER] = error
+        return self._targets is not None
+
+    def _given_up(self, name: str, failed: Mapping[str, int], retry: bool) -> StudyError | None:
+        """Why a pack, or the teacher, is not tried again; None: it is. failed: as `failures` gives it."""
+        if failed.get(name, 0) < GIVEN_UP:
+            return None
+        if retry:
+            self.store.write_attempt(Attempt(name, "retry"))
+            return None
+        what, hint = f"has failed {GIVEN_UP} times", "kdfast status says of what; --retry tries it again"
+        return StudyError(
+            f"{name if name == TEACHER else f'pack {name}'} {what}", where=str(self.store.path), hint=hint
+        )
 
     def attempt(self, pack: PlannedPack, later: Sequence[PlannedPack] = ()) -> bool:
         """Trains what the pack lacks, under its claim, until that is lost. False: another process holds it. later:
@@ -218,7 +250,6 @@ def work(
     elif pack is not None:
         packs = [] if pack == TEACHER else [find(packs, pack)]
     with SweepProgress(progress) as shown, stoppable(shown.say, store.path) as stop:
-        outcome = Outcome()
         stored = store.keys()
         if packs and not any(missing(store, one, stored).runs for one in packs):  # before the work of reading the data
             return Outcome(done=[one.id for one in packs])
@@ -227,7 +258,5 @@ def work(
         training = StudyTraining(settings, store, inputs.prepared, shown, stop, threads)
         runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims", lease=lease))
         if pack == TEACHER:
-            runner.targets()
-            outcome.done.append(TEACHER)
-            return outcome
+            return runner.teacher(retry=retry)
         return runner.run(packs, max_packs=max_packs, wait=pack is not None or array_index is not None, retry=retry)
