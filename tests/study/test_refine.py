@@ -1,5 +1,7 @@
 """More seeds for the leaders of a study."""
 
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -9,7 +11,7 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.report.schema import Analysis
 from kdfast.study.refine import leaders, refine
-from kdfast.study.store import StudyStore
+from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.worker import work
 from tests.report.fake_study import PROVENANCE, SETTINGS
 from tests.study.small_sweep import small_jets, small_sweep
@@ -39,6 +41,15 @@ def test_leaders_are_means_over_the_seeds_that_all_have():
     assert leaders(RUNS, 1, "combined") == (["a"], [1, 2])
     more = pd.concat([RUNS, table([("b", 3, 0.5, 1.0), ("b", 4, 0.5, 1.0)])], ignore_index=True)
     assert leaders(more, 2) == (["b", "a"], [1, 2])  # so that a stopped refinement goes on with the same
+
+
+def test_a_lucky_seed_alone_leads_nothing():
+    """Half-way through a sweep: b has only the seed that is good to all, c only the other."""
+    half = [("a", 1, 0.82, 9.0), ("a", 2, 0.72, 9.0), ("b", 1, 0.80, 9.0), ("c", 2, 0.70, 9.0)]
+    assert leaders(table(half), 3) == (["a"], [1, 2])
+    assert leaders(table([*half[:3], ("c", 1, 0.81, 9.0)]), 3) == (["a", "c", "b"], [1])
+    with pytest.raises(StudyError, match="no seed in common"):
+        leaders(table(half[2:]), 3)
 
 
 def test_leaders_that_cannot_be_told():
@@ -80,6 +91,20 @@ def test_fewer_seeds_than_there_are_change_nothing(study):
     before = sorted(path.name for path in (study / "results").iterdir())
     refine(study, top=1, seeds=1, data=small_jets(), progress=False)
     assert sorted(path.name for path in (study / "results").iterdir()) == before
+
+
+def test_a_run_that_diverged_is_not_made_up_for_again_and_again(tmp_path):
+    """It leaves its configuration with fewer seeds than were asked for, whatever is added."""
+    out = tmp_path / "study"
+    small_sweep(out, seeds=(5, 6), epochs=1)
+    store = StudyStore.open(out)
+    victim = next(result for result in store.results() if result.kind == "student" and result.seed == 6)
+    shutil.rmtree(out / "results" / victim.key)
+    config = {"kind": "student", "name": victim.name, "seed": 6, "config": victim.config}
+    store.write(StoredResult(**config, status="diverged", message="on purpose", metrics={"epochs": 0}))
+    for _ in range(2):
+        refine(out, top=10, seeds=3, data=small_jets(), progress=False)
+        assert {result.seed for result in store.results() if result.kind == "student"} == {5, 6, 7}
 
 
 @pytest.mark.parametrize(("options", "where"), [({"top": 0}, "top"), ({"seeds": 0}, "seeds")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kdfast.models.tagger import Tagger
 from kdfast.report.table import combined_score, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, stored_inputs
+from kdfast.study.plan import PlannedPack, planned
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.settings import StudySettings, check_counts
 from kdfast.study.store import StudyStore
@@ -36,8 +38,9 @@ def refine(
 ) -> StudyResults:
     """Trains the leading configurations of a study, and its baseline, with more seeds, and writes its report anew.
 
-    top: how many leaders (see `leaders`). seeds: how many each has in the end; those of the study count, and the new
-    ones follow its highest. Stopped half-way, the same call goes on. metric: "auc", "bkg_rej_50" or "combined".
+    top: how many leaders (see `leaders`). seeds: how many each is trained with in the end; those that they were trained
+    or planned with count, also where a run has diverged or failed, and new ones follow their highest. So the same call
+    goes on where it was stopped, and again changes nothing. metric: "auc", "bkg_rej_50" or "combined".
     data, hlt, teacher: what the study's sweep was given in Python (jets, HLT jets, Tagger or logits), as no settings
     hold them; a study that was planned for workers holds them itself. progress, threads: as for kdfast.sweep.
 
@@ -49,9 +52,8 @@ def refine(
         raise StudyError(what, where=fspath(study), hint="run a sweep of these configurations with `kdfast sweep`")
     check_counts(top=top, seeds=seeds)
     names, known = leaders(results.results, top, metric)
-    more = max(known) + 1
-    wanted = [*known, *range(more, more + max(0, seeds - len(known)))]
     store = StudyStore.open(Path(study))
+    wanted = _seeds(known, _tried(results.results, planned(store), names), seeds)
     given = stored_inputs(store, Given(data, hlt, teacher))
     settings: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
     return run_study(
@@ -63,12 +65,26 @@ def refine(
     )
 
 
+def _tried(table: pd.DataFrame, packs: Iterable[PlannedPack], names: Collection[str]) -> set[int]:
+    """Seeds with which some of these configurations were trained, whatever became of it, or are planned."""
+    stored = table.loc[table["run_name"].isin(names), "seed"]
+    return {*map(int, stored), *(pack.seed for pack in packs if pack.of(set(names)).runs)}
+
+
+def _seeds(known: Collection[int], tried: Collection[int], count: int) -> list[int]:
+    """So many seeds: those known, if need be those tried, then new ones; never less than those known."""
+    more = max(*known, *tried) + 1
+    ordered = [*sorted(known), *sorted({*tried} - {*known}), *range(more, more + count)]
+    return ordered[: max(count, len(known))]
+
+
 def leaders(table: pd.DataFrame, top: int, metric: str = "auc") -> tuple[list[str], list[int]]:
     """The best configurations of a results table by their mean on the validation jets, best first, and the seeds that
     it goes over.
 
-    These are the seeds that every finished configuration has, so that seeds added to some do not change the choice.
-    metric: "auc", "bkg_rej_50" or "combined". Raises StudyError where no configuration has finished.
+    These are the seeds that every configuration has finished with, so that all are compared on the same ones, and
+    seeds added to some do not change the choice; where there is no such seed, configurations with the fewest take no
+    part. metric: "auc", "bkg_rej_50" or "combined". Raises StudyError where none has finished, or none can be compared.
     """
     columns = {"auc": "auc_val", "bkg_rej_50": "bkg_rej_50_val", "combined": "combined_val"}
     if metric not in columns:
@@ -78,10 +94,20 @@ def leaders(table: pd.DataFrame, top: int, metric: str = "auc") -> tuple[list[st
         raise StudyError("no student of this study has finished yet", hint="run the sweep to its end")
     if selected_on(table, "combined") != "validation":
         raise StudyError("runs of this study have no validation numbers to choose leaders by")
-    by_seed = done.groupby("seed")["run_name"].nunique()
-    full = by_seed[by_seed == by_seed.max()].index
-    common = done[done["seed"].isin(full)]
+    by_name = {name: set(map(int, seeds)) for name, seeds in done.groupby("run_name")["seed"]}
+    names, seeds = _comparable(by_name)
+    common = done[done["run_name"].isin(names) & done["seed"].isin(seeds)]
     means = common.groupby("run_name", sort=False)[["auc_val", "bkg_rej_50_val"]].mean()
     means["combined_val"] = combined_score(means, "_val")
     ordered = means[columns[metric]].sort_values(ascending=False, kind="stable")
-    return [str(name) for name in ordered.index[:top]], sorted(int(seed) for seed in full)
+    return [str(name) for name in ordered.index[:top]], sorted(seeds)
+
+
+def _comparable(by_name: Mapping[str, set[int]]) -> tuple[list[str], set[int]]:
+    """Configurations with seeds in common, and these; by_name: the seeds of each."""
+    for fewest in sorted(set(map(len, by_name.values()))):
+        kept = {name: seeds for name, seeds in by_name.items() if len(seeds) >= fewest}
+        if common := set.intersection(*kept.values()):
+            return list(kept), common
+    what = "the configurations of this study have finished with no seed in common: none can be said to lead"
+    raise StudyError(what, hint="run the sweep to its end, or sweep all of them with the same seeds")
