@@ -16,6 +16,7 @@ from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import background_rejection, evaluate
+from kdfast.report import analysis as analysis_module
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
 from kdfast.report.schema import Analysis
@@ -195,6 +196,27 @@ def test_of_two_reports_at_once_one_waits(tmp_path, monkeypatch):
     second.join()
     assert going == ["in", "out", "in", "out"]
     assert verify(store.path).intact
+
+
+def test_a_result_that_comes_meanwhile_is_in_no_part_of_the_report(tmp_path, monkeypatch):
+    """Workers may be at the study."""
+    store = small(tmp_path / "study")
+    one = next(result for result in store.results() if result.kind == "student")
+    late = replace(one, seed=99, arrays=dict(one.arrays), state=dict(one.state))
+    genuine = analysis_module.analyse
+
+    def analyse(*arguments):
+        found = genuine(*arguments)
+        store.write(late)
+        return found
+
+    monkeypatch.setattr(analysis_module, "analyse", analyse)
+    paths = store.rebuild_summaries()
+    report = Analysis.model_validate_json(paths["report.json"].read_bytes())
+    rows = pd.read_csv(paths["results_summary.csv"])
+    told = {(run.run_name, run.seed) for run in report.runs}
+    assert set(zip(rows["run_name"], rows["seed"], strict=True)) == told
+    assert 99 not in set(rows["seed"])
 
 
 def test_every_section_of_the_study_is_there_in_its_order(paths):

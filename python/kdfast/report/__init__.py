@@ -44,10 +44,11 @@ def _rebuild(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.report.table import csv_text, results_table
     from kdfast.report.texts import report_texts
 
-    analysis = analyse(store)
+    results = store.results()  # once: workers may be adding some
+    analysis = analyse(store, results)
     texts = {
         "report.json": analysis.model_dump_json(indent=1),
-        "results_summary.csv": csv_text(results_table(store.results())),
+        "results_summary.csv": csv_text(results_table(results)),
     } | report_texts(analysis)
     contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
     for network in analysis.networks:

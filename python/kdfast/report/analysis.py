@@ -29,13 +29,13 @@ from kdfast.study.store import StoredResult, StudyStore
 __all__ = ["analyse"]
 
 
-def analyse(store: StudyStore) -> schema.Analysis:
+def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) -> schema.Analysis:
     """Everything that the stored results of a study tell, finished or not.
 
-    Raises StudyError for a damaged result or study, and for test jets of one class. A run whose scores are not finite
+    results: of the store, where they have been read. Raises StudyError for a damaged result or study, and for test jets of one class. A run whose scores are not finite
     or all equal takes no part, and is named in `missing`.
     """
-    study = StudyNetworks(store)
+    study = StudyNetworks(store, store.results() if results is None else results)
     described, runs = _study(study), _runs(study)
     shown = _shown(study)
     if study.done.empty:

@@ -39,12 +39,12 @@ class TestJets:
 
 
 class StudyNetworks:
-    """What the parts of one analysis share. `missing` grows as parts find out what they lack."""
+    """What the parts of one analysis of a store's results share. `missing` grows as parts find out what they lack."""
 
-    def __init__(self, store: StudyStore) -> None:
+    def __init__(self, store: StudyStore, results: Iterable[StoredResult]) -> None:
         self.store = store
         self.missing: list[schema.Missing] = []
-        self.results = self._distinct(store.results())
+        self.results = self._distinct(results)
         self.jets = self._test_jets()
         self.usable = self._usable()
         table = results_table(self.results)
