@@ -32,8 +32,8 @@ __all__ = ["analyse"]
 def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) -> schema.Analysis:
     """Everything that the stored results of a study tell, finished or not.
 
-    results: of the store, where they have been read. Raises StudyError for a damaged result or study, and for test jets of one class. A run whose scores are not finite
-    or all equal takes no part, and is named in `missing`.
+    results: the store's, where they have been read already. Raises StudyError for a damaged result or study, and for
+    test jets of one class. A run whose scores are not finite or all equal takes no part, and is named in `missing`.
     """
     study = StudyNetworks(store, store.results() if results is None else results)
     described, runs = _study(study), _runs(study)
