@@ -103,6 +103,10 @@ def test_examples_name_options_that_exist(capsys):
         (["sweep", "--model", "smal"], "unknown model preset 'smal'\ndid you mean 'small'?"),
         (["sweep", "--grid", "wide", "--temperature", "3"], "--grid and --temperature exclude each other"),
         (["sweep", "--grid", "wide", "--alpha-final", "1"], "--grid and --alpha-final exclude each other"),
+        (["sweep", "--temperature", "3"], "grid.alpha: is missing\na grid of one's own needs both"),
+        (["sweep", "--teacher", "."], ": is no file"),
+        (["status", str(SAMPLE)], "sample.h5: holds no study"),
+        (["verify", str(SAMPLE)], "sample.h5: holds no study"),
         (["sweep", "--hlt", "mild", "--hlt-data", "a.h5"], "--hlt and --hlt-data exclude each other"),
         (["sweep", "--hlt-data", "nowhere.h5"], "nowhere.h5: there is no such file"),
         (["sweep", "--max-constituents", "al"], 'data.max_constituents: must be a whole number from 1 on or "all"'),
@@ -261,6 +265,18 @@ def test_predict_scores_files_without_labels(study, jets_file, tmp_path, capsys)
         np.testing.assert_array_equal(file["index"], np.arange(300))
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-scores.astype(np.float64))), rtol=1e-5)
     np.testing.assert_array_equal(probability, load_model(model).predict(sample()[:300])[:, 0])
+
+
+def test_predict_does_not_replace_what_it_reads(study, jets_file, tmp_path, capsys):
+    model, jets, link = tmp_path / "model.safetensors", tmp_path / "jets.h5", tmp_path / "link.h5"
+    shutil.copy(study / "models" / "best_student.safetensors", model)
+    shutil.copy(jets_file, jets)
+    link.symlink_to(jets)
+    before = [path.read_bytes() for path in (model, jets)]
+    for out in (model, jets, link):
+        assert main(["predict", str(model), str(tmp_path / "j*.h5"), "--out", str(out)]) == 2
+        assert f"--out {out}: is a file that is read" in capsys.readouterr().err
+    assert [path.read_bytes() for path in (model, jets)] == before
 
 
 def test_predict_keeps_labels_and_says_why_it_cannot_write(tmp_path, capsys):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdfast.cli.common import MaxJets, OnBad, Quiet, app, given
+from kdfast.errors import ConfigError
 
 __all__ = ["generate", "predict"]
 
@@ -20,7 +21,10 @@ def predict(
         typer.Argument(metavar="DATA", help="Jets in ATLAS Top Tagging HDF5 files; labels are not needed."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="HDF5 file to write; one that is there is replaced.")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="HDF5 file to write, none of those read; one that is there is replaced."
+        ),
     ],
     max_jets: MaxJets = None,
     on_bad: OnBad = None,
@@ -39,10 +43,15 @@ def predict(
     Example:
       kdfast predict demo/models/best_student.safetensors test.h5 --out scores.h5
     """
+    from kdfast.jets._sources import expand
     from kdfast.jets.readers import load_jets
     from kdfast.models import load_model
     from kdfast.models.scoring import write_scores
 
+    for used in [model, *expand(data)]:
+        if out.exists() and used.exists() and out.samefile(used):
+            hint = "give another name: the scores would take its place"
+            raise ConfigError("is a file that is read", where=f"--out {out}", hint=hint)
     tagger = load_model(model)
     jets = load_jets(data, require_labels=False, **given({"max_jets": max_jets, "on_bad": on_bad}))
     write_scores(out, tagger, jets, prepared=prepared)

@@ -146,7 +146,8 @@ def load_model(path: str | Path) -> Tagger:
     """Reads a tagger from the safetensors file that Tagger.save or a sweep wrote. Raises ModelError."""
     where = str(path)
     if not Path(path).is_file():
-        raise ModelError("there is no such model file", where=where)
+        what = "is no file" if Path(path).exists() else "there is no such model file"
+        raise ModelError(what, where=where)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

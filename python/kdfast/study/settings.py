@@ -371,6 +371,8 @@ def _in_words(error: ValidationError, source: str, overrides: Any) -> ConfigErro
         tables = {"data": DataSettings, "recipe": RecipeSettings, "grid": GridLists, "hlt": HLTFiles}
         known = (StudySettings if len(parts) == 1 else tables[parts[0]]).model_fields
         return ConfigError(f"unknown key {parts[-1]!r}", where=where, hint=suggest(parts[-1], list(known)))
+    if fault["type"] == "missing":  # as of [grid] alone
+        return ConfigError("is missing", where=where, hint="a grid of one's own needs both temperature and alpha")
     if isinstance(cause, ValueError):
         return ConfigError(str(cause), where=where)
     message, value = fault["msg"], fault["input"]

@@ -166,7 +166,7 @@ class StudyStore:
         path = Path(path)
         described = path / "provenance.json"
         if not _exists(described):
-            what = "holds no study" if path.is_dir() else "does not exist"
+            what = "holds no study" if path.exists() else "does not exist"
             raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
         file = described
         try:

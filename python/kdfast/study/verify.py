@@ -99,7 +99,7 @@ def _verify(path: Path, progress: bool, *, before: Mapping[Path, object] | None 
     """before: `_leftovers` as they were earlier, where the caller holds the study."""
     described = path / "provenance.json"
     if not os.path.lexists(described):
-        what = "holds no study" if path.is_dir() else "does not exist"
+        what = "holds no study" if path.exists() else "does not exist"
         raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
     with _bar(path, progress) as tick:
         check = _Check(path, tick, before)
