@@ -278,6 +278,25 @@ def test_the_second_ctrl_c_acts_as_usual():
         signal.signal(signal.SIGINT, outer)
 
 
+def test_a_block_in_another_one_is_stopped_with_it():
+    """As of a command and the sweep in it: one signal stops both, and the second Ctrl-C is Python's own."""
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    said: list[str] = []
+    try:
+        with stoppable(print, Path("study")) as command:
+            inner = stoppable(said.append, Path("study"))
+            with pytest.raises(SweepInterrupted), inner as stop, stop.deferred():
+                signal.raise_signal(signal.SIGINT)
+            assert len(said) == 1
+            assert command.event.is_set()
+            signal.raise_signal(signal.SIGTERM)  # while the command ends
+            with pytest.raises(KeyboardInterrupt) as interrupted:
+                signal.raise_signal(signal.SIGINT)
+            assert not isinstance(interrupted.value, SweepInterrupted)
+    finally:
+        signal.signal(signal.SIGINT, outer)
+
+
 def test_handlers_are_given_back():
     before = [signal.getsignal(number) for number in SIGNALS]
     with stoppable(print, Path("study")):

@@ -1,5 +1,6 @@
 """Workers: real processes that share a planned study, die, and are started again."""
 
+import itertools
 import os
 import shlex
 import shutil
@@ -259,6 +260,11 @@ def test_stopped_by_a_signal(study, alone, number, expected):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, number)
+    for more in itertools.cycle((signal.SIGTERM, signal.SIGUSR1)):  # until the interpreter has ended, too
+        if process.poll() is not None:
+            break
+        process.send_signal(more)
+        time.sleep(0.02)
     status, _, _ = finish(process)
     assert status == expected
     assert Claims(study / "claims").holders() == []

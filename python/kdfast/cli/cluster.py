@@ -62,7 +62,7 @@ def worker(
     """
     from kdfast.study.interrupt import stoppable
 
-    with stoppable(typer.echo, store):  # a batch system may stop it before torch is imported
+    with stoppable(typer.echo, store, ends=True):  # a batch system may stop it before torch is imported
         from kdfast.study.worker import work
 
         outcome = work(

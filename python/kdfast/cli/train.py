@@ -144,11 +144,6 @@ def sweep(
 
     from kdfast.study.interrupt import stoppable
 
-    with stoppable(typer.echo, out):  # a batch system may stop it before torch is imported
-        from kdfast import sweep as run
-        from kdfast.study.dask_engine import connected
-        from kdfast.study.settings import StudySettings
-
     options: dict[str, Any] = {
         "config": config,
         "grid": grid or own_grid or None,
@@ -170,11 +165,15 @@ def sweep(
         "pack_size": pack_size,
         "checkpoint_every": checkpoint_every,
     }
-    with ExitStack() as cluster:
+    with stoppable(typer.echo, out, ends=True), ExitStack() as cluster:
+        # A batch system may stop it before torch is imported, and while a cluster starts or ends.
+        from kdfast import sweep as run
+        from kdfast.study.dask_engine import connected
+        from kdfast.study.settings import StudySettings
+
         client = None
         if dask is not None:
             settings = StudySettings.resolve(config, {"device": device})
-            cluster.enter_context(stoppable(typer.echo, out))  # also while the cluster starts and ends
             client = cluster.enter_context(connected(dask, threads=threads, device=settings.device))
         results = run(
             data or None,
@@ -216,10 +215,10 @@ def refine(
     """
     from kdfast.study.interrupt import stoppable
 
-    with stoppable(typer.echo, study):
+    with stoppable(typer.echo, study, ends=True):
         from kdfast.study.refine import refine as run
 
-    results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
+        results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
     if not quiet:
         print_results(results)
 

@@ -73,22 +73,36 @@ class Stop:
         return SweepInterrupted(text, self.signum)
 
 
+# In the main thread: the Stop of the outermost block that is open, and who shows a line, the innermost block's last.
+_open: tuple[Stop, list[Callable[[str], None]]] | None = None
+
+
 @contextmanager
-def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
+def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) -> Iterator[Stop]:
     """Inside the `with` block the first of SIGNALS sets the Stop and raises SweepInterrupted, at once where nothing is
-    lost by that (see Stop.deferred). where: the study's folder.
+    lost by that (see Stop.deferred). where: the study's folder. Inside another such block it is that one's Stop.
 
     After that a SIGINT acts as it would outside, and the others do nothing until the end: batch systems send several
     (a warning and then the end; to a job's shell, which hands it on, and to all its processes), and SIGKILL if they
-    lose their patience.
+    lose their patience. ends: the process ends with this block (a command's): the end is then that of the process,
+    as an interpreter takes a second to go, and a signal in it would take the exit status' place.
 
     SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts. Outside the
     main thread, where Python allows no handlers, nothing is installed.
     """
-    stop = Stop(where)
+    global _open
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield Stop(where)
         return
+    if _open is not None:
+        stop, listeners = _open
+        listeners.append(say)
+        try:
+            yield stop
+        finally:
+            listeners.pop()
+        return
+    stop, listeners = Stop(where), [say]
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore(number: signal.Signals) -> None:
@@ -103,12 +117,17 @@ def stoppable(say: Callable[[str], None], where: Path) -> Iterator[Stop]:
         stop.event.set()
         if not stop.deferrals:
             raise stop.interrupted()
-        say("stopping: running members are saved, to go on with the same command")
+        listeners[-1]("stopping: running members are saved, to go on with the same command")
 
-    for number in before:
-        signal.signal(number, handle)
     try:
+        _open = stop, listeners
+        for number in before:
+            signal.signal(number, handle)
         yield stop
     finally:
+        _open = None
         for number in before:
-            restore(number)
+            if ends and stop.event.is_set() and number != signal.SIGINT:
+                signal.signal(number, signal.SIG_IGN)  # which holds to the end; handlers in Python do not
+            else:
+                restore(number)
