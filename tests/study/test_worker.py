@@ -16,6 +16,7 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.study import driver
 from kdfast.study import worker as module
+from kdfast.study.attempts import Attempt
 from kdfast.study.claims import Claims
 from kdfast.study.plan import missing, planned
 from kdfast.study.results import open_study
@@ -191,6 +192,45 @@ def test_a_teacher_that_fails_is_given_up(tmp_path):
     with pytest.raises(StudyError, match="the teacher diverged"):  # a sweep is a user's wish to try
         small_sweep(study, epochs=None, batch_size=None, config={"recipe": recipe})
     assert tries()[-2:] == ["retry", "error"]
+
+
+def test_a_pack_that_others_have_failed_at_meanwhile_is_given_up(study):
+    """With the real program, which waits for the pack while it fails elsewhere."""
+    work(study, pack="teacher", progress=False)
+    store = StudyStore.open(study)
+    with Claims(study / "claims", beat=0.1).take("seed42.000"):
+        waiting = start(study, "--pack", "seed42.000", "--lease", "40")
+        while "seed42.000: held by other processes" not in waiting.stderr.readline():
+            assert waiting.poll() is None
+        for _ in range(3):
+            store.write_attempt(Attempt("seed42.000", "error", "MemoryError: no memory"))
+    status, _, errors = finish(waiting)
+    assert status == 1
+    assert "pack seed42.000 has failed 3 times\nkdfast status says of what; --retry tries it again" in errors
+    assert [result.key for result in store.results()] == ["teacher.teacher.seed42"]
+    assert len(store.attempts()) == 3
+
+
+def test_a_pack_that_was_given_up_is_none_of_the_most_that_a_worker_takes(study):
+    for _ in range(3):
+        StudyStore.open(study).write_attempt(Attempt("seed42.000", "error", "MemoryError: no memory"))
+    outcome = work(study, max_packs=1, progress=False)
+    assert (list(outcome.failed), outcome.done, outcome.left) == (["seed42.000"], ["seed42.001"], ["seed42.002"])
+
+
+@pytest.mark.parametrize("options", [(), ("--pack", "teacher")])
+def test_a_damaged_teacher_is_a_study_that_can_not_be_used(study, options):
+    """By a flipped bit, and not what a pack does: no attempt tells of it, and `kdfast status` sees no weights."""
+    work(study, pack="teacher", progress=False)
+    weights = study / "results" / "teacher.teacher.seed42" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    status, _, errors = finish(start(study, *options))
+    assert status == 2, errors
+    assert "is damaged: weights.safetensors does not match its checksum\n`kdfast verify --repair`" in errors
+    assert "pack teacher failed" not in errors
+    assert StudyStore.open(study).attempts() == []
 
 
 def test_another_version_is_refused(study, monkeypatch):

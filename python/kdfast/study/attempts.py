@@ -83,9 +83,9 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
     raise AssertionError
 
 
-def read_attempts(parent: Path) -> list[Attempt]:
-    """All of them, by unit and number. Raises StudyError for a damaged one."""
-    found = map(read_attempt, folders(parent))
+def read_attempts(parent: Path, name: str | None = None) -> list[Attempt]:
+    """All of them, or those of a unit, by unit and number. Raises StudyError for a damaged one."""
+    found = (read_attempt(folder) for folder in folders(parent) if name in (None, _split(folder)[0]))
     return sorted(found, key=lambda attempt: (attempt.name, attempt.number))
 
 

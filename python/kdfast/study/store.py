@@ -275,9 +275,9 @@ class StudyStore:
                 found[folder] = error.what
         return found
 
-    def attempts(self) -> list[Attempt]:
-        """The tries that failed, by unit of work and number."""
-        return read_attempts(self._attempts)
+    def attempts(self, name: str | None = None) -> list[Attempt]:
+        """The tries that failed, of all units of work or of one, by unit and number."""
+        return read_attempts(self._attempts, name)
 
     def model_file(self, result: StoredResult) -> bytes:
         """A result's weights as the bytes of a model file (that of a result with a card)."""

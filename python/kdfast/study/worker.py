@@ -6,8 +6,8 @@ jets that its settings name). They share the packs through claims; a pack whose 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -30,7 +30,7 @@ from kdfast.study.settings import StudySettings, check_counts
 from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.training import StudyTraining
 
-__all__ = ["Outcome", "PackRunner", "open_inputs", "work"]
+__all__ = ["Outcome", "PackRunner", "open_inputs", "try_again", "work"]
 
 
 @dataclass
@@ -42,6 +42,18 @@ class Outcome:
     failed: dict[str, Exception] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+
+
+class _GivenUp(StudyError):
+    """A pack, or the teacher, that has failed too often to be tried unasked."""
+
+
+def try_again(store: StudyStore, *names: str) -> None:
+    """Notes a user's wish to try also those of these packs (or the teacher) that were given up."""
+    failed = failures(store.attempts())
+    for name in names:
+        if failed[name] >= GIVEN_UP:
+            store.write_attempt(Attempt(name, "retry"))
 
 
 class PackRunner:
@@ -58,22 +70,24 @@ class PackRunner:
         self.training, self.store, self.claims = training, training.store, claims
         self._external, self._targets = teacher, targets
         self._said: set[str] = set()
+        self._failed: Exception | None = None  # the last fault of a pack, or of the teacher
 
     def targets(self, *, retry: bool = False) -> Targets:
         """The teacher's targets. The teacher is trained first where it is not stored, by one process of all.
 
         retry: also where it has failed too often, which otherwise raises StudyError.
         """
+        if retry:
+            try_again(self.store, TEACHER)
         while self._targets is None:
-            known = self.store.has("teacher", "teacher", self.training.settings.data.seed)
-            if not known and (given_up := self._given_up(TEACHER, failures(self.store.attempts()), retry)) is not None:
-                raise given_up
-            claim = nullcontext() if known else self.claims.take(TEACHER)
-            if claim is None:
-                self._wait("the teacher is being trained by another process: waiting for it")
-                continue
-            with claim, self._recorded(TEACHER, claim):
+            if self.store.has("teacher", "teacher", self.training.settings.data.seed):
                 self._targets = self.training.teacher(self._external)
+            elif (claim := self.claims.take(TEACHER)) is not None:
+                with claim, self._recorded(TEACHER, claim):
+                    self._refuse_given_up(TEACHER)
+                    self._targets = self.training.teacher(self._external)
+            else:
+                self._wait("the teacher is being trained by another process: waiting for it")
         return self._targets
 
     def run(
@@ -88,11 +102,8 @@ class PackRunner:
         """
         outcome, taken, stored = Outcome(), 0, self.store.keys()
         pending = [pack for pack in packs if self._is_left(pack, outcome, stored)]
-        failed = failures(self.store.attempts()) if pending else {}
-        for pack in list(pending):
-            if (given_up := self._given_up(pack.id, failed, retry)) is not None:
-                outcome.failed[pack.id] = given_up
-                pending.remove(pack)
+        if pending and retry:
+            try_again(self.store, *(pack.id for pack in pending))
         if pending and not self._has_targets(outcome, retry):
             outcome.left += [pack.id for pack in pending]
             return outcome
@@ -108,9 +119,9 @@ class PackRunner:
                     try:
                         taken += self.attempt(pack, pending[number + 1 :])
                     except Exception as error:
-                        if isinstance(error.__cause__, OSError):  # of the folder, not of the pack
+                        if error is not self._failed:  # of the study, not of the pack
                             raise
-                        taken += 1
+                        taken += not isinstance(error, _GivenUp)
                         outcome.failed[pack.id] = error
                     else:
                         if self._is_left(pack, outcome):  # others hold it, or have taken it over
@@ -136,32 +147,24 @@ class PackRunner:
         try:
             self.targets(retry=retry)
         except Exception as error:
-            if isinstance(error.__cause__, OSError):  # of the folder, not of the teacher
+            if error is not self._failed:  # of the study, not of the teacher
                 raise
             outcome.failed[TEACHER] = error
         return self._targets is not None
 
-    def _given_up(self, name: str, failed: Mapping[str, int], retry: bool) -> StudyError | None:
-        """Why a pack, or the teacher, is not tried again; None: it is. failed: as `failures` gives it."""
-        if failed.get(name, 0) < GIVEN_UP:
-            return None
-        if retry:
-            self.store.write_attempt(Attempt(name, "retry"))
-            return None
-        what, hint = f"has failed {GIVEN_UP} times", "kdfast status says of what; --retry tries it again"
-        return StudyError(
-            f"{name if name == TEACHER else f'pack {name}'} {what}", where=str(self.store.path), hint=hint
-        )
-
-    def attempt(self, pack: PlannedPack, later: Sequence[PlannedPack] = ()) -> bool:
+    def attempt(self, pack: PlannedPack, later: Sequence[PlannedPack] = (), *, retry: bool = False) -> bool:
         """Trains what the pack lacks, under its claim, until that is lost. False: another process holds it. later:
-        packs that come after it, for the progress."""
+        packs that come after it, for the progress. retry: also where it has failed too often, which otherwise raises
+        StudyError."""
+        if retry:
+            try_again(self.store, pack.id)
         claim = self.claims.take(pack.id)
         if claim is None:
             return False
         with claim, self._recorded(pack.id, claim, pack):
             left = missing(self.store, pack)  # now: it may have been finished before it was claimed
             if left.runs:
+                self._refuse_given_up(pack.id)
                 done = len(pack.runs) - len(left.runs)
                 after = sum(len(other.runs) for other in later)  # at most
                 self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
@@ -174,18 +177,27 @@ class PackRunner:
         return False
 
     @contextmanager
-    def _recorded(self, name: str, claim: Claim | nullcontext[None], pack: PlannedPack | None = None) -> Iterator[None]:
+    def _recorded(self, name: str, claim: Claim, pack: PlannedPack | None = None) -> Iterator[None]:
         """Stores an attempt where the one before was cut off, and where this one fails."""
         teacher = StoredResult("teacher", "teacher", self.training.settings.data.seed)
         members = [teacher.key] if pack is None else pack.keys
-        if isinstance(claim, Claim) and (before := claim.taken_from) is not None:
+        if (before := claim.taken_from) is not None:
             self.store.write_attempt(Attempt(name, "lost", members=tuple(members), host=before.host, pid=before.pid))
         try:
             yield
         except Exception as error:
             if not isinstance(error.__cause__, OSError):  # of the folder, which can't be written then
-                self.store.write_attempt(Attempt.failed(name, error, members))
+                if not isinstance(error, _GivenUp):
+                    self.store.write_attempt(Attempt.failed(name, error, members))
+                self._failed = error
             raise
+
+    def _refuse_given_up(self, name: str) -> None:
+        """To be asked under the claim: until then others may have failed at it."""
+        if failures(self.store.attempts(name))[name] >= GIVEN_UP:
+            what = f"{name if name == TEACHER else f'pack {name}'} has failed {GIVEN_UP} times"
+            hint = "kdfast status says of what; --retry tries it again"
+            raise _GivenUp(what, where=str(self.store.path), hint=hint)
 
     def _wait(self, why: str) -> None:
         if why not in self._said:
