@@ -27,7 +27,7 @@ from kdfast.errors import BackendError, ClusterError, ConfigError, StudyError
 from kdfast.report.table import csv_text, results_table
 from kdfast.study import dask_engine, dask_task, training
 from kdfast.study import worker as study_worker
-from kdfast.study.attempts import GIVEN_UP
+from kdfast.study.attempts import GIVEN_UP, Attempt
 from kdfast.study.claims import Claims, Holder
 from kdfast.study.plan import TEACHER, planned
 from kdfast.study.store import StudyStore
@@ -92,7 +92,7 @@ def sweeping(out: Path, client: Client, **changes: Any) -> Iterator[None]:
 
     def work() -> None:
         try:
-            small_sweep(out, epochs=EPOCHS, client=client, **changes)
+            small_sweep(out, client=client, **({"epochs": EPOCHS} | changes))
         except BaseException as error:
             raised.append(error)
 
@@ -206,6 +206,45 @@ def test_packs_that_others_hold_are_waited_for_and_large_ones_are_cut(tmp_path, 
     assert {path.name for path in (out / "claims").iterdir()} > {"seed42.000.00", "seed42.000.04"}
 
 
+@contextlib.contextmanager
+def held_by_a_process(out: Path, name: str) -> Iterator[int]:
+    """A claim of another process, which is killed in the end; its id."""
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from kdfast.study.claims import Claims
+        claim = Claims(Path(sys.argv[1])).take(sys.argv[2])
+        print("taken", flush=True)
+        time.sleep(600)"""
+    command = [sys.executable, "-c", code, str(out / "claims"), name]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "taken\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("killed", ["before", "meanwhile"])
+def test_a_pack_of_a_process_that_was_killed_is_recorded(tmp_path, client, monkeypatch, killed):
+    """Before the sweep's parts of it, of which tasks know alone, are trained."""
+    out = tmp_path / "study"
+    small_sweep(out, epochs=2, plan_only=True, pack_size=5)
+    monkeypatch.setattr(dask_engine, "_LOOK_AT_CLAIMS", 0.1)
+    with contextlib.ExitStack() as sweeps:
+        with held_by_a_process(out, "seed42.000") as pid:
+            if killed == "meanwhile":
+                sweeps.enter_context(sweeping(out, client, epochs=2))
+                wait_until(lambda: list(out.glob("results/teacher.*")), "the teacher is stored")
+                time.sleep(0.5)
+        if killed == "before":
+            sweeps.enter_context(sweeping(out, client, epochs=2))
+    (attempt,) = StudyStore.open(out).attempts()
+    assert (attempt.name, attempt.ended, attempt.pid, len(attempt.members)) == ("seed42.000", "lost", pid, 5)
+
+
 @pytest.fixture
 def one_worker() -> Iterator[Client]:
     """Of which each task comes after the other in one process."""
@@ -252,7 +291,7 @@ def test_students_of_a_teacher_that_was_replaced(tmp_path, one_worker):
 
 def do_nothing() -> None:
     study_worker.genuine = study_worker.PackRunner.attempt  # type: ignore[attr-defined]
-    study_worker.PackRunner.attempt = lambda self, pack: True  # type: ignore[method-assign, assignment]
+    study_worker.PackRunner.attempt = lambda self, pack, retry: True  # type: ignore[method-assign, assignment]
 
 
 def do_it_again() -> None:
@@ -370,6 +409,32 @@ def test_a_pack_that_fails_does_not_end_the_others(tmp_path, client, alone, capf
     assert {attempt.name for attempt in StudyStore.open(out).attempts()} == {"seed42.000"}
     small_sweep(out, epochs=EPOCHS, client=client)
     assert table(out) == alone
+
+
+def fail_once_each() -> None:
+    for name in ("teacher", "students"):
+        genuine, faults = getattr(training.StudyTraining, name), ["a passing fault"]
+
+        def method(self: Any, *given: Any, genuine: Any = genuine, faults: list[str] = faults, **more: Any) -> Any:
+            if faults:
+                raise RuntimeError(faults.pop())
+            return genuine(self, *given, **more)
+
+        setattr(training.StudyTraining, name, method)
+
+
+def test_what_failed_before_the_sweep_does_not_count(tmp_path, one_worker, capfd):
+    out = tmp_path / "study"
+    small_sweep(out, epochs=2, plan_only=True, pack_size=5)
+    for name in (TEACHER, "seed42.000") * 2:
+        StudyStore.open(out).write_attempt(Attempt(name, "error", "RuntimeError: an older fault"))
+    one_worker.run(fail_once_each)
+    small_sweep(out, epochs=2, client=one_worker, pack_size=5, progress=True)
+    said = capfd.readouterr().err
+    for name in (TEACHER, "seed42.000"):
+        assert f"{name}: RuntimeError: a passing fault; tried again" in said
+        ended = [attempt.ended for attempt in StudyStore.open(out).attempts(name)]
+        assert ended == ["error", "error", "error", "retry"]
 
 
 # ---- GPUs

@@ -57,6 +57,11 @@ class Attempt:
         trace = "".join(traceback.format_exception(error))
         return cls(name, "error", f"{type(error).__name__}: {error}", trace, tuple(members), what)
 
+    @classmethod
+    def lost(cls, name: str, host: str, pid: int, members: Iterable[str]) -> Attempt:
+        """The attempt whose claim was taken over from this process."""
+        return cls(name, "lost", members=tuple(members), host=host, pid=pid)
+
 
 def failures(attempts: Iterable[Attempt]) -> Counter[str]:
     """How often each unit has failed since a user last asked to try it again. One that was lost has not: batch systems

@@ -29,14 +29,14 @@ from kdfast._version import __version__
 from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, ResourceError, StudyError
 from kdfast.ops import backend
 from kdfast.study import dask_task
-from kdfast.study.attempts import GIVEN_UP, Attempt, failures
-from kdfast.study.claims import Claims
+from kdfast.study.attempts import GIVEN_UP, Attempt
+from kdfast.study.claims import Claim, Claims
 from kdfast.study.interrupt import Stop
 from kdfast.study.plan import TEACHER, PlannedPack, kind_of, missing, parts
 from kdfast.study.progress import SweepProgress
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StudyStore
-from kdfast.study.worker import Outcome
+from kdfast.study.worker import Outcome, try_again
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -267,7 +267,7 @@ class _Sweep:
         """Submits a pack of the plan."""
         if len(pack.runs) <= self.pack_size:
             offered = [pack]
-        elif (claim := self.claims.take(pack.id)) is not None:
+        elif (claim := self.claim(pack)) is not None:
             self.own_claims.enter_context(claim)
             offered = parts(pack, self.pack_size)
         else:
@@ -302,7 +302,6 @@ class _Sweep:
             self.begin()
         else:
             self.shown.say("the teacher is trained first")
-            self.try_again(TEACHER)
             self.submit(TEACHER)
         self.any_workers = _say_if_none(self.client, self.settings.device, self.shown)
         chores = {self.show: _LOOK, self.look_at_claims: _LOOK_AT_CLAIMS, self.look_at_workers: _LOOK_AT_WORKERS}
@@ -376,6 +375,13 @@ class _Sweep:
         self.say_once(f"{pack.id}: held by another process, waiting until it is done or silent")
         self.held[pack.id] = pack
 
+    def claim(self, pack: PlannedPack) -> Claim | None:
+        """Its claim, if nobody holds it; an attempt that was cut off is recorded here, as no task sees it any more."""
+        claim = self.claims.take(pack.id)
+        if claim is not None and (before := claim.taken_from) is not None:
+            self.store.write_attempt(Attempt.lost(pack.id, before.host, before.pid, pack.keys))
+        return claim
+
     def look_at_claims(self) -> None:
         """Offers packs again that others have given back, or have been silent at for a lease."""
         for name, pack in list(self.held.items()):
@@ -383,7 +389,7 @@ class _Sweep:
             if not left.runs:
                 del self.held[name]
                 self.outcome.done.append(name)
-            elif (claim := self.claims.take(name)) is not None:
+            elif (claim := self.claim(pack)) is not None:
                 with claim:
                     pass  # free: the task takes it
                 del self.held[name]
@@ -402,16 +408,9 @@ class _Sweep:
         """The teacher is there: all packs are submitted."""
         members, epochs = len(self.unseen), self.settings.recipe.epochs
         self.shown.begin("packs", members=members, epochs=epochs)
-        self.try_again(*(pack.id for pack in self.planned))
+        try_again(self.store, *(pack.id for pack in self.planned))  # tasks may know parts of them alone
         for pack in self.planned:
             self.offer(pack)
-
-    def try_again(self, *names: str) -> None:
-        """A sweep is a user's wish to try also what was given up."""
-        failed = failures(self.store.attempts())
-        for name in names:
-            if failed.get(name, 0) >= GIVEN_UP:
-                self.store.write_attempt(Attempt(name, "retry"))
 
     def what(self) -> str:
         return f"packs {len(self.outcome.done)}/{len(self.packs | self.held)}"

@@ -113,8 +113,8 @@ def train(study: Study, document: Mapping[str, Any]) -> Facts:
                 if before:
                     with opened.lock:
                         runner = PackRunner(training, opened.inputs.teacher, claims, opened.targets_of(store))
-                        opened.keep(runner.targets(), store)
-                    held = name != TEACHER and not runner.attempt(pack)
+                        opened.keep(runner.targets(retry=True), store)  # the client counts the tries
+                    held = name != TEACHER and not runner.attempt(pack, retry=True)
             except SweepInterrupted:
                 stopped = True
             left = _left(store, pack, opened.settings)

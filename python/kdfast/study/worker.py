@@ -182,7 +182,7 @@ class PackRunner:
         teacher = StoredResult("teacher", "teacher", self.training.settings.data.seed)
         members = [teacher.key] if pack is None else pack.keys
         if (before := claim.taken_from) is not None:
-            self.store.write_attempt(Attempt(name, "lost", members=tuple(members), host=before.host, pid=before.pid))
+            self.store.write_attempt(Attempt.lost(name, before.host, before.pid, members))
         try:
             yield
         except Exception as error:
