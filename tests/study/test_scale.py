@@ -31,6 +31,7 @@ from kdfast.study.folders import AlreadyStored
 from kdfast.study.grid import grid
 from kdfast.study.plan import PlannedPack, kind_of, plan, planned
 from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.verify import verify
 from kdfast.study.worker import PackRunner
 
 LEASE = 180.0
@@ -187,7 +188,7 @@ def check(world: World, runs: int) -> None:
     assert results == expected
     assert len(results) == 1 + runs
     assert world.reported <= results
-    assert store.damaged() == {}
+    assert verify(world.path).findings == ()
     left = {holder.host for holder in Claims(world.path / "claims").holders()}
     assert left <= {worker.identity.host for worker in world.dead}  # killed between their last result and its end
 

@@ -75,7 +75,7 @@ def test_what_is_written_comes_back_bit_for_bit(store):
     assert again.has("student", original.name, 42)
     assert not again.has("student", original.name, 43)
     assert not again.has("baseline", original.name, 42)
-    assert again.damaged() == {}
+    assert verify(store.path).findings == ()
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
@@ -239,7 +239,7 @@ def test_a_flipped_bit_is_found_on_use(store, file, use, at):
     assert "is damaged" in str(caught.value) or "manifest.json" in str(caught.value)
     with pytest.raises(StudyError):
         store.has("student", make_result().name, 42)
-    assert list(store.damaged()) == [folder]
+    assert {finding.unit for finding in verify(store.path).findings} == {str(folder.relative_to(store.path))}
     use(store.get("student", make_result().name, 1))
     # the hint is right: without the folder the rest is as it was
     shutil.rmtree(folder)
@@ -274,7 +274,9 @@ def test_a_missing_file_is_found(store, file):
     folder = store.write(make_result())
     (folder / file).unlink()
     store = StudyStore.open(store.path)
-    assert store.damaged() == {folder: f"is damaged: {file} is missing"}
+    (finding,) = verify(store.path).findings
+    assert finding.path == f"results/{folder.name}/{file}"
+    assert finding.what.endswith("is missing")
     with pytest.raises(StudyError, match=f"{file} is missing\n`kdfast verify --repair` moves it aside"):
         store.has("student", make_result().name, 42)
 
@@ -364,7 +366,7 @@ def test_killed_at_any_moment_loses_nothing_reported(store):
         writer.send_signal(signal.SIGKILL)
         reported = [int(line) for line in writer.communicate()[0].split()]
         again = StudyStore.create_or_open(store.path, SETTINGS, PROVENANCE)
-        assert again.damaged() == {}
+        assert verify(store.path).findings == ()
         stored = {result.seed for result in again.results()}
         assert set(reported) <= stored
         assert len(stored) <= len(reported) + 1
@@ -431,7 +433,7 @@ def test_a_lock_that_is_a_link_is_refused(store, tmp_path):
 
 def is_unchanged_and_writable_again(store, folder):
     assert list((store.path / "results").iterdir()) == [folder]  # no leftover either
-    assert store.damaged() == {}
+    assert verify(store.path).findings == ()
     assert not store.has("student", make_result().name, 43)
 
 
@@ -504,7 +506,7 @@ def test_a_sweep_on_a_full_disk_keeps_what_is_stored(tmp_path):
         store = StudyStore.open(disk / "study")
         stored = {result.key: result.metrics for result in store.results()}
         assert stored
-        assert store.damaged() == {}
+        assert verify(store.path).findings == ()
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         results = small_sweep(disk / "study")
         assert (results.results["status"] == "done").all()

@@ -265,16 +265,6 @@ class StudyStore:
         folder = self._results / _key(kind, name, seed)
         return manifest(folder)[1][MANIFEST][0] if os.path.lexists(folder) else None
 
-    def damaged(self) -> dict[Path, str]:
-        """What is wrong, by folder, after checking every file of every folder. Empty: all is well."""
-        found = {}
-        for folder in (*folders(self._results), *folders(self._shared)):
-            try:
-                check_folder(folder)
-            except StudyError as error:
-                found[folder] = error.what
-        return found
-
     def attempts(self, name: str | None = None) -> list[Attempt]:
         """The tries that failed, of all units of work or of one, by unit and number."""
         return read_attempts(self._attempts, name)
