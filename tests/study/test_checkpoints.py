@@ -23,7 +23,8 @@ from kdfast.errors import KdfastWarning, StudyError
 from kdfast.models.config import PRESETS
 from kdfast.study import folders
 from kdfast.study.checkpoints import StudyCheckpoints, checkpoint_bytes
-from kdfast.study.store import StudyStore
+from kdfast.study.store import StoredResult, StudyStore
+from kdfast.study.verify import verify
 from tests.distill.packs import pack, students
 from tests.distill.test_checkpoint import Kept, assert_same
 from tests.study.small_sweep import GRID, small_sweep
@@ -161,6 +162,32 @@ def test_half_written_ones_are_not_seen_and_go(disk, trained):
     assert found is not None
     assert found.step == 4
     assert {path.name for path in parent.iterdir()} == {"000000004", ".000000009.123.abcd.tmp"}
+
+
+def test_one_that_is_being_removed_is_no_fault(disk, trained, monkeypatch):
+    """`kdfast verify` may look between two of its files; so may a kill come there."""
+    genuine, removed = shutil.rmtree, list[str]()
+
+    def one_by_one(path, **options):
+        for file in sorted(file for file in Path(path).rglob("*") if file.is_file()):
+            file.unlink()
+            removed.append(file.name)
+            assert verify(disk.study).findings == ()
+        genuine(path, **options)
+
+    store = StudyStore.create_or_open(disk.study, {}, {})
+    checkpoints = disk.open()
+    for folder in (disk.study / "checkpoints" / FOLDER / "000000002", disk.study / "results"):
+        folder.mkdir(parents=True, exist_ok=True)  # the first is unusable
+    with pytest.warns(KdfastWarning, match=r"manifest\.json is missing; this checkpoint is not used"):
+        assert checkpoints.load(NAME) is None
+    monkeypatch.setattr(shutil, "rmtree", one_by_one)
+    for checkpoint in trained[1][1:3]:
+        checkpoints.save(NAME, checkpoint)
+    assert disk.steps == ["000000003"]
+    store.write(StoredResult("student", NAME, 5, A_PACK.members[0].config))
+    assert list((disk.study / "checkpoints").iterdir()) == []
+    assert removed == 2 * ["checkpoint.json", "manifest.json", "tensors.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,22 @@ def test_what_is_not_looked_at_is_noted(copy):
     assert f"results/{ELSEWHERE} may be what another machine is writing: a sweep is at the study" in found.notes
 
 
+def test_what_another_machine_finishes_meanwhile_hides_no_damage(copy, monkeypatch):
+    genuine, folder = os.scandir, copy / "results" / ELSEWHERE
+    victim = next((copy / "results").glob("student.*"))
+    flip(victim / "weights.safetensors", np.random.default_rng(5))
+    folder.mkdir()
+
+    def renamed(path):
+        if Path(path) == folder and folder.exists():
+            folder.rename(copy / "elsewhere")
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", renamed)
+    assert [f.path for f in verify(copy).findings] == [f"results/{victim.name}/weights.safetensors"]
+    assert not folder.exists()
+
+
 def test_repair_spares_what_a_worker_writes_that_has_started_meanwhile(copy, monkeypatch):
     """Its claim may be seen late over a network; its folder is."""
     genuine, folder = module._verify, copy / "results" / ELSEWHERE

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from kdfast.study.folders import (
     json_number,
     parse_json,
     read_checked,
+    remove,
     remove_leftovers,
 )
 from kdfast.study.identity import differing, shown_setting
@@ -129,7 +130,7 @@ class StudyCheckpoints:
             with writing_errors(folder):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 if folder in self._unusable and folder.exists():
-                    shutil.rmtree(folder)
+                    remove(folder)
             commit(folder, files)
         except AlreadyStored:
             pass  # by a process that has taken the member over and is at the same step
@@ -140,7 +141,8 @@ class StudyCheckpoints:
         for other in folders(folder.parent):
             # One that is further may be of a process that has taken the member over from this one.
             if other.name < folder.name or (other in self._unusable and other != folder):
-                shutil.rmtree(other, ignore_errors=True)
+                with suppress(OSError):
+                    remove(other)
 
     def resumed_from(self, member: str) -> Sequence[Mapping[str, str]]:
         """The environments, other than this one, in which the member was trained before; empty: none."""

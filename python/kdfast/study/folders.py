@@ -53,6 +53,7 @@ __all__ = [
     "read_and_see",
     "read_checked",
     "refuse_link",
+    "remove",
     "remove_leftovers",
     "seen_on_disk",
 ]
@@ -109,6 +110,16 @@ def manifest_bytes(files: Mapping[str, bytes]) -> bytes:
     """The manifest of these files."""
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return json_bytes({"format": FORMAT, "files": digests})
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder: for whoever looks at once, and where that is cut short a leftover remains. Raises OSError where
+    it can't be removed; a link is left as it is."""
+    if folder.is_symlink():
+        return
+    temporary = temporary_name(folder)
+    os.rename(folder, temporary)
+    shutil.rmtree(temporary)
 
 
 def remove_leftovers(parent: Path) -> None:

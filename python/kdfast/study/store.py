@@ -22,11 +22,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +59,7 @@ from kdfast.study.folders import (
     read_and_see,
     read_checked,
     refuse_link,
+    remove,
     remove_leftovers,
     seen_on_disk,
 )
@@ -346,7 +346,8 @@ class StudyStore:
         return rebuild(self)
 
     def _remove_checkpoints(self, key: str) -> None:
-        shutil.rmtree(self.path / "checkpoints" / key, ignore_errors=True)
+        with suppress(OSError):
+            remove(self.path / "checkpoints" / key)
 
     def _remove_leftovers(self) -> None:
         for folder in folders(self.path / "checkpoints"):

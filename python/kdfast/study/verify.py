@@ -213,22 +213,21 @@ class _Check:
 
     def parent(self, parent: Path, remedy: str) -> None:
         """Checks the committed folders in parent; of checkpoints, which come and go, those in its folders."""
-        with suppress(FileNotFoundError):
-            self.children(parent, remedy)
-
-    def children(self, parent: Path, remedy: str) -> None:
         for entry in sorted(os.scandir(parent), key=lambda entry: entry.name):
-            path = parent / entry.name
-            if entry.is_symlink():
-                self.found(path, "is a symbolic link", "aside")
-            elif fnmatch(entry.name, LEFTOVERS):
-                self.leftover(path)
-            elif entry.is_dir() and parent == self.path / "checkpoints":
-                self.parent(path, remedy)
-            elif entry.is_dir():
-                self.committed(path, remedy)
-            else:
-                self.found(path, "no manifest lists it", "aside")
+            with suppress(FileNotFoundError):  # gone meanwhile: a checkpoint, or what another writer has renamed
+                self.child(parent / entry.name, entry, remedy)
+
+    def child(self, path: Path, entry: os.DirEntry[str], remedy: str) -> None:
+        if entry.is_symlink():
+            self.found(path, "is a symbolic link", "aside")
+        elif fnmatch(entry.name, LEFTOVERS):
+            self.leftover(path)
+        elif entry.is_dir() and path.parent == self.path / "checkpoints":
+            self.parent(path, remedy)
+        elif entry.is_dir():
+            self.committed(path, remedy)
+        else:
+            self.found(path, "no manifest lists it", "aside")
 
     def links(self, folder: Path) -> None:
         """Names the links in a folder and its folders."""
@@ -369,7 +368,8 @@ def _leftovers(path: Path) -> dict[Path, object]:
 
 def _state(path: Path) -> object:
     """What changes while it is written: names, sizes and times of all that is in it. Empty: it is gone."""
-    inside = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else ()
+    walked = () if path.is_symlink() else os.walk(path)  # of what is renamed meanwhile it gives nothing
+    inside = sorted(Path(parent, name) for parent, names, files in walked for name in (*names, *files))
     found = []
     for entry in (path, *inside):
         with suppress(OSError):
