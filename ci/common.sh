@@ -29,4 +29,4 @@ use_venv() {
 export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-fixed}
 
 # Settings under which PyTorch has no fused multiply-add, as our baseline: its errors are what ours are held to.
-torch_like_baseline=(ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41)
+torch_like_baseline=(ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41)

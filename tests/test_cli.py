@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -372,6 +373,7 @@ def test_doctor_says_what_is_missing_for_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
+    monkeypatch.setattr(torch.cuda, "device", lambda gpu: nullcontext())
     backend.why_no_code.cache_clear()
     assert re.fullmatch(f"in use for tensors on a GPU {built}", line())
     why = "this build of kdfast._cuda has code for compute capabilities 80 90, not for GPU 0's"

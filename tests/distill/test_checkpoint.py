@@ -169,7 +169,11 @@ def test_a_diverging_member_diverges_again(train: Train):
     assert expected["bad"].status == "diverged"
     for checkpoint in every.saved["bad"][1::2]:
         again = run(train, a_pack, Kept(saved={"bad": [checkpoint]}))
-        assert_same(again["bad"], expected["bad"])
+        assert (again["bad"].status, again["bad"].message) == (expected["bad"].status, expected["bad"].message)
+        if train is cpu_engine.train:
+            assert_same(again["bad"], expected["bad"])
+        else:  # in lock-step it goes on alone, as a pack of another size
+            assert again["bad"].curves["loss"] == pytest.approx(expected["bad"].curves["loss"], rel=1e-4)
         assert again["good"].status == "done"
 
 

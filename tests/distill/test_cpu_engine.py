@@ -134,8 +134,8 @@ def test_the_reference_refuses_another_precision():
 
 @pytest.fixture(scope="module")
 def sample_pack() -> Pack:
-    """3,000 jets of the sample at HLT, 1,500 each for validation and test; a teacher that knows the labels."""
-    jets = kdfast.sample()[::3][:6000]
+    """3,000 jets of the sample at HLT, 1,500 for validation, 800 for test; a teacher that knows the labels."""
+    jets = kdfast.sample()[::3]
     hlt = emulate_hlt(jets, "nominal")
     inputs, offsets = features(hlt), torch.from_numpy(hlt.offsets)
     inputs = Standardisation.fit(inputs).apply(inputs)
@@ -151,7 +151,7 @@ def sample_pack() -> Pack:
     targets = Targets((4 * train.labels - 2 + noise)[:, None], torch.full((3000,), 1.5), torch.full((3000,), 0.4))
     recipe = Recipe(epochs=3, batch_size=128, learning_rate=2e-3, warmup_epochs=1)
     member = Member("student", RunConfig(3.0, 0.5))
-    parts = (train, view(slice(3000, 4500)), view(slice(4500, 6000)))
+    parts = (train, view(slice(3000, 4500)), view(slice(4500, 5300)))
     return Pack(PRESETS["small"], (member,), 0, recipe, *parts, targets)
 
 

@@ -106,9 +106,20 @@ def test_a_member_whose_last_step_blows_up_leaves_its_neighbours_alone(device, m
     (alone,) = lock_step(pack([good], device=device)).values()
     monkeypatch.setattr(cuda_engine, "_Trainer", Watched)
     together = lock_step(pack([bad, good], device=device))
-    assert (together["bad"].status, together["bad"].message) == ("diverged", "validation scores not finite in epoch 0")
+    assert (together["bad"].status, together["bad"].message) == (
+        "diverged",
+        "logits of the validation jets not finite after epoch 0",
+    )
     assert together["good"].status == "done"
     np.testing.assert_allclose(together["good"].curves["loss"], alone.curves["loss"], rtol=1e-4)
+
+
+def test_a_member_whose_test_scores_are_not_finite_has_diverged(device):
+    a_pack = pack([Member("baseline")], device=device, epochs=1)
+    a_pack.test.features[7] = float("inf")
+    (result,) = lock_step(a_pack).values()
+    message = "logits of the test jets not finite with the weights of epoch 0"
+    assert (result.status, result.message, result.state) == ("diverged", message, {})
 
 
 def test_too_little_memory_is_told(device, monkeypatch):

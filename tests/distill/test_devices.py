@@ -1,6 +1,7 @@
 """Which devices a name stands for, what is said where they are missing, and a pack that several share."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "device", lambda gpu: nullcontext())
     monkeypatch.setattr(backend, "_cuda", SimpleNamespace(architectures="80 90", code_capability=lambda gpu: 80))
     backend.why_no_code.cache_clear()
 
@@ -49,6 +51,20 @@ def test_a_gpu_that_the_build_has_no_code_for_is_left_out(three_gpus: None, monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BackendError, match=r"device 'cuda': .* not for GPU 0's"):
         training_devices("cuda")
+
+
+def test_a_gpu_that_another_process_has_for_itself_is_left_out(
+    three_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def code_capability(gpu: int) -> int:
+        if gpu == 1:
+            raise RuntimeError("cudaSetDevice: CUDA-capable device(s) is/are busy or unavailable")
+        return 90
+
+    monkeypatch.setattr(backend.cuda_module(), "code_capability", code_capability)
+    assert training_devices("cuda") == ["cuda:0", "cuda:2"]
+    with pytest.raises(BackendError, match=r"device 'cuda:1': GPU 1 can't be used: .* busy or unavailable"):
+        training_devices("cuda:1")
 
 
 def test_what_is_missing_is_named(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,4 +139,4 @@ def test_values_that_a_captured_step_cannot_report_are_refused_before() -> None:
     good.train.weights[:] = 0.0
     good.train.weights[0] = 1.0
     with pytest.raises(DataError, match="all jets of a batch of epoch 0 have weight 0"):
-        list(cuda_engine.train(good, 0, None, threading.Event()))
+        list(train_pack(good))

@@ -216,9 +216,50 @@ def test_views_that_do_not_fit(split):
         ({"features": good.features[:-1]}, DataError, rf"{split}, offsets: must rise from 0 to {rows - 1}"),
         ({"labels": good.labels[:-1]}, DataError, rf"{split}, labels: must be \[{len(good)}\]"),
         ({"weights": good.weights[:-1]}, DataError, rf"{split}, weights: must be \[{len(good)}\]"),
+        ({"weights": good.weights.half()}, DataError, rf"{split}, weights: must be torch.float32 on the CPU"),
+        ({"offsets": good.offsets.int()}, DataError, rf"{split}, offsets: must be torch.int64 on the CPU"),
+        ({"labels": good.labels.to("meta")}, DataError, rf"{split}, labels: .* is torch.float32 on meta"),
     ):
         with pytest.raises(error, match=message):
             replace(a_pack, **{split: replace(good, **change)})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_views_of_other_numbers_or_without_jets(split):
+    a_pack = pack(students(1))
+    good = getattr(a_pack, split)
+    with pytest.raises(DataError, match=f"{split}, features: must be torch.float32 on the CPU, is torch.float64"):
+        replace(a_pack, **{split: replace(good, features=good.features.double())})
+    none = View(good.features[:0], good.offsets[:1], good.labels[:0], good.weights[:0])
+    with pytest.raises(DataError, match=f"{split}: no jets"):
+        replace(a_pack, **{split: none})
+
+
+@pytest.mark.parametrize("change", [{"features": torch.Tensor.double}, {"offsets": torch.Tensor.int}])
+def test_the_compiled_encoder_refuses_what_it_can_not_read(change):
+    jets, model = view(20, 3), JetTransformer(MODEL)
+    (name, convert), *_ = change.items()
+    arrays = {"features": jets.features, "offsets": jets.offsets} | {name: convert(getattr(jets, name))}
+    with pytest.raises(DataError, match=f"{name}: must be contiguous torch.(float32|int64) on the CPU, is torch"):
+        list(evaluation.evaluate_model(model, **arrays))
+
+
+@pytest.mark.parametrize("engine", ["compiled", "reference"])
+@pytest.mark.parametrize("size", [-110, -40, 100])
+def test_the_size_of_the_weights_changes_nothing(engine, size):
+    a_pack = pack(students(1), epochs=1)
+    train = replace(a_pack.train, weights=torch.ldexp(a_pack.train.weights, torch.tensor(size)))
+    with backend("reference") if engine == "reference" else nullcontext():
+        (expected,), (result,) = train_pack(a_pack), train_pack(replace(a_pack, train=train))
+    assert result.status == "done"
+    assert_same(result, expected)
+
+
+def test_a_batch_of_next_to_no_weight_is_refused():
+    a_pack = pack([Member("baseline")], epochs=40, batch_size=4)
+    a_pack.train.weights[40:] = 1e-35
+    with pytest.raises(DataError, match="weights: all jets of a batch of epoch 0 have weight 0"):
+        train_pack(a_pack)
 
 
 @pytest.mark.parametrize("number", [5, 12])

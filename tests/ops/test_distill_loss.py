@@ -1,5 +1,6 @@
 """distill_loss: every backend against plain PyTorch in the same dtype and in float64, and mpmath where KL is tiny."""
 
+import math
 from collections.abc import Iterator
 
 import mpmath
@@ -330,16 +331,14 @@ def test_nan_reaches_loss_and_gradient_whatever_its_bits(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("classes", [1, 2, 3])
-@pytest.mark.parametrize("size", [1e-300, 1e-40, 1e-35, 1e36, 1e300])
+@pytest.mark.parametrize("size", [1e-300, 1e-40, 1e-35, 1e36, 1e300, 5e307])
 def test_weights_of_any_size(each_backend: str, size: float, classes: int, dtype: torch.dtype) -> None:
-    """A mean does not depend on the size of the weights; their sum, or its inverse, may be no float32."""
+    """A mean does not depend on the size of the weights; their sum, or its inverse, may be no float32, or float64."""
     weights = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64) * size
-    if dtype == torch.float32:
+    if abs(math.log10(size)) < 40:
         weights = weights.float()
-        if not (0 < weights[0] < torch.inf):
-            return
     generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 4, classes, generator=generator)
+    student, teacher = torch.randn(2, 4, classes, generator=generator, dtype=torch.float64).to(dtype)
     labels = torch.tensor([0, 1, 1, 0])
 
     def loss_and_gradient(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -349,6 +348,23 @@ def test_weights_of_any_size(each_backend: str, size: float, classes: int, dtype
 
     expected = loss_and_gradient(weights.double() / weights.double().max())
     torch.testing.assert_close(loss_and_gradient(weights), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_settings_of_any_strides(each_backend: str, classes: int) -> None:
+    """A column of a table, and one number for all members."""
+    student, teacher, labels, _ = make(3, 60, classes)
+    grid = torch.tensor([[1.0, 0.1], [4.0, 0.5], [9.0, 0.9]], dtype=torch.float64)
+    settings = {"temperature": grid[:, 0], "alpha": grid[:, 1]}
+    expected = {name: value.clone(memory_format=torch.contiguous_format) for name, value in settings.items()}
+    assert torch.equal(
+        distill_loss(student, teacher, labels, **settings), distill_loss(student, teacher, labels, **expected)
+    )
+    one = grid[1, 0]
+    assert torch.equal(
+        distill_loss(student, teacher, labels, temperature=one.expand(3), alpha=0.5),
+        distill_loss(student, teacher, labels, temperature=float(one), alpha=0.5),
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
@@ -402,7 +418,8 @@ def test_opcheck(each_backend: str, classes: int, dtype: torch.dtype, float32_gr
     student, teacher, labels, weights = make(2, 9, classes, dtype=dtype)
     t, a = torch.tensor([[1.0, 3.0], [0.5, 0.0]], dtype=torch.float64)
     op = torch.ops.kdfast.distill_loss.default
-    for s in (student, student.clone().requires_grad_(), student[0].clone().requires_grad_()):
+    transposed = student.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    for s in (student, student.clone().requires_grad_(), student[0].clone().requires_grad_(), transposed):
         k = 1 if s.dim() == 2 else 2
         torch.library.opcheck(op, (s, teacher, labels, t[:k], a[:k], weights, float32_grad))
         torch.library.opcheck(op, (s, None, labels, t[:k], torch.zeros_like(t[:k]), None, float32_grad))

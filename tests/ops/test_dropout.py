@@ -43,6 +43,14 @@ def test_equals_reference(counts: list[int], features: int, packed: bool, dtype:
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0), (0, 5)])
+def test_nothing_to_drop(shape: tuple[int, int]) -> None:
+    x = torch.zeros(shape)
+    assert dropout(x, torch.tensor([0, shape[0]]), 0.3, SEED).shape == dropout(x, None, 0.3, SEED).shape == shape
+    with pytest.raises(DataError, match="offsets: must rise from 0 to"):
+        dropout(x, torch.tensor([0, shape[0] + 1]), 0.3, SEED)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 50), max_size=12),

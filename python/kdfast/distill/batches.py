@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from kdfast.errors import DataError
 from kdfast.ops.philox import derive_seed, philox4x32
 
-__all__ = ["check_batch_weights", "epoch_batches", "gather"]
+__all__ = ["check_batch_weights", "epoch_batches", "gather", "scale_weights"]
 
 
 def epoch_batches(seed: int, epoch: int, jets: int, batch_size: int) -> Tensor:
@@ -24,16 +26,29 @@ def epoch_batches(seed: int, epoch: int, jets: int, batch_size: int) -> Tensor:
     return order[: steps * batch_size].view(steps, batch_size)
 
 
+def scale_weights(weights: Tensor) -> Tensor:
+    """Weights of the training jets for losses, which are means: scaled by a power of 2 where they are huge or tiny.
+
+    A batch's sum must be no more than the kernels hold, and its inverse no less.
+    """
+    exponent = math.frexp(float(weights.max()))[1]
+    return weights if abs(exponent) < 32 else torch.ldexp(weights.double(), torch.tensor(-exponent)).float()
+
+
+_LEAST_WEIGHT = 2.0**-100  # of a batch: kernels take no less
+
+
 def check_batch_weights(weights: Tensor, seed: int, epochs: int, batch_size: int) -> None:
     """Raises DataError where all jets of a batch of some epoch have weight 0: its loss, a weighted mean, is undefined.
 
-    weights: [B] of the training jets. The batches are drawn here only where there are enough jets of weight 0.
+    Or so little weight beside the others that it can't be told from 0. weights: [B] of the training jets, scaled. The
+    batches are drawn here only where there are enough jets of so little weight.
     """
-    if int((weights == 0).sum()) < batch_size:
+    if int((weights <= _LEAST_WEIGHT).sum()) < batch_size:
         return
     for epoch in range(epochs):
         batches = epoch_batches(seed, epoch, len(weights), batch_size)
-        if not (weights[batches].sum(1) > 0).all():
+        if not (weights[batches].sum(1) > _LEAST_WEIGHT).all():
             what = f"all jets of a batch of epoch {epoch} have weight 0: its loss is undefined"
             raise DataError(what, where="weights", hint="take larger batches, or leave such jets out")
 

@@ -27,7 +27,7 @@ from kdfast.distill.batches import epoch_batches
 from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
-from kdfast.errors import BackendError, DataError
+from kdfast.errors import BackendError
 from kdfast.metrics import roc_auc
 from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -120,9 +120,6 @@ class _Plan:
         for epoch in range(pack.recipe.epochs):
             batches = self.batches(epoch)
             longest = max(longest, int(counts[batches].sum(1).max()))
-            if not (pack.train.weights[batches].sum(1) > 0).all():  # in a captured step nobody looks
-                what = f"all jets of a batch of epoch {epoch} have weight 0: its loss is undefined"
-                raise DataError(what, where="weights", hint="take larger batches, or leave such jets out")
         self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
         layers = pack.model.layers
         b, m = pack.recipe.batch_size, self.capacity
@@ -431,7 +428,7 @@ class _Group:
                 continue
             if not logits[k].isfinite().all():
                 self.running.remove(k)
-                yield self._result(k, "diverged", f"validation scores not finite in epoch {epoch}")
+                yield self._result(k, "diverged", f"logits of the validation jets not finite after epoch {epoch}")
                 continue
             auc = roc_auc(pack.validation.labels.numpy(), logits[k].numpy(), pack.validation.weights.numpy())
             self.at[k].end_epoch([*means[k], auc, temperatures[k], alphas[k], rate], auc, dict)
@@ -456,6 +453,12 @@ class _Group:
         scores = [trainer.logits(view, self.boundary.stop_here, numbers) for view in views]
         self.running.difference_update(ended)
         for k, validation, test in zip(ended, *scores, strict=True):
+            if not test.isfinite().all():  # those of the validation jets were finite when they were the best
+                best = self.at[k].best_epoch
+                yield self._result(
+                    k, "diverged", f"logits of the test jets not finite with the weights of epoch {best}"
+                )
+                continue
             yield self._result(k, "done", "", validation.clone(), test.clone(), trainer.state(k))
 
     def _close_ranks(self) -> None:

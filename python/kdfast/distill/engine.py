@@ -75,6 +75,7 @@ def train_members(
         return max(1, threads // running[0])
 
     def work() -> None:
+        torch.get_num_threads()  # a thread's first look takes over what the last one anywhere has set
         torch.set_num_threads(1)
         set_up.release()
         try:

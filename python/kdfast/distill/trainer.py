@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from kdfast.distill.batches import check_batch_weights
+from kdfast.distill.batches import check_batch_weights, scale_weights
 from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.devices import check_name, train_on_gpus, training_devices
 from kdfast.distill.schedules import RunConfig
@@ -118,7 +118,7 @@ class Pack:
             hint = "num_classes=1: the logit of signal"
             raise ConfigError(f"{self.model.num_classes} classes, but a pack trains one", where="model", hint=hint)
         for split in ("train", "validation", "test"):
-            _check_view(getattr(self, split), self.model, split)
+            _check_view(getattr(self, split), self.model, split, self.train.features.dtype)
         check_jets(self.train.labels, self.model.num_classes, self.train.weights)
         if len(self.train) < self.recipe.batch_size:
             raise ConfigError(
@@ -132,14 +132,24 @@ class Pack:
             _check_targets(self.targets, len(self.train))
 
 
-def _check_view(view: View, model: ModelConfig, split: str) -> None:
-    """Raises DataError unless a view's arrays fit each other, ModelError unless they fit the model."""
+def _check_view(view: View, model: ModelConfig, split: str, dtype: torch.dtype) -> None:
+    """Raises DataError unless a view's arrays fit each other, ModelError unless they fit the model.
+
+    dtype: of all but the offsets; float32, in tests of the reference engine also float64.
+    """
     model.check_features(view.features)
+    for name, array in vars(view).items():
+        wanted = torch.int64 if name == "offsets" else dtype
+        if array.dtype != wanted or not array.is_cpu:
+            what = f"must be {wanted} on the CPU, is {array.dtype} on {array.device}"
+            raise DataError(what, where=f"{split}, {name}")
     try:
         check_offsets(view.offsets, len(view.features))
     except DataError as error:
         raise DataError(error.what, where=f"{split}, {error.where}", hint=error.hint) from None
     jets = len(view.offsets) - 1
+    if jets == 0:
+        raise DataError("no jets", where=split)
     for name, values in (("labels", view.labels), ("weights", view.weights)):
         if values.shape != (jets,):
             raise DataError(f"must be [{jets}], one for each jet, is {list(values.shape)}", where=f"{split}, {name}")
@@ -214,8 +224,9 @@ def train_pack(
     """
     from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 
-    check_batch_weights(pack.train.weights, pack.seed, pack.recipe.epochs, pack.recipe.batch_size)
-
+    weights = scale_weights(pack.train.weights)
+    check_batch_weights(weights, pack.seed, pack.recipe.epochs, pack.recipe.batch_size)
+    pack = replace(pack, train=replace(pack.train, weights=weights))
     stop = stop or threading.Event()
     devices = training_devices(pack.device)
     if devices != ["cpu"]:

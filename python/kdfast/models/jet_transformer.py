@@ -22,7 +22,7 @@ class JetTransformer(nn.Module):
     block, residual dense block, dense block to half the width, linear).
 
     JetTransformer("study") takes a preset; JetTransformer(width=48, layers=2, heads=4, ffn=128) takes sizes; both
-    together change a preset. seed sets the initial weights. Raises ConfigError.
+    together change a preset. seed sets the initial weights, float32 whatever torch's default. Raises ConfigError.
     """
 
     def __init__(self, preset: str | ModelConfig | None = None, *, seed: int = 0, **sizes: Any) -> None:
@@ -41,6 +41,7 @@ class JetTransformer(nn.Module):
         self.dense2 = DenseBlock(width, width, p)
         self.dense3 = DenseBlock(width, width // 2, p)
         self.classify = nn.Linear(width // 2, config.num_classes)
+        self.float()
         initialise(self, seed)
 
     def forward(

@@ -38,12 +38,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """torch.empty(shape, dtype=dtype) on the CPU; where it is large, in a block that is kept for reuse."""
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     with _lock:
         block = _take(size)
     # The storage, and so every tensor that shares it, holds a reference to the block.
     flat = torch.frombuffer(block, dtype=dtype, count=size // dtype.itemsize, offset=-block.ctypes.data % 64)
-    return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, shape)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=dtype, device="cpu").set_(flat.untyped_storage(), 0, shape)  # type: ignore[call-overload]
 
 
 def _references(blocks: Sequence[object]) -> list[int]:

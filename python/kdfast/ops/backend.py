@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
 
+import torch
+
 from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
 
 NAMES = ["reference", "cpu", "cuda"]
@@ -97,8 +99,12 @@ def forced() -> str | None:
 def why_no_code(gpu: int) -> str | None:
     """Why this build's kernels can't run on the GPU of this number; None: they can."""
     module = cuda_module()
-    if module.code_capability(gpu):
-        return None
+    try:
+        with torch.cuda.device(gpu):  # the module changes the current one
+            if module.code_capability(gpu):
+                return None
+    except RuntimeError as error:  # one that another process has for itself
+        return f"GPU {gpu} can't be used: {error}"
     return f"this build of kdfast._cuda has code for compute capabilities {module.architectures}, not for GPU {gpu}'s"
 
 

@@ -69,8 +69,10 @@ class _BatchNormGelu(torch.autograd.Function):
         inputs, settings = _gpu.rows_and_dropout(rows, dropout)
         vectors, strides = _gpu.member_vectors(gamma, beta)
         out = torch.empty_like(y)
-        statistics = torch.empty(3, y.shape[0], y.shape[2], device=y.device)
-        workspace = torch.empty(backend.cuda_module().batch_norm_gelu_workspace(*y.shape), device=y.device)
+        statistics = torch.empty(3, y.shape[0], y.shape[2], dtype=torch.float32, device=y.device)
+        workspace = torch.empty(
+            backend.cuda_module().batch_norm_gelu_workspace(*y.shape), dtype=torch.float32, device=y.device
+        )
         _gpu.call(
             "batch_norm_gelu",
             (y, *vectors, *inputs),
@@ -92,8 +94,10 @@ class _BatchNormGelu(torch.autograd.Function):
         y, gamma, beta, statistics = ctx.saved_tensors
         inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         grad_y = torch.empty_like(y)
-        grad_vectors = torch.empty(2, y.shape[0], y.shape[2], device=y.device)
-        workspace = torch.empty(backend.cuda_module().batch_norm_gelu_workspace(*y.shape), device=y.device)
+        grad_vectors = torch.empty(2, y.shape[0], y.shape[2], dtype=torch.float32, device=y.device)
+        workspace = torch.empty(
+            backend.cuda_module().batch_norm_gelu_workspace(*y.shape), dtype=torch.float32, device=y.device
+        )
         _gpu.call(
             "batch_norm_gelu_backward",
             (_gpu.aligned(grad_out), y, gamma, beta, statistics, *inputs),

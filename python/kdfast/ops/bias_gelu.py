@@ -43,8 +43,10 @@ class _BiasGelu(torch.autograd.Function):
         u, bias = ctx.saved_tensors
         inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         grad_u = torch.empty_like(u)
-        grad_bias = torch.empty(u.shape[0], u.shape[2], device=u.device)
-        workspace = torch.empty(backend.cuda_module().bias_gelu_workspace(*u.shape), device=u.device)
+        grad_bias = torch.empty(u.shape[0], u.shape[2], dtype=torch.float32, device=u.device)
+        workspace = torch.empty(
+            backend.cuda_module().bias_gelu_workspace(*u.shape), dtype=torch.float32, device=u.device
+        )
         _gpu.call(
             "bias_gelu_backward",
             (_gpu.aligned(grad_out), u, bias, *inputs),

@@ -9,6 +9,7 @@ lse_i = log Σ_j exp(s_ij) is all that is kept of the scores; the backward pass 
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -124,64 +125,125 @@ def _reference(
     if q.dim() == 3:
         out, lse = _reference(q[None], k[None], v[None], offsets, bias, scale, dropout_p, seed)
         return out[0], lse[0]
+    parts = []
+    for block in _blocks(q, offsets):
+        q_block, k_block, v_block = (x[:, block.rows] for x in (q, k, v))
+        scores = block.scores(q_block * scale, k_block, None if bias is None else bias[..., block.pairs])
+        weights = scores.softmax(-1)
+        # The largest weight is exp(largest score − lse).
+        lse = (scores.detach().amax(-1) - weights.detach().amax(-1).log()).transpose(-2, -1)
+        weights = block.drop(weights, dropout_p, seed).to(v.dtype)  # bias may be of a wider type
+        out = torch.einsum("kbhij,kbjhd->kbihd", weights, block.pad(v_block))
+        parts.append((block.unpad(out), block.unpad(lse)))
+    outs, lses = zip(*parts, strict=True)
+    return torch.cat(outs, 1), torch.cat(lses, 1)
+
+
+def _reference_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and bias (empty without one), written out: where ops run, autograd records nothing.
+
+    dS = P ∘ (dP − Σ_j P dP), and P's own gradient dP is that of P̃ after dropout's mask once more.
+    """
+    if q.dim() == 3:
+        *grads, dbias = _reference_backward(
+            grad_out[None], q[None], k[None], v[None], offsets, bias, scale, dropout_p, seed
+        )
+        return grads[0][0], grads[1][0], grads[2][0], dbias
+    parts = []
+    for block in _blocks(q, offsets):
+        grad, q_block, k_block, v_block = (x[:, block.rows] for x in (grad_out, q, k, v))
+        block_bias = None if bias is None else bias[..., block.pairs]
+        weights = block.scores(q_block * scale, k_block, block_bias).softmax(-1)
+        dropped = block.drop(weights, dropout_p, seed).to(v.dtype)
+        grad = block.pad(grad)
+        dv = torch.einsum("kbhij,kbihd->kbjhd", dropped, grad)
+        dweights = torch.einsum("kbihd,kbjhd->kbhij", grad, block.pad(v_block)).to(weights.dtype)
+        dweights = block.drop(dweights, dropout_p, seed)
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+        narrow = dscores.to(q.dtype)
+        dq = torch.einsum("kbhij,kbjhd->kbihd", narrow, block.pad(k_block)) * scale
+        dk = torch.einsum("kbhij,kbihd->kbjhd", narrow, block.pad(q_block * scale))
+        parts.append(
+            (*(block.unpad(x) for x in (dq, dk, dv)), q.new_empty(0) if bias is None else block.unpair(dscores))
+        )
+    dq, dk, dv, dbias = (torch.cat(x, -1 if i == 3 else 1) for i, x in enumerate(zip(*parts, strict=True)))
+    if bias is not None:
+        dbias = (dbias if bias.dim() == 3 else dbias.sum(0)).to(bias.dtype)
+    return dq, dk, dv, dbias
+
+
+def _blocks(q: Tensor, offsets: Tensor) -> Iterator["_Block"]:
+    """Jets that are padded together, to the longest of all; one block at least."""
     members, constituents, heads, _ = q.shape
     check_offsets(offsets, constituents)
     longest = max([1, *offsets.diff().tolist()])
     step = max(1, _BLOCK // max(1, members * heads * longest**2))
     pair_offsets = torch.cat([offsets.new_zeros(1), offsets.diff().square().cumsum(0)])
-    blocks = []
     for first in range(0, max(1, len(offsets) - 1), step):
-        ends = offsets[first : first + step + 1]
-        rows = slice(int(ends[0]), int(ends[-1]))
-        block_bias = None
+        yield _Block(first, offsets[first : first + step + 1], pair_offsets[first : first + step + 1])
+
+
+class _Block:
+    """Some jets of a batch, and how they are padded: to n constituents, b jets.
+
+    rows, pairs: where their constituents, and the pairs of these, are among all.
+    """
+
+    def __init__(self, first_jet: int, offsets: Tensor, pair_offsets: Tensor) -> None:
+        counts = offsets.diff()
+        self.first_jet, self.jets = first_jet, len(counts)
+        self.rows = slice(int(offsets[0]), int(offsets[-1]))
+        self.pairs = slice(int(pair_offsets[0]), int(pair_offsets[-1]))
+        self.n = max([1, *counts.tolist()])  # an empty jet has one slot of padding
+        self.position = torch.arange(self.n, device=offsets.device)
+        valid = self.position < counts[:, None]
+        # An empty jet sees one key of zeros, so that no row is without a number; its rows are not taken.
+        self.no_key = ~(self.position < counts.clamp(min=1)[:, None])[:, None, None, :]
+        self.slots = valid.flatten().nonzero()[:, 0]
+        self.pair_slots = (valid[:, :, None] & valid[:, None, :]).flatten().nonzero()[:, 0]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[K, m, H, d] → [K, b, n, H, d]."""
+        members, _, *each = x.shape
+        padded = x.new_zeros(members, self.jets * self.n, *each).index_copy(1, self.slots, x)
+        return padded.view(members, self.jets, self.n, *each)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[K, b, n, H, …] → [K, m, H, …]."""
+        return x.flatten(1, 2).index_select(1, self.slots)
+
+    def unpair(self, scores: Tensor) -> Tensor:
+        """[K, b, H, n, n] → [K, H, pairs]."""
+        return scores.transpose(1, 2).flatten(2).index_select(2, self.pair_slots)
+
+    def scores(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """[K, b, H, n, n], −inf where there is no key."""
+        found = torch.einsum("kbihd,kbjhd->kbhij", self.pad(q), self.pad(k))
         if bias is not None:
-            block_bias = bias[..., int(pair_offsets[first]) : int(pair_offsets[first + len(ends) - 1])]
-        blocks.append(
-            _attend_block(q[:, rows], k[:, rows], v[:, rows], ends.diff(), block_bias, scale, dropout_p, seed, first)
-        )
-    outs, lses = zip(*blocks, strict=True)
-    return torch.cat(outs, 1), torch.cat(lses, 1)
+            n, lead = self.n, bias.shape[:-1]
+            padded = bias.new_zeros(*lead, self.jets * n * n).index_copy(-1, self.pair_slots, bias)
+            found = found + padded.view(*lead, self.jets, n, n).transpose(-4, -3)
+        return found.masked_fill(self.no_key, -torch.inf)
 
-
-def _attend_block(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    counts: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    seed: int,
-    first_jet: int,
-) -> tuple[Tensor, Tensor]:
-    """One padded computation for the jets of q, k, v [K, m, H, d], which have counts [b] constituents."""
-    members, _, heads, d = q.shape
-    jets, n = len(counts), max([1, *counts.tolist()])  # an empty jet has one slot of padding
-    position = torch.arange(n, device=q.device)
-    valid = position < counts[:, None]
-    rows = valid.flatten().nonzero()[:, 0]
-
-    def pad(x: Tensor) -> Tensor:  # [K, m, H, d] → [K, b, n, H, d]
-        return x.new_zeros(members, jets * n, heads, d).index_copy(1, rows, x).view(members, jets, n, heads, d)
-
-    scores = torch.einsum("kbihd,kbjhd->kbhij", pad(q * scale), pad(k))
-    if bias is not None:
-        pairs = (valid[:, :, None] & valid[:, None, :]).flatten().nonzero()[:, 0]
-        padded = bias.new_zeros(*bias.shape[:-1], jets * n * n).index_copy(-1, pairs, bias)
-        scores = scores + padded.view(*bias.shape[:-1], jets, n, n).transpose(-4, -3)
-    # An empty jet sees one key of zeros, so that no row is without a number; its rows are not taken below.
-    key_valid = position < counts.clamp(min=1)[:, None]
-    scores = scores.masked_fill(~key_valid[:, None, None, :], -torch.inf)
-    weights = scores.softmax(-1)
-    # The largest weight is exp(largest score − lse).
-    lse = (scores.detach().amax(-1) - weights.detach().amax(-1).log()).transpose(-2, -1)
-    if dropout_p > 0:
-        jet = torch.arange(first_jet, first_jet + jets, device=q.device)[:, None, None]
-        head = torch.arange(heads, device=q.device)[:, None]
-        keep = dropout_keep(seed, dropout_p, jet, head, position, n)
-        weights = torch.where(keep, weights * dropout_scale(dropout_p), 0.0)
-    out = torch.einsum("kbhij,kbjhd->kbihd", weights.to(v.dtype), pad(v))  # bias may be of a wider type
-    return out.flatten(1, 2).index_select(1, rows), lse.flatten(1, 2).index_select(1, rows)
+    def drop(self, weights: Tensor, p: float, seed: int) -> Tensor:
+        """Dropout of [K, b, H, n, n]."""
+        if p == 0:
+            return weights
+        heads = weights.shape[2]
+        jet = torch.arange(self.first_jet, self.first_jet + self.jets, device=weights.device)[:, None, None]
+        head = torch.arange(heads, device=weights.device)[:, None]
+        keep = dropout_keep(seed, p, jet, head, self.position, self.n)
+        return torch.where(keep, weights * dropout_scale(p), 0.0)
 
 
 def _check_like(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -286,7 +348,7 @@ def _forward(
         return _cuda.forward(q, k, v, offsets, bias, scale, dropout_p, seed)
     q, k, v, offsets = _unit_stride(q), _unit_stride(k), _unit_stride(v), offsets.contiguous()
     out = empty(q.shape, q.dtype)
-    lse = torch.empty(q.shape[:-1], dtype=torch.float32)
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     common = _common(q, offsets, bias, scale, dropout_p, int(seed))
     try:
         backend.cpu_module().constituent_attention_forward(
@@ -322,13 +384,7 @@ def _backward(
     """
     kernel = kernel_of(q)
     if kernel == "reference":
-        with torch.enable_grad():
-            q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-            bias = None if bias is None else bias.detach().requires_grad_()
-            out, _ = _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))
-            inputs = (q, k, v) if bias is None else (q, k, v, bias)
-            dq, dk, dv, *rest = torch.autograd.grad(out, inputs, grad_out)
-        return dq, dk, dv, rest[0] if rest else q.new_empty(0)
+        return _reference_backward(grad_out, q, k, v, offsets, bias, scale, dropout_p, int(seed))
     wide_bias = _float_bias(bias)
     if kernel == "cuda":
         arguments = (grad_out, q, k, v, offsets, wide_bias, lse, scale, dropout_p, seed, joined)
@@ -337,7 +393,7 @@ def _backward(
     q, k, v, grad_out = _unit_stride(q), _unit_stride(k), _unit_stride(v), _unit_stride(grad_out)
     offsets = offsets.contiguous()
     dq, dk, dv = _joined.empty_slices(q) if joined else (empty(q.shape, q.dtype) for _ in range(3))
-    dbias = q.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=torch.float32)
+    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
     try:
         backend.cpu_module().constituent_attention_backward(
             _rows(grad_out),

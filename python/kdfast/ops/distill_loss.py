@@ -123,7 +123,7 @@ def _per_member(
     """[K] float64, contiguous."""
     if isinstance(value, (int, float)):
         return constant(value, members, device)
-    tensor = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten()
+    tensor = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten().contiguous()
     if tensor.numel() == 1:
         return tensor.repeat(members)
     if tensor.numel() != members:
@@ -140,7 +140,8 @@ class _DistillLoss(torch.autograd.Function):
         # number, which float16 may not hold before a loss scaler's factor is on it.
         ctx.dtype = student.dtype
         dtype = torch.float32 if student.element_size() == 2 else student.dtype
-        loss, ctx.grad, terms = _run(student, constants, dtype, want_terms)
+        loss, grad, terms = _run(student, constants, dtype, want_terms)
+        ctx.save_for_backward(grad)
         if not want_terms:
             return loss
         ctx.mark_non_differentiable(terms)
@@ -148,17 +149,12 @@ class _DistillLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            return _scaled(ctx.grad, grad_loss, ctx.dtype), None, None
-        # The last pass over this graph, mostly the only one, takes the buffer itself: no copy where nothing scales it.
-        grad: Tensor | None = ctx.__dict__.pop("grad", None)
-        if grad is None:
-            raise RuntimeError(
-                "the graph of this distill_loss was freed by an earlier backward: give that one retain_graph=True"
-            )
-        if grad.dtype != ctx.dtype or not _is_plain_one(grad_loss):
-            grad = _scaled(grad, grad_loss, ctx.dtype)
-        return grad, None, None
+        (grad,) = ctx.saved_tensors
+        # The last pass over this graph, mostly the only one, hands the buffer itself on where nothing scales it.
+        untouched = grad.dtype == ctx.dtype and _is_plain_one(grad_loss)
+        if untouched and not torch._C._autograd._get_current_graph_task_keep_graph():
+            return grad, None, None
+        return _scaled(grad, grad_loss, ctx.dtype), None, None
 
 
 # Function.apply without its search for functorch's transforms, which is_eager has done: a microsecond.
@@ -170,8 +166,8 @@ def _is_plain_one(grad_loss: Tensor) -> bool:
     return (
         grad_loss.dim() == 0
         and grad_loss.is_cpu  # reading it waits for nothing
+        and is_eager(grad_loss)  # there is something to read
         and not torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # is_grads_batched=True
         and grad_loss.item() == 1.0
     )
@@ -221,14 +217,14 @@ def _run(
     if not (labels.is_cpu and (teacher is None or teacher.is_cpu) and (weights is None or weights.is_cpu)):
         check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
     packed = student.dim() == 3
-    loss = torch.empty(members) if packed else torch.empty_strided((), ())
+    loss = student.new_empty((members,) if packed else (), dtype=torch.float32)
     if grad_dtype is None:
-        grad = torch.empty(0)
+        grad = student.new_empty(0)
     elif grad_dtype == student.dtype:
         grad = torch.empty_like(student)
     else:
         grad = torch.empty_like(student, dtype=grad_dtype)
-    terms = torch.empty(members, 2) if want_terms else loss
+    terms = student.new_empty((members, 2), dtype=torch.float32) if want_terms else loss
     valid = backend.cpu_module().distill_loss(
         student.data_ptr(),
         0 if teacher is None else teacher.data_ptr(),
@@ -286,9 +282,9 @@ def _run_cuda(
     if teacher is not None and teacher.dtype != student.dtype:  # the kernels read one type; float32 holds them all
         logits, teacher = student.float(), teacher.float()
         wanted = None if grad_dtype is None else torch.float32
-    loss = torch.empty(student.shape[:-2], device=device)
+    loss = torch.empty(student.shape[:-2], dtype=torch.float32, device=device)
     grad = torch.empty(0 if wanted is None else student.shape, dtype=wanted, device=device)
-    terms = torch.empty((*student.shape[:-2], 2), device=device) if want_terms else None
+    terms = torch.empty((*student.shape[:-2], 2), dtype=torch.float32, device=device) if want_terms else None
     if members > 0:
         invalid, code = torch.empty(1, dtype=torch.int32, device=device), DTYPE_CODES[logits.dtype]
         size = backend.cuda_module().distill_loss_workspace(members, jets, classes, code)
@@ -410,6 +406,7 @@ def distill_loss_reference(
     else:
         y = torch.nn.functional.one_hot(labels.long(), classes).double()
     w = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
+    w = w / w.max()  # their sum may be more than the largest float64
     w = w / w.sum()
     T, a = temperature[:, None, None], alpha[:, None, None]
 
@@ -423,8 +420,7 @@ def distill_loss_reference(
         grad = student_logits.new_empty(0)
     else:
         grad = w[:, None] * (a * T * (q - p) + (1 - a) * (log_s.exp() - y))
-        grad = torch.empty_like(s[..., -classes:], dtype=grad_dtype).copy_(grad[..., -classes:])
-        grad = grad.reshape(student_logits.shape)
+        grad = grad[..., -classes:].to(grad_dtype).reshape(student_logits.shape).contiguous()
     outer = student_logits.shape[:-2]
     return loss.to(dtype).reshape(outer), grad, terms.to(dtype).reshape(*outer, 2)
 

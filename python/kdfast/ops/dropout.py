@@ -68,6 +68,10 @@ def _dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
     if backend.choose("dropout", x.device.type, unsupported) == "reference":
         return dropout_reference(x, offsets, p, seed)
     y = torch.empty_like(x)
+    if y.numel() == 0:
+        if offsets is not None:
+            check_offsets(offsets, len(x))
+        return y
     if offsets is not None:
         offsets = offsets.contiguous()
     backend.cpu_module().dropout(

@@ -60,12 +60,18 @@ class StepInputs:
     def __post_init__(self) -> None:
         jets = len(self.offsets) - 1
         for name, array in vars(self).items():
-            wanted = torch.int64 if name == "offsets" else torch.float32
-            if array is not None and (array.dtype != wanted or not array.is_contiguous()):
-                raise DataError(f"must be contiguous {wanted}, is {array.dtype}", where=name)
+            if array is not None:
+                _check_array(array, torch.int64 if name == "offsets" else torch.float32, name)
             if array is not None and name not in ("features", "offsets") and array.shape != (jets,):
                 raise DataError(f"must be [{jets}], one for each jet, is {list(array.shape)}", where=name)
         check_offsets(self.offsets, len(self.features))
+
+
+def _check_array(array: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Raises DataError unless the compiled step can read it by its address."""
+    if array.dtype != dtype or not array.is_cpu or not array.is_contiguous():
+        what = f"must be contiguous {dtype} on the CPU, is {array.dtype} on {array.device}"
+        raise DataError(what, where=name)
 
 
 class Encoder:
@@ -82,6 +88,8 @@ class Encoder:
         reason = unsupported(config)
         if reason is not None:
             raise BackendError(reason, where="encoder")
+        _check_array(parameters, torch.float32, "parameters")
+        _check_array(running, torch.float32, "running statistics")
         self.config, self.parameters, self.running = config, parameters, running
         self._encoder = backend.cpu_module().Encoder(
             config.num_features,
@@ -162,13 +170,15 @@ class Encoder:
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
-        features, offsets: contiguous. Raises ModelError for features of another model, ResourceError where memory is
-        lacking.
+        features: [M, F] float32, offsets: [B + 1] int64, contiguous. Raises DataError for others, ModelError for
+        features of another model, ResourceError where memory is lacking.
         """
+        _check_array(features, torch.float32, "features")
+        _check_array(offsets, torch.int64, "offsets")
         self.config.check_features(features)
-        logits = torch.empty(count, self.config.num_classes)
+        logits = features.new_empty(count, self.config.num_classes)
         rows = int(offsets[first + count] - offsets[first])
-        weights = torch.empty(rows) if pooling else None
+        weights = features.new_empty(rows) if pooling else None
         try:
             self._encoder.logits(
                 features.data_ptr(),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdfast.errors import DataError
 from kdfast.ops import backend
-from kdfast.ops._arrays import check_constituents
+from kdfast.ops._arrays import check_constituents, check_device
 from kdfast.ops.philox import normal_pair, philox4x32, uniform_open
 
 __all__ = ["hlt_emulation", "hlt_emulation_reference"]
@@ -55,6 +55,7 @@ def hlt_emulation(
     check_constituents(constituents, offsets)
     if index.dtype != torch.int64 or index.shape != (len(offsets) - 1,):
         raise DataError(f"must be int64 [{len(offsets) - 1}], is {index.dtype} {list(index.shape)}", where="index")
+    check_device(constituents, index=index)
     settings = (pt_threshold, merge_radius, pt_resolution, angular_resolution, loss)
     return torch.ops.kdfast.hlt_emulation.default(constituents, offsets, index, *settings, seed)
 

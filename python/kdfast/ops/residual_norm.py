@@ -77,9 +77,9 @@ class _ResidualNorm(torch.autograd.Function):
         members, capacity, _ = x.shape
         inputs, settings = _gpu.rows_and_dropout(rows, dropout)
         vectors, strides = _gpu.member_vectors(bias, gamma, beta)
-        total = torch.empty(x.shape, device=x.device)
+        total = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         norm = None if gamma is None else torch.empty(x.shape, dtype=dtype, device=x.device)
-        moments = None if gamma is None else torch.empty(2, members, capacity, device=x.device)
+        moments = None if gamma is None else torch.empty(2, members, capacity, dtype=torch.float32, device=x.device)
         _gpu.call(
             "residual_norm",
             (_gpu.aligned(x), _gpu.aligned(y), *vectors, *inputs),
@@ -105,10 +105,12 @@ class _ResidualNorm(torch.autograd.Function):
             total = moments = gamma = None
         inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         (gamma,), (stride,) = _gpu.member_vectors(gamma)
-        grad_x = torch.empty(shape, device=device)
+        grad_x = torch.empty(shape, dtype=torch.float32, device=device)
         grad_y = torch.empty(shape, dtype=ctx.dtype, device=device) if ctx.has_y else None
-        grad_vectors = torch.empty(3, shape[0], shape[2], device=device)
-        workspace = torch.empty(backend.cuda_module().residual_norm_workspace(*shape), device=device)
+        grad_vectors = torch.empty(3, shape[0], shape[2], dtype=torch.float32, device=device)
+        workspace = torch.empty(
+            backend.cuda_module().residual_norm_workspace(*shape), dtype=torch.float32, device=device
+        )
         _gpu.call(
             "residual_norm_backward",
             (_gpu.aligned(grad_total), _gpu.aligned(grad_norm), total, moments, gamma, *inputs),
