@@ -15,18 +15,23 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import kdfast
 from kdfast import doctor
 from kdfast.cli import main
+from kdfast.cli.common import print_results
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import KdfastWarning
 from kdfast.jets.features import Standardisation
 from kdfast.jets.sample import sample
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
 from kdfast.ops import backend
+from kdfast.report.importers import import_study
 from kdfast.study.results import open_study
 from kdfast.study.store import StudyStore
+from tests.report.fake_study import make_study
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
 COMMANDS = ["sweep", "status", "verify", "report", "refine", "import", "predict", "generate", "bench", "doctor"]
@@ -156,11 +161,29 @@ def test_sweep_prints_the_best_and_the_files(study, capsys):
     assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
     captured = capsys.readouterr()
     assert "1 of 1 students are done" in captured.out
+    assert "models/best_student.safetensors is the best by AUC" in captured.out
+    assert "ranks the configurations" not in captured.out  # one seed
     assert "baseline_T3.0_A0.5" in captured.out
     assert str(study / "report.html") in captured.out
     assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_the_best_networks_in_a_terminal_of_80_columns(tmp_path, capsys, monkeypatch):
+    longest = "combined_T10.0to1.0_A0.9to0.3"
+    store = make_study(tmp_path / "study", [RunConfig(10.0, 0.9, 1.0, 0.3), RunConfig(7.0, 0.5)], seeds=(1, 2))
+    store.rebuild_summaries()
+    monkeypatch.setattr("kdfast.cli.common.console", lambda: Console(width=80))
+    print_results(open_study(store.path))
+    out = capsys.readouterr().out
+    assert max(map(len, out.split(str(store.path))[0].splitlines())) <= 80
+    assert "Best single networks, chosen on validation jets; numbers from test jets" in out
+    assert re.search(rf"^AUC +{longest}, +0\.\d{{4}} +[\d.]+ +0\.\d{{4}} +0\.\d{{4}}\n +seed [12] *$", out, re.MULTILINE)
+    assert "ANALYSIS_SUMMARY.txt ranks the configurations by their means over seeds" in out
+    (tmp_path / "mine.csv").write_text("temperature,alpha,auc,bkg_rej_50\n3,0.5,0.8,8\n")
+    print_results(import_study(tmp_path / "mine.csv", tmp_path / "imported"))  # no baseline, no teacher
+    assert re.search(r"^AUC +baseline_T3.0_A0.5 +0.8000 +8.00 +- +-$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_another_study_is_refused(study, capsys):

@@ -1,10 +1,13 @@
 """What a sweep shows, in a terminal and without one."""
 
 import io
+import re
 import threading
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from kdfast.distill.trainer import EpochReport, MemberResult
 from kdfast.study import progress as module
@@ -41,8 +44,7 @@ def test_plain_lines_where_there_is_no_terminal():
     lines = show(terminal=False).splitlines()
     assert lines[0] == "16,000 jets"
     assert lines[1].startswith("seed 42: tempanneal_T3.0to1.0_A0.5 done, AUC(val) 0.8000 (3/5 done, ")
-    assert "jets/s, best so far 0.9000 baseline_T3.0_A0.5, " in lines[1]
-    assert lines[1].endswith(" s left)")
+    assert lines[1].endswith(" s left, best so far 0.9000 baseline_T3.0_A0.5)")
     assert lines[2].startswith("seed 42: x done, AUC(val) 0.9500 (4/5 done, ")
     assert "best so far 0.9500 x" in lines[2]
     assert lines[3].startswith("seed 42: y diverged: loss not finite in epoch 1 (5/5 done, ")
@@ -62,6 +64,21 @@ def test_a_live_line_in_a_terminal():
     assert "best so far 0.9500 x" in text
     assert "y diverged: loss not finite" in text
     assert "x done" not in text
+
+
+def test_nothing_is_cut_in_a_terminal_of_80_columns(monkeypatch):
+    clock = iter(range(0, 10**6, 60))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    text, longest = io.StringIO(), "combined_T10.0to1.0_A0.9to0.3"
+    console = Console(file=text, force_terminal=True, width=80, color_system=None)
+    with SweepProgress(True, console) as shown:
+        shown.begin("seed42.003", members=132, epochs=50, done=67)
+        shown.best(longest, 0.9253)
+        shown.epoch(EpochReport(longest, 11, 50, 0.5, 0.9, 0.9, jets=4_200_000, seconds=60.0))
+    lines = [Text.from_ansi(line).plain.strip() for line in text.getvalue().splitlines()]
+    bar, best = [line for line in lines if line][-2:]
+    assert re.fullmatch(r"seed42\.003 ━+ +67/199 done, epoch 12/50, 70,000 jets/s, 109.8 h left", bar), bar
+    assert best == f"best so far 0.9253 {longest}"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -77,36 +78,38 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
     """written: the report's files; none: those in the study's folder."""
     import pandas as pd
 
-    from kdfast.report.table import METRICS, selected_on
+    from kdfast.report.table import selected_on
 
     table = results.results
     done = table[table["status"] == "done"]
     status = results.status()
     asked = int((status["kind"] == "student").sum())  # of the settings and of later calls, stored or not
-    typer.echo(f"{len(done)} of {asked} students are done")
-    if not done.empty:
-        chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
-        shown = Table(title=f"Chosen on {chosen_on} jets, numbers from test jets", title_justify="left")
-        for heading in (
-            "best by",
-            "configuration",
-            "AUC",
-            "rejection at 50 %",
-            "AUC of the baseline",
-            "of the teacher",
-        ):
-            shown.add_column(heading, justify="left" if heading in ("best by", "configuration") else "right")
-        for metric in ("auc", "bkg_rej_50", "combined"):
-            best = results.best(metric)
-            name = best["run_name"] if table["seed"].nunique() == 1 else f"{best['run_name']}, seed {best['seed']}"
-            limit = ">" if pd.notna(best["n_bkg_50"]) and best["n_bkg_50"] == 0 else ""
-            numbers = (f"{best[column]:.4f}" for column in ("auc_baseline", "auc_teacher"))
-            auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
-            shown.add_row(METRICS[metric], name, auc, rejection, *numbers)
-        console().print(shown)
     usual = ("report.html", "ANALYSIS_SUMMARY.txt", "results_summary.csv", "report.json", "figures", "models")
     paths = written or [results.path / name for name in usual]
     folder = min((path.parent for path in paths), key=lambda parent: len(parent.parts))
+    typer.echo(f"{len(done)} of {asked} students are done")
+    if not done.empty:
+        chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
+        several = table["seed"].nunique() > 1
+        heading = f"Best single networks, chosen on {chosen_on} jets; numbers from test jets"
+        look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+        shown = Table(title=heading, title_justify="left", **look)
+        shown.add_column("best by", no_wrap=True)
+        shown.add_column("configuration", overflow="fold")  # the only one that a narrow terminal folds
+        for heading in ("AUC", "rejection\nat 50 %", "AUC of\nbaseline", "AUC of\nteacher"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for metric, label in (("auc", "AUC"), ("bkg_rej_50", "rejection"), ("combined", "combined")):
+            best = results.best(metric)
+            name = f"{best['run_name']}, seed {best['seed']}" if several else best["run_name"]
+            limit = ">" if pd.notna(best["n_bkg_50"]) and best["n_bkg_50"] == 0 else ""
+            numbers = ("-" if pd.isna(n := best[column]) else f"{n:.4f}" for column in ("auc_baseline", "auc_teacher"))
+            auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
+            shown.add_row(label, name, auc, rejection, *numbers)
+        console().print(shown)
+        if (folder / "models" / "best_student.safetensors").exists():
+            typer.echo("models/best_student.safetensors is the best by AUC")
+        if several:
+            typer.echo("ANALYSIS_SUMMARY.txt ranks the configurations by their means over seeds")
     for path in dict.fromkeys(path if path.parent == folder else path.parent for path in paths):  # a folder once
         if path.exists():
             typer.echo(path)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from kdfast._messages import Messages
 from kdfast.distill.trainer import EpochReport, MemberResult
@@ -23,8 +25,19 @@ __all__ = ["SweepProgress"]
 PLAIN_INTERVAL = 30.0
 
 
+class _Live(Progress):
+    """A bar, and below it the best run: in one line the two would be cut in a terminal of 80 columns."""
+
+    best = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.best:
+            yield Text(self.best, no_wrap=True, overflow="ellipsis")
+
+
 class SweepProgress:
-    """Takes the trainer's events, from any thread, and shows members done, epoch, jets/s, best so far and time left.
+    """Takes the trainer's events, from any thread, and shows members done, epoch, jets/s, time left and best so far.
 
     Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so that stdout
     holds results alone. Lines that can't be written there are lost, and the sweep goes on.
@@ -33,9 +46,10 @@ class SweepProgress:
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
         self._console = console or Console(file=cast(TextIO, Messages(sys.stderr)))
         self._enabled = enabled
-        live = enabled and (self._console.is_terminal or self._console.is_jupyter)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal  # a dumb one can't show it
+        live = enabled and (terminal or self._console.is_jupyter)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
-        self._live = Progress(*columns, console=self._console) if live else None
+        self._live = _Live(*columns, console=self._console) if live else None
         self._lock = threading.Lock()
         self._what = ""
         self._best: tuple[float, str] | None = None
@@ -113,11 +127,12 @@ class SweepProgress:
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.say(f"{self._what}: {text} ({self._status()})")
+        self.say(f"{self._what}: {text} ({', '.join(filter(None, (self._status(), self._leader())))})")
 
     def _show(self) -> None:
         if self._live is not None:
             total = self._members * self._epochs
+            self._live.best = self._leader()
             self._live.update(self._task, completed=total - self._epochs_left, total=total, status=self._status())
 
     def _status(self) -> str:
@@ -129,11 +144,12 @@ class SweepProgress:
             parts.append(f"{self._jets / elapsed:,.0f} jets/s")
         elif self._epochs_trained:  # elsewhere
             parts.append(f"{self._epochs_trained / elapsed:.2g} epochs/s")
-        if self._best is not None:
-            parts.append(f"best so far {self._best[0]:.4f} {self._best[1]}")
         if self._epochs_left + self._later and self._epochs_trained:
             parts.append(f"{duration(elapsed / self._epochs_trained * (self._epochs_left + self._later))} left")
         return ", ".join(parts)
+
+    def _leader(self) -> str:
+        return "" if self._best is None else f"best so far {self._best[0]:.4f} {self._best[1]}"
 
 
 def duration(seconds: float) -> str:
