@@ -258,6 +258,36 @@ def test_a_watch_ends_where_nothing_more_is_to_come(store, capsys):
     assert "exclude each other" in capsys.readouterr().err
 
 
+def test_a_watch_that_goes_to_a_file_says_each_change(store, tmp_path):
+    log = tmp_path / "log"
+    watch = [sys.executable, "-m", "tests.study.run_cli", "status", str(store.path), "--watch"]
+    with log.open("w") as file:
+        watching = subprocess.Popen(watch, stdout=file, env=environment())
+
+    def wait_for(counts):
+        deadline = time.monotonic() + 60
+        while counts not in log.read_text():
+            assert time.monotonic() < deadline
+            assert watching.poll() is None
+            time.sleep(0.05)
+
+    try:
+        wait_for("7 runs, 7 missing\n")
+        store_run(store, "teacher", 42, "teacher")
+        wait_for("7 runs, 6 missing, 1 done\n")
+        for seed in (1, 2):
+            store_run(store, "baseline", seed, "baseline")
+            for name in GRID["grid"]:
+                store_run(store, name, seed)
+        assert watching.wait(60) == 0
+    finally:
+        watching.kill()
+    first, *between, last = log.read_text().splitlines()
+    assert last.endswith("7 runs, 7 done")
+    assert len(between) <= 4  # nothing is said twice
+    assert "\x1b" not in log.read_text()
+
+
 def test_a_claim_of_a_dead_process_is_not_running(store):
     gone = subprocess.Popen(["true"])
     gone.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import typer
@@ -18,6 +19,7 @@ from kdfast.study.store import StudyStore
 __all__ = ["show"]
 
 _REFRESH = 2.0  # seconds
+_PLAIN_INTERVAL = 5.0  # where there is no terminal, seconds between what has changed
 
 
 def show(study: Path, *, watch: bool, as_json: bool, quiet: bool) -> int:
@@ -39,10 +41,18 @@ def _watch(study: Path, status: StudyStatus) -> StudyStatus:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=console(), auto_refresh=False) as live:
+    terminal = console()
+    lively = terminal.is_terminal and not terminal.is_dumb_terminal  # elsewhere Live shows nothing until it ends
+    shown, not_before = "", 0.0
+    with Live(console=terminal, auto_refresh=False) if lively else nullcontext() as live:
         while True:
-            live.update(Text("\n".join(_lines(status))), refresh=True)
-            if status.finished or status.at_rest:
+            text, ends = "\n".join(_lines(status)), status.finished or status.at_rest
+            if live is not None:
+                live.update(Text(text), refresh=True)
+            elif text != shown and (ends or time.monotonic() >= not_before):
+                typer.echo(text)
+                shown, not_before = text, time.monotonic() + _PLAIN_INTERVAL
+            if ends:
                 return status
             time.sleep(_REFRESH)
             status = study_status(StudyStore.open(study))
