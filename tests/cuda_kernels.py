@@ -50,6 +50,8 @@ def copied(module: ModuleType, copy: Callable[[Tensor, bool], Copy], run: Run) -
     """
 
     def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: _gpu.Scalar) -> None:
+        assert outputs[0] is not None
+        _gpu.check_devices(op, inputs, outputs[0].device)
         tensors = (*inputs, *outputs)
         copies = [None if t is None or t.numel() == 0 else copy(t, i < len(inputs)) for i, t in enumerate(tensors)]
         views = [None if c is None else c.view for c in copies]

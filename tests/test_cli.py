@@ -179,7 +179,9 @@ def test_the_best_networks_in_a_terminal_of_80_columns(tmp_path, capsys, monkeyp
     out = capsys.readouterr().out
     assert max(map(len, out.split(str(store.path))[0].splitlines())) <= 80
     assert "Best single networks, chosen on validation jets; numbers from test jets" in out
-    assert re.search(rf"^AUC +{longest}, +0\.\d{{4}} +[\d.]+ +0\.\d{{4}} +0\.\d{{4}}\n +seed [12] *$", out, re.MULTILINE)
+    assert re.search(
+        rf"^AUC +{longest}, +0\.\d{{4}} +[\d.]+ +0\.\d{{4}} +0\.\d{{4}}\n +seed [12] *$", out, re.MULTILINE
+    )
     assert "ANALYSIS_SUMMARY.txt ranks the configurations by their means over seeds" in out
     (tmp_path / "mine.csv").write_text("temperature,alpha,auc,bkg_rej_50\n3,0.5,0.8,8\n")
     print_results(import_study(tmp_path / "mine.csv", tmp_path / "imported"))  # no baseline, no teacher

@@ -2,6 +2,7 @@
 emulator."""
 
 from contextlib import AbstractContextManager
+from unittest import mock
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ def chosen(name: str) -> AbstractContextManager[None]:
     if name == "cuda":
         return on_gpu()
     return emulated() if name == "emulated cuda" else kdfast.backend(name)
+
+
+def unforced() -> AbstractContextManager[object]:
+    """Inside `chosen` or `cuda_kernels`: a call that these kernels can't take falls back, as without them forced."""
+    return mock.patch.object(backend, "forced", lambda: None)
 
 
 def cuda_kernels(schedule: int = 0, compute_capability: int = 90) -> AbstractContextManager[None]:

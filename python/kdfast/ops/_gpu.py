@@ -24,14 +24,19 @@ def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | No
     """
     assert outputs[0] is not None
     module, device = backend.cuda_module(), outputs[0].device
-    for tensor in inputs:
-        if tensor is not None and tensor.device != device:
-            hint = "move it with .to(device): all tensors of a call lie on one device"
-            raise DataError(f"a tensor lies on {tensor.device}, others on {device}", where=op, hint=hint)
+    check_devices(op, inputs, device)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
     with torch.cuda.device(device):
         module.set_device(device.index)
         getattr(module, op)(*addresses, *scalars, torch.cuda.current_stream(device).cuda_stream)
+
+
+def check_devices(op: str, inputs: Sequence[Tensor | None], device: torch.device) -> None:
+    """Raises DataError for an input of another device: kernels take addresses."""
+    for tensor in inputs:
+        if tensor is not None and tensor.device != device:
+            hint = "move it with .to(device): all tensors of a call lie on one device"
+            raise DataError(f"a tensor lies on {tensor.device}, others on {device}", where=op, hint=hint)
 
 
 def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:
