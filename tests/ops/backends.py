@@ -37,7 +37,7 @@ def chosen(name: str) -> AbstractContextManager[None]:
 
 def unforced() -> AbstractContextManager[object]:
     """Inside `chosen` or `cuda_kernels`: a call that these kernels can't take falls back, as without them forced."""
-    return mock.patch.object(backend, "forced", lambda: None)
+    return mock.patch.object(backend, "forced", return_value=None)
 
 
 def cuda_kernels(schedule: int = 0, compute_capability: int = 90) -> AbstractContextManager[None]:

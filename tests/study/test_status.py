@@ -282,7 +282,7 @@ def test_a_watch_that_goes_to_a_file_says_each_change(store, tmp_path):
         assert watching.wait(60) == 0
     finally:
         watching.kill()
-    first, *between, last = log.read_text().splitlines()
+    _, *between, last = log.read_text().splitlines()
     assert last.endswith("7 runs, 7 done")
     assert len(between) <= 4  # nothing is said twice
     assert "\x1b" not in log.read_text()

@@ -17,7 +17,7 @@ def status(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Show it until nothing more is to come; where there is no terminal, each change."),
+        typer.Option("--watch", help="Show it until nothing more is to come; off a terminal, each change."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON, for scripts.")] = False,
     quiet: Quiet = False,
