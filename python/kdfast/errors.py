@@ -3,6 +3,8 @@
 `str(error)` is one or two lines that the command line prints as they are.
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "BackendError",
     "ClusterError",
@@ -42,7 +44,12 @@ class ModelError(KdfastError, ValueError):
 
 
 class StudyError(KdfastError, RuntimeError):
-    """A study folder that can't be used: another study's, damaged, unwritable, of a newer format."""
+    """A study folder that can't be used: another study's, damaged, unwritable, of a newer format.
+
+    done: what a repair that it ends had put right before it, a line each.
+    """
+
+    done: Sequence[str] = ()
 
 
 class BackendError(KdfastError, RuntimeError):

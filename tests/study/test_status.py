@@ -288,6 +288,25 @@ def test_a_watch_that_goes_to_a_file_says_each_change(store, tmp_path):
     assert "\x1b" not in log.read_text()
 
 
+def test_a_claim_that_a_lost_machine_left_is_not_waited_for(store, capsys):
+    """Of packs that are done, though a run of theirs has diverged: --watch ends."""
+    (pack, *_), _ = plan(store, [1, 2], grid(temperature=[3.0, 7.0], alpha=[0.5]), 3)
+    who = {"host": "elsewhere", "pid": 7, "machine": "m", "started": "1", "version": "0", "since": "then"}
+    for name in (pack.id, "teacher"):
+        (store.path / "claims" / name).mkdir(parents=True)
+        (store.path / "claims" / name / "000001.claim").write_text(json.dumps(who) + "\n")
+    for seed in (1, 2):
+        store_run(store, "baseline", seed, "baseline")
+        store_run(store, "baseline_T3.0_A0.5", seed)
+    store_run(store, "baseline_T7.0_A0.5", 2)
+    store_run(store, "teacher", 42, "teacher")
+    assert [at["pack"] for at in study_status(store).running] == [pack.id]
+    store_run(store, "baseline_T7.0_A0.5", 1, status="diverged")
+    assert study_status(store).running == []
+    assert main(["status", str(store.path), "--watch"]) == 1
+    assert "running" not in capsys.readouterr().out
+
+
 def test_a_claim_of_a_dead_process_is_not_running(store):
     gone = subprocess.Popen(["true"])
     gone.wait()

@@ -1,5 +1,6 @@
 """`kdfast verify`: it finds a flipped bit in any file, what should not be there, and puts right what can be."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from kdfast.models import load_model
 from kdfast.study import verify as module
 from kdfast.study.attempts import Attempt
 from kdfast.study.claims import Claims
-from kdfast.study.folders import commit
+from kdfast.study.folders import commit, locked
 from kdfast.study.results import open_study
 from kdfast.study.store import StudyStore
 from kdfast.study.verify import repair, verify
@@ -306,7 +308,7 @@ def test_what_another_machine_finishes_meanwhile_hides_no_damage(copy, monkeypat
     assert not folder.exists()
 
 
-def test_repair_spares_what_a_worker_writes_that_has_started_meanwhile(copy, monkeypatch):
+def test_repair_spares_what_a_worker_writes_that_has_started_meanwhile(copy, monkeypatch, capsys):
     """Its claim may be seen late over a network; its folder is."""
     genuine, folder = module._verify, copy / "results" / ELSEWHERE
 
@@ -322,8 +324,8 @@ def test_repair_spares_what_a_worker_writes_that_has_started_meanwhile(copy, mon
     found, done = repair(copy)
     assert (found.findings, done) == ((), [])
     assert found.notes == (f"results/{ELSEWHERE} may be what another machine is writing: it has changed meanwhile",)
-    _, done = repair(copy)
-    assert done == [f"results/{ELSEWHERE}: left as it is, another machine is writing it"]
+    assert main(["verify", str(copy), "--repair"]) == 1  # not all is repaired
+    assert f"  results/{ELSEWHERE}: left as it is, another machine is writing it\n" in capsys.readouterr().out
     assert (folder / "result.json").exists()
     monkeypatch.undo()
     _, done = repair(copy)
@@ -342,6 +344,33 @@ def test_repair_ends_where_a_worker_starts_meanwhile(copy, monkeypatch):
     with pytest.raises(StudyError, match=r"elsewhere, process 7, is working on seed43\.000"):
         repair(copy)
     assert victim.exists()
+
+
+def test_repair_that_ends_half_way_tells_what_it_has_moved(copy, monkeypatch, capsys):
+    genuine, (one, other, *_) = module._move_aside, sorted((copy / "results").glob("student.*"))
+    for victim in (one, other):
+        flip(victim / "result.json", np.random.default_rng(5))
+
+    def meanwhile(*arguments):
+        line = genuine(*arguments)
+        claim_elsewhere(copy, "seed43.000")
+        return line
+
+    monkeypatch.setattr(module, "_move_aside", meanwhile)
+    assert main(["verify", str(copy), "--repair"]) == 2
+    out, errors = capsys.readouterr()
+    assert out == f"  results/{one.name}: moved to damaged/results.{one.name}.1\n"
+    assert "elsewhere, process 7, is working on seed43.000" in errors
+    assert other.exists()
+
+
+def test_repair_waits_for_who_only_looks(copy):
+    """`kdfast status --watch` and `verify` hold the lock for a moment."""
+    flip(next((copy / "results").glob("student.*")) / "result.json", np.random.default_rng(5))
+    with ExitStack() as look:
+        assert look.enter_context(locked(copy, fcntl.LOCK_SH | fcntl.LOCK_NB))
+        Timer(0.1, look.pop_all().close).start()
+        assert len(repair(copy)[1]) == 1
 
 
 def test_no_repair_while_a_worker_is_at_work(copy):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kdfast.cli.common import Quiet, app, print_results
+from kdfast.errors import StudyError
 
 __all__ = ["import_", "report", "status", "verify"]
 
@@ -59,10 +61,19 @@ def verify(
     """
     from kdfast.study import verify as module
 
+    def told(lines: Sequence[str]) -> None:
+        for line in () if quiet else lines:
+            typer.echo(f"  {line}")
+
+    done: Sequence[str] = ()
     if repair:
-        found, done = module.repair(study, progress=not quiet)
+        try:
+            found, done = module.repair(study, progress=not quiet)
+        except StudyError as error:
+            told(error.done)
+            raise
     else:
-        found, done = module.verify(study, progress=not quiet), []
+        found = module.verify(study, progress=not quiet)
     left = [finding for finding in found.findings if not (repair and finding.remedy)]
     if not quiet:
         for note in found.notes:
@@ -71,8 +82,7 @@ def verify(
         typer.echo(f"{study}: {counted}, " + ("all as written" if found.intact else f"{len(found.findings)} wrong"))
     for finding in () if quiet and not left else found.findings:
         typer.echo(f"  {finding.path}: {finding.what}", err=quiet)
-    for line in () if quiet else done:
-        typer.echo(f"  {line}")
+    told(done)
     raise typer.Exit(int(bool(left)))
 
 

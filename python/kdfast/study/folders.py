@@ -40,6 +40,7 @@ __all__ = [
     "check_format",
     "commit",
     "damage",
+    "exclusively",
     "folders",
     "hash_file",
     "identity",
@@ -156,6 +157,22 @@ def locked(folder: Path, how: int, name: str = LOCK) -> Iterator[bool | None]:
         yield held
     finally:
         os.close(descriptor)  # gives the lock back
+
+
+# So many looks, so many seconds apart, whether another process lets go of a study.
+_LOOKS, _LOOK = 10, 0.05
+
+
+@contextmanager
+def exclusively(study: Path) -> Iterator[bool]:
+    """Holds a study for this process alone; False: another one does, and keeps it."""
+    for _ in range(_LOOKS):
+        with locked(study, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+            if held is not False:
+                yield True
+                return
+        time.sleep(_LOOK)  # `kdfast status` and `verify` hold it for a moment
+    yield False
 
 
 def _lock_file(path: Path, make: bool) -> int | None:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import EpochReport, Member, Pack, Recipe, View, train_pack
-from kdfast.errors import ConfigError, suggest
+from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.models.config import ModelConfig
+from kdfast.study.claims import Claims, Holder
 from kdfast.study.folders import commit, damage, folders, json_bytes, parse_json, read_checked
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -25,6 +26,7 @@ __all__ = [
     "TEACHER",
     "MemberCost",
     "PlannedPack",
+    "at_work",
     "calibrate",
     "find",
     "free_memory",
@@ -113,6 +115,27 @@ def read_pack(folder: Path) -> PlannedPack:
     if re.fullmatch(rf"seed{pack.seed}\.\d+", folder.name) is None:
         raise damage(folder, f"it holds a pack of seed {pack.seed}")
     return pack
+
+
+def at_work(path: Path) -> list[Holder]:
+    """Who holds what is not done in a study's folder; a claim of what is done, of a machine that was lost then, stays
+    for ever."""
+    if (path / "claims").is_symlink():
+        return []  # a finding
+    return [h for h in Claims(path / "claims").holders() if h.alive and not _is_done(path, h.name)]
+
+
+def _is_done(path: Path, name: str) -> bool:
+    """Whether all results of a pack, or of the one that it is a part of, are there."""
+    if name == TEACHER:
+        return any((path / "results").glob("teacher.*"))
+    for pack in (name, name.rpartition(".")[0]):
+        if pack and (path / "packs" / pack).is_dir():
+            try:
+                return all(os.path.lexists(path / "results" / key) for key in read_pack(path / "packs" / pack).keys)
+            except StudyError:  # a finding
+                return False
+    return False
 
 
 def plan(

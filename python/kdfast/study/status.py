@@ -11,9 +11,8 @@ from typing import Any
 
 from kdfast.errors import StudyError
 from kdfast.study.attempts import GIVEN_UP, Attempt, failures
-from kdfast.study.claims import Claims
 from kdfast.study.folders import check_complete, folders, manifest
-from kdfast.study.plan import PlannedPack, kind_of, read_pack
+from kdfast.study.plan import PlannedPack, at_work, kind_of, read_pack
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
@@ -42,9 +41,10 @@ class RunStatus:
 class StudyStatus:
     """A study at one moment.
 
-    running: who holds which pack (claims that are not known to be dead): pack, host, pid, version, since. sweeping:
-    whether a process that this machine knows of is making or finishing the study. per_hour: students and baselines
-    stored per hour of work, over the last stretch; seconds_left: for what is missing, at that rate; None: not known.
+    running: who holds which pack that is not done (claims that are not known to be dead): pack, host, pid, version,
+    since. sweeping: whether a process that this machine knows of is making or finishing the study. per_hour: students
+    and baselines stored per hour of work, over the last stretch; seconds_left: for what is missing, at that rate; None:
+    not known.
     """
 
     study: str
@@ -155,14 +155,10 @@ def _tried(attempts: Sequence[Attempt]) -> dict[str, Attempt]:
 
 def _running(path: Path) -> list[dict[str, Any]]:
     try:
-        holders = Claims(path / "claims").holders()
+        holders = at_work(path)
     except OSError:  # may not be looked into
         return []
-    return [
-        {"pack": h.name, "host": h.host, "pid": h.pid, "version": h.version, "since": h.since}
-        for h in holders
-        if h.alive
-    ]
+    return [{"pack": h.name, "host": h.host, "pid": h.pid, "version": h.version, "since": h.since} for h in holders]
 
 
 def _per_hour(stored: Collection[StoredResult]) -> float | None:

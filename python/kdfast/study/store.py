@@ -23,7 +23,6 @@ import fcntl
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -48,6 +47,7 @@ from kdfast.study.folders import (
     check_format,
     commit,
     damage,
+    exclusively,
     folders,
     json_bytes,
     json_number,
@@ -79,9 +79,6 @@ KINDS = ("teacher", "baseline", "student")
 
 # What a study's folder may hold. (`.index` is a cache, and done without where it is a link.)
 _FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "targets", "claims", "damaged")
-
-# So many looks, so many seconds apart, whether another process lets go of a study.
-_LOOKS, _LOOK = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -403,14 +400,11 @@ def _exists(path: Path) -> bool:
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """See StudyStore.writing."""
-    for _ in range(_LOOKS):
-        with locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-            if held is not False:
-                yield
-                return
-        time.sleep(_LOOK)  # `kdfast status` and `verify` hold it for a moment
-    hint = "wait until it has ended; `kdfast status` says how far it is"
-    raise StudyError("another process is working on this study", where=str(path), hint=hint)
+    with exclusively(path) as held:
+        if not held:
+            hint = "wait until it has ended; `kdfast status` says how far it is"
+            raise StudyError("another process is working on this study", where=str(path), hint=hint)
+        yield
 
 
 def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from kdfast.errors import StudyError
 from kdfast.report import CHECKSUMS
 from kdfast.report import LOCK as REPORT_LOCK
 from kdfast.study.attempts import read_attempt
-from kdfast.study.claims import Claims, Holder
 from kdfast.study.folders import (
     LEFTOVERS,
     LOCK,
     MANIFEST,
     check_format,
+    exclusively,
     hash_file,
     json_bytes,
     locked,
@@ -36,7 +36,7 @@ from kdfast.study.folders import (
     refuse_link,
 )
 from kdfast.study.index import Index
-from kdfast.study.plan import TEACHER, read_pack
+from kdfast.study.plan import at_work, read_pack
 from kdfast.study.store import load_result
 
 __all__ = ["Finding", "Verification", "repair", "verify"]
@@ -251,7 +251,7 @@ class _Check:
         """Who may be writing now; "": nobody. Asked each time: a worker may have started since."""
         if self.before is None and _is_held(self.path):
             return "a sweep is at the study"
-        return ", ".join(f"{h.host}, process {h.pid}, is at {h.name}" for h in _at_work(self.path)[:1])
+        return ", ".join(f"{h.host}, process {h.pid}, is at {h.name}" for h in at_work(self.path)[:1])
 
     def committed(self, folder: Path, remedy: str) -> None:
         before = len(self.findings)
@@ -335,26 +335,6 @@ class _Check:
                 self.notes.append(f"{name} is no file of kdfast's")
 
 
-def _at_work(path: Path) -> list[Holder]:
-    """Who holds what is not done; a claim of what is done, of a machine that was lost then, stays for ever."""
-    if (path / "claims").is_symlink():
-        return []  # a finding
-    return [h for h in Claims(path / "claims").holders() if h.alive and not _is_done(path, h.name)]
-
-
-def _is_done(path: Path, name: str) -> bool:
-    """Whether all results of a pack, or of the one that it is a part of, are there."""
-    if name == TEACHER:
-        return any((path / "results").glob("teacher.*"))
-    for pack in (name, name.rpartition(".")[0]):
-        if pack and (path / "packs" / pack).is_dir():
-            try:
-                return all(os.path.lexists(path / "results" / key) for key in read_pack(path / "packs" / pack).keys)
-            except StudyError:  # a finding
-                return False
-    return False
-
-
 def _is_held(path: Path, name: str = LOCK) -> bool:
     with locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB, name) as held:
         return held is False
@@ -385,38 +365,52 @@ def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, 
     """Verifies a study and puts right what can be; returns what was found, and what was done, a line each.
 
     What is damaged moves into damaged/ with a note why; caches, leftovers and derived files that are damaged are
-    removed. What is gone is made anew by the next sweep (results, shared arrays, targets) or `kdfast report`. Raises
-    StudyError while a sweep or a worker is at the study, or where it can't be written.
+    removed. What is gone is made anew by the next sweep (results, shared arrays, targets) or `kdfast report`. Findings
+    that it had to leave alone come back without a remedy. Raises StudyError while a sweep or a worker is at the study,
+    or where it can't be written; its `done` says what had been put right before.
     """
     path = Path(study)
     if not os.path.lexists(path / "provenance.json"):
         return _verify(path, progress), []  # which says that it is none
-    with locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-        if held is False:
+    with exclusively(path) as held:
+        if not held:
             raise StudyError("a sweep is working on this study", where=str(path), hint="repair it when that has ended")
         before = _leftovers(path)
         _refuse_at_work(path)
         verification = _verify(path, progress, before=before)
-        done = []
-        for unit, remedy in dict.fromkeys((f.unit, f.remedy) for f in verification.findings if f.remedy):
-            _refuse_at_work(path)  # workers take no lock, and may have started meanwhile
-            if path / unit in before and before[path / unit] != _state(path / unit):
-                done.append(f"{unit}: left as it is, another machine is writing it")
-                continue
-            why = [f"{f.path}: {f.what}" for f in verification.findings if f.unit == unit]
-            with writing_errors(path / unit):
-                if remedy == "aside":
-                    done.append(_move_aside(path, unit, why))
-                else:
-                    done.append(f"{unit}: {_remove(path / unit)}")
-        if any(f.what.endswith(CHECKSUMS) for f in verification.findings):  # the report is not what it lists any more
-            with writing_errors(path):
-                done.append(f"{CHECKSUMS}: {_remove(path / CHECKSUMS)}; `kdfast report {path}` writes the report anew")
-    return verification, done
+        done: list[str] = []
+        try:
+            left = _put_right(path, verification, before, done)
+        except StudyError as error:
+            error.done = done
+            raise
+    findings = (replace(f, remedy="") if f.unit in left else f for f in verification.findings)
+    return replace(verification, findings=tuple(findings)), done
+
+
+def _put_right(path: Path, verification: Verification, before: Mapping[Path, object], done: list[str]) -> set[str]:
+    """Adds to `done` what it does; returns the units that it leaves alone."""
+    left = set()
+    for unit, remedy in dict.fromkeys((f.unit, f.remedy) for f in verification.findings if f.remedy):
+        _refuse_at_work(path)  # workers take no lock, and may have started meanwhile
+        if path / unit in before and before[path / unit] != _state(path / unit):
+            left.add(unit)
+            done.append(f"{unit}: left as it is, another machine is writing it")
+            continue
+        why = [f"{f.path}: {f.what}" for f in verification.findings if f.unit == unit]
+        with writing_errors(path / unit):
+            if remedy == "aside":
+                done.append(_move_aside(path, unit, why))
+            else:
+                done.append(f"{unit}: {_remove(path / unit)}")
+    if any(f.what.endswith(CHECKSUMS) for f in verification.findings):  # the report is not what it lists any more
+        with writing_errors(path):
+            done.append(f"{CHECKSUMS}: {_remove(path / CHECKSUMS)}; `kdfast report {path}` writes the report anew")
+    return left
 
 
 def _refuse_at_work(path: Path) -> None:
-    for holder in _at_work(path):
+    for holder in at_work(path):
         what = f"{holder.host}, process {holder.pid}, is working on {holder.name}"
         hint = f"stop it; if that machine is gone, delete {path / 'claims' / holder.name}"
         raise StudyError(what, where=str(path), hint=hint)
