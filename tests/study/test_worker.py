@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.study import driver
 from kdfast.study import worker as module
 from kdfast.study.attempts import Attempt
-from kdfast.study.claims import Claims
+from kdfast.study.claims import BEAT, Claims
 from kdfast.study.plan import missing, planned
 from kdfast.study.results import open_study
 from kdfast.study.status import study_status
@@ -126,7 +127,7 @@ def test_a_pack_that_another_worker_is_at_is_left_or_waited_for(study):
     with claim:
         outcome = work(study, lease=5, progress=False)
         assert outcome.elsewhere == ["seed42.002"]
-        waiting = start(study, "--pack", "seed42.002", "--lease", "5")
+        waiting = start(study, "--pack", "seed42.002", "--lease", "30")
         time.sleep(3)
         assert waiting.poll() is None
     assert finish(waiting)[0] == 0
@@ -276,6 +277,12 @@ def test_changed_jets_are_refused(tmp_path):
     shutil.copytree(tmp_path / "other" / "study" / "inputs", tmp_path / "study" / "inputs")
     with pytest.raises(StudyError, match="the jets are others"):
         work(tmp_path / "study", progress=False)
+
+
+def test_a_lease_is_longer_than_a_living_worker_is_silent(tmp_path, capsys):
+    for lease, why in ((2 * BEAT - 0.5, "--lease"), (2 * BEAT, "does not exist")):
+        assert main(["worker", "--store", str(tmp_path / "none"), "--lease", str(lease)]) == 2
+        assert why in capsys.readouterr().err
 
 
 def test_bad_arguments(study, tmp_path):

@@ -36,7 +36,8 @@ def worker(
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
     lease: Annotated[
         float,
-        typer.Option(min=1, metavar="SECONDS", help="Silence after which another worker's pack is taken over."),
+        # claims.BEAT twice: less would take packs from workers that live
+        typer.Option(min=30, metavar="SECONDS", help="Silence after which another worker's pack is taken over."),
     ] = 180,
     quiet: Quiet = False,
 ) -> None:
