@@ -286,7 +286,7 @@ def test_a_lease_is_longer_than_a_living_worker_is_silent(tmp_path, capsys):
 
 
 def test_bad_arguments(study, tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no pack 'seed42\.9'"):
+    with pytest.raises(ConfigError, match=r"there is no pack 'seed42\.9'\n.*known: teacher, seed42\.000"):
         work(study, pack="seed42.9", progress=False)
     with pytest.raises(ConfigError, match="there is no pack number 3"):
         work(study, array_index=3, progress=False)

@@ -110,13 +110,15 @@ def _study(study: StudyNetworks) -> schema.Study:
 
 
 def _asked(study: StudyNetworks) -> list[tuple[str, str, int]]:
-    """The runs that the settings ask for; none where the settings are not a sweep's."""
+    """The runs that the settings ask for; none where the settings are not a sweep's. An import's runs are those that
+    it names, and all of them are stored."""
+    if "imported" in study.store.provenance:
+        return []
     try:
         settings = StudySettings.resolve(study.store.settings, data_given=True)
     except ConfigError:
         return []
-    others = [] if "imported" in study.store.provenance else [("teacher", "teacher", settings.data.seed)]
-    others += [] if "imported" in study.store.provenance else [("baseline", "baseline", s) for s in settings.seeds]
+    others = [("teacher", "teacher", settings.data.seed), *(("baseline", "baseline", s) for s in settings.seeds)]
     return [*others, *(("student", c.name, s) for s in settings.seeds for c in settings.runs())]
 
 

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdfast._files import writing_errors
 from kdfast._version import __version__
 from kdfast.errors import ConfigError, StudyError
-from kdfast.study.plan import PlannedPack, missing, planned
+from kdfast.study.plan import PlannedPack, missing, no_packs, planned
 from kdfast.study.store import StudyStore
 
 __all__ = ["htcondor_dag", "slurm_script"]
@@ -124,8 +124,7 @@ def _left(study: str | PathLike[str]) -> tuple[StudyStore, list[PlannedPack]]:
     store = StudyStore.open(Path(study))
     packs = planned(store)
     if not packs:
-        hint = "`kdfast sweep --plan-only` makes them"
-        raise StudyError("has no packs to submit", where=str(store.path), hint=hint)
+        raise no_packs(store, "to submit")
     left = [pack for pack in packs if missing(store, pack).runs]
     if not left:
         hint = f"`kdfast report {shlex.quote(str(store.path))}` writes its report"

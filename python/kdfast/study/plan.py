@@ -33,6 +33,7 @@ __all__ = [
     "kind_of",
     "members_per_pack",
     "missing",
+    "no_packs",
     "parts",
     "plan",
     "planned",
@@ -193,8 +194,17 @@ def find(packs: Sequence[PlannedPack], name: str) -> PlannedPack:
     for pack in packs:
         if pack.id == name:
             return pack
-    hint = suggest(name, [pack.id for pack in packs][:20]) if packs else "`kdfast sweep --plan-only` makes packs"
+    hint = suggest(name, [TEACHER, *(pack.id for pack in packs)][:20])
     raise ConfigError(f"there is no pack {name!r}", where="pack", hint=hint)
+
+
+def no_packs(store: StudyStore, purpose: str) -> StudyError:
+    """Says that a study has none for this purpose, and what to do."""
+    if "imported" in store.provenance:
+        what, hint = "was imported: it has", "run a sweep of these configurations with `kdfast sweep`"
+    else:
+        what, hint = "has", "`kdfast sweep --plan-only` makes them"
+    return StudyError(f"{what} no packs {purpose}", where=str(store.path), hint=hint)
 
 
 # ---- how large a pack should be

@@ -123,11 +123,7 @@ def _runs(
     attempts: Sequence[Attempt],
     packs: Sequence[PlannedPack],
 ) -> list[RunStatus]:
-    settings = StudySettings.resolve(store.settings, data_given=True)
-    wanted = [("teacher", "teacher", settings.data.seed)]  # one per study, made with the seed of its data
-    for seed in settings.seeds:
-        wanted.append(("baseline", "baseline", seed))
-        wanted += [("student", config.name, seed) for config in settings.runs()]
+    wanted = _of_settings(store)
     for pack in packs:  # later calls may have asked for more than the settings
         wanted += [(kind_of(run), member.name, pack.seed) for run, member in zip(pack.runs, pack.members, strict=True)]
     wanted = list(dict.fromkeys(wanted))
@@ -146,6 +142,18 @@ def _runs(
             state[run] = ("damaged", what)
     runs = [RunStatus(*run, *values) for run, values in state.items()]
     return runs + [RunStatus("folder", name, None, "damaged", what) for name, what in left.items()]
+
+
+def _of_settings(store: StudyStore) -> list[tuple[str, str, int]]:
+    """Kind, name and seed of the runs that the settings ask for. An import asks for none: what it named is stored."""
+    if "imported" in store.provenance:
+        return []
+    settings = StudySettings.resolve(store.settings, data_given=True)
+    wanted = [("teacher", "teacher", settings.data.seed)]  # one per study, made with the seed of its data
+    for seed in settings.seeds:
+        wanted.append(("baseline", "baseline", seed))
+        wanted += [("student", config.name, seed) for config in settings.runs()]
+    return wanted
 
 
 def _tried(attempts: Sequence[Attempt]) -> dict[str, Attempt]:

@@ -24,7 +24,7 @@ from kdfast.study.claims import LEASE, Claim, Claims
 from kdfast.study.identity import refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
 from kdfast.study.interrupt import stoppable
-from kdfast.study.plan import TEACHER, PlannedPack, find, missing, planned
+from kdfast.study.plan import TEACHER, PlannedPack, find, missing, no_packs, planned
 from kdfast.study.progress import SweepProgress
 from kdfast.study.settings import StudySettings, check_counts
 from kdfast.study.store import StoredResult, StudyStore
@@ -252,8 +252,7 @@ def work(
     store = StudyStore.open(Path(study))
     packs = planned(store)
     if not packs and pack != TEACHER:
-        hint = "`kdfast sweep --plan-only` makes them"
-        raise StudyError("has no packs to work on", where=str(store.path), hint=hint)
+        raise no_packs(store, "to work on")
     if array_index is not None:
         if not 0 <= array_index < len(packs):
             hint = f"the study has packs 0 to {len(packs) - 1}"

@@ -1,5 +1,6 @@
 """Logs of several kinds become one study: conflicts, encodings, files that are no logs, the disk."""
 
+import json
 import resource
 
 import pandas as pd
@@ -51,6 +52,32 @@ def test_an_imported_study_is_reported(tmp_path, capsys):
     assert "132 of 132 students are done" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "s" / "results_summary.csv")) == 132
     assert main(["status", str(tmp_path / "s")]) == 0
+
+
+def test_an_import_is_complete_as_it_is(tmp_path, capsys):
+    """Whatever its files lack: a teacher, a baseline, a seed of a configuration."""
+    (tmp_path / "mine.csv").write_text(
+        "temperature,alpha,seed,auc,bkg_rej_50\n3,0.5,1,0.8,8\n3,0.5,2,0.81,9\n7,0.5,1,0.8,8\n"
+    )
+    out = str(tmp_path / "s")
+    assert main(["import", str(tmp_path / "mine.csv"), "--out", out]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 3 runs, 3 done\n")
+    for watch in ([], ["--watch"]):
+        assert main(["status", out, *watch]) == 0
+        assert capsys.readouterr().out == f"{out}: 3 runs, 3 done\n"
+    assert main(["report", out]) == 0
+    assert "3 of 3 students are done" in capsys.readouterr().out
+    report = (tmp_path / "s" / "report.json").read_text()
+    assert json.loads(report)["study"]["counts"] == {"done": 3}
+    assert "not trained yet" not in report
+    for command in (["worker", "--store", out], ["script", "slurm", out]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "was imported: it has no packs to " in error
+        assert "--plan-only" not in error
+    (tmp_path / "s" / "results" / "student.baseline_T7.0_A0.5.seed1" / "result.json").write_text("{}")
+    assert main(["status", out]) == 1
+    assert "3 runs, 2 done, 1 damaged" in capsys.readouterr().out
 
 
 def test_the_best_of_an_imported_study(tmp_path):
