@@ -116,7 +116,7 @@ def test_examples_name_options_that_exist(capsys):
         (["sweep", "--hlt", "mild", "--hlt-data", "a.h5"], "--hlt and --hlt-data exclude each other"),
         (["sweep", "--hlt-data", "nowhere.h5"], "nowhere.h5: there is no such file"),
         (["sweep", "--max-constituents", "al"], 'data.max_constituents: must be a whole number from 1 on or "all"'),
-        (["sweep", "--device", "gpu"], "device: unknown device 'gpu'"),
+        (["sweep", "--device", "gpu"], "kdfast: device: unknown device 'gpu'\ndid you mean 'cuda'?"),
         (["sweep", "--device", "cuda:99"], "device 'cuda:99': "),
         (["sweep", "nowhere.h5"], "nowhere.h5: "),
         (["sweep", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
@@ -192,7 +192,8 @@ def test_another_study_is_refused(study, capsys):
     assert main(["sweep", "--out", str(study), *TINY, "--hlt", "severe"]) == 2
     assert "hlt" in capsys.readouterr().err
     assert main(["sweep", "--out", str(study), *TINY, "--no-resume"]) == 2
-    assert "holds a study already" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "holds a study already\ngive another folder, or leave out --no-resume (in Python, resume=False)" in error
 
 
 @pytest.fixture

@@ -622,7 +622,7 @@ def test_stopped_by_a_signal_while_the_cluster_starts(tmp_path, number, expected
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(dask_engine.importlib.util, "find_spec", lambda name: None)
-    what = r"dask and distributed is not installed\n.*pip install 'kdfast\[dask\]'"
+    what = r"dask and distributed are not installed\n.*pip install 'kdfast\[dask\]'"
     with pytest.raises(BackendError, match=what), dask_engine.connected("local"):
         pass
 

@@ -115,7 +115,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
             "[grid]\ntemperature = [3]\nalpha = [0.5]\ntemp_final = [1]",
             "FILE, grid.temp_final: unknown key 'temp_final'",
         ),
-        ("[grid]\ntemperature = []\nalpha = [0.5]", "FILE, grid: grid: has no configuration"),
+        ("[grid]\ntemperature = []\nalpha = [0.5]", "FILE, grid: has no configuration"),
         ('hlt = "nomnal"', "FILE, hlt: unknown HLT preset 'nomnal'\ndid you mean 'nominal'?"),
         ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
         (
@@ -155,7 +155,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         (NUMBERS + 'log_pt = "no"', "FILE, hlt: log_pt: must be true or false, is 'no'"),
         ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
         ('precision = "fp23"', "did you mean 'fp32'?"),
-        ('device = "cuda:"', "FILE, device: device: unknown device 'cuda:'"),
+        ('device = "cuda:"', "FILE, device: unknown device 'cuda:'"),
         ("seeds = [1", "FILE: is no valid TOML"),
     ],
 )

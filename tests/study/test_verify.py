@@ -212,7 +212,10 @@ def test_a_second_damage_goes_beside_the_first(copy):
 def test_what_only_a_user_can_put_right(copy, capsys):
     (copy / "study.toml").write_text("seeds = [1]\n")
     assert main(["verify", str(copy), "--repair"]) == 1
-    assert "study.toml: does not match its checksum" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "study.toml: does not match its checksum" in out
+    advice = f"restore it from a copy; if it is meant to be so, delete {copy / 'manifest.json'}"
+    assert out.splitlines()[-1] == f"  study.toml: can't be repaired: {advice}"
     with pytest.raises(StudyError, match=r"study.toml does not match its checksum\nrestore it from a copy; if it is "):
         StudyStore.open(copy)
     (copy / "manifest.json").unlink()  # as the hint says; and so are older studies

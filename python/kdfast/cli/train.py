@@ -125,7 +125,7 @@ def sweep(
       results_summary.csv          a row a run; report.json: every number of the report
       report.html                  the report as one page, with its figures
       figures/                     these as PDF and PNG
-      models/*.safetensors         these three, for `kdfast predict`
+      models/*.safetensors         teacher, baseline and best student, for `kdfast predict`
       study.toml                   the settings
       results/                     scores, curves and weights of every run
     """

@@ -27,7 +27,7 @@ _POLL = 0.1  # seconds between looks at whether to stop
 def check_name(name: str) -> None:
     """Raises ConfigError unless it is "auto", "cpu", "cuda" or "cuda:" and a number."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        hint = suggest(name, ["auto", "cpu", "cuda", "cuda:0"])
+        hint = suggest(name.lower().replace("gpu", "cuda"), ["auto", "cpu", "cuda", "cuda:0"])
         raise ConfigError(f"unknown device {name!r}", where="device", hint=hint)
 
 

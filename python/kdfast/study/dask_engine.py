@@ -55,7 +55,7 @@ _GRACE, _VISIBLE = 10.0, 120.0
 def _distributed() -> Any:
     missing = [name for name in ("dask", "distributed") if importlib.util.find_spec(name) is None]
     if missing:
-        what = f"{' and '.join(missing)} is not installed"
+        what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
         raise BackendError(what, where="dask", hint="install it with: pip install 'kdfast[dask]'")
     import distributed
 

@@ -184,7 +184,7 @@ def run_study(
     settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()
     if exists and not resume:
-        hint = "give another folder, or resume=True to go on with it"
+        hint = "give another folder, or leave out --no-resume (in Python, resume=False) to go on with it"
         raise StudyError("holds a study already", where=str(out), hint=hint)
     teacher = external_teacher(settings, given)
     if exists:  # before the work of reading the data

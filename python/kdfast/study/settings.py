@@ -365,7 +365,8 @@ def _in_words(error: ValidationError, source: str, overrides: Any) -> ConfigErro
     where = key if overrides is not None or not source else f"{source}, {key}"
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
-        return ConfigError(f"{cause.where}: {cause.what}" if cause.where else cause.what, where=where, hint=cause.hint)
+        inside = f"{cause.where}: " if cause.where and cause.where not in parts else ""
+        return ConfigError(f"{inside}{cause.what}", where=where, hint=cause.hint)
     if fault["type"] == "extra_forbidden":
         tables: dict[str, type[BaseModel]]
         tables = {"data": DataSettings, "recipe": RecipeSettings, "grid": GridLists, "hlt": HLTFiles}

@@ -406,7 +406,16 @@ def _put_right(path: Path, verification: Verification, before: Mapping[Path, obj
     if any(f.what.endswith(CHECKSUMS) for f in verification.findings):  # the report is not what it lists any more
         with writing_errors(path):
             done.append(f"{CHECKSUMS}: {_remove(path / CHECKSUMS)}; `kdfast report {path}` writes the report anew")
+    done += [f"{f.path}: can't be repaired: {_by_hand(path, f)}" for f in verification.findings if not f.remedy]
     return left
+
+
+def _by_hand(path: Path, finding: Finding) -> str:
+    """What a user can do where there is no remedy."""
+    if finding.path == "damaged":
+        return "put a folder in its place"
+    meant = finding.what == "does not match its checksum"
+    return "restore it from a copy" + (f"; if it is meant to be so, delete {path / MANIFEST}" if meant else "")
 
 
 def _refuse_at_work(path: Path) -> None:
