@@ -29,6 +29,7 @@ from kdfast.ops._once import without_derivative
 
 __all__ = ["check_jets", "distill_loss", "distill_loss_reference"]
 
+_CPU = torch.device("cpu")
 _MAX_CLASSES, _MAX_CLASSES_CUDA = 128, 1024  # of the kernels (kMaxClasses in csrc/distill_loss/distill_loss*.h)
 
 _library = torch.library.Library("kdfast", "FRAGMENT")
@@ -166,7 +167,8 @@ def _is_plain_one(grad_loss: Tensor) -> bool:
     return (
         grad_loss.dim() == 0
         and grad_loss.is_cpu  # reading it waits for nothing
-        and is_eager(grad_loss)  # there is something to read
+        and type(grad_loss) is Tensor  # there is something to read
+        and not torch._C._are_functorch_transforms_active()
         and not torch.is_grad_enabled()
         and not torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # is_grads_batched=True
         and grad_loss.item() == 1.0
@@ -184,7 +186,7 @@ def _scaled(grad: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
 def _run(
     student: Tensor, constants: _Constants, grad_dtype: torch.dtype | None, want_terms: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, grad, terms) by kernel or reference; grad is empty for grad_dtype None, terms may be where not wanted."""
+    """(loss, grad, terms) by kernel or reference; grad and terms may be anything where they are not wanted."""
     teacher, labels, temperature, alpha, weights = constants
     members, jets, classes = _sizes(student, teacher, labels, weights)
     code, device = DTYPE_CODES.get(student.dtype), "cpu" if student.is_cpu else student.device.type
@@ -217,14 +219,15 @@ def _run(
     if not (labels.is_cpu and (teacher is None or teacher.is_cpu) and (weights is None or weights.is_cpu)):
         check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
     packed = student.dim() == 3
-    loss = student.new_empty((members,) if packed else (), dtype=torch.float32)
+    size, strides = ((members,), (1,)) if packed else ((), ())  # empty_strided: half the time of new_empty
+    loss = torch.empty_strided(size, strides, dtype=torch.float32, device=_CPU)
     if grad_dtype is None:
-        grad = student.new_empty(0)
+        grad = loss
     elif grad_dtype == student.dtype:
         grad = torch.empty_like(student)
     else:
         grad = torch.empty_like(student, dtype=grad_dtype)
-    terms = student.new_empty((members, 2), dtype=torch.float32) if want_terms else loss
+    terms = torch.empty_strided((members, 2), (2, 1), dtype=torch.float32, device=_CPU) if want_terms else loss
     valid = backend.cpu_module().distill_loss(
         student.data_ptr(),
         0 if teacher is None else teacher.data_ptr(),
