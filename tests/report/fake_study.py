@@ -72,7 +72,7 @@ def make_study(
                 seed,
                 config,
                 metrics={**metrics, "best_epoch": 3, "epochs": 6, "seconds": 12.0},
-                curves={"loss": [0.7, 0.6], "auc_val": [0.7, 0.8]},
+                curves={"loss": [0.7, 0.6], "auc_val": [0.7, metrics["auc_val"]]},
                 arrays=scores,
                 state={"w": torch.full((3,), float(seed))},
                 card={"of": f"{kind} {name} {seed}"},

@@ -14,6 +14,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.metrics import background_rejection, roc_auc
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER, draw, exports, figure_style
+from kdfast.report.figures.configurations import configuration_figures
 from kdfast.report.figures.performance import ShownNetwork, TestSample
 from kdfast.report.importers import import_study
 from kdfast.study.store import StudyStore
@@ -192,11 +193,59 @@ def test_schedules_and_training_curves(drawings, analysis, store):
     assert line(temperature, name).get_ydata()[-1] == (config.temp_final or config.temp_init)
     assert line(alpha, name).get_ydata()[-1] == (config.alpha_final or config.alpha_init)
     loss, auc = drawings["training"].figure.axes
-    np.testing.assert_array_equal(line(auc, name).get_data(), [[1, 2], [0.7, 0.8]])  # epochs are counted from 1
+    (student,) = (network for network in analysis.networks if network.role == "student")
+    curve = [0.7, student.auc_validation]
+    np.testing.assert_array_equal(line(auc, name).get_data(), [[1, 2], curve])  # epochs are counted from 1
     np.testing.assert_array_equal(line(loss, "Baseline").get_ydata(), [0.7, 0.6])
     (grey,) = (c for c in loss.collections if isinstance(c, LineCollection))
     assert len(grey.get_segments()) == sum(run.status == "done" for run in analysis.runs)
     assert grey.get_rasterized()
+
+
+def test_training_curves_are_of_the_best_students_seed(tmp_path):
+    """Networks of one seed compare: each highlighted curve is that of the network which the other figures show."""
+    configs = [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)]
+    store = make_study(tmp_path / "s", configs, seeds=(0, 1), jets=300)
+    analysis = analyse(store)
+    _, baseline, student = analysis.networks
+    assert student.seed == baseline.seed == 1  # not the first of them
+    with figure_style():
+        drawn = {drawing.name: drawing.figure for drawing in draw(analysis, store)}
+    loss, auc = drawn["training"].axes
+    shown = {text.get_text(): line(auc, text.get_text()).get_ydata()[-1] for text in loss.get_legend().get_texts()}
+    named = {f"{run.run_name}, seed {run.seed}": run.auc_validation for run in analysis.runs}
+    assert shown.pop("Teacher (offline view)") == analysis.networks[0].auc_validation
+    assert shown.pop(f"Baseline (no teacher), seed {student.seed}") == baseline.auc_validation
+    assert shown == {label: named[label] for label in shown}
+    assert f"{student.run_name}, seed {student.seed}" in shown
+    # and so the legends of the others say
+    labels = [text.get_text() for text in drawn["rejection"].legends[0].get_texts()]
+    assert labels[1:3] == [baseline.label, student.label]
+    assert {label.removeprefix("Best student: ") for label in labels[2:]} == set(shown)
+    assert student.label == f"Best student: {student.run_name}, seed {student.seed}"
+
+
+def test_legends_lie_on_no_curve(drawings, files):
+    for name in ("roc", "rejection"):
+        figure = drawings[name].figure
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert len(legend.get_texts()) == len(set(text.get_text() for text in legend.get_texts())) >= 3
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 16])
+def test_places_of_configurations_are_whole_numbers(tmp_path, count):
+    analysis = analyse(make_study(tmp_path / "s", SMALL_GRID[:count], jets=300))
+    figure = next(configuration_figures(analysis)).figure
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert not any(tick.tick1line.get_visible() for tick in axes.xaxis.get_minor_ticks())
+        ticks = [x for x in axes.get_xticks() if low <= x <= high]
+        assert set(ticks) <= set(range(1, count + 1))
+        assert len(ticks) >= 2
 
 
 def test_all_of_the_mass_is_in_sight(drawings, analysis):

@@ -187,11 +187,11 @@ def _shown(study: StudyNetworks) -> list[tuple[schema.Network, int]]:
     baseline = study.find("baseline", seed) or study.find("baseline")
     roles = [
         ("teacher", "Teacher (offline view)", study.find("teacher")),
-        ("baseline", "Baseline (no teacher)", baseline),
+        ("baseline", f"Baseline (no teacher), seed {baseline.seed if baseline else seed}", baseline),
     ]
     if best is not None:
         name = str(best["run_name"])
-        roles.append(("student", f"Best student: {name}", study.find("student", seed, name)))
+        roles.append(("student", f"Best student: {name}, seed {seed}", study.find("student", seed, name)))
     for role, label, result in roles:
         if result is None:
             study.lacks(f"the {role}", "no finished one is stored")

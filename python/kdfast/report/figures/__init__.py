@@ -37,7 +37,8 @@ def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
     """Every figure that the study has the numbers for, in the order of ORDER. To be called, and the drawings exported,
     inside `figure_style`."""
     leaders = _leaders(analysis)
-    networks = _networks(analysis, store, leaders)
+    seed = next((n.seed for n in analysis.networks if n.role == "student"), None)
+    networks = _networks(analysis, store, leaders, seed)
     scored = {style: (label, result) for style, (label, result) in networks.items() if result.has_scores}
     measured: dict[tuple[str, str, int], tuple[Estimate | None, Estimate | None]] = {
         ("student", run.run_name, run.seed): (run.auc, run.rejection.get("50")) for run in analysis.runs
@@ -66,7 +67,7 @@ def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
         for drawing in (
             *performance_figures(analysis, sample),
             *configuration_figures(analysis),
-            *training_figures(analysis, leaders, curves, _epochs(store)),
+            *training_figures(analysis, leaders, seed, curves, _epochs(store)),
         )
     }
     return [drawings[name] for name in ORDER if name in drawings]
@@ -79,17 +80,18 @@ def _leaders(analysis: Analysis) -> list[str]:
     return list(dict.fromkeys([*student, *wishes]))[:3]
 
 
-def _networks(analysis: Analysis, store: StudyStore, leaders: list[str]) -> dict[str, tuple[str, StoredResult]]:
+def _networks(
+    analysis: Analysis, store: StudyStore, leaders: list[str], seed: int | None
+) -> dict[str, tuple[str, StoredResult]]:
     """Label and stored result of the networks shown, by style: the analysis' own, and the other leaders with the same
     seed as its best student (equal initial weights and batches)."""
     found: dict[str, tuple[str, StoredResult]] = {
         n.role: (n.label, store.get(n.role, n.run_name, n.seed)) for n in analysis.networks
     }
-    seed = next((n.seed for n in analysis.networks if n.role == "student"), None)
     for number, name in enumerate(leaders[1:], 2):
         if any(run.run_name == name and run.seed == seed and run.status == "done" for run in analysis.runs):
             assert seed is not None
-            found[f"student {number}"] = name, store.get("student", name, seed)
+            found[f"student {number}"] = f"{name}, seed {seed}", store.get("student", name, seed)
     return found
 
 

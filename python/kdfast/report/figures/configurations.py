@@ -90,6 +90,7 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
                 panel.plot([], [], linestyle="none", color=color, marker=marker, markersize=5, label=name)
         _references(panel, analysis, metric)
         _paired_error(panel, analysis, metric, len(ordered))
+        _places(panel, len(ordered))
         panel.set_ylabel(label)
     axes[1, 0].set_xlabel("Configurations in the order of each metric")
     axes[0, 0].legend(ncols=6, loc="upper right")
@@ -123,6 +124,15 @@ def _paired_error(axes: Any, analysis: Analysis, metric: str, count: int) -> Non
     if error:
         middle = np.median([_estimate(row, metric).value for row in analysis.configurations])
         axes.errorbar(count * 1.03 + 1, middle, yerr=quantile() * error, color="black", capsize=4, linewidth=2)
+
+
+def _places(axes: Any, count: int) -> None:
+    """Ticks at whole numbers from 1 to count, and none between them."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(nbins=9, integer=True, min_n_ticks=1).tick_values(1, count)
+    axes.set_xticks([tick for tick in ticks if 1 <= tick <= count])
+    axes.tick_params(axis="x", which="minor", bottom=False, top=False)
 
 
 def _room_above(axes: Any, share: float = 0.2) -> None:
@@ -307,6 +317,7 @@ def draw_differences(comparison: StudyComparison) -> list[Drawing]:
                 )
         panel.axhline(0.0, color="black", linewidth=1)
         panel.set_xlim(0, len(compared) + 1)
+        _places(panel, len(compared))
         panel.set_ylabel(f"Δ {label}")
         said_of.append(f"{_WORDS[metric]}: highest {compared[0][0].label}, {said(compared[0][1].difference, 4)}")
     axes[-1, 0].set_xlabel("Configurations in the order of each difference")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from kdfast.report.figures.style import ROLES, Drawing, axes_grid, error_bars, s
 from kdfast.report.layout import with_error
 from kdfast.report.sampling import Estimates, quantile, rejection_estimates
 from kdfast.report.schema import Analysis, Estimate, Network
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["ShownNetwork", "TestSample", "performance_figures"]
 
@@ -103,16 +108,26 @@ def _jets(analysis: Analysis) -> str:
     return "" if test is None else f"{test.signal:,} signal, {test.background:,} background test jets"
 
 
+def _in_two_lines(label: str) -> str:
+    """For the title of a narrow panel."""
+    return label.replace(": ", ":\n")
+
+
 def _numbers(networks: Sequence[ShownNetwork]) -> str:
     return "; ".join(f"{n.label}: AUC {said(n.auc, 4)}, rejection at 50 % {said(n.rejection, 2)}" for n in networks)
 
 
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    """Names of configurations are long: inside the axes they would lie on the curves."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", fontsize=9, borderaxespad=0.2)
+
+
 def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(6.4, 5.2))
+    figure, ((axes,),) = axes_grid(size=(6.4, 6.4))
     for k, network in enumerate(sample.networks):
         style, curve = ROLES[network.style], sample.curves[k]
         auc = network.auc
-        label = network.label if auc is None else f"{network.label}\nAUC {with_error(auc, 4)}"
+        label = network.label if auc is None else f"{network.label}: AUC {with_error(auc, 4)}"
         axes.plot(*_thinned(curve), label=label, **style)
         _, low, high = sample.band(k)
         axes.fill_betweenx(
@@ -125,7 +140,7 @@ def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
     axes.set_ylim(0.0, 1.06)
     axes.set_xlabel(r"Background efficiency $ε_B$")
     axes.set_ylabel(r"Signal efficiency $ε_S$")
-    axes.legend(loc="upper left", fontsize=9)
+    _legend_above(figure, axes)
     return Drawing(
         "roc",
         "ROC curves",
@@ -158,7 +173,7 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     reference = styles.index("baseline") if "baseline" in styles else None
     with_ratio = reference is not None and len(styles) > 1
     figure, axes = axes_grid(
-        2 if with_ratio else 1, 1, size=(6.4, 5.6), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
+        2 if with_ratio else 1, 1, size=(6.4, 6.4), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
     )
     top = axes[0, 0]
     reached = [10.0]
@@ -177,9 +192,9 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     top.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
     top.set_yscale("log")
     top.set_xlim(0.0, 1.0)
-    top.set_ylim(1.0, 4.0 * max(reached))
+    top.set_ylim(1.0, 2.0 * max(reached))
     top.set_ylabel(r"Background rejection 1/$ε_B$")
-    top.legend(title=_jets(analysis), alignment="left")
+    _legend_above(figure, top)
     if with_ratio:
         axes[1, 0].axhline(1.0, **ROLES["baseline"])
         axes[1, 0].axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
@@ -190,7 +205,8 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     return Drawing(
         "rejection",
         "Background rejection against signal efficiency",
-        "Bands: 95 % intervals from a bootstrap of both classes; lines begin where 5 background jets survive. "
+        f"{_jets(analysis)}. Bands: 95 % intervals from a bootstrap of both classes; lines begin where 5 background "
+        "jets survive. "
         + ("Below: the students over the baseline, on the same jets (paired bands). " if with_ratio else "")
         + "Dotted: the working point of 50 %.",
         _numbers(sample.networks),
@@ -226,7 +242,7 @@ def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
             color = ROLES["student" if label else "baseline"]["color"]
             panel.stairs(counts, edges, color=color, linestyle=line, label=name.capitalize(), fill=False, linewidth=1.4)
             means.append(f"{network.label}, {name}: mean {np.average(network.scores[chosen]):.2f}")
-        panel.set_title(network.label, loc="left", fontsize=10)
+        panel.set_title(_in_two_lines(network.label), loc="left", fontsize=10)
         panel.set_xlabel("Score (logit)")
     low, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(max(low, 0.0), 1.25 * high)
@@ -318,7 +334,7 @@ def _mass(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
             100 * np.array(m.passing) / widths, edges, color=ROLES[m.role]["color"], linewidth=1.5, label="That passes"
         )
         label = shown[m.role].label if m.role in shown else m.role
-        panel.set_title(f"{label}\n{m.survivors:,} jets pass", loc="left", fontsize=10)
+        panel.set_title(f"{_in_two_lines(label)}\n{m.survivors:,} jets pass", loc="left", fontsize=10)
         panel.set_xlabel("Jet mass [GeV]")
         panel.set_xlim(edges[0], edges[-1])
         said_of.append(

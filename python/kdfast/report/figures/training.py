@@ -18,14 +18,14 @@ Curves = Mapping[str, Sequence[float | None]]
 
 
 def training_figures(
-    analysis: Analysis, leaders: Sequence[str], others: Mapping[str, Curves], epochs: int | None
+    analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves], epochs: int | None
 ) -> Iterator[Drawing]:
-    """leaders: names of the best configurations, at most three. others: curves of teacher and baseline, by role.
-    epochs: as planned; None where that is not known."""
+    """leaders: names of the best configurations, at most three. seed: of the best student. others: curves of teacher
+    and baseline, by role. epochs: as planned; None where that is not known."""
     if leaders and any(row.temp_final is not None or row.alpha_final is not None for row in analysis.runs):
         yield _schedules(analysis, leaders, epochs)
     if any(run.curves for run in analysis.runs):
-        yield _training(analysis, leaders, others)
+        yield _training(analysis, leaders, seed, others)
 
 
 def _config(row: Setting) -> RunConfig:
@@ -80,22 +80,25 @@ def _span(first: float, last: float | None) -> str:
     return f"{first:g}" if last is None else f"{first:g} to {last:g}"
 
 
-def _training(analysis: Analysis, leaders: Sequence[str], others: Mapping[str, Curves]) -> Drawing:
+def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves]) -> Drawing:
     from matplotlib.collections import LineCollection
 
     figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
     names = (("loss", "Training loss"), ("auc_val", "AUC on validation jets"))
+    labels: dict[str, str] = {network.role: network.label for network in analysis.networks}
     with_curves = [run for run in analysis.runs if run.curves]
-    of_leaders = {name: next((run.curves for run in with_curves if run.run_name == name), {}) for name in leaders}
+    of_one_seed = {run.run_name: run.curves for run in with_curves if run.seed == seed}
     for panel, (name, label) in zip(axes[0], names, strict=True):
         lines = [_points(run.curves, name) for run in with_curves]
         # hundreds of lines: as an image inside the vector figure
         panel.add_collection(LineCollection(lines, colors="0.8", linewidths=0.6, rasterized=True, zorder=0))
-        for number, (leader, own) in enumerate(of_leaders.items()):
-            panel.plot(*_points(own, name).T, label=leader, marker=".", **_style(number))
+        for number, leader in enumerate(leaders):
+            if leader in of_one_seed:  # the students and the baseline of a seed compare; other seeds have other luck
+                points = _points(of_one_seed[leader], name)
+                panel.plot(*points.T, label=f"{leader}, seed {seed}", marker=".", **_style(number))
         for role, curves in others.items():
             if role == "baseline" or name == "auc_val":  # the teacher's loss is of other views and has no KD term
-                panel.plot(*_points(curves, name).T, label=role.capitalize(), marker=".", **ROLES[role])
+                panel.plot(*_points(curves, name).T, label=labels[role], marker=".", **ROLES[role])
         panel.autoscale_view()
         panel.set_xlabel("Epoch")
         panel.set_ylabel(label)
