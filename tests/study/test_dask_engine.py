@@ -171,6 +171,13 @@ def test_a_worker_reads_the_jets_once_until_the_study_changes(tmp_path, client):
     assert "two" in third.values()
 
 
+def test_checkpoints_are_as_often_as_the_last_call_says(tmp_path, client):
+    small_sweep(tmp_path, epochs=2)
+    small_sweep(tmp_path, epochs=2, client=client, seeds=[43], checkpoint_every=7)
+    seen = client.run(lambda: dask_task._opened and (dask_task._opened.study[0], dask_task._opened.settings))
+    assert {opened[1].checkpoint_every for opened in seen.values() if opened and opened[0] == str(tmp_path)} == {7}
+
+
 def test_a_task_that_runs_twice_at_once(tmp_path, client, alone):
     out = tmp_path / "study"
     small_sweep(out, epochs=EPOCHS, plan_only=True, pack_size=5)

@@ -23,7 +23,7 @@ from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.claims import Claims
 from kdfast.study.identity import environment, planned_environment, refuse_another, warn_of_other_environment
-from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, external_teacher, write_inputs
+from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, describe_anew, external_teacher, write_inputs
 from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, plan, planned
 from kdfast.study.progress import SweepProgress, duration
@@ -214,8 +214,11 @@ def run_study(
             store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
             sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
             shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {out}")
-            if plan_only or client is not None:
-                write_inputs(store, given, teacher)  # before the packs: workers may be waiting for them
+            held = plan_only or client is not None
+            if held:
+                write_inputs(store, given, inputs)  # before the packs: workers may be waiting for them
+            for change in describe_anew(store, settings, given, held=held):
+                shown.say(f"{out / 'study.toml'}: {change}")
             if client is not None:
                 threads = 1
                 workers = workers or dask_engine.tasks_at_once(client, settings.device) or dask_engine.EXPECTED

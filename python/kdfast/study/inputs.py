@@ -20,9 +20,9 @@ from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.study.folders import commit, read_checked
-from kdfast.study.identity import teacher_fingerprint
+from kdfast.study.identity import differing, shown_setting, teacher_fingerprint
 from kdfast.study.prepare import PreparedData, load, prepare
-from kdfast.study.settings import HLTFiles, StudySettings
+from kdfast.study.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
 from kdfast.study.store import StudyStore
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Inputs",
     "absolute_paths",
     "decisive",
+    "describe_anew",
     "external_teacher",
     "stored_inputs",
     "write_inputs",
@@ -147,12 +148,14 @@ def _stored_logits(file: Path) -> NDArray[Any]:
 # ---- in the study's folder
 
 
-def write_inputs(store: StudyStore, given: Given, teacher: Tagger | NDArray[np.float32] | None) -> None:
+def write_inputs(store: StudyStore, given: Given, inputs: Inputs) -> None:
     """Stores what was given in Python, so that other processes can open the study. A second time changes nothing."""
-    folder = store.path / "inputs"
+    folder, teacher = store.path / "inputs", inputs.teacher
+    # The jets as the settings cut them: these may be cut otherwise when they are given again.
+    jets = None if given.jets is None else inputs.prepared.jets
     files = {
         f"{name}/arrays.safetensors": save({key: np.ascontiguousarray(getattr(jets, key)) for key in DTYPES})
-        for name, jets in (("jets", given.jets), ("hlt_jets", given.hlt_jets))
+        for name, jets in (("jets", jets), ("hlt_jets", given.hlt_jets))
         if jets is not None
     }
     if given.teacher is not None and teacher is not None:  # else the settings name a file
@@ -179,7 +182,7 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
         hlt_jets = _packed(_arrays(store, "hlt_jets"))
     if teacher is None:
         model = store.path / "inputs" / "teacher" / "model.safetensors"
-        if model.exists():
+        if "teacher" in _given(store) and model.exists():
             read_checked(model.parent, model.name)
             teacher = load_model(model)
         elif (arrays := _arrays(store, "teacher")) is not None:
@@ -192,15 +195,50 @@ def _packed(arrays: dict[str, NDArray[Any]] | None) -> PackedJets | None:
 
 
 def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
+    if name not in _given(store):
+        return None
     folder = store.path / "inputs" / name
     if folder.exists():
         return load_arrays(read_checked(folder, "arrays.safetensors"))
-    if name in store.provenance.get("given", ()):
-        words, argument = _IN_PYTHON[name]
-        what = f"was given its {words} in Python, and does not hold them"
-        hint = f"give kdfast.refine the same {argument}=… again; kdfast.sweep(…, plan_only=True) stores them there"
-        raise StudyError(what, where=str(store.path), hint=hint)
-    return None
+    words, argument = _IN_PYTHON[name]
+    what = f"was given its {words} in Python, and does not hold them"
+    hint = f"give kdfast.refine the same {argument}=… again; kdfast.sweep(…, plan_only=True) stores them there"
+    raise StudyError(what, where=str(store.path), hint=hint)
+
+
+def _given(store: StudyStore) -> set[str]:
+    """Names (see Given) of what the study was given in Python, by the last call that says where its inputs are."""
+    return {*store.provenance.get("given", ())}
+
+
+def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, held: bool) -> list[str]:
+    """Lets the settings count for whoever opens the study from now on, as far as they decide no result: device,
+    checkpoints, and where jets, HLT jets and teacher are; returns what they change, in words.
+
+    held: `write_inputs` has stored what is given in Python. Else such things do not take the place of files, as nobody
+    else could open the study. The caller holds the study (StudyStore.writing).
+    """
+    here, table, names = settings.table(), dict(store.settings), _given(store)
+    found, taken = {"device", "checkpoint_every"}, {*given.names()}
+    for group in ({"jets", "hlt_jets"}, {"teacher"}):  # files of jets and of HLT jets are cut alike, by max_jets
+        if held or taken & group <= names:
+            names = names - group | taken & group
+            found |= group
+    if "jets" in found:
+        kept = {key: value for key, value in table["data"].items() if key not in DATA_SOURCE}
+        table["data"] = kept | {key: here["data"][key] for key in DATA_SOURCE if key in here["data"]}
+        if isinstance(settings.hlt, HLTFiles) or settings.hlt == GIVEN:
+            table["hlt"] = here["hlt"]
+    for key in found & {"device", "checkpoint_every", "teacher"}:
+        table.pop(key, None)
+        table |= {key: here[key]} if key in here else {}
+    provenance = store.provenance | {"given": [name for name in _IN_PYTHON if name in names]}
+    changes = [
+        f"{key} is {shown_setting(new)} from now on, was {shown_setting(old)}"
+        for key, old, new in differing(store.settings, table)
+    ]
+    store.describe(table, provenance)
+    return changes
 
 
 def absolute_paths(settings: StudySettings) -> StudySettings:

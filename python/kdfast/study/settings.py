@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["GIVEN", "HLTFiles", "StudySettings", "check_counts"]
+__all__ = ["DATA_SOURCE", "GIVEN", "HLTFiles", "StudySettings", "check_counts"]
 
 
 def check_counts(**counts: int | None) -> None:
@@ -141,6 +141,9 @@ class HLTFiles(_Table):
 
     paths: Paths
 
+
+# Of [data]: where the jets are, and how files are cut to them. (The jets' fingerprint decides.)
+DATA_SOURCE = ("paths", "max_jets", "on_bad")
 
 # `hlt` of a study whose HLT jets were given in Python.
 GIVEN = "given"
@@ -271,7 +274,7 @@ class StudySettings(_Table):
         table = self.table()
         for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
             table.pop(key, None)
-        for key in ("paths", "max_jets", "on_bad"):
+        for key in DATA_SOURCE:
             table["data"].pop(key, None)
         for key in ("model", "teacher_model"):
             table[key] = model_config(getattr(self, key)).model_dump()

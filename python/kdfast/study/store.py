@@ -317,6 +317,22 @@ class StudyStore:
         self._remove_checkpoints(result.key)
         return folder
 
+    def describe(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
+        """Writes the study's description anew where it is another one; the caller holds the study (`writing`).
+
+        Killed half-way it leaves a description without checksums, which the next call gives it back.
+        """
+        manifest = self.path / MANIFEST
+        if (settings, provenance) == (self.settings, self.provenance) and os.path.lexists(manifest):
+            return
+        described = _described(settings, provenance)
+        with writing_errors(self.path):
+            manifest.unlink(missing_ok=True)  # first: never one of other content
+            fsync_folder(self.path)
+            for name, content in (*described.items(), (MANIFEST, manifest_bytes(described))):
+                write_content(self.path / name, content)
+        self.settings, self.provenance = settings, provenance
+
     def write_attempt(self, attempt: Attempt) -> Path:
         """Stores a try that failed, under the next number of its unit of work."""
         _safe(attempt.name)
@@ -413,10 +429,7 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
     with writing_errors(path):
         if path.exists() and not (path.is_dir() and _is_free(path, own)):
             raise other
-        described = {
-            "study.toml": tomli_w.dumps(settings).encode(),
-            "provenance.json": json_bytes({"format": FORMAT, **provenance}),
-        }
+        described = _described(settings, provenance)
         path.mkdir(parents=True, exist_ok=True)
         with _held(path):
             if _exists(path / "provenance.json"):  # another process was first
@@ -431,6 +444,14 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
         fsync_folder(path.absolute().parent)
 
 
+def _described(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a description, but for their manifest."""
+    return {
+        "study.toml": tomli_w.dumps(settings).encode(),
+        "provenance.json": json_bytes({"format": FORMAT, **provenance}),
+    }
+
+
 def _is_free(path: Path, own: Collection[str]) -> bool:
     """Whether a folder is a study, or can become one."""
     return _exists(path / "provenance.json") or all(p.name in own or p.suffix == ".tmp" for p in path.iterdir())
@@ -439,12 +460,24 @@ def _is_free(path: Path, own: Collection[str]) -> bool:
 def check_description(path: Path) -> None:
     """Checks study.toml and provenance.json. Raises StudyError where they are not as they were written; studies of
     older versions have no checksums of them."""
-    if os.path.lexists(path / MANIFEST):
+    while (there := _version(path / MANIFEST)) is not None:
         try:
             check_folder(path)
+            return
         except StudyError as error:
+            if _version(path / MANIFEST) != there:  # `describe` was at work
+                continue
             hint = f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
             raise StudyError(error.what, where=error.where, hint=hint) from None
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """Tells a file from one that was moved into its place; None: there is none."""
+    try:
+        status = os.lstat(file)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def load_result(folder: Path, content: bytes) -> StoredResult:
