@@ -67,10 +67,13 @@ def test_a_study_for_gpus_is_planned_where_there_is_none(tmp_path, monkeypatch):
     small_sweep(tmp_path / "study", device="cuda", plan_only=True)
     store = StudyStore.open(tmp_path / "study")
     assert store.provenance["environment"]["device"] == "cuda"
-    monkeypatch.setattr(identity, "environment", lambda device: store.provenance["environment"] | {"device": "a GPU"})
-    assert identity.other_environment(store, "cuda") is None
+    there = store.provenance["environment"] | {"device": "a GPU"}
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "environment", lambda device: there)
+        assert identity.other_environment(store, "cuda") is None
     with pytest.raises(BackendError, match="no NVIDIA driver is installed"):
         work(tmp_path / "study", progress=False)
+    assert store.attempts() == []  # of the machine, not of the teacher
 
 
 def test_the_lock_step_engine_on_two_devices_gives_the_same_study(study, tmp_path, monkeypatch):
