@@ -13,7 +13,7 @@ from kdfast import backend
 from kdfast.distill.cuda_engine import _Plan, _Trainer
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.reference_engine import member_loss
-from kdfast.distill.trainer import Member, Pack
+from kdfast.distill.trainer import Member, Pack, Targets, View
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.ops import _gpu
@@ -32,15 +32,13 @@ OPS_WITH_BACKWARD = {"attention_pooling", "batch_norm_gelu", "bias_gelu", "const
 def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """What step `number` of the first epoch makes of `state`, [K, …] each, with gradient and the losses' parts."""
 
-    def cast(x: Tensor) -> Tensor:
-        return x.to(dtype) if x.is_floating_point() else x
+    def cast(arrays: View | Targets) -> View | Targets:
+        return replace(
+            arrays, **{name: x.to(dtype) for name, x in vars(arrays).items() if x is not None and x.is_floating_point()}
+        )
 
-    train, targets = a_pack.train, a_pack.targets
-    assert targets is not None
     a_pack = replace(
-        a_pack,
-        train=replace(train, **{name: cast(getattr(train, name)) for name in ("features", "labels", "weights")}),
-        targets=replace(targets, **{name: cast(value) for name, value in vars(targets).items()}),
+        a_pack, **{name: cast(getattr(a_pack, name)) for name in ("train", "validation", "test", "targets")}
     )
     epochs, jets = a_pack.recipe.epochs, _Plan(a_pack).batches(0)[number]
     seed = fold_seed(derive_seed(a_pack.seed, "dropout"), number)
