@@ -32,14 +32,14 @@ OPS_WITH_BACKWARD = {"attention_pooling", "batch_norm_gelu", "bias_gelu", "const
 def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """What step `number` of the first epoch makes of `state`, [K, …] each, with gradient and the losses' parts."""
 
-    def cast(arrays: View | Targets) -> View | Targets:
-        return replace(
-            arrays, **{name: x.to(dtype) for name, x in vars(arrays).items() if x is not None and x.is_floating_point()}
-        )
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() else x
 
-    a_pack = replace(
-        a_pack, **{name: cast(getattr(a_pack, name)) for name in ("train", "validation", "test", "targets")}
-    )
+    def all_cast(arrays: View | Targets) -> View | Targets:
+        return replace(arrays, **{name: cast(x) for name, x in vars(arrays).items() if x is not None})
+
+    names = ("train", "validation", "test", "targets")
+    a_pack = replace(a_pack, **{name: all_cast(getattr(a_pack, name)) for name in names})
     epochs, jets = a_pack.recipe.epochs, _Plan(a_pack).batches(0)[number]
     seed = fold_seed(derive_seed(a_pack.seed, "dropout"), number)
     gradients, runnings, parts = [], [], []
