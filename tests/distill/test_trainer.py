@@ -154,6 +154,19 @@ def test_closing_the_iterator_ends_the_threads():
     assert (threading.active_count(), torch.get_num_threads()) == before
 
 
+def test_a_member_computes_on_one_thread():
+    """Of torch's, whose sums depend on their number."""
+    seen = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with backend("reference"):
+            list(train_pack(pack(students(2)), threads=2, on_epoch=lambda _: seen.append(torch.get_num_threads())))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1] * 6
+
+
 def test_threads_that_begin_while_a_pack_runs_compute_on_as_many_threads_as_before():
     seen = []
 
