@@ -19,6 +19,7 @@ from kdfast.metrics import background_rejection, evaluate
 from kdfast.report import analysis as analysis_module
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
+from kdfast.report.page import page as page_of
 from kdfast.report.schema import Analysis
 from kdfast.report.texts import report_texts
 from kdfast.study.grid import grid
@@ -451,6 +452,48 @@ def test_test_jets_of_one_class(tmp_path, capsys):
     assert "the test jets hold no background of weight above 0" in captured.err
     assert "Traceback" not in captured.err
     assert not (store.path / "report.json").exists()
+
+
+def uneven(path):
+    """Two configurations, one of them with a third seed: as after `kdfast refine`."""
+    make_study(path, [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], seeds=(0, 1), jets=300)
+    return make_study(path, [RunConfig(3.0, 0.9)], seeds=(2,), jets=300, teacher=False)
+
+
+def test_one_network_has_its_seed_beside_it(tmp_path):
+    """A winner is a mean over seeds; the best student, which tables of single networks show, is another one here."""
+    store = make_study(tmp_path / "s", [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], seeds=(0, 1), jets=2000)
+    whole, texts = reported(store)
+    _, baseline, student = whole.networks
+    who = f"{student.run_name}, seed {student.seed}"
+    summary = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
+    assert f"({who}: highest AUC on the validation jets)" in summary
+    assert f"A winner's numbers are means over its seeds; the best single network ({who})" in summary
+    for topic in ("pt", "mass", "calibration"):
+        said = [finding.text for finding in whole.findings if finding.topic == topic]
+        assert any(f"he best student ({who})" in text for text in said), topic
+        assert any(f"he baseline (seed {baseline.seed})" in text for text in said), topic
+    tables = texts["detailed_comparison.txt"]
+    for heading in ("BY JET pT", "MASS OF THE BACKGROUND THAT PASSES", "CALIBRATION OF THE SCORES"):
+        assert f"  baseline: seed {baseline.seed}; student: {who}.\n" in section(tables, heading)
+
+
+def test_means_that_are_adjusted_are_called_so(tmp_path):
+    whole, texts = reported(uneven(tmp_path / "uneven"))
+    (lonely,) = (row for row in whole.configurations if row.runs == 2)
+    runs = [run.auc.value for run in whole.runs if run.run_name == lonely.run_name]
+    assert abs(lonely.auc.value - np.mean(runs)) > 1e-4
+    page = Path(StudyStore.open(tmp_path / "uneven").rebuild_summaries()["report.html"]).read_text()
+    for name in ("ANALYSIS_SUMMARY.txt", "results_summary.txt", "detailed_comparison.txt"):
+        assert "if a seed moved all alike (least-squares mean)" in in_one_line(texts[name])
+    assert "if a seed moved all alike (least-squares mean)" in page
+    assert "eans over each configuration" not in page
+    assert "eans over its runs" not in page
+    assert page.count("east-squares means over all seeds") >= 2
+
+    whole, texts = reported(small(tmp_path / "even", seeds=(1, 2)))
+    assert "least-squares" not in "".join(texts.values())
+    assert "Means over each configuration" in page_of(whole, [])
 
 
 def test_a_run_stored_under_two_names(tmp_path):

@@ -406,19 +406,28 @@ def _gap(analysis: Analysis) -> Iterator[Finding]:
 
 # ---- physics
 
-_ROLES = {"teacher": "the teacher", "baseline": "the baseline", "student": "the best student"}
+
+def _roles(analysis: Analysis) -> dict[str, str]:
+    """The networks shown, by role, in words."""
+    words = {
+        "teacher": "the teacher",
+        "baseline": "the baseline (seed {0.seed})",
+        "student": "the best student ({0.run_name}, seed {0.seed})",
+    }
+    return {network.role: words[network.role].format(network) for network in analysis.networks}
 
 
 def _physics(analysis: Analysis) -> Iterator[Finding]:
+    roles = _roles(analysis)
     for trend in analysis.pt_differences:
-        found = versus(f"{_ROLES[trend.role]} in the highest bin of pT", "in the lowest", trend.auc, "auc")
+        found = versus(f"{roles[trend.role]} in the highest bin of pT", "in the lowest", trend.auc, "auc")
         yield _about("pt", found)
     for mass in analysis.mass_sculpting:
         if mass.efficiency != 50:
             continue
         seen = mass.p_value < SIGNIFICANT
         text = (
-            f"Background that passes {_ROLES[mass.role]} at 50 % signal efficiency "
+            f"Background that passes {roles[mass.role]} at 50 % signal efficiency "
             f"{'has another mass distribution than' if seen else 'is not seen to differ in mass from'} all background: "
             f"Jensen–Shannon divergence {mass.corrected:.3f} bits (95 % interval {mass.low:.3f} to {mass.high:.3f}; "
             f"p = {mass.p_value:.2g}, {mass.survivors} jets)."
@@ -435,7 +444,7 @@ def _physics(analysis: Analysis) -> Iterator[Finding]:
             faults.append("shifted towards signal" if intercept.value < 0 else "shifted towards background")
         what = f"are {' and '.join(faults)}" if faults else "are not seen to be off"
         text = (
-            f"As probabilities of signal, the scores of {_ROLES[calibration.role]} {what}: calibration slope "
+            f"As probabilities of signal, the scores of {roles[calibration.role]} {what}: calibration slope "
             f"{_plain(slope)}, intercept {_plain(intercept)}; mean error {100 * calibration.expected_error:.1f} % "
             "(ECE)."
         )

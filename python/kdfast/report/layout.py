@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from kdfast.report.schema import Comparison, Estimate, MetricSummary, Setting
+from kdfast.report.schema import Analysis, Comparison, Estimate, MetricSummary, Setting
 
 __all__ = [
+    "ADJUSTED_MEANS",
     "STRATEGY_NAMES",
     "WIDTH",
     "WISHES",
     "at_least",
     "auc",
+    "best_student",
     "columns",
     "interval",
+    "means_are_adjusted",
     "p_text",
     "percent",
     "rejection",
     "section",
     "spans",
+    "student_chosen_on",
     "summary_cells",
     "title",
     "with_error",
@@ -42,6 +46,13 @@ WISHES = {
     "constant": "Simplest: T and α constant",
     "consistent": "Best of the most consistent strategy",
 }
+
+# Beside numbers of configurations, where `means_are_adjusted`.
+ADJUSTED_MEANS = (
+    "Configurations have different seeds: a configuration's number is what its mean over all seeds would be if a seed "
+    "moved all alike (least-squares mean), so that lucky seeds favour nobody. Tables by setting, and the CSV file, go "
+    "over all runs as they are."
+)
 
 
 def title(*lines: str) -> str:
@@ -140,6 +151,27 @@ def spans(setting: Setting) -> tuple[str, str]:
         span(setting.temp_init, setting.temp_final, "annealing"),
         span(setting.alpha_init, setting.alpha_final, "scheduling"),
     )
+
+
+def best_student(analysis: Analysis) -> str:
+    """ "NAME, seed N" of the network shown as the best student; empty where there is none."""
+    names = (f"{n.run_name}, seed {n.seed}" for n in analysis.networks if n.role == "student")
+    return next(names, "")
+
+
+def student_chosen_on(analysis: Analysis) -> str:
+    """The jets by which the best student is: "validation", or "test" where a run has no validation AUC."""
+    done = (run for run in analysis.runs if run.status == "done")
+    return "validation" if all(run.auc_validation is not None for run in done) else "test"
+
+
+def means_are_adjusted(analysis: Analysis) -> bool:
+    """Whether a configuration's number is another than its runs' mean, as configurations have different seeds."""
+    values: dict[str, list[float]] = {}
+    for run in analysis.runs:
+        if run.auc is not None:
+            values.setdefault(run.run_name, []).append(run.auc.value)
+    return any(abs(sum(v := values[r.run_name]) / len(v) - r.auc.value) > 1e-9 for r in analysis.configurations)
 
 
 def summary_cells(of_auc: MetricSummary, of_rejection: MetricSummary) -> list[str]:

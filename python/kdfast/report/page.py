@@ -16,7 +16,7 @@ from markupsafe import Markup
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
-from kdfast.report.layout import WISHES
+from kdfast.report.layout import ADJUSTED_MEANS, WISHES, means_are_adjusted, student_chosen_on
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
 from kdfast.study.store import StudyStore
@@ -54,7 +54,6 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
     missing: dict[str, list[str]] = {}  # analyses by reason
     for item in analysis.missing:
         missing.setdefault(item.reason, []).append(item.what)
-    validated = all(run.auc_validation is not None for run in analysis.runs if run.status == "done")
     rejections = [e for network in analysis.networks for e in network.rejection.values()]
     return _rendered(
         "report.html",
@@ -70,7 +69,8 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         missing=missing,
         errors=any(network.auc is not None and network.auc.error is not None for network in analysis.networks),
         compared=any(row.auc_vs_baseline for row in analysis.configurations),
-        student_on="validation" if validated else "test",
+        student_on=student_chosen_on(analysis),
+        adjusted=ADJUSTED_MEANS if means_are_adjusted(analysis) else "",
         figures=[(drawing, Markup(svg)) for drawing, svg in figures],
         configurations=analysis.configurations,
         groups=[table for table in analysis.groups if table.groups],

@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping
 
 from kdfast.report.findings import NO_TEACHER, SIGNIFICANT, beats_baseline, seeds_are_known, versus
 from kdfast.report.layout import (
+    ADJUSTED_MEANS,
     STRATEGY_NAMES,
     at_least,
     auc,
+    best_student,
     interval,
+    means_are_adjusted,
     percent,
     rejection,
     section,
     spans,
+    student_chosen_on,
     title,
     wrapped,
 )
@@ -97,13 +101,16 @@ def _executive(analysis: Analysis) -> Iterator[str]:
     yield "KEY METRICS:"
     yield "  - Student AUC (Area Under Curve): Primary performance metric"
     yield "  - Background Rejection at 50%: 1/ε_B at 50 % signal efficiency"
-    for role, name in (("baseline", "Baseline HLT Performance"), ("teacher", "Teacher Performance")):
+    names = {"baseline": "Baseline HLT Performance", "teacher": "Teacher Performance", "student": "Best single student"}
+    for role, name in names.items():
         network = next((network for network in analysis.networks if network.role == role), None)
         if network is not None and network.auc is not None:
             at_50 = network.rejection.get("50")
             yield f"  - {name}: AUC {interval(network.auc, 4)}"
             if at_50 is not None:
-                yield f"      rejection {interval(at_50, 2)} (seed {network.seed})"
+                yield f"      rejection {interval(at_50, 2)}" + (f" (seed {network.seed})" if role != "student" else "")
+            if role == "student":
+                yield f"      ({best_student(analysis)}: highest AUC on the {student_chosen_on(analysis)} jets)"
     d = analysis.distribution
     if d is None:
         yield ""
@@ -134,7 +141,14 @@ def _winners(analysis: Analysis) -> Iterator[str]:
             "Winners are chosen on the test jets themselves, as the study has no validation numbers: the highest of "
             "many contains luck, and is too high on average."
         )
+    if len(analysis.study.seeds) > 1:
+        text += " A winner's numbers are means over its seeds"
+        if name := best_student(analysis):
+            text += f"; the best single network ({name}) may be one of another configuration"
+        text += "."
     yield wrapped(text, "")
+    if means_are_adjusted(analysis):
+        yield wrapped(ADJUSTED_MEANS, "")
     headings = {"auc": "BEST OVERALL AUC", "rejection": "BEST BACKGROUND REJECTION", "combined": "BEST BALANCED"}
     shown: dict[str, str] = {}
     for wish, heading in headings.items():

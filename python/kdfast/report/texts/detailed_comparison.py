@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdfast.report.layout import STRATEGY_NAMES, WISHES, columns, interval, section, title, with_error, wrapped
+from kdfast.report.layout import (
+    ADJUSTED_MEANS,
+    STRATEGY_NAMES,
+    WISHES,
+    columns,
+    interval,
+    means_are_adjusted,
+    section,
+    title,
+    with_error,
+    wrapped,
+)
 from kdfast.report.schema import Analysis, Comparison, GroupTable
 from kdfast.report.texts.hyperparameter_analysis import GROUP_HEADS, differences, group_rows, sentences
 from kdfast.report.texts.results_summary import missing
@@ -93,6 +104,8 @@ def _ranking(analysis: Analysis) -> Iterator[str]:
         "confidence "
         "set of the best). A rank is an order of estimates; neighbours are rarely different."
     )
+    if means_are_adjusted(analysis):
+        yield wrapped(ADJUSTED_MEANS)
     yield from sentences(analysis, ["best_auc", "best_rejection", "top_two", "pareto"])
 
 
@@ -121,9 +134,22 @@ def _decisions(analysis: Analysis) -> Iterator[str]:
         rows.append([WISHES[winner.wish], row.run_name, with_error(row.auc, 4), with_error(row.rejection, 2)])
     yield columns(["wish", "configuration", "AUC", "rejection at 50 %"], rows, left=(0, 1))
     yield wrapped(f"Chosen on the {analysis.study.selected_on} jets; numbers from the test jets.")
+    if means_are_adjusted(analysis):
+        yield wrapped("Least-squares means over all seeds, as in the ranking above.")
     topics = [f"choice_{wish}" for wish in WISHES]
     if any(finding.topic in topics for finding in analysis.findings):
         yield from sentences(analysis, topics)
+
+
+def _networks(analysis: Analysis) -> Iterator[str]:
+    """Which networks the tables of single ones show."""
+    shown = [
+        f"{n.role}: " + ("" if n.role == "baseline" else f"{n.run_name}, ") + f"seed {n.seed}"
+        for n in analysis.networks
+        if n.role != "teacher"
+    ]
+    if shown:
+        yield wrapped("; ".join(shown) + ".")
 
 
 def _by_pt(analysis: Analysis) -> list[str]:
@@ -144,6 +170,7 @@ def _by_pt(analysis: Analysis) -> list[str]:
     heads = ["network", "pT (GeV)", "S + B jets", "AUC", "rejection at 50 % in the bin", "ε_S", "ε_B"]
     return [
         columns(heads, rows, left=(0, 1)),
+        *_networks(analysis),
         wrapped("ε_S, ε_B: efficiencies in the bin at the threshold that gives 50 % signal over all test jets."),
         *sentences(analysis, ["pt"]),
     ]
@@ -167,6 +194,7 @@ def _mass(analysis: Analysis) -> list[str]:
     heads = ["network", "ε_S", "B jets", "JSD (bits)", "corrected [95 %]", "random picks", "p"]
     return [
         columns(heads, rows),
+        *_networks(analysis),
         wrapped(
             "JSD: Jensen–Shannon divergence between the masses of the background that passes and of all "
             "background, 0 for no "
@@ -194,6 +222,7 @@ def _calibration(analysis: Analysis) -> list[str]:
         return ["  Not available (the reason stands below)."]
     return [
         columns(["network", "ECE", "Brier", "log loss", "slope", "intercept"], rows),
+        *_networks(analysis),
         wrapped(
             "ECE: mean |observed − predicted| share of signal over ten bins. Slope, intercept: logistic "
             "regression of the "

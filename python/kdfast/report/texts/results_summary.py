@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from kdfast.report.layout import at_least, columns, interval, section, title, with_error, wrapped
+from kdfast.report.layout import (
+    ADJUSTED_MEANS,
+    at_least,
+    columns,
+    interval,
+    means_are_adjusted,
+    section,
+    title,
+    with_error,
+    wrapped,
+)
 from kdfast.report.schema import Analysis, Configuration, Metric, SettingTable
 
 __all__ = ["MISSING", "configurations_and_seeds", "grid", "missing", "results_summary"]
@@ -68,12 +78,8 @@ def _overview(analysis: Analysis) -> Iterator[str]:
             "Student above: the one network of highest validation AUC, kept as models/best_student. A configuration's "
             "number is its mean over seeds."
         )
-    if len({row.runs for row in analysis.configurations}) > 1:
-        yield wrapped(
-            "Configurations have different numbers of seeds: a configuration's number is what its mean over all seeds "
-            "would be if a seed moved all alike (least-squares mean), so that lucky seeds favour nobody. Tables by "
-            "setting go over all runs as they are."
-        )
+    if means_are_adjusted(analysis):
+        yield wrapped(ADJUSTED_MEANS)
     limits = {p: sum(run.survivors.get(p) == 0 for run in analysis.runs) for p in ("30", "50", "80")}
     if any(limits.values()):
         where = ", ".join(f"{count} runs at {p} %" for p, count in limits.items() if count)
