@@ -17,7 +17,7 @@ from kdfast.report.texts import report_texts
 from kdfast.study.grid import grid
 from kdfast.study.results import open_study
 from kdfast.study.store import StudyStore
-from tests.report.fake_study import SMALL_GRID, make_study
+from tests.report.fake_study import SMALL_GRID, make_study, separation
 
 CONFIGS = grid(
     temperature=[3.0, 5.0, 10.0], alpha=[0.3, 0.7, 0.9], temperature_final=[1.0, 2.0], alpha_final=[0.1]
@@ -424,6 +424,48 @@ def test_a_configuration_s_limit_is_its_own(limits):
     start = f"Of {len(p)} {'trained networks' if len(limits.study.seeds) == 1 else 'configurations'}"
     (text,) = [f.text for f in limits.findings if f.text.startswith(start) and "rejection" in f.text]
     assert f"{len(limited)} more are not compared" in text or "1 more is not compared" in text
+
+
+@pytest.mark.parametrize("missing", [0, 6], ids=["balanced", "seeds missing"])
+def test_a_single_run_s_limit_is_in_no_other_number(tmp_path, missing):
+    """One run of 32 is a limit, on validation and test: the others' rejections are those of a study without that
+    configuration."""
+    spoiled = SMALL_GRID[9]
+
+    def made(folder, configs, found):
+        make_study(tmp_path / folder, configs, seeds=(1,), jets=500)
+        return make_study(tmp_path / folder, found, seeds=(2,), jets=500, teacher=False, strength=one_limit)
+
+    def one_limit(config):
+        return 20.0 if config == spoiled else separation(config)
+
+    later = SMALL_GRID[missing:]
+    whole = analyse(made("whole", SMALL_GRID, later))
+    rest = analyse(made("rest", *([c for c in part if c != spoiled] for part in (SMALL_GRID, later))))
+    expected = {row.run_name: row for row in rest.configurations}
+    own = [run.rejection["50"].value for run in whole.runs if run.run_name == spoiled.name]
+    for row in whole.configurations:
+        if row.run_name == spoiled.name:
+            assert row.rejection.value == pytest.approx(np.mean(own))
+            assert row.rejection.lower_limit
+            continue
+        assert row.rejection == expected[row.run_name].rejection
+        assert row.rejection.low < row.rejection.value < row.rejection.high
+        assert row.rejection_validation == pytest.approx(expected[row.run_name].rejection_validation)
+
+
+def test_an_interval_that_holds_everything_is_none(tmp_path):
+    """Two seeds that differ much: Student's t of one degree of freedom is 12.7, on the logarithm's scale."""
+    for seed, strength in ((1, 0.5), (2, 2.5)):
+        made = make_study(
+            tmp_path / "study", SMALL_GRID[:1], seeds=(seed,), teacher=seed == 1, strength=lambda _, s=strength: s
+        )
+    found = analyse(made)
+    (row,) = found.configurations
+    assert row.rejection.error > 0.8 * row.rejection.value
+    assert (row.rejection.low, row.rejection.high) == (None, None)
+    assert f"interval of the rejection of {row.run_name}" in {lack.what for lack in found.missing}
+    assert report_texts(found)
 
 
 def test_limits_enter_no_comparison_of_settings(limits):

@@ -120,7 +120,7 @@ def test_means_that_the_runs_do_not_tell(runs):
     shared = factor[own["a"]].mean(axis=0) - factor[own["b"]].mean(axis=0)
     assert difference.test_variance == pytest.approx(shared @ shared)
     assert (difference.run_variance > 0) == (runs > 4)
-    beside = baseline(study, Estimates(values[:2] - 0.1, factor[:2]), [0, 1], seeds)
+    beside = baseline(study, Estimates(values[:2] - 0.1, factor[:2]), [0, 1])
     assert beside.value == pytest.approx(values[:2].mean() - 0.1)
     assert beside.below("d").value == pytest.approx(0.81 - beside.value)
 
@@ -161,7 +161,7 @@ def with_baseline(seed_spread, studies, seed=0):
         values += np.tile(0.004 * rng.normal(size=SEEDS), CONFIGS + 1)
         values[runs:] += seed_spread * rng.normal(size=SEEDS)
         students = configurations(Estimates(values[:runs], factor[:runs]), NAMES, BLOCKS)
-        yield baseline(students, Estimates(values[runs:], factor[runs:]), range(SEEDS), range(SEEDS))
+        yield baseline(students, Estimates(values[runs:], factor[runs:]), range(SEEDS))
 
 
 @pytest.mark.parametrize("seed_spread", [0.0005, 0.005])

@@ -48,7 +48,8 @@ class Configurations:
     names [C]; values [C]; test [C, C]: covariance from the test jets; spread [C, C]: the run-to-run variance σ²'s
     coefficients, so that σ² · spread is the covariance from seeds, but for what all configurations share. factor
     [C, M]: test = factor @ factor.T. common_variance: of what a seed does to all configurations alike, for one seed;
-    it matters for absolute numbers, not for differences. seeds: how many. connected: seeds are blocks of the model.
+    it matters for absolute numbers, not for differences. blocks [seeds]: the seeds, in the model's order. connected:
+    they are blocks of the model.
     runs: all runs [K]; rows [seeds, C]: theirs in each seed that all configurations have.
     """
 
@@ -59,13 +60,17 @@ class Configurations:
     spread: Floats
     model: Fit
     common_variance: float
-    seeds: int
+    blocks: tuple[int, ...]
     connected: bool
     runs: Estimates
     rows: NDArray[np.int64]
 
     def index(self, name: str) -> int:
         return self.names.index(name)
+
+    @property
+    def seeds(self) -> int:
+        return len(self.blocks)
 
     @property
     def seeds_known(self) -> bool:
@@ -120,7 +125,7 @@ class Configurations:
             self.spread[np.ix_(keep, keep)],
             self.model,
             self.common_variance,
-            self.seeds,
+            self.blocks,
             self.connected,
             self.runs,
             self.rows[:, keep],
@@ -152,7 +157,7 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
         spread=means @ model.spread @ means.T,
         model=model,
         common_variance=_common_variance(model, len(known), len(blocks)) if connected else 0.0,
-        seeds=len(blocks),
+        blocks=tuple(blocks),
         connected=connected,
         runs=runs,
         rows=_complete(names, seeds, known, blocks),
@@ -209,18 +214,18 @@ class Baseline:
         return Contrast(float(weights @ students.values) - self.value, test, run, satterthwaite(test + run, *parts))
 
 
-def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int], blocks: Sequence[int]) -> Baseline | None:
-    """The baseline's runs [n] of these seeds beside students of the seeds `blocks` (in the order of their model); None
-    where they have no seed in common. Where seeds are no part of that model, beside the configurations' mean over all
-    runs: its scatter holds what a seed does to all."""
-    shared = [i for i, seed in enumerate(seeds) if seed in blocks]
+def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) -> Baseline | None:
+    """The baseline's runs [n] of these seeds beside students; None where they have no seed in common. Where seeds are
+    no part of the students' model, beside the configurations' mean over all runs: its scatter holds what a seed does to
+    all."""
+    shared = [i for i, seed in enumerate(seeds) if seed in students.blocks]
     if not shared:
         return None
     known = len(students.names)
     levels = np.zeros((len(shared), len(students.model.coefficients)))
     levels[:, :known] = 1.0 / known  # the configurations' mean in that seed
     for row, i in enumerate(shared if students.connected else ()):
-        levels[row, known + list(blocks).index(seeds[i])] = 1.0
+        levels[row, known + students.blocks.index(seeds[i])] = 1.0
     values = runs.values[shared] - levels @ students.model.coefficients
     factor = runs.factor[shared] - levels @ students.model.factor
     return Baseline(students, fit(Estimates(values, factor), np.ones((len(shared), 1))))

@@ -22,7 +22,7 @@ from kdfast.study.pairing import fault_of_scores
 from kdfast.study.results import NEED_SCORES
 from kdfast.study.store import StoredResult, StudyStore
 
-__all__ = ["METRICS", "StudyNetworks"]
+__all__ = ["METRICS", "StudyNetworks", "means_of"]
 
 Floats = NDArray[np.float64]
 METRICS: tuple[schema.Metric, ...] = ("auc", "rejection")
@@ -212,34 +212,35 @@ class StudyNetworks:
 
     @cached_property
     def students(self) -> dict[schema.Metric, Configurations]:
-        """The two-way model of configurations and seeds."""
-        found = {metric: self._model(metric, self._finite("student", metric)) for metric in METRICS}
-        if not found["auc"].connected:
+        """The two-way model of configurations and seeds. That of the rejection has none whose rejection is a lower
+        limit, which would enter every other's number, and lacks where all are."""
+        rows = {metric: self._finite("student", metric) for metric in METRICS}
+        rows["rejection"] = [k for k in rows["rejection"] if self.networks[k].name not in self.limited]
+        found = {metric: self._model(metric, own) for metric, own in rows.items() if own}
+        if loose := [metric for metric, model in found.items() if not model.connected]:
+            what = "means over common seeds" if "auc" in loose else "means of the rejection over common seeds"
             reason = (
                 "no configuration links all seeds: numbers are plain means of runs, and seeds' luck is part of them"
             )
-            self.lacks("means over common seeds", reason)
+            self.lacks(what, reason)
         return found
+
+    def means(self, metric: schema.Metric) -> pd.Series:
+        """By configuration, the model's estimate; where it is a lower limit, the plain mean of its runs."""
+        return means_of(self.done, {"auc": "auc_student", "rejection": "bkg_rej_50"}[metric], self.students.get(metric))
 
     @cached_property
     def baselines(self) -> dict[schema.Metric, Baseline]:
-        """The baseline beside the configurations, but for those whose rejection is a lower limit. A metric lacks where
-        no seed is shared, or the baseline's own rejection is a limit."""
+        """The baseline beside the configurations of `students`. A metric lacks where no seed is shared, or the
+        baseline's own rejection is a limit."""
         found = {}
-        for metric in METRICS:
-            rows = self._finite("student", metric)
+        for metric, students in self.students.items():
             own = self._finite("baseline", metric)
-            if metric == "rejection":
-                rows = [k for k in rows if self.networks[k].name not in self.limited]
-                if limits := sum(self.is_limit(k) for k in own):
-                    reason = f"no background survives for {limits} baselines: their rejection is a lower limit"
-                    self.lacks("rejection beside the baseline's", reason)
-                    continue
-            if not rows:
+            if metric == "rejection" and (limits := sum(self.is_limit(k) for k in own)):
+                reason = f"no background survives for {limits} baselines: their rejection is a lower limit"
+                self.lacks("rejection beside the baseline's", reason)
                 continue
-            blocks = list(dict.fromkeys(self.networks[k].seed for k in rows))
-            students = self._model(metric, rows) if metric == "rejection" and self.limited else self.students[metric]
-            beside = baseline(students, self.metric(metric).rows(own), [self.networks[k].seed for k in own], blocks)
+            beside = baseline(students, self.metric(metric).rows(own), [self.networks[k].seed for k in own])
             if beside is not None:
                 found[metric] = beside
         return found
@@ -287,3 +288,11 @@ class StudyNetworks:
             self.lacks("gap recovered in rejection", "no background survives for the teacher: a lower limit")
             return {"auc": place}
         return dict.fromkeys(METRICS, place)
+
+
+def means_of(runs: pd.DataFrame, column: str, model: Configurations | None) -> pd.Series:
+    """By run_name, the estimates of a model of the column; of configurations outside it, their runs' plain means."""
+    found = runs.groupby("run_name", sort=False)[column].mean()
+    if model is not None:
+        found[list(model.names)] = model.values
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kdfast.report import physics, schema
@@ -18,7 +19,8 @@ from kdfast.report.comparisons import (
     holm,
     to_separate,
 )
-from kdfast.report.networks import METRICS, StudyNetworks
+from kdfast.report.fitting import Contrast
+from kdfast.report.networks import METRICS, StudyNetworks, means_of
 from kdfast.report.records import comparison_of, number, setting_fields
 from kdfast.report.sampling import Estimates, auc_interval, quantile
 from kdfast.report.table import combined_score
@@ -29,13 +31,13 @@ Floats = NDArray[np.float64]
 
 
 def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
-    auc, rejection = study.students["auc"], study.students["rejection"]
-    names = auc.names
+    names = study.students["auc"].names
     frame = study.settings.copy()
-    frame["auc_student"], frame["bkg_rej_50"] = auc.values, rejection.values
+    frame["auc_student"], frame["bkg_rej_50"] = study.means("auc"), study.means("rejection")
     if study.selected_on == "validation":
         frame["auc_val"] = _validation_means(study, "auc_val")
-        frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val")
+        limited = study.done.loc[study.done["n_bkg_50_val"].eq(0).fillna(False), "run_name"]
+        frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val", list(limited))
         frame["combined_val"] = combined_score(frame, "_val")
     frame["combined"] = combined_score(frame)
     ranked = frame[["auc_student", "bkg_rej_50", "combined"]].copy()
@@ -56,8 +58,8 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
             schema.Configuration(
                 **setting_fields(name, row),
                 runs=int(spread.loc[name, ("auc_student", "count")]),
-                auc=_estimate(study, "auc", name),
-                rejection=_estimate(study, "rejection", name),
+                auc=_auc(study, name),
+                rejection=_rejection(study, name, float(row["bkg_rej_50"])),
                 auc_std=number(spread.loc[name, ("auc_student", "std")]),
                 rejection_std=number(spread.loc[name, ("bkg_rej_50", "std")]),
                 combined=float(row["combined"]),
@@ -76,37 +78,62 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
                 gap_recovered_rejection=_gap(study, "rejection", name),
             )
         )
+    if open_ended := [c.run_name for c in found if c.rejection.error is not None and c.rejection.low is None]:
+        what = f"interval of the rejection of {', '.join(open_ended[:5])}"
+        what += f" and {len(open_ended) - 5} more" if len(open_ended) > 5 else ""
+        study.lacks(what, "too few seeds that differ too much: it would hold all that these jets can measure")
     return sorted(found, key=lambda c: (c.rank_auc, c.run_name))
 
 
-def _estimate(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate:
-    contrast = study.students[metric].estimate(name)
-    if metric == "rejection" and name in study.limited:
-        return schema.Estimate(value=contrast.value, lower_limit=True)
-    if not study.have_scores:
+def _auc(study: StudyNetworks, name: str) -> schema.Estimate:
+    contrast = study.students["auc"].estimate(name)
+    return _estimate(study, "auc", contrast, auc_interval(contrast.value, contrast.error, contrast.df))
+
+
+def _rejection(study: StudyNetworks, name: str, mean: float) -> schema.Estimate:
+    if name in study.limited:
+        return schema.Estimate(value=mean, lower_limit=True)
+    contrast = study.students["rejection"].estimate(name)
+    return _estimate(study, "rejection", contrast, _rejection_interval(study, contrast))
+
+
+def _rejection_interval(study: StudyNetworks, contrast: Contrast) -> tuple[float, float] | None:
+    """Symmetric on the logarithm's scale. None where it would hold all that a rejection on these jets can be, from 1 to
+    the number of background jets: two seeds that differ much have so large a Student's t."""
+    value = contrast.value
+    if value <= 0.0 or study.jets is None:
+        return None
+    half, most = quantile(contrast.df) * contrast.error / value, (study.jets.labels == 0).sum()
+    if half > max(math.log(value), math.log(most / value)):
+        return None
+    return value * math.exp(-half), value * math.exp(half)
+
+
+def _estimate(
+    study: StudyNetworks, metric: schema.Metric, contrast: Contrast, interval: tuple[float, float] | None
+) -> schema.Estimate:
+    exact = metric == "auc" and interval is None  # an AUC of 0 or 1: the jets tell no error
+    if not study.have_scores or exact:
         return schema.Estimate(value=contrast.value)
-    known = study.students[metric].seeds_known
-    if metric == "auc":
-        interval = auc_interval(contrast.value, contrast.error, contrast.df)
-    else:
-        half = quantile(contrast.df) * contrast.error / contrast.value
-        interval = contrast.value * math.exp(-half), contrast.value * math.exp(half)
-    if interval is None:  # an AUC of 0 or 1
-        return schema.Estimate(value=contrast.value)
+    low, high = interval or (None, None)
     return schema.Estimate(
         value=contrast.value,
         error=contrast.error,
-        low=interval[0],
-        high=interval[1],
+        low=low,
+        high=high,
         error_test=math.sqrt(contrast.test_variance),
-        error_runs=math.sqrt(contrast.run_variance) if known else None,
+        error_runs=math.sqrt(contrast.run_variance) if study.students[metric].seeds_known else None,
     )
 
 
-def _validation_means(study: StudyNetworks, column: str) -> Floats:
-    values = study.done[column].to_numpy(np.float64)
-    estimates = Estimates(values, np.zeros((len(values), 1)))
-    return configurations(estimates, list(study.done["run_name"]), list(study.done["seed"])).values
+def _validation_means(study: StudyNetworks, column: str, limited: Sequence[str] = ()) -> pd.Series:
+    """limited: configurations that are no part of the others' means, as a run's number is a lower limit."""
+    runs = study.done[~study.done["run_name"].isin(limited)]
+    model = None
+    if len(runs):
+        estimates = Estimates(runs[column].to_numpy(np.float64), np.zeros((len(runs), 1)))
+        model = configurations(estimates, list(runs["run_name"]), list(runs["seed"]))
+    return means_of(study.done, column, model)
 
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:

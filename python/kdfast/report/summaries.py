@@ -216,16 +216,18 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
         return float(np.median(estimates.errors[list(students)])) if study.have_scores else None
 
     def paired(metric: schema.Metric) -> float | None:
+        if not study.have_scores or metric not in study.modelled:
+            return None
         noise = study.students[metric].noise()
-        if not study.have_scores or len(noise) < 2:
+        if len(noise) < 2:
             return None
         variance = np.diag(noise)[:, None] + np.diag(noise)[None, :] - 2.0 * noise
         return math.sqrt(max(0.0, float(np.median(variance[np.triu_indices(len(noise), 1)]))))
 
     def by_seed(metric: schema.Metric) -> tuple[float | None, float | None]:
-        model = study.students[metric]
-        if not model.seeds_known or metric not in study.modelled:
+        if metric not in study.modelled or not study.students[metric].seeds_known:
             return None, None
+        model = study.students[metric]
         return math.sqrt(model.model.run_variance), math.sqrt(model.common_variance)
 
     own, common = by_seed("auc")
@@ -237,7 +239,7 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
         auc_error=error(study.auc),
         rejection_error=error(study.rejection) if "rejection" in study.modelled else None,
         auc_paired_error=paired("auc"),
-        rejection_paired_error=paired("rejection") if "rejection" in study.modelled else None,
+        rejection_paired_error=paired("rejection"),
         auc_seed_std=own,
         rejection_seed_std=own_rejection,
         auc_seed_common_std=common,

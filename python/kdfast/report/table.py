@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.metrics import WORKING_POINTS
 from kdfast.study.store import StoredResult
 
 __all__ = [
@@ -59,13 +60,15 @@ METRICS = {
     "combined": "combined score",
 }
 
-_INTEGERS = ("seed", "n_bkg_30", "n_bkg_50", "n_bkg_80", "best_epoch", "epochs")
-_MORE = ("n_bkg_30", "n_bkg_80", "bkg_rej_30_val", "bkg_rej_80_val")
+_SURVIVORS = tuple(f"n_bkg_{point}{suffix}" for suffix in ("", "_val") for point in WORKING_POINTS)
+_INTEGERS = ("seed", *_SURVIVORS, "best_epoch", "epochs")
+_MORE = (*(name for name in _SURVIVORS if name not in COLUMNS), "bkg_rej_30_val", "bkg_rej_80_val")
 
 
 def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
-    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30, n_bkg_80, bkg_rej_30_val and
-    bkg_rej_80_val. A diverged run has its status and no metrics. auc_baseline: of the same seed."""
+    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30 and n_bkg_80, n_bkg_30_val,
+    n_bkg_50_val and n_bkg_80_val, bkg_rej_30_val and bkg_rej_80_val. A diverged run has its status and no metrics.
+    auc_baseline: of the same seed."""
     baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
     teachers = [result.metrics for result in results if result.kind == "teacher"]
     rows = []
