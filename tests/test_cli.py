@@ -246,6 +246,34 @@ def test_a_path_that_is_no_text(tmp_path, capsys, without_reports):
     assert main(["sweep", str(tmp_path / "a*.h5"), "--out", str(tmp_path / "study"), "--quiet", *TINY]) == 0
 
 
+def test_a_study_whose_name_is_no_text(study, tmp_path):
+    """Where stdout takes UTF-8 alone, as in most terminals."""
+    out = tmp_path / os.fsdecode(b"mine\xff")
+    shutil.copytree(study, out)
+    for command in (
+        ["status"],
+        ["status", "--json"],
+        ["verify"],
+        ["report"],
+        ["report", study, "--out", tmp_path / "two"],
+    ):
+        process = start(command[0], out, *command[1:], PYTHONIOENCODING="utf-8:strict")
+        printed, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, ""), command
+        assert command[-1] == tmp_path / "two" or "mine\\udcff" in printed
+    assert open_study(out).report()["report.json"].read_text().count('"name": "mine\\\\udcff"') == 1
+    assert main(["sweep", "--out", str(out), "--quiet", *TINY]) == 0
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["report"], ["refine", "--seeds", "1"]])
+def test_without_stdout(study, command):
+    run = [sys.executable, "-m", "tests.study.run_cli", *command, *([] if command == ["doctor"] else [str(study)])]
+    closed = ["bash", "-c", 'exec "$@" >&-', "bash", *run]
+    done = subprocess.run(closed, capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Traceback" not in done.stderr
+
+
 def test_status_and_report(study, capsys):
     assert main(["status", str(study)]) == 0
     assert capsys.readouterr().out == f"{study}: 3 runs, 3 done\n"

@@ -10,7 +10,12 @@ from typing import IO, Any
 from kdfast._process import temporary_name
 from kdfast.errors import KdfastError, StudyError
 
-__all__ = ["fsync_folder", "write_atomically", "write_content", "writing_errors"]
+__all__ = ["as_text", "fsync_folder", "write_atomically", "write_content", "writing_errors"]
+
+
+def as_text(path: str | Path) -> str:
+    """A path as any file of text can hold it: what of it is no UTF-8 is shown as an escape."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def fsync_folder(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 import typer
@@ -37,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as here:
         here.callback(messages.end)
         here.enter_context(redirect_stderr(cast(TextIO, messages)))
+        # stdout takes all that is printed: what it can't encode as escapes, and nowhere where it is closed.
+        if sys.stdout is None:
+            nowhere = here.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            here.enter_context(redirect_stdout(nowhere))
+        elif isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         here.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdfast._files import as_text
 from kdfast._version import __version__
 from kdfast.errors import ConfigError
 from kdfast.metrics import WORKING_POINTS
@@ -96,7 +97,7 @@ def _study(study: StudyNetworks) -> schema.Study:
     for note in imported.get("notes", ()) if isinstance(imported, dict) else ():
         study.lacks("import", str(note))
     return schema.Study(
-        name=study.store.path.resolve().name,
+        name=as_text(study.store.path.resolve().name),
         seeds=study.seeds,
         configurations=int(study.done["run_name"].nunique()),
         counts=counts,

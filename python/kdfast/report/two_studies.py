@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdfast._files import as_text
 from kdfast.metrics import background_rejection
 from kdfast.report.analysis import analyse
 from kdfast.report.comparisons import configurations, holm
@@ -138,7 +139,7 @@ def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
 def _names(first: Path, second: Path) -> tuple[str, str]:
     one, other = first.resolve().parts, second.resolve().parts
     length = next((n for n in range(1, min(len(one), len(other)) + 1) if one[-n:] != other[-n:]), 1)
-    return str(Path(*one[-length:])), str(Path(*other[-length:]))
+    return as_text(Path(*one[-length:])), as_text(Path(*other[-length:]))
 
 
 def _setting(value: Any) -> str | None:
