@@ -1,5 +1,6 @@
 """Disks that fill, places that can't be written, strangers' studies: an error that says what, and nothing lost."""
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from kdfast.cli import main
 from kdfast.errors import KdfastError, StudyError
 from kdfast.study.attempts import Attempt
 from kdfast.study.claims import Claims
-from kdfast.study.folders import json_bytes
+from kdfast.study.folders import commit, json_bytes
 from kdfast.study.results import open_study
 from kdfast.study.status import study_status
 from kdfast.study.store import StudyStore
@@ -318,6 +319,71 @@ def test_a_pipe_among_the_claims_is_not_waited_for(tmp_path):
         assert claims.take(name) is None
         with claims.take(name):
             pass
+
+
+WHO = {"host": "elsewhere", "pid": 7, "machine": "m", "started": "1", "version": "0", "since": "then"}
+ENDLESS, DEEP = b'{"seed": 1e999, "pid": 1e999, "runs": [], "format": 1}', b'{"a":' * 100_000
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A study whose settings are one's own, too."""
+    store = StudyStore.create_or_open(tmp_path / "study", {"grid": ["baseline_T3.0_A0.5"], "seeds": [42]}, PROVENANCE)
+    store.write(make_result())
+    return store.path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("²", json.dumps(WHO).encode()),  # a digit, and no number
+        ("000001", json.dumps(WHO).replace("7", "1e999").encode()),
+        ("000001", DEEP),
+    ],
+)
+def test_claims_of_any_content_are_looked_at(foreign, name, content):
+    folder = foreign / "claims" / "seed42.000"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.claim").write_bytes(content)
+    assert main(["status", str(foreign), "--quiet"]) == 1
+    assert main(["verify", str(foreign), "--quiet"]) == 0
+    assert [holder.name for holder in Claims(foreign / "claims").holders()] == ["seed42.000"]
+    assert Claims(foreign / "claims").take("seed42.000") is None  # it may grow
+
+
+@pytest.mark.parametrize("content", [ENDLESS, DEEP])
+@pytest.mark.parametrize(
+    "name", ["attempts/seed42.000.001/attempt", "packs/seed42.000/pack", "results/r.x.seed1/result"]
+)
+def test_documents_of_any_content_are_damage(foreign, capsys, name, content):
+    """Numbers that are none, nesting without end: with the checksums that belong to them."""
+    folder, file = (foreign / f"{name}.json").parent, Path(f"{name}.json").name
+    folder.parent.mkdir(exist_ok=True)
+    commit(folder, {file: content, "traceback.txt": b""})
+    assert main(["status", str(foreign)]) == 1
+    assert "1 damaged" in capsys.readouterr().out
+    assert main(["verify", str(foreign)]) == 1
+    assert f"{folder.relative_to(foreign)}: is damaged: {file} has unexpected content" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [b"1e999", b'"\\ud800"', b"[" * 900 + b"]" * 900, b"[" * 100_000])
+def test_manifests_of_any_content_are_damage(foreign, more):
+    path = first_result(foreign) / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-1] + b', "more": ' + more + b"}")
+    study_status(StudyStore.open(foreign))
+    (found,) = verify(foreign).findings
+    assert found.path == str(path.relative_to(foreign))
+
+
+def test_a_description_of_any_content_is_told(foreign, capsys):
+    (foreign / "manifest.json").unlink()
+    (foreign / "study.toml").write_text("a = " + "[" * 100_000)
+    assert main(["status", str(foreign)]) == 2
+    assert "study.toml: can't be read" in capsys.readouterr().err
+    (foreign / "provenance.json").write_bytes(DEEP)
+    assert main(["status", str(foreign)]) == 2
+    assert "provenance.json: can't be read" in capsys.readouterr().err
+    assert main(["verify", str(foreign)]) == 1
 
 
 def test_a_linked_result_is_refused(stranger, tmp_path):

@@ -205,7 +205,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], MemberCheckpoint]:
             isinstance(document["belongs_to"], dict) and all(isinstance(e, dict) for e in document["environments"])
         ):
             raise TypeError("belongs_to, environments")
-    except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, safetensors.SafetensorError) as error:
         raise damage(folder, f"it has unexpected content ({error})") from error
     return document, checkpoint
 

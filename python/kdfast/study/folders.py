@@ -367,7 +367,10 @@ def json_number(value: float) -> float | str:
 
 def parse_json(content: bytes) -> dict[str, Any]:
     """A JSON object; ValueError for anything else."""
-    document = json.loads(content)
+    try:
+        document = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(document, dict):
         raise ValueError("not an object")
     return document

@@ -111,7 +111,7 @@ def read_pack(folder: Path) -> PlannedPack:
         document = parse_json(content)
         runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
         pack = PlannedPack(folder.name, int(document["seed"]), runs, document.get("threads"), document.get("seconds"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damage(folder, f"pack.json has unexpected content ({error})") from error
     if re.fullmatch(rf"seed{pack.seed}\.\d+", folder.name) is None:
         raise damage(folder, f"it holds a pack of seed {pack.seed}")

@@ -170,7 +170,7 @@ class StudyStore:
             provenance = parse_json(read(file))
             file = path / "study.toml"
             settings = tomllib.loads(read(file).decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StudyError(f"can't be read ({error})", where=str(file), hint="restore it from a copy") from None
         check_format(provenance.pop("format", None), described)
         check_description(path)
@@ -502,7 +502,7 @@ def load_result(folder: Path, content: bytes) -> StoredResult:
             resumed_from=tuple(document.get("resumed_from", ())),
         )
         key = result.key
-    except (KeyError, TypeError, ValueError, AttributeError, StudyError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, StudyError) as error:
         raise damage(folder, f"result.json has unexpected content ({error})") from error
     if key != folder.name:
         raise damage(folder, f"it holds {key}")
