@@ -36,10 +36,12 @@ def make_study(
     gain: float = 0.0,
     teacher_strength: float = 2.0,
     strength: Callable[[RunConfig | None], float] = separation,
+    baseline_seeds: tuple[int, ...] | None = None,
 ) -> StudyStore:
     """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets.
 
-    gain: added to the students' separation. strength: the separation of a configuration, of the baseline for None."""
+    gain: added to the students' separation. strength: the separation of a configuration, of the baseline for None.
+    baseline_seeds: None: the students'."""
     store = StudyStore.create_or_open(path, SETTINGS, provenance)
     rng = np.random.default_rng(5)
     splits = {}
@@ -81,8 +83,9 @@ def make_study(
 
     if teacher:
         write("teacher", "teacher", 42, teacher_strength)
-    for seed in seeds:
+    for seed in seeds if baseline_seeds is None else baseline_seeds:
         write("baseline", "baseline", seed, strength(None))
+    for seed in seeds:
         for config in grid("study") if configs is None else configs:
             write("student", config.name, seed, strength(config) + gain, config)
     return store

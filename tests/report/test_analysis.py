@@ -376,6 +376,24 @@ def test_each_run_a_seed_of_its_own(tmp_path):
     assert "BEST OVERALL AUC: 0.9000" in report_texts(found)["ANALYSIS_SUMMARY.txt"]
 
 
+@pytest.mark.parametrize("seeds", [(1,), (9,), (1, 2)], ids=["one shared", "none shared", "two shared"])
+def test_a_baseline_of_fewer_seeds_than_the_students(tmp_path, seeds):
+    made = make_study(tmp_path / "study", SMALL_GRID[:4], seeds=(1, 2, 3), baseline_seeds=seeds)
+    found = analyse(made)
+    reasons = [lack.reason for lack in found.missing if lack.what == "tests of improvements over the baseline"]
+    known = len(seeds) > 1
+    assert len(reasons) == (not known)
+    if reasons:
+        assert reasons[0].startswith("only seed 1 has both" if seeds == (1,) else "no seed has both")
+    assert set(found.mean_vs_baseline) == ({"auc", "rejection"} if known else set())
+    for row in found.configurations:
+        compared = (row.auc_vs_baseline, row.rejection_vs_baseline, row.gap_recovered_auc, row.gap_recovered_rejection)
+        assert [c is not None for c in compared] == [known] * 4
+    assert ("improvement" in {finding.topic for finding in found.findings}) == known
+    assert [run.auc_gain is not None for run in found.runs] == [run.seed in seeds for run in found.runs]
+    assert report_texts(found)
+
+
 # ---- lower limits
 
 

@@ -215,11 +215,12 @@ class Baseline:
 
 
 def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) -> Baseline | None:
-    """The baseline's runs [n] of these seeds beside students; None where they have no seed in common. Where seeds are
-    no part of the students' model, beside the configurations' mean over all runs: its scatter holds what a seed does to
-    all."""
+    """The baseline's runs [n] of these seeds beside students; None where they have no seed in common, or only one while
+    the students have several: what another seed would do to the baseline is then not known, and no test can be made.
+    Where seeds are no part of the students' model, beside the configurations' mean over all runs: its scatter holds
+    what a seed does to all."""
     shared = [i for i, seed in enumerate(seeds) if seed in students.blocks]
-    if not shared:
+    if not shared or (students.seeds_known and len(shared) < 2):
         return None
     known = len(students.names)
     levels = np.zeros((len(shared), len(students.model.coefficients)))

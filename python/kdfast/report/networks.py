@@ -231,18 +231,25 @@ class StudyNetworks:
 
     @cached_property
     def baselines(self) -> dict[schema.Metric, Baseline]:
-        """The baseline beside the configurations of `students`. A metric lacks where no seed is shared, or the
+        """The baseline beside the configurations of `students`. A metric lacks where too few seeds are shared, or the
         baseline's own rejection is a limit."""
-        found = {}
+        found, unpaired = {}, set()
         for metric, students in self.students.items():
             own = self._finite("baseline", metric)
             if metric == "rejection" and (limits := sum(self.is_limit(k) for k in own)):
                 reason = f"no background survives for {limits} baselines: their rejection is a lower limit"
                 self.lacks("rejection beside the baseline's", reason)
                 continue
-            beside = baseline(students, self.metric(metric).rows(own), [self.networks[k].seed for k in own])
+            seeds = [self.networks[k].seed for k in own]
+            beside = baseline(students, self.metric(metric).rows(own), seeds)
             if beside is not None:
                 found[metric] = beside
+            elif seeds:
+                unpaired.add(", ".join(str(seed) for seed in seeds if seed in students.blocks))
+        for seeds_of_both in unpaired:
+            have = f"only seed {seeds_of_both} has" if seeds_of_both else "no seed has"
+            reason = f"{have} both a baseline and students: what another seed would do to the baseline is not known"
+            self.lacks("tests of improvements over the baseline", reason)
         return found
 
     @cached_property

@@ -137,8 +137,8 @@ def _validation_means(study: StudyNetworks, column: str, limited: Sequence[str] 
 
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
-    beside = study.baselines.get(metric)
-    if not study.have_scores or beside is None:
+    beside = study.baselines.get(metric) if study.have_scores else None
+    if beside is None:
         return {}
     differences = {name: beside.below(name) for name in beside.students.names}
     p_values = [contrast.p_value for contrast in differences.values()]
@@ -158,8 +158,8 @@ def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Com
 
 
 def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
-    beside = study.baselines.get(metric)
-    if not study.have_scores or beside is None or metric not in study.teachers or name not in beside.students.names:
+    beside = study.baselines.get(metric) if study.have_scores else None
+    if beside is None or metric not in study.teachers or name not in beside.students.names:
         return None
     students, gain = beside.students, beside.below(name)
     single = study.metric(metric).rows([study.teachers[metric]])
