@@ -130,7 +130,7 @@ def test_killed_while_the_description_is_written_anew(tmp_path, monkeypatch, wri
     assert verify(tmp_path).findings == ()
 
 
-def test_who_opens_a_study_meanwhile_finds_no_damage(tmp_path):
+def test_who_opens_or_verifies_a_study_meanwhile_finds_no_damage(tmp_path):
     store = StudyStore.create_or_open(tmp_path, {"device": "auto"}, {})
     stop = threading.Event()
 
@@ -142,8 +142,9 @@ def test_who_opens_a_study_meanwhile_finds_no_damage(tmp_path):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(1000):
+        for _ in range(300):
             assert StudyStore.open(tmp_path).settings["device"] in ("cpu", "auto")
+            assert verify(tmp_path).findings == ()
     finally:
         stop.set()
         writer.join()

@@ -73,7 +73,7 @@ else:
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KINDS", "StoredResult", "StudyStore", "check_description", "load_result"]
+__all__ = ["KINDS", "StoredResult", "StudyStore", "check_description", "description_version", "load_result"]
 
 KINDS = ("teacher", "baseline", "student")
 
@@ -460,21 +460,21 @@ def _is_free(path: Path, own: Collection[str]) -> bool:
 def check_description(path: Path) -> None:
     """Checks study.toml and provenance.json. Raises StudyError where they are not as they were written; studies of
     older versions have no checksums of them."""
-    while (there := _version(path / MANIFEST)) is not None:
+    while (there := description_version(path)) is not None:
         try:
             check_folder(path)
             return
         except StudyError as error:
-            if _version(path / MANIFEST) != there:  # `describe` was at work
+            if description_version(path) != there:  # `describe` was at work
                 continue
             hint = f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
             raise StudyError(error.what, where=error.where, hint=hint) from None
 
 
-def _version(file: Path) -> tuple[int, int] | None:
-    """Tells a file from one that was moved into its place; None: there is none."""
+def description_version(path: Path) -> tuple[int, int] | None:
+    """Tells a study's description from one that `describe` has put into its place; None: it has no checksums."""
     try:
-        status = os.lstat(file)
+        status = os.lstat(path / MANIFEST)
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_ctime_ns
