@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdfast.metrics import background_rejection, roc_auc
+from kdfast.metrics import WORKING_POINTS, background_rejection, roc_auc
 from kdfast.report.sampling import (
+    _resampled_background,
     auc_estimates,
     auc_interval,
     quantile,
@@ -117,6 +118,18 @@ def test_the_size_of_the_study():
     assert auc_estimates(labels, scores, w).errors[0] == pytest.approx(0.006, abs=0.001)
     log = rejection_estimates(labels, scores, w, points=(50,))[50]
     assert math.exp(log.values[0]) * log.errors[0] == pytest.approx(0.7, abs=0.2)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_bootstrap_has_the_metrics_working_points(weighted):
+    """Each of 400,000 jets drawn once: threshold and rejection are those of the metrics to the last jet, whatever the
+    number of jets."""
+    labels, scores, w = binormal(1, 400_000, 1.5, weights=weighted)
+    w, own = w.astype(np.float32), [labels == 1, labels == 0]
+    once = _resampled_background(*(scores[0, o] for o in own), *(w[o, None] for o in own), WORKING_POINTS)
+    for point in WORKING_POINTS:
+        expected = background_rejection(labels, scores[0], point / 100, w).value
+        assert 1.0 / once[point] == pytest.approx([expected], rel=1e-12)
 
 
 def test_limits():

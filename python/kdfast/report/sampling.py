@@ -178,16 +178,15 @@ def _resampled_background(
 ) -> dict[int, Floats]:
     """ε_B [replicates] at the first threshold that reaches each signal efficiency, by efficiency."""
     order = np.argsort(-signal, kind="stable")
-    thresholds, reached = signal[order], np.cumsum(signal_weights[order], axis=0)
+    thresholds, reached = signal[order], np.cumsum(signal_weights[order], axis=0, dtype=np.float64)
     order = np.argsort(-background, kind="stable")
     falling, total = background[order], background_weights.sum(axis=0, dtype=np.float64)
-    rounding = 1.0 - len(signal) * float(np.finfo(np.float32).eps)  # of float32 sums must not decide
-    survivors = {}
-    for point in points:
-        first = (reached < point / 100 * rounding * reached[-1]).sum(axis=0)
-        survivors[point] = np.searchsorted(-falling, -thresholds[first], "right")
+    rounding = 1.0 - len(signal) * float(np.finfo(np.float64).eps)  # must not decide: see `RocCurve.reaching`
+    targets = np.outer(reached[-1], np.array(points) / 100 * rounding)  # [replicates, points]
+    first = np.array([np.searchsorted(sums, wanted) for sums, wanted in zip(reached.T, targets, strict=True)])
+    survivors = {point: np.searchsorted(-falling, -thresholds[first[:, i]], "right") for i, point in enumerate(points)}
     most = max(1, max(int(count.max()) for count in survivors.values()))
-    passed = np.cumsum(background_weights[order[:most]], axis=0)  # the rest passes nowhere
+    passed = np.cumsum(background_weights[order[:most]], axis=0, dtype=np.float64)  # the rest passes nowhere
     found = {}
     for point, count in survivors.items():
         weight = np.where(count > 0, passed[count - 1, np.arange(len(count))], 0.0)
