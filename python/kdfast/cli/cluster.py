@@ -63,9 +63,10 @@ def worker(
     """
     from kdfast.study.interrupt import stoppable
 
-    with stoppable(typer.echo, store, ends=True):  # a batch system may stop it before torch is imported
+    with stoppable(typer.echo, store, ends=True) as stop:  # a batch system may stop it before torch is imported
         from kdfast.study.worker import work
 
+        stop.check()  # an import may have swallowed it
         outcome = work(
             store,
             pack=pack,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
+from types import FrameType
 from typing import Any, TextIO, cast
 
 import typer
@@ -24,6 +27,28 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
         print(f"kdfast: warning: {message}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, *where[:2]), end="", file=sys.stderr)
+
+
+def _noted_interrupts(here: ExitStack) -> list[int]:
+    """A list that Ctrl-C adds to, until `here` ends, as well as being raised: an import may swallow it, and fail then.
+    Where it is ignored, or not Python's default, and outside the main thread, nothing is noted."""
+    noted: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        noted.append(signum)
+        raise KeyboardInterrupt
+
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        here.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handle))
+    return noted
+
+
+def _say_interrupted(text: str) -> None:
+    after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+    print(f"{after_echo}kdfast: {text}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         here.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning  # type: ignore[assignment]
+        interrupts = _noted_interrupts(here)
         try:
             with command.make_context("kdfast", words) as context:
                 command.invoke(context)
@@ -54,11 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except typer.Exit as exit_:
             return exit_.exit_code
         except (KeyboardInterrupt, typer.Abort) as interrupt:
-            text = str(interrupt) or "interrupted"
             if debug:
                 raise
-            after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
-            print(f"{after_echo}kdfast: {text}", file=sys.stderr)
+            _say_interrupted(str(interrupt) or "interrupted")
             return getattr(interrupt, "exit_code", 130)
         except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
             drop(sys.stdout)
@@ -74,4 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print(f"kdfast: {error}", file=sys.stderr)
             return getattr(error, "exit_code", 2)
+        except Exception:
+            if debug or not interrupts:
+                raise
+            _say_interrupted("interrupted")
+            return 130
     return 0

@@ -165,12 +165,13 @@ def sweep(
         "pack_size": pack_size,
         "checkpoint_every": checkpoint_every,
     }
-    with stoppable(typer.echo, out, ends=True), ExitStack() as cluster:
+    with stoppable(typer.echo, out, ends=True) as stop, ExitStack() as cluster:
         # A batch system may stop it before torch is imported, and while a cluster starts or ends.
         from kdfast import sweep as run
         from kdfast.study.dask_engine import connected
         from kdfast.study.settings import StudySettings
 
+        stop.check()  # an import may have swallowed it
         client = None
         if dask is not None:
             settings = StudySettings.resolve(config, {"device": device})
@@ -215,9 +216,10 @@ def refine(
     """
     from kdfast.study.interrupt import stoppable
 
-    with stoppable(typer.echo, study, ends=True):
+    with stoppable(typer.echo, study, ends=True) as stop:
         from kdfast.study.refine import refine as run
 
+        stop.check()  # an import may have swallowed it
         results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
     if not quiet:
         print_results(results)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from kdfast.errors import KdfastError
+
 __all__ = ["SIGNALS", "Stop", "SweepInterrupted", "stoppable"]
 
 # Ctrl-C, a batch system's end, and the warning that it can be asked to send before that.
@@ -87,6 +89,9 @@ def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) ->
     lose their patience. ends: the process ends with this block (a command's): the end is then that of the process,
     as an interpreter takes a second to go, and a signal in it would take the exit status' place.
 
+    An unexpected error that comes after the signal is part of the interruption: a module that is being imported may
+    swallow the exception, and lacks something then (torch goes on without numpy, which can't be imported twice).
+
     SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts. Outside the
     main thread, where Python allows no handlers, nothing is installed.
     """
@@ -124,6 +129,12 @@ def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) ->
         for number in before:
             signal.signal(number, handle)
         yield stop
+    except (KdfastError, OSError):
+        raise
+    except Exception as error:
+        if stop.event.is_set():
+            raise stop.interrupted() from error
+        raise
     finally:
         _open = None
         for number in before:
