@@ -187,7 +187,8 @@ def test_stopped_outside_the_training(tmp_path, stage, number):
     assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
 
 
-SLOW_TORCH = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+# In exec, as modules make their classes: Python ends itself by a SIGINT where a KeyboardInterrupt has left one.
+SLOW_TORCH = "import time\nprint('importing', flush=True)\nexec('time.sleep(60)')\n"
 DEAF_TORCH = """
 import time
 print("importing", flush=True)

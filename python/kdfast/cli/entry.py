@@ -29,6 +29,11 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
         print(warnings.formatwarning(message, category, *where[:2]), end="", file=sys.stderr)
 
 
+class _Interrupt(KeyboardInterrupt):
+    """A Ctrl-C. Where just a KeyboardInterrupt has left an exec, as in imports, Python ends itself by SIGINT at its
+    end, whatever exit status it is given."""
+
+
 def _noted_interrupts(here: ExitStack) -> list[int]:
     """A list that Ctrl-C adds to, until `here` ends, as well as being raised: an import may swallow it, and fail then.
     Where it is ignored, or not Python's default, and outside the main thread, nothing is noted."""
@@ -36,7 +41,7 @@ def _noted_interrupts(here: ExitStack) -> list[int]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         noted.append(signum)
-        raise KeyboardInterrupt
+        raise _Interrupt
 
     if (
         threading.current_thread() is threading.main_thread()
