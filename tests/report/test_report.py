@@ -19,6 +19,7 @@ from kdfast.metrics import background_rejection, evaluate
 from kdfast.report import analysis as analysis_module
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
+from kdfast.report.importers import import_study
 from kdfast.report.page import page as page_of
 from kdfast.report.schema import Analysis
 from kdfast.report.texts import report_texts
@@ -476,6 +477,79 @@ def test_one_network_has_its_seed_beside_it(tmp_path):
     tables = texts["detailed_comparison.txt"]
     for heading in ("BY JET pT", "MASS OF THE BACKGROUND THAT PASSES", "CALIBRATION OF THE SCORES"):
         assert f"  baseline: seed {baseline.seed}; student: {who}.\n" in section(tables, heading)
+
+
+def test_one_run_is_told_in_the_singular(tmp_path):
+    store = make_study(tmp_path / "s", [RunConfig(3.0, 0.9)], seeds=(1,), jets=300)
+    whole, texts = reported(store)
+    told = in_one_line(" ".join([*texts.values(), re.sub("<[^>]*>", "", page_of(whole, []))]))
+    assert re.findall(r"(?<![\d.,])1 (?:[a-z]+ )?(?:run|experiment|configuration|network|one|seed)s\b", told) == []
+    assert "all 1 " not in told
+    assert "1 configuration, 1 run done" in told
+    assert "winner's curse" not in told
+    assert "baseline_T3.0_A0.9 and the baseline without a teacher" in told
+
+
+def test_networks_that_score_alike_are_not_compared_by_rounding(tmp_path):
+    """Nothing tells the students from the baseline: no interval, no p-value, no excess of the highest; nor is anything
+    certain of a dozen jets."""
+    store = small(tmp_path / "s", seeds=(1, 2), jets=12)
+    baselines = [store.get("baseline", "baseline", seed) for seed in (1, 2)]
+    other = StudyStore.create_or_open(tmp_path / "alike", SETTINGS, PROVENANCE)
+    for split in ("validation", "test"):
+        other.write_shared(split, store.shared(split))
+    for result in baselines:
+        other.write(result)
+        for config in (RunConfig(3.0, 0.5), RunConfig(5.0, 0.5)):
+            other.write(replace(result, kind="student", name=config.name, config=config))
+    whole, texts = reported(other)
+    compared = [c for row in whole.configurations for c in (row.auc_vs_baseline, row.rejection_vs_baseline) if c]
+    compared += [*whole.mean_vs_baseline.values(), *(two.difference for two in whole.top_two)]
+    assert len(compared) >= 4
+    for comparison in compared:
+        assert comparison.difference.value == comparison.difference.error == 0.0
+        assert comparison.p_value == 1.0
+    told = in_one_line(" ".join(texts.values()))
+    assert "have the same AUC: on these test jets nothing sets them apart." in told
+    assert "6 signal and 6 background test jets are too few" in told
+    assert "-0.0000" not in told
+    assert "winner's curse" not in told
+    assert all((w.excess_on_test or 0.0) >= 0.0 for w in whole.winners)
+
+
+def test_the_table_has_the_statuses_of_the_analysis(tmp_path):
+    store = small(tmp_path / "s", diverged=("baseline_T3.0_A0.5",))
+    bad = store.get("student", "baseline_T7.0_A0.5", 42)
+    config = RunConfig(9.0, 0.5)
+    scores = {**bad.arrays, "scores_test": np.full_like(bad.arrays["scores_test"], np.nan)}
+    store.write(replace(bad, name=config.name, config=config, arrays=scores))
+    store.write(replace(bad, name="again"))  # the same configuration under another name
+    paths = store.rebuild_summaries()
+    table = pd.read_csv(paths["results_summary.csv"])
+    runs = analysis(paths).runs
+    assert dict(zip(table["run_name"], table["status"], strict=True)) == {run.run_name: run.status for run in runs}
+    assert {run.status for run in runs} == {"done", "diverged", "unusable"}
+
+
+def test_a_range_of_limits_is_marked_at_both_ends(tmp_path):
+    whole, texts = reported(
+        make_study(tmp_path / "s", [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], strength=lambda _: 9.0)
+    )
+    assert all(run.survivors["50"] == 0 for run in whole.runs)
+    assert re.search(r"  - Background Rejection: >[\d.]+ - >[\d.]+\n", texts["ANALYSIS_SUMMARY.txt"])
+
+
+def test_an_imported_baseline_of_auc_0(tmp_path):
+    """It has no percentage to be better by; and no more seeds can be added to what was imported."""
+    (tmp_path / "runs.csv").write_text(
+        "run_name,seed,auc_student,bkg_rej_50,auc_baseline\nbaseline_T3.0_A0.5,1,0.5,9.0,0.0\n"
+    )
+    import_study(tmp_path / "runs.csv", tmp_path / "s")
+    whole, texts = reported(StudyStore.open(tmp_path / "s"))
+    assert "Improvement over baseline: +0.5000 AUC; errors not known" in texts["ANALYSIS_SUMMARY.txt"]
+    assert "refine" not in "".join(texts.values())
+    (lack,) = (lack for lack in whole.missing if lack.what == "variance between seeds")
+    assert lack.reason.endswith("; a sweep of the leaders with several seeds would tell more")
 
 
 def test_means_that_are_adjusted_are_called_so(tmp_path):

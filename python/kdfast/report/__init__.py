@@ -39,16 +39,16 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
 
 
 def _rebuild(store: StudyStore, folder: Path) -> dict[str, Path]:
-    from kdfast.report.analysis import analyse
+    from kdfast.report.analysis import analyse, analysed_table
     from kdfast.report.page import page_files
-    from kdfast.report.table import csv_text, results_table
+    from kdfast.report.table import csv_text
     from kdfast.report.texts import report_texts
 
     results = store.results()  # once: workers may be adding some
     analysis = analyse(store, results)
     texts = {
         "report.json": analysis.model_dump_json(indent=1),
-        "results_summary.csv": csv_text(results_table(results)),
+        "results_summary.csv": csv_text(analysed_table(results, analysis)),
     } | report_texts(analysis)
     contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
     for network in analysis.networks:

@@ -23,11 +23,11 @@ from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
 from kdfast.report.networks import StudyNetworks
 from kdfast.report.records import comparison_of, integer, jet_counts, number, setting_fields
-from kdfast.report.table import STRATEGIES, combined_score, select_best
+from kdfast.report.table import STRATEGIES, combined_score, results_table, select_best
 from kdfast.study.settings import StudySettings
 from kdfast.study.store import StoredResult, StudyStore
 
-__all__ = ["analyse"]
+__all__ = ["analyse", "analysed_table"]
 
 
 def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) -> schema.Analysis:
@@ -46,9 +46,12 @@ def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) ->
         )
     if not study.students["auc"].seeds_known:
         why = "too few runs share configurations and seeds" if study.seeds[1:] else "the study has one seed"
+        more = "`kdfast refine` adds seeds"
+        if "imported" in study.store.provenance:  # nothing can be added to it
+            more = "a sweep of the leaders with several seeds would tell more"
         study.lacks(
             "variance between seeds",
-            f"{why}: its numbers compare trained networks, not configurations; `kdfast refine` adds seeds",
+            f"{why}: its numbers compare trained networks, not configurations; {more}",
         )
     if study.find("baseline") is None:
         study.lacks("improvements over the baseline", "no baseline has finished")
@@ -82,6 +85,15 @@ def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) ->
         missing=study.missing,
     )
     return whole.model_copy(update={"findings": findings(whole)})
+
+
+def analysed_table(results: Sequence[StoredResult], analysis: schema.Analysis) -> pd.DataFrame:
+    """results_table of the runs that the analysis of these results names, with the status that it gives them."""
+    status = {(run.run_name, run.seed): run.status for run in analysis.runs}
+    table = results_table(results)
+    keys = list(zip(table["run_name"], table["seed"], strict=True))
+    table["status"] = [status.get(key, "") for key in keys]
+    return table[table["status"] != ""]
 
 
 def _study(study: StudyNetworks) -> schema.Study:

@@ -301,10 +301,10 @@ def best_of_equals(selection: Floats, reported: Floats | None = None, *, seed: i
     draws = _draws(selection, seed).astype(np.float64)
     winner = draws.argmax(axis=1)
     if reported is None:
-        return float(draws[np.arange(len(draws)), winner].mean())
+        return max(0.0, float(draws[np.arange(len(draws)), winner].mean()))
     # the quoted numbers' expectation, given those that the choice looked at
     expected = draws @ np.linalg.pinv(selection, hermitian=True) @ reported
-    return float(expected[np.arange(len(draws)), winner].mean())
+    return max(0.0, float(expected[np.arange(len(draws)), winner].mean()))
 
 
 def _draws(covariance: Floats, seed: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kdfast.report.layout import STRATEGY_NAMES, p_text, percent
+from kdfast.report.physics import FEWEST_IN_BIN
 from kdfast.report.schema import Analysis, Comparison, Configuration, Estimate, Finding, GroupTable
 
 __all__ = [
@@ -65,7 +66,9 @@ def versus(one: str, other: str, comparison: Comparison, metric: str) -> Finding
     name, digits = _METRICS[metric]
     shown = _difference(comparison.difference, digits)
     supported = is_supported(comparison)
-    if supported:
+    if comparison.difference.value == comparison.difference.error == 0.0:
+        text = f"{_capital(one)} and {other} have the same {name}: on these test jets nothing sets them apart."
+    elif supported:
         word = "higher" if comparison.difference.value > 0 else "lower"
         text = f"{_capital(one)} has a {word} {name} than {other}: {shown}, {p_text(comparison)}."
     else:
@@ -136,6 +139,13 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
             "it is."
         )
         yield Finding(topic="precision", text=text, supported=False)
+    test = analysis.study.test
+    if test is not None and min(test.signal, test.background) < FEWEST_IN_BIN:
+        text = (
+            f"{test.signal} signal and {test.background} background test jets are too few: errors and tests hold only "
+            f"with {FEWEST_IN_BIN} of each or more, and no sentence here can be relied on."
+        )
+        yield Finding(topic="precision", text=text, supported=False)
     for metric, (name, digits) in _METRICS.items():
         spread, error = getattr(d, metric).std, getattr(d, f"{metric}_error")
         if spread is None or error is None:
@@ -146,7 +156,7 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
             f"one run's number from the finite test jets ({error:.{digits}f})."
         )
         paired = getattr(d, f"{metric}_paired_error")
-        if paired is not None:
+        if paired is not None and round(paired, digits) > 0.0:
             two = "two configurations' means over seeds" if seeds_are_known(analysis) else "two runs"
             text += f" All runs share the jets: the difference of {two} is known to {paired:.{digits}f} (median)."
         yield Finding(topic="precision", text=text, supported=True)
@@ -156,20 +166,20 @@ def _baseline(analysis: Analysis) -> Iterator[Finding]:
     rows = analysis.configurations
     for metric, (name, _) in _METRICS.items():
         compared = [c for row in rows if (c := getattr(row, f"{metric}_vs_baseline")) is not None]
-        if not compared:
+        if not compared or len(rows) == 1:  # of a single one the last sentence speaks
             continue
         n, limits = len(compared), len(rows) - len(compared)
         above = sum(is_supported(c) and c.difference.value > 0 for c in compared)
         below = sum(is_supported(c) and c.difference.value < 0 for c in compared)
         text = (
-            f"Of {n} {_kind(analysis)}, {above} {'has' if above == 1 else 'have'} a higher {name} than the baseline "
+            f"Of {n} {_kind(analysis, n)}, {above} {'has' if above == 1 else 'have'} a higher {name} than the baseline "
             f"without a teacher and {below} a lower one (5 % level after Holm's correction); for the other "
             f"{n - above - below} no difference is seen."
         )
         if limits:
             text += f" {limits} more {'is' if limits == 1 else 'are'} not compared: no background survives there."
         yield Finding(topic="improvement", text=text, supported=above + below > 0)
-    for metric, comparison in analysis.mean_vs_baseline.items():
+    for metric, comparison in analysis.mean_vs_baseline.items() if len(rows) > 1 else ():
         found = versus(f"the mean of all {len(rows)} {_kind(analysis)}", NO_TEACHER, comparison, metric)
         yield _about("improvement", found)
     chosen = _chosen(analysis, "auc")
@@ -192,7 +202,7 @@ def _best(analysis: Analysis) -> Iterator[Finding]:
         name, digits = _METRICS[winner.wish]
         inside = winner.beside_best
         text = f"{inside} of {n} {_kind(analysis)} can't be told from the best by {name} (95 % confidence set)."
-        if winner.excess_on_test is not None:
+        if winner.excess_on_test is not None and round(winner.excess_on_test, digits) > 0.0:
             text += (
                 f" The highest of {n} equal ones would exceed its true value by {winner.excess_on_test:.{digits}f} on "
                 f"average"

@@ -22,9 +22,12 @@ from scipy import stats
 
 from kdfast.report.sampling import Estimates, quantile
 
-__all__ = ["Contrast", "Fit", "fit", "satterthwaite"]
+__all__ = ["ROUNDING", "Contrast", "Fit", "fit", "satterthwaite"]
 
 Floats = NDArray[np.float64]
+
+# Differences and errors below this are those of floating-point sums of equal numbers.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Contrast:
     @property
     def p_value(self) -> float:
         """Two-sided, of the hypothesis that the combination is 0."""
-        if self.error == 0.0:
-            return 1.0 if self.value == 0.0 else 0.0
+        if self.error < ROUNDING:
+            return 1.0 if abs(self.value) < ROUNDING else 0.0
         t = abs(self.value) / self.error
         return float(2.0 * (stats.t.sf(t, self.df) if math.isfinite(self.df) else stats.norm.sf(t)))
 

@@ -15,6 +15,7 @@ __all__ = [
     "auc",
     "best_student",
     "columns",
+    "counted",
     "interval",
     "means_are_adjusted",
     "p_text",
@@ -61,6 +62,11 @@ def title(*lines: str) -> str:
 
 def section(heading: str, lines: Iterable[str]) -> str:
     return "\n".join(["=" * WIDTH, heading, "=" * WIDTH, "", *lines, ""])
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:

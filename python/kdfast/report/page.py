@@ -16,7 +16,7 @@ from markupsafe import Markup
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
-from kdfast.report.layout import ADJUSTED_MEANS, WISHES, means_are_adjusted, student_chosen_on
+from kdfast.report.layout import ADJUSTED_MEANS, WISHES, counted, means_are_adjusted, student_chosen_on
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
 from kdfast.study.store import StudyStore
@@ -60,7 +60,8 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         sections=[(i, title) for i, title in sections if there.get(i, True)] + [("reproduce", "To reproduce it")],
         study=study,
         counts=", ".join(
-            f"{count} {'runs ' * (not i)}{status}" for i, (status, count) in enumerate(study.counts.items())
+            f"{count if i else counted(count, 'run')} {status}"
+            for i, (status, count) in enumerate(study.counts.items())
         ),
         networks=analysis.networks,
         limits=any(estimate.lower_limit for estimate in rejections),
@@ -104,7 +105,7 @@ def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
         first=first,
         second=second,
         shared=shared,
-        how="Differences are paired jet by jet." if shared else "The studies' own test jets, as if independent.",
+        how=_how(comparison),
         findings=comparison.findings,
         reasons=comparison.reasons,
         networks=[row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None],
@@ -116,6 +117,15 @@ def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
         sub_b=Markup("<sub>B</sub>"),
     )
     return files | {"comparison.html": html.encode()}
+
+
+def _how(comparison: StudyComparison) -> str:
+    if comparison.shared_test:
+        return "Differences are paired jet by jet."
+    compared = [row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None]
+    if any(row.auc.comparison for row in compared):
+        return "The studies' own test jets, as if independent."
+    return "Without scores per jet there are no errors."
 
 
 def _rendered(template: str, **values: Any) -> str:
@@ -134,6 +144,7 @@ def _rendered(template: str, **values: Any) -> str:
         difference=_difference,
         p_cell=_p_cell,
         mark=_mark,
+        counted=counted,
         **values,
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdfast.report import schema
-from kdfast.report.fitting import Contrast
+from kdfast.report.fitting import ROUNDING, Contrast
 
 __all__ = ["comparison_of", "estimate_of", "integer", "jet_counts", "number", "setting_fields", "summary"]
 
@@ -62,23 +62,27 @@ def summary(values: pd.Series, limits: int = 0) -> schema.MetricSummary:
 
 
 def estimate_of(contrast: Contrast, seeds_known: bool = True) -> schema.Estimate:
+    def exact(value: float) -> float:
+        return 0.0 if abs(value) < ROUNDING else value
+
     low, high = contrast.interval
     return schema.Estimate(
-        value=contrast.value,
-        error=contrast.error,
-        low=low,
-        high=high,
-        error_test=math.sqrt(contrast.test_variance),
-        error_runs=math.sqrt(contrast.run_variance) if seeds_known else None,
+        value=exact(contrast.value),
+        error=exact(contrast.error),
+        low=exact(low),
+        high=exact(high),
+        error_test=exact(math.sqrt(contrast.test_variance)),
+        error_runs=exact(math.sqrt(contrast.run_variance)) if seeds_known else None,
     )
 
 
 def comparison_of(
     contrast: Contrast, reference: float, seeds_known: bool, holm: float | None = None, bh: float | None = None
 ) -> schema.Comparison:
+    difference = estimate_of(contrast, seeds_known)
     return schema.Comparison(
-        difference=estimate_of(contrast, seeds_known),
-        relative=contrast.value / reference if reference else None,
+        difference=difference,
+        relative=difference.value / reference if reference else None,
         p_value=contrast.p_value,
         p_holm=holm,
         p_bh=bh,

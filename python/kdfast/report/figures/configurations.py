@@ -9,6 +9,7 @@ import numpy as np
 
 from kdfast.report.figures.style import ROLES, STRATEGIES, Drawing, axes_grid, error_bars, said
 from kdfast.report.findings import is_supported
+from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
 from kdfast.report.schema import Analysis, Configuration, Estimate, Metric
 from kdfast.report.two_studies import StudyComparison
@@ -254,7 +255,7 @@ def _heat_maps(analysis: Analysis) -> Drawing:
         "no pair"
         if best is None
         else f"Highest mean AUC: {best.auc:.4f} at T = {best.temp_init:g}, "
-        f"α = {best.alpha_init:g}, over {best.runs} runs",
+        f"α = {best.alpha_init:g}, over {counted(best.runs, 'run')}",
         figure,
         wide=True,
     )

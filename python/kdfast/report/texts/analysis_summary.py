@@ -11,6 +11,7 @@ from kdfast.report.layout import (
     at_least,
     auc,
     best_student,
+    counted,
     interval,
     means_are_adjusted,
     percent,
@@ -87,7 +88,7 @@ def _winner(analysis: Analysis, wish: str) -> Winner | None:
 def _executive(analysis: Analysis) -> Iterator[str]:
     study, n = analysis.study, analysis.study.configurations
     what = (
-        f"This analysis evaluates {n} hyperparameter configurations for Knowledge Distillation (KD) in "
+        f"This analysis evaluates {counted(n, 'hyperparameter configuration')} for Knowledge Distillation (KD) in "
         "transformer models, "
         "comparing temperature and alpha scheduling strategies for improving HLT (High-Level Trigger) model "
         "performance."
@@ -121,7 +122,8 @@ def _executive(analysis: Analysis) -> Iterator[str]:
     yield "PERFORMANCE RANGES:"
     gain = f" ({min(gains):+.4f} to {max(gains):+.4f} against the baseline of the same seed)" if gains else ""
     yield f"  - Student AUC: {d.auc.min:.4f} - {d.auc.max:.4f}{gain}"
-    yield f"  - Background Rejection: {d.rejection.min:.2f} - {at_least(d.rejection.max, d.rejection.limits)}"
+    low = at_least(d.rejection.min, d.rejection.limits == d.runs)
+    yield f"  - Background Rejection: {low} - {at_least(d.rejection.max, d.rejection.limits)}"
     yield ""
     yield "WHAT THE DATA CARRY:"
     yield from sentences(analysis, ["improvement", "precision", "best_auc", "gap", "seeds"])
@@ -175,13 +177,14 @@ def _winners(analysis: Analysis) -> Iterator[str]:
                 wish, f"{other.combined:.3f}"
             )
             yield f"  - Highest on the test jets: {other.run_name} ({highest})"
-        if winner.excess_on_test is not None:
-            digits = 4 if wish == "auc" else 2
+        several = len(analysis.configurations) > 1
+        digits = 4 if wish == "auc" else 2
+        if several and winner.excess_on_test is not None and round(winner.excess_on_test, digits) > 0.0:
             yield (
                 f"  - Expected excess of the highest of {len(analysis.configurations)} equal ones (winner's curse): "
                 f"{winner.excess_on_test:.{digits}f}"
             )
-        if winner.beside_best is not None:
+        if several and winner.beside_best is not None:
             apart = "" if _beside_best(row, winner) else ", the chosen one not among them"
             yield f"  - Not told from the best: {winner.beside_best} of {len(analysis.configurations)}{apart}"
 
@@ -217,8 +220,9 @@ def _facts(analysis: Analysis, row: Configuration) -> Iterator[str]:
         for run in runs:
             if run.auc is None or run.auc_gain is None:
                 continue
-            share = 100 * run.auc_gain / (run.auc.value - run.auc_gain)
-            text = f"  - Improvement over baseline: {run.auc_gain:+.4f} AUC ({share:+.2f} %)"
+            text = f"  - Improvement over baseline: {run.auc_gain:+.4f} AUC"
+            if baseline := run.auc.value - run.auc_gain:
+                text += f" ({100 * run.auc_gain / baseline:+.2f} %)"
             if run.rejection_gain is not None:
                 text += f", {100 * run.rejection_gain:+.1f} % background rejection"
             yield f"{text}; errors not known"
@@ -407,7 +411,7 @@ def _statistics(analysis: Analysis) -> Iterator[str]:
     if d.rejection_seed_std is not None:
         yield f"  - Background Rejection Std Dev from seed to seed, beyond the test jets: {d.rejection_seed_std:.2f}"
     yield ""
-    yield f"TOP QUARTILE CHARACTERISTICS (Top {top.runs} experiments; all experiments in brackets):"
+    yield f"TOP QUARTILE CHARACTERISTICS (Top {counted(top.runs, 'experiment')}; all experiments in brackets):"
     yield f"  - Average Temperature: {top.mean_temp_init:.1f} [{top.all_mean_temp_init:.1f}]"
     yield f"  - Average Alpha: {top.mean_alpha_init:.2f} [{top.all_mean_alpha_init:.2f}]"
     for key, text in (("α_init ≥ 0.7", "use alpha ≥ 0.7"), ("T_init ≥ 7", "use temperature ≥ 7.0")):
@@ -425,7 +429,7 @@ def _statistics(analysis: Analysis) -> Iterator[str]:
     total = sum(analysis.strategies.values())
     for key, text in names.items():
         number = analysis.strategies.get(key, 0)
-        yield f"  - {text}: {number} experiments ({100 * number / max(total, 1):.0f}%)"
+        yield f"  - {text}: {counted(number, 'experiment')} ({100 * number / max(total, 1):.0f}%)"
 
 
 def _practice(analysis: Analysis) -> Iterator[str]:

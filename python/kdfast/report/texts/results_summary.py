@@ -8,6 +8,7 @@ from kdfast.report.layout import (
     ADJUSTED_MEANS,
     at_least,
     columns,
+    counted,
     interval,
     means_are_adjusted,
     section,
@@ -82,7 +83,7 @@ def _overview(analysis: Analysis) -> Iterator[str]:
         yield wrapped(ADJUSTED_MEANS)
     limits = {p: sum(run.survivors.get(p) == 0 for run in analysis.runs) for p in ("30", "50", "80")}
     if any(limits.values()):
-        where = ", ".join(f"{count} runs at {p} %" for p, count in limits.items() if count)
+        where = ", ".join(f"{counted(count, 'run')} at {p} %" for p, count in limits.items() if count)
         yield wrapped(
             f"No background jet survives for {where}: there the rejection is a 68 % lower limit (n_B/1.14), marked "
             "'>', and so are means that hold one."
@@ -92,12 +93,12 @@ def _overview(analysis: Analysis) -> Iterator[str]:
 def configurations_and_seeds(analysis: Analysis) -> str:
     """ "132 configurations × 3 seeds", or how many seeds each has."""
     number = analysis.study.configurations
-    text = f"{number} configuration{'s' * (number != 1)}"
+    text = counted(number, "configuration")
     seeds = sorted({row.runs for row in analysis.configurations})
     if not seeds:
         return text
     if len(seeds) == 1:
-        return f"{text} × {seeds[0]} seed{'s' * (seeds[0] > 1)}"
+        return f"{text} × {counted(seeds[0], 'seed')}"
     return f"{text}, with {seeds[0]} to {seeds[-1]} seeds each"
 
 
@@ -127,7 +128,7 @@ def _top(
     lines = [columns(heads, rows, left=(1,))]
     if on_validation:
         lines.append(wrapped("Ordered by validation (val); rank test: place by the same quantity on the test jets."))
-    return section(f"TOP {len(rows)} CONFIGURATIONS BY {name}", lines)
+    return section(f"TOP {counted(len(rows), 'configuration').upper()} BY {name}", lines)
 
 
 def grid(table: SettingTable, metric: Metric, digits: int) -> str:
