@@ -18,7 +18,7 @@ from kdfast.study.grid import grid
 from kdfast.study.pairing import RunKey
 from kdfast.study.results import open_study
 from kdfast.study.store import StoredResult, StudyStore
-from tests.report.fake_study import make_study
+from tests.report.fake_study import make_study, separation
 from tests.report.study_logs import Job, write_logs
 from tests.report.test_page import Page
 
@@ -268,12 +268,87 @@ def test_nothing_is_shared(first, tmp_path):
     assert "nothing is shared" in comparison_text(found)
 
 
+def test_other_seeds_are_why_nothing_is_compared(first, tmp_path):
+    settings = {"seeds": [7, 8], "grid": [config.name for config in GRID] * 20}
+    other = make_study(tmp_path / "other", GRID[:3], seeds=(7, 8), provenance=made_of("a", hlt="nominal"))
+    found = compare(first, with_settings(other, settings))
+    assert found.configurations == []
+    reason = "3 configurations are in both studies, but with other seeds (1, 2 in the first, 7, 8 in the second)"
+    assert found.reasons[-1].startswith(reason)
+    text = comparison_text(found)
+    assert reason in " ".join(text.split())
+    assert [(s.name, s.first) for s in found.settings] == [("seeds", "[42]"), ("grid", "study")]
+    assert found.settings[1].second.startswith(f"80: {GRID[0].name}, {GRID[1].name}, ")
+    assert max(map(len, text.splitlines())) <= 100
+    Page(comparison_files(found)["comparison.html"].decode())
+
+
+def test_imported_studies_share_what_they_share(tmp_path):
+    """Without scores nothing is tested; that is no reason to say that nothing is shared."""
+    for name in ("x", "y"):
+        rows = [f"{c.name},{seed},0.8{i},9.{i},{i}" for i, c in enumerate(GRID) for seed in (1, 2)]
+        (tmp_path / f"{name}.csv").write_text(
+            "run_name,seed,auc_student,bkg_rej_50,n_bkg_50\n" + "\n".join(rows) + "\n"
+        )
+        import_study(tmp_path / f"{name}.csv", tmp_path / name)
+    found = compare(StudyStore.open(tmp_path / "x"), StudyStore.open(tmp_path / "y"))
+    assert len(found.configurations) == len(GRID)
+    assert found.findings == []
+    text, page = comparison_text(found), comparison_files(found)["comparison.html"].decode()
+    for told in (text, page):
+        assert "othing is shared" not in told
+        assert "Nothing is tested: without scores per jet the differences below have no errors." in told
+    (limit,) = (row for row in found.configurations if row.label == GRID[0].name)
+    assert limit.rejection.limits == (True, True)
+    assert re.search(rf"  {GRID[0].name}  +2  +>9.00  +>9.00  +-  +-\n", text)
+
+
+def with_settings(store, settings):
+    """The same results under other settings."""
+    moved = StudyStore.create_or_open(store.path.with_name("settings"), settings, store.provenance)
+    for split in ("validation", "test"):
+        moved.write_shared(split, store.shared(split))
+    for result in store.results():
+        moved.write(result)
+    return moved
+
+
 def test_rejections_that_are_limits_are_not_compared(tmp_path):
     """With 40 jets no background survives in places."""
     studies = [make_study(tmp_path / name, GRID, jets=40, gain=4.0, provenance=made_of("a")) for name in "xy"]
     found = compare(*studies)
     assert all(row.rejection.comparison is None for row in found.configurations)
     assert all(row.auc.comparison is not None for row in found.configurations)
+    assert all(any(row.rejection.limits) and not any(row.auc.limits) for row in found.configurations)
+
+
+def test_a_limit_spoils_what_it_enters_and_no_more(tmp_path):
+    """One configuration's background is all rejected, in the second study alone."""
+
+    def strength(of_limited):
+        return lambda config: of_limited if config == GRID[0] else separation(config)
+
+    studies = [
+        make_study(tmp_path / name, GRID, seeds=(1, 2), provenance=made_of("a"), strength=strength(own))
+        for name, own in (("x", 1.3), ("y", 9.0))
+    ]
+    found = compare(*studies)
+    limited, *others = sorted(found.configurations, key=lambda row: row.label != GRID[0].name)
+    assert limited.rejection.limits == (False, True)
+    assert limited.rejection.comparison is None
+    assert found.mean.rejection.limits == (False, True)
+    for row in others:
+        assert row.rejection.comparison.difference.value == pytest.approx(0.0)
+        assert not any(row.rejection.limits)
+    (reason,) = found.reasons
+    assert reason.startswith(
+        f"No background jet survives at 50 % in a run of {GRID[0].name}: rejections there are lower"
+    )
+    text, page = comparison_text(found), comparison_files(found)["comparison.html"].decode()
+    Page(page)
+    shown = f"{limited.rejection.second:.2f}"
+    assert re.search(rf"  {GRID[0].name}  +2  +[\d.]+  +>{shown}  +-  +-\n", text)
+    assert f"&gt; {shown}</td>" in page
 
 
 # ---- errors
@@ -323,7 +398,7 @@ def test_intervals_cover_the_truth(seeds):
             {"auc": one.values, "rejection": ones},
             {"auc": other.values, "rejection": ones},
             {"auc": other.factor - one.factor, "rejection": np.zeros_like(one.factor)},
-            np.ones(len(keys), bool),
+            np.ones((2, len(keys)), bool),
         )
         rows = list(range(len(keys)))
         mean = two_studies._mean(pairs, rows, "mean").auc.comparison.difference

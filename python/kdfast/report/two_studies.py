@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from kdfast.report.analysis import analyse
 from kdfast.report.comparisons import configurations, holm
 from kdfast.report.findings import is_supported, versus
 from kdfast.report.fitting import Contrast, fit
+from kdfast.report.layout import counted
 from kdfast.report.records import comparison_of, jet_counts
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.report.schema import Comparison, Finding, Jets, Metric, Network, Record
@@ -37,6 +38,9 @@ Floats = NDArray[np.float64]
 
 # Metrics by the names of stored results.
 _METRICS: dict[Metric, str] = {"auc": "auc", "rejection": "bkg_rej_50"}
+
+# Longer lists among the settings are counted, and their first items shown.
+_LISTED = 6
 
 
 class DifferingSetting(Record):
@@ -52,6 +56,8 @@ class PairedMetric(Record):
 
     first: float
     second: float
+    limits: tuple[bool, bool] = (False, False)
+    """Whether the first, the second is a lower limit: no background survives in one of its runs."""
     comparison: Comparison | None
     """Second minus first; p_holm over all configurations. Null where errors can't be had: no scores per jet, or no
     background that survives."""
@@ -116,14 +122,16 @@ def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
     rows = _configurations(pairs, students)
     whole = all("decisive" in store.provenance for store in (first, second))  # not so of imported studies
     here, there = (store.provenance["decisive"] if whole else store.settings for store in (first, second))
+    # what decides no result but says which runs there are
+    asked, also = ({key: store.settings.get(key) for key in ("seeds", "grid")} for store in (first, second))
     return StudyComparison(
         names=names,
         test=(analyses[0].study.test, analyses[1].study.test),
         shared_test=jet_counts(pairing.labels, np.asarray(pairing.weights, np.float64)) if pairing.runs else None,
-        reasons=list(pairing.reasons),
+        reasons=[*pairing.reasons, *_reasons(pairs, pairing)],
         settings=[
             DifferingSetting(name=name, first=_setting(old), second=_setting(new))
-            for name, old, new in differing(here, there)
+            for name, old, new in (*differing(here, there), *(differing(asked, also) if whole else ()))
         ],
         best=(analyses[0].networks, analyses[1].networks),
         teacher=teacher,
@@ -143,7 +151,33 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 
 
 def _setting(value: Any) -> str | None:
+    if isinstance(value, list | tuple) and len(value) > _LISTED:
+        return f"{len(value)}: {', '.join(map(str, value[:3]))}, …"
     return None if value is None else shown_setting(value)
+
+
+def _reasons(pairs: _Pairs, pairing: Pairing) -> Iterator[str]:
+    """What else can't be compared."""
+    here, there = (
+        {(key.name, key.seed) for key in (*pairing.shared, *alone) if key.kind == "student"}
+        for alone in (pairing.only_first, pairing.only_second)
+    )
+    if not here & there and (names := {name for name, _ in here} & {name for name, _ in there}):
+        seeds = [", ".join(map(str, sorted({s for name, s in runs if name in names}))) for runs in (here, there)]
+        verb = "is" if len(names) == 1 else "are"
+        yield (
+            f"{counted(len(names), 'configuration')} {verb} in both studies, but with other seeds ({seeds[0]} in the "
+            f"first, {seeds[1]} in the second): runs are compared where name and seed are the same."
+        )
+    limited = sorted(
+        {key.name for key, limit in zip(pairs.keys, pairs.limits[0] | pairs.limits[1], strict=True) if limit}
+    )
+    if limited:
+        more = f" and {len(limited) - 3} more" if len(limited) > 3 else ""
+        yield (
+            f"No background jet survives at 50 % in a run of {', '.join(limited[:3])}{more}: rejections there are "
+            "lower limits, marked '>', and neither they nor means that hold one are compared."
+        )
 
 
 # ---- runs that both have
@@ -152,8 +186,8 @@ def _setting(value: Any) -> str | None:
 @dataclass(frozen=True)
 class _Pairs:
     """K runs of both studies. first, second: values [K] by metric, NaN where it is not given. factor: of their
-    differences, [K, M] by metric; none where there are no errors. limits [K]: the rejection is a lower limit in one of
-    the studies."""
+    differences, [K, M] by metric; none where there are no errors. limits [2, K]: the rejection is a lower limit in the
+    first, in the second study."""
 
     keys: Sequence[RunKey]
     first: Mapping[Metric, Floats]
@@ -166,10 +200,16 @@ class _Pairs:
             return None
         return Estimates((self.second[metric] - self.first[metric])[rows], self.factor[metric][rows])
 
+    def limited(self, metric: Metric, rows: Sequence[int]) -> tuple[bool, bool]:
+        """Whether a mean over these rows is a lower limit, in each study."""
+        if metric != "rejection":
+            return False, False
+        return bool(self.limits[0, rows].any()), bool(self.limits[1, rows].any())
+
 
 @dataclass(frozen=True)
 class _Measured:
-    """Networks' metrics on one set of jets: values [K] and factors [K, M] by metric; limits as in _Pairs."""
+    """Networks' metrics on one set of jets: values [K] and factors [K, M] by metric; limits [K]."""
 
     values: Mapping[Metric, Floats]
     factor: Mapping[Metric, Floats]
@@ -226,8 +266,9 @@ def _pairs(stores: tuple[StudyStore, StudyStore], pairing: Pairing) -> _Pairs:
             }
             for found in stored
         )
-        return _Pairs(keys, first, second, None, np.zeros(len(keys), bool))
-    return _Pairs(scored, one.values, other.values, factor, one.limits | other.limits)
+        limits = np.array([[found[key].metrics.get("n_bkg_50") == 0 for key in keys] for found in stored], bool)
+        return _Pairs(keys, first, second, None, limits)
+    return _Pairs(scored, one.values, other.values, factor, np.stack([one.limits, other.limits]))
 
 
 # ---- differences
@@ -269,10 +310,10 @@ def _mean(pairs: _Pairs, rows: Sequence[int], label: str) -> Beside | None:
             return None
         first, second = (float((averaging @ values[metric][rows]).mean()) for values in (pairs.first, pairs.second))
         difference = pairs.difference(metric, rows)
-        comparison = None
-        if difference is not None and not (metric == "rejection" and pairs.limits[rows].any()):
+        comparison, limits = None, pairs.limited(metric, rows)
+        if difference is not None and not any(limits):
             comparison = comparison_of(contrast(difference), first, len(averaging) > 1)
-        return PairedMetric(first=first, second=second, comparison=comparison)
+        return PairedMetric(first=first, second=second, limits=limits, comparison=comparison)
 
     auc = paired("auc")
     assert auc is not None
@@ -286,8 +327,13 @@ def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
     found: dict[Metric, dict[str, PairedMetric]] = {}
     for metric in _METRICS:
         rows = [k for k in students if np.isfinite([pairs.first[metric][k], pairs.second[metric][k]]).all()]
+        # a lower limit is no measured value for the model of the others
+        limited = {pairs.keys[k].name for k in rows if any(pairs.limited(metric, [k]))}
+        found[metric] = {
+            name: _limited(pairs, metric, [k for k in rows if pairs.keys[k].name == name]) for name in limited
+        }
+        rows = [k for k in rows if pairs.keys[k].name not in limited]
         if not rows:
-            found[metric] = {}
             continue
         names, seeds = [pairs.keys[k].name for k in rows], [pairs.keys[k].seed for k in rows]
         means = [
@@ -297,7 +343,7 @@ def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
         ends = {name: tuple(float(m.values[m.index(name)]) for m in means) for name in means[0].names}
         difference = pairs.difference(metric, rows)
         comparisons: dict[str, Comparison] = {}
-        if difference is not None and not (metric == "rejection" and pairs.limits[rows].any()):
+        if difference is not None:
             model = configurations(difference, names, seeds)
             contrasts = [model.estimate(name) for name in model.names]
             adjusted = holm([contrast.p_value for contrast in contrasts])
@@ -305,7 +351,7 @@ def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
                 name: comparison_of(contrast, ends[name][0], model.seeds_known, p)
                 for name, contrast, p in zip(model.names, contrasts, adjusted, strict=True)
             }
-        found[metric] = {
+        found[metric] |= {
             name: PairedMetric(first=first, second=second, comparison=comparisons.get(name))
             for name, (first, second) in ends.items()
         }
@@ -315,6 +361,12 @@ def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
         for name, auc in found["auc"].items()
     ]
     return sorted(beside, key=lambda row: row.auc.first - row.auc.second)
+
+
+def _limited(pairs: _Pairs, metric: Metric, rows: Sequence[int]) -> PairedMetric:
+    """Plain means of runs with a lower limit among them."""
+    first, second = (float(values[metric][rows].mean()) for values in (pairs.first, pairs.second))
+    return PairedMetric(first=first, second=second, limits=pairs.limited(metric, rows), comparison=None)
 
 
 # ---- sentences

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdfast.report.layout import columns, section, title, with_error, wrapped
+from kdfast.report.layout import at_least, columns, section, title, with_error, wrapped
 from kdfast.report.schema import Jets
 from kdfast.report.two_studies import Beside, PairedMetric, StudyComparison
 
 __all__ = ["comparison_text"]
+
+# Characters of a setting in its column.
+_SETTING = 36
 
 
 def comparison_text(comparison: StudyComparison) -> str:
@@ -21,12 +24,18 @@ def comparison_text(comparison: StudyComparison) -> str:
     else:
         pairs.append("Differences are second minus first; they have no errors.")
     pairs += comparison.reasons
+    said = [wrapped(finding.text, "  - ") for finding in comparison.findings]
+    if not said:
+        untested = comparison.configurations or comparison.baseline or comparison.teacher
+        said = [
+            wrapped("Nothing is tested: without scores per jet the differences below have no errors.")
+            if untested
+            else "  nothing is shared"
+        ]
     parts = [
         title("TWO STUDIES SIDE BY SIDE"),
         section("WHAT IS COMPARED", [wrapped(line, "") for line in pairs]),
-        section(
-            "RESULT", [wrapped(finding.text, "  - ") for finding in comparison.findings] or ["  nothing is shared"]
-        ),
+        section("RESULT", said),
         section("THE BEST OF EACH, ON ITS OWN TEST JETS", [_best(comparison)]),
     ]
     networks = [row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None]
@@ -37,13 +46,20 @@ def comparison_text(comparison: StudyComparison) -> str:
         if any(row.auc.comparison for row in comparison.configurations):
             lines += ["", "p: of no difference, adjusted for all configurations (Holm)."]
         parts.append(section("CONFIGURATIONS OF BOTH, BY THE DIFFERENCE OF AUC", lines))
-    settings = [[s.name, s.first or "-", s.second or "-"] for s in comparison.settings]
+    settings = [[s.name, *(_short(value) for value in (s.first, s.second))] for s in comparison.settings]
     shown = columns(["setting", "first", "second"], settings, left=(0, 1, 2)) if settings else "  none that is stored"
     parts.append(section("SETTINGS THAT DIFFER", [shown]))
     for name, runs in zip(comparison.names, (comparison.only_first, comparison.only_second), strict=True):
         if runs:
             parts.append(section(f"ONLY IN {name} ({len(runs)} runs)", [f"  {run}" for run in runs]))
     return "\n".join(parts)
+
+
+def _short(setting: str | None) -> str:
+    """For a column; comparison.json has the whole."""
+    if setting is None:
+        return "-"
+    return setting if len(setting) <= _SETTING else f"{setting[: _SETTING - 1]}…"
 
 
 def _jets(jets: Jets | None) -> str:
@@ -76,7 +92,10 @@ def _differences(head: str, rows: Sequence[Beside]) -> str:
 def _cells(paired: PairedMetric | None, digits: int) -> list[str]:
     if paired is None:
         return ["-"] * 4
-    ends = [f"{paired.first:.{digits}f}", f"{paired.second:.{digits}f}"]
+    both = zip((paired.first, paired.second), paired.limits, strict=True)
+    ends = [at_least(value, limit, digits) for value, limit in both]
+    if any(paired.limits):
+        return [*ends, "-", "-"]
     if paired.comparison is None:
         return [*ends, f"{paired.second - paired.first:+.{digits}f}", "-"]
     comparison = paired.comparison
