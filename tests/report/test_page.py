@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -12,9 +13,15 @@ from kdfast.report.analysis import analyse
 from kdfast.report.importers import import_study
 from kdfast.report.page import page, page_files
 from kdfast.report.schema import Analysis
+from kdfast.study.settings import StudySettings
 from kdfast.study.store import StudyStore
 from tests.report.fake_study import PROVENANCE, SETTINGS, SMALL_GRID, make_study
 from tests.report.study_logs import Job, write_logs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -166,8 +173,8 @@ def test_tables_have_as_many_cells_as_heads(text):
 def test_what_it_takes_to_reproduce_it(html, text):
     shown = [t for _, t in html.all("pre")]
     assert shown[0] == "kdfast sweep --config study.toml --out again"
-    assert "seeds = [" in shown[1]
-    assert '"0123abcd"' in shown[2]
+    assert "seeds = [" in shown[-2]
+    assert '"0123abcd"' in shown[-1]
 
 
 def test_the_command_to_reproduce_it_is_one_for_a_shell(analysis):
@@ -177,6 +184,35 @@ def test_the_command_to_reproduce_it_is_one_for_a_shell(analysis):
     shown = html.all("pre")[0][1]
     assert shlex.split(shown) == ["kdfast", "sweep", *paths, "--config", "study.toml", "--out", "again"]
     assert "'more*.h5'" in shown  # a pattern that kdfast sees, not the shell
+
+
+def test_what_it_takes_to_reproduce_a_refinement(tmp_path):
+    """The settings, and those of the runs that they do not ask for, are all runs."""
+    configs = [RunConfig(3.0, 0.5), RunConfig(7.0, 0.5), RunConfig(7.0, 0.9)]
+    lists = {"temperature": [3.0, 7.0], "alpha": [0.5, 0.9]}
+    StudyStore.create_or_open(tmp_path / "s", {"grid": lists, "seeds": [1, 2]}, PROVENANCE)
+    for chosen, seeds in (([*configs, RunConfig(3.0, 0.9)], (1, 2)), (configs[:2], (3, 4)), (configs[2:], (3,))):
+        path = tmp_path / f"seed{seeds[0]}{len(chosen)}"
+        for result in make_study(path, chosen, seeds=seeds, jets=60).results():
+            stored = StudyStore.open(tmp_path / "s")
+            for split in ("validation", "test"):
+                stored.write_shared(split, StudyStore.open(path).shared(split))
+            if result.kind == "student":
+                stored.write(result)
+    analysis = analyse(StudyStore.open(tmp_path / "s"))
+    assert analysis.study.seeds == [1, 2, 3, 4]
+    shown = [t for _, t in Page(page(analysis, [])).all("pre")]
+    assert shown[0] == "kdfast sweep --config study.toml --out again"
+    added = [tomllib.loads(text) for text in shown[1:3]]
+    settings = tomllib.loads(shown[3])
+    asked = [
+        (config.name, seed)
+        for change in ({}, *added)
+        for resolved in [StudySettings.resolve({**settings, **change}, data_given=True)]
+        for config in resolved.runs()
+        for seed in resolved.seeds
+    ]
+    assert sorted(asked) == sorted((run.run_name, run.seed) for run in analysis.runs)
 
 
 def test_findings_and_what_is_missing(analysis, html, text):

@@ -13,12 +13,14 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdfast.errors import ConfigError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.layout import ADJUSTED_MEANS, WISHES, counted, means_are_adjusted, student_chosen_on
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
+from kdfast.study.settings import StudySettings
 from kdfast.study.store import StudyStore
 
 __all__ = ["comparison_files", "page", "page_files"]
@@ -80,6 +82,7 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         environment=study.provenance.get("environment", {}),
         data="".join(f"{shlex.quote(path)} " for path in data.get("paths", ())),
         settings=tomli_w.dumps(study.settings),
+        added=_added(analysis),
         provenance=json.dumps(study.provenance, indent=1, ensure_ascii=False),
         points=[str(point) for point in WORKING_POINTS],
         strategies={name: label for name, (label, _, _) in STRATEGIES.items()},
@@ -87,6 +90,24 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         group_titles={setting: title for setting, (title, _) in _GROUPS.items()},
         group_heads={setting: head for setting, (_, head) in _GROUPS.items()},
     )
+
+
+def _added(analysis: Analysis) -> list[str]:
+    """What takes the place of grid and seeds in study.toml for the students that it does not ask for, as a refinement
+    adds some: lines of TOML, for each set of seeds."""
+    try:
+        settings = StudySettings.resolve(analysis.study.settings, data_given=True)
+    except ConfigError:
+        return []
+    asked = {(config.name, seed) for config in settings.runs() for seed in settings.seeds}
+    seeds: dict[str, list[int]] = {}
+    for run in analysis.runs:
+        if (run.run_name, run.seed) not in asked:
+            seeds.setdefault(run.run_name, []).append(run.seed)
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, own in seeds.items():
+        names.setdefault(tuple(sorted(own)), []).append(name)
+    return [tomli_w.dumps({"grid": own, "seeds": list(common)}) for common, own in names.items()]
 
 
 def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
