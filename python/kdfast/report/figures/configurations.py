@@ -131,7 +131,7 @@ def _places(axes: Any, count: int) -> None:
     """Ticks at whole numbers from 1 to count, and none between them."""
     from matplotlib.ticker import MaxNLocator
 
-    ticks = MaxNLocator(nbins=9, integer=True, min_n_ticks=1).tick_values(1, count)
+    ticks = MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(1, count)
     axes.set_xticks([tick for tick in ticks if 1 <= tick <= count])
     axes.tick_params(axis="x", which="minor", bottom=False, top=False)
 

@@ -192,7 +192,7 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     top.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
     top.set_yscale("log")
     top.set_xlim(0.0, 1.0)
-    top.set_ylim(1.0, 2.0 * max(reached))
+    top.set_ylim(1.0, 3.0 * max(reached))
     top.set_ylabel(r"Background rejection 1/$ε_B$")
     _legend_above(figure, top)
     if with_ratio:
