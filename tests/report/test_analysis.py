@@ -507,6 +507,29 @@ def test_limits_share_the_first_place(limits):
         assert winner.highest_on_test == winner.configuration
 
 
+def test_one_order_of_limits_and_values(tmp_path):
+    """No survivor, on validation and test, stands above one survivor, though its limit is the lower number."""
+    rows = ["3.0_A0.5,0.95,200,0,0.95,200,0", "5.0_A0.5,0.90,220,1,0.90,220,1", "7.0_A0.5,0.80,20,9,0.80,20,9"]
+    head = "run_name,auc_student,bkg_rej_50,n_bkg_50,auc_val,bkg_rej_50_val,n_bkg_50_val"
+    (tmp_path / "runs.csv").write_text("\n".join([head, *(f"baseline_T{row}" for row in rows)]) + "\n")
+    found = analyse(imported(tmp_path))
+    assert found.study.selected_on == "validation"
+    by_name = {row.run_name: row for row in found.configurations}
+    first = by_name["baseline_T3.0_A0.5"]
+    assert (first.rank_rejection, first.rank_combined, first.combined, first.pareto) == (1, 1, 1.0, True)
+    assert (first.rejection_validation_limit, first.combined_validation) == (True, 1.0)
+    assert not any(row.pareto for row in by_name.values() if row is not first)
+    for winner in found.winners:
+        assert (winner.configuration, winner.highest_on_test) == (first.run_name, first.run_name)
+    texts = report_texts(found)
+    assert "BEST BACKGROUND REJECTION: >200.00" in texts["ANALYSIS_SUMMARY.txt"]
+    top = texts["results_summary.txt"].split("BY BACKGROUND REJECTION AT 50 %")[1]
+    assert top.index("T3.0_A0.5") < top.index("T5.0_A0.5")
+    assert ">200.0000" in top
+    results = open_study(tmp_path / "study")
+    assert results.best("bkg_rej_50")["run_name"] == results.best("combined")["run_name"] == first.run_name
+
+
 def test_means_of_limits_are_marked(limits):
     texts = report_texts(limits)
     alpha = next(table for table in limits.groups if table.setting == "alpha_init")

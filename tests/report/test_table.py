@@ -15,7 +15,7 @@ from kdfast.study.store import StoredResult
 
 HEADER = (
     "run_name,strategy,temp_init,temp_final,alpha_init,alpha_final,seed,auc_student,bkg_rej_30,bkg_rej_50,bkg_rej_80,"
-    "n_bkg_50,auc_val,bkg_rej_50_val,best_epoch,epochs,auc_baseline,auc_teacher,status"
+    "n_bkg_50,auc_val,bkg_rej_50_val,n_bkg_50_val,best_epoch,epochs,auc_baseline,auc_teacher,status"
 )
 
 
@@ -48,8 +48,10 @@ def test_columns_and_values():
     text = csv_text(results_table(RESULTS))
     lines = text.splitlines()
     assert lines[0] == HEADER == ",".join(COLUMNS)
-    assert lines[1] == f"{LOW.name},baseline,3.0,,0.1,,42,0.81,27.0,9.0,2.6999999999999997,10,0.9,8.0,2,5,0.8,0.92,done"
-    assert lines[3] == "baseline_T7.0_A0.5,baseline,7.0,,0.5,,42,,,,,,,,,3,0.8,0.92,diverged"
+    assert (
+        lines[1] == f"{LOW.name},baseline,3.0,,0.1,,42,0.81,27.0,9.0,2.6999999999999997,10,0.9,8.0,10,2,5,0.8,0.92,done"
+    )
+    assert lines[3] == "baseline_T7.0_A0.5,baseline,7.0,,0.5,,42,,,,,,,,,,3,0.8,0.92,diverged"
     assert len(lines) == 5
 
 
@@ -85,6 +87,28 @@ def test_combined_score_is_the_mean_of_two_scaled_numbers():
         {LOW.name: 0.5, HIGH.name: 0.5, OTHER.name: 0.5}
     )
     assert list(combined_score(done.head(1))) == [0.0]  # one run: nothing to scale between
+
+
+@pytest.mark.parametrize("metric", ["bkg_rej_30", "bkg_rej_50", "bkg_rej_80"])
+@pytest.mark.parametrize("suffix", ["", "_val"])
+def test_a_limit_is_not_below_what_was_measured(metric, suffix):
+    """Of no survivor the limit is n_B/1.14, of one the rejection is n_B: the order is that of the survivors."""
+    found = [metrics(0.9, 250.0, 0.9, 250.0), metrics(0.95, 219.3, 0.95, 219.3), metrics(0.93, 219.3, 0.93, 219.3)]
+    for numbers in found:
+        for name in [name for name in numbers if suffix == "" and name.endswith("_val")]:
+            del numbers[name]  # an imported study: chosen on test
+    for numbers in found[1:]:
+        numbers[f"{metric.replace('bkg_rej', 'n_bkg')}{suffix}"] = 0
+    table = results_table([student(c, numbers=n) for c, n in zip((LOW, OTHER, HIGH), found, strict=True)])
+    assert select_best(table, metric)["run_name"] == OTHER.name  # of two limits the one with the higher AUC
+
+
+def test_limits_count_as_the_largest_in_the_combined_score():
+    found = [metrics(0.9, 250.0, 0.9, 8.0), metrics(0.91, 219.3, 0.8, 9.0), metrics(0.8, 10.0, 0.8, 9.0)]
+    found[1]["n_bkg_50"] = 0
+    table = results_table([student(c, numbers=n) for c, n in zip((LOW, OTHER, HIGH), found, strict=True)])
+    scores = dict(zip(table["run_name"], combined_score(table), strict=True))
+    assert scores == pytest.approx({LOW.name: (1.0 + 0.1 / 0.11) / 2, OTHER.name: 1.0, HIGH.name: 0.0})
 
 
 def test_baseline_of_the_same_seed():

@@ -18,9 +18,9 @@ from tests.study.small_sweep import small_jets, small_sweep
 
 
 def table(rows):
-    """run_name, seed, auc_val, bkg_rej_50_val of runs that are done."""
+    """run_name, seed, auc_val, bkg_rej_50_val of runs that are done, none of them a lower limit."""
     columns = ["run_name", "seed", "auc_val", "bkg_rej_50_val"]
-    return pd.DataFrame(rows, columns=columns).assign(status="done")
+    return pd.DataFrame(rows, columns=columns).assign(status="done", n_bkg_50_val=10)
 
 
 RUNS = table(
@@ -41,6 +41,11 @@ def test_leaders_are_means_over_the_seeds_that_all_have():
     assert leaders(RUNS, 1, "combined") == (["a"], [1, 2])
     more = pd.concat([RUNS, table([("b", 3, 0.5, 1.0), ("b", 4, 0.5, 1.0)])], ignore_index=True)
     assert leaders(more, 2) == (["b", "a"], [1, 2])  # so that a stopped refinement goes on with the same
+
+
+def test_a_lower_limit_leads_by_rejection():
+    runs = RUNS.assign(n_bkg_50_val=[10, 10, 0, 10, 10, 10])
+    assert leaders(runs, 2, "bkg_rej_50") == (["b", "c"], [1, 2])
 
 
 def test_a_lucky_seed_alone_leads_nothing():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from kdfast.report.fitting import Contrast
 from kdfast.report.networks import METRICS, StudyNetworks, means_of
 from kdfast.report.records import comparison_of, number, setting_fields
 from kdfast.report.sampling import Estimates, auc_interval, quantile
-from kdfast.report.table import combined_score
+from kdfast.report.table import combined_score, in_order, is_limited
 
 __all__ = ["configuration_rows", "mean_versus_baseline", "top_two", "winners"]
 
@@ -34,26 +34,23 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
     names = study.students["auc"].names
     frame = study.settings.copy()
     frame["auc_student"], frame["bkg_rej_50"] = study.means("auc"), study.means("rejection")
+    fewest = study.done.groupby("run_name")[["n_bkg_50", "n_bkg_50_val"]].min()  # 0: a lower limit, as one run's is
+    frame = frame.join(fewest)
+    limited_on_validation = set(frame.index[is_limited(frame, "bkg_rej_50_val")])
     if study.selected_on == "validation":
         frame["auc_val"] = _validation_means(study, "auc_val")
-        limited = study.done.loc[study.done["n_bkg_50_val"].eq(0).fillna(False), "run_name"]
-        frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val", list(limited))
+        frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val", limited_on_validation)
         frame["combined_val"] = combined_score(frame, "_val")
     frame["combined"] = combined_score(frame)
-    ranked = frame[["auc_student", "bkg_rej_50", "combined"]].copy()
-    ranked.loc[list(study.limited), "bkg_rej_50"] = math.inf  # fewer survivors than any other, and not told apart
+    ranked = frame[["auc_student", "combined"]].assign(bkg_rej_50=in_order(frame, "bkg_rej_50"))
     ranks = ranked.rank(ascending=False, method="min").astype(int)
     versus = {metric: _versus_baseline(study, metric) for metric in METRICS}
     beside = {m: set(beside_best(study.students[m])) if m in study.comparable else None for m in METRICS}
     spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
     found = []
     for name in names:
-        row = frame.loc[name]
-        dominated = (
-            (frame["auc_student"] >= row["auc_student"])
-            & (frame["bkg_rej_50"] >= row["bkg_rej_50"])
-            & ((frame["auc_student"] > row["auc_student"]) | (frame["bkg_rej_50"] > row["bkg_rej_50"]))
-        ).any()
+        row, both = frame.loc[name], ranked[["auc_student", "bkg_rej_50"]]
+        dominated = ((both >= both.loc[name]).all(axis=1) & (both > both.loc[name]).any(axis=1)).any()
         found.append(
             schema.Configuration(
                 **setting_fields(name, row),
@@ -68,6 +65,7 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
                 rank_combined=int(ranks["combined"][name]),
                 auc_validation=number(row.get("auc_val")),
                 rejection_validation=number(row.get("bkg_rej_50_val")),
+                rejection_validation_limit=name in limited_on_validation,
                 combined_validation=number(row.get("combined_val")),
                 auc_vs_baseline=versus["auc"].get(name),
                 rejection_vs_baseline=versus["rejection"].get(name),
@@ -126,7 +124,7 @@ def _estimate(
     )
 
 
-def _validation_means(study: StudyNetworks, column: str, limited: Sequence[str] = ()) -> pd.Series:
+def _validation_means(study: StudyNetworks, column: str, limited: Collection[str] = ()) -> pd.Series:
     """limited: configurations that are no part of the others' means, as a run's number is a lower limit."""
     runs = study.done[~study.done["run_name"].isin(limited)]
     model = None
@@ -200,12 +198,16 @@ def winners(
             return float(value)
         return math.inf if value.lower_limit else value.value
 
+    def on_validation(row: schema.Configuration, quantity: str) -> float:
+        limit = quantity == "rejection" and row.rejection_validation_limit
+        return math.inf if limit else float(getattr(row, f"{quantity}_validation"))
+
     winners: list[schema.Winner] = []
     for wish, quantity, among in wishes:
         if not among:
             continue
         if study.selected_on == "validation":
-            chosen = max(among, key=lambda row: getattr(row, f"{quantity}_validation"))
+            chosen = max(among, key=lambda row: (on_validation(row, quantity), on_validation(row, "auc")))
         else:
             chosen = max(among, key=lambda row: on_test(row, quantity))
         highest = max(among, key=lambda row: (on_test(row, quantity), row is chosen))

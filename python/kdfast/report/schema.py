@@ -149,7 +149,7 @@ class Run(Setting):
     survivors: dict[str, int] = {}
     """Background jets that pass, by signal efficiency."""
     combined: float | None = None
-    """Mean of AUC and rejection at 50 %, each scaled to 0…1 over the study's runs."""
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 over the study's runs; limits count as the largest."""
     rank: int | None = None
     """By AUC among runs, 1 is the highest."""
     auc_validation: float | None = None
@@ -181,13 +181,15 @@ class Configuration(Setting):
     rejection_std: float | None
     """Standard deviation over its seeds, n − 1."""
     combined: float
-    """Of the means, scaled over the configurations."""
+    """Of the means, scaled over the configurations; lower limits of the rejection count as the largest."""
     rank_auc: int
     rank_rejection: int
     """Lower limits share the first place."""
     rank_combined: int
     auc_validation: float | None
     rejection_validation: float | None
+    rejection_validation_limit: bool = False
+    """Whether that is a lower limit."""
     combined_validation: float | None
     auc_vs_baseline: Comparison | None = None
     rejection_vs_baseline: Comparison | None = None

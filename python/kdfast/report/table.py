@@ -20,6 +20,8 @@ __all__ = [
     "STRATEGIES",
     "combined_score",
     "csv_text",
+    "in_order",
+    "is_limited",
     "results_table",
     "select_best",
     "selected_on",
@@ -44,6 +46,7 @@ COLUMNS = (
     "n_bkg_50",
     "auc_val",
     "bkg_rej_50_val",
+    "n_bkg_50_val",
     "best_epoch",
     "epochs",
     "auc_baseline",
@@ -66,9 +69,9 @@ _MORE = (*(name for name in _SURVIVORS if name not in COLUMNS), "bkg_rej_30_val"
 
 
 def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
-    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30 and n_bkg_80, n_bkg_30_val,
-    n_bkg_50_val and n_bkg_80_val, bkg_rej_30_val and bkg_rej_80_val. A diverged run has its status and no metrics.
-    auc_baseline: of the same seed."""
+    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30 and n_bkg_80, n_bkg_30_val
+    and n_bkg_80_val, bkg_rej_30_val and bkg_rej_80_val. A diverged run has its status and no metrics. auc_baseline: of
+    the same seed."""
     baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
     teachers = [result.metrics for result in results if result.kind == "teacher"]
     rows = []
@@ -119,8 +122,20 @@ def csv_text(table: pd.DataFrame) -> str:
     return buffer.getvalue()
 
 
+def is_limited(table: pd.DataFrame, column: str) -> pd.Series:
+    """Whether the rejection of a column (bkg_rej_…) is a lower limit: no background survives, n_bkg_… is 0."""
+    return table[column.replace("bkg_rej", "n_bkg")].eq(0).fillna(False).astype(bool)
+
+
+def in_order(table: pd.DataFrame, column: str) -> pd.Series:
+    """A rejection for putting rows in order: inf where it is a lower limit, as that of no survivor may lie below the
+    value of one survivor. All limits are equal."""
+    return table[column].mask(is_limited(table, column), np.inf)
+
+
 def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
-    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table.
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table, which
+    lower limits of the rejection count as.
 
     suffix: "" for the test jets, "_val" for validation."""
 
@@ -128,8 +143,8 @@ def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
         low, high = values.min(), values.max()
         return (values - low) / (high - low) if high > low else values * 0.0
 
-    auc = table[f"auc{suffix}" if suffix else "auc_student"]
-    return (scaled(auc) + scaled(table[f"bkg_rej_50{suffix}"])) / 2.0
+    auc, rejection = table[f"auc{suffix}" if suffix else "auc_student"], table[f"bkg_rej_50{suffix}"]
+    return (scaled(auc) + scaled(rejection.mask(is_limited(table, f"bkg_rej_50{suffix}"), rejection.max()))) / 2.0
 
 
 def selected_on(table: pd.DataFrame, metric: str) -> str:
@@ -141,7 +156,8 @@ def selected_on(table: pd.DataFrame, metric: str) -> str:
 
 
 def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
-    """The row that is best by a key of METRICS, on the jets that `selected_on` says; of equal ones the first.
+    """The row that is best by a key of METRICS, on the jets that `selected_on` says; of equal ones, as lower
+    limits of a rejection are, the one with the highest AUC.
 
     Raises ConfigError for an unknown metric, StudyError where no run has finished.
     """
@@ -151,8 +167,12 @@ def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
     if done.empty:
         raise StudyError("no student of this study has finished yet", hint="run the sweep to its end")
     suffix = "_val" if selected_on(table, metric) == "validation" else ""
-    column = "auc_student" if metric == "auc" and not suffix else f"{metric}{suffix}"
-    values = combined_score(done, suffix) if metric == "combined" else done[column]
+    auc = done["auc_val" if suffix else "auc_student"]
+    if metric == "auc":
+        values = auc
+    else:
+        values = combined_score(done, suffix) if metric == "combined" else in_order(done, f"{metric}{suffix}")
     if values.isna().all():
         raise StudyError(f"no run of this study has a {METRICS[metric]}")
-    return done.loc[values.idxmax()]
+    highest = values == values.max()
+    return done.loc[auc[highest].fillna(-np.inf).idxmax()]

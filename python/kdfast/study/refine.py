@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Tagger
-from kdfast.report.table import combined_score, selected_on
+from kdfast.report.table import combined_score, in_order, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, stored_inputs
 from kdfast.study.plan import PlannedPack, planned
@@ -97,9 +97,12 @@ def leaders(table: pd.DataFrame, top: int, metric: str = "auc") -> tuple[list[st
     by_name = {name: set(map(int, seeds)) for name, seeds in done.groupby("run_name")["seed"]}
     names, seeds = _comparable(by_name)
     common = done[done["run_name"].isin(names) & done["seed"].isin(seeds)]
-    means = common.groupby("run_name", sort=False)[["auc_val", "bkg_rej_50_val"]].mean()
+    runs = common.groupby("run_name", sort=False)
+    means = runs[["auc_val", "bkg_rej_50_val"]].mean()
+    means["n_bkg_50_val"] = runs["n_bkg_50_val"].min()  # 0: a lower limit, as one run's is
     means["combined_val"] = combined_score(means, "_val")
-    ordered = means[columns[metric]].sort_values(ascending=False, kind="stable")
+    means["bkg_rej_50_val"] = in_order(means, "bkg_rej_50_val")
+    ordered = means.sort_values([columns[metric], "auc_val"], ascending=False, kind="stable")
     return [str(name) for name in ordered.index[:top]], sorted(seeds)
 
 

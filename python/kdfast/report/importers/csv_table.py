@@ -44,6 +44,7 @@ _NAMES = {
     "n_bkg_50": ("n_bkg_50",),
     "auc_val": ("auc_val", "val_auc", "auc_validation"),
     "bkg_rej_50_val": ("bkg_rej_50_val",),
+    "n_bkg_50_val": ("n_bkg_50_val",),
     "best_epoch": ("best_epoch",),
     "epochs": ("epochs",),
     "auc_baseline": ("auc_baseline", "baseline_auc"),
@@ -52,8 +53,8 @@ _NAMES = {
 }
 _BY_ALIAS = {alias: (name, place) for name, aliases in _NAMES.items() for place, alias in enumerate(aliases)}
 _DIGITS = re.compile(r"[-+]?[0-9]{1,30}")  # more are no count, and float reads them
-_WHOLE = ("seed", "n_bkg_50", "best_epoch", "epochs")
-_MORE = ("bkg_rej_30", "bkg_rej_80", "n_bkg_50", "auc_val", "bkg_rej_50_val", "best_epoch", "epochs")
+_WHOLE = ("seed", "n_bkg_50", "n_bkg_50_val", "best_epoch", "epochs")
+_MORE = ("bkg_rej_30", "bkg_rej_80", "n_bkg_50", "auc_val", "bkg_rej_50_val", "n_bkg_50_val", "best_epoch", "epochs")
 # Least and largest value. (RunConfig knows those of T and α, `measured` those of the test results.)
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_WHOLE, (0, 2**63 - 1)),

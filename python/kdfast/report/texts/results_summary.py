@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from kdfast.report.layout import (
     ADJUSTED_MEANS,
@@ -31,11 +31,9 @@ def results_summary(analysis: Analysis) -> str:
         carried = [f for f in analysis.findings if f.topic in ("precision", "seeds", "improvement", "best_auc")]
         parts += [
             section("WHAT THESE NUMBERS CAN CARRY", [wrapped(f.text, "  - ") for f in carried]),
-            _top(analysis, "AUC", lambda row: row.auc_validation, lambda row: row.rank_auc),
-            _top(
-                analysis, "BACKGROUND REJECTION AT 50 %", lambda r: r.rejection_validation, lambda r: r.rank_rejection
-            ),
-            _top(analysis, "COMBINED SCORE", lambda row: row.combined_validation, lambda row: row.rank_combined),
+            _top(analysis, "AUC", "auc"),
+            _top(analysis, "BACKGROUND REJECTION AT 50 %", "rejection"),
+            _top(analysis, "COMBINED SCORE", "combined"),
         ]
     if analysis.grid is not None:
         parts += [
@@ -102,27 +100,33 @@ def configurations_and_seeds(analysis: Analysis) -> str:
     return f"{text}, with {seeds[0]} to {seeds[-1]} seeds each"
 
 
-def _top(
-    analysis: Analysis,
-    name: str,
-    chosen_by: Callable[[Configuration], float | None],
-    rank: Callable[[Configuration], int],
-) -> str:
+def _top(analysis: Analysis, name: str, quantity: str) -> str:
     """The best configurations by one quantity, by validation where there is one."""
     on_validation = analysis.study.selected_on == "validation"
-    ordered = sorted(analysis.configurations, key=(lambda r: -(chosen_by(r) or 0.0)) if on_validation else rank)
+
+    def rank(row: Configuration) -> int:
+        return int(getattr(row, f"rank_{quantity}"))
+
+    def chosen_by(row: Configuration) -> tuple[bool, float | None]:
+        """Whether it is a lower limit, and the number."""
+        return quantity == "rejection" and row.rejection_validation_limit, getattr(row, f"{quantity}_validation")
+
+    ordered = sorted(analysis.configurations, key=rank)
+    if on_validation:
+        ordered.sort(key=lambda row: (chosen_by(row)[0], chosen_by(row)[1] or 0.0), reverse=True)
     rows = [
         [
             str(place),
             row.run_name,
             str(row.runs),
-            "-" if (value := chosen_by(row)) is None else f"{value:.4f}",
+            "-" if value is None else at_least(value, limit, 4),
             str(rank(row)),
             with_error(row.auc, 4),
             with_error(row.rejection, 2),
             f"{row.combined:.3f}",
         ]
         for place, row in enumerate(ordered[:_TOP], start=1)
+        for limit, value in [chosen_by(row)]
     ]
     heads = ["#", "configuration", "seeds", "val", "rank test", "AUC", "rejection at 50 %", "combined"]
     lines = [columns(heads, rows, left=(1,))]
