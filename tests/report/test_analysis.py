@@ -358,6 +358,25 @@ def test_seeds_that_tell_nothing(tmp_path):
     assert "16 trained networks can't be told from the best" in texts["best_auc"]
 
 
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_one_configuration(tmp_path, seeds):
+    """With several seeds its numbers hold their scatter, and the sentences say no less."""
+    found = analyse(make_study(tmp_path / "study", SMALL_GRID[:1], seeds=seeds))
+    known = len(seeds) > 1
+    (row,) = found.configurations
+    assert found.distribution.seed_df == len(seeds) - 1
+    assert (found.distribution.auc_seed_std, found.distribution.auc_seed_common_std) == (None, None)
+    numbers = [row.auc, row.rejection, row.auc_vs_baseline.difference, row.rejection_vs_baseline.difference]
+    assert [estimate.error_runs is not None for estimate in numbers] == [known] * 4
+    assert row.auc.error == pytest.approx(math.hypot(row.auc.error_test, row.auc.error_runs or 0.0))
+    assert ("variance between seeds" in {lack.what for lack in found.missing}) == (not known)
+    texts = [finding.text for finding in found.findings]
+    assert any("how much another seed would change them is not known" in text for text in texts) == (not known)
+    assert not any(text.startswith("Of 1") or "mean of all" in text for text in texts)
+    assert sum(row.run_name in f.text for f in found.findings if f.topic == "improvement") == 2
+    assert report_texts(found)
+
+
 def imported(folder):
     import_study(folder / "runs.csv", folder / "study")
     return StudyStore.open(folder / "study")

@@ -201,6 +201,19 @@ def test_the_baseline_is_paired_by_seed():
     assert beside.value == pytest.approx(own + by_seed.mean())
 
 
+def test_one_configuration_s_seeds():
+    """Its runs' own scatter is the variance between seeds: Student's t of its values, and of its gain in each seed."""
+    values, own = np.array([0.80, 0.83, 0.81]), np.array([0.79, 0.80, 0.80])
+    study = configurations(Estimates(values, np.zeros((3, 1))), ["a"] * 3, [1, 2, 3])
+    assert study.seeds_known
+    estimate, expected = study.estimate("a"), stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    assert (estimate.df, estimate.test_variance) == (2, 0.0)
+    np.testing.assert_allclose(estimate.interval, expected)
+    gain = baseline(study, Estimates(own, np.zeros((3, 1))), [1, 2, 3]).below("a")
+    assert gain.p_value == pytest.approx(stats.ttest_rel(values, own).pvalue)
+    assert baseline(study, Estimates(own[:1], np.zeros((1, 1))), [1]) is None
+
+
 # ---- many comparisons
 
 

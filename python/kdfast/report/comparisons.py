@@ -75,11 +75,19 @@ class Configurations:
     @property
     def seeds_known(self) -> bool:
         """Whether the variance between seeds could be measured."""
-        return self.model.df > 0
+        return self.seed_df > 0
+
+    @property
+    def seed_df(self) -> int:
+        """Degrees of freedom of the variance between seeds: for a single configuration its runs' own scatter tells it,
+        without a rest that others would tell from what a seed does to all."""
+        return self.seeds - 1 if len(self.names) == 1 else self.model.df
 
     def estimate(self, name: str) -> Contrast:
         """One configuration's value, with the variance from test jets and that from seeds (0 where unknown)."""
         i = self.index(name)
+        if len(self.names) == 1 and (alone := self.by_seed(np.ones(1))) is not None:
+            return alone.combined(float(self.values[i]), self.factor[i], float(alone.spread[0, 0]))
         own = self.model.cautious_variance * float(self.spread[i, i])
         common = self.common_variance / self.seeds
         run = own + common

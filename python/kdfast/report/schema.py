@@ -356,7 +356,7 @@ class Distribution(Record):
     rejection_paired_error: float | None
     """Median standard error of a difference of two configurations, all known sources."""
     auc_seed_std: float | None
-    """Standard deviation from seed to seed of one configuration relative to the others."""
+    """Standard deviation from seed to seed of one configuration relative to the others; null where there are none."""
     rejection_seed_std: float | None
     auc_seed_common_std: float | None
     """Standard deviation of what a seed does to all configurations alike."""

@@ -228,6 +228,8 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
         if metric not in study.modelled or not study.students[metric].seeds_known:
             return None, None
         model = study.students[metric]
+        if len(model.names) == 1:  # nothing tells the two apart
+            return None, None
         return math.sqrt(model.model.run_variance), math.sqrt(model.common_variance)
 
     own, common = by_seed("auc")
@@ -244,7 +246,7 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
         rejection_seed_std=own_rejection,
         auc_seed_common_std=common,
         rejection_seed_common_std=common_rejection,
-        seed_df=study.students["auc"].model.df,
+        seed_df=study.students["auc"].seed_df,
     )
 
 

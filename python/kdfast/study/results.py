@@ -87,7 +87,8 @@ class StudyResults:
         run_name, strategy; temp_init, temp_final, alpha_init, alpha_final (no final value: constant); seed;
         auc_student; bkg_rej_30, _50, _80 (background rejection 1/ε_B at 30, 50, 80 % signal efficiency); n_bkg_50
         (background jets that survive; 0: bkg_rej_50 is a 68 % lower limit); auc_val, bkg_rej_50_val,
-        n_bkg_50_val; best_epoch (counted from 0), epochs; auc_baseline (same seed, no teacher), auc_teacher; status ("done", "diverged").
+        n_bkg_50_val; best_epoch (counted from 0), epochs; auc_baseline (same seed, no teacher), auc_teacher; status
+        ("done", "diverged").
         """
         return self._table[list(COLUMNS)].copy()
 
