@@ -307,6 +307,40 @@ def test_sentences_on_groups(report, differences, supported, parts):
     assert ("not seen to differ from any" in found.text or "from the other one at" in found.text) == (not supported)
 
 
+@pytest.mark.parametrize(
+    ("differences", "untold", "parts"),
+    [
+        (
+            {"0.5": (-0.03, 0.001)},
+            ["0.7"],
+            ["higher mean AUC than initial α 0.5, at equal", "For 0.7 this can't be told"],
+        ),
+        (
+            {"0.1": (-0.03, 0.001), "0.5": (-0.03, 0.001)},
+            ["0.7", "1.0"],
+            ["higher mean AUC than each of 0.1, 0.5, at", "For 0.7, 1.0 this can't be told"],
+        ),
+        (
+            {"0.1": (-0.01, 0.2), "0.5": (-0.01, 0.2)},
+            ["0.7"],
+            ["from any of 0.1, 0.5 at equal", "For 0.7 this can't be"],
+        ),
+        ({"0.5": (-0.01, 0.2)}, ["0.7"], ["not seen to differ from initial α 0.5 at equal", "together with it."]),
+        ({"0.5": (0.03, 0.001)}, ["0.7"], ["0.5 is higher, by", "For 0.7 this can't be told"]),
+    ],
+)
+def test_groups_that_cannot_be_told_are_named(differences, untold, parts):
+    """They are none of "the others" that the reference is compared with."""
+    groups = [compared_group("0.9", 0.0, 1.0), *(compared_group(label, *d) for label, d in differences.items())]
+    groups += [compared_group(label, 0.0, 1.0) for label in untold]
+    table = GroupTable(setting="alpha_init", reference="0.9", reference_rejection=None, groups=groups)
+    (found,) = _group_findings(table, "auc")
+    for part in parts:
+        assert part in found.text, found.text
+    assert "other one" not in found.text
+    assert "each of the other" not in found.text
+
+
 def test_a_group_that_is_higher_at_equal_settings(tmp_path):
     """Annealed runs are better at equal α, but more of the constant ones have a high α, so that their raw mean is
     higher."""

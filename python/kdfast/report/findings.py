@@ -279,7 +279,12 @@ def _group_findings(table: GroupTable, metric: str) -> Iterator[Finding]:
     among = {label: c.difference for label, c in compared if label in below or not below}
     lowest = min(among, key=lambda label: among[label].value)
     over = f"over {called(lowest)} {'by ' if below else ''}{_difference(_negative(among[lowest]), digits)}"
-    others = "the other one" if len(compared) == 1 else f"each of the other {len(compared)}"
+    told = [label for label, _ in compared]
+    untold = [g.label for g in table.groups if g.label != reference and g.label not in told]
+    if untold:  # "the others" would speak of these, too
+        others = called(told[0]) if len(told) == 1 else f"each of {listing(told)}"
+    else:
+        others = "the other one" if len(told) == 1 else f"each of the other {len(told)}"
     if above:
         highest = max(above, key=lambda label: seen[label].value)
         text = (
@@ -303,6 +308,9 @@ def _group_findings(table: GroupTable, metric: str) -> Iterator[Finding]:
             f"{best} has the highest mean {name}, but is not seen to differ from {any_other} at equal other settings; "
             f"{over}."
         )
+    if untold:
+        them = "it" if len(untold) == 1 else "them"
+        text += f" For {listing(untold)} this can't be told, as other settings change together with {them}."
     yield Finding(topic=f"{table.setting}_{metric}", text=text, supported=bool(seen))
 
 
