@@ -549,6 +549,19 @@ def test_limits_enter_no_comparison_of_settings(limits):
     assert (limits.distribution.rejection.std, limits.distribution.rejection_error) == (None, None)
 
 
+def test_networks_that_separate_all_jets(tmp_path):
+    """Their AUC of 1 has no error, but scores are there: no sentence denies it."""
+    found = analyse(make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2), jets=300, strength=lambda _: 30.0))
+    assert {row.auc.value for row in found.configurations} == {1.0}
+    assert found.study.scored
+    for finding in found.findings:
+        assert "Without scores" not in finding.text
+        assert "scatter of runs alone" not in finding.text
+        assert "scatter alone" not in finding.text
+        assert finding.topic != "precision"
+    assert report_texts(found)
+
+
 def test_limits_share_the_first_place(limits):
     """A measured value is not called the highest beside a limit, which may be higher."""
     assert {row.rejection.lower_limit for row in limits.configurations if row.rank_rejection == 1} == {True}
@@ -604,4 +617,6 @@ def test_an_imported_limit_keeps_its_mark(tmp_path):
     )
     found = analyse(imported(tmp_path))
     assert {row.temp_init: row.rejection.lower_limit for row in found.configurations} == {3.0: True, 5.0: False}
+    assert not found.study.scored
+    assert "Without scores per jet" in next(f.text for f in found.findings if f.topic == "precision")
     assert ">200.00" in report_texts(found)["ANALYSIS_SUMMARY.txt"]

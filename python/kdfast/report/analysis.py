@@ -115,6 +115,7 @@ def _study(study: StudyNetworks) -> schema.Study:
         counts=counts,
         test=None if study.jets is None else jet_counts(study.jets.labels, study.jets.weights),
         validation=_validation_jets(study),
+        scored=study.have_scores,
         selected_on=study.selected_on,  # type: ignore[arg-type]
         settings=study.store.settings,
         provenance=study.store.provenance,

@@ -151,9 +151,9 @@ def group_differences(
 
 def equal_spread(groups: Sequence[Floats]) -> float | None:
     """p-value of the hypothesis that groups scatter alike: scipy's Brown–Forsythe test (Levene's about the medians).
-    None unless at least two groups have three members."""
+    None unless at least two groups have three members, and any of them scatters."""
     enough = [group for group in groups if len(group) >= 3]
-    if len(enough) < 2:
+    if len(enough) < 2 or not any(np.ptp(group) > 0 for group in enough):
         return None
     p = float(stats.levene(*enough, center="median").pvalue)
     return p if math.isfinite(p) else None

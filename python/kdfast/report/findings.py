@@ -111,8 +111,8 @@ def seeds_are_known(analysis: Analysis) -> bool:
 
 
 def _has_scores(analysis: Analysis) -> bool:
-    """Whether the errors from the test jets are known."""
-    return any(run.auc is not None and run.auc.error is not None for run in analysis.runs)
+    """Whether the errors from the test jets are known (an AUC of 1 has none, with scores as without)."""
+    return analysis.study.scored
 
 
 def _about(topic: str, finding: Finding) -> Finding:
@@ -148,7 +148,7 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
         yield Finding(topic="precision", text=text, supported=False)
     for metric, (name, digits) in _METRICS.items():
         spread, error = getattr(d, metric).std, getattr(d, f"{metric}_error")
-        if spread is None or error is None:
+        if spread is None or not error:  # 0: all AUCs are 1
             continue
         word = "smaller" if spread < error else "larger"
         text = (

@@ -103,6 +103,7 @@ def auc_estimates(labels: NDArray[np.int64], scores: Floats, weights: Floats) ->
         part = factor[:, own]
         part = (part - (part @ w)[:, None]) * (w * math.sqrt(n / max(n - 1, 1)))
         factor[:, own] = part
+    factor[(values == 0.0) | (values == 1.0)] = 0.0  # but for rounding they are: the jets tell no error
     return Estimates(values, factor)
 
 

@@ -109,6 +109,8 @@ class Study(Record):
     """Students by status: done, diverged, unusable, damaged, missing."""
     test: Jets | None
     validation: Jets | None
+    scored: bool = False
+    """Whether all networks have scores on the test jets, from which errors and tests come."""
     selected_on: Literal["validation", "test"]
     """Where best runs are chosen; "test" only where a study has no validation numbers."""
     settings: dict[str, Any]
