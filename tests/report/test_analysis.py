@@ -447,6 +447,48 @@ def test_a_baseline_of_fewer_seeds_than_the_students(tmp_path, seeds):
     assert report_texts(found)
 
 
+# ---- pT
+
+
+def with_pt(folder, pt):
+    """A study whose test jets have this pT, of their labels."""
+    store = make_study(folder / "study", SMALL_GRID[:2], jets=1000, kinematics=False)
+    pt = pt(np.asarray(store.shared("test")["labels"]))
+    mass = np.random.default_rng(0).normal(80.0, 10.0, len(pt))
+    store.write_shared("test_kinematics", {"pt": pt, "eta": 0.0 * pt, "mass": mass})
+    return analyse(store)
+
+
+@pytest.mark.parametrize("label", [0, 1, None])
+def test_jets_without_a_pt(tmp_path, label):
+    """All of a class, or all: there is nothing by pT, and the rest of the report stands."""
+    found = with_pt(
+        tmp_path, lambda labels: np.where((labels == label) | (label is None), np.nan, 600.0 + 1.0 * labels)
+    )
+    assert found.by_pt == found.pt_differences == []
+    assert found.mass_sculpting
+    lost = 1000 if label is None else 500
+    assert f"{lost} of 1000 test jets in the bins of pT" in {lack.what for lack in found.missing}
+    assert report_texts(found)
+
+
+def test_a_trend_in_pt_names_its_bins(tmp_path):
+    """Signal above 800 GeV alone: bins below are left out, and the first that is there is not the lowest of all."""
+
+    def spectra(labels):
+        rng = np.random.default_rng(1)
+        return np.where(labels == 1, rng.uniform(800.0, 1200.0, len(labels)), rng.uniform(450.0, 1200.0, len(labels)))
+
+    found = with_pt(tmp_path, spectra)
+    assert any(lack.what.startswith("AUC and rejection in") for lack in found.missing)
+    own = [b for b in found.by_pt if b.role == "teacher"]
+    assert own[0].pt_low > 600.0
+    (text,) = [f.text for f in found.findings if f.topic == "pt" and "teacher" in f.text]
+    for b in (own[0], own[-1]):
+        assert f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV" in text
+    assert "lowest" not in text
+
+
 # ---- lower limits
 
 

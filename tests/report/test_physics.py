@@ -46,6 +46,18 @@ def test_few_jets_have_few_bins():
     assert len(physics.pt_edges(np.full(300, 500.0), labels)) == 2
 
 
+def test_jets_without_a_pt_count_for_the_threshold_alone():
+    labels, (scores,), w = binormal(1, 1000, 1.5)
+    pt, lost = np.random.default_rng(1).uniform(450.0, 1200.0, 1000), scores > 2.5
+    pt[lost] = np.nan
+    edges = physics.pt_edges(pt, labels)
+    np.testing.assert_array_equal(edges, physics.pt_edges(pt[~lost], labels[~lost]))
+    bins = physics.pt_bins("student", labels, scores, w, pt, edges)
+    assert sum(b.signal + b.background for b in bins) == (~lost).sum()
+    passed = sum(b.signal_efficiency.value * b.signal for b in bins) + (lost & (labels == 1)).sum()
+    assert passed == pytest.approx(250)  # half of all signal
+
+
 def test_a_bin_with_a_handful_of_one_class_is_left_out():
     """One signal jet has no scatter: its bin's AUC would have the background's error alone."""
     rng = np.random.default_rng(4)

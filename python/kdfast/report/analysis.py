@@ -239,16 +239,16 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
         reason += "the same sweep again adds them"
         study.lacks("AUC and rejection by pT", reason)
         study.lacks("mass of the background that passes", reason)
+    elif without := int((~np.isfinite(jets.pt)).sum()):
+        study.lacks(f"{without} of {len(jets.pt)} test jets in the bins of pT", "their pT is not a finite number")
     for network, k in shown:
         scores = study.scores[k]
         calibrations.append(physics.calibration(network.role, jets.labels, scores, jets.weights))
         if jets.pt is not None and jets.mass is not None:
-            finite = np.isfinite(jets.pt)
-            edges = physics.pt_edges(jets.pt[finite], jets.labels[finite])
-            bins = len(edges) - 1
-            by_pt += physics.pt_bins(
-                network.role, jets.labels[finite], scores[finite], jets.weights[finite], jets.pt[finite], edges
-            )
+            if np.isfinite(jets.pt).any():
+                edges = physics.pt_edges(jets.pt, jets.labels)
+                bins = len(edges) - 1
+                by_pt += physics.pt_bins(network.role, jets.labels, scores, jets.weights, jets.pt, edges)
             for point in WORKING_POINTS:
                 found = physics.mass_sculpting(network.role, jets.labels, scores, jets.weights, jets.mass, point)
                 if found is None:

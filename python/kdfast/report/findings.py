@@ -438,8 +438,9 @@ def _roles(analysis: Analysis) -> dict[str, str]:
 def _physics(analysis: Analysis) -> Iterator[Finding]:
     roles = _roles(analysis)
     for trend in analysis.pt_differences:
-        found = versus(f"{roles[trend.role]} in the highest bin of pT", "in the lowest", trend.auc, "auc")
-        yield _about("pt", found)
+        bins = [b for b in analysis.by_pt if b.role == trend.role]  # outer ones may be left out
+        low, high = (f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV" for b in (bins[0], bins[-1]))
+        yield _about("pt", versus(f"{roles[trend.role]} at pT of {high}", f"at {low}", trend.auc, "auc"))
     for mass in analysis.mass_sculpting:
         if mass.efficiency != 50:
             continue

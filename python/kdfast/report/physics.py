@@ -50,8 +50,10 @@ def threshold_at(labels: NDArray[np.int64], scores: Floats, weights: Floats, eff
 
 
 def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jets: int = 100) -> Floats:
-    """Edges of equally filled bins of pT (GeV): at most five, and as many as give each 100 jets of either class where
-    both classes have the same spectrum. With other spectra a bin may hold far fewer of one (see `pt_bins`)."""
+    """Edges of bins of pT (GeV) equally filled by the jets of finite pT, of which there is one at least: at most five,
+    and as many as give each 100 jets of either class where both classes have the same spectrum. With other spectra a
+    bin may hold far fewer of one (see `pt_bins`)."""
+    pt, labels = pt[np.isfinite(pt)], labels[np.isfinite(pt)]
     scarcer = int(min((labels == 1).sum(), (labels == 0).sum()))
     bins = max(1, min(most, scarcer // fewest_jets))
     edges = np.unique(np.quantile(pt, np.linspace(0.0, 1.0, bins + 1)))
@@ -61,12 +63,13 @@ def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jet
 def pt_bins(
     role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats, pt: Floats, edges: Floats
 ) -> list[PtBin]:
-    """One network in each bin of pT; bins with fewer than 20 jets of a class are left out."""
+    """One network in each bin of pT; bins with fewer than 20 jets of a class are left out. Jets whose pT is not finite
+    are in none, but count for the threshold over all jets."""
     threshold = threshold_at(labels, scores, weights, 0.5)
     place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
     found = []
     for b in range(len(edges) - 1):
-        inside = (place == b) & (weights > 0)
+        inside = (place == b) & (weights > 0) & np.isfinite(pt)
         y, s, w = labels[inside], scores[inside], weights[inside]
         if min(_effective(w[y == 1]), _effective(w[y == 0])) < FEWEST_IN_BIN:
             continue

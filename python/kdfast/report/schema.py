@@ -441,7 +441,7 @@ class PtBin(Record):
 
 
 class PtDifference(Record):
-    """One network's AUC in the highest bin of pT minus that in the lowest."""
+    """One network's AUC in the highest bin of `by_pt` minus that in its lowest; bins with few jets are in neither."""
 
     role: Literal["teacher", "baseline", "student"]
     auc: Comparison
