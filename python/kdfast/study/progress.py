@@ -143,7 +143,8 @@ class SweepProgress:
         if self._jets:
             parts.append(f"{self._jets / elapsed:,.0f} jets/s")
         elif self._epochs_trained:  # elsewhere
-            parts.append(f"{self._epochs_trained / elapsed:.2g} epochs/s")
+            rate = self._epochs_trained / elapsed
+            parts.append(f"{rate:,.0f} epochs/s" if rate >= 10 else f"{rate:.2g} epochs/s")
         if self._epochs_left + self._later and self._epochs_trained:
             parts.append(f"{duration(elapsed / self._epochs_trained * (self._epochs_left + self._later))} left")
         return ", ".join(parts)
