@@ -198,6 +198,13 @@ except BaseException:
     pass  # as torch, which goes on without numpy; that lacks something then
 """
 
+# As from a terminal: what a shell runs in the background ignores Ctrl-C.
+WITH_SIGINT = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("kdfast", run_name="__main__", alter_sys=True)
+"""
+
 
 @pytest.mark.parametrize("torch", [SLOW_TORCH, DEAF_TORCH])
 @pytest.mark.parametrize(
@@ -213,7 +220,7 @@ def test_stopped_while_torch_is_imported(tmp_path, command, number, expected, to
     (tmp_path / "torch.py").write_text(torch)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdfast", *command, str(tmp_path / "study")],
+        [sys.executable, "-c", WITH_SIGINT, *command, str(tmp_path / "study")],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
