@@ -30,6 +30,7 @@ from kdfast.ops._once import without_derivative
 __all__ = ["check_jets", "distill_loss", "distill_loss_reference"]
 
 _CPU = torch.device("cpu")
+_LABELS = (torch.float32, torch.int64)  # that kernels read
 _MAX_CLASSES, _MAX_CLASSES_CUDA = 128, 1024  # of the kernels (kMaxClasses in csrc/distill_loss/distill_loss*.h)
 
 _library = torch.library.Library("kdfast", "FRAGMENT")
@@ -97,9 +98,9 @@ def distill_loss(
     members = student_logits.shape[0] if student_logits.dim() == 3 else 1
     eager = is_eager(student_logits)
     # A traced tensor must not outlive its trace, nor may one that a GPU's stream has yet to fill be read by another.
-    constant = _cached_constant if eager and student_logits.is_cpu else _constant
-    t = _per_member(temperature, members, student_logits.device, constant, "temperature")
-    a = _per_member(alpha, members, student_logits.device, constant, "alpha")
+    constant, device = _cached_constant if eager and student_logits.is_cpu else _constant, student_logits.device
+    t = _per_member(temperature, members, device, constant, "temperature")
+    a = _per_member(alpha, members, device, constant, "alpha")
     if not eager:
         op, is_16_bit = torch.ops.kdfast.distill_loss.default, student_logits.element_size() == 2
         loss, _, terms = op(student_logits, teacher_logits, labels, t, a, weights, is_16_bit)
@@ -141,8 +142,7 @@ class _DistillLoss(torch.autograd.Function):
         # number, which float16 may not hold before a loss scaler's factor is on it.
         ctx.dtype = student.dtype
         dtype = torch.float32 if student.element_size() == 2 else student.dtype
-        loss, grad, terms = _run(student, constants, dtype, want_terms)
-        ctx.save_for_backward(grad)
+        loss, ctx.grad, terms = _run(student, constants, dtype, want_terms)
         if not want_terms:
             return loss
         ctx.mark_non_differentiable(terms)
@@ -150,12 +150,17 @@ class _DistillLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        # The last pass over this graph, mostly the only one, hands the buffer itself on where nothing scales it.
-        untouched = grad.dtype == ctx.dtype and _is_plain_one(grad_loss)
-        if untouched and not torch._C._autograd._get_current_graph_task_keep_graph():
-            return grad, None, None
-        return _scaled(grad, grad_loss, ctx.dtype), None, None
+        if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+            return _scaled(ctx.grad, grad_loss, ctx.dtype), None, None
+        # The last pass over this graph, mostly the only one, takes the buffer itself: no copy where nothing scales it.
+        grad: Tensor | None = ctx.__dict__.pop("grad", None)
+        if grad is None:
+            raise RuntimeError(
+                "the graph of this distill_loss was freed by an earlier backward: give that one retain_graph=True"
+            )
+        if grad.dtype != ctx.dtype or not _is_plain_one(grad_loss):
+            grad = _scaled(grad, grad_loss, ctx.dtype)
+        return grad, None, None
 
 
 # Function.apply without its search for functorch's transforms, which is_eager has done: a microsecond.
@@ -167,7 +172,6 @@ def _is_plain_one(grad_loss: Tensor) -> bool:
     return (
         grad_loss.dim() == 0
         and grad_loss.is_cpu  # reading it waits for nothing
-        and type(grad_loss) is Tensor  # there is something to read
         and not torch._C._are_functorch_transforms_active()
         and not torch.is_grad_enabled()
         and not torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # is_grads_batched=True
@@ -190,8 +194,7 @@ def _run(
     teacher, labels, temperature, alpha, weights = constants
     members, jets, classes = _sizes(student, teacher, labels, weights)
     code, device = DTYPE_CODES.get(student.dtype), "cpu" if student.is_cpu else student.device.type
-    most = _MAX_CLASSES_CUDA if device == backend.cuda_device_type else _MAX_CLASSES
-    unsupported = f"{classes} classes are more than the kernel's {most}" if classes > most else None
+    unsupported = None if classes <= _MAX_CLASSES else _too_many(classes, device)
     gpu = None if student.is_cpu else student.device.index
     kernel = "reference" if code is None else backend.choose("distill_loss", device, unsupported, gpu)
     if kernel == "reference":
@@ -207,7 +210,7 @@ def _run(
         teacher = teacher.contiguous()
         teacher_stride = jets * classes if teacher.dim() == 3 else 0
         teacher_code = DTYPE_CODES[teacher.dtype]
-    if labels.dtype not in (torch.int64, torch.float32):
+    if labels.dtype not in _LABELS:
         labels = labels.float() if labels.is_floating_point() else labels.long()
     labels = labels.contiguous()
     if weights is not None:
@@ -219,8 +222,10 @@ def _run(
     if not (labels.is_cpu and (teacher is None or teacher.is_cpu) and (weights is None or weights.is_cpu)):
         check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
     packed = student.dim() == 3
-    size, strides = ((members,), (1,)) if packed else ((), ())  # empty_strided: half the time of new_empty
-    loss = torch.empty_strided(size, strides, dtype=torch.float32, device=_CPU)
+    size, strides = ((members,), (1,)) if packed else ((), ())
+    loss = torch.empty_strided(size, strides)  # the quickest way, half a microsecond before all others
+    if loss.dtype is not torch.float32 or not loss.is_cpu:  # torch's defaults are others
+        loss = torch.empty_strided(size, strides, dtype=torch.float32, device=_CPU)
     if grad_dtype is None:
         grad = loss
     elif grad_dtype == student.dtype:
@@ -251,6 +256,11 @@ def _run(
     if not valid:
         return _run_refused(student, constants, grad_dtype, want_terms)
     return loss, grad, terms if packed or not want_terms else terms[0]
+
+
+def _too_many(classes: int, device: str) -> str | None:
+    most = _MAX_CLASSES_CUDA if device == backend.cuda_device_type else _MAX_CLASSES
+    return f"{classes} classes are more than the kernel's {most}" if classes > most else None
 
 
 def _run_refused(
