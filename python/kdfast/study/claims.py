@@ -238,13 +238,8 @@ def _holder(name: str, generation: int, content: bytes, inode: int) -> Holder | 
         process = _Process(str(who["host"]), int(who["pid"]), str(who["machine"]), str(who["started"]))
         version, since, owner = str(who["version"]), str(who["since"]), str(who.get("owner", ""))
         there = who.get("inode", inode)  # older versions wrote none
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-    ):  # not written yet, or damaged: its growth alone counts
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        # Not written yet, or damaged: its growth alone counts.
         return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
     # Inodes are compared on one machine alone: not every network file system shows all its clients the same.
     gone = (
