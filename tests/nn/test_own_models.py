@@ -1,4 +1,4 @@
-"""The examples of docs/own-models.md run, one after the other, and do what the page says."""
+"""The examples of docs/how-to/own-models.md run, one after the other, and do what the page says."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-models.md"
 
 
 def test_the_page_runs(capsys: Any) -> None:

@@ -208,7 +208,7 @@ def test_nothing_is_left_of_a_submission_that_fails(study_of_a_stand_in, tmp_pat
 
 
 def test_a_dag_of_htcondor(tmp_path):
-    """ci has no HTCondor; docs/clusters.md says what was tried with one."""
+    """ci has no HTCondor; docs/how-to/clusters.md says what was tried with one."""
     study = tmp_path / "a $(HOME) study"
     small_sweep(study, plan_only=True, pack_size=2, threads=3)
     work(study, pack="seed42.001", progress=False)

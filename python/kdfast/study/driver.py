@@ -96,7 +96,7 @@ def sweep(
     plan_only: train nothing, but write the packs of runs that workers (kdfast worker) then share. pack_size: runs of a
     pack; None: chosen from memory, threads, workers (how many there will be) and the measured time of a few steps.
     checkpoint_every: seconds between two checkpoints of a member that runs (300).
-    client: a distributed.Client: its cluster's workers train (docs/clusters.md), a pack to a thread or GPU of theirs;
+    client: a distributed.Client: its cluster's workers train, a pack to a thread or GPU of theirs;
     workers then says how many tasks there will be at once, None: as many as the workers that are there now take.
 
     Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, ClusterError
