@@ -9,12 +9,12 @@ from torch import Tensor
 
 from kdfast.distill.cpu_engine import step_inputs
 from kdfast.distill.optimizer import FlatAdamW
+from kdfast.distill.pack import Member, Pack, Recipe, View
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import Targets
-from kdfast.distill.trainer import Member, Pack, Recipe, View
 from kdfast.models import JetTransformer, ModelConfig
+from kdfast.models.encoder import Encoder
 from kdfast.models.flat import flatten_running
-from kdfast.ops.encoder import Encoder
 
 TEMPERATURE, ALPHA = 5.0, 0.7
 RECIPE = Recipe()

@@ -26,7 +26,7 @@ from bench.compiled_step import CompiledStep, jets, random_targets
 from bench.ratio import environment
 from kdfast.jets.readers import load_jets
 from kdfast.models import PRESETS, ModelConfig
-from kdfast.ops.encoder import PARTS
+from kdfast.models.encoder import PARTS
 from tests.jets.atlas_files import write_atlas
 from tests.synthetic import synthetic_jets
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdfast.study.grid import grid
-from kdfast.study.plan import missing, plan, planned
-from kdfast.study.store import StudyStore
+from kdfast.store.grid import grid
+from kdfast.store.packs import missing, planned
+from kdfast.store.store import StudyStore
+from kdfast.study.plan import plan
 
 PACK = 100
 

@@ -16,9 +16,9 @@ from typing import Any
 from unittest import mock
 
 import kdfast
+from kdfast.store.claims import Claim, Claims
+from kdfast.store.store import StudyStore
 from kdfast.study import driver, worker
-from kdfast.study.claims import Claim, Claims
-from kdfast.study.store import StudyStore
 
 LIMIT = 0.01
 _STORE = ("write", "write_shared", "has", "keys", "is_stored", "get", "results", "attempts")

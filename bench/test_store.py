@@ -18,10 +18,10 @@ import torch
 
 from bench.ratio import compare
 from kdfast.distill.schedules import RunConfig
-from kdfast.study.index import Index
-from kdfast.study.status import study_status
-from kdfast.study.store import StoredResult, StudyStore
-from kdfast.study.verify import verify
+from kdfast.store.index import Index
+from kdfast.store.status import study_status
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.verify import verify
 
 EPOCHS, JETS, WEIGHTS = 50, 450, 4_000  # of a demo's student: curves of the study's length, scores, parameters
 

@@ -9,12 +9,13 @@ from bench.plain_trainer import PlainTagger, PlainTrainer
 from bench.ratio import compare
 from kdfast.distill import reference_engine
 from kdfast.distill.batches import epoch_batches
+from kdfast.distill.pack import Member, Pack, View
 from kdfast.distill.targets import teacher_targets
-from kdfast.distill.trainer import Member, Pack, View, train_pack
+from kdfast.distill.trainer import train_pack
 from kdfast.models import JetTransformer
 from kdfast.models.config import model_config
+from kdfast.store.settings import StudySettings
 from kdfast.study.prepare import load, prepare
-from kdfast.study.settings import StudySettings
 
 MEMBERS = 8  # of the 132, for one epoch each: the cost of a member does not depend on its T and α
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from bench.compiled_step import ALPHA, RECIPE, TEMPERATURE, CompiledStep, jets, padded
 from bench.plain_trainer import PlainTagger, PlainTrainer
 from bench.ratio import compare
+from kdfast.distill.pack import View
 from kdfast.distill.targets import teacher_targets
-from kdfast.distill.trainer import View
 from kdfast.models import PRESETS, JetTransformer, ModelConfig
 from kdfast.ops import backend
 

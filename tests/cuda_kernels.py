@@ -20,9 +20,9 @@ from torch import Tensor
 
 import kdfast
 from kdfast.errors import KdfastWarning
-from kdfast.ops import _gpu, backend
+from kdfast.ops import backend, gpu
 
-why_no_gpu = _gpu.why_unusable()
+why_no_gpu = gpu.why_unusable()
 needs_gpu = pytest.mark.skipif(why_no_gpu is not None, reason=f"no GPU can be used: {why_no_gpu}")
 
 _GUARD = 0xA5
@@ -39,7 +39,7 @@ class Copy(Protocol):
         """Whether what lies around it is as it was."""
 
 
-Run = Callable[[str, list[Tensor | None], list[Tensor | None], tuple[_gpu.Scalar, ...]], None]
+Run = Callable[[str, list[Tensor | None], list[Tensor | None], tuple[gpu.Scalar, ...]], None]
 
 
 @contextmanager
@@ -49,9 +49,9 @@ def copied(module: ModuleType, copy: Callable[[Tensor, bool], Copy], run: Run) -
     copy(tensor, whether it is an input): an output is uninitialised memory, whose bytes go along.
     """
 
-    def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: _gpu.Scalar) -> None:
+    def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: gpu.Scalar) -> None:
         assert outputs[0] is not None
-        _gpu.check_devices(op, inputs, outputs[0].device)
+        gpu.check_devices(op, inputs, outputs[0].device)
         tensors = (*inputs, *outputs)
         copies = [None if t is None or t.numel() == 0 else copy(t, i < len(inputs)) for i, t in enumerate(tensors)]
         views = [None if c is None else c.view for c in copies]
@@ -71,7 +71,7 @@ def copied(module: ModuleType, copy: Callable[[Tensor, bool], Copy], run: Run) -
     with (
         warnings.catch_warnings(),
         mock.patch.multiple(backend, _cuda=module, why_no_cuda=None, cuda_device_type="cpu"),
-        mock.patch.object(_gpu, "call", call),
+        mock.patch.object(gpu, "call", call),
         kdfast.backend("cuda"),
     ):
         warnings.simplefilter("error", KdfastWarning)  # the reference in place of a kernel would pass every test

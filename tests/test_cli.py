@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 import kdfast
-from kdfast import doctor
+from kdfast import doctor, report
 from kdfast.cli import main
 from kdfast.cli.common import print_results
 from kdfast.distill.schedules import RunConfig
@@ -28,9 +28,8 @@ from kdfast.jets.sample import sample
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
 from kdfast.ops import backend
-from kdfast.report.importers import import_study
+from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
-from kdfast.study.store import StudyStore
 from tests.report.fake_study import make_study
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
@@ -173,7 +172,7 @@ def test_sweep_prints_the_best_and_the_files(study, capsys):
 def test_the_best_networks_in_a_terminal_of_80_columns(tmp_path, capsys, monkeypatch):
     longest = "combined_T10.0to1.0_A0.9to0.3"
     store = make_study(tmp_path / "study", [RunConfig(10.0, 0.9, 1.0, 0.3), RunConfig(7.0, 0.5)], seeds=(1, 2))
-    store.rebuild_summaries()
+    report.write(store)
     monkeypatch.setattr("kdfast.cli.common.console", lambda: Console(width=80))
     print_results(open_study(store.path))
     out = capsys.readouterr().out
@@ -198,7 +197,7 @@ def test_another_study_is_refused(study, capsys):
 
 @pytest.fixture
 def without_reports(monkeypatch):
-    monkeypatch.setattr(StudyStore, "rebuild_summaries", lambda store: {})
+    monkeypatch.setattr(report, "write", lambda store: {})
 
 
 def test_what_files_give_is_known_to_later_commands(tmp_path, capsys, without_reports):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kdfast import _process
-from kdfast._files import write_atomically
-from kdfast._process import is_writing, temporary_name
+from kdfast import process
+from kdfast.files import write_atomically
+from kdfast.process import is_writing, temporary_name
 
 
 def test_of_this_process():
@@ -20,7 +20,7 @@ def test_of_this_process():
 
 
 def test_of_a_process_that_is_gone():
-    code = "import sys; from pathlib import Path; from kdfast._process import temporary_name as n; print(n(Path('x')))"
+    code = "import sys; from pathlib import Path; from kdfast.process import temporary_name as n; print(n(Path('x')))"
     child = subprocess.Popen([sys.executable, "-c", f"{code}; sys.stdout.flush(); sys.stdin.read()"],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
     name = child.stdout.readline().strip()
@@ -32,7 +32,7 @@ def test_of_a_process_that_is_gone():
 
 def test_the_number_of_a_process_may_be_given_again(monkeypatch):
     name = temporary_name(Path("x")).name
-    monkeypatch.setattr(_process, "_started", lambda pid: "12345")
+    monkeypatch.setattr(process, "_started", lambda pid: "12345")
     assert is_writing(name) is False
 
 
@@ -46,9 +46,9 @@ def test_the_number_of_a_process_may_be_given_again(monkeypatch):
     ],
 )
 def test_of_other_machines(monkeypatch, writer, expected):
-    monkeypatch.setattr(_process, "_writer", lambda: tuple(map(_process._digest, writer)))
+    monkeypatch.setattr(process, "_writer", lambda: tuple(map(process._digest, writer)))
     name = temporary_name(Path("x")).name
-    monkeypatch.setattr(_process, "_writer", lambda: tuple(map(_process._digest, ("host", "boot", "here"))))
+    monkeypatch.setattr(process, "_writer", lambda: tuple(map(process._digest, ("host", "boot", "here"))))
     assert is_writing(name) is expected
 
 
@@ -63,7 +63,7 @@ def test_two_machines_write_one_file(tmp_path, monkeypatch):
     def first(file):
         file.write(b"first")
         file.flush()
-        monkeypatch.setattr(_process, "_writer", lambda: tuple(map(_process._digest, ("other", "boot", "here"))))
+        monkeypatch.setattr(process, "_writer", lambda: tuple(map(process._digest, ("other", "boot", "here"))))
         write_atomically(tmp_path / "report", lambda other: other.write(b"second"))
         assert (tmp_path / "report").read_bytes() == b"second"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kdfast.ops import _gpu
+from kdfast.ops import gpu
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def toy() -> bool:
 def device(toy: bool) -> torch.device:
     if toy:
         return torch.device("cpu")
-    if (why := _gpu.why_unusable()) is not None:
+    if (why := gpu.why_unusable()) is not None:
         pytest.skip(f"no GPU can be used: {why}")
     return torch.device("cuda")
 

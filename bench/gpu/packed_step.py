@@ -12,8 +12,8 @@ from bench.compiled_step import ALPHA, RECIPE, TEMPERATURE, jets, padded, random
 from bench.plain_trainer import PlainTagger, distillation_loss
 from bench.test_ensemble import VmapEnsemble
 from kdfast.distill.cuda_engine import _Plan, _Trainer
+from kdfast.distill.pack import Member, Pack
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import Member, Pack
 from kdfast.models import JetTransformer, ModelConfig
 
 FEWEST, MOST = 23, 40  # constituents of a jet: 79 % of a trigger's 40 slots

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from kdfast.jets.sample import sample
     from kdfast.models.tagger import load_model
     from kdfast.ops.backend import backend
-    from kdfast.report.importers import import_study
+    from kdfast.store.grid import grid
     from kdfast.study.driver import sweep
-    from kdfast.study.grid import grid
+    from kdfast.study.imports import import_study
     from kdfast.study.refine import refine
     from kdfast.study.results import StudyResults, open_study
 
@@ -56,8 +56,8 @@ _HOMES = {
     "emulate_hlt": "jets.hlt",
     "errors": "errors",
     "features": "jets.features",
-    "grid": "study.grid",
-    "import_study": "report.importers",
+    "grid": "store.grid",
+    "import_study": "study.imports",
     "load_jets": "jets.readers",
     "load_model": "models.tagger",
     "metrics": "metrics",

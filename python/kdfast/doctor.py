@@ -102,14 +102,14 @@ def _cuda() -> dict[str, str]:
     """The CUDA kernels, and what lacks for them: module, driver, a torch with CUDA, a GPU."""
     import torch
 
-    from kdfast.ops import _gpu, backend
+    from kdfast.ops import backend, gpu
 
     if backend.why_no_cuda is not None:
         return {"kdfast._cuda": f"not in use: {backend.why_no_cuda}"}
     module = backend.cuda_module()
     built = f"CUDA {module.cuda_version}, compute capabilities {module.architectures}"
     built += f", driver {module.oldest_driver} or newer"
-    if (why := _gpu.why_unusable()) is not None:
+    if (why := gpu.why_unusable()) is not None:
         return {"kdfast._cuda": f"not in use: {why} ({built})"}
     gpus = []
     for i in range(torch.cuda.device_count()):

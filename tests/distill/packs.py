@@ -2,8 +2,8 @@
 
 import torch
 
+from kdfast.distill.pack import Member, Pack, Recipe, Targets, View
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import Member, Pack, Recipe, Targets, View
 from kdfast.models import ModelConfig
 
 MODEL = ModelConfig(width=16, layers=1, heads=2, ffn=16, pooling_heads=2)

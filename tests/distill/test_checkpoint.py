@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from kdfast import backend
 from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 from kdfast.distill.checkpoint import MemberCheckpoint, copy_tensors
-from kdfast.distill.devices import train_on_gpus
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets
+from kdfast.distill.trainer import train_on_gpus
 from kdfast.models import evaluation
 from kdfast.ops import backend as backends
 from tests.distill.packs import pack, students

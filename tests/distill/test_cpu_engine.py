@@ -17,8 +17,9 @@ from kdfast import backend
 from kdfast.distill import reference_engine
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
+from kdfast.distill.pack import Member, MemberResult, Pack, Recipe, Targets, View
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import Member, MemberResult, Pack, Recipe, Targets, View, train_pack
+from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import emulate_hlt
@@ -69,7 +70,7 @@ def test_the_first_epochs_are_the_references():
     """Same initial weights, batches and dropout, judged by the reference engine in float64.
 
     Each number is the end of thousands of roundings in a row, so a single one's error is chance, in PyTorch's
-    computation too: as in tests/ops/test_encoder.py the mean is held to the accuracy rule, the largest to more.
+    computation too: as in tests/models/test_encoder.py the mean is held to the accuracy rule, the largest to more.
     """
     a_pack = pack([Member("baseline"), *students(7)], epochs=2, learning_rate=1e-3)
 

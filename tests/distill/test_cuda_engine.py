@@ -11,8 +11,9 @@ import torch
 
 from kdfast import backend
 from kdfast.distill import cuda_engine
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, Targets, train_pack
+from kdfast.distill.trainer import train_pack
 from kdfast.errors import BackendError
 from kdfast.models.packed_transformer import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows

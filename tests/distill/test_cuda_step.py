@@ -12,11 +12,11 @@ from torch import Tensor
 from kdfast import backend
 from kdfast.distill.cuda_engine import _Plan, _Trainer
 from kdfast.distill.optimizer import learning_rate
+from kdfast.distill.pack import Member, Pack, Targets, View
 from kdfast.distill.reference_engine import member_loss
-from kdfast.distill.trainer import Member, Pack, Targets, View
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
-from kdfast.ops import _gpu
+from kdfast.ops import gpu
 from kdfast.ops.adamw import adamw_reference
 from kdfast.ops.philox import derive_seed, fold_seed
 from tests.distill.packs import pack, students
@@ -70,8 +70,8 @@ def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: t
 
 def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Tensor, case: str) -> None:
     """The rule for the ends of some hundred roundings in a row, where a single element's error is chance in PyTorch's
-    computation too (tests/ops/test_encoder.py has it as well): the mean error is held to twice PyTorch's, the largest
-    to four times."""
+    computation too (tests/models/test_encoder.py has it as well): the mean error is held to twice PyTorch's, the
+    largest to four times."""
     eps = torch.finfo(torch.float32).eps
     errors, standards = ((x.double() - exact).abs() for x in (ours, plain))
     assert errors.mean() <= 2 * standards.mean() + 2 * eps * exact.abs().mean(), case
@@ -91,7 +91,7 @@ def test_steps_of_three_members(dropout: float) -> None:
     for number in range(2):
         state = {name: getattr(trainer, name).detach().clone() for name in STATE}
         trainer.sums.zero_()
-        with cuda_kernels(number), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+        with cuda_kernels(number), mock.patch.object(gpu, "call", wraps=gpu.call) as call:
             trainer.step()
             ran = {arguments.args[0] for arguments in call.call_args_list}
         assert ran == OPS | OPS_WITH_BACKWARD | {f"{op}_backward" for op in OPS_WITH_BACKWARD}

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kdfast.distill import cuda_engine
-from kdfast.distill.devices import train_on_gpus, training_devices
-from kdfast.distill.trainer import EpochReport, Member, train_pack
+from kdfast.distill.devices import training_devices
+from kdfast.distill.pack import EpochReport, Member
+from kdfast.distill.trainer import train_on_gpus, train_pack
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning
 from kdfast.models import ModelConfig
 from kdfast.models.config import PRESETS

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from kdfast import backend
+from kdfast.distill.pack import EpochReport, Member, Recipe, Targets, View
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
-from kdfast.distill.trainer import EpochReport, Member, Recipe, Targets, View, train_pack
+from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError, DataError, ModelError
 from kdfast.metrics import roc_auc
 from kdfast.models import JetTransformer, evaluation

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdfast.models import JetTransformer, ModelConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
-from kdfast.ops import _gpu
+from kdfast.ops import gpu
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels
 from tests.ops.packed import normal, rows_of
@@ -44,7 +44,7 @@ def run(dtype: torch.dtype, precision: str, training: bool) -> list[Tensor]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("training", [True, False])
 def test_three_members_by_the_kernels(precision: str, training: bool) -> None:
-    with cuda_kernels(), mock.patch.object(_gpu, "call", wraps=_gpu.call) as call:
+    with cuda_kernels(), mock.patch.object(gpu, "call", wraps=gpu.call) as call:
         actual = run(torch.float32, precision, training)
         ran = {arguments.args[0] for arguments in call.call_args_list}
     for op in ("residual_norm", "bias_gelu", "batch_norm_gelu", "constituent_attention", "attention_pooling"):

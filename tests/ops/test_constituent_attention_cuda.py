@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import DataError
-from kdfast.ops import _constituent_attention_cuda as attention_on_gpus
-from kdfast.ops import _gpu
+from kdfast.ops import constituent_attention_cuda as attention_on_gpus
+from kdfast.ops import gpu
 from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels
@@ -156,7 +156,7 @@ def test_offsets_that_change_without_a_trace() -> None:
 
 def test_more_pairs_than_the_bias_has_are_nan_within_a_graph() -> None:
     qkv, offsets, bias, grad = draw([5, 3], 2, 8, bias="shared")
-    with cuda_kernels(), mock.patch.object(_gpu, "may_wait", return_value=False):
+    with cuda_kernels(), mock.patch.object(gpu, "may_wait", return_value=False):
         offsets[1] = 7
         q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(-3))
         out = constituent_attention(q, k, v, offsets, bias=bias)
@@ -172,7 +172,7 @@ def test_within_a_graph(d: int) -> None:
     padded, padded_grad = torch.cat([qkv, padding], 1), torch.cat([grad, padding[:, :, 0]], 1)
     with cuda_kernels():
         expected = results(constituent_attention, torch.float32, (qkv, offsets, None, grad))
-        with mock.patch.object(_gpu, "may_wait", return_value=False):
+        with mock.patch.object(gpu, "may_wait", return_value=False):
             found = results(constituent_attention, torch.float32, (padded, offsets, None, padded_grad))
             for name, x in found.items():
                 assert torch.equal(x[:, :26], expected[name])

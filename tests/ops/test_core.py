@@ -17,7 +17,7 @@ from torch import Tensor
 
 import kdfast
 from kdfast.ops import backend
-from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops.arrays import DTYPE_CODES
 from tests.ops.accuracy import assert_accurate
 from tests.synthetic import synthetic_jets
 

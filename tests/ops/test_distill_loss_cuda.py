@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdfast.errors import DataError
-from kdfast.ops import _gpu
+from kdfast.ops import gpu
 from kdfast.ops.distill_loss import distill_loss
 from tests.ops.backends import cuda_kernels
 from tests.ops.plain_distill_loss import make
@@ -81,7 +81,7 @@ def test_within_a_graph_what_cannot_be_is_nan(classes: int) -> None:
         (labels, good | {"weights": -weights}, [True] * 3),
         (labels, good | {"weights": 0 * weights}, [True] * 3),
     ]
-    with cuda_kernels(), mock.patch.object(_gpu, "may_wait", return_value=False):
+    with cuda_kernels(), mock.patch.object(gpu, "may_wait", return_value=False):
         for bad_labels, arguments, expected in cases:
             s = student.clone().requires_grad_()
             loss = distill_loss(s, teacher, bad_labels, **arguments)  # type: ignore[call-overload]

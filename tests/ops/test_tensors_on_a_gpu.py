@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdfast.ops import _gpu
+from kdfast.ops import gpu
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_pooling import attention_pooling
 from kdfast.ops.attention_transfer import attention_transfer
@@ -223,13 +223,13 @@ def test_compiled(name: str) -> None:
 def test_every_op_is_called_by_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors of a GPU no op of a case falls back to its reference."""
     called: set[str] = set()
-    original = _gpu.call
+    original = gpu.call
 
     def call(op: str, *arguments: object) -> None:
         called.add(op)
         original(op, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_gpu, "call", call)
+    monkeypatch.setattr(gpu, "call", call)
     for draw, run in CASES.values():
         run(*(x.cuda() for x in draw(7)))
     assert {name.split(",")[0].replace("packed_attention", "constituent_attention") for name in CASES} <= called

@@ -9,8 +9,8 @@ import torch
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.metrics import evaluate
-from kdfast.study.grid import grid
-from kdfast.study.store import StoredResult, StudyStore
+from kdfast.store.grid import grid
+from kdfast.store.store import StoredResult, StudyStore
 
 # Sixteen configurations, four of each strategy.
 SMALL_GRID = grid(temperature=[3.0, 7.0], alpha=[0.3, 0.9], temperature_final=[1.0], alpha_final=[0.1])

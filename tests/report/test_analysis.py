@@ -10,13 +10,13 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
 from kdfast.report.comparisons import holm
 from kdfast.report.findings import _group_findings, beats_baseline, is_supported, versus
-from kdfast.report.importers import import_study
 from kdfast.report.sampling import auc_estimates
 from kdfast.report.schema import Analysis, Comparison, Estimate, Group, GroupTable, MetricSummary
 from kdfast.report.texts import report_texts
-from kdfast.study.grid import grid
+from kdfast.store.grid import grid
+from kdfast.store.store import StudyStore
+from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
-from kdfast.study.store import StudyStore
 from tests.report.fake_study import SMALL_GRID, make_study, separation
 
 CONFIGS = grid(

@@ -14,7 +14,7 @@ from kdfast.report import effects
 from kdfast.report.comparisons import Configurations, configurations
 from kdfast.report.sampling import Estimates
 from kdfast.report.summaries import correlations
-from kdfast.study.grid import grid
+from kdfast.store.grid import grid
 from tests.report.simulated import STUDIES, noise_factor, not_above_binomial
 
 GRID = grid("study")

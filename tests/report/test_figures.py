@@ -16,8 +16,8 @@ from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER, draw, exports, figure_style
 from kdfast.report.figures.configurations import configuration_figures
 from kdfast.report.figures.performance import ShownNetwork, TestSample
-from kdfast.report.importers import import_study
-from kdfast.study.store import StudyStore
+from kdfast.store.store import StudyStore
+from kdfast.study.imports import import_study
 from tests.report.fake_study import PROVENANCE, SETTINGS, SMALL_GRID, make_study
 from tests.report.study_logs import Job, write_logs
 

@@ -10,11 +10,11 @@ import pytest
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
-from kdfast.report.importers import import_study
 from kdfast.report.page import page, page_files
 from kdfast.report.schema import Analysis
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StudyStore
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StudyStore
+from kdfast.study.imports import import_study
 from tests.report.fake_study import PROVENANCE, SETTINGS, SMALL_GRID, make_study
 from tests.report.study_logs import Job, write_logs
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdfast import report as report_module
+from kdfast import report
 from kdfast.cli import main
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
@@ -19,14 +19,14 @@ from kdfast.metrics import background_rejection, evaluate
 from kdfast.report import analysis as analysis_module
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
-from kdfast.report.importers import import_study
 from kdfast.report.page import page as page_of
 from kdfast.report.schema import Analysis
 from kdfast.report.texts import report_texts
-from kdfast.study.grid import grid
+from kdfast.store.grid import grid
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.verify import verify
+from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
-from kdfast.study.store import StoredResult, StudyStore
-from kdfast.study.verify import verify
 from tests.report.fake_study import PROVENANCE, SETTINGS, make_study
 
 TEXTS = ("results_summary.txt", "hyperparameter_analysis.txt", "detailed_comparison.txt", "ANALYSIS_SUMMARY.txt")
@@ -116,7 +116,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paths(study):
-    return study.rebuild_summaries()
+    return report.write(study)
 
 
 def small(path, **options):
@@ -173,28 +173,28 @@ def test_rebuilding_gives_the_same_files(study, paths):
     before = {path: path.read_bytes() for path in paths.values()}
     for path in before:
         path.unlink()
-    again = StudyStore.open(study.path).rebuild_summaries()
+    again = report.write(StudyStore.open(study.path))
     assert {path: path.read_bytes() for path in again.values()} == before
 
 
 def test_of_two_reports_at_once_one_waits(tmp_path, monkeypatch):
     """Else their files could be mixed, and not be what report.sha256 says."""
     store, going, second = small(tmp_path / "study"), [], threading.Thread()
-    write = report_module._write
+    write = report._write
 
     def slow(folder, contents):
         nonlocal second
         going.append("in")
         if not second.ident:
-            second = threading.Thread(target=store.rebuild_summaries)
+            second = threading.Thread(target=report.write, args=(store,))
             second.start()
             second.join(0.5)
         written = write(folder, contents)
         going.append("out")
         return written
 
-    monkeypatch.setattr(report_module, "_write", slow)
-    store.rebuild_summaries()
+    monkeypatch.setattr(report, "_write", slow)
+    report.write(store)
     second.join()
     assert going == ["in", "out", "in", "out"]
     assert verify(store.path).intact
@@ -213,10 +213,10 @@ def test_a_result_that_comes_meanwhile_is_in_no_part_of_the_report(tmp_path, mon
         return found
 
     monkeypatch.setattr(analysis_module, "analyse", analyse)
-    paths = store.rebuild_summaries()
-    report = Analysis.model_validate_json(paths["report.json"].read_bytes())
+    paths = report.write(store)
+    analysis = Analysis.model_validate_json(paths["report.json"].read_bytes())
     rows = pd.read_csv(paths["results_summary.csv"])
-    told = {(run.run_name, run.seed) for run in report.runs}
+    told = {(run.run_name, run.seed) for run in analysis.runs}
     assert set(zip(rows["run_name"], rows["seed"], strict=True)) == told
     assert 99 not in set(rows["seed"])
 
@@ -336,7 +336,7 @@ def test_another_folder(tmp_path):
 
 
 def test_diverged_runs_are_listed_without_numbers(tmp_path):
-    paths = small(tmp_path / "s", diverged=("baseline_T7.0_A0.5",)).rebuild_summaries()
+    paths = report.write(small(tmp_path / "s", diverged=("baseline_T7.0_A0.5",)))
     for text in read(paths).values():
         assert "baseline_T7.0_A0.5, seed 42: diverged (the loss is NaN in epoch 2)" in text
     row = pd.read_csv(paths["results_summary.csv"]).set_index("run_name").loc["baseline_T7.0_A0.5"]
@@ -366,14 +366,14 @@ def test_the_command_counts_what_the_settings_ask_for(tmp_path, capsys):
 
 def test_all_diverged(tmp_path):
     names = tuple(c.name for c in grid(temperature=[3.0, 7.0], alpha=[0.5], temperature_final=[1.0]))
-    paths = small(tmp_path / "s", diverged=names).rebuild_summaries()
+    paths = report.write(small(tmp_path / "s", diverged=names))
     assert "models/best_student.safetensors" not in paths
     assert "No student has finished yet" in read(paths)["ANALYSIS_SUMMARY.txt"]
 
 
 def test_nothing_trained_yet(tmp_path):
     store = StudyStore.create_or_open(tmp_path / "s", SETTINGS, PROVENANCE)
-    paths = store.rebuild_summaries()
+    paths = report.write(store)
     assert list(paths) == ["report.json", "results_summary.csv", *TEXTS, "report.html"]
     assert "134 runs that the settings ask for" in paths["results_summary.txt"].read_text()
     assert len(open_study(store.path).results) == 0
@@ -381,7 +381,7 @@ def test_nothing_trained_yet(tmp_path):
 
 def test_one_run_without_teacher(tmp_path):
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.5)], teacher=False)
-    paths = store.rebuild_summaries()
+    paths = report.write(store)
     assert "models/teacher.safetensors" not in paths
     text = paths["results_summary.txt"].read_text()
     assert "the teacher: no finished one is stored" in text
@@ -524,7 +524,7 @@ def test_the_table_has_the_statuses_of_the_analysis(tmp_path):
     scores = {**bad.arrays, "scores_test": np.full_like(bad.arrays["scores_test"], np.nan)}
     store.write(replace(bad, name=config.name, config=config, arrays=scores))
     store.write(replace(bad, name="again"))  # the same configuration under another name
-    paths = store.rebuild_summaries()
+    paths = report.write(store)
     table = pd.read_csv(paths["results_summary.csv"])
     runs = analysis(paths).runs
     assert dict(zip(table["run_name"], table["status"], strict=True)) == {run.run_name: run.status for run in runs}
@@ -557,7 +557,7 @@ def test_means_that_are_adjusted_are_called_so(tmp_path):
     (lonely,) = (row for row in whole.configurations if row.runs == 2)
     runs = [run.auc.value for run in whole.runs if run.run_name == lonely.run_name]
     assert abs(lonely.auc.value - np.mean(runs)) > 1e-4
-    page = Path(StudyStore.open(tmp_path / "uneven").rebuild_summaries()["report.html"]).read_text()
+    page = Path(report.write(StudyStore.open(tmp_path / "uneven"))["report.html"]).read_text()
     for name in ("ANALYSIS_SUMMARY.txt", "results_summary.txt", "detailed_comparison.txt"):
         assert "if a seed moved all alike (least-squares mean)" in in_one_line(texts[name])
     assert "if a seed moved all alike (least-squares mean)" in page
@@ -595,7 +595,7 @@ def test_unwritable_report(tmp_path):
     store = small(tmp_path / "s")
     (store.path / "models").write_text("a file in the way")
     with pytest.raises(StudyError, match=r"can't be written: File exists\ngive a place that may be written"):
-        store.rebuild_summaries()
+        report.write(store)
 
 
 def test_an_imported_study(tmp_path):
@@ -607,7 +607,7 @@ def test_an_imported_study(tmp_path):
         metrics = {"auc": auc, "bkg_rej_50": 8.0 + config.alpha_init}
         store.write(StoredResult("student", config.name, 42, config, message="from log:3", metrics=metrics))
     store.write(StoredResult("baseline", "baseline", 42, metrics={"auc": 0.804}))  # without a rejection
-    paths = store.rebuild_summaries()
+    paths = report.write(store)
     whole, texts = analysis(paths), read(paths)
     assert "roc_png" not in paths
     assert whole.study.selected_on == "test"

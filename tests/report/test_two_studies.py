@@ -10,14 +10,14 @@ from scipy import stats
 
 from kdfast.cli import main
 from kdfast.report import two_studies
-from kdfast.report.importers import import_study
 from kdfast.report.page import comparison_files
+from kdfast.report.pairing import RunKey
 from kdfast.report.texts.comparison import comparison_text
 from kdfast.report.two_studies import StudyComparison, compare
-from kdfast.study.grid import grid
-from kdfast.study.pairing import RunKey
+from kdfast.store.grid import grid
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
-from kdfast.study.store import StoredResult, StudyStore
 from tests.report.fake_study import make_study, separation
 from tests.report.study_logs import Job, write_logs
 from tests.report.test_page import Page

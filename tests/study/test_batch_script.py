@@ -12,9 +12,10 @@ import pytest
 
 from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
+from kdfast.store.packs import missing, planned
+from kdfast.store.store import StudyStore
 from kdfast.study.batch_script import htcondor_dag, slurm_script
-from kdfast.study.plan import MemberCost, missing, plan, planned
-from kdfast.study.store import StudyStore
+from kdfast.study.plan import MemberCost, plan
 from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, small_sweep
 

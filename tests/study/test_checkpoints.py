@@ -18,13 +18,14 @@ import torch
 
 from kdfast.distill import cpu_engine
 from kdfast.distill.checkpoint import MemberCheckpoint
-from kdfast.distill.trainer import MemberResult, Pack, train_pack
+from kdfast.distill.pack import MemberResult, Pack
+from kdfast.distill.trainer import train_pack
 from kdfast.errors import KdfastWarning, StudyError
 from kdfast.models.config import PRESETS
-from kdfast.study import folders
+from kdfast.store import folders
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.verify import verify
 from kdfast.study.checkpoints import StudyCheckpoints, checkpoint_bytes
-from kdfast.study.store import StoredResult, StudyStore
-from kdfast.study.verify import verify
 from tests.distill.packs import pack, students
 from tests.distill.test_checkpoint import Kept, assert_same
 from tests.study.small_sweep import GRID, small_sweep
@@ -153,7 +154,7 @@ def test_all_damaged_begins_anew(disk, trained):
 def test_half_written_ones_are_not_seen_and_go(disk, trained):
     parent = disk.study / "checkpoints" / FOLDER
     disk.open().save(NAME, trained[1][3])
-    gone = "from pathlib import Path; from kdfast._process import *; print(temporary_name(Path('000000009')), end='')"
+    gone = "from pathlib import Path; from kdfast.process import *; print(temporary_name(Path('000000009')), end='')"
     name = subprocess.run([sys.executable, "-c", gone], capture_output=True, text=True, check=True).stdout
     for half_written in (name, ".000000009.123.abcd.tmp"):  # of a process that is gone, and of who knows whom
         shutil.copytree(parent / "000000004", parent / half_written)
@@ -322,7 +323,7 @@ def test_a_result_that_can_not_be_written_is_the_usual_error_and_its_checkpoint_
         return genuine(folder, files)
         genuine(folder, files)
 
-    monkeypatch.setattr("kdfast.study.store.commit", commit)
+    monkeypatch.setattr("kdfast.store.store.commit", commit)
     with pytest.raises(StudyError, match="No space left on device"):
         small_sweep(out, checkpoint_every=0.0, threads=1)
     assert list((out / "checkpoints").glob("student.*/0*"))

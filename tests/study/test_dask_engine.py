@@ -22,15 +22,16 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from kdfast import report
 from kdfast.cli import main
 from kdfast.errors import BackendError, ClusterError, ConfigError, StudyError
-from kdfast.report.table import csv_text, results_table
+from kdfast.store.attempts import GIVEN_UP, Attempt
+from kdfast.store.claims import Claims, Holder
+from kdfast.store.packs import TEACHER, planned
+from kdfast.store.store import StudyStore
+from kdfast.store.table import csv_text, results_table
 from kdfast.study import dask_engine, dask_task, training
 from kdfast.study import worker as study_worker
-from kdfast.study.attempts import GIVEN_UP, Attempt
-from kdfast.study.claims import Claims, Holder
-from kdfast.study.plan import TEACHER, planned
-from kdfast.study.store import StudyStore
 from tests.study.small_sweep import GRID, small_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def only_the_table() -> Iterator[None]:
         (store.path / "results_summary.csv").write_text(csv_text(results_table(store.results())))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StudyStore, "rebuild_summaries", rebuild)
+        patch.setattr(report, "write", rebuild)
         yield
 
 
@@ -219,7 +220,7 @@ def held_by_a_process(out: Path, name: str) -> Iterator[int]:
     code = """if True:
         import sys, time
         from pathlib import Path
-        from kdfast.study.claims import Claims
+        from kdfast.store.claims import Claims
         claim = Claims(Path(sys.argv[1])).take(sys.argv[2])
         print("taken", flush=True)
         time.sleep(600)"""

@@ -15,10 +15,11 @@ from kdfast.errors import BackendError, ConfigError, DataError, ModelError, Stud
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.models.tagger import load_model
 from kdfast.ops import backend
-from kdfast.study import driver, identity, training
-from kdfast.study.grid import grid
+from kdfast.store import identity
+from kdfast.store.grid import grid
+from kdfast.store.store import StudyStore
+from kdfast.study import driver, training
 from kdfast.study.results import StudyResults, open_study
-from kdfast.study.store import StudyStore
 from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
 
@@ -306,7 +307,7 @@ def test_folders_that_can_not_hold_a_study(tmp_path):
 def test_a_disk_that_fills_up_half_way(study, tmp_path, monkeypatch):
     import errno
 
-    from kdfast.study import folders
+    from kdfast.store import folders
 
     genuine, written = folders.os.fsync, []
 

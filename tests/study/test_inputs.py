@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import kdfast
+from kdfast import report
 from kdfast.errors import StudyError
-from kdfast.study import store as store_module
+from kdfast.store import store as store_module
+from kdfast.store.store import StudyStore
+from kdfast.store.verify import verify
 from kdfast.study.refine import refine
-from kdfast.study.store import StudyStore
-from kdfast.study.verify import verify
 from kdfast.study.worker import open_inputs
 from tests.study.small_sweep import small_sweep
 
@@ -52,7 +53,7 @@ def is_finished_by_a_worker(out: Path, seeds: int) -> None:
 
 @pytest.fixture(autouse=True)
 def no_reports(monkeypatch):
-    monkeypatch.setattr(StudyStore, "rebuild_summaries", lambda store: {})
+    monkeypatch.setattr(report, "write", lambda store: {})
 
 
 def test_device_and_checkpoints_are_those_of_the_last_call(tmp_path, capfd):

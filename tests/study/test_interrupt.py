@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kdfast.distill.trainer import EpochReport
-from kdfast.report.table import csv_text, results_table
+from kdfast import report
+from kdfast.distill.pack import EpochReport
+from kdfast.store.store import StudyStore
+from kdfast.store.table import csv_text, results_table
 from kdfast.study.interrupt import SIGNALS, Stop, SweepInterrupted, stoppable
 from kdfast.study.progress import SweepProgress
-from kdfast.study.store import StudyStore
 from tests.study.small_sweep import GRID, small_sweep
 
 EPOCHS = 400  # enough that a signal comes while members are running
@@ -27,7 +28,7 @@ EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
 def without_reports():
     """In this process: of a report only the table counts here, and that is cheap."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StudyStore, "rebuild_summaries", lambda store: {})
+        patch.setattr(report, "write", lambda store: {})
         yield
 
 
@@ -160,7 +161,8 @@ def test_stopped_by_a_signal_it_goes_on_inside_the_members(tmp_path, uninterrupt
 STAGES = """
     import sys, time
     from tests.study import small_sweep
-    from kdfast.study import inputs, store, training
+    from kdfast import report
+    from kdfast.study import inputs, training
     def slow(*_, **__):
         print("slow", flush=True)
         time.sleep(120)
@@ -175,8 +177,8 @@ STAGES = """
         ("inputs.load", signal.SIGTERM),  # reading the data
         ("inputs.prepare", signal.SIGUSR1),
         ("training.teacher_targets", signal.SIGTERM),
-        ("store.StudyStore.rebuild_summaries", signal.SIGUSR1),
-        ("store.StudyStore.rebuild_summaries", signal.SIGINT),
+        ("report.write", signal.SIGUSR1),
+        ("report.write", signal.SIGINT),
     ],
 )
 def test_stopped_outside_the_training(tmp_path, stage, number):

@@ -8,26 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfast.distill.trainer import Recipe
+from kdfast.distill.pack import Recipe
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.config import model_config
-from kdfast.study.grid import grid
-from kdfast.study.plan import (
-    CHECKPOINT_BYTES,
-    PACK_SECONDS,
-    MemberCost,
-    PlannedPack,
-    calibrate,
-    find,
-    members_per_pack,
-    missing,
-    plan,
-    planned,
-)
+from kdfast.store.grid import grid
+from kdfast.store.packs import PlannedPack, find, missing, planned
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.verify import repair, verify
+from kdfast.study.plan import CHECKPOINT_BYTES, PACK_SECONDS, MemberCost, calibrate, members_per_pack, plan
 from kdfast.study.prepare import prepare
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StoredResult, StudyStore
-from kdfast.study.verify import repair, verify
 from tests.study.small_sweep import SIZES, small_jets
 
 RUNS = grid(temperature=[2.0, 3.0, 4.0], alpha=[0.25, 0.5, 0.75])

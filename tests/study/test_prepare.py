@@ -10,8 +10,8 @@ from kdfast.errors import DataError
 from kdfast.jets.features import features
 from kdfast.jets.hlt import emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
+from kdfast.store.settings import DataSettings, StudySettings
 from kdfast.study.prepare import SPLITS, load, prepare
-from kdfast.study.settings import DataSettings, StudySettings
 from tests.synthetic import synthetic_jets
 
 SETTINGS = StudySettings.resolve(data_given=True)

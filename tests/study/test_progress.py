@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from kdfast.distill.trainer import EpochReport, MemberResult
+from kdfast.distill.pack import EpochReport, MemberResult
 from kdfast.study import progress as module
 from kdfast.study.progress import SweepProgress, duration
 

@@ -10,8 +10,8 @@ from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.report.schema import Analysis
+from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.refine import leaders, refine
-from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.worker import work
 from tests.report.fake_study import PROVENANCE, SETTINGS
 from tests.study.small_sweep import small_jets, small_sweep

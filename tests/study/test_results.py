@@ -5,8 +5,8 @@ import pytest
 
 from kdfast.errors import ConfigError, StudyError
 from kdfast.metrics import roc_auc
-from kdfast.report.table import COLUMNS
-from kdfast.study.grid import grid
+from kdfast.store.grid import grid
+from kdfast.store.table import COLUMNS
 from kdfast.study.results import open_study
 from tests.report.fake_study import make_study
 

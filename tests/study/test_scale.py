@@ -24,14 +24,15 @@ from greenlet import greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfast.study import claims as claims_module
-from kdfast.study import folders as folders_module
-from kdfast.study.claims import Claims
-from kdfast.study.folders import AlreadyStored
-from kdfast.study.grid import grid
-from kdfast.study.plan import PlannedPack, kind_of, plan, planned
-from kdfast.study.store import StoredResult, StudyStore
-from kdfast.study.verify import verify
+from kdfast.store import claims as claims_module
+from kdfast.store import folders as folders_module
+from kdfast.store.claims import Claims
+from kdfast.store.folders import AlreadyStored
+from kdfast.store.grid import grid
+from kdfast.store.packs import PlannedPack, kind_of, planned
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.verify import verify
+from kdfast.study.plan import plan
 from kdfast.study.worker import PackRunner
 
 LEASE = 180.0

@@ -15,8 +15,8 @@ from random import Random
 
 import pytest
 
-from kdfast.study.store import StudyStore
-from kdfast.study.verify import verify
+from kdfast.store.store import StudyStore
+from kdfast.store.verify import verify
 from tests.study.small_sweep import GRID, small_sweep
 
 KILLS = int(os.environ.get("KDFAST_KILLS", "20"))

@@ -15,14 +15,14 @@ import pytest
 from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.hlt import emulate_hlt
+from kdfast.store.attempts import Attempt
+from kdfast.store.claims import BEAT, Claims
+from kdfast.store.packs import missing, planned
+from kdfast.store.status import study_status
+from kdfast.store.store import StudyStore
 from kdfast.study import driver
 from kdfast.study import worker as module
-from kdfast.study.attempts import Attempt
-from kdfast.study.claims import BEAT, Claims
-from kdfast.study.plan import missing, planned
 from kdfast.study.results import open_study
-from kdfast.study.status import study_status
-from kdfast.study.store import StudyStore
 from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, small_jets, small_sweep
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from kdfast._messages import drop
 from kdfast.cli.common import Quiet, app
+from kdfast.messages import drop
 
 __all__ = ["htcondor", "slurm", "worker"]
 

@@ -78,7 +78,7 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
     """written: the report's files; none: those in the study's folder."""
     import pandas as pd
 
-    from kdfast.report.table import selected_on
+    from kdfast.store.table import selected_on
 
     table = results.results
     done = table[table["status"] == "done"]

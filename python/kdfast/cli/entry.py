@@ -15,9 +15,9 @@ from typing import Any, TextIO, cast
 
 import typer
 
-from kdfast._messages import Messages, drop
 from kdfast.cli.common import app
 from kdfast.errors import KdfastError, KdfastWarning
+from kdfast.messages import Messages, drop
 
 __all__ = ["main"]
 

@@ -43,8 +43,8 @@ def predict(
     Example:
       kdfast predict demo/models/best_student.safetensors test.h5 --out scores.h5
     """
-    from kdfast.jets._sources import expand
     from kdfast.jets.readers import load_jets
+    from kdfast.jets.sources import expand
     from kdfast.models import load_model
     from kdfast.models.scoring import write_scores
 

@@ -12,9 +12,9 @@ import typer
 
 from kdfast.cli.common import console
 from kdfast.errors import ConfigError
+from kdfast.store.status import StudyStatus, study_status
+from kdfast.store.store import StudyStore
 from kdfast.study.progress import duration
-from kdfast.study.status import StudyStatus, study_status
-from kdfast.study.store import StudyStore
 
 __all__ = ["show"]
 

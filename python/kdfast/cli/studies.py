@@ -59,7 +59,7 @@ def verify(
       kdfast verify demo
       kdfast verify demo --repair
     """
-    from kdfast.study import verify as module
+    from kdfast.store import verify as module
 
     def told(lines: Sequence[str]) -> None:
         for line in () if quiet else lines:
@@ -147,7 +147,7 @@ def import_(
       kdfast import checkpoints/hyperparameter_search_results.txt --out published
       kdfast report published
     """
-    from kdfast.report.importers import import_study
+    from kdfast.study.imports import import_study
 
     results = import_study(list(paths), out, seed=seed)
     if not quiet:

@@ -168,8 +168,8 @@ def sweep(
     with stoppable(typer.echo, out, ends=True) as stop, ExitStack() as cluster:
         # A batch system may stop it before torch is imported, and while a cluster starts or ends.
         from kdfast import sweep as run
+        from kdfast.store.settings import StudySettings
         from kdfast.study.dask_engine import connected
-        from kdfast.study.settings import StudySettings
 
         stop.check()  # an import may have swallowed it
         client = None

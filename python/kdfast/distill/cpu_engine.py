@@ -15,10 +15,10 @@ from torch import Tensor
 from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
+from kdfast.models.encoder import Encoder, StepInputs
 from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
-from kdfast.ops.encoder import Encoder, StepInputs
 
 __all__ = ["train"]
 

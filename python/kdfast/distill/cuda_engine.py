@@ -26,10 +26,11 @@ from torch import Tensor
 from kdfast.distill.batches import epoch_batches
 from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
 from kdfast.distill.optimizer import learning_rate
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import BackendError
 from kdfast.metrics import roc_auc
 from kdfast.models.config import ModelConfig
+from kdfast.models.encoder import HEAD_DIMS
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
@@ -37,7 +38,6 @@ from kdfast.ops import backend
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_transfer import attention_transfer
 from kdfast.ops.distill_loss import distill_loss
-from kdfast.ops.encoder import HEAD_DIMS
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed
 

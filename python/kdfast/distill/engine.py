@@ -19,7 +19,7 @@ from torch import Tensor
 from kdfast.distill.batches import epoch_batches
 from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
 from kdfast.distill.optimizer import learning_rate
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.metrics import roc_auc
 from kdfast.ops.philox import derive_seed, fold_seed
 

@@ -16,7 +16,7 @@ from kdfast.distill.batches import gather
 from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.trainer import EpochReport, Member, MemberResult, Pack, View
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import ConfigError
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_running

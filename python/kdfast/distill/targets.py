@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from kdfast._files import write_content, writing_errors
 from kdfast.distill.attention_transfer import attention_summary
-from kdfast.distill.trainer import Targets, View
+from kdfast.distill.pack import Targets, View
+from kdfast.files import write_content, writing_errors
 from kdfast.models.evaluation import evaluate_model, evaluate_on_device
 from kdfast.models.jet_transformer import JetTransformer
 

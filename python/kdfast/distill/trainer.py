@@ -6,201 +6,26 @@ what a member's neighbours are. `train_pack` picks the engine and yields results
 
 from __future__ import annotations
 
+import contextvars
+import queue
 import threading
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
+from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 from kdfast.distill.batches import check_batch_weights, scale_weights
 from kdfast.distill.checkpoint import Checkpoints
-from kdfast.distill.devices import check_name, train_on_gpus, training_devices
-from kdfast.distill.schedules import RunConfig
-from kdfast.errors import BackendError, ConfigError, DataError, suggest
-from kdfast.models.config import ModelConfig
-from kdfast.ops import backend, encoder
-from kdfast.ops._arrays import check_offsets
-from kdfast.ops.distill_loss import check_jets
+from kdfast.distill.devices import training_devices
+from kdfast.distill.pack import EpochReport, MemberResult, Pack
+from kdfast.errors import BackendError
+from kdfast.models import encoder
+from kdfast.ops import backend
 
-__all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View", "train_pack"]
+__all__ = ["train_on_gpus", "train_pack"]
 
-
-PRECISIONS = ("fp32", "bf16")
-
-
-class Recipe(BaseModel):
-    """How every member is trained; the defaults are the study's.
-
-    epochs: planned. batch_size: jets; the last partial batch is dropped. learning_rate: after warm-up; it rises
-    linearly over warmup_epochs, then falls as a cosine. weight_decay: AdamW's. clip_norm: of the whole gradient.
-    patience: epochs without a better validation AUC before a member stops. attention_weight: of the attention-transfer
-    term.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(default=50, ge=1)
-    batch_size: int = Field(default=512, ge=2)
-    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
-    warmup_epochs: int = Field(default=3, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    patience: int = Field(default=20, ge=1)
-    attention_weight: float = Field(default=0.2, ge=0, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class View:
-    """One split of the jets as one model sees them.
-
-    features: [M, F] float32, standardised. offsets: [B + 1] int64. labels, weights: [B] float32.
-    """
-
-    features: Tensor
-    offsets: Tensor
-    labels: Tensor
-    weights: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the teacher says of the training jets, computed once.
-
-    logits: [B, 1]. attention_entropy, attention_max: [B], of its pooling attention; None: no attention-transfer term.
-    """
-
-    logits: Tensor
-    attention_entropy: Tensor | None = None
-    attention_max: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """One run of a pack. config None: no teacher (the baseline, and the teacher's own training)."""
-
-    name: str
-    config: RunConfig | None = None
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Members that share model, seed, recipe, jets, targets and batches.
-
-    targets: of the training jets; needed where a member has a config. precision: "fp32", or "bf16" (bfloat16
-    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu",
-    "cuda" (all GPUs that torch sees) or "cuda:1" (one of them); see devices.training_devices.
-    Raises ConfigError, ModelError and DataError for parts that do not fit together, and for labels and weights that
-    can't be.
-    """
-
-    model: ModelConfig
-    members: tuple[Member, ...]
-    seed: int
-    recipe: Recipe
-    train: View
-    validation: View
-    test: View
-    targets: Targets | None = None
-    precision: str = "fp32"
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            hint = suggest(self.precision, list(PRECISIONS))
-            raise ConfigError(f"unknown precision {self.precision!r}", where="precision", hint=hint)
-        check_name(self.device)
-        if self.model.num_classes != 1:
-            hint = "num_classes=1: the logit of signal"
-            raise ConfigError(f"{self.model.num_classes} classes, but a pack trains one", where="model", hint=hint)
-        for split in ("train", "validation", "test"):
-            _check_view(getattr(self, split), self.model, split, self.train.features.dtype)
-        check_jets(self.train.labels, self.model.num_classes, self.train.weights)
-        if len(self.train) < self.recipe.batch_size:
-            raise ConfigError(
-                f"{self.recipe.batch_size} jets a batch, but {len(self.train)} training jets",
-                where="batch_size",
-                hint=f"choose batch_size ≤ {len(self.train)} or give more jets",
-            )
-        if self.targets is None and any(member.config is not None for member in self.members):
-            raise ConfigError("students need a teacher's targets", where="targets")
-        if self.targets is not None:
-            _check_targets(self.targets, len(self.train))
-
-
-def _check_view(view: View, model: ModelConfig, split: str, dtype: torch.dtype) -> None:
-    """Raises DataError unless a view's arrays fit each other, ModelError unless they fit the model.
-
-    dtype: of all but the offsets; float32, in tests of the reference engine also float64.
-    """
-    model.check_features(view.features)
-    for name, array in vars(view).items():
-        wanted = torch.int64 if name == "offsets" else dtype
-        if array.dtype != wanted or not array.is_cpu:
-            what = f"must be {wanted} on the CPU, is {array.dtype} on {array.device}"
-            raise DataError(what, where=f"{split}, {name}")
-    try:
-        check_offsets(view.offsets, len(view.features))
-    except DataError as error:
-        raise DataError(error.what, where=f"{split}, {error.where}", hint=error.hint) from None
-    jets = len(view.offsets) - 1
-    if jets == 0:
-        raise DataError("no jets", where=split)
-    for name, values in (("labels", view.labels), ("weights", view.weights)):
-        if values.shape != (jets,):
-            raise DataError(f"must be [{jets}], one for each jet, is {list(values.shape)}", where=f"{split}, {name}")
-
-
-def _check_targets(targets: Targets, jets: int) -> None:
-    """Raises DataError unless there are targets for so many jets."""
-    shapes = {"logits": (jets, 1), "attention_entropy": (jets,), "attention_max": (jets,)}
-    for name, shape in shapes.items():
-        values = getattr(targets, name)
-        if values is not None and values.shape != shape:
-            what = f"must be {list(shape)} for {jets} training jets, is {list(values.shape)}"
-            raise DataError(what, where=f"targets, {name}")
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """Progress of one member: after each epoch. jets, seconds: of the epoch's part that this process trained."""
-
-    member: str
-    epoch: int
-    epochs: int
-    loss: float
-    auc_val: float
-    best_auc_val: float
-    jets: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class MemberResult:
-    """What became of a member.
-
-    status: "done", or "diverged" (a loss, gradient or logit was not finite: message says when; scores and state are
-    empty).
-    best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds: wall time, in all
-    processes that trained it.
-    curves: a value an epoch of loss, loss_kd, loss_label, loss_attention, auc_val, temperature, alpha, learning_rate.
-    scores_validation, scores_test: [B] logits. state: the kept weights, by name.
-    """
-
-    name: str
-    status: str
-    message: str
-    best_epoch: int
-    epochs: int
-    seconds: float
-    curves: dict[str, list[float]]
-    scores_validation: Tensor = field(default_factory=lambda: torch.empty(0))
-    scores_test: Tensor = field(default_factory=lambda: torch.empty(0))
-    state: dict[str, Tensor] = field(default_factory=dict)
+_POLL = 0.1  # seconds between looks at whether to stop
 
 
 def train_pack(
@@ -222,8 +47,6 @@ def train_pack(
     Raises BackendError where the pack's device can't be used, or not for a model of its sizes, DataError for a batch
     whose jets all have weight 0.
     """
-    from kdfast.distill import cpu_engine, cuda_engine, reference_engine
-
     weights = scale_weights(pack.train.weights)
     check_batch_weights(weights, pack.seed, pack.recipe.epochs, pack.recipe.batch_size)
     pack = replace(pack, train=replace(pack.train, weights=weights))
@@ -236,3 +59,63 @@ def train_pack(
     compiled = backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"
     train = cpu_engine.train if compiled else reference_engine.train
     return train(pack, threads or torch.get_num_threads(), on_epoch, stop, checkpoints)
+
+
+Train = Callable[
+    [Pack, int, Callable[[EpochReport], None] | None, threading.Event, Checkpoints | None],
+    Generator[MemberResult, None, None],
+]
+
+
+def train_on_gpus(
+    devices: Sequence[str],
+    train: Train,
+    pack: Pack,
+    on_epoch: Callable[[EpochReport], None] | None,
+    stop: threading.Event,
+    checkpoints: Checkpoints | None = None,
+) -> Generator[MemberResult, None, None]:
+    """An engine's `train` of a pack whose members the devices share, each a pack of its own on a thread of its own."""
+    packs = [
+        replace(pack, members=pack.members[first :: len(devices)], device=device)
+        for first, device in enumerate(devices[: len(pack.members)])
+    ]
+    finished: queue.SimpleQueue[MemberResult | BaseException | None] = queue.SimpleQueue()  # None: a pack's end
+    given_up = threading.Event()  # by the caller, or for a fault on another device
+
+    def work(part: Pack) -> None:
+        try:
+            if part.device != "cpu":
+                torch.cuda.set_device(part.device)
+            for result in train(part, 0, on_epoch, given_up, checkpoints):
+                finished.put(result)
+        except BaseException as error:
+            finished.put(error)
+        finally:
+            finished.put(None)
+
+    workers = [
+        threading.Thread(target=contextvars.copy_context().run, args=(work, part), name=f"kdfast-{part.device}")
+        for part in packs
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        running = len(workers)
+        while running:
+            try:
+                result = finished.get(timeout=_POLL)
+            except queue.Empty:
+                if stop.is_set():
+                    given_up.set()
+                continue
+            if result is None:
+                running -= 1
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                yield result
+    finally:
+        given_up.set()
+        for worker in workers:
+            worker.join()

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast._files import fsync_folder, write_atomically
 from kdfast._version import __version__
 from kdfast.errors import BackendError, ConfigError, KdfastError, StudyError
+from kdfast.files import fsync_folder, write_atomically
 from kdfast.jets import pythia
 
 __all__ = ["generate"]

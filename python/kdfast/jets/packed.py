@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from kdfast._files import write_atomically
 from kdfast.errors import ConfigError, DataError
+from kdfast.files import write_atomically
 from kdfast.jets.kinematics import jet_p4
 
 __all__ = ["PackedJets"]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning
-from kdfast.jets._checks import Faults, below_momentum, pt_faults, pt_is_fine
-from kdfast.jets._sources import (
+from kdfast.jets.checks import Faults, below_momentum, pt_faults, pt_is_fine
+from kdfast.jets.packed import PackedJets, offsets_of
+from kdfast.jets.sources import (
     CONSTITUENTS,
     JET,
     AnyPath,
@@ -27,7 +28,6 @@ from kdfast.jets._sources import (
     inspect,
     open_file,
 )
-from kdfast.jets.packed import PackedJets, offsets_of
 
 __all__ = ["load_jets"]
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kdfast.models import encoder
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_transformer import PackedTransformer
-from kdfast.ops import backend, encoder
+from kdfast.ops import backend
 from kdfast.ops.packed_rows import PackedRows
 
 __all__ = ["evaluate_model", "evaluate_on_device"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kdfast._files import write_content, writing_errors
 from kdfast._version import __version__
 from kdfast.errors import DataError
+from kdfast.files import write_content, writing_errors
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Tagger
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from kdfast._files import write_content, writing_errors
 from kdfast._version import __version__
 from kdfast.errors import KdfastError, ModelError
+from kdfast.files import write_content, writing_errors
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdfast.errors import ConfigError
-from kdfast.nn._entrances import JetModule, check_sizes, initialise
+from kdfast.nn.entrances import JetModule, check_sizes, initialise
 from kdfast.ops.constituent_attention import constituent_attention
 
 __all__ = ["ConstituentAttention"]

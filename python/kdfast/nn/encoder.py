@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdfast.errors import ConfigError, suggest
-from kdfast.nn._entrances import JetModule, check_sizes, initialise
 from kdfast.nn.attention import attend, check_attention
+from kdfast.nn.entrances import JetModule, check_sizes, initialise
 from kdfast.ops.dropout import dropout as drop_elements
 from kdfast.ops.philox import fold_seed
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdfast.ops._memory import empty
+from kdfast.ops.memory import empty
 
 __all__ = ["empty_slices", "watch"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import DataError
-from kdfast.ops import _gpu, backend
-from kdfast.ops._arrays import check_device
+from kdfast.ops import backend, gpu
+from kdfast.ops.arrays import check_device
 
 __all__ = ["adamw", "adamw_reference"]
 
@@ -102,7 +102,7 @@ def _run(
         workspace = torch.empty(size, dtype=torch.uint8, device=parameters.device)
         inputs = (gradient, learning_rate, weight_decay, step)
         outputs = (parameters, moment1, moment2, norm, workspace)
-        _gpu.call("adamw", inputs, outputs, *parameters.shape, BETA1, BETA2, EPS, clip_norm)
+        gpu.call("adamw", inputs, outputs, *parameters.shape, BETA1, BETA2, EPS, clip_norm)
         return norm
     backend.cpu_module().adamw(
         parameters.data_ptr(),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _gpu, backend
+from kdfast.ops import backend, gpu
 from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference
 
 __all__ = ["attention_pooling", "attention_pooling_reference"]
@@ -64,7 +64,7 @@ def _takes_kernel(x: Tensor, direction: Tensor, rows: PackedRows) -> bool:
         unsupported = f"x and direction must be float32, are {x.dtype} and {direction.dtype}"
     elif backend.why_no_cuda is None and not backend.cuda_module().attention_pooling_takes(heads, width):
         unsupported = f"no kernel is made for {heads} heads of width {width}"
-    return _gpu.takes("attention_pooling", x, unsupported)
+    return gpu.takes("attention_pooling", x, unsupported)
 
 
 class _AttentionPooling(torch.autograd.Function):
@@ -72,14 +72,14 @@ class _AttentionPooling(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, direction: Tensor, rows: PackedRows, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, direction, offsets = _gpu.aligned(x), _gpu.aligned(direction), rows.offsets.contiguous()
+        x, direction, offsets = gpu.aligned(x), gpu.aligned(direction), rows.offsets.contiguous()
         (members, capacity, width), heads, jets = x.shape, direction.shape[1], rows.jets
-        (*_, seed), settings = _gpu.rows_and_dropout(rows, dropout)
+        (*_, seed), settings = gpu.rows_and_dropout(rows, dropout)
         pooled, kept = x.new_empty(members, jets, heads, width), x.new_empty(members, jets, heads)
         attention, weights = x.new_empty(members, capacity), x.new_empty(members, capacity, heads)
         ctx.scalars = (members, jets, capacity, heads, width, *settings)
         inputs, outputs = (x, direction, offsets, seed), (pooled, kept, attention, weights)
-        _gpu.call("attention_pooling", inputs, outputs, *ctx.scalars)
+        gpu.call("attention_pooling", inputs, outputs, *ctx.scalars)
         ctx.save_for_backward(*inputs, pooled, kept, weights)
         ctx.set_materialize_grads(False)
         return pooled, kept, attention
@@ -93,10 +93,10 @@ class _AttentionPooling(torch.autograd.Function):
         members, jets, _, heads, width, *_ = ctx.scalars
         if grad_pooled is None:
             grad_pooled = x.new_zeros(members, jets, heads, width)
-        grads = [_gpu.aligned(grad_pooled), *(g if g is None else g.contiguous() for g in (grad_kept, grad_attention))]
+        grads = [gpu.aligned(grad_pooled), *(g if g is None else g.contiguous() for g in (grad_kept, grad_attention))]
         grad_x, grad_direction, grad_weights = map(torch.empty_like, (x, direction, weights))
         partial = x.new_empty(members, backend.cuda_module().attention_pooling_partials(jets), heads, width)
         inputs = (x, direction, offsets, seed, pooled, kept, weights, *grads)
         outputs = (grad_x, grad_direction, grad_weights, partial)
-        _gpu.call("attention_pooling_backward", inputs, outputs, *ctx.scalars)
+        gpu.call("attention_pooling_backward", inputs, outputs, *ctx.scalars)
         return grad_x, grad_direction, None, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _gpu, backend
+from kdfast.ops import backend, gpu
 from kdfast.ops.packed_rows import PackedRows
 
 __all__ = ["attention_transfer", "attention_transfer_reference"]
@@ -49,7 +49,7 @@ def _takes_kernel(attention: Tensor, rows: PackedRows, targets: _Targets) -> boo
         return False
     all_float32 = all(x.dtype == torch.float32 for x in (attention, *targets))
     unsupported = None if all_float32 else "attention, the teacher's summary and the weights must be float32"
-    return _gpu.takes("attention_transfer", attention, unsupported)
+    return gpu.takes("attention_transfer", attention, unsupported)
 
 
 class _AttentionTransfer(torch.autograd.Function):
@@ -62,7 +62,7 @@ class _AttentionTransfer(torch.autograd.Function):
         size = backend.cuda_module().attention_transfer_workspace(*sizes[:2])
         workspace = torch.empty(size, dtype=torch.uint8, device=attention.device)
         inputs = [x.contiguous() for x in (attention, rows.offsets, *targets)]
-        _gpu.call("attention_transfer", inputs, (loss, grad, total_weight, workspace), *sizes)
+        gpu.call("attention_transfer", inputs, (loss, grad, total_weight, workspace), *sizes)
         ctx.save_for_backward(grad, total_weight)
         return loss
 

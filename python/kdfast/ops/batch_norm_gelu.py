@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _gpu, backend
-from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops import backend, gpu
+from kdfast.ops.arrays import DTYPE_CODES
 from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference, wide
 
 __all__ = ["batch_norm_gelu", "batch_norm_gelu_reference"]
@@ -39,7 +39,7 @@ def batch_norm_gelu(
     y: [K, M, D]. gamma, beta: [K, D]. running_mean, running_variance: [K, D], moved in training.
     """
     running = running_mean, running_variance
-    if y.numel() == 0 or not _gpu.takes("batch_norm_gelu", y, _unsupported(y.shape[-1], running)):
+    if y.numel() == 0 or not gpu.takes("batch_norm_gelu", y, _unsupported(y.shape[-1], running)):
         return batch_norm_gelu_reference(y, gamma, beta, *running, rows, dropout, training=training)
     return _BatchNormGelu.apply(y, gamma, beta, running, rows, dropout, training)
 
@@ -65,15 +65,15 @@ class _BatchNormGelu(torch.autograd.Function):
         dropout: Dropout | None,
         training: bool,
     ) -> Tensor:
-        y = _gpu.aligned(y)
-        inputs, settings = _gpu.rows_and_dropout(rows, dropout)
-        vectors, strides = _gpu.member_vectors(gamma, beta)
+        y = gpu.aligned(y)
+        inputs, settings = gpu.rows_and_dropout(rows, dropout)
+        vectors, strides = gpu.member_vectors(gamma, beta)
         out = torch.empty_like(y)
         statistics = torch.empty(3, y.shape[0], y.shape[2], dtype=torch.float32, device=y.device)
         workspace = torch.empty(
             backend.cuda_module().batch_norm_gelu_workspace(*y.shape), dtype=torch.float32, device=y.device
         )
-        _gpu.call(
+        gpu.call(
             "batch_norm_gelu",
             (y, *vectors, *inputs),
             (out, statistics, *running, workspace),
@@ -92,15 +92,15 @@ class _BatchNormGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         y, gamma, beta, statistics = ctx.saved_tensors
-        inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
+        inputs, settings = gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         grad_y = torch.empty_like(y)
         grad_vectors = torch.empty(2, y.shape[0], y.shape[2], dtype=torch.float32, device=y.device)
         workspace = torch.empty(
             backend.cuda_module().batch_norm_gelu_workspace(*y.shape), dtype=torch.float32, device=y.device
         )
-        _gpu.call(
+        gpu.call(
             "batch_norm_gelu_backward",
-            (_gpu.aligned(grad_out), y, gamma, beta, statistics, *inputs),
+            (gpu.aligned(grad_out), y, gamma, beta, statistics, *inputs),
             (grad_y, grad_vectors, workspace),
             *y.shape,
             gamma.stride(0),

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _gpu, backend
-from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops import backend, gpu
+from kdfast.ops.arrays import DTYPE_CODES
 from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference, wide
 
 __all__ = ["bias_gelu", "bias_gelu_reference"]
@@ -20,7 +20,7 @@ def bias_gelu(u: Tensor, bias: Tensor, rows: PackedRows, dropout: Dropout | None
     """[K, M, D] of u's dtype, differentiable. u: [K, M, D]; bias: [K, D], float32."""
     features = u.shape[-1]
     unsupported = None if features % 8 == 0 else f"{features} features are not a multiple of 8"
-    if u.numel() == 0 or not _gpu.takes("bias_gelu", u, unsupported):
+    if u.numel() == 0 or not gpu.takes("bias_gelu", u, unsupported):
         return bias_gelu_reference(u, bias, rows, dropout)
     return _BiasGelu.apply(u, bias, rows, dropout)
 
@@ -28,11 +28,11 @@ def bias_gelu(u: Tensor, bias: Tensor, rows: PackedRows, dropout: Dropout | None
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, bias: Tensor, rows: PackedRows, dropout: Dropout | None) -> Tensor:
-        u = _gpu.aligned(u)
-        inputs, settings = _gpu.rows_and_dropout(rows, dropout)
-        vectors, strides = _gpu.member_vectors(bias)
+        u = gpu.aligned(u)
+        inputs, settings = gpu.rows_and_dropout(rows, dropout)
+        vectors, strides = gpu.member_vectors(bias)
         out = torch.empty_like(u)
-        _gpu.call("bias_gelu", (u, *vectors, *inputs), (out,), *u.shape, *strides, *settings, DTYPE_CODES[u.dtype])
+        gpu.call("bias_gelu", (u, *vectors, *inputs), (out,), *u.shape, *strides, *settings, DTYPE_CODES[u.dtype])
         ctx.save_for_backward(u, *vectors)
         ctx.rows, ctx.dropout = rows, dropout
         return out
@@ -41,15 +41,15 @@ class _BiasGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         u, bias = ctx.saved_tensors
-        inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
+        inputs, settings = gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         grad_u = torch.empty_like(u)
         grad_bias = torch.empty(u.shape[0], u.shape[2], dtype=torch.float32, device=u.device)
         workspace = torch.empty(
             backend.cuda_module().bias_gelu_workspace(*u.shape), dtype=torch.float32, device=u.device
         )
-        _gpu.call(
+        gpu.call(
             "bias_gelu_backward",
-            (_gpu.aligned(grad_out), u, bias, *inputs),
+            (gpu.aligned(grad_out), u, bias, *inputs),
             (grad_u, grad_bias, workspace),
             *u.shape,
             bias.stride(0),

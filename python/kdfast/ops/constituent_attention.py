@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError, ResourceError
-from kdfast.ops import _constituent_attention_cuda as _cuda
 from kdfast.ops import _joined, backend
-from kdfast.ops._arrays import DTYPE_CODES, check_device, check_offsets, check_padded_bias
-from kdfast.ops._eager import is_eager
-from kdfast.ops._memory import empty
-from kdfast.ops._once import without_derivative
+from kdfast.ops import constituent_attention_cuda as _cuda
+from kdfast.ops.arrays import DTYPE_CODES, check_device, check_offsets, check_padded_bias
+from kdfast.ops.eager import is_eager
+from kdfast.ops.memory import empty
+from kdfast.ops.once import without_derivative
 from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
 __all__ = ["constituent_attention", "constituent_attention_reference", "padded_attention"]

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.ops import _gpu, backend
-from kdfast.ops._arrays import DTYPE_CODES, check_device
-from kdfast.ops._eager import is_eager
-from kdfast.ops._once import without_derivative
+from kdfast.ops import backend, gpu
+from kdfast.ops.arrays import DTYPE_CODES, check_device
+from kdfast.ops.eager import is_eager
+from kdfast.ops.once import without_derivative
 
 __all__ = ["check_jets", "distill_loss", "distill_loss_reference"]
 
@@ -302,7 +302,7 @@ def _run_cuda(
         invalid, code = torch.empty(1, dtype=torch.int32, device=device), DTYPE_CODES[logits.dtype]
         size = backend.cuda_module().distill_loss_workspace(members, jets, classes, code)
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        _gpu.call(
+        gpu.call(
             "distill_loss",
             (logits, teacher, labels, weights, temperature, alpha),
             (loss, terms, grad if wanted else None, invalid, workspace),
@@ -314,7 +314,7 @@ def _run_cuda(
             DTYPE_CODES[wanted] if wanted else 0,
             labels.dtype == torch.float32,
         )
-        if _gpu.may_wait(device) and invalid.item():
+        if gpu.may_wait(device) and invalid.item():
             return None
     if wanted != grad_dtype:
         grad = grad.to(grad_dtype)

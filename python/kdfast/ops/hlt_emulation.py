@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdfast.errors import DataError
 from kdfast.ops import backend
-from kdfast.ops._arrays import check_constituents, check_device
+from kdfast.ops.arrays import check_constituents, check_device
 from kdfast.ops.philox import normal_pair, philox4x32, uniform_open
 
 __all__ = ["hlt_emulation", "hlt_emulation_reference"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdfast.ops import backend
-from kdfast.ops._arrays import check_constituents
+from kdfast.ops.arrays import check_constituents
 
 __all__ = ["jet_features", "jet_features_reference"]
 

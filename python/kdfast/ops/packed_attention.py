@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _constituent_attention_cuda as _cuda
 from kdfast.ops import _joined
+from kdfast.ops import constituent_attention_cuda as _cuda
 from kdfast.ops.constituent_attention import constituent_attention, kernel_of
 from kdfast.ops.packed_rows import Dropout, PackedRows
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _gpu, backend
-from kdfast.ops._arrays import DTYPE_CODES
+from kdfast.ops import backend, gpu
+from kdfast.ops.arrays import DTYPE_CODES
 from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference, wide
 
 __all__ = ["residual_norm", "residual_norm_reference"]
@@ -44,7 +44,7 @@ def residual_norm(
         gamma = beta = None
         dtype = None if y is None else y.dtype
     dtype = dtype or x.dtype
-    if x.numel() == 0 or not _gpu.takes("residual_norm", x, _unsupported(x, y, dtype)):
+    if x.numel() == 0 or not gpu.takes("residual_norm", x, _unsupported(x, y, dtype)):
         return residual_norm_reference(x, y, bias, gamma, beta, rows, dropout, dtype)
     total, norm = _ResidualNorm.apply(x, y, bias, gamma, beta, rows, dropout, dtype)
     return total, total if norm is None else norm
@@ -75,14 +75,14 @@ class _ResidualNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         members, capacity, _ = x.shape
-        inputs, settings = _gpu.rows_and_dropout(rows, dropout)
-        vectors, strides = _gpu.member_vectors(bias, gamma, beta)
+        inputs, settings = gpu.rows_and_dropout(rows, dropout)
+        vectors, strides = gpu.member_vectors(bias, gamma, beta)
         total = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         norm = None if gamma is None else torch.empty(x.shape, dtype=dtype, device=x.device)
         moments = None if gamma is None else torch.empty(2, members, capacity, dtype=torch.float32, device=x.device)
-        _gpu.call(
+        gpu.call(
             "residual_norm",
-            (_gpu.aligned(x), _gpu.aligned(y), *vectors, *inputs),
+            (gpu.aligned(x), gpu.aligned(y), *vectors, *inputs),
             (total, norm, moments),
             *x.shape,
             *strides,
@@ -103,17 +103,17 @@ class _ResidualNorm(torch.autograd.Function):
         shape, device = given.shape, given.device
         if grad_norm is None:
             total = moments = gamma = None
-        inputs, settings = _gpu.rows_and_dropout(ctx.rows, ctx.dropout)
-        (gamma,), (stride,) = _gpu.member_vectors(gamma)
+        inputs, settings = gpu.rows_and_dropout(ctx.rows, ctx.dropout)
+        (gamma,), (stride,) = gpu.member_vectors(gamma)
         grad_x = torch.empty(shape, dtype=torch.float32, device=device)
         grad_y = torch.empty(shape, dtype=ctx.dtype, device=device) if ctx.has_y else None
         grad_vectors = torch.empty(3, shape[0], shape[2], dtype=torch.float32, device=device)
         workspace = torch.empty(
             backend.cuda_module().residual_norm_workspace(*shape), dtype=torch.float32, device=device
         )
-        _gpu.call(
+        gpu.call(
             "residual_norm_backward",
-            (_gpu.aligned(grad_total), _gpu.aligned(grad_norm), total, moments, gamma, *inputs),
+            (gpu.aligned(grad_total), gpu.aligned(grad_norm), total, moments, gamma, *inputs),
             (grad_x, grad_y, grad_vectors, workspace),
             *shape,
             stride,

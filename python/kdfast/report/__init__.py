@@ -8,21 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdfast._files import write_content, writing_errors
-from kdfast.study.folders import locked, refuse_link
+from kdfast.files import write_content, writing_errors
+from kdfast.store.folders import REPORT_CHECKSUMS, REPORT_LOCK, locked, refuse_link
 
 if TYPE_CHECKING:
-    from kdfast.study.store import StudyStore
+    from kdfast.store.store import StudyStore
 
-__all__ = ["CHECKSUMS", "LOCK", "rebuild", "write_comparison"]
-
-# SHA-256 of the report's files, as `sha256sum --check` reads it.
-CHECKSUMS = "report.sha256"
-# Held while a report is written (study.folders.locked).
-LOCK = ".report.lock"
+__all__ = ["write", "write_comparison"]
 
 
-def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
+def write(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     """Writes the report of a study, finished or not, from its stored results alone; returns the files by name.
 
     report.json (the analysis, see schema.py), results_summary.csv and .txt, hyperparameter_analysis.txt,
@@ -34,15 +29,15 @@ def rebuild(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     student or no teacher is there, is left out and named in the texts. Raises StudyError for a damaged result, test
     jets of one class, or a folder that can't be written.
     """
-    with locked(store.path, fcntl.LOCK_EX, LOCK):
-        return _rebuild(store, store.path if out is None else out)
+    with locked(store.path, fcntl.LOCK_EX, REPORT_LOCK):
+        return _write_report(store, store.path if out is None else out)
 
 
-def _rebuild(store: StudyStore, folder: Path) -> dict[str, Path]:
+def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.report.analysis import analyse, analysed_table
     from kdfast.report.page import page_files
-    from kdfast.report.table import csv_text
     from kdfast.report.texts import report_texts
+    from kdfast.store.table import csv_text
 
     results = store.results()  # once: workers may be adding some
     analysis = analyse(store, results)
@@ -58,18 +53,18 @@ def _rebuild(store: StudyStore, folder: Path) -> dict[str, Path]:
             contents[f"models/{name}.safetensors"] = store.model_file(result)
     _refuse_links(folder, contents)
     with writing_errors(folder):
-        (folder / CHECKSUMS).unlink(missing_ok=True)  # else a kill would leave one that is wrong
+        (folder / REPORT_CHECKSUMS).unlink(missing_ok=True)  # else a kill would leave one that is wrong
     written = _write(folder, contents)
     lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
     with writing_errors(folder):
-        write_content(folder / CHECKSUMS, "".join(lines).encode())
+        write_content(folder / REPORT_CHECKSUMS, "".join(lines).encode())
     return written
 
 
 def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[str, Path]:
     """Writes two studies side by side into the folder out: comparison.txt, comparison.json (the StudyComparison of
     two_studies.py), comparison.html and figures/differences.pdf and .png; returns the files by name. Raises StudyError
-    as `rebuild` does."""
+    as `write` does."""
     from kdfast.report.page import comparison_files
     from kdfast.report.texts.comparison import comparison_text
     from kdfast.report.two_studies import compare

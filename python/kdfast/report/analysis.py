@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdfast._files import as_text
 from kdfast._version import __version__
 from kdfast.errors import ConfigError
+from kdfast.files import as_text
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import effects, physics, ranking, schema, summaries
 from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
 from kdfast.report.networks import StudyNetworks
 from kdfast.report.records import comparison_of, integer, jet_counts, number, setting_fields
-from kdfast.report.table import STRATEGIES, combined_score, results_table, select_best
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StoredResult, StudyStore
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.table import STRATEGIES, combined_score, results_table, select_best
 
 __all__ = ["analyse", "analysed_table"]
 

@@ -16,11 +16,10 @@ from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import effects, physics, schema
 from kdfast.report.comparisons import Baseline, Configurations, baseline, configurations
+from kdfast.report.pairing import fault_of_scores
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
-from kdfast.report.table import results_table, selected_on
-from kdfast.study.pairing import fault_of_scores
-from kdfast.study.results import NEED_SCORES
-from kdfast.study.store import StoredResult, StudyStore
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.table import NEED_SCORES, results_table, selected_on
 
 __all__ = ["METRICS", "StudyNetworks", "means_of"]
 

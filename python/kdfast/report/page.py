@@ -20,8 +20,8 @@ from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.layout import ADJUSTED_MEANS, WISHES, counted, means_are_adjusted, student_chosen_on
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StudyStore
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StudyStore
 
 __all__ = ["comparison_files", "page", "page_files"]
 

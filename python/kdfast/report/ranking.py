@@ -23,7 +23,7 @@ from kdfast.report.fitting import Contrast
 from kdfast.report.networks import METRICS, StudyNetworks, means_of
 from kdfast.report.records import comparison_of, number, setting_fields
 from kdfast.report.sampling import Estimates, auc_interval, quantile
-from kdfast.report.table import combined_score, in_order, is_limited
+from kdfast.store.table import combined_score, in_order, is_limited
 
 __all__ = ["configuration_rows", "mean_versus_baseline", "top_two", "winners"]
 

@@ -12,7 +12,7 @@ from kdfast.report.comparisons import holm
 from kdfast.report.networks import METRICS, StudyNetworks
 from kdfast.report.records import comparison_of, estimate_of, number, summary
 from kdfast.report.sampling import Estimates
-from kdfast.report.table import STRATEGIES
+from kdfast.store.table import STRATEGIES
 
 _COLUMNS: dict[schema.Metric, str] = {"auc": "auc_student", "rejection": "bkg_rej_50"}
 

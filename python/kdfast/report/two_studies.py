@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast._files import as_text
+from kdfast.files import as_text
 from kdfast.metrics import background_rejection
 from kdfast.report.analysis import analyse
 from kdfast.report.comparisons import configurations, holm
 from kdfast.report.findings import is_supported, versus
 from kdfast.report.fitting import Contrast, fit
 from kdfast.report.layout import counted
+from kdfast.report.pairing import Pairing, RunKey, pair_studies
 from kdfast.report.records import comparison_of, jet_counts
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.report.schema import Comparison, Finding, Jets, Metric, Network, Record
-from kdfast.study.identity import differing, shown_setting
-from kdfast.study.pairing import Pairing, RunKey, pair_studies
-from kdfast.study.store import StudyStore
+from kdfast.store.identity import differing, shown_setting
+from kdfast.store.store import StudyStore
 
 __all__ = ["Beside", "DifferingSetting", "PairedMetric", "StudyComparison", "compare"]
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kdfast._files import writing_errors
 from kdfast._version import __version__
 from kdfast.errors import ConfigError, StudyError
-from kdfast.study.plan import PlannedPack, missing, no_packs, planned
-from kdfast.study.store import StudyStore
+from kdfast.files import writing_errors
+from kdfast.store.packs import PlannedPack, missing, no_packs, planned
+from kdfast.store.store import StudyStore
 
 __all__ = ["htcondor_dag", "slurm_script"]
 

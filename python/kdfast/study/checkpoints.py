@@ -26,15 +26,15 @@ import safetensors
 from safetensors.torch import load, save
 from torch import Tensor
 
-from kdfast._files import writing_errors
 from kdfast.distill.checkpoint import MemberCheckpoint
 from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.trainer import Pack
+from kdfast.distill.pack import Pack
 from kdfast.errors import KdfastWarning, StudyError
+from kdfast.files import writing_errors
 from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
-from kdfast.study.folders import (
+from kdfast.store.folders import (
     AlreadyStored,
     commit,
     damage,
@@ -46,7 +46,7 @@ from kdfast.study.folders import (
     remove,
     remove_leftovers,
 )
-from kdfast.study.identity import differing, shown_setting
+from kdfast.store.identity import differing, shown_setting
 
 __all__ = ["StudyCheckpoints", "checkpoint_bytes"]
 

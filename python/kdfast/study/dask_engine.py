@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any
 from kdfast._version import __version__
 from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, ResourceError, StudyError
 from kdfast.ops import backend
+from kdfast.store.attempts import GIVEN_UP, Attempt
+from kdfast.store.claims import Claim, Claims
+from kdfast.store.packs import TEACHER, PlannedPack, kind_of, missing, parts
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StudyStore
 from kdfast.study import dask_task
-from kdfast.study.attempts import GIVEN_UP, Attempt
-from kdfast.study.claims import Claim, Claims
 from kdfast.study.interrupt import Stop
-from kdfast.study.plan import TEACHER, PlannedPack, kind_of, missing, parts
 from kdfast.study.progress import SweepProgress
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StudyStore
 from kdfast.study.worker import Outcome, try_again
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from distributed import Worker
 
-    from kdfast.distill.trainer import Targets
+    from kdfast.distill.pack import Targets
+    from kdfast.store.packs import PlannedPack
+    from kdfast.store.settings import StudySettings
+    from kdfast.store.store import StudyStore
     from kdfast.study.inputs import Inputs
-    from kdfast.study.plan import PlannedPack
-    from kdfast.study.settings import StudySettings
-    from kdfast.study.store import StudyStore
 
 __all__ = ["Facts", "Study", "dask_setup", "identity", "train", "worker_environment"]
 
@@ -76,10 +76,10 @@ def train(study: Study, document: Mapping[str, Any]) -> Facts:
     from kdfast.distill.schedules import RunConfig
     from kdfast.errors import KdfastError
     from kdfast.ops import backend
-    from kdfast.study.claims import Claims
+    from kdfast.store.claims import Claims
+    from kdfast.store.packs import TEACHER, PlannedPack
+    from kdfast.store.store import StudyStore
     from kdfast.study.interrupt import SweepInterrupted
-    from kdfast.study.plan import TEACHER, PlannedPack
-    from kdfast.study.store import StudyStore
     from kdfast.study.training import StudyTraining
     from kdfast.study.worker import PackRunner
 
@@ -137,7 +137,7 @@ def train(study: Study, document: Mapping[str, Any]) -> Facts:
 
 def _left(store: StudyStore, pack: PlannedPack, settings: StudySettings) -> int:
     """How many results of the pack are not stored."""
-    from kdfast.study.plan import TEACHER, missing
+    from kdfast.store.packs import TEACHER, missing
 
     if pack.id == TEACHER:
         return int(not store.has("teacher", "teacher", settings.data.seed))
@@ -148,7 +148,7 @@ def worker_environment(device: str) -> dict[str, str]:
     """identity.environment on a worker, for a client that lacks the device."""
     from distributed import get_worker
 
-    from kdfast.study.identity import environment
+    from kdfast.store.identity import environment
 
     with _device(get_worker(), device) as own:
         return environment(own)
@@ -204,7 +204,7 @@ _opening = threading.Lock()
 def _open(study: Study, store: StudyStore, device: str) -> _Opened:
     """The study, read at its first task; another one's data are let go for it."""
     from kdfast.errors import StudyError
-    from kdfast.study.identity import other_environment
+    from kdfast.store.identity import other_environment
     from kdfast.study.worker import open_inputs
 
     global _opened

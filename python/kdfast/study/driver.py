@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import ArrayLike
 
+from kdfast import report
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
 from kdfast.distill.schedules import RunConfig
@@ -19,17 +20,18 @@ from kdfast.jets.hlt import HLTConfig
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.tagger import Tagger
+from kdfast.store.claims import Claims
+from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
+from kdfast.store.packs import PlannedPack, planned
+from kdfast.store.settings import GIVEN, StudySettings, check_counts
+from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
-from kdfast.study.claims import Claims
-from kdfast.study.identity import environment, planned_environment, refuse_another, warn_of_other_environment
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, describe_anew, external_teacher, write_inputs
 from kdfast.study.interrupt import stoppable
-from kdfast.study.plan import MemberCost, PlannedPack, calibrate, free_memory, members_per_pack, plan, planned
+from kdfast.study.plan import MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
-from kdfast.study.settings import GIVEN, StudySettings, check_counts
-from kdfast.study.store import StudyStore
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
 
@@ -79,7 +81,7 @@ def sweep(
 ) -> StudyResults:
     """Trains a teacher, a baseline and a grid of distilled students, and gives their results.
 
-    What is None takes the study's settings where data are given, else the demo's (study/settings.py lists them).
+    What is None takes the study's settings where data are given, else the demo's (store/settings.py lists them).
     data: files for load_jets, jets, or None: the bundled sample. out: the study's folder; each result is stored there
     as soon as it is finished, and a call that finds the same study there trains what is missing (other seeds and grids
     add runs; a study with other settings is refused). resume False: refuse any study that is there.
@@ -236,7 +238,7 @@ def run_study(
                 for error in outcome.failed.values():
                     raise error
                 shown.say("writing the report")
-                store.rebuild_summaries()
+                report.write(store)
     return open_study(out)
 
 

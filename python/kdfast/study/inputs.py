@@ -19,11 +19,11 @@ from kdfast.errors import ConfigError, DataError, ModelError, StudyError
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
-from kdfast.study.folders import commit, read_checked
-from kdfast.study.identity import differing, shown_setting, teacher_fingerprint
+from kdfast.store.folders import commit, read_checked
+from kdfast.store.identity import differing, shown_setting, teacher_fingerprint
+from kdfast.store.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
+from kdfast.store.store import StudyStore
 from kdfast.study.prepare import PreparedData, load, prepare
-from kdfast.study.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
-from kdfast.study.store import StudyStore
 
 __all__ = [
     "Given",

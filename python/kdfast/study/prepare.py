@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from kdfast.distill.trainer import View
+from kdfast.distill.pack import View
 from kdfast.errors import DataError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Preparation, Tagger
-from kdfast.study.settings import DataSettings, HLTFiles, StudySettings
+from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
 
 __all__ = ["SPLITS", "PreparedData", "load", "prepare"]
 

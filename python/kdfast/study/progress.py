@@ -13,11 +13,11 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from kdfast._messages import Messages
-from kdfast.distill.trainer import EpochReport, MemberResult
+from kdfast.distill.pack import EpochReport, MemberResult
+from kdfast.messages import Messages
 
 if TYPE_CHECKING:
-    from kdfast.study.store import StoredResult
+    from kdfast.store.store import StoredResult
 
 __all__ = ["SweepProgress"]
 

@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Tagger
-from kdfast.report.table import combined_score, in_order, selected_on
+from kdfast.store.packs import PlannedPack, planned
+from kdfast.store.settings import StudySettings, check_counts
+from kdfast.store.store import StudyStore
+from kdfast.store.table import combined_score, in_order, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, stored_inputs
-from kdfast.study.plan import PlannedPack, planned
 from kdfast.study.results import StudyResults, open_study
-from kdfast.study.settings import StudySettings, check_counts
-from kdfast.study.store import StudyStore
 
 __all__ = ["leaders", "refine"]
 

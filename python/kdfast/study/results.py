@@ -10,27 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdfast import report
 from kdfast.errors import ConfigError, StudyError, suggest
-from kdfast.report import rebuild, write_comparison
-from kdfast.report.table import COLUMNS, results_table, select_best
-from kdfast.study.pairing import Pairing, pair_studies
-from kdfast.study.status import study_status
-from kdfast.study.store import StoredResult, StudyStore
-from kdfast.study.verify import Verification, verify
+from kdfast.report.pairing import Pairing, pair_studies
+from kdfast.store.status import study_status
+from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.table import COLUMNS, NEED_SCORES, results_table, select_best
+from kdfast.store.verify import Verification, verify
 
-__all__ = ["NEED_SCORES", "StudyResults", "open_study"]
-
-# Analyses that need the scores of each jet, in the words of a report.
-NEED_SCORES = (
-    "standard errors and intervals of AUC and rejection",
-    "paired comparisons on shared test jets, and which runs can't be told from the best",
-    "ROC curves and rejection against efficiency",
-    "rejection at other efficiencies than those given",
-    "score distributions and calibration",
-    "AUC and rejection by jet pT",
-    "mass sculpting",
-    "jet by jet comparison with another study",
-)
+__all__ = ["StudyResults", "open_study"]
 
 
 class StudyResults:
@@ -147,7 +135,7 @@ class StudyResults:
 
     def compare(self, other: StudyResults, out: str | Path) -> dict[str, Path]:
         """Writes this study and another side by side into the folder out; the files' paths by name."""
-        return write_comparison(self._store, other._store, Path(out))
+        return report.write_comparison(self._store, other._store, Path(out))
 
     def status(self) -> pd.DataFrame:
         """What is there and what is not: columns kind, run_name, seed, status ("done", "diverged", "failed",
@@ -165,7 +153,7 @@ class StudyResults:
     def report(self, out: str | Path | None = None) -> dict[str, Path]:
         """Writes the report of the study (tables, texts, report.json, figures, models) anew and returns the files by
         name. out: another folder than the study's own, e.g. where that is read-only."""
-        return rebuild(self._store, None if out is None else Path(out))
+        return report.write(self._store, None if out is None else Path(out))
 
 
 def open_study(path: str | Path) -> StudyResults:

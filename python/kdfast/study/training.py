@@ -15,23 +15,24 @@ from torch import Tensor
 
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
+from kdfast.distill.pack import Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
-from kdfast.distill.trainer import Member, MemberResult, Pack, Targets, train_pack
+from kdfast.distill.trainer import train_pack
 from kdfast.errors import StudyError
 from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.tagger import Preparation, Tagger, tagger_card
+from kdfast.store.folders import AlreadyStored, writing_errors
+from kdfast.store.identity import training_environment
+from kdfast.store.packs import PlannedPack, kind_of
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.checkpoints import StudyCheckpoints
-from kdfast.study.folders import AlreadyStored, writing_errors
-from kdfast.study.identity import training_environment
 from kdfast.study.interrupt import Stop
-from kdfast.study.plan import PlannedPack, kind_of
 from kdfast.study.prepare import SPLITS, PreparedData
 from kdfast.study.progress import SweepProgress
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StoredResult, StudyStore
 
 __all__ = ["StudyTraining"]
 

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast._version import __version__
-from kdfast.distill.trainer import Targets
+from kdfast.distill.pack import Targets
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.tagger import Tagger
-from kdfast.study.attempts import GIVEN_UP, Attempt, failures
-from kdfast.study.claims import LEASE, Claim, Claims
-from kdfast.study.identity import refuse_another, warn_of_other_environment
+from kdfast.store.attempts import GIVEN_UP, Attempt, failures
+from kdfast.store.claims import LEASE, Claim, Claims
+from kdfast.store.identity import refuse_another, warn_of_other_environment
+from kdfast.store.packs import TEACHER, PlannedPack, find, missing, no_packs, planned
+from kdfast.store.settings import StudySettings, check_counts
+from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
 from kdfast.study.interrupt import stoppable
-from kdfast.study.plan import TEACHER, PlannedPack, find, missing, no_packs, planned
 from kdfast.study.progress import SweepProgress
-from kdfast.study.settings import StudySettings, check_counts
-from kdfast.study.store import StoredResult, StudyStore
 from kdfast.study.training import StudyTraining
 
 __all__ = ["Outcome", "PackRunner", "open_inputs", "try_again", "work"]

@@ -10,8 +10,8 @@ from kdfast.report.figures.performance import ShownNetwork, TestSample, performa
 from kdfast.report.figures.style import Drawing, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
 from kdfast.report.schema import Analysis, Estimate
-from kdfast.study.settings import StudySettings
-from kdfast.study.store import StoredResult, StudyStore
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StoredResult, StudyStore
 
 __all__ = ["ORDER", "Drawing", "draw", "draw_differences", "exports", "figure_style"]
 

@@ -1,0 +1,58 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from kdfast.errors import KdfastError, StudyError
+from kdfast.process import temporary_name
+
+__all__ = ["as_text", "fsync_folder", "write_atomically", "write_content", "writing_errors"]
+
+
+def as_text(path: str | Path) -> str:
+    """A path as any file of text can hold it: what of it is no UTF-8 is shown as an escape."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls write(file) on a temporary file beside path, makes it durable and moves it into place."""
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Makes path a file of this content, whole or not at all, durably."""
+    write_atomically(path, lambda file: file.write(content))
+
+
+@contextmanager
+def writing_errors(path: Path, kind: type[KdfastError] = StudyError) -> Iterator[None]:
+    """Inside the `with` block a failure to write (no permission, full disk, quota) becomes an error about path."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "make room and run the same command again" if full else "give a place that may be written"
+        raise kind(f"can't be written: {error.strerror}", where=str(path), hint=hint) from error

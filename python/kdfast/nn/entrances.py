@@ -1,0 +1,159 @@
+"""What the modules share: the packed and the padded entrance, seeds of dropout, and torch.nn's names in state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kdfast.errors import ConfigError, DataError
+from kdfast.ops.arrays import check_padded_bias
+from kdfast.ops.eager import is_eager
+from kdfast.ops.philox import seed_tensor
+
+_TAIL = 16  # rows of padding that stand as one jet under torch.compile: attention costs 16 a row
+
+
+class JetModule(nn.Module):
+    """A module from constituents [M, width] to constituents [M, width], with a padded entrance.
+
+    Subclasses set width, heads and dropout, compute `_packed`, and name in `_torch_names` the prefixes of torch.nn's
+    parameters.
+    """
+
+    width: int
+    heads: int
+    dropout: float
+    _torch_names: ClassVar[Mapping[str, str]]
+
+    def forward(
+        self,
+        x: Tensor,
+        offsets: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        pair_bias: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Packed constituents x [M, width] with offsets, or padded ones x [B, N, width] with a mask; returns x's shape.
+
+        offsets: [B + 1] int64, where each jet begins. mask: [B, N] bool, true for a constituent; what stands in padding
+            (NaN too) is never read, and the result has zeros there. An empty jet is allowed in both.
+        pair_bias: added to the scores of (query, key); for packed constituents [heads, Σ n²], each jet's n × n block
+            after the other, for padded ones [B, heads, N, N] (whose packing breaks the graph of torch.compile).
+        seed: the key of this call's dropout in training mode, an int or an int64 tensor []; None draws one from torch's
+            default generator. A layer of a stack needs its own: kdfast.ops.philox.fold_seed(seed, layer).
+        Raises DataError for shapes that don't fit, ConfigError unless one of offsets and mask is given.
+        """
+        if (offsets is None) == (mask is None):
+            hint = "give offsets [B + 1] for packed x [M, width], or mask=[B, N] bool for padded x [B, N, width]"
+            raise ConfigError("exactly one of offsets and mask is needed", where=type(self).__name__, hint=hint)
+        if x.dim() != (2 if mask is None else 3) or x.shape[-1] != self.width or not x.is_floating_point():
+            wanted = f"[M, {self.width}] with offsets" if mask is None else f"[B, N, {self.width}] with a mask"
+            raise DataError(f"must be floating-point {wanted}, is {x.dtype} {list(x.shape)}", where="x")
+        seed = self._call_seed(x, seed)
+        if offsets is not None:
+            return self._packed(x, offsets, pair_bias, seed)
+        assert mask is not None
+        _check_mask(x, mask, pair_bias, self.heads)
+        if is_eager(x) or pair_bias is not None:
+            return _through_rows(self._packed, x, mask, pair_bias, seed)
+        return _through_fixed_rows(self._packed, x, mask, seed)
+
+    def _packed(self, x: Tensor, offsets: Tensor, pair_bias: Tensor | None, seed: int | Tensor | None) -> Tensor:
+        """The result for packed constituents; no dropout where seed is None."""
+        raise NotImplementedError
+
+    def _call_seed(self, x: Tensor, seed: int | Tensor | None) -> int | Tensor | None:
+        """The key of this call's dropout, None for none; a tensor where x is traced, so that it is not compiled in."""
+        if not self.training or self.dropout == 0:
+            return None
+        if seed is None:
+            seed = torch.randint(2**62, (), device="cpu")
+        return int(seed) if is_eager(x) else seed_tensor(seed)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Takes the names of the torch.nn layer of the same kind too."""
+        for key in list(state_dict):
+            for theirs, ours in self._torch_names.items():
+                if key.startswith(prefix + theirs):
+                    renamed = prefix + ours + key.removeprefix(prefix + theirs)
+                    if renamed not in state_dict:
+                        state_dict[renamed] = state_dict.pop(key)
+                    break
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _torch_state(self) -> dict[str, Tensor]:
+        """The state dict with the names of the torch.nn layer of the same kind."""
+        state = {}
+        for key, value in self.state_dict().items():
+            name = key
+            for theirs, ours in self._torch_names.items():
+                if key.startswith(ours):
+                    name = theirs + key.removeprefix(ours)
+            state[name] = value
+        return state
+
+
+_Packed = Callable[[Tensor, Tensor, Tensor | None, int | Tensor | None], Tensor]
+
+
+def _through_rows(
+    packed: _Packed, x: Tensor, mask: Tensor, pair_bias: Tensor | None, seed: int | Tensor | None
+) -> Tensor:
+    """The padded result by way of the constituents that are there."""
+    rows = mask.flatten().nonzero()[:, 0]
+    offsets = torch.cat([rows.new_zeros(1), mask.sum(1).cumsum(0)])
+    if pair_bias is not None:
+        pairs = (mask[:, :, None] & mask[:, None, :]).flatten().nonzero()[:, 0]
+        pair_bias = pair_bias.transpose(0, 1).flatten(1).index_select(1, pairs)
+    out = packed(x.flatten(0, 1).index_select(0, rows), offsets, pair_bias, seed)
+    return out.new_zeros(x.flatten(0, 1).shape).index_copy(0, rows, out).view(x.shape)
+
+
+def _through_fixed_rows(packed: _Packed, x: Tensor, mask: Tensor, seed: int | Tensor | None) -> Tensor:
+    """The same with shapes that do not depend on what the mask holds, so that it compiles without a graph break.
+
+    All B · N rows go on, the padding as zeros behind the constituents, in jets of its own.
+    """
+    there = mask.flatten()
+    slots, constituents = there.numel(), there.sum()
+    place = torch.where(there, there.cumsum(0) - 1, constituents - 1 + (~there).cumsum(0))  # a permutation
+    tail = torch.arange(1, (slots + _TAIL - 1) // _TAIL + 1, device=mask.device) * _TAIL + constituents
+    offsets = torch.cat([place.new_zeros(1), mask.sum(1).cumsum(0), tail.clamp(max=slots)])
+    clean = torch.where(mask[..., None], x, 0.0).flatten(0, 1)
+    out = packed(clean.new_zeros(clean.shape).index_copy(0, place, clean), offsets, None, seed)
+    return torch.where(mask[..., None], out.index_select(0, place).view(x.shape), 0.0)
+
+
+def _check_mask(x: Tensor, mask: Tensor, pair_bias: Tensor | None, heads: int) -> None:
+    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        hint = "true marks a constituent; torch.nn's key_padding_mask is the opposite"
+        what = f"must be bool {list(x.shape[:2])}, is {mask.dtype} {list(mask.shape)}"
+        raise DataError(what, where="mask", hint=hint)
+    check_padded_bias(pair_bias, mask, heads, "pair_bias")
+
+
+def check_sizes(where: str, dropout: float, **sizes: int) -> None:
+    """Raises ConfigError unless all sizes are whole and above 0, heads divides width, and dropout lies in [0, 1)."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(f"{name} must be a whole number above 0, is {size!r}", where=where)
+    width, heads = sizes["width"], sizes["heads"]
+    if width % heads:
+        raise ConfigError(f"width {width} is no multiple of heads {heads}", where=where)
+    if not 0 <= dropout < 1:  # NaN fails too
+        raise ConfigError(f"dropout must lie in [0, 1), is {dropout}", where=where)
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform matrices, zero biases, norms 1 and 0, as JetTransformer, from torch's default generator."""
+    for part in module.children():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            part.reset_parameters()

@@ -1,0 +1,163 @@
+"""How constituent_attention calls its CUDA kernels."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from kdfast.errors import DataError
+from kdfast.ops import _joined, backend, gpu
+from kdfast.ops.arrays import DTYPE_CODES
+from kdfast.ops.philox import dropout_threshold
+
+__all__ = ["backward", "check_pairs", "forward", "look", "make_plan"]
+
+
+class _Seen(NamedTuple):
+    """What a look at a batch's offsets has found."""
+
+    version: int  # of the offsets
+    constituents: int
+    pairs: int  # Σ n²
+
+
+# A batch's offsets pass through many layers, forward and backward: the host waits for one look at them. The kernels'
+# list of work is made at each call: a replayed graph may have written other offsets, of which no version tells.
+_seen = WeakTensorKeyDictionary()
+
+
+def look(offsets: Tensor, constituents: int) -> int | None:
+    """Σ n²; None where the host can't look. Raises DataError for offsets that don't rise from 0 to constituents."""
+    if not gpu.may_wait(offsets.device):
+        return None
+    version = -1 if offsets.is_inference() else offsets._version
+    seen: _Seen | None = _seen.get(offsets)
+    if seen is None or version < 0 or seen[:2] != (version, constituents):
+        _, report = make_plan(offsets, constituents)
+        valid, last, pairs = report.tolist()
+        if not valid or last != constituents:
+            raise DataError(f"must rise from 0 to {constituents}, the number of constituents", where="offsets")
+        _seen[offsets] = seen = _Seen(version, constituents, pairs)
+    return seen.pairs
+
+
+def make_plan(offsets: Tensor, constituents: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(the kernels' list of work, a report: whether it can be, the last offset, Σ n²). Waits for nothing.
+
+    The last offset may be less than constituents; the rows behind it are padding. Offsets that can't be, or that want
+    more of the bias than there is, make NaN of all results.
+    """
+    jets = len(offsets) - 1
+    size = backend.cuda_module().constituent_attention_plan_bytes(jets, constituents)
+    memory = torch.empty(size, dtype=torch.uint8, device=offsets.device)
+    report = torch.empty(3, dtype=torch.int64, device=offsets.device)
+    scalars = (jets, constituents, -1 if bias is None else bias.shape[-1])
+    gpu.call("constituent_attention_plan", (offsets.contiguous(),), (memory, report), *scalars)
+    return memory, report
+
+
+def check_pairs(bias: Tensor, offsets: Tensor, constituents: int) -> None:
+    """Raises DataError for a bias whose last dimension is not Σ n²."""
+    pairs = look(offsets, constituents)
+    if pairs is not None and bias.shape[-1] != pairs:
+        raise DataError(f"must be [H, Σ n²] with Σ n² = {pairs}, is {list(bias.shape)}", where="bias")
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x, or a copy of it whose rows lie as the kernels read them: without gaps, from multiples of 16 bytes on."""
+    strides = [x.stride(i) for i in range(x.dim() - 1) if x.shape[i] > 1]
+    places = [x.data_ptr(), *(stride * x.element_size() for stride in strides)]
+    if x.stride(-1) == 1 and all(place % 16 == 0 for place in places):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of member, row and head, for one tensor after the other; 0 where there is one only."""
+    return tuple(0 if i >= x.dim() or x.shape[-1 - i] == 1 else x.stride(-1 - i) for x in tensors for i in (3, 2, 1))
+
+
+def _scalars(
+    q: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int | Tensor
+) -> tuple[tuple[int, ...], int, float, int, int]:
+    """The arguments that both directions share at their end."""
+    heads, d = q.shape[-2:]
+    bias_members, pairs = (1, 0) if bias is None else (bias.shape[0] if bias.dim() == 3 else 1, bias.shape[-1])
+    return (
+        (len(offsets) - 1, q.shape[-3], q.shape[0] if q.dim() == 4 else 1, heads, d, bias_members, pairs),
+        DTYPE_CODES[q.dtype],
+        scale,
+        0 if isinstance(seed, Tensor) else seed & 0xFFFFFFFFFFFFFFFF,
+        dropout_threshold(dropout_p),
+    )
+
+
+def _on_device(seed: int | Tensor, q: Tensor) -> int | Tensor:
+    """A seed that is a tensor where the kernels read it; compiled code makes its own on the CPU."""
+    return seed.to(q.device) if isinstance(seed, Tensor) else seed
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: int | Tensor,
+    plan: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse). bias: float32 and contiguous. A seed that is a tensor is read by the kernels, on the device.
+
+    plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked.
+    """
+    if plan is None:
+        look(offsets, q.shape[-3])
+        plan, _ = make_plan(offsets, q.shape[-3], bias)
+    q, k, v, seed = _aligned(q), _aligned(k), _aligned(v), _on_device(seed, q)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+    if out.numel() > 0:
+        gpu.call(
+            "constituent_attention",
+            (q, k, v, bias, plan, seed if isinstance(seed, Tensor) else None),
+            (out, lse),
+            _strides(q, k, v, out),
+            *_scalars(q, offsets, bias, scale, dropout_p, seed),
+        )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: int | Tensor,
+    joined: bool,
+    plan: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, which may share memory if joined, and bias (float32; empty without one)."""
+    plan = make_plan(offsets, q.shape[-3], bias)[0] if plan is None else plan
+    dq, dk, dv = _joined.empty_slices(q) if joined else (q.new_empty(q.shape) for _ in range(3))
+    grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
+    seed = _on_device(seed, q)
+    dbias = q.new_empty(0) if bias is None else torch.empty_like(bias)
+    if q.numel() > 0:
+        heads, members = q.shape[-2], q.shape[0] if q.dim() == 4 else 1
+        size = backend.cuda_module().constituent_attention_workspace_bytes(q.shape[-3], members, heads)
+        gpu.call(
+            "constituent_attention_backward",
+            (grad_out, q, k, v, bias, lse, plan, seed if isinstance(seed, Tensor) else None),
+            (dq, dk, dv, None if bias is None else dbias, torch.empty(size, dtype=torch.uint8, device=q.device)),
+            _strides(grad_out, q, k, v, dq, dk, dv),
+            *_scalars(q, offsets, bias, scale, dropout_p, seed),
+        )
+    return dq, dk, dv, dbias

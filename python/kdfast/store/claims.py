@@ -1,0 +1,250 @@
+"""Claims: which process works on what, told through files that local disks, NFS and Lustre all can carry.
+
+claims/NAME/000001.claim is made by exclusive creation, so that of several processes one gets it. Its first line says
+who (JSON); each heartbeat adds a byte; a last line gives it back. Whoever holds the highest generation holds the
+claim. It is taken over by making the next generation, once its file has not grown for a lease, by the clock that only
+runs forward (time.monotonic) of the process that watches it: clocks of two machines are never compared, and setting one
+back changes nothing. A process of this machine that is gone need not be waited for.
+
+A claim saves work and guards nothing: results are committed whole and once (store/folders.py), so two processes that
+both believe to hold a claim lose time and no result.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+
+from kdfast._version import __version__
+from kdfast.files import writing_errors
+from kdfast.process import is_running, machine, started
+from kdfast.store.folders import refuse_link
+
+__all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
+
+# Seconds. A lease is longer than the 60 s for which an NFS client may believe an old file size.
+LEASE, BEAT = 180.0, 15.0
+
+_RELEASED = b"\nreleased\n"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the claim `name`: host, process, version of kdfast, and since when (UTC, by that machine's clock).
+
+    alive: False where it is known to be gone: given back, a process of this machine that has ended, or one of this
+    machine that claimed it in another folder, of which this one is a copy. owner: see Claims.
+    """
+
+    name: str
+    generation: int
+    host: str
+    pid: int
+    version: str
+    since: str
+    alive: bool
+    owner: str = ""
+
+
+class Claims:
+    """The claims in a folder, as one process makes and watches them.
+
+    lease: seconds without a heartbeat after which a claim is taken over. beat: seconds between heartbeats. owner: a
+    name that several processes share, of which a scheduler lets one at a time work on a name: they take over each
+    other's claims at once, as the scheduler knows which of them is gone.
+    """
+
+    def __init__(self, folder: Path, *, lease: float = LEASE, beat: float = BEAT, owner: str = "") -> None:
+        self.folder, self.lease, self.beat, self.owner = folder, lease, beat, owner
+        self._seen: dict[str, tuple[int, int, float]] = {}  # by name: generation, size, when it was first that size
+        self._beating: set[str] = set()
+
+    def take(self, name: str) -> Claim | None:
+        """The claim, as a context manager that beats while it is held, or None: another process holds it, or has not
+        been silent for a lease since this object first looked. Raises StudyError where the folder can't be written."""
+        held = self._latest(name)
+        if held is not None and not self._may_be_taken_over(name, *held):
+            return None
+        generation = 1 if held is None else held[0] + 1
+        path = self.folder / name / f"{generation:06}.claim"
+        with writing_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                return None  # another was first
+            try:
+                with open(descriptor, "wb") as file:
+                    who = _identity(self.owner) | {"inode": os.fstat(descriptor).st_ino}
+                    file.write(json.dumps(who).encode() + b"\n")
+            except OSError:  # a full disk: a claim that does not say whose it is would be waited for
+                path.unlink(missing_ok=True)
+                raise
+        others = list(path.parent.glob("*.claim"))
+        # A higher one: what was looked at above has been taken over, and removed, since (or a network file system
+        # showed an old listing).
+        overtaken = any(_generation(other) > generation for other in others)
+        for other in others:
+            if _generation(other) < generation + overtaken:
+                with suppress(OSError):
+                    other.unlink()
+        if overtaken:
+            return None
+        before = None if held is None else _holder(name, *held)
+        return Claim(path, self.beat, before)
+
+    def holders(self) -> list[Holder]:
+        """Who holds what has not been given back, by name."""
+        found = []
+        for folder in sorted(self.folder.iterdir()) if self.folder.exists() else ():
+            if folder.is_symlink():
+                continue  # a stranger's: `take` refuses it
+            latest = self._latest(folder.name)
+            if latest is not None and (holder := _holder(folder.name, *latest)) is not None:
+                found.append(holder)
+        return found
+
+    def is_beating(self, name: str) -> bool:
+        """Whether a claim that `take` was refused has been seen to beat, or to change hands, between two calls."""
+        return name in self._beating
+
+    def _latest(self, name: str) -> tuple[int, bytes, int] | None:
+        """Generation, content and inode of the highest one."""
+        refuse_link(self.folder / name)
+        for _ in range(3):  # one that was listed may be gone when it is read: a higher one is there
+            try:
+                path = max((self.folder / name).glob("*.claim"), key=_generation, default=None)
+                return None if path is None else (_generation(path), *_content(path))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+        return None
+
+    def _may_be_taken_over(self, name: str, generation: int, content: bytes, inode: int) -> bool:
+        holder = _holder(name, generation, content, inode)
+        if holder is None or not holder.alive or (self.owner and holder.owner == self.owner):
+            return True
+        now, seen = time.monotonic(), self._seen.get(name)
+        if seen is None or seen[:2] != (generation, len(content)):
+            if seen is not None:
+                self._beating.add(name)
+            self._seen[name] = (generation, len(content), now)
+            return False
+        return now - seen[2] >= self.lease
+
+
+class Claim:
+    """A claim that this process holds; inside its `with` block a thread beats, and the end gives it back.
+
+    lost: set when another process has taken it over, as this one was silent for too long. taken_from: who held it
+    before and did not give it back.
+    """
+
+    def __init__(self, path: Path, seconds: float, taken_from: Holder | None = None) -> None:
+        self.taken_from = taken_from
+        self.name, self.lost = path.parent.name, threading.Event()
+        self._path, self._seconds, self._end = path, seconds, threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"kdfast-claim-{self.name}", daemon=True)
+
+    def __enter__(self) -> Claim:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        self.release()
+
+    def beat(self) -> None:
+        """Shows that this process is alive, or finds that the claim is lost."""
+        with suppress(OSError):  # a network file system that is away: the claim may go stale
+            if any(_generation(other) > _generation(self._path) for other in self._path.parent.glob("*.claim")):
+                self.lost.set()
+            else:
+                self._append(b".")
+
+    def release(self) -> None:
+        """Gives it back."""
+        if not self.lost.is_set():
+            self._append(_RELEASED)
+
+    def _keep(self) -> None:
+        while not (self._end.wait(self._seconds) or self.lost.is_set()):
+            self.beat()
+
+    def _append(self, content: bytes) -> None:
+        # Opened each time: that is when other clients of NFS see it. A full disk or a lost folder only lets the claim
+        # go stale.
+        with suppress(OSError):
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, content)
+            finally:
+                os.close(descriptor)
+
+
+def _content(path: Path) -> tuple[bytes, int]:
+    """Content and inode of a claim's file; of a stranger's link or pipe nothing, as of one that is not written yet."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return b"", 0
+        raise
+    with open(descriptor, "rb") as file:
+        return file.read(), os.fstat(descriptor).st_ino
+
+
+def _generation(path: Path) -> int:
+    return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else 0
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A process. machine, started: as kdfast.process gives them."""
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+
+
+def _identity(owner: str) -> dict[str, str | int]:
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {**asdict(_this_process()), "version": __version__, "since": since, "owner": owner}
+
+
+def _this_process() -> _Process:
+    return _Process(socket.gethostname(), os.getpid(), machine(), started(os.getpid()))
+
+
+def _holder(name: str, generation: int, content: bytes, inode: int) -> Holder | None:
+    """None: given back."""
+    if content.endswith(_RELEASED):
+        return None
+    try:
+        who = json.loads(content.partition(b"\n")[0])
+        process = _Process(str(who["host"]), int(who["pid"]), str(who["machine"]), str(who["started"]))
+        version, since, owner = str(who["version"]), str(who["since"]), str(who.get("owner", ""))
+        there = who.get("inode", inode)  # older versions wrote none
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        # Not written yet, or damaged: its growth alone counts.
+        return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
+    # Inodes are compared on one machine alone: not every network file system shows all its clients the same.
+    gone = (
+        bool(process.machine)
+        and process.machine == _this_process().machine
+        and (there != inode or is_running(process.pid, process.started) is False)
+    )
+    return Holder(name, generation, process.host, process.pid, version, since, not gone, owner)

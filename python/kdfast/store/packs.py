@@ -1,0 +1,167 @@
+"""The packs of a study as they are stored: each the members of one seed that one process trains together.
+
+A pack is a committed folder packs/ID/ with the runs that it holds. It is what a worker claims, a task of a cluster's
+scheduler, an index of a job array. `kdfast.study.plan` decides what goes into one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Container, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from kdfast.distill.pack import Member
+from kdfast.distill.schedules import RunConfig
+from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.store.claims import Claims, Holder
+from kdfast.store.folders import commit, damage, folders, json_bytes, parse_json, read_checked
+from kdfast.store.store import StoredResult, StudyStore
+
+__all__ = [
+    "TEACHER",
+    "PlannedPack",
+    "at_work",
+    "find",
+    "kind_of",
+    "missing",
+    "no_packs",
+    "parts",
+    "place",
+    "planned",
+    "read_pack",
+    "run_name",
+    "write_pack",
+]
+
+# The pack that every other one needs: of the teacher alone. No folder holds it.
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class PlannedPack:
+    """Some runs of one seed. id: e.g. "seed42.003". runs: None stands for the baseline.
+
+    threads: of a worker that it was planned for. seconds: that one takes for it, by a calibration. None: not known.
+    """
+
+    id: str
+    seed: int
+    runs: tuple[RunConfig | None, ...]
+    threads: int | None = None
+    seconds: float | None = None
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The runs as the trainer takes them."""
+        return tuple(Member(run_name(run), run) for run in self.runs)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Of the results that the runs give."""
+        return [StoredResult(kind_of(run), run_name(run), self.seed).key for run in self.runs]
+
+    def of(self, names: Container[str]) -> PlannedPack:
+        """The pack with only those of its runs that have one of these names."""
+        return replace(self, runs=tuple(run for run in self.runs if run_name(run) in names))
+
+
+def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:
+    """The pack in parts of so many runs at most, with ids like "seed42.003.01"."""
+    count = math.ceil(len(pack.runs) / runs)
+    return [replace(pack, id=f"{pack.id}.{part:02}", runs=pack.runs[part::count]) for part in range(count)]
+
+
+def kind_of(run: RunConfig | None) -> str:
+    """The kind of result that a run gives."""
+    return "baseline" if run is None else "student"
+
+
+def missing(store: StudyStore, pack: PlannedPack, stored: Collection[str] | None = None) -> PlannedPack:
+    """The pack with only those of its runs that are not stored. stored: the store's keys, where many packs are asked
+    for."""
+    runs = zip(pack.runs, pack.keys, strict=True)
+    left = (run for run, key in runs if not (store.is_stored(key) if stored is None else key in stored))
+    return replace(pack, runs=tuple(left))
+
+
+def planned(store: StudyStore) -> list[PlannedPack]:
+    """The study's packs, by seed and number. Raises StudyError for a damaged one."""
+    return sorted(map(read_pack, folders(store.path / "packs")), key=place)
+
+
+def read_pack(folder: Path) -> PlannedPack:
+    """The pack in a folder. Raises StudyError where it is damaged."""
+    content = read_checked(folder, "pack.json")
+    try:
+        document = parse_json(content)
+        runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
+        pack = PlannedPack(folder.name, int(document["seed"]), runs, document.get("threads"), document.get("seconds"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise damage(folder, f"pack.json has unexpected content ({error})") from error
+    if re.fullmatch(rf"seed{pack.seed}\.\d+", folder.name) is None:
+        raise damage(folder, f"it holds a pack of seed {pack.seed}")
+    return pack
+
+
+def at_work(path: Path) -> list[Holder]:
+    """Who holds what is not done in a study's folder; a claim of what is done, of a machine that was lost then, stays
+    for ever."""
+    if (path / "claims").is_symlink():
+        return []  # a finding
+    return [h for h in Claims(path / "claims").holders() if h.alive and not _is_done(path, h.name)]
+
+
+def _is_done(path: Path, name: str) -> bool:
+    """Whether all results of a pack, or of the one that it is a part of, are there."""
+    if name == TEACHER:
+        return any((path / "results").glob("teacher.*"))
+    for pack in (name, name.rpartition(".")[0]):
+        if pack and (path / "packs" / pack).is_dir():
+            try:
+                return all(os.path.lexists(path / "results" / key) for key in read_pack(path / "packs" / pack).keys)
+            except StudyError:  # a finding
+                return False
+    return False
+
+
+def write_pack(store: StudyStore, pack: PlannedPack) -> None:
+    """Stores a new pack."""
+    content = {
+        "seed": pack.seed,
+        "runs": [None if run is None else asdict(run) for run in pack.runs],
+        "threads": pack.threads,
+        "seconds": pack.seconds,
+    }
+    commit(store.path / "packs" / pack.id, {"pack.json": json_bytes(content)})
+
+
+def place(pack: PlannedPack) -> tuple[int, int]:
+    """Seed and number of a pack."""
+    return pack.seed, int(pack.id.rpartition(".")[2])
+
+
+def run_name(run: RunConfig | None) -> str:
+    """The name of a run; "baseline" for the one without a teacher."""
+    return "baseline" if run is None else run.name
+
+
+def find(packs: Sequence[PlannedPack], name: str) -> PlannedPack:
+    """The pack with this id. Raises ConfigError that names the nearest one."""
+    for pack in packs:
+        if pack.id == name:
+            return pack
+    hint = suggest(name, [TEACHER, *(pack.id for pack in packs)][:20])
+    raise ConfigError(f"there is no pack {name!r}", where="pack", hint=hint)
+
+
+def no_packs(store: StudyStore, purpose: str) -> StudyError:
+    """Says that a study has none for this purpose, and what to do."""
+    if "imported" in store.provenance:
+        what, hint = "was imported: it has", "run a sweep of these configurations with `kdfast sweep`"
+    else:
+        what, hint = "has", "`kdfast sweep --plan-only` makes them"
+    return StudyError(f"{what} no packs {purpose}", where=str(store.path), hint=hint)

@@ -1,0 +1,191 @@
+"""The results of a study as a table: a row per student, and which one is best."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.metrics import WORKING_POINTS
+from kdfast.store.store import StoredResult
+
+__all__ = [
+    "COLUMNS",
+    "METRICS",
+    "NEED_SCORES",
+    "STRATEGIES",
+    "combined_score",
+    "csv_text",
+    "in_order",
+    "is_limited",
+    "results_table",
+    "select_best",
+    "selected_on",
+]
+
+# Strategies in the order of the grid: constant, T annealed, α scheduled, both.
+STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
+
+# Columns of results_summary.csv. Test jets, unless the name ends in _val. An empty *_final: the value is constant.
+COLUMNS = (
+    "run_name",
+    "strategy",
+    "temp_init",
+    "temp_final",
+    "alpha_init",
+    "alpha_final",
+    "seed",
+    "auc_student",
+    "bkg_rej_30",
+    "bkg_rej_50",
+    "bkg_rej_80",
+    "n_bkg_50",
+    "auc_val",
+    "bkg_rej_50_val",
+    "n_bkg_50_val",
+    "best_epoch",
+    "epochs",
+    "auc_baseline",
+    "auc_teacher",
+    "status",
+)
+
+# What a run can be best in, and how the text names it.
+METRICS = {
+    "auc": "AUC",
+    "bkg_rej_30": "background rejection at 30 %",
+    "bkg_rej_50": "background rejection at 50 %",
+    "bkg_rej_80": "background rejection at 80 %",
+    "combined": "combined score",
+}
+
+# Analyses that need the scores of each jet, in the words of a report.
+NEED_SCORES = (
+    "standard errors and intervals of AUC and rejection",
+    "paired comparisons on shared test jets, and which runs can't be told from the best",
+    "ROC curves and rejection against efficiency",
+    "rejection at other efficiencies than those given",
+    "score distributions and calibration",
+    "AUC and rejection by jet pT",
+    "mass sculpting",
+    "jet by jet comparison with another study",
+)
+
+_SURVIVORS = tuple(f"n_bkg_{point}{suffix}" for suffix in ("", "_val") for point in WORKING_POINTS)
+_INTEGERS = ("seed", *_SURVIVORS, "best_epoch", "epochs")
+_MORE = (*(name for name in _SURVIVORS if name not in COLUMNS), "bkg_rej_30_val", "bkg_rej_80_val")
+
+
+def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
+    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30 and n_bkg_80, n_bkg_30_val
+    and n_bkg_80_val, bkg_rej_30_val and bkg_rej_80_val. A diverged run has its status and no metrics. auc_baseline: of
+    the same seed."""
+    baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
+    teachers = [result.metrics for result in results if result.kind == "teacher"]
+    rows = []
+    for result in results:
+        if result.kind != "student" or result.config is None:
+            continue
+        config = result.config
+        rows.append(
+            {
+                **result.metrics,
+                "run_name": result.name,
+                "strategy": config.strategy,
+                "temp_init": config.temp_init,
+                "temp_final": config.temp_final,
+                "alpha_init": config.alpha_init,
+                "alpha_final": config.alpha_final,
+                "seed": result.seed,
+                "auc_student": result.metrics.get("auc"),
+                "auc_baseline": baselines.get(result.seed, {}).get("auc"),
+                "auc_teacher": teachers[0].get("auc") if teachers else None,
+                "status": result.status,
+            }
+        )
+    rows.sort(key=_place)
+    columns = [*COLUMNS, *_MORE]
+    table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns)
+    texts = ("run_name", "strategy", "status")
+    return table.astype({c: str if c in texts else "Int64" if c in _INTEGERS else np.float64 for c in columns})
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The order of the grid; a constant value comes before one that is scheduled."""
+
+    def number(name: str) -> float:
+        return -np.inf if row[name] is None else row[name]
+
+    values = (number(name) for name in ("temp_init", "temp_final", "alpha_init", "alpha_final"))
+    return (STRATEGIES.index(row["strategy"]), *values, row["run_name"], row["seed"])
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The table's COLUMNS as CSV. Each float is written so that it reads back bit for bit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in table[list(COLUMNS)].itertuples(index=False):
+        writer.writerow("" if pd.isna(value) else repr(value) if isinstance(value, float) else value for value in row)
+    return buffer.getvalue()
+
+
+def is_limited(table: pd.DataFrame, column: str) -> pd.Series:
+    """Whether the rejection of a column (bkg_rej_…) is a lower limit: no background survives, n_bkg_… is 0."""
+    return table[column.replace("bkg_rej", "n_bkg")].eq(0).fillna(False).astype(bool)
+
+
+def in_order(table: pd.DataFrame, column: str) -> pd.Series:
+    """A rejection for putting rows in order: inf where it is a lower limit, as that of no survivor may lie below the
+    value of one survivor. All limits are equal."""
+    return table[column].mask(is_limited(table, column), np.inf)
+
+
+def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table, which
+    lower limits of the rejection count as.
+
+    suffix: "" for the test jets, "_val" for validation."""
+
+    def scaled(values: pd.Series) -> pd.Series:
+        low, high = values.min(), values.max()
+        return (values - low) / (high - low) if high > low else values * 0.0
+
+    auc, rejection = table[f"auc{suffix}" if suffix else "auc_student"], table[f"bkg_rej_50{suffix}"]
+    return (scaled(auc) + scaled(rejection.mask(is_limited(table, f"bkg_rej_50{suffix}"), rejection.max()))) / 2.0
+
+
+def selected_on(table: pd.DataFrame, metric: str) -> str:
+    """The jets on which the best run by a key of METRICS is chosen: "validation", or "test" where a run that is done
+    has no validation numbers (an imported one)."""
+    done = table[table["status"] == "done"]
+    columns = ["auc_val", "bkg_rej_50_val"] if metric == "combined" else [f"{metric}_val"]
+    return "validation" if done[columns].notna().all(axis=None) else "test"
+
+
+def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
+    """The row that is best by a key of METRICS, on the jets that `selected_on` says; of equal ones, as lower
+    limits of a rejection are, the one with the highest AUC.
+
+    Raises ConfigError for an unknown metric, StudyError where no run has finished.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}", where="metric", hint=suggest(metric, list(METRICS)))
+    done = table[table["status"] == "done"]
+    if done.empty:
+        raise StudyError("no student of this study has finished yet", hint="run the sweep to its end")
+    suffix = "_val" if selected_on(table, metric) == "validation" else ""
+    auc = done["auc_val" if suffix else "auc_student"]
+    if metric == "auc":
+        values = auc
+    else:
+        values = combined_score(done, suffix) if metric == "combined" else in_order(done, f"{metric}{suffix}")
+    if values.isna().all():
+        raise StudyError(f"no run of this study has a {METRICS[metric]}")
+    highest = values == values.max()
+    return done.loc[auc[highest].fillna(-np.inf).idxmax()]

@@ -1,0 +1,248 @@
+"""Settings: defaults, TOML there and back, and what bad ones are told."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.errors import ConfigError
+from kdfast.jets.hlt import HLT_PRESETS, HLTConfig
+from kdfast.models.config import PRESETS, ModelConfig
+from kdfast.store.grid import grid
+from kdfast.store.settings import DataSettings, GridLists, HLTFiles, RecipeSettings, StudySettings
+
+
+def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_are_not():
+    study = StudySettings.resolve(overrides={"data": {"paths": ["jets.h5"]}})
+    assert (study.model, study.teacher_model, study.hlt) == ("study", "study", "nominal")
+    assert (study.recipe.epochs, study.recipe.batch_size, study.data.max_constituents) == (50, 512, 40)
+    assert (study.recipe.teacher().epochs, study.recipe.teacher().patience, study.recipe.student().patience) == (
+        50,
+        15,
+        20,
+    )
+    assert StudySettings.resolve(data_given=True) == StudySettings()
+    demo = StudySettings.resolve()
+    assert (demo.model, demo.teacher_model, demo.hlt) == ("small", "medium", "nominal")
+    for settings in (study, demo):
+        assert (settings.data.seed, settings.seeds, settings.data.fractions) == (42, (42,), (0.70, 0.15, 0.15))
+        assert [run.name for run in settings.runs()] == [run.name for run in grid("study")]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"data": {"paths": ["a.h5", "b.h5"], "max_jets": 1000, "on_bad": "drop"}, "seeds": [1, 2, 1]},
+        {"hlt": HLTConfig(1.0, 0.1, 0.2, 0.05, 0.0), "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32}},
+        {"grid": {"temperature": [3], "alpha": [0.5, 0.7], "temperature_final": [1], "shape": "cosine"}},
+        {"grid": grid(temperature=[3.0], alpha=[0.5]), "teacher": "teacher.safetensors", "seeds": 7},
+    ],
+)
+def test_toml_gives_back_the_same_settings(tmp_path, overrides):
+    settings = StudySettings.resolve(overrides=overrides)
+    settings.write_toml(tmp_path / "study.toml")
+    again = StudySettings.resolve(tmp_path / "study.toml")
+    if overrides.get("data") or not overrides:
+        assert again == settings
+    assert again.table() == settings.table()
+    assert again.runs() == settings.runs()
+    assert again.decisive() == settings.decisive()
+
+
+def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "seeds = [1, 2]\n[recipe]\nepochs = 4\nbatch_size = 64\n[hlt]\npt_threshold = 1\nmerge_radius = 0.1\n"
+        "pt_resolution = 0.2\nangular_resolution = 0.05\nloss = 0\n"
+    )
+    settings = StudySettings.resolve(path, {"recipe": {"epochs": 9, "batch_size": None}, "model": None})
+    assert (settings.recipe.epochs, settings.recipe.batch_size, settings.seeds) == (9, 64, (1, 2))
+    assert settings.hlt == HLTConfig(1, 0.1, 0.2, 0.05, 0)
+    assert settings.model == "small"
+    assert StudySettings.resolve(path, {"hlt": "severe"}).hlt == "severe"  # replaced whole
+
+
+def test_the_documented_settings_are_the_studys(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    study, own, trigger = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "study.toml"
+    path.write_text(study)
+    settings = StudySettings.resolve(path)
+    assert settings.decisive() == StudySettings.resolve(data_given=True).decisive()
+    demo = StudySettings.resolve().recipe
+    for key, value in re.findall(r"(\w+) = .*?#.*?demo: ([\de.-]+)", study):
+        assert getattr(demo, key) == float(value)
+    path.write_text(own)
+    own_settings = StudySettings.resolve(path)
+    assert own_settings.hlt == HLT_PRESETS["nominal"]
+    assert len(own_settings.runs()) == 8
+    path.write_text(trigger)
+    assert StudySettings.resolve(path).hlt == HLTFiles(paths=("trigger_*.h5",))
+
+
+def test_what_decides_results():
+    demo = StudySettings.resolve()
+    same = {"grid": "wide", "seeds": [1, 2], "device": "cpu", "model": PRESETS["small"]}
+    assert StudySettings.resolve(overrides=same).decisive() == demo.decisive()
+    for other in ({"recipe": {"epochs": 99}}, {"hlt": "mild"}, {"data": {"seed": 1}}, {"model": "medium"}):
+        assert StudySettings.resolve(overrides=other).decisive() != demo.decisive()
+
+
+NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nangular_resolution = 0\nloss = 0\n"
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("sedes = [1]", "FILE, sedes: unknown key 'sedes'\ndid you mean 'seeds'?"),
+        ("[recipe]\nepoch = 3", "FILE, recipe.epoch: unknown key 'epoch'\ndid you mean 'epochs'?"),
+        ("[recipe]\nepochs = 0", "FILE, recipe.epochs: input should be greater than or equal to 1, is 0"),
+        ('[recipe]\nepochs = "many"', "FILE, recipe.epochs: input should be a valid integer"),
+        ("[data]\nmax_jet = 3", "did you mean 'max_jets'?"),
+        ("[data]\nfractions = [0.7, 0.2, 0.2]", "FILE, data.fractions: must be three shares above 0 that add up to 1"),
+        ("[data]\nfractions = [0.7, 0.3]", "FILE, data.fractions: "),
+        ('[data]\non_bad = "skip"', "FILE, data.on_bad: input should be 'error' or 'drop', is 'skip'"),
+        ('grid = "studdy"', "FILE, grid: unknown grid 'studdy'\ndid you mean 'study'?"),
+        ("grid = 3", "FILE, grid: must be a preset's name, lists or runs, is 3"),
+        ("grid = []", "FILE, grid: has no configuration"),
+        ('grid = ["baseline_T0.0_A0.5"]', "FILE, grid: 'baseline_T0.0_A0.5', temp_init: temperature must be finite"),
+        ("[grid]\ntemperature = [3]\nalpha = [1.5]", "FILE, grid: alpha_init: α must lie in [0, 1], is 1.5"),
+        (
+            "[grid]\ntemperature = [3]\nalpha = [0.5]\ntemp_final = [1]",
+            "FILE, grid.temp_final: unknown key 'temp_final'",
+        ),
+        ("[grid]\ntemperature = []\nalpha = [0.5]", "FILE, grid: has no configuration"),
+        ('hlt = "nomnal"', "FILE, hlt: unknown HLT preset 'nomnal'\ndid you mean 'nominal'?"),
+        ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
+        (
+            "[hlt]\npt_threshold = 1",
+            "FILE, hlt: lacks merge_radius, pt_resolution, angular_resolution, loss\ngive all of",
+        ),
+        ('model = "tiny"', "FILE, model: unknown model preset 'tiny'"),
+        ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is no multiple of heads 4"),
+        ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
+        (
+            "[model]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\nnum_features = 5",
+            "FILE, model: num_features is 7 in a study, not 5\nleave it out",
+        ),
+        (
+            "[teacher_model]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\nnum_classes = 2",
+            "FILE, teacher_model: num_classes is 1 in a study, not 2\nleave it out",
+        ),
+        ("seeds = []", "FILE, seeds: has no seed"),
+        ('seeds = "42"', "FILE, seeds: must be a whole number or a list of them, is '42'\ne.g. seeds = [42, 43]"),
+        ("seeds = true", "FILE, seeds: takes no truth value, is True"),
+        ("seeds = [1, true]", "FILE, seeds: takes no truth value, is [1, True]"),
+        ("seeds = 4.2", "FILE, seeds: must be a whole number or a list of them, is 4.2"),
+        ("seeds = [[1]]", "FILE, seeds: must be a whole number or a list of them, is [[1]]"),
+        ("seeds = {a = 1}", "FILE, seeds: must be a whole number or a list of them, is {'a': 1}"),
+        ("[data]\npaths = {a = 1}", "FILE, data.paths: must be a path or a list of paths, is {'a': 1}"),
+        ("[data]\npaths = 5", "FILE, data.paths: must be a path or a list of paths, is 5"),
+        ("[data]\npaths = [5]", "FILE, data.paths: must be a path or a list of paths, is [5]"),
+        ("[data]\nmax_jets = true", "FILE, data.max_jets: takes no truth value, is True"),
+        ('[data]\nmax_constituents = "al"', 'FILE, data.max_constituents: must be a whole number from 1 on or "all"'),
+        ('data = "jets.h5"', "FILE, data: must be a table, is 'jets.h5'\ne.g. data = { paths = ['jets.h5'] }"),
+        ("recipe = 5", "FILE, recipe: must be a table, is 5"),
+        ("[recipe]\nepochs = true", "FILE, recipe.epochs: takes no truth value, is True"),
+        ("model = 5", "FILE, model: must be a preset's name or sizes, is 5\npresets: study, medium, small"),
+        ("[hlt]\npaths = []", "FILE, hlt: names no file of HLT jets"),
+        ('[hlt]\npaths = ["a.h5"]\nloss = 0.1', "FILE, hlt.loss: unknown key 'loss'\nknown: paths"),
+        (NUMBERS.replace("loss = 0", "loss = true"), "FILE, hlt: loss: must be a finite number ≥ 0, is True"),
+        (NUMBERS + 'log_pt = "no"', "FILE, hlt: log_pt: must be true or false, is 'no'"),
+        ("seeds = [-1]", "FILE, seeds: input should be greater than or equal to 0, is -1"),
+        ('precision = "fp23"', "did you mean 'fp32'?"),
+        ('device = "cuda:"', "FILE, device: unknown device 'cuda:'"),
+        ("seeds = [1", "FILE: is no valid TOML"),
+    ],
+)
+def test_bad_toml_says_what_is_wrong(tmp_path, toml, message):
+    path = tmp_path / "study.toml"
+    path.write_text(toml)
+    with pytest.raises(ConfigError) as error:
+        StudySettings.resolve(path)
+    text = str(error.value)
+    assert message.replace("FILE", str(path)) in text
+    assert text.count("\n") <= 1
+
+
+def test_a_bad_argument_is_not_blamed_on_the_file(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("[recipe]\nepochs = 3\n")
+    with pytest.raises(ConfigError, match=r"^recipe\.epochs: input should be greater than or equal to 1, is -2"):
+        StudySettings.resolve(path, {"recipe": {"epochs": -2}})
+    with pytest.raises(ConfigError, match=r"^grid: unknown grid 'x'"):
+        StudySettings.resolve(path, {"grid": "x"})
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: can't be read \(No such file or directory\)"):
+        StudySettings.resolve(tmp_path / "nowhere.toml")
+
+
+def test_an_option_does_not_hide_what_is_no_table(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text('data = "jets.h5"')
+    with pytest.raises(ConfigError, match="must be a table"):
+        StudySettings.resolve(path, {"data": {"max_jets": 5}})  # merged, it would be the bundled sample
+
+
+WRONG = ["text", "", True, 4.2, -1, [], [True], ["a"], [[1]], {}, {"a": 1}, {1: 2}, float("nan"), b"x", object(), None]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_any_value_of_any_key_is_refused_in_words_or_comes_back(tmp_path, wrong):
+    tables = {
+        "data": {},
+        "recipe": {},
+        "grid": {"temperature": [3.0], "alpha": [0.5]},
+        "hlt": {"pt_threshold": 1, "merge_radius": 0.1, "pt_resolution": 0.2, "angular_resolution": 0, "loss": 0},
+        "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32},
+    }
+    fields = [DataSettings, RecipeSettings, GridLists]
+    keys = dict(
+        zip(
+            tables,
+            [*(kind.model_fields for kind in fields), asdict(HLT_PRESETS["study"]), ModelConfig.model_fields],
+            strict=True,
+        )
+    )
+    cases = [{key: wrong} for key in StudySettings.model_fields]
+    cases += [{table: {**tables[table], key: wrong}} for table in tables for key in keys[table]]
+    refused = []
+    for case in cases:
+        try:
+            settings = StudySettings.resolve(case, data_given=True)
+        except ConfigError as error:
+            refused.append(str(error))
+            continue
+        settings.write_toml(tmp_path / "study.toml")
+        assert StudySettings.resolve(tmp_path / "study.toml", data_given=True) == settings, case
+    assert all(message.count("\n") <= 1 for message in refused)
+    assert len(refused) > len(cases) / 2
+
+
+def test_whole_numbers_of_numpy_are_seeds():
+    assert StudySettings.resolve(overrides={"seeds": np.int64(3)}).seeds == (3,)
+    assert StudySettings.resolve(overrides={"seeds": np.arange(2)}).seeds == (0, 1)
+
+
+def test_all_constituents_come_back(tmp_path):
+    """TOML has no None, and a missing key is the default."""
+    path = tmp_path / "study.toml"
+    for everything in (None, "all"):
+        settings = StudySettings.resolve({"data": {"max_constituents": everything}})
+        assert settings.data.max_constituents is None
+        settings.write_toml(path)
+        assert 'max_constituents = "all"' in path.read_text()
+        assert StudySettings.resolve(path).decisive() == settings.decisive()
+        assert StudySettings.resolve(path).data.max_constituents is None
+    assert StudySettings.resolve(path, {"data": {"max_constituents": "20"}}).data.max_constituents == 20
+
+
+def test_runs_as_a_grid():
+    run = RunConfig(3.0, 0.5)
+    assert StudySettings.resolve(overrides={"grid": [run, run]}).runs() == [run]
