@@ -11,6 +11,7 @@ from bench.compiled_step import CompiledStep, jets, random_targets
 from bench.ratio import compare
 from kdfast.models import PRESETS, ModelConfig
 from kdfast.ops import backend
+from tests.ops.probe import probe, why_no_probe
 
 pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
 
@@ -35,6 +36,7 @@ def attention_operations(config: ModelConfig, counts: torch.Tensor) -> int:
     return 12 * int((counts**2).sum()) * config.width * config.layers
 
 
+@pytest.mark.skipif(why_no_probe is not None, reason=str(why_no_probe))
 def test_share_of_peak(benchmark: Any, threads: int) -> None:
     """A whole step, gradient and AdamW, beside as many FMAs in registers as its layers' matrices need, nothing else.
 
@@ -46,7 +48,7 @@ def test_share_of_peak(benchmark: Any, threads: int) -> None:
     compare(
         benchmark,
         ours=lambda: ours.step(threads),
-        plain=lambda: backend.cpu_module().core.fma(operations // threads, threads),
+        plain=lambda: probe().fma(operations // threads, threads),
         check=lambda loss, finite: None if finite and loss > 0 else pytest.fail(f"{loss=} {finite=}"),
         floor=0.60,
         aim=0.78,

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from bench.ratio import compare
-from kdfast.ops import backend
+from tests.ops.probe import probe, why_no_probe
 
-pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
+pytestmark = pytest.mark.skipif(why_no_probe is not None, reason=str(why_no_probe))
 
 ROWS = 288  # a slice of some jets
 REPEATS = 16  # products with the same packed weights: a step's slices. PyTorch does one, and packs as it sees fit.
@@ -41,7 +41,7 @@ def test_matmul(benchmark: Any, dtype: torch.dtype, k: int, n: int) -> None:
     plain_weight, a = weight.to(dtype), in_rows(x)
     c = in_rows(torch.zeros(ROWS, n))
     rounded = torch.zeros(ROWS, c.stride(0), dtype=torch.bfloat16)
-    core = backend.cpu_module().core
+    core = probe()
     operands = (a.data_ptr(), a.stride(0), ROWS, weight.data_ptr(), 1, k)
 
     def ours() -> torch.Tensor:

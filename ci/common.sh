@@ -25,6 +25,9 @@ use_venv() {
     export PIP_DISABLE_PIP_VERSION_CHECK=1
 }
 
+# Installs the tree with its test extra, and kdfast._probe, which the tests of the kernels' core call.
+install_with_tests() { pip install --quiet --config-settings=cmake.define.KDFAST_TESTS=ON ".[test]"; }
+
 # The same examples on every run; see tests/conftest.py.
 export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-fixed}
 

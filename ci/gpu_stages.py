@@ -89,7 +89,7 @@ def build(machine: Machine, deadline: float) -> str:
     """kdfast._cuda for the GPUs that are there, and one instruction set of kdfast._cpu."""
     pybind = _expect(machine, "pybind11", [sys.executable, "-m", "pybind11", "--cmakedir"], deadline).strip()
     configure = ["cmake", "-S", ".", "-B", "build", "-G", "Ninja", "-DKDFAST_CUDA=ON", "-DKDFAST_ISAS=baseline"]
-    configure += ["-DCMAKE_CUDA_ARCHITECTURES=native", f"-Dpybind11_DIR={pybind}"]
+    configure += ["-DKDFAST_TESTS=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", f"-Dpybind11_DIR={pybind}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}"]
     for name, command in (("configure", configure), ("compile", ["cmake", "--build", "build"])):
         _expect(machine, name, command, deadline)

@@ -8,7 +8,6 @@ namespace py = pybind11;
 namespace kdfast {
 void bind_adamw(py::module_&);
 void bind_constituent_attention(py::module_&);
-void bind_core_probe(py::module_&);
 void bind_distill_loss(py::module_&);
 void bind_dropout(py::module_&);
 void bind_encoder(py::module_&);
@@ -28,7 +27,6 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
     kdfast::bind_adamw(m);
     kdfast::bind_constituent_attention(m);
-    kdfast::bind_core_probe(m);
     kdfast::bind_distill_loss(m);
     kdfast::bind_dropout(m);
     kdfast::bind_encoder(m);

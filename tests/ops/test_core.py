@@ -15,13 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import kdfast
-from kdfast.ops import backend
 from kdfast.ops.arrays import DTYPE_CODES
 from tests.ops.accuracy import assert_accurate
-from tests.synthetic import synthetic_jets
+from tests.ops.probe import probe, why_no_probe
 
-pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
+pytestmark = pytest.mark.skipif(why_no_probe is not None, reason=str(why_no_probe))
 
 # Probe in csrc/core_probe/core_probe.h
 EXP, EXP_NONPOSITIVE, EXPM1, LOG, LOG1P, LOG1P_UNIT, LOAD_BF16, LOAD_F16, STORE_BF16, STORE_F16, NORMAL = range(11)
@@ -32,7 +30,7 @@ def apply(function: int, x: Tensor, dtype: torch.dtype = torch.float32) -> tuple
     """(value, rest) of a function of the core."""
     x = x.contiguous()
     y, rest = torch.empty(x.shape, dtype=dtype), torch.zeros(x.shape)
-    backend.cpu_module().core.apply(function, x.data_ptr(), y.data_ptr(), rest.data_ptr(), x.numel())
+    probe().apply(function, x.data_ptr(), y.data_ptr(), rest.data_ptr(), x.numel())
     return y, rest
 
 
@@ -178,7 +176,7 @@ class TestSixteenBits:
     def test_every_value_is_read_exactly(self, dtype: torch.dtype, load: int, store: int) -> None:
         halves = ALL_16_BITS.view(dtype)
         same_bits(apply(load, halves)[0], halves.float())
-        to_float, code = backend.cpu_module().core.to_float, DTYPE_CODES[dtype]
+        to_float, code = probe().to_float, DTYPE_CODES[dtype]
         scalars = torch.tensor([to_float(code, i) for i in range(65536)], dtype=torch.float32)
         same_bits(scalars, torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(dtype).float())
 
@@ -192,7 +190,7 @@ class TestSixteenBits:
         x = torch.cat([random_bits.to(torch.int32).view(torch.float32), values, up, down, halfway, special])
         x = torch.cat([x, torch.zeros(-len(x) % 16)])
         same_bits(apply(store, x, dtype)[0], x.to(dtype))
-        from_float, code = backend.cpu_module().core.from_float, DTYPE_CODES[dtype]
+        from_float, code = probe().from_float, DTYPE_CODES[dtype]
         part = torch.cat([x[:: len(x) // 20_000], halfway[::7], special])
         scalars = np.array([from_float(code, v) for v in part.tolist()], dtype=np.uint16).view(np.int16)
         same_bits(torch.from_numpy(scalars).view(dtype), part.to(dtype))
@@ -200,7 +198,7 @@ class TestSixteenBits:
 
 def parallel_for(tasks: int, threads: int, inner: int = 0) -> bytes:
     """How often each task ran."""
-    return backend.cpu_module().core.parallel_for(tasks, threads, inner)
+    return probe().parallel_for(tasks, threads, inner)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 7])
@@ -233,12 +231,12 @@ def test_several_calls_are_helped_at_once() -> None:
     """Two calls of two tasks each, none of which ends before all four run."""
     parallel_for(100, 4)  # three threads in the pool
     present = torch.zeros((), dtype=torch.int32)
-    in_threads(*[lambda: backend.cpu_module().core.meet(present.data_ptr(), 2, 4, 60.0)] * 2)
+    in_threads(*[lambda: probe().meet(present.data_ptr(), 2, 4, 60.0)] * 2)
 
 
 def test_a_call_without_free_threads_is_done_by_its_caller() -> None:
     """While one call holds the only thread that is asked for, others go on; it ends when they are done."""
-    core = backend.cpu_module().core
+    core = probe()
     present = torch.zeros((), dtype=torch.int32)
 
     def others() -> bool:
@@ -293,30 +291,3 @@ def test_fork_while_the_pool_is_busy() -> None:
         finally:
             stop.set()
     assert [future.result() for future in busy] == [True, True]
-
-
-class ViewsOfJets(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Items made with ops on two threads, in whatever process: features of an HLT view, attention over them."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, seed: int) -> tuple[Tensor, Tensor]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(2)
-        view = kdfast.emulate_hlt(synthetic_jets(40, seed=seed), seed=seed)
-        features = kdfast.features(view)
-        tokens = features.nan_to_num()[:, :1, None].expand(-1, 2, 8).contiguous()
-        attended = kdfast.ops.constituent_attention(tokens, tokens, tokens, torch.as_tensor(view.offsets))
-        torch.set_num_threads(before)
-        return features, attended
-
-
-@forking
-def test_ops_in_the_forked_workers_of_a_data_loader() -> None:
-    data = ViewsOfJets()
-    here = [data[i] for i in range(len(data))]  # the parent's pool has threads now
-    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork")
-    for from_worker, from_parent in zip(loader, here, strict=True):
-        for theirs, ours in zip(from_worker, from_parent, strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=0, atol=0)

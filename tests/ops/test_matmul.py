@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdfast.ops import backend
 from tests.ops.accuracy import assert_accurate
+from tests.ops.probe import probe, why_no_probe
 
-pytestmark = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
+pytestmark = pytest.mark.skipif(why_no_probe is not None, reason=str(why_no_probe))
 
 UNIT = 2.0**-24  # of rounding to float32
 BEYOND = -7.0  # in places that nothing may write to
@@ -34,7 +34,7 @@ def matmul(a: Tensor, b: Tensor, lda: int, ldc: int, scale: Tensor | None = None
     c, rounded = torch.full((rows, ldc), BEYOND), torch.full((rows, ldc), BEYOND, dtype=torch.bfloat16)
     scale_at = 0 if scale is None else scale.data_ptr()
     row_stride, column_stride = b.stride()
-    backend.cpu_module().core.matmul_bf16(
+    probe().matmul_bf16(
         *(memory.data_ptr(), lda, rows, b.data_ptr(), row_stride, column_stride, scale_at, k, n),
         *(c.data_ptr(), rounded.data_ptr(), ldc, 1),
     )
@@ -48,9 +48,7 @@ def outer(dy: Tensor, x: Tensor, ldy: int, ldx: int) -> Tensor:
     dy_memory, x_memory = in_rows(dy, ldy), in_rows(x, ldx)
     rows, num_out, num_in = dy.shape[0], dy.shape[1], x.shape[1]
     gradient = torch.full((num_out, num_in), torch.nan)
-    backend.cpu_module().core.outer_bf16(
-        dy_memory.data_ptr(), ldy, num_out, x_memory.data_ptr(), ldx, num_in, rows, gradient.data_ptr()
-    )
+    probe().outer_bf16(dy_memory.data_ptr(), ldy, num_out, x_memory.data_ptr(), ldx, num_in, rows, gradient.data_ptr())
     return gradient
 
 

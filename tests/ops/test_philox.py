@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfast.ops import backend
 from kdfast.ops.philox import (
     derive_seed,
     dropout_keep,
@@ -16,8 +15,9 @@ from kdfast.ops.philox import (
     seed_tensor,
     splitmix64,
 )
+from tests.ops.probe import probe, why_no_probe
 
-compiled = pytest.mark.skipif(backend.why_no_cpu is not None, reason=str(backend.why_no_cpu))
+compiled = pytest.mark.skipif(why_no_probe is not None, reason=str(why_no_probe))
 
 # Random123, tests/kat_vectors: philox4x32-10, (counter, key, expected), low word first.
 VECTORS = [
@@ -52,7 +52,7 @@ def test_published_vectors(counter: tuple[int, ...], key: tuple[int, int], expec
 @compiled
 @pytest.mark.parametrize(("counter", "key", "expected"), VECTORS)
 def test_published_vectors_in_cpp(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
-    assert backend.cpu_module().core.philox4x32(key[0] | key[1] << 32, *counter) == expected
+    assert probe().philox4x32(key[0] | key[1] << 32, *counter) == expected
 
 
 def test_splitmix64() -> None:
@@ -63,7 +63,7 @@ def test_splitmix64() -> None:
 @settings(max_examples=100, deadline=None)
 @given(key=st.integers(0, 2**64 - 1), counter=st.tuples(WORD, WORD, WORD, WORD))
 def test_python_and_cpp_give_the_same_bits(key: int, counter: tuple[int, int, int, int]) -> None:
-    core = backend.cpu_module().core
+    core = probe()
     assert python_philox(key, counter) == core.philox4x32(key, *counter)
     assert splitmix64(key) == core.splitmix64(key)
 
@@ -72,7 +72,7 @@ def test_python_and_cpp_give_the_same_bits(key: int, counter: tuple[int, int, in
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), p=st.floats(0, 0.999), jet=WORD, head=WORD, row=WORD)
 def test_the_dropout_decision_is_the_same(seed: int, p: float, jet: int, head: int, row: int) -> None:
-    core = backend.cpu_module().core
+    core = probe()
     keep = dropout_keep(seed, p, *(torch.tensor([i]) for i in (jet, head, row)), 19).flatten().tolist()
     assert keep == [core.dropout_keep(seed, p, jet, head, row, column) for column in range(19)]
 
