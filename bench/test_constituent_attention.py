@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ratio import compare
-from kdfast.ops import constituent_attention
+from kdfast.ops import constituent_attention_qkvpacked
 
 JETS = 512
 
@@ -46,7 +46,7 @@ def test_constituent_attention(
     padded_qkv.requires_grad_()
 
     def ours() -> tuple[Tensor, Tensor]:
-        out = constituent_attention(*qkv.unbind(1), offsets)
+        out = constituent_attention_qkvpacked(qkv, offsets)
         return out, torch.autograd.grad(out, qkv, grad)[0]
 
     def plain() -> tuple[Tensor, Tensor]:

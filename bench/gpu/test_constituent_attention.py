@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu.timing import compare
-from kdfast.ops import constituent_attention
+from kdfast.ops import constituent_attention_qkvpacked
 
 HEADS, WIDTH = 8, 16
 SDPA = {
@@ -107,7 +107,7 @@ def test_constituent_attention(
     offsets, qkv, grad = draw(device, jets, int(0.58 * longest), longest, dtype)
 
     def ours() -> Results:
-        out = constituent_attention(*qkv.unbind(1), offsets)
+        out = constituent_attention_qkvpacked(qkv, offsets)
         return out.detach(), torch.autograd.grad(out, qkv, grad)[0]
 
     if baseline in SDPA:

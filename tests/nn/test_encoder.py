@@ -186,11 +186,11 @@ def test_accuracy(autocast: bool) -> None:
 
 def test_autocast_runs_attention_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = kdfast.nn.attention.constituent_attention
+    original = kdfast.nn.attention.constituent_attention_qkvpacked
     monkeypatch.setattr(
         kdfast.nn.attention,
-        "constituent_attention",
-        lambda q, *rest, **options: seen.append(q.dtype) or original(q, *rest, **options),
+        "constituent_attention_qkvpacked",
+        lambda qkv, *rest, **options: seen.append(qkv.dtype) or original(qkv, *rest, **options),
     )
     with torch.autocast("cpu", torch.bfloat16):
         out = EncoderBlock(16, 2, 24)(padded(16), mask=MASK)

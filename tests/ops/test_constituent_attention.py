@@ -1,6 +1,5 @@
 """constituent_attention: kernel against reference and float64, masks, layouts, and what must never leak."""
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -16,18 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning, ResourceError
 from kdfast.ops import backend as backends
+from kdfast.ops import constituent_attention_reference as reference_module
 from kdfast.ops.constituent_attention import (
     constituent_attention,
-    constituent_attention_reference,
+    constituent_attention_qkvpacked,
     kernel_of,
     padded_attention,
 )
+from kdfast.ops.constituent_attention_reference import constituent_attention_reference
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import BACKENDS, chosen
 from tests.ops.memory_limit import few_more_bytes, needs_memory_limit
 
 SEED = 0x1234_5678_9ABC_DEF0
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ENTRANCES = [constituent_attention, constituent_attention_qkvpacked]
 MIXED = [5, 0, 30, 1, 11, 17, 8, 40, 9]
 
 
@@ -74,17 +76,24 @@ def results(
     rounded = [None if x is None else x.to(storage or dtype).to(dtype) for x in (qkv, bias, grad)]
     qkv, bias, grad = rounded
     leaves = [x.requires_grad_() for x in (qkv, bias) if x is not None]
-    out = attention(*qkv.unbind(-3), offsets, bias=bias, **options)
+    tensors = (qkv,) if attention is constituent_attention_qkvpacked else qkv.unbind(-3)
+    out = attention(*tensors, offsets, bias=bias, **options)
     grads = torch.autograd.grad(out, leaves, grad)
     return {"out": out.detach(), **dict(zip(("dqkv", "dbias"), grads, strict=False))}
 
 
-def check(dtype: torch.dtype, *draws: tuple[Tensor, Tensor, Tensor | None, Tensor], case: str, **options: Any) -> None:
+def check(
+    dtype: torch.dtype,
+    *draws: tuple[Tensor, Tensor, Tensor | None, Tensor],
+    case: str,
+    attention: Callable[..., Tensor] = constituent_attention,
+    **options: Any,
+) -> None:
     """The accuracy rule for the output and every gradient. draws: inputs of the same shapes, judged together: of a few
     numbers alone, PyTorch's error may be small by luck."""
     actual, plain, exact = [], [], []
     for inputs in draws:
-        actual.append(results(constituent_attention, dtype, inputs, **options))
+        actual.append(results(attention, dtype, inputs, **options))
         plain.append(results(constituent_attention_reference, dtype, inputs, **options))
         exact.append(results(constituent_attention_reference, torch.float64, inputs, storage=dtype, **options))
     for name in exact[0]:
@@ -112,6 +121,7 @@ def test_accuracy(each_backend: str, dtype: torch.dtype, d: int, members: int, b
     scale=st.sampled_from([None, 1.0, -0.3]),
     seed=st.integers(0, 2**31),
     name=st.sampled_from(BACKENDS),
+    attention=st.sampled_from(ENTRANCES),
 )
 def test_any_shape(
     counts: list[int],
@@ -124,10 +134,12 @@ def test_any_shape(
     scale: float | None,
     seed: int,
     name: str,
+    attention: Callable[..., Tensor],
 ) -> None:
     draws = [draw(counts, heads, d, members=members, bias=bias, seed=seed + i) for i in range(8)]
     with chosen(name):
-        check(dtype, *draws, case=f"{name} seed={seed} counts={counts}", dropout_p=p, seed=seed, scale=scale)
+        case = f"{attention.__name__} {name} seed={seed} counts={counts}"
+        check(dtype, *draws, case=case, attention=attention, dropout_p=p, seed=seed, scale=scale)
 
 
 @pytest.mark.parametrize("size", [10.0, 60.0])
@@ -171,8 +183,7 @@ def test_reference_is_a_loop_over_jets() -> None:
 def test_reference_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(MIXED, 2, 8, members=2, bias="own")
     whole = results(constituent_attention_reference, torch.float64, inputs, dropout_p=0.4, seed=SEED)
-    module = importlib.import_module("kdfast.ops.constituent_attention")  # kdfast.ops holds the function by this name
-    monkeypatch.setattr(module, "_BLOCK", 2 * 2 * 40 * 40 * 2)
+    monkeypatch.setattr(reference_module, "_BLOCK", 2 * 2 * 40 * 40 * 2)
     blocks = results(constituent_attention_reference, torch.float64, inputs, dropout_p=0.4, seed=SEED)
     for name in whole:
         torch.testing.assert_close(blocks[name], whole[name])
@@ -188,6 +199,11 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(attention, leaves)
     assert torch.autograd.gradgradcheck(attention, leaves)
 
+    def packed(qkv: Tensor, bias: Tensor) -> Tensor:
+        return constituent_attention_qkvpacked(qkv, offsets, bias=bias, dropout_p=0.3, seed=SEED)
+
+    assert torch.autograd.gradcheck(packed, (qkv.double().requires_grad_(), leaves[-1]))
+
 
 @pytest.mark.parametrize("bias", [None, "shared"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -200,14 +216,16 @@ def test_opcheck(each_backend: str, bias: str | None, dtype: torch.dtype) -> Non
     torch.library.opcheck(torch.ops.kdfast.constituent_attention.default, arguments)
 
 
-def test_compiles_without_graph_break(each_backend: str) -> None:
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_compiles_without_graph_break(each_backend: str, entrance: Callable[..., Tensor]) -> None:
     qkv, offsets, _, _ = draw([4, 3], 2, 8)
     qkv.requires_grad_()
 
     bias = torch.randn(2, 25)
 
     def attention(x: Tensor, seed: Tensor) -> Tensor:
-        return constituent_attention(*(x * 2).unbind(-3), offsets, bias=bias, dropout_p=0.2, seed=seed)
+        tensors = (x * 2,) if entrance is constituent_attention_qkvpacked else (x * 2).unbind(-3)
+        return entrance(*tensors, offsets, bias=bias, dropout_p=0.2, seed=seed)
 
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attention, backend=counter, fullgraph=True)
@@ -255,9 +273,52 @@ def test_dropout_mask_is_the_reference_mask(each_backend: str) -> None:
 @pytest.mark.parametrize("members", [0, 2])
 def test_nothing_in_nothing_out(each_backend: str, counts: list[int], members: int, dtype: torch.dtype) -> None:
     inputs = draw(counts, 2, 8, members=members, bias="shared")
-    for x in results(constituent_attention, dtype, inputs, dropout_p=0.1).values():
-        assert x.numel() == 0
-    assert results(constituent_attention, dtype, inputs)["dqkv"].shape == inputs[0].shape
+    for entrance in ENTRANCES:
+        for x in results(entrance, dtype, inputs, dropout_p=0.1).values():
+            assert x.numel() == 0
+        assert results(entrance, dtype, inputs)["dqkv"].shape == inputs[0].shape
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize(("members", "bias"), [(0, None), (0, "shared"), (3, "own")])
+def test_qkv_in_one_tensor_gives_the_same_bits(
+    each_backend: str, dtype: torch.dtype, members: int, bias: str | None
+) -> None:
+    """And one gradient, which reaches qkv from the op itself. Separate q, k and v are copied out of it."""
+    inputs = draw(MIXED, 4, 16, members=members, bias=bias)
+
+    def separate(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return constituent_attention(q.clone(), k.clone(), v.clone(), *rest, **options)
+
+    options = {"dropout_p": 0.2, "seed": SEED, "scale": 0.3}
+    expected = results(separate, dtype, inputs, **options)
+    actual = results(constituent_attention_qkvpacked, dtype, inputs, **options)
+    assert actual["dqkv"].is_contiguous()
+    for name, x in expected.items():
+        assert torch.equal(actual[name], x), name
+
+
+def test_the_gradient_of_qkv_is_written_by_the_op(each_backend: str) -> None:
+    qkv, offsets, _, grad = draw(MIXED, 2, 8)
+    out = constituent_attention_qkvpacked(qkv.requires_grad_(), offsets)
+    if kernel_of(qkv) != "reference":
+        assert next(node for node, _ in out.grad_fn.next_functions if node is not None).variable is qkv
+    out.backward(grad)
+    assert qkv.grad.is_contiguous()
+
+
+def test_layouts_of_qkv_give_the_same_bits(each_backend: str) -> None:
+    qkv, offsets, _, grad = draw(MIXED, 4, 16, members=2)
+    by_part = qkv.movedim(-3, 0).contiguous().movedim(0, -3)
+    by_head = qkv.movedim(-2, 0).contiguous().movedim(0, -2)
+    strided = torch.stack([qkv, qkv], -1)[..., 0]  # the last dimension has a stride: copied
+    found = []
+    for x in (qkv, by_part, by_head, strided):
+        leaf = x.detach().requires_grad_()
+        out = constituent_attention_qkvpacked(leaf, offsets)
+        found.append((out, *torch.autograd.grad(out, leaf, grad)))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_layouts_give_the_same_bits(each_backend: str) -> None:
@@ -385,6 +446,23 @@ def test_bad_arguments(each_backend: str, change: dict[str, Any], error: type[Ex
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"qkv": torch.zeros(5, 2, 2, 8)}, r"qkv: must be floating-point \[M, 3, H, d\] or \[K, M, 3, H, d\], is"),
+        ({"qkv": torch.zeros(5, 3, 8)}, r"qkv: must be .*, is torch.float32 \[5, 3, 8\]"),
+        ({"qkv": torch.zeros(5, 3, 2, 8, dtype=torch.int64)}, "qkv: must be .*, is torch.int64"),
+        ({"offsets": torch.tensor([0, 3, 4])}, "offsets: must rise from 0 to 5"),
+        ({"bias": torch.zeros(2, 12)}, r"bias: must be \[H, Σ n²\] with Σ n² = 13, is \[2, 12\]"),
+        ({"bias": torch.zeros(2, 13, device="meta")}, "bias: lies on meta"),
+    ],
+)
+def test_bad_qkv(each_backend: str, change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"qkv": torch.zeros(5, 3, 2, 8), "offsets": torch.tensor([0, 3, 5])}
+    with pytest.raises(DataError, match=message):
+        constituent_attention_qkvpacked(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"k": torch.zeros(2, 5, 1, 8), "v": torch.zeros(2, 5, 1, 8)}, r"k: is torch.float32 \[2, 5, 1, 8\], but q is"),
         ({"v": torch.zeros(2, 5, 1, 8)}, r"v: is torch.float32 \[2, 5, 1, 8\], but q is"),
         ({"bias": torch.zeros(2, 1, 5, 5)}, r"bias: must be \[B, heads, N, N\] = \[2, 1, 3, 3\], is \[2, 1, 5, 5\]"),
@@ -424,7 +502,7 @@ def test_the_references_written_gradient_is_that_of_autograd(
     dropout_p: float, bias: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The registered op's, where a mode watches, in blocks of a jet or two."""
-    monkeypatch.setattr(importlib.import_module("kdfast.ops.constituent_attention"), "_BLOCK", 100)
+    monkeypatch.setattr(reference_module, "_BLOCK", 100)
     qkv, offsets, pair_bias, _ = draw([4, 0, 3, 5, 1], 2, 8, members=2, bias=bias)
     inputs = [x.double().requires_grad_() for x in qkv.unbind(-3)]
     biases = [] if pair_bias is None else [pair_bias.double().requires_grad_()]
@@ -450,6 +528,11 @@ def test_there_is_no_second_derivative(watched: bool, head_dim: int, dtype: torc
     with Watch() if watched else nullcontext():
         loss = constituent_attention(q, q, q, offsets).pow(3).sum()
         (gradient,) = torch.autograd.grad(loss, q, create_graph=True)
+        with pytest.raises(RuntimeError, match="once"):
+            gradient.square().sum().backward()
+        qkv = torch.stack([q.detach()] * 3, 1).requires_grad_()
+        loss = constituent_attention_qkvpacked(qkv, offsets).pow(3).sum()
+        (gradient,) = torch.autograd.grad(loss, qkv, create_graph=True)
         with pytest.raises(RuntimeError, match="once"):
             gradient.square().sum().backward()
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from kdfast.errors import DataError
 from kdfast.ops import constituent_attention_cuda as attention_on_gpus
 from kdfast.ops import gpu
-from kdfast.ops.constituent_attention import constituent_attention, constituent_attention_reference
+from kdfast.ops.constituent_attention import constituent_attention
+from kdfast.ops.constituent_attention_reference import constituent_attention_reference
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels
 from tests.ops.test_constituent_attention import DTYPES, SEED, draw, results

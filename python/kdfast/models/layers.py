@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdfast.models.config import ModelConfig
-from kdfast.ops.constituent_attention import constituent_attention
+from kdfast.ops.constituent_attention import constituent_attention_qkvpacked
 from kdfast.ops.dropout import dropout
 from kdfast.ops.philox import fold_seed
 
@@ -62,12 +62,12 @@ class EncoderLayer(nn.Module):
         self.ffn_out = nn.Linear(config.ffn, width)
 
     def forward(self, x: Tensor, offsets: Tensor, dropout_seed: int | None) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, self.head_dim).unbind(1)
+        qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, self.head_dim)
         if dropout_seed is None:
-            attended = constituent_attention(q, k, v, offsets)
+            attended = constituent_attention_qkvpacked(qkv, offsets)
         else:
             seed = fold_seed(dropout_seed, 0)
-            attended = constituent_attention(q, k, v, offsets, dropout_p=self.p, seed=seed)
+            attended = constituent_attention_qkvpacked(qkv, offsets, dropout_p=self.p, seed=seed)
         x = x + drop(self.out(attended.flatten(1)), offsets, self.p, dropout_seed, 1)
         hidden = drop(F.gelu(self.ffn_in(self.norm2(x))), offsets, self.p, dropout_seed, 2)
         return x + drop(self.ffn_out(hidden), offsets, self.p, dropout_seed, 3)

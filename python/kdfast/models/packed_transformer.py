@@ -102,9 +102,10 @@ class PackedTransformer:
         plan = None
         for layer in range(config.layers):
             name, last = f"encoder.{layer}", layer + 1 == config.layers
-            q, k, v = affine(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1).unbind(2)
-            plan = attention_plan(q, rows) if plan is None else plan
-            attended = packed_attention(q, k, v, rows, next(drops), plan).flatten(2)
+            qkv = affine(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1)
+            if plan is None:
+                plan = attention_plan(qkv, rows)
+            attended = packed_attention(qkv, rows, next(drops), plan).flatten(2)
             y = matrix(attended, f"{name}.out")
             x, n = residual_norm(x, y, p[f"{name}.out.bias"], *norm(f"{name}.norm2"), rows, next(drops), self.dtype)
             hidden = bias_gelu(matrix(n, f"{name}.ffn_in"), p[f"{name}.ffn_in.bias"], rows, next(drops))

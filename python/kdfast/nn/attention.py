@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdfast.errors import ConfigError
 from kdfast.nn.entrances import JetModule, check_sizes, initialise
-from kdfast.ops.constituent_attention import constituent_attention
+from kdfast.ops.constituent_attention import constituent_attention_qkvpacked
 
 __all__ = ["ConstituentAttention"]
 
@@ -98,11 +98,11 @@ def attend(
 ) -> Tensor:
     """Self-attention of packed constituents x [M, width], projected back; no dropout where seed is None."""
     rows, width = x.shape  # not len(x), which export would take for a constant
-    q, k, v = qkv(x).view(rows, 3, heads, width // heads).unbind(1)
+    packed = qkv(x).view(rows, 3, heads, width // heads)
     if seed is None:
-        attended = constituent_attention(q, k, v, offsets, bias=pair_bias)
+        attended = constituent_attention_qkvpacked(packed, offsets, bias=pair_bias)
     else:
-        attended = constituent_attention(q, k, v, offsets, bias=pair_bias, dropout_p=dropout, seed=seed)
+        attended = constituent_attention_qkvpacked(packed, offsets, bias=pair_bias, dropout_p=dropout, seed=seed)
     return out(attended.flatten(1))
 
 

@@ -9,25 +9,26 @@ lse_i = log Σ_j exp(s_ij) is all that is kept of the scores; the backward pass 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdfast.errors import ConfigError, DataError, ResourceError
-from kdfast.ops import _joined, backend
+from kdfast.errors import ConfigError, DataError
+from kdfast.ops import backend
+from kdfast.ops import constituent_attention_cpu as _cpu
 from kdfast.ops import constituent_attention_cuda as _cuda
-from kdfast.ops.arrays import DTYPE_CODES, check_device, check_offsets, check_padded_bias
+from kdfast.ops.arrays import DTYPE_CODES, check_device, check_padded_bias
+from kdfast.ops.constituent_attention_reference import AttentionCall, reference_backward, reference_forward
 from kdfast.ops.eager import is_eager
 from kdfast.ops.memory import empty
 from kdfast.ops.once import without_derivative
-from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
+from kdfast.ops.philox import seed_tensor
 
-__all__ = ["constituent_attention", "constituent_attention_reference", "padded_attention"]
+__all__ = ["constituent_attention", "constituent_attention_qkvpacked", "padded_attention"]
 
-_HEAD_DIMS = (8, 16, 24, 32, 64)  # of the compiled kernel
-_BLOCK = 2**24  # elements of a score matrix that the reference holds at a time
+_HEAD_DIMS = (8, 16, 24, 32, 64)  # of the compiled kernels
 
 
 def constituent_attention(
@@ -43,30 +44,103 @@ def constituent_attention(
 ) -> Tensor:
     """Scaled dot-product attention within each jet; no constituent sees another jet's.
 
-    q, k, v: [M, H, d], or [K, M, H, d] for K members that share the jets; M constituents, H heads, d features a head.
-        Slices of one projection are taken as they are: only the last dimension must be contiguous to save a copy.
-    offsets: [B + 1] int64, where each jet begins. bias: [H, Σ n_b²] or [K, H, Σ n_b²], added to the scores: each jet's
-        n × n block (query, key) after the other. scale: 1 / √d where None.
-    dropout_p: in [0, 1), the probability that an attention weight is dropped (rounded to 1/65536); seed: 64 bits, one
-        for each use (philox.derive_seed), an int or an int64 tensor []. All members draw the same mask.
-    Returns a tensor like q; it can be differentiated once. Raises ConfigError for dropout_p outside [0, 1), DataError
-    for shapes and devices that don't fit, ResourceError where memory is lacking.
+    Parameters
+    ----------
+    q, k, v : Tensor [M, H, d] or [K, M, H, d]
+        M constituents, H heads, d features per head; K members that share the jets. Any strides are read in place if
+        the last dimension is contiguous. float32, bfloat16, float16; float64 runs the PyTorch reference.
+    offsets : Tensor [B + 1], int64
+        Where each jet begins; the last is M. A jet may be empty.
+    bias : Tensor [H, Σ n²] or [K, H, Σ n²], optional
+        Added to the scores: the n × n block (query, key) of each jet, one after the other.
+    scale : float, optional
+        Factor of q · k; 1 / √d by default.
+    dropout_p : float
+        Probability in [0, 1) that an attention weight is dropped, rounded to 1/65536.
+    seed : int or Tensor [], int64
+        Key of the dropout, 64 bits: use one for each call (`kdfast.ops.philox.derive_seed`). All members draw the same
+        mask.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of q. It can be differentiated once.
+
+    Raises
+    ------
+    DataError
+        For shapes, dtypes or devices that do not fit together.
+    ConfigError
+        For dropout_p outside [0, 1) or a scale that is not finite.
+    ResourceError
+        Where there is not enough memory for the longest jet.
+
+    See Also
+    --------
+    constituent_attention_qkvpacked : for q, k and v from one projection, with a faster backward pass.
+    padded_attention : for padded jets.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", arXiv:1706.03762. Dao, "FlashAttention-2", arXiv:2307.08691, for the
+    backward pass from log-sum-exp.
+
+    Examples
+    --------
+    Two jets, of three constituents and of two:
+
+    >>> q, k, v = torch.randn(3, 5, 4, 16).unbind()
+    >>> constituent_attention(q, k, v, torch.tensor([0, 3, 5])).shape
+    torch.Size([5, 4, 16])
     """
-    scale = _check(q, k, v, offsets, bias, scale, dropout_p)
-    if not is_eager(q):
-        key = seed_tensor(seed) if dropout_p > 0 else None
-        return torch.ops.kdfast.constituent_attention.default(q, k, v, offsets, bias, scale, dropout_p, key)[0]
-    kernel = kernel_of(q)
-    _check_pairs(bias, offsets, q, kernel)
-    if kernel != "cuda":
-        seed = int(seed)
-    if kernel == "reference":
-        return _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))[0]
-    _joined.watch(q, k, v)
-    try:
-        return _EagerAttention.apply(q, k, v, offsets, bias, scale, dropout_p, seed)
-    except ValueError as error:
-        raise DataError(str(error), where="offsets") from None
+    scale = _check(q, "q", offsets, bias, scale, dropout_p)
+    _check_like(q, k, v)
+    return _attend((q, k, v), AttentionCall(offsets, bias, scale, dropout_p, seed))
+
+
+def constituent_attention_qkvpacked(
+    qkv: Tensor,
+    offsets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor = 0,
+) -> Tensor:
+    """`constituent_attention` of q, k and v that lie side by side in one tensor, as one projection gives them.
+
+    Its result has the bits of `constituent_attention(*qkv.unbind(-3), ...)`. The backward pass writes one gradient of
+    qkv, where autograd would copy three into one, which moves as much memory as attention itself.
+
+    Parameters
+    ----------
+    qkv : Tensor [M, 3, H, d] or [K, M, 3, H, d]
+        q, k and v of M constituents.
+    offsets, bias, scale, dropout_p, seed
+        As for `constituent_attention`.
+
+    Returns
+    -------
+    Tensor [M, H, d] or [K, M, H, d]
+        It can be differentiated once.
+
+    Raises
+    ------
+    DataError, ConfigError, ResourceError
+        As `constituent_attention` does.
+
+    Examples
+    --------
+    >>> qkv = torch.nn.Linear(64, 3 * 64)(torch.randn(5, 64))
+    >>> out = constituent_attention_qkvpacked(qkv.view(5, 3, 4, 16), torch.tensor([0, 3, 5]))
+    >>> out.shape
+    torch.Size([5, 4, 16])
+    """
+    if qkv.dim() not in (4, 5) or qkv.shape[-3] != 3 or not qkv.is_floating_point():
+        what = f"must be floating-point [M, 3, H, d] or [K, M, 3, H, d], is {qkv.dtype} {list(qkv.shape)}"
+        raise DataError(what, where="qkv")
+    scale = _check(qkv.detach().select(-3, 0), "qkv", offsets, bias, scale, dropout_p)
+    return _attend((qkv,), AttentionCall(offsets, bias, scale, dropout_p, seed))
 
 
 def padded_attention(
@@ -80,10 +154,37 @@ def padded_attention(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """`constituent_attention` for padded jets: q, k, v [B, N, H, d], mask [B, N] (True: a constituent).
+    """`constituent_attention` for padded jets.
 
-    bias: [B, H, N, N]. Padding gets zeros and zero gradients, so does a jet without constituents; what stands in
-    padding (NaN too) is never read. Dropout counts the constituents of a jet that are there.
+    Padding gets zeros and zero gradients, and so does a jet without constituents. The values in padding, NaN included,
+    are never read. Dropout counts only the constituents that exist.
+
+    Parameters
+    ----------
+    q, k, v : Tensor [B, N, H, d]
+        N slots for the constituents of each of B jets.
+    mask : Tensor [B, N], bool
+        True for a constituent, False for padding.
+    bias : Tensor [B, H, N, N], optional
+        Added to the scores.
+    scale, dropout_p, seed
+        As for `constituent_attention`.
+
+    Returns
+    -------
+    Tensor [B, N, H, d]
+
+    Raises
+    ------
+    DataError, ConfigError, ResourceError
+        As `constituent_attention` does.
+
+    Examples
+    --------
+    >>> q, k, v = torch.randn(3, 2, 3, 4, 16).unbind()
+    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+    >>> padded_attention(q, k, v, mask)[1, 2].count_nonzero()
+    tensor(0)
     """
     if q.dim() != 4 or mask.shape != q.shape[:2] or mask.dtype != torch.bool:
         shapes = f"q {list(q.shape)}, mask {mask.dtype} {list(mask.shape)}"
@@ -103,147 +204,28 @@ def padded_attention(
     return out.new_zeros(q.flatten(0, 1).shape).index_copy(0, rows, out).view(q.shape)
 
 
-def constituent_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-) -> Tensor:
-    """The specification of `constituent_attention`, on any device, in any dtype, differentiable more than once."""
-    return _reference(q, k, v, offsets, bias, q.shape[-1] ** -0.5 if scale is None else scale, dropout_p, seed)[0]
+def _attend(inputs: tuple[Tensor, ...], call: AttentionCall) -> Tensor:
+    """Attention of checked arguments. inputs: (q, k, v) or (qkv,)."""
+    if not is_eager(inputs[0]):
+        key = seed_tensor(call.seed) if call.dropout_p > 0 else None
+        op = torch.ops.kdfast.constituent_attention.default
+        return op(*_unpacked(inputs), call.offsets, call.bias, call.scale, call.dropout_p, key)[0]
+    kernel = kernel_of(inputs[0])
+    _check_pairs(call, inputs[0].shape[-3 if len(inputs) == 3 else -4], kernel)
+    if kernel != "cuda":
+        call = call._replace(seed=int(call.seed))
+    if kernel == "reference":
+        q, k, v = _unpacked(inputs)
+        return reference_forward(q, k, v, call)[0]
+    try:
+        return _EagerAttention.apply(*call, *inputs)
+    except ValueError as error:
+        raise DataError(str(error), where="offsets") from None
 
 
-def _reference(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """(out, lse), the latter without a gradient: jets padded to the longest of a block of them that fits the memory."""
-    if q.dim() == 3:
-        out, lse = _reference(q[None], k[None], v[None], offsets, bias, scale, dropout_p, seed)
-        return out[0], lse[0]
-    parts = []
-    for block in _blocks(q, offsets):
-        q_block, k_block, v_block = (x[:, block.rows] for x in (q, k, v))
-        scores = block.scores(q_block * scale, k_block, None if bias is None else bias[..., block.pairs])
-        weights = scores.softmax(-1)
-        # The largest weight is exp(largest score − lse).
-        lse = (scores.detach().amax(-1) - weights.detach().amax(-1).log()).transpose(-2, -1)
-        weights = block.drop(weights, dropout_p, seed).to(v.dtype)  # bias may be of a wider type
-        out = torch.einsum("kbhij,kbjhd->kbihd", weights, block.pad(v_block))
-        parts.append((block.unpad(out), block.unpad(lse)))
-    outs, lses = zip(*parts, strict=True)
-    return torch.cat(outs, 1), torch.cat(lses, 1)
-
-
-def _reference_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and bias (empty without one), written out: where ops run, autograd records nothing.
-
-    dS = P ∘ (dP − Σ_j P dP), and P's own gradient dP is that of P̃ after dropout's mask once more.
-    """
-    if q.dim() == 3:
-        *grads, dbias = _reference_backward(
-            grad_out[None], q[None], k[None], v[None], offsets, bias, scale, dropout_p, seed
-        )
-        return grads[0][0], grads[1][0], grads[2][0], dbias
-    parts = []
-    for block in _blocks(q, offsets):
-        grad, q_block, k_block, v_block = (x[:, block.rows] for x in (grad_out, q, k, v))
-        block_bias = None if bias is None else bias[..., block.pairs]
-        weights = block.scores(q_block * scale, k_block, block_bias).softmax(-1)
-        dropped = block.drop(weights, dropout_p, seed).to(v.dtype)
-        grad = block.pad(grad)
-        dv = torch.einsum("kbhij,kbihd->kbjhd", dropped, grad)
-        dweights = torch.einsum("kbihd,kbjhd->kbhij", grad, block.pad(v_block)).to(weights.dtype)
-        dweights = block.drop(dweights, dropout_p, seed)
-        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
-        narrow = dscores.to(q.dtype)
-        dq = torch.einsum("kbhij,kbjhd->kbihd", narrow, block.pad(k_block)) * scale
-        dk = torch.einsum("kbhij,kbihd->kbjhd", narrow, block.pad(q_block * scale))
-        parts.append(
-            (*(block.unpad(x) for x in (dq, dk, dv)), q.new_empty(0) if bias is None else block.unpair(dscores))
-        )
-    dq, dk, dv, dbias = (torch.cat(x, -1 if i == 3 else 1) for i, x in enumerate(zip(*parts, strict=True)))
-    if bias is not None:
-        dbias = (dbias if bias.dim() == 3 else dbias.sum(0)).to(bias.dtype)
-    return dq, dk, dv, dbias
-
-
-def _blocks(q: Tensor, offsets: Tensor) -> Iterator["_Block"]:
-    """Jets that are padded together, to the longest of all; one block at least."""
-    members, constituents, heads, _ = q.shape
-    check_offsets(offsets, constituents)
-    longest = max([1, *offsets.diff().tolist()])
-    step = max(1, _BLOCK // max(1, members * heads * longest**2))
-    pair_offsets = torch.cat([offsets.new_zeros(1), offsets.diff().square().cumsum(0)])
-    for first in range(0, max(1, len(offsets) - 1), step):
-        yield _Block(first, offsets[first : first + step + 1], pair_offsets[first : first + step + 1])
-
-
-class _Block:
-    """Some jets of a batch, and how they are padded: to n constituents, b jets.
-
-    rows, pairs: where their constituents, and the pairs of these, are among all.
-    """
-
-    def __init__(self, first_jet: int, offsets: Tensor, pair_offsets: Tensor) -> None:
-        counts = offsets.diff()
-        self.first_jet, self.jets = first_jet, len(counts)
-        self.rows = slice(int(offsets[0]), int(offsets[-1]))
-        self.pairs = slice(int(pair_offsets[0]), int(pair_offsets[-1]))
-        self.n = max([1, *counts.tolist()])  # an empty jet has one slot of padding
-        self.position = torch.arange(self.n, device=offsets.device)
-        valid = self.position < counts[:, None]
-        # An empty jet sees one key of zeros, so that no row is without a number; its rows are not taken.
-        self.no_key = ~(self.position < counts.clamp(min=1)[:, None])[:, None, None, :]
-        self.slots = valid.flatten().nonzero()[:, 0]
-        self.pair_slots = (valid[:, :, None] & valid[:, None, :]).flatten().nonzero()[:, 0]
-
-    def pad(self, x: Tensor) -> Tensor:
-        """[K, m, H, d] → [K, b, n, H, d]."""
-        members, _, *each = x.shape
-        padded = x.new_zeros(members, self.jets * self.n, *each).index_copy(1, self.slots, x)
-        return padded.view(members, self.jets, self.n, *each)
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """[K, b, n, H, …] → [K, m, H, …]."""
-        return x.flatten(1, 2).index_select(1, self.slots)
-
-    def unpair(self, scores: Tensor) -> Tensor:
-        """[K, b, H, n, n] → [K, H, pairs]."""
-        return scores.transpose(1, 2).flatten(2).index_select(2, self.pair_slots)
-
-    def scores(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """[K, b, H, n, n], −inf where there is no key."""
-        found = torch.einsum("kbihd,kbjhd->kbhij", self.pad(q), self.pad(k))
-        if bias is not None:
-            n, lead = self.n, bias.shape[:-1]
-            padded = bias.new_zeros(*lead, self.jets * n * n).index_copy(-1, self.pair_slots, bias)
-            found = found + padded.view(*lead, self.jets, n, n).transpose(-4, -3)
-        return found.masked_fill(self.no_key, -torch.inf)
-
-    def drop(self, weights: Tensor, p: float, seed: int) -> Tensor:
-        """Dropout of [K, b, H, n, n]."""
-        if p == 0:
-            return weights
-        heads = weights.shape[2]
-        jet = torch.arange(self.first_jet, self.first_jet + self.jets, device=weights.device)[:, None, None]
-        head = torch.arange(heads, device=weights.device)[:, None]
-        keep = dropout_keep(seed, p, jet, head, self.position, self.n)
-        return torch.where(keep, weights * dropout_scale(p), 0.0)
+def _unpacked(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """[q, k, v] of themselves, or of [qkv]."""
+    return tensors[0].unbind(-3) if len(tensors) == 1 else tensors
 
 
 def _check_like(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -254,13 +236,10 @@ def _check_like(q: Tensor, k: Tensor, v: Tensor) -> None:
     check_device(q, k=k, v=v)
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None, scale: float | None, dropout_p: float
-) -> float:
-    """Raises for arguments that don't fit; returns the scale."""
+def _check(q: Tensor, name: str, offsets: Tensor, bias: Tensor | None, scale: float | None, dropout_p: float) -> float:
+    """Raises for arguments that don't fit; returns the scale. name: of the argument that q is from."""
     if q.dim() not in (3, 4) or not q.is_floating_point():
-        raise DataError(f"must be floating-point [M, H, d] or [K, M, H, d], is {q.dtype} {list(q.shape)}", where="q")
-    _check_like(q, k, v)
+        raise DataError(f"must be floating-point [M, H, d] or [K, M, H, d], is {q.dtype} {list(q.shape)}", where=name)
     if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.numel() == 0:
         raise DataError(f"must be int64 [B + 1], is {offsets.dtype} {list(offsets.shape)}", where="offsets")
     if bias is not None and tuple(bias.shape[:-1]) not in (q.shape[-2:-1], (*q.shape[:-3], q.shape[-2])):
@@ -276,13 +255,16 @@ def _check(
     return float(scale)
 
 
-def _check_pairs(bias: Tensor | None, offsets: Tensor, q: Tensor, kernel: str) -> None:
+def _check_pairs(call: AttentionCall, constituents: int, kernel: str) -> None:
     """The part of `_check` that reads data, which tracing can't."""
+    bias = call.bias
     if bias is None:
         return
     if kernel == "cuda":
-        _cuda.check_pairs(bias, offsets, q.shape[-3])
-    elif bias.shape[-1] != (pairs := int(offsets.diff().square().sum())):
+        _cuda.check_pairs(bias, call.offsets, constituents)
+        return
+    pairs = int(call.offsets.diff().square().sum())
+    if bias.shape[-1] != pairs:
         raise DataError(f"must be [H, Σ n²] with Σ n² = {pairs}, is {list(bias.shape)}", where="bias")
 
 
@@ -295,139 +277,69 @@ def kernel_of(q: Tensor) -> str:
     return backend.choose("constituent_attention", q.device.type, unsupported, q.device.index)
 
 
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    """A [K, M, H, d] or [M, H, d] tensor as the CPU's binding takes it: address and strides of member, row and head."""
-    strides = x.stride()
-    return (x.data_ptr(), strides[0] if len(strides) == 4 else 0, strides[-3], strides[-2])
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _common(
-    q: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int
-) -> tuple[Any, ...]:
-    """The arguments that the CPU's two kernels share at their end, from bias on; bias float32 and contiguous."""
-    heads, d = q.shape[-2:]
-    members = q.shape[0] if q.dim() == 4 else 1
-    bias_members = 0 if bias is None else bias.shape[0] if bias.dim() == 3 else 1
-    return (
-        0 if bias is None else bias.data_ptr(),
-        offsets.data_ptr(),
-        (len(offsets) - 1, q.shape[-3], members, heads, d, bias_members),
-        DTYPE_CODES[q.dtype],
-        scale,
-        seed & 0xFFFFFFFFFFFFFFFF,
-        dropout_threshold(dropout_p),
-        torch.get_num_threads(),
-    )
-
-
-def _float_bias(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.to(torch.float32).contiguous()
-
-
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    seed: int | Tensor,
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
     """(out, lse), by a kernel or the reference."""
     kernel = kernel_of(q)
     if kernel == "reference":
-        out, lse = _reference(q, k, v, offsets, bias, scale, dropout_p, int(seed))
+        out, lse = reference_forward(q, k, v, call)
         return out, lse if q.dtype == torch.float64 else lse.float()
-    bias = _float_bias(bias)
-    if kernel == "cuda":
-        return _cuda.forward(q, k, v, offsets, bias, scale, dropout_p, seed)
-    q, k, v, offsets = _unit_stride(q), _unit_stride(k), _unit_stride(v), offsets.contiguous()
-    out = empty(q.shape, q.dtype)
-    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-    common = _common(q, offsets, bias, scale, dropout_p, int(seed))
-    try:
-        backend.cpu_module().constituent_attention_forward(
-            _rows(q), _rows(k), _rows(v), _rows(out), lse.data_ptr(), *common
-        )
-    except MemoryError:
-        raise _no_memory(offsets) from None
-    return out, lse
-
-
-def _no_memory(offsets: Tensor) -> ResourceError:
-    longest = int(offsets.diff().max())
-    hint = "use fewer threads (each has memory of its own), or keep the hardest constituents of a jet only"
-    return ResourceError(f"no memory for a jet of {longest} constituents", where="constituent_attention", hint=hint)
+    run = _cuda.forward if kernel == "cuda" else _cpu.forward
+    return run(q, k, v, _with_float_bias(call))
 
 
 def _backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    lse: Tensor,
-    scale: float,
-    dropout_p: float,
-    seed: int | Tensor,
-    joined: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and bias (empty without one), by a kernel or the reference.
-
-    joined: the first three may share memory, as slices of one tensor.
-    """
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, call: AttentionCall, grads: Sequence[Tensor]
+) -> Tensor | None:
+    """Writes the gradients of q, k and v to grads, by a kernel or the reference; returns that of the bias."""
     kernel = kernel_of(q)
     if kernel == "reference":
-        return _reference_backward(grad_out, q, k, v, offsets, bias, scale, dropout_p, int(seed))
-    wide_bias = _float_bias(bias)
-    if kernel == "cuda":
-        arguments = (grad_out, q, k, v, offsets, wide_bias, lse, scale, dropout_p, seed, joined)
-        dq, dk, dv, wide_dbias = _cuda.backward(*arguments)
-        return dq, dk, dv, wide_dbias if bias is None else wide_dbias.to(bias.dtype)
-    q, k, v, grad_out = _unit_stride(q), _unit_stride(k), _unit_stride(v), _unit_stride(grad_out)
-    offsets = offsets.contiguous()
-    dq, dk, dv = _joined.empty_slices(q) if joined else (empty(q.shape, q.dtype) for _ in range(3))
-    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
-    try:
-        backend.cpu_module().constituent_attention_backward(
-            _rows(grad_out),
-            _rows(q),
-            _rows(k),
-            _rows(v),
-            _rows(dq),
-            _rows(dk),
-            _rows(dv),
-            0 if bias is None else dbias.data_ptr(),
-            lse.data_ptr(),
-            *_common(q, offsets, wide_bias, scale, dropout_p, int(seed)),
-        )
-    except MemoryError:
-        raise _no_memory(offsets) from None
-    return dq, dk, dv, dbias if bias is None else dbias.to(bias.dtype)
+        *found, dbias = reference_backward(grad_out, q, k, v, call)
+        for grad, x in zip(grads, found, strict=True):
+            grad.copy_(x)
+        return dbias
+    run = _cuda.backward if kernel == "cuda" else _cpu.backward
+    dbias = run(grad_out, q, k, v, lse, _with_float_bias(call), grads)
+    return None if dbias is None or call.bias is None else dbias.to(call.bias.dtype)
+
+
+def _with_float_bias(call: AttentionCall) -> AttentionCall:
+    """The call as kernels take it, its bias float32 and contiguous."""
+    return call if call.bias is None else call._replace(bias=call.bias.to(torch.float32).contiguous())
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return empty(x.shape, x.dtype) if x.is_cpu else x.new_empty(x.shape)
 
 
 class _EagerAttention(torch.autograd.Function):
+    """What calls on tensors that nothing watches go through. inputs: q, k, v, or qkv."""
+
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        out, lse = _forward(*arguments)
-        q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, seed = arguments
+    def forward(
+        ctx: Any,
+        offsets: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        dropout_p: float,
+        seed: int | Tensor,
+        *inputs: Tensor,
+    ) -> Tensor:
+        q, k, v = _unpacked(inputs)
+        out, lse = _forward(q, k, v, AttentionCall(offsets, bias, scale, dropout_p, seed))
+        ctx.scale, ctx.dropout_p = scale, dropout_p
         ctx.seed = None if isinstance(seed, Tensor) else seed
-        ctx.save_for_backward(q, k, v, offsets, bias, lse, seed if ctx.seed is None else None)
+        ctx.save_for_backward(offsets, bias, seed if ctx.seed is None else None, lse, *inputs)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, offsets, bias, lse, seed = ctx.saved_tensors
-        seed = ctx.seed if seed is None else seed
-        grads = _backward(grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, seed, True)
-        return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
+        offsets, bias, seed, lse, *inputs = ctx.saved_tensors
+        call = AttentionCall(offsets, bias, ctx.scale, ctx.dropout_p, ctx.seed if seed is None else seed)
+        grads = [_empty_like(x) for x in inputs]
+        q, k, v = _unpacked(inputs)
+        dbias = _backward(grad_out, q, k, v, lse, call, _unpacked(grads))
+        return None, dbias, None, None, None, *grads
 
 
 # The seed of the registered ops is a tensor (none without dropout), so that compiled code takes another one every step.
@@ -435,14 +347,19 @@ class _EagerAttention(torch.autograd.Function):
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, k, v, offsets, bias, scale, dropout_p, seed = arguments
-    _check(q, k, v, offsets, bias, scale, dropout_p)
-    _check_pairs(bias, offsets, q, kernel_of(q))
-    return _forward(q, k, v, offsets, bias, scale, dropout_p, 0 if seed is None else seed)
+    _check(q, "q", offsets, bias, scale, dropout_p)
+    _check_like(q, k, v)
+    call = AttentionCall(offsets, bias, scale, dropout_p, 0 if seed is None else seed)
+    _check_pairs(call, q.shape[-3], kernel_of(q))
+    return _forward(q, k, v, call)
 
 
-def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
     grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, seed = arguments
-    return _backward(grad_out, q, k, v, offsets, bias, lse, scale, dropout_p, 0 if seed is None else seed)
+    call = AttentionCall(offsets, bias, scale, dropout_p, 0 if seed is None else seed)
+    grads = [_empty_like(x) for x in (q, k, v)]
+    dbias = _backward(grad_out, q, k, v, lse, call, grads)
+    return *grads, q.new_empty(0) if dbias is None else dbias
 
 
 def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

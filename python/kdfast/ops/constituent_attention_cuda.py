@@ -1,5 +1,6 @@
 """How constituent_attention calls its CUDA kernels."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kdfast.errors import DataError
-from kdfast.ops import _joined, backend, gpu
+from kdfast.ops import backend, gpu
 from kdfast.ops.arrays import DTYPE_CODES
+from kdfast.ops.constituent_attention_reference import AttentionCall
 from kdfast.ops.philox import dropout_threshold
 
 __all__ = ["backward", "check_pairs", "forward", "look", "make_plan"]
@@ -78,54 +80,43 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(0 if i >= x.dim() or x.shape[-1 - i] == 1 else x.stride(-1 - i) for x in tensors for i in (3, 2, 1))
 
 
-def _scalars(
-    q: Tensor, offsets: Tensor, bias: Tensor | None, scale: float, dropout_p: float, seed: int | Tensor
-) -> tuple[tuple[int, ...], int, float, int, int]:
+def _scalars(q: Tensor, call: AttentionCall) -> tuple[tuple[int, ...], int, float, int, int]:
     """The arguments that both directions share at their end."""
     heads, d = q.shape[-2:]
+    bias = call.bias
     bias_members, pairs = (1, 0) if bias is None else (bias.shape[0] if bias.dim() == 3 else 1, bias.shape[-1])
     return (
-        (len(offsets) - 1, q.shape[-3], q.shape[0] if q.dim() == 4 else 1, heads, d, bias_members, pairs),
+        (len(call.offsets) - 1, q.shape[-3], q.shape[0] if q.dim() == 4 else 1, heads, d, bias_members, pairs),
         DTYPE_CODES[q.dtype],
-        scale,
-        0 if isinstance(seed, Tensor) else seed & 0xFFFFFFFFFFFFFFFF,
-        dropout_threshold(dropout_p),
+        call.scale,
+        0 if isinstance(call.seed, Tensor) else call.seed & 0xFFFFFFFFFFFFFFFF,
+        dropout_threshold(call.dropout_p),
     )
 
 
-def _on_device(seed: int | Tensor, q: Tensor) -> int | Tensor:
-    """A seed that is a tensor where the kernels read it; compiled code makes its own on the CPU."""
-    return seed.to(q.device) if isinstance(seed, Tensor) else seed
+def _seed_on_device(call: AttentionCall, q: Tensor) -> Tensor | None:
+    """A seed that is a tensor, where the kernels read it; compiled code makes its own on the CPU."""
+    return call.seed.to(q.device) if isinstance(call.seed, Tensor) else None
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    seed: int | Tensor,
-    plan: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(out, lse). bias: float32 and contiguous. A seed that is a tensor is read by the kernels, on the device.
+def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, plan: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(out, lse). The call's bias is float32 and contiguous; a seed that is a tensor is read on the device.
 
     plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked.
     """
     if plan is None:
-        look(offsets, q.shape[-3])
-        plan, _ = make_plan(offsets, q.shape[-3], bias)
-    q, k, v, seed = _aligned(q), _aligned(k), _aligned(v), _on_device(seed, q)
+        look(call.offsets, q.shape[-3])
+        plan, _ = make_plan(call.offsets, q.shape[-3], call.bias)
+    q, k, v = (_aligned(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
     if out.numel() > 0:
         gpu.call(
             "constituent_attention",
-            (q, k, v, bias, plan, seed if isinstance(seed, Tensor) else None),
+            (q, k, v, call.bias, plan, _seed_on_device(call, q)),
             (out, lse),
             _strides(q, k, v, out),
-            *_scalars(q, offsets, bias, scale, dropout_p, seed),
+            *_scalars(q, call),
         )
     return out, lse
 
@@ -135,29 +126,25 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
     lse: Tensor,
-    scale: float,
-    dropout_p: float,
-    seed: int | Tensor,
-    joined: bool,
+    call: AttentionCall,
+    grads: Sequence[Tensor],
     plan: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, which may share memory if joined, and bias (float32; empty without one)."""
-    plan = make_plan(offsets, q.shape[-3], bias)[0] if plan is None else plan
-    dq, dk, dv = _joined.empty_slices(q) if joined else (q.new_empty(q.shape) for _ in range(3))
+) -> Tensor | None:
+    """Writes the gradients of q, k and v to grads; returns that of the bias, float32."""
+    if plan is None:
+        plan, _ = make_plan(call.offsets, q.shape[-3], call.bias)
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
-    seed = _on_device(seed, q)
-    dbias = q.new_empty(0) if bias is None else torch.empty_like(bias)
+    dbias = None if call.bias is None else torch.empty_like(call.bias)
     if q.numel() > 0:
         heads, members = q.shape[-2], q.shape[0] if q.dim() == 4 else 1
         size = backend.cuda_module().constituent_attention_workspace_bytes(q.shape[-3], members, heads)
+        workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         gpu.call(
             "constituent_attention_backward",
-            (grad_out, q, k, v, bias, lse, plan, seed if isinstance(seed, Tensor) else None),
-            (dq, dk, dv, None if bias is None else dbias, torch.empty(size, dtype=torch.uint8, device=q.device)),
-            _strides(grad_out, q, k, v, dq, dk, dv),
-            *_scalars(q, offsets, bias, scale, dropout_p, seed),
+            (grad_out, q, k, v, call.bias, lse, plan, _seed_on_device(call, q)),
+            (*grads, dbias, workspace),
+            _strides(grad_out, q, k, v, *grads),
+            *_scalars(q, call),
         )
-    return dq, dk, dv, dbias
+    return dbias

@@ -9,37 +9,36 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdfast.ops import _joined
 from kdfast.ops import constituent_attention_cuda as _cuda
-from kdfast.ops.constituent_attention import constituent_attention, kernel_of
+from kdfast.ops.constituent_attention import constituent_attention_qkvpacked, kernel_of
+from kdfast.ops.constituent_attention_reference import AttentionCall
 from kdfast.ops.packed_rows import Dropout, PackedRows
 
 __all__ = ["attention_plan", "packed_attention", "packed_attention_reference"]
 
 
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None = None, plan: Tensor | None = None
+    qkv: Tensor, rows: PackedRows, dropout: Dropout | None = None, plan: Tensor | None = None
 ) -> Tensor:
-    """Like q: attention within each jet, as constituent_attention has it, zeros in the padding. Differentiable.
+    """[K, M, H, d]: attention within each jet, as constituent_attention_qkvpacked has it, zeros in the padding.
 
-    q, k, v: [K, M, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for this call.
+    qkv: [K, M, 3, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for this call.
     """
-    if not _takes_kernel(q):
-        return packed_attention_reference(q, k, v, rows, dropout)
-    _joined.watch(q, k, v)
-    return _PackedAttention.apply(q, k, v, rows, dropout, _make_plan(rows) if plan is None else plan)
+    if not _takes_kernel(qkv):
+        return packed_attention_reference(qkv, rows, dropout)
+    return _PackedAttention.apply(qkv, rows, dropout, _make_plan(rows) if plan is None else plan)
 
 
-def attention_plan(q: Tensor, rows: PackedRows) -> Tensor | None:
-    """The kernels' list of work for calls with such q and these rows, as they are now; None where no kernel runs.
+def attention_plan(qkv: Tensor, rows: PackedRows) -> Tensor | None:
+    """The kernels' list of work for calls with such qkv and these rows, as they are now; None where no kernel runs.
 
     It serves all layers of a step, forward and backward. A captured step makes its own, anew at each replay.
     """
-    return _make_plan(rows) if _takes_kernel(q) else None
+    return _make_plan(rows) if _takes_kernel(qkv) else None
 
 
-def _takes_kernel(q: Tensor) -> bool:
-    return q.numel() > 0 and kernel_of(q) == "cuda"
+def _takes_kernel(qkv: Tensor) -> bool:
+    return qkv.numel() > 0 and kernel_of(qkv) == "cuda"
 
 
 def _make_plan(rows: PackedRows) -> Tensor:
@@ -48,30 +47,28 @@ def _make_plan(rows: PackedRows) -> Tensor:
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None, plan: Tensor
-    ) -> Tensor:
-        ctx.rows, ctx.scale, ctx.plan = rows, q.shape[-1] ** -0.5, plan
-        ctx.p, ctx.seed = (0.0, 0) if dropout is None else dropout
-        out, lse = _cuda.forward(q, k, v, rows.offsets, None, ctx.scale, ctx.p, ctx.seed, plan)
-        ctx.save_for_backward(q, k, v, lse)
+    def forward(ctx: Any, qkv: Tensor, rows: PackedRows, dropout: Dropout | None, plan: Tensor) -> Tensor:
+        p, seed = (0.0, 0) if dropout is None else dropout
+        ctx.call = AttentionCall(rows.offsets, None, qkv.shape[-1] ** -0.5, p, seed)
+        ctx.plan = plan
+        q, k, v = qkv.unbind(-3)
+        out, lse = _cuda.forward(q, k, v, ctx.call, plan)
+        ctx.save_for_backward(qkv, lse)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, lse = ctx.saved_tensors
-        rest = (ctx.rows.offsets, None, lse, ctx.scale, ctx.p, ctx.seed, True, ctx.plan)
-        dq, dk, dv, _ = _cuda.backward(grad_out, q, k, v, *rest)
-        return dq, dk, dv, None, None, None
+        qkv, lse = ctx.saved_tensors
+        q, k, v = qkv.unbind(-3)
+        grad = qkv.new_empty(qkv.shape)
+        _cuda.backward(grad_out, q, k, v, lse, ctx.call, grad.unbind(-3), ctx.plan)
+        return grad, None, None, None
 
 
-def packed_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, dropout: Dropout | None = None
-) -> Tensor:
+def packed_attention_reference(qkv: Tensor, rows: PackedRows, dropout: Dropout | None = None) -> Tensor:
     """The specification, in any floating dtype."""
     count = int(rows.count)
     p, seed = (0.0, 0) if dropout is None else dropout
-    q, k, v = q[:, :count], k[:, :count], v[:, :count]
-    out = constituent_attention(q, k, v, rows.offsets, dropout_p=p, seed=seed)
+    out = constituent_attention_qkvpacked(qkv[:, :count], rows.offsets, dropout_p=p, seed=seed)
     return F.pad(out, (0, 0, 0, 0, 0, len(rows.jet) - count))
