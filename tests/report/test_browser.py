@@ -189,7 +189,7 @@ def test_figures_have_names_for_screen_readers(shown):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_of_two_studies(browser, store, tmp_path, width):
-    """The study beside itself."""
+    """The study compared with itself."""
     path = tmp_path / "comparison.html"
     path.write_bytes(comparison_files(compare(store, store))["comparison.html"])
     at_width(browser, width)
@@ -198,7 +198,7 @@ def test_the_page_of_two_studies(browser, store, tmp_path, width):
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert len(browser.find_elements("css selector", "figure svg")) == 1
-    table = "configurations-table"
+    table = "differences-table"
     heads(browser, table)[2].find_element("css selector", "button").click()
     values = [float(value) for value in column(browser, table, 2)]
     assert len(values) > 2

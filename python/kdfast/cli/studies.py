@@ -90,7 +90,7 @@ def verify(
 def report(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, finished or not.")],
     other: Annotated[
-        Path | None, typer.Argument(metavar="OTHER", help="A second study, to put beside the first.")
+        Path | None, typer.Argument(metavar="OTHER", help="A second study, to compare with the first.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -100,8 +100,8 @@ def report(
 ) -> None:
     """Write a study's report anew from its stored results: tables, texts, report.json, page, figures and models.
 
-    What is not there yet is left out, and named in the texts with the reason. With two studies: their differences, run
-    by run and jet by jet where they share runs and test jets.
+    What is not there yet is left out, and named in the texts with the reason. With two studies: a
+    table of paired differences of the runs that both have.
 
     \b
     Examples:

@@ -62,16 +62,33 @@ def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
 
 
 def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[str, Path]:
-    """Writes two studies side by side into the folder out: comparison.txt, comparison.json (the StudyComparison of
-    two_studies.py), comparison.html and figures/differences.pdf and .png; returns the files by name. Raises StudyError
-    as `write` does."""
+    """Write the paired differences of two studies.
+
+    Parameters
+    ----------
+    first, second : StudyStore
+        Differences are second minus first.
+    out : Path
+        Folder for comparison.txt, comparison.html, comparison.json (`StudyComparison` of two_studies.py) and
+        figures/differences.pdf and .png.
+
+    Returns
+    -------
+    dict of str to Path
+        The files by name.
+
+    Raises
+    ------
+    StudyError
+        As `write` does.
+    """
     from kdfast.report.page import comparison_files
-    from kdfast.report.texts.comparison import comparison_text
     from kdfast.report.two_studies import compare
 
     comparison = compare(first, second)
-    texts = {"comparison.txt": comparison_text(comparison), "comparison.json": comparison.model_dump_json(indent=1)}
-    return _write(out, {name: text.encode() for name, text in texts.items()} | comparison_files(comparison))
+    return _write(
+        out, {"comparison.json": comparison.model_dump_json(indent=1).encode()} | comparison_files(comparison)
+    )
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:

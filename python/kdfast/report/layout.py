@@ -8,6 +8,7 @@ from kdfast.report.schema import Analysis, Comparison, Estimate, MetricSummary, 
 
 __all__ = [
     "ADJUSTED_MEANS",
+    "FILTERS",
     "STRATEGY_NAMES",
     "WIDTH",
     "WISHES",
@@ -16,9 +17,12 @@ __all__ = [
     "best_student",
     "columns",
     "counted",
+    "ends",
+    "fixed",
     "interval",
     "means_are_adjusted",
     "p_text",
+    "p_value",
     "percent",
     "rejection",
     "section",
@@ -31,6 +35,9 @@ __all__ = [
 ]
 
 WIDTH = 100
+
+# What templates may use as filters.
+FILTERS = ("at_least", "ends", "fixed", "interval", "p_text", "p_value", "percent", "with_error", "wrapped")
 
 STRATEGY_NAMES = {
     "baseline": "Constant (baseline)",
@@ -57,7 +64,7 @@ ADJUSTED_MEANS = (
 
 
 def title(*lines: str) -> str:
-    return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH, ""])
+    return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH, "", ""])
 
 
 def section(heading: str, lines: Iterable[str]) -> str:
@@ -85,7 +92,7 @@ def wrapped(text: str, first: str = "  ", rest: str | None = None) -> str:
     import textwrap
 
     indent = " " * len(first) if rest is None else rest
-    bound = text.replace(" %", "\u00a0%")  # a number and its % stay on one line
+    bound = " ".join(text.split()).replace(" %", "\u00a0%")  # a number and its % stay on one line
     filled = textwrap.fill(
         bound, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
@@ -93,6 +100,24 @@ def wrapped(text: str, first: str = "  ", rest: str | None = None) -> str:
 
 
 # ---- numbers
+
+
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def ends(estimate: Estimate, digits: int, sign: str = "") -> str:
+    """ "+0.0012 [-0.0003, +0.0027]", as far as known."""
+    text = fixed(estimate.value, digits, sign)
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{estimate.low:{sign}.{digits}f}, {estimate.high:{sign}.{digits}f}]"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def auc(value: float | None) -> str:

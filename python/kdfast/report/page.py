@@ -6,11 +6,9 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tomli_w
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdfast.errors import ConfigError
@@ -18,6 +16,7 @@ from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.layout import ADJUSTED_MEANS, WISHES, counted, means_are_adjusted, student_chosen_on
+from kdfast.report.rendering import TEMPLATES, environment, text_of
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
 from kdfast.store.settings import StudySettings
@@ -25,7 +24,6 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["comparison_files", "page", "page_files"]
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _GROUPS = {
     "temp_init": ("By initial temperature", "Initial T"),
     "alpha_init": ("By initial α", "Initial α"),
@@ -111,7 +109,7 @@ def _added(analysis: Analysis) -> list[str]:
 
 
 def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
-    """By name: comparison.html, and where there are differences with errors their figure as .pdf and .png."""
+    """By name: comparison.txt, comparison.html, and the figure of the differences as .pdf and .png."""
     files: dict[str, bytes] = {}
     inline = []
     with figure_style():
@@ -119,54 +117,24 @@ def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
             kinds = exports(drawing)
             inline.append((drawing, Markup(kinds.pop("svg").decode())))
             files |= {f"figures/{drawing.name}.{kind}": content for kind, content in kinds.items()}
-    first, second = comparison.names
-    shared = comparison.shared_test
-    html = _rendered(
-        "comparison.html",
-        first=first,
-        second=second,
-        shared=shared,
-        how=_how(comparison),
-        findings=comparison.findings,
-        reasons=comparison.reasons,
-        networks=[row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None],
-        best=list(zip(comparison.names, comparison.best, strict=True)),
-        figures=inline,
-        configurations=comparison.configurations,
-        settings=comparison.settings,
-        alone=[(first, comparison.only_first), (second, comparison.only_second)],
-        sub_b=Markup("<sub>B</sub>"),
-    )
+    files["comparison.txt"] = text_of("comparison.txt.j2", c=comparison).encode()
+    html = _rendered("comparison.html", c=comparison, figures=inline)
     return files | {"comparison.html": html.encode()}
 
 
-def _how(comparison: StudyComparison) -> str:
-    if comparison.shared_test:
-        return "Differences are paired jet by jet."
-    compared = [row for row in (comparison.teacher, comparison.baseline, comparison.mean) if row is not None]
-    if any(row.auc.comparison for row in compared):
-        return "The studies' own test jets, as if independent."
-    return "Without scores per jet there are no errors."
-
-
 def _rendered(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(template).render(
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        number=_number,
-        decimals=_decimals,
-        difference=_difference,
-        p_cell=_p_cell,
-        mark=_mark,
-        counted=counted,
-        **values,
+    return (
+        environment(html=True)
+        .get_template(template)
+        .render(
+            css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+            number=_number,
+            decimals=_decimals,
+            difference=_difference,
+            mark=_mark,
+            **values,
+        )
     )
 
 

@@ -1,146 +1,107 @@
-"""Two studies side by side: differences of the runs that both have, on the test jets that both have.
+"""Two studies: a table of differences of the runs that both have, with intervals.
 
-A run's difference, second minus first, is treated like a run of one study: its covariance with all others over samples
-of test jets is known from the scores, and what differs from seed to seed enters by the two-way model (comparisons.py).
-On shared test jets both scores of a jet go into one difference, so that most of the jets' fluctuation cancels; on other
-jets the two studies fluctuate independently. Without scores per jet there are differences and no errors.
+On shared test jets both scores of a jet enter one difference, so that most of the jets' fluctuation cancels. Where no
+jets are shared, or scores per jet are missing, there are differences and no intervals.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.files import as_text
 from kdfast.metrics import background_rejection
-from kdfast.report.analysis import analyse
 from kdfast.report.comparisons import configurations, holm
-from kdfast.report.findings import is_supported, versus
-from kdfast.report.fitting import Contrast, fit
-from kdfast.report.layout import counted
 from kdfast.report.pairing import Pairing, RunKey, pair_studies
-from kdfast.report.records import comparison_of, jet_counts
+from kdfast.report.records import estimate_of, jet_counts
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
-from kdfast.report.schema import Comparison, Finding, Jets, Metric, Network, Record
+from kdfast.report.schema import Estimate, Jets, Metric, Record
 from kdfast.store.identity import differing, shown_setting
 from kdfast.store.store import StudyStore
 
-__all__ = ["Beside", "DifferingSetting", "PairedMetric", "StudyComparison", "compare"]
+__all__ = ["PairedMetric", "PairedRow", "StudyComparison", "compare"]
 
 Floats = NDArray[np.float64]
 
-# Metrics by the names of stored results.
-_METRICS: dict[Metric, str] = {"auc": "auc", "rejection": "bkg_rej_50"}
+# Settings that decide no result but say which runs there are.
+_PLANNED = ("seeds", "grid")
 
 # Longer lists among the settings are counted, and their first items shown.
 _LISTED = 6
 
 
-class DifferingSetting(Record):
-    """A setting in which the studies differ; null: one does not have it."""
-
-    name: str
-    first: str | None
-    second: str | None
-
-
 class PairedMetric(Record):
-    """A metric of the same network or configuration in two studies."""
+    """A metric of the same network or configuration in two studies, means over seeds (geometric for rejections)."""
 
     first: float
     second: float
-    limits: tuple[bool, bool] = (False, False)
-    """Whether the first, the second is a lower limit: no background survives in one of its runs."""
-    comparison: Comparison | None
-    """Second minus first; p_holm over all configurations. Null where errors can't be had: no scores per jet, or no
-    background that survives."""
+    change: Estimate
+    """AUC: second minus first. Rejection: second over first. Without an interval where no test jets are shared."""
+    p_holm: float | None
+    """Of no change, adjusted over the configurations (Holm)."""
 
 
-class Beside(Record):
-    """A network, or the mean of a configuration's runs, in both studies."""
+class PairedRow(Record):
+    """A network, a configuration, or the mean of the configurations, in both studies."""
 
-    label: str
-    runs: int
-    """Seeds that both have."""
-    configurations: int
-    """Number that it is the mean of; 1 but for the mean of several."""
+    kind: Literal["teacher", "baseline", "mean", "student"]
+    name: str
+    seeds: int
+    """Number of seeds that both have."""
     auc: PairedMetric
     rejection: PairedMetric | None
-    """At 50 % signal efficiency; null where a study does not give it."""
-
-    def comparison(self, metric: Metric) -> Comparison | None:
-        """The tested difference of a metric; None where there is none."""
-        paired = self.auc if metric == "auc" else self.rejection
-        return None if paired is None else paired.comparison
+    """At 50 % signal efficiency; null where a study does not give it, or a run's is a lower limit."""
 
 
 class StudyComparison(Record):
-    """All of a comparison of two studies."""
+    """The comparison of two studies."""
 
     names: tuple[str, str]
-    """Of the studies' folders, with as many of those above them as it takes to tell them apart."""
-    test: tuple[Jets | None, Jets | None]
+    """The studies' folders, with as many parent folders as it takes to distinguish them."""
     shared_test: Jets | None
-    """The test jets on which differences are measured jet by jet; null: each study's own, as if independent."""
+    """The test jets on which differences are paired; null: there are none."""
+    rows: list[PairedRow]
+    """Teacher, baseline, mean of the configurations, then the configurations by the change of AUC."""
+    settings: list[tuple[str, str | None, str | None]]
+    """Settings that differ, in the first and in the second study; null: one does not have it."""
     reasons: list[str]
-    """What can't be paired, and why."""
-    settings: list[DifferingSetting]
-    best: tuple[list[Network], list[Network]]
-    """Teacher, baseline and best student of each, on its own test jets."""
-    teacher: Beside | None
-    baseline: Beside | None
-    """Mean over the shared seeds."""
-    mean: Beside | None
-    """Mean over the shared configurations; where they do not share all seeds, over the largest set of them that shares
-    some."""
-    configurations: list[Beside]
-    """The highest difference of AUC first."""
-    only_first: list[str]
-    only_second: list[str]
-    """Runs, "name, seed N"."""
-    findings: list[Finding]
+    """What can't be compared, and why."""
 
 
 def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
-    """Everything about two studies side by side. Raises StudyError for a damaged one; what they do not share is said in
-    `reasons`."""
+    """Compare the runs that two studies share.
+
+    Raises
+    ------
+    StudyError
+        For a damaged study. What can't be compared is named in `reasons`.
+    """
+    stores = (first, second)
     pairing = pair_studies(first, second)
-    analyses = analyse(first), analyse(second)
-    pairs = _pairs((first, second), pairing)
     names = _names(first.path, second.path)
-    teacher = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "teacher"], "Teacher")
-    baseline = _mean(pairs, [k for k, key in enumerate(pairs.keys) if key.kind == "baseline"], "Baseline")
-    students = [k for k, key in enumerate(pairs.keys) if key.kind == "student"]
-    mean = _mean(pairs, students, "Mean of {} configurations")
-    rows = _configurations(pairs, students)
-    whole = all("decisive" in store.provenance for store in (first, second))  # not so of imported studies
-    here, there = (store.provenance["decisive"] if whole else store.settings for store in (first, second))
-    # what decides no result but says which runs there are
-    asked, also = ({key: store.settings.get(key) for key in ("seeds", "grid")} for store in (first, second))
+    pairs = _measured(pairing) if pairing.runs else _as_stored(stores, pairing.shared)
+    rows = [row for kind in ("teacher", "baseline") for row in _rows(pairs, kind)]
+    rows += _mean(pairs)
+    rows += sorted(_rows(pairs, "student"), key=lambda row: -row.auc.change.value)
+    reasons = [*pairing.reasons, *_limits(pairs)]
+    for name, runs in zip(names, (pairing.only_first, pairing.only_second), strict=True):
+        if runs:
+            few = ", ".join(f"{key.name} (seed {key.seed})" for key in runs[:3])
+            more = ", …" if len(runs) > 3 else ""
+            reasons.append(f"Only in {name}: {len(runs)} runs ({few}{more}).")
+    paired = len(pairing.index) > 0
     return StudyComparison(
         names=names,
-        test=(analyses[0].study.test, analyses[1].study.test),
-        shared_test=jet_counts(pairing.labels, np.asarray(pairing.weights, np.float64)) if pairing.runs else None,
-        reasons=[*pairing.reasons, *_reasons(pairs, pairing)],
-        settings=[
-            DifferingSetting(name=name, first=_setting(old), second=_setting(new))
-            for name, old, new in (*differing(here, there), *(differing(asked, also) if whole else ()))
-        ],
-        best=(analyses[0].networks, analyses[1].networks),
-        teacher=teacher,
-        baseline=baseline,
-        mean=mean,
-        configurations=rows,
-        only_first=[f"{key.name}, seed {key.seed}" for key in pairing.only_first],
-        only_second=[f"{key.name}, seed {key.seed}" for key in pairing.only_second],
-        findings=_findings(names, {"teacher": teacher, "baseline": baseline}, mean, rows),
+        shared_test=jet_counts(pairing.labels, np.asarray(pairing.weights, np.float64)) if paired else None,
+        rows=rows,
+        settings=_settings(stores),
+        reasons=reasons,
     )
 
 
@@ -150,270 +111,151 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return as_text(Path(*one[-length:])), as_text(Path(*other[-length:]))
 
 
-def _setting(value: Any) -> str | None:
+def _settings(stores: Sequence[StudyStore]) -> list[tuple[str, str | None, str | None]]:
+    whole = all("decisive" in store.provenance for store in stores)  # not so of imported studies
+    here, there = (store.provenance["decisive"] if whole else store.settings for store in stores)
+    found = list(differing(here, there))
+    if whole:
+        planned = ({key: store.settings.get(key) for key in _PLANNED} for store in stores)
+        found += differing(*planned)
+    return [(name, _shown(old), _shown(new)) for name, old, new in found]
+
+
+def _shown(value: Any) -> str | None:
     if isinstance(value, list | tuple) and len(value) > _LISTED:
         return f"{len(value)}: {', '.join(map(str, value[:3]))}, …"
     return None if value is None else shown_setting(value)
 
 
-def _reasons(pairs: _Pairs, pairing: Pairing) -> Iterator[str]:
-    """What else can't be compared."""
-    here, there = (
-        {(key.name, key.seed) for key in (*pairing.shared, *alone) if key.kind == "student"}
-        for alone in (pairing.only_first, pairing.only_second)
-    )
-    if not here & there and (names := {name for name, _ in here} & {name for name, _ in there}):
-        seeds = [", ".join(map(str, sorted({s for name, s in runs if name in names}))) for runs in (here, there)]
-        verb = "is" if len(names) == 1 else "are"
-        yield (
-            f"{counted(len(names), 'configuration')} {verb} in both studies, but with other seeds ({seeds[0]} in the "
-            f"first, {seeds[1]} in the second): runs are compared where name and seed are the same."
-        )
-    limited = sorted(
-        {key.name for key, limit in zip(pairs.keys, pairs.limits[0] | pairs.limits[1], strict=True) if limit}
-    )
-    if limited:
-        more = f" and {len(limited) - 3} more" if len(limited) > 3 else ""
-        yield (
-            f"No background jet survives at 50 % in a run of {', '.join(limited[:3])}{more}: rejections there are "
-            "lower limits, marked '>', and neither they nor means that hold one are compared."
-        )
-
-
-# ---- runs that both have
+# ---- numbers of both studies
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """K runs of both studies. first, second: values [K] by metric, NaN where it is not given. factor: of their
-    differences, [K, M] by metric; none where there are no errors. limits [2, K]: the rejection is a lower limit in the
-    first, in the second study."""
+    """K runs in both studies. values: by metric [2, K], AUC and ln of the rejection (NaN: none, or a lower limit).
+    factor: by metric [K, M], of the differences over samples of test jets; None: not known. limited [K]: a rejection
+    is a lower limit in one of the studies."""
 
     keys: Sequence[RunKey]
-    first: Mapping[Metric, Floats]
-    second: Mapping[Metric, Floats]
-    factor: Mapping[Metric, Floats] | None
-    limits: NDArray[np.bool_]
-
-    def difference(self, metric: Metric, rows: Sequence[int]) -> Estimates | None:
-        if self.factor is None:
-            return None
-        return Estimates((self.second[metric] - self.first[metric])[rows], self.factor[metric][rows])
-
-    def limited(self, metric: Metric, rows: Sequence[int]) -> tuple[bool, bool]:
-        """Whether a mean over these rows is a lower limit, in each study."""
-        if metric != "rejection":
-            return False, False
-        return bool(self.limits[0, rows].any()), bool(self.limits[1, rows].any())
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Networks' metrics on one set of jets: values [K] and factors [K, M] by metric; limits [K]."""
-
     values: Mapping[Metric, Floats]
-    factor: Mapping[Metric, Floats]
-    limits: NDArray[np.bool_]
-
-    def rows(self, part: slice) -> _Measured:
-        return _Measured(
-            {metric: values[part] for metric, values in self.values.items()},
-            {metric: factor[part] for metric, factor in self.factor.items()},
-            self.limits[part],
-        )
+    factor: Mapping[Metric, Floats] | None
+    limited: NDArray[np.bool_]
 
 
-def _measured(jets: Mapping[str, NDArray[Any]], scores: Sequence[NDArray[Any]]) -> _Measured:
-    labels, weights = np.asarray(jets["labels"], np.int64), np.asarray(jets["weights"], np.float64)
-    matrix = np.asarray(scores, np.float64)
-    auc = auc_estimates(labels, matrix, weights)
-    log_rejection = rejection_estimates(labels, matrix, weights, points=(50,))[50]
-    rejection = np.exp(log_rejection.values)
-    return _Measured(
-        {"auc": auc.values, "rejection": rejection},
-        {"auc": auc.factor, "rejection": log_rejection.factor * rejection[:, None]},
-        np.array([background_rejection(labels, row, 0.5, weights).is_lower_limit for row in matrix]),
+def _measured(pairing: Pairing, replicates: int | None = None) -> _Pairs:
+    """Of the paired runs, on the shared test jets."""
+    labels, weights = np.asarray(pairing.labels, np.int64), np.asarray(pairing.weights, np.float64)
+    runs = pairing.runs
+    scores = np.array([run.first for run in runs] + [run.second for run in runs], np.float64)
+    estimates: dict[Metric, Estimates] = {
+        "auc": auc_estimates(labels, scores, weights),
+        "rejection": rejection_estimates(labels, scores, weights, points=(50,), replicates=replicates)[50],
+    }
+    limits = [background_rejection(labels, row, 0.5, weights).is_lower_limit for row in scores]
+    return _Pairs(
+        keys=[run.key for run in runs],
+        values={metric: found.values.reshape(2, -1) for metric, found in estimates.items()},
+        factor={metric: found.factor[len(runs) :] - found.factor[: len(runs)] for metric, found in estimates.items()},
+        limited=np.reshape(limits, (2, -1)).any(axis=0),
     )
 
 
-def _pairs(stores: tuple[StudyStore, StudyStore], pairing: Pairing) -> _Pairs:
+def _as_stored(stores: Sequence[StudyStore], shared: Sequence[RunKey]) -> _Pairs:
+    """Of the shared runs, each on its own study's test jets: without errors."""
     stored = [{RunKey(r.kind, r.name, r.seed): r for r in store.results()} for store in stores]
-    scored = pairing.scored
-    if pairing.runs:  # on the same jets
-        jets = {"labels": pairing.labels, "weights": pairing.weights}
-        parts = zip(stored, pairing.positions, strict=True)
-        scores = [found[key].arrays["scores_test"][part] for found, part in parts for key in scored]
-        both = _measured(jets, scores)
-        one, other = both.rows(slice(len(scored))), both.rows(slice(len(scored), None))
-        factor = {metric: other.factor[metric] - one.factor[metric] for metric in _METRICS}
-    elif scored:  # on independent ones
-        one, other = (
-            _measured(store.shared("test"), [found[key].arrays["scores_test"] for key in scored])
-            for store, found in zip(stores, stored, strict=True)
-        )
-        factor = {metric: np.hstack([-one.factor[metric], other.factor[metric]]) for metric in _METRICS}
-    else:
-        keys = [
-            key
-            for key in pairing.shared
-            if not all(found[key].has_scores for found in stored)  # else they can't be used
-            and all(math.isfinite(found[key].metrics.get("auc", math.nan)) for found in stored)
-        ]
-        first, second = (
-            {
-                metric: np.array([found[key].metrics.get(name, math.nan) for key in keys], np.float64)
-                for metric, name in _METRICS.items()
-            }
-            for found in stored
-        )
-        limits = np.array([[found[key].metrics.get("n_bkg_50") == 0 for key in keys] for found in stored], bool)
-        return _Pairs(keys, first, second, None, limits)
-    return _Pairs(scored, one.values, other.values, factor, np.stack([one.limits, other.limits]))
+    keys = [key for key in shared if all(np.isfinite(runs[key].metrics.get("auc", np.nan)) for runs in stored)]
+
+    def metric(name: str) -> Floats:
+        return np.array([[runs[key].metrics.get(name, np.nan) for key in keys] for runs in stored], np.float64)
+
+    values: dict[Metric, Floats] = {"auc": metric("auc"), "rejection": np.log(metric("bkg_rej_50"))}
+    return _Pairs(keys, values, None, (metric("n_bkg_50") == 0).any(axis=0))
 
 
-# ---- differences
-
-
-def _block(keys: Sequence[RunKey]) -> set[RunKey]:
-    """The largest set of runs in which each configuration has each seed, so that no seed's luck counts for some of
-    them alone. All runs where no seed has two configurations and no configuration two seeds."""
-    seeds: dict[int, set[str]] = {}
-    for key in keys:
-        seeds.setdefault(key.seed, set()).add(key.name)
-    best: list[RunKey] = []
-    usual = sorted(seeds, key=lambda seed: -len(seeds[seed]))
-    for number in range(1, len(usual) + 1):
-        names = set.intersection(*(seeds[seed] for seed in usual[:number]))
-        block = [key for key in keys if key.name in names and key.seed in usual[:number]]
-        best = max(best, block, key=len)
-    return set(best if len(best) > 1 else keys)
-
-
-def _mean(pairs: _Pairs, rows: Sequence[int], label: str) -> Beside | None:
-    """Mean over runs, of the largest block of configurations and seeds; {} in the label: the configurations' number."""
-    if not rows:
-        return None
-    block = _block([pairs.keys[k] for k in rows])
-    rows = [k for k in rows if pairs.keys[k] in block]
-    names, seeds = {key.name for key in block}, sorted({key.seed for key in block})
-    by_seed = np.array([[pairs.keys[k].seed == seed for k in rows] for seed in seeds], np.float64)
-    averaging = by_seed / by_seed.sum(axis=1, keepdims=True)  # [seeds, rows]
-
-    def contrast(difference: Estimates) -> Contrast:
-        means = Estimates(averaging @ difference.values, averaging @ difference.factor)
-        found = fit(means, np.ones((len(means), 1))).contrast(np.ones(1))
-        assert found is not None
-        return found
-
-    def paired(metric: Metric) -> PairedMetric | None:
-        if np.isnan([pairs.first[metric][rows], pairs.second[metric][rows]]).any():
-            return None
-        first, second = (float((averaging @ values[metric][rows]).mean()) for values in (pairs.first, pairs.second))
-        difference = pairs.difference(metric, rows)
-        comparison, limits = None, pairs.limited(metric, rows)
-        if difference is not None and not any(limits):
-            comparison = comparison_of(contrast(difference), first, len(averaging) > 1)
-        return PairedMetric(first=first, second=second, limits=limits, comparison=comparison)
-
-    auc = paired("auc")
-    assert auc is not None
-    number = len(names)
-    return Beside(
-        label=label.format(number), runs=len(seeds), configurations=number, auc=auc, rejection=paired("rejection")
-    )
-
-
-def _configurations(pairs: _Pairs, students: Sequence[int]) -> list[Beside]:
-    found: dict[Metric, dict[str, PairedMetric]] = {}
-    for metric in _METRICS:
-        rows = [k for k in students if np.isfinite([pairs.first[metric][k], pairs.second[metric][k]]).all()]
-        # a lower limit is no measured value for the model of the others
-        limited = {pairs.keys[k].name for k in rows if any(pairs.limited(metric, [k]))}
-        found[metric] = {
-            name: _limited(pairs, metric, [k for k in rows if pairs.keys[k].name == name]) for name in limited
-        }
-        rows = [k for k in rows if pairs.keys[k].name not in limited]
-        if not rows:
-            continue
-        names, seeds = [pairs.keys[k].name for k in rows], [pairs.keys[k].seed for k in rows]
-        means = [
-            configurations(Estimates(values[metric][rows], np.zeros((len(rows), 1))), names, seeds)
-            for values in (pairs.first, pairs.second)
-        ]
-        ends = {name: tuple(float(m.values[m.index(name)]) for m in means) for name in means[0].names}
-        difference = pairs.difference(metric, rows)
-        comparisons: dict[str, Comparison] = {}
-        if difference is not None:
-            model = configurations(difference, names, seeds)
-            contrasts = [model.estimate(name) for name in model.names]
-            adjusted = holm([contrast.p_value for contrast in contrasts])
-            comparisons = {
-                name: comparison_of(contrast, ends[name][0], model.seeds_known, p)
-                for name, contrast, p in zip(model.names, contrasts, adjusted, strict=True)
-            }
-        found[metric] |= {
-            name: PairedMetric(first=first, second=second, comparison=comparisons.get(name))
-            for name, (first, second) in ends.items()
-        }
-    runs = Counter(pairs.keys[k].name for k in students)
-    beside = [
-        Beside(label=name, runs=runs[name], configurations=1, auc=auc, rejection=found["rejection"].get(name))
-        for name, auc in found["auc"].items()
+def _limits(pairs: _Pairs) -> list[str]:
+    names = sorted({key.name for key, limit in zip(pairs.keys, pairs.limited, strict=True) if limit})
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"No background jet survives at 50 % in a run of {', '.join(names[:3])}{more}: their rejections are lower "
+        "limits, and are not compared."
     ]
-    return sorted(beside, key=lambda row: row.auc.first - row.auc.second)
 
 
-def _limited(pairs: _Pairs, metric: Metric, rows: Sequence[int]) -> PairedMetric:
-    """Plain means of runs with a lower limit among them."""
-    first, second = (float(values[metric][rows].mean()) for values in (pairs.first, pairs.second))
-    return PairedMetric(first=first, second=second, limits=pairs.limited(metric, rows), comparison=None)
+# ---- rows
 
 
-# ---- sentences
+def _rows(pairs: _Pairs, kind: Literal["teacher", "baseline", "student"]) -> list[PairedRow]:
+    """A row for each network or configuration of a kind."""
+    chosen = [k for k, key in enumerate(pairs.keys) if key.kind == kind]
+    names, seeds = [pairs.keys[k].name for k in chosen], [pairs.keys[k].seed for k in chosen]
+    metrics = {metric: _compared(pairs, metric, chosen, names, seeds) for metric in pairs.values}
+    return [
+        PairedRow(kind=kind, name=name, seeds=names.count(name), auc=auc, rejection=metrics["rejection"].get(name))
+        for name, auc in metrics["auc"].items()
+    ]
 
 
-def _same(beside: Beside) -> bool:
-    """Whether the networks are the same ones: no jet adds to the difference."""
-    comparison = beside.auc.comparison
-    return comparison is not None and comparison.difference.value == 0.0 and comparison.difference.error_test == 0.0
+def _mean(pairs: _Pairs) -> list[PairedRow]:
+    """The mean over the shared configurations and the seeds that all of them have; none for a single one."""
+    seeds_of: dict[str, set[int]] = {}
+    for key in pairs.keys:
+        if key.kind == "student":
+            seeds_of.setdefault(key.name, set()).add(key.seed)
+    seeds = sorted(set.intersection(*seeds_of.values())) if len(seeds_of) > 1 else []
+    if not seeds:
+        return []
+    name = f"mean of {len(seeds_of)} configurations"
+    by_seed = np.array([[key.kind == "student" and key.seed == seed for key in pairs.keys] for seed in seeds], float)
+    averaging = by_seed / by_seed.sum(axis=1, keepdims=True)
+    used = by_seed.any(axis=0)
+    means = _Pairs(
+        [RunKey("mean", name, seed) for seed in seeds],
+        {metric: values[:, used] @ averaging[:, used].T for metric, values in pairs.values.items()},
+        None if pairs.factor is None else {metric: averaging @ factor for metric, factor in pairs.factor.items()},
+        averaging @ pairs.limited > 0,
+    )
+    every = range(len(seeds))
+    metrics = {metric: _compared(means, metric, every, [name] * len(seeds), seeds) for metric in pairs.values}
+    rejection = metrics["rejection"].get(name)
+    return [PairedRow(kind="mean", name=name, seeds=len(seeds), auc=metrics["auc"][name], rejection=rejection)]
 
 
-def _findings(
-    names: tuple[str, str], networks: Mapping[str, Beside | None], mean: Beside | None, rows: Sequence[Beside]
-) -> list[Finding]:
-    said: list[Finding] = []
-    first, second = names
+def _compared(
+    pairs: _Pairs, metric: Metric, rows: Sequence[int], names: Sequence[str], seeds: Sequence[int]
+) -> dict[str, PairedMetric]:
+    """By name, the means over seeds and their difference, by the two-way model of configurations and seeds."""
+    unknown = ~np.isfinite(pairs.values[metric]).all(axis=0)
+    if metric == "rejection":
+        unknown |= pairs.limited
+    left_out = {name for k, name in zip(rows, names, strict=True) if unknown[k]}
+    kept = [i for i, name in enumerate(names) if name not in left_out]
+    if not kept:
+        return {}
+    places = [rows[i] for i in kept]
+    names, seeds = [names[i] for i in kept], [seeds[i] for i in kept]
+    one, other = pairs.values[metric][:, places]
+    nothing = np.zeros((len(places), 1))
+    factor = nothing if pairs.factor is None else pairs.factor[metric][places]
+    model = configurations(Estimates(other - one, factor), names, seeds)
+    first, second = (configurations(Estimates(values, nothing), names, seeds).values for values in (one, other))
+    contrasts = [model.estimate(name) for name in model.names]
+    adjusted = holm([contrast.p_value for contrast in contrasts])
+    found = {}
+    for i, name in enumerate(model.names):
+        change = estimate_of(contrasts[i], model.seeds_known)
+        if pairs.factor is None:
+            change = Estimate(value=change.value)
+        ends = float(first[i]), float(second[i])
+        if metric == "rejection":
+            change, ends = _ratio(change), (math.exp(first[i]), math.exp(second[i]))
+        p_holm = None if pairs.factor is None else adjusted[i]
+        found[name] = PairedMetric(first=ends[0], second=ends[1], change=change, p_holm=p_holm)
+    return found
 
-    def sentence(one: str, other: str, beside: Beside) -> None:
-        for metric in _METRICS:
-            if (comparison := beside.comparison(metric)) is not None:
-                said.append(versus(one, other, comparison, metric))
 
-    for kind, beside in networks.items():
-        if beside is not None and _same(beside):
-            said.append(
-                Finding(topic="", text=f"The {kind} scores the test jets alike in both studies.", supported=True)
-            )
-        elif beside is not None:
-            sentence(f"the {kind} of {second}", f"that of {first}", beside)
-    if mean is not None:
-        which = f"the {len(rows)} shared configurations"
-        if mean.configurations < len(rows):
-            which = f"{mean.configurations} of {which} (those with {mean.runs} seeds)"
-        sentence(f"the mean of {which} in {second}", f"that in {first}", mean)
-    words: dict[Metric, str] = {"auc": "AUC", "rejection": "rejection at 50 %"}
-    for metric, name in words.items():
-        compared = [c for row in rows if (c := row.comparison(metric)) is not None]
-        if len(compared) > 1:
-            higher = sum(is_supported(c) and c.difference.value > 0 for c in compared)
-            lower = sum(is_supported(c) and c.difference.value < 0 for c in compared)
-            text = (
-                f"Of {len(compared)} shared configurations, {higher} have a higher {name} in {second} and {lower} a "
-                f"lower one (5 % level after Holm's correction); for the other {len(compared) - higher - lower} no "
-                "difference is seen."
-            )
-            said.append(Finding(topic="", text=text, supported=bool(higher or lower)))
-    if mean is not None and mean.runs == 1:
-        text = "With one shared seed the differences are of trained networks: another seed may change them."
-        said.append(Finding(topic="", text=text, supported=False))
-    return said
+def _ratio(log: Estimate) -> Estimate:
+    """second/first from the difference of logarithms."""
+    low, high = (None if end is None else math.exp(end) for end in (log.low, log.high))
+    return Estimate(value=math.exp(log.value), low=low, high=high)

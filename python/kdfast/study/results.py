@@ -134,7 +134,7 @@ class StudyResults:
         return pair_studies(self._store, other._store)
 
     def compare(self, other: StudyResults, out: str | Path) -> dict[str, Path]:
-        """Writes this study and another side by side into the folder out; the files' paths by name."""
+        """Writes the paired differences of another study minus this one into the folder out; the files by name."""
         return report.write_comparison(self._store, other._store, Path(out))
 
     def status(self) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdfast.report.figures.style import ROLES, STRATEGIES, Drawing, axes_grid, error_bars, said
-from kdfast.report.findings import is_supported
+from kdfast.report.findings import SIGNIFICANT
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
 from kdfast.report.schema import Analysis, Configuration, Estimate, Metric
@@ -296,39 +296,33 @@ def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
 
 
 def draw_differences(comparison: StudyComparison) -> list[Drawing]:
-    """The differences of two studies' shared configurations, where they have errors."""
-    found = []
-    first, second = comparison.names
-    for metric, label in _METRICS:
-        compared = [(row, c) for row in comparison.configurations if (c := row.comparison(metric)) is not None]
-        if compared:
-            found.append((metric, label, sorted(compared, key=lambda pair: -pair[1].difference.value)))
-    if not found:
+    """The differences of two studies' shared configurations, where they have intervals."""
+    rows = [row for row in comparison.rows if row.kind == "student" and row.auc.change.low is not None]
+    if not rows:
         return []
-    figure, axes = axes_grid(len(found), 1, size=(10.0, 0.6 + 2.7 * len(found)))
-    said_of = []
-    for panel, (metric, label, compared) in zip(axes[:, 0], found, strict=True):
-        for supported in (True, False):
-            chosen = [i for i, (_, c) in enumerate(compared) if is_supported(c) == supported]
-            color = ROLES["student"]["color"] if supported else "0.5"
-            estimates = [compared[i][1].difference for i in chosen]
+    figure, axes = axes_grid(2, 1, size=(10.0, 6.0), sharex=True)
+    labels: dict[Metric, str] = {"auc": "Δ AUC", "rejection": r"Ratio of 1/$ε_B$ at 50 %"}
+    for panel, (metric, label) in zip(axes[:, 0], labels.items(), strict=True):
+        compared = [(i, found) for i, row in enumerate(rows, 1) if (found := getattr(row, metric)) is not None]
+        for significant, color in ((True, ROLES["student"]["color"]), (False, "0.5")):
+            chosen = [(i, m.change) for i, m in compared if (m.p_holm < SIGNIFICANT) == significant]
+            places, changes = [i for i, _ in chosen], [change for _, change in chosen]
             if chosen:
-                error_bars(
-                    panel, np.array(chosen) + 1, estimates, color=color, marker="o", markersize=4, elinewidth=0.9
-                )
-        panel.axhline(0.0, color="black", linewidth=1)
-        panel.set_xlim(0, len(compared) + 1)
-        _places(panel, len(compared))
-        panel.set_ylabel(f"Δ {label}")
-        said_of.append(f"{_WORDS[metric]}: highest {compared[0][0].label}, {said(compared[0][1].difference, 4)}")
-    axes[-1, 0].set_xlabel("Configurations in the order of each difference")
+                error_bars(panel, places, changes, color=color, marker="o", markersize=4, elinewidth=0.9)
+        panel.axhline(0.0 if metric == "auc" else 1.0, color="black", linewidth=1)
+        panel.set_xlim(0, len(rows) + 1)
+        _places(panel, len(rows))
+        panel.set_ylabel(label)
+    axes[-1, 0].set_xlabel("Shared configurations, ordered by the difference in AUC")
     figure.align_ylabels()
+    first, second = comparison.names
     return [
         Drawing(
             "differences",
-            f"{second} minus {first}, by configuration",
-            "With 95 % intervals, each by itself. Blue: different after Holm's correction for all configurations.",
-            "; ".join(said_of),
+            f"{second} relative to {first}, by configuration",
+            "Differences in AUC and ratios of the rejection, each with its own 95 % interval. Blue: significant after "
+            "Holm's correction over all configurations.",
+            f"largest difference in AUC: {rows[0].name}, {said(rows[0].auc.change, 4)}",
             figure,
             wide=True,
         )
