@@ -34,7 +34,7 @@ def main(number: int) -> None:
         timed(f"read {len(packs):,} packs", lambda: planned(store))
         for pack in packs:
             for key in pack.keys:
-                (store.path / "results" / key).mkdir()
+                (store.path / "results" / key.folder).mkdir()
         stored = timed("list as many results", store.keys)
         timed("find what is missing", lambda: [missing(store, pack, stored) for pack in packs])
 

@@ -19,6 +19,7 @@ import torch
 from bench.ratio import compare
 from kdfast.distill.schedules import RunConfig
 from kdfast.store.index import Index
+from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.verify import verify
@@ -57,7 +58,7 @@ def opened(path: Path) -> list[Any]:
 
 def resumed(path: Path) -> list[bool]:
     store, name = StudyStore.open(path), result(0).name
-    return [store.has("student", name, int(folder.name.rpartition("seed")[2])) for folder in _folders(path)]
+    return [store.has(RunKey("student", name, int(folder.name.rpartition("seed")[2]))) for folder in _folders(path)]
 
 
 def _folders(path: Path) -> list[Path]:

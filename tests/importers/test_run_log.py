@@ -11,6 +11,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.importers.found import Notes
 from kdfast.importers.lines import LONGEST_LINE, read_lines
 from kdfast.importers.run_log import read_run_log
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from tests.importers.imports import (
     BOTH,
@@ -34,8 +35,8 @@ def test_a_genuine_log(tmp_path):
     assert (row["auc_student"], row["bkg_rej_50"], row["auc_val"]) == (0.8909, 12.62, 0.8632)
     assert (row["auc_teacher"], row["auc_baseline"]) == (0.9283, 0.8970)
     store = StudyStore.open(study.path)
-    assert store.get("teacher", "teacher", 42).metrics == {"auc": 0.9283, "bkg_rej_50": 27.55}
-    assert store.get("baseline", "baseline", 42).metrics == {"auc": 0.8970, "bkg_rej_50": 10.82}
+    assert store.get(RunKey.teacher(42)).metrics == {"auc": 0.9283, "bkg_rej_50": 27.55}
+    assert store.get(RunKey.of(None, 42)).metrics == {"auc": 0.8970, "bkg_rej_50": 10.82}
     assert (study.status()["status"] == "done").all()
 
 
@@ -57,7 +58,7 @@ def test_curves_epochs_and_seed(tmp_path):
     path = tmp_path / "transformer_1.out"
     path.write_text(log_text(Job(BOTH, epochs=epochs, early=18, auc_val=None)))
     study = quietly(path, tmp_path / "s", seed=7)
-    result = StudyStore.open(study.path).get("student", BOTH.name, 7)
+    result = StudyStore.open(study.path).get(RunKey("student", BOTH.name, 7))
     assert result.curves["epoch"] == [5, 10, 15]
     np.testing.assert_array_equal(result.curves["loss"], [0.71, np.nan, 0.6])
     assert result.curves["auc_val"] == [0.79, 0.80, 0.805]
@@ -215,7 +216,7 @@ def test_progress_bars_in_one_line(tmp_path):
     bar = "".join(f"Epoch {n}%|####\r" for n in range(20_000))
     path.write_text(log_text(Job(BOTH, epochs=[(5, 0.7, 0.8, 0.8)])).replace("Ep 5", f"{bar}Ep 5"))
     study = quietly(path, tmp_path / "s")
-    result = StudyStore.open(study.path).get("student", BOTH.name, 42)
+    result = StudyStore.open(study.path).get(RunKey("student", BOTH.name, 42))
     assert result.curves["epoch"] == [5]
     assert result.message.endswith(
         f"line {path.read_bytes().decode().split(chr(10)).index(line_of(path, 'Student with')) + 1}"

@@ -14,6 +14,7 @@ from kdfast.report.sampling import auc_estimates
 from kdfast.report.schema import Analysis, Comparison, Estimate, Group, GroupTable, MetricSummary
 from kdfast.report.texts import report_texts
 from kdfast.store.grid import grid
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
@@ -187,8 +188,8 @@ def test_pareto_front(report):
 
 
 def test_gap_recovered(report, study):
-    teacher = study.get("teacher", "teacher", 42).metrics
-    baseline = np.mean([study.get("baseline", "baseline", seed).metrics["auc"] for seed in SEEDS])
+    teacher = study.get(RunKey.teacher(42)).metrics
+    baseline = np.mean([study.get(RunKey.of(None, seed)).metrics["auc"] for seed in SEEDS])
     for row in report.configurations[:5]:
         gap = row.gap_recovered_auc
         assert gap.value == pytest.approx((row.auc.value - baseline) / (teacher["auc"] - baseline))

@@ -16,6 +16,7 @@ from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER, draw, exports, figure_style
 from kdfast.report.figures.configurations import configuration_figures
 from kdfast.report.figures.performance import ShownNetwork, TestSample
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from kdfast.study.imports import import_study
 from tests.report.fake_study import PROVENANCE, SETTINGS, SMALL_GRID, make_study
@@ -93,7 +94,7 @@ def test_bands_agree_with_the_analysis(store, analysis):
     """Both are bootstraps of the same jets, of 300 and 600 replicates: their errors differ by some per cent."""
     jets = store.shared("test")
     (network,) = (n for n in analysis.networks if n.role == "baseline")
-    scores = store.get("baseline", "baseline", network.seed).arrays["scores_test"].astype(np.float64)
+    scores = store.get(RunKey.of(None, network.seed)).arrays["scores_test"].astype(np.float64)
     weights = jets["weights"].astype(np.float64)
     sample = TestSample(jets["labels"], weights, [ShownNetwork("baseline", "b", scores, None, None)])
     value, low, high = (ends[list(sample.efficiencies).index(0.5)] for ends in sample.band(0))
@@ -128,7 +129,7 @@ def test_thinned_roc_curves_keep_their_area(drawings, store, analysis):
     for network in analysis.networks:
         x, y = line(axes, network.label).get_data()
         area = np.trapezoid(np.concatenate([[0.0], y, [1.0]]), np.concatenate([[0.0], x, [1.0]]))
-        scores = store.get(network.role, network.run_name, network.seed).arrays["scores_test"]
+        scores = store.get(RunKey(network.role, network.run_name, network.seed)).arrays["scores_test"]
         assert area == pytest.approx(roc_auc(jets["labels"], scores, jets["weights"]), abs=2 / 600)
         assert len(x) <= 1300
 
@@ -356,7 +357,7 @@ def test_what_is_not_there_is_left_out(tmp_path, options, there, absent):
 
 def test_a_run_of_a_free_name(tmp_path):
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.5, 1.0)], jets=300)
-    known = store.get("student", "tempanneal_T3.0to1.0_A0.5", 42)
+    known = store.get(RunKey("student", "tempanneal_T3.0to1.0_A0.5", 42))
     metrics = {**known.metrics, "auc_val": 0.999}  # the one that is shown
     store.write(replace(known, name="my-run", config=RunConfig(5.0, 0.5, 2.0), metrics=metrics))
     assert "schedules" in names_of(store)

@@ -23,6 +23,7 @@ from kdfast.report.page import page as page_of
 from kdfast.report.schema import Analysis
 from kdfast.report.texts import report_texts
 from kdfast.store.grid import grid
+from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.verify import verify
 from kdfast.study.imports import import_study
@@ -161,9 +162,9 @@ def test_files(study, paths):
     }
     best = open_study(study.path).best("auc")
     assert paths["models/best_student.safetensors"].read_bytes() == study.model_file(
-        study.get("student", best["run_name"], 42)
+        study.get(RunKey("student", best["run_name"], 42))
     )
-    assert paths["models/teacher.safetensors"].read_bytes() == study.model_file(study.get("teacher", "teacher", 42))
+    assert paths["models/teacher.safetensors"].read_bytes() == study.model_file(study.get(RunKey.teacher(42)))
     table = pd.read_csv(paths["results_summary.csv"])
     assert len(table) == 132
     assert (table["status"] == "done").all()
@@ -290,12 +291,12 @@ def test_whether_the_chosen_one_is_beside_the_best(tmp_path, beaten):
     configs = grid(temperature=[3.0], alpha=[0.3, 0.5, 0.7, 0.9])
     store = make_study(tmp_path / "s", configs)
     name = configs[0 if beaten else -1].name
-    jets, known = store.shared("test"), store.get("student", name, 42)
+    jets, known = store.shared("test"), store.get(RunKey("student", name, 42))
     scores = known.arrays["scores_test"] - np.float32(0.8 * beaten) * jets["labels"]
     metrics = known.metrics | evaluate(jets["labels"], scores, jets["weights"]) | {"auc_val": 0.999}
     arrays = {**known.arrays, "scores_test": scores}
     again = replace(known, metrics=metrics, arrays=arrays, state=dict(known.state), card=dict(known.card))
-    shutil.rmtree(store.path / "results" / known.key)  # what is stored is never changed
+    shutil.rmtree(store.path / "results" / known.key.folder)  # what is stored is never changed
     store.write(again)
     whole, texts = reported(store)
     winner = whole.winners[0]
@@ -398,7 +399,7 @@ def test_without_kinematics(tmp_path):
 
 def test_lower_limits_are_marked(tmp_path):
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.5)], jets=40)
-    result = store.get("student", "baseline_T3.0_A0.5", 42)
+    result = store.get(RunKey("student", "baseline_T3.0_A0.5", 42))
     labels = store.shared("test")["labels"]
     perfect = labels * 2.0 + np.arange(40) / 100
     rejection = background_rejection(labels, perfect, 0.5, store.shared("test")["weights"])
@@ -418,9 +419,9 @@ def test_lower_limits_are_marked(tmp_path):
 
 def replaced(store, name, scores):
     """The same result with other test scores."""
-    result = store.get("student", name, 42)
+    result = store.get(RunKey("student", name, 42))
     arrays = {**result.arrays, "scores_test": scores}
-    shutil.rmtree(store.path / "results" / result.key)
+    shutil.rmtree(store.path / "results" / result.key.folder)
     store.write(StoredResult("student", name, 42, result.config, metrics=result.metrics, arrays=arrays))
 
 
@@ -435,7 +436,7 @@ def replaced(store, name, scores):
 def test_unusable_scores(tmp_path, spoil, words):
     store = small(tmp_path / "s")
     name = "baseline_T3.0_A0.5"
-    replaced(store, name, spoil(store.get("student", name, 42).arrays["scores_test"]))
+    replaced(store, name, spoil(store.get(RunKey("student", name, 42)).arrays["scores_test"]))
     whole, texts = reported(store)
     assert any(lack.what == f"student {name}, seed 42" and words in lack.reason for lack in whole.missing)
     assert name not in [row.run_name for row in whole.configurations]
@@ -494,7 +495,7 @@ def test_networks_that_score_alike_are_not_compared_by_rounding(tmp_path):
     """Nothing tells the students from the baseline: no interval, no p-value, no excess of the highest; nor is anything
     certain of a dozen jets."""
     store = small(tmp_path / "s", seeds=(1, 2), jets=12)
-    baselines = [store.get("baseline", "baseline", seed) for seed in (1, 2)]
+    baselines = [store.get(RunKey.of(None, seed)) for seed in (1, 2)]
     other = StudyStore.create_or_open(tmp_path / "alike", SETTINGS, PROVENANCE)
     for split in ("validation", "test"):
         other.write_shared(split, store.shared(split))
@@ -519,7 +520,7 @@ def test_networks_that_score_alike_are_not_compared_by_rounding(tmp_path):
 
 def test_the_table_has_the_statuses_of_the_analysis(tmp_path):
     store = small(tmp_path / "s", diverged=("baseline_T3.0_A0.5",))
-    bad = store.get("student", "baseline_T7.0_A0.5", 42)
+    bad = store.get(RunKey("student", "baseline_T7.0_A0.5", 42))
     config = RunConfig(9.0, 0.5)
     scores = {**bad.arrays, "scores_test": np.full_like(bad.arrays["scores_test"], np.nan)}
     store.write(replace(bad, name=config.name, config=config, arrays=scores))
@@ -572,7 +573,7 @@ def test_means_that_are_adjusted_are_called_so(tmp_path):
 
 def test_a_run_stored_under_two_names(tmp_path):
     store = small(tmp_path / "s")
-    result = store.get("student", "baseline_T3.0_A0.5", 42)
+    result = store.get(RunKey("student", "baseline_T3.0_A0.5", 42))
     store.write(StoredResult("student", "copy", 42, result.config, metrics=result.metrics, arrays=result.arrays))
     whole, _ = reported(store)
     assert len(whole.configurations) == 4

@@ -8,9 +8,10 @@ from scipy import stats
 
 from kdfast.cli import main
 from kdfast.report.page import comparison_files
-from kdfast.report.pairing import PairedRun, Pairing, RunKey
+from kdfast.report.pairing import PairedRun, Pairing
 from kdfast.report.two_studies import StudyComparison, _mean, _measured, _rows, compare
 from kdfast.store.grid import grid
+from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
@@ -196,7 +197,7 @@ def test_nothing_is_shared(first, tmp_path):
 def test_a_run_with_unusable_scores_is_left_out_and_named(tmp_path, scores, fault):
     first = make_study(tmp_path / "a", GRID[:2], provenance=made_of("a"))
     second = make_study(tmp_path / "b", GRID[1:2], provenance=made_of("a"))
-    metrics = first.get("student", GRID[0].name, 42).metrics
+    metrics = first.get(RunKey("student", GRID[0].name, 42)).metrics
     second.write(StoredResult("student", GRID[0].name, 42, GRID[0], metrics=metrics, arrays={"scores_test": scores}))
     found = compare(first, second)
     assert [row.name for row in rows(found, "student")] == [GRID[1].name]

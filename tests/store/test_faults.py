@@ -21,6 +21,7 @@ from kdfast.errors import KdfastError, StudyError
 from kdfast.store.attempts import Attempt
 from kdfast.store.claims import Claims
 from kdfast.store.folders import commit, json_bytes
+from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import repair, verify
@@ -75,8 +76,8 @@ def test_a_full_disk_is_read_verified_and_named(small_disk):
         with pytest.raises(StudyError, match="can't be written: No space left on device\nmake room and run the same"):
             write()
     again = StudyStore.open(store.path)  # the index has no room, which nobody notices
-    assert [r.key for r in again.results()] == [folder.name]
-    assert again.has("student", make_result().name, 42)
+    assert [r.key.folder for r in again.results()] == [folder.name]
+    assert again.has(RunKey("student", make_result().name, 42))
     assert study_status(again).counts["done"] == 1
     assert verify(store.path).intact  # no leftovers either
     flip_a_bit(folder / "weights.safetensors", 0.9)
@@ -136,7 +137,7 @@ def test_folders_without_the_right_to_write(tmp_path):
 def reads_and_refuses_to_write(study, tmp_path, reason):
     store = StudyStore.open(study)
     assert len(store.results()) == 3
-    assert store.has("teacher", "teacher", 42)
+    assert store.has(RunKey.teacher(42))
     assert study_status(store).counts["done"] == 3
     assert main(["status", str(study), "--quiet"]) == 1
     assert main(["verify", str(study), "--quiet"]) == 0
@@ -222,7 +223,7 @@ def test_names_that_leave_the_folder(stranger, name):
     folder = first_result(stranger)
     (folder / "manifest.json").write_bytes(json_bytes({"format": 1, "files": {name: "0" * 64}}))
     shutil.rmtree(stranger / ".index")
-    for use in (lambda s: s.results(), lambda s: s.has("student", make_result().name, 42)):
+    for use in (lambda s: s.results(), lambda s: s.has(RunKey("student", make_result().name, 42))):
         with pytest.raises(StudyError, match=r"manifest\.json lists .*, which is no file of this folder"):
             use(StudyStore.open(stranger))
     assert "which is no file of this folder" in verify(stranger).findings[0].what
@@ -235,7 +236,7 @@ def test_a_linked_file_is_refused(stranger, tmp_path, file):
     shutil.move(path, tmp_path / "outside")
     path.symlink_to(tmp_path / "outside")
     with pytest.raises(StudyError, match=f"{re.escape(str(path))}: is a symbolic link, and a study holds none"):
-        StudyStore.open(stranger).has("student", make_result().name, 42)
+        StudyStore.open(stranger).has(RunKey("student", make_result().name, 42))
     assert [f.path for f in verify(stranger).findings] == [str(path.relative_to(stranger))]
 
 
@@ -390,7 +391,7 @@ def test_a_linked_result_is_refused(stranger, tmp_path):
     folder = first_result(stranger)
     shutil.move(folder, tmp_path / "outside")
     folder.symlink_to(tmp_path / "outside")
-    for use in (lambda s: s.results(), lambda s: s.has("student", make_result().name, 42)):
+    for use in (lambda s: s.results(), lambda s: s.has(RunKey("student", make_result().name, 42))):
         with pytest.raises(StudyError, match="seed42: is a symbolic link"):
             use(StudyStore.open(stranger))
     repair(stranger)
@@ -404,7 +405,7 @@ def test_a_pipe_is_not_waited_for(stranger, file):
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(StudyError, match=f"is damaged: {re.escape(file)} is no file"):
-        StudyStore.open(stranger).has("student", make_result().name, 42)
+        StudyStore.open(stranger).has(RunKey("student", make_result().name, 42))
     assert not verify(stranger).intact
 
 
@@ -433,6 +434,6 @@ def test_numbers_of_another_study_are_not_taken(stranger, tmp_path):
     """A whole result from elsewhere under another name is told by its content."""
     other = StudyStore.create_or_open(tmp_path / "other", SETTINGS, PROVENANCE)
     folder = other.write(replace(make_result(seed=7), message="of another"))
-    shutil.copytree(folder, stranger / "results" / make_result(seed=8).key)
+    shutil.copytree(folder, stranger / "results" / make_result(seed=8).key.folder)
     with pytest.raises(KdfastError, match=r"seed8: is damaged: it holds student\..*seed7"):
         StudyStore.open(stranger).results()

@@ -12,6 +12,7 @@ import pytest
 from kdfast.errors import StudyError
 from kdfast.store import folders
 from kdfast.store.index import Index
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from tests.store.test_store import PROVENANCE, SETTINGS, flip_a_bit, make_result
 
@@ -55,7 +56,7 @@ def settle(store):
     for _ in range(3):
         reader = StudyStore.open(store.path)
         reader.results()
-        assert all(reader.has("student", make_result().name, seed) for seed in SEEDS)
+        assert all(reader.has(RunKey("student", make_result().name, seed)) for seed in SEEDS)
 
 
 def test_unchanged_results_are_neither_opened_nor_hashed_again(store, opened):
@@ -63,7 +64,7 @@ def test_unchanged_results_are_neither_opened_nor_hashed_again(store, opened):
     opened.clear()
     again = StudyStore.open(store.path)
     assert [r.seed for r in again.results()] == sorted(SEEDS, key=lambda seed: f"seed{seed}")
-    assert all(again.has("student", make_result().name, seed) for seed in SEEDS)
+    assert all(again.has(RunKey("student", make_result().name, seed)) for seed in SEEDS)
     assert opened == []
     # what is used is checked again: arrays and weights
     np.testing.assert_array_equal(again.results()[0].arrays["scores_test"], make_result(seed=1).arrays["scores_test"])
@@ -80,12 +81,12 @@ def test_a_result_is_known_from_when_it_is_written(store, opened):
 @pytest.mark.parametrize("file", ["manifest.json", "result.json", "arrays.safetensors", "weights.safetensors"])
 def test_a_changed_file_is_hashed_again(store, file):
     settle(store)
-    folder = store.path / "results" / make_result(seed=3).key
+    folder = store.path / "results" / make_result(seed=3).key.folder
     flip_a_bit(folder / file, 0.5)
     again = StudyStore.open(store.path)
-    assert again.has("student", make_result().name, 4)
+    assert again.has(RunKey("student", make_result().name, 4))
     with pytest.raises(StudyError, match="seed3"):
-        again.has("student", make_result().name, 3)
+        again.has(RunKey("student", make_result().name, 3))
     if file == "result.json":
         with pytest.raises(StudyError, match="seed3"):
             again.results()
@@ -93,24 +94,24 @@ def test_a_changed_file_is_hashed_again(store, file):
 
 def test_a_change_that_keeps_size_and_mtime_is_seen(store):
     settle(store)
-    path = store.path / "results" / make_result(seed=3).key / "weights.safetensors"
+    path = store.path / "results" / make_result(seed=3).key.folder / "weights.safetensors"
     before = path.stat()
     flip_a_bit(path, 0.9)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(StudyError, match=r"weights\.safetensors does not match"):
-        StudyStore.open(store.path).has("student", make_result().name, 3)
+        StudyStore.open(store.path).has(RunKey("student", make_result().name, 3))
 
 
 def test_the_listing_decides_what_there_is(store):
     settle(store)
-    gone, new = store.path / "results" / make_result(seed=3).key, make_result(seed=99)
+    gone, new = store.path / "results" / make_result(seed=3).key.folder, make_result(seed=99)
     shutil.rmtree(gone)
     other = StudyStore.open(store.path)
     other._index = Index(store.path.parent)  # another machine's
     other.write(new)
     keys = [key for key, *_ in answers(store)]
     assert set(keys) == {make_result(seed=seed).key for seed in (*SEEDS, 99)} - {gone.name}
-    assert not StudyStore.open(store.path).has("student", make_result().name, 3)
+    assert not StudyStore.open(store.path).has(RunKey("student", make_result().name, 3))
     assert set(Index(store.path).rows()) == set(keys)
 
 
@@ -133,7 +134,7 @@ def test_whatever_happens_to_the_file_changes_no_answer(store):
     for number, damaged in enumerate(damages):
         path.write_bytes(damaged)
         assert answers(store) == expected, number
-        assert all(StudyStore.open(store.path).has("student", make_result().name, seed) for seed in SEEDS)
+        assert all(StudyStore.open(store.path).has(RunKey("student", make_result().name, seed)) for seed in SEEDS)
     path.unlink()
     assert answers(store) == expected
     assert set(Index(store.path).rows()) == {key for key, *_ in expected}  # made anew

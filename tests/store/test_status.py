@@ -18,6 +18,7 @@ from kdfast.errors import StudyError
 from kdfast.store.attempts import Attempt, failures
 from kdfast.store.claims import Claims
 from kdfast.store.grid import grid
+from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StudyStore
 from kdfast.study.plan import plan
@@ -83,11 +84,11 @@ def test_runs_that_were_planned_later_are_missing_too(store, capsys):
 
 
 def test_attempts_are_kept_and_counted(store):
-    key = "student.baseline_T3.0_A0.5.seed1"
+    key = RunKey("student", "baseline_T3.0_A0.5", 1)
     try:
         raise MemoryError("no room for 7 members")
     except MemoryError as error:
-        attempt = Attempt.failed("seed1.000", error, [key, "baseline.baseline.seed1"], threads=2)
+        attempt = Attempt.failed("seed1.000", error, [key, RunKey.of(None, 1)], threads=2)
     folder = store.write_attempt(attempt)
     assert folder == store.path / "attempts" / "seed1.000.001"
     store.write_attempt(Attempt("seed1.000", "lost", members=(key,), host="node7", pid=12))

@@ -25,6 +25,7 @@ from kdfast.jets.features import Standardisation
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model, tagger_card
 from kdfast.store import store as store_module
 from kdfast.store.folders import FORMAT
+from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore, _create
 from kdfast.store.verify import repair, verify
 from tests.study.small_sweep import small_sweep
@@ -72,9 +73,9 @@ def test_what_is_written_comes_back_bit_for_bit(store):
     assert set(result.state) == set(original.state)
     for name, tensor in original.state.items():
         assert torch.equal(result.state[name], tensor)
-    assert again.has("student", original.name, 42)
-    assert not again.has("student", original.name, 43)
-    assert not again.has("baseline", original.name, 42)
+    assert again.has(RunKey("student", original.name, 42))
+    assert not again.has(RunKey("student", original.name, 43))
+    assert not again.has(RunKey("baseline", original.name, 42))
     assert verify(store.path).findings == ()
 
 
@@ -98,9 +99,9 @@ def test_results_are_sorted_and_complete(store):
         ("teacher", 42),
         ("teacher", 43),
     ]
-    assert store.get("teacher", "teacher", 43).config is None
+    assert store.get(RunKey.teacher(43)).config is None
     with pytest.raises(StudyError, match="there is no teacher 'teacher' with seed 7"):
-        store.get("teacher", "teacher", 7)
+        store.get(RunKey.teacher(7))
 
 
 def test_a_result_never_changes(store):
@@ -116,7 +117,7 @@ def test_opening_again_keeps_the_stored_settings(store):
     store.write(make_result())
     again = StudyStore.create_or_open(store.path, {"data": "other"}, {"kdfast": "9"})
     assert (again.settings, again.provenance) == (SETTINGS, PROVENANCE)
-    assert again.has("student", make_result().name, 42)
+    assert again.has(RunKey("student", make_result().name, 42))
 
 
 def test_shared_arrays(store):
@@ -235,16 +236,16 @@ def test_a_flipped_bit_is_found_on_use(store, file, use, at):
     flip_a_bit(folder / file, at)
     store = StudyStore.open(store.path)
     with pytest.raises(StudyError, match=r"student\.combined_.*seed42.*\n") as caught:
-        use(store.get("student", make_result().name, 42))
+        use(store.get(RunKey("student", make_result().name, 42)))
     assert "is damaged" in str(caught.value) or "manifest.json" in str(caught.value)
     with pytest.raises(StudyError):
-        store.has("student", make_result().name, 42)
+        store.has(RunKey("student", make_result().name, 42))
     assert {finding.unit for finding in verify(store.path).findings} == {str(folder.relative_to(store.path))}
-    use(store.get("student", make_result().name, 1))
+    use(store.get(RunKey("student", make_result().name, 1)))
     # the hint is right: without the folder the rest is as it was
     shutil.rmtree(folder)
-    assert not store.has("student", make_result().name, 42)
-    assert [r.key for r in store.results()] == [healthy.name]
+    assert not store.has(RunKey("student", make_result().name, 42))
+    assert [r.key.folder for r in store.results()] == [healthy.name]
 
 
 def test_every_byte_of_the_manifest_counts(store):
@@ -258,7 +259,7 @@ def test_every_byte_of_the_manifest_counts(store):
             changed[position] ^= 1 << bit
             path.write_bytes(bytes(changed))
             try:
-                result = StudyStore.open(store.path).get("student", make_result().name, 42)
+                result = StudyStore.open(store.path).get(RunKey("student", make_result().name, 42))
                 dict(result.state), dict(result.arrays)
                 unnoticed.append(bytes(changed))
             except StudyError:
@@ -278,7 +279,7 @@ def test_a_missing_file_is_found(store, file):
     assert finding.path == f"results/{folder.name}/{file}"
     assert finding.what.endswith("is missing")
     with pytest.raises(StudyError, match=f"{file} is missing\n`kdfast verify --repair` moves it aside"):
-        store.has("student", make_result().name, 42)
+        store.has(RunKey("student", make_result().name, 42))
 
 
 def test_a_swapped_folder_is_found(store):
@@ -296,7 +297,7 @@ def test_names_that_are_no_file_names(store, name):
 
 def test_unknown_kind(store):
     with pytest.raises(StudyError, match=r"unknown kind of result 'studnet'\ndid you mean 'student'\?"):
-        store.has("studnet", "x", 1)
+        store.has(RunKey("studnet", "x", 1))
 
 
 # ---- writers that die, and disks that fill
@@ -350,7 +351,7 @@ def test_killed_in_mid_write(store, pause_before):
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert len(StudyStore.open(store.path).results()) == 1
-    assert not store.has("student", make_result().name, 1000)
+    assert not store.has(RunKey("student", make_result().name, 1000))
     again = StudyStore.create_or_open(store.path, SETTINGS, PROVENANCE)
     assert list(results.glob(".*")) == []
     again.write(make_result(seed=1000))
@@ -434,7 +435,7 @@ def test_a_lock_that_is_a_link_is_refused(store, tmp_path):
 def is_unchanged_and_writable_again(store, folder):
     assert list((store.path / "results").iterdir()) == [folder]  # no leftover either
     assert verify(store.path).findings == ()
-    assert not store.has("student", make_result().name, 43)
+    assert not store.has(RunKey("student", make_result().name, 43))
 
 
 def test_full_disk_by_file_size_limit(store):

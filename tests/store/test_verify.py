@@ -23,6 +23,7 @@ from kdfast.store import verify as module
 from kdfast.store.attempts import Attempt
 from kdfast.store.claims import Claims
 from kdfast.store.folders import commit, locked
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import repair, verify
 from kdfast.study.results import open_study
@@ -36,7 +37,7 @@ def study(tmp_path_factory):
     path = tmp_path_factory.mktemp("verify") / "study"
     small_sweep(path)
     store = StudyStore.open(path)
-    store.write_attempt(Attempt.failed("seed42.000", ValueError("what went wrong"), ["student.x.seed42"]))
+    store.write_attempt(Attempt.failed("seed42.000", ValueError("what went wrong"), [RunKey("student", "x", 42)]))
     for place in ("inputs/jets", "checkpoints/student.x.seed42/000010"):
         (path / place).parent.mkdir(parents=True, exist_ok=True)
         commit(path / place, {"tensors.safetensors": b"0123456789" * 10})
@@ -67,10 +68,10 @@ def everything(path):
     store = StudyStore.open(path)
     read = {"settings": store.settings, "provenance": store.provenance, "attempts": store.attempts()}
     for result in store.results():
-        assert store.has(result.kind, result.name, result.seed)
+        assert store.has(result.key)
         arrays = {name: (array.dtype.str, array.tobytes()) for name, array in result.arrays.items()}
         state = {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in result.state.items()}
-        read[result.key] = repr((result.metrics, result.curves, result.card, result.config)), arrays, state
+        read[result.key.folder] = repr((result.metrics, result.curves, result.card, result.config)), arrays, state
     for name in ("validation", "test", "test_kinematics"):
         read[name] = {key: (array.dtype.str, array.tobytes()) for key, array in store.shared(name).items()}
     for model in sorted((path / "models").iterdir()):

@@ -295,7 +295,7 @@ def test_with_a_result_its_checkpoints_go_and_its_environment_stays(tmp_path):
         assert set(result.environment) == set(HERE)
         assert result.resumed_from == ()
     # stored and then killed: its checkpoints go when the study is opened for writing
-    (out / "checkpoints" / result.key / "000000001").mkdir(parents=True)
+    (out / "checkpoints" / result.key.folder / "000000001").mkdir(parents=True)
     small_sweep(out, grid=GRID[:1])
     assert list((out / "checkpoints").iterdir()) == []
 
@@ -310,7 +310,7 @@ def test_results_of_older_studies_open(tmp_path):
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     shutil.rmtree(folder)
     folders.commit(folder, files | {"result.json": folders.json_bytes(document)})
-    (result,) = (result for result in StudyStore.open(out).results() if result.key == folder.name)
+    (result,) = (result for result in StudyStore.open(out).results() if result.key.folder == folder.name)
     assert (result.environment, result.resumed_from) == (None, ())
 
 

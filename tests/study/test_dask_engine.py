@@ -27,6 +27,7 @@ from kdfast.cli import main
 from kdfast.errors import BackendError, ClusterError, ConfigError, StudyError
 from kdfast.store.attempts import GIVEN_UP, Attempt
 from kdfast.store.claims import Claims, Holder
+from kdfast.store.key import RunKey
 from kdfast.store.packs import TEACHER, planned
 from kdfast.store.store import StudyStore
 from kdfast.store.table import csv_text, results_table
@@ -285,7 +286,7 @@ def test_students_of_a_teacher_that_was_replaced(tmp_path, one_worker):
     out, alone = tmp_path / "study", tmp_path / "alone"
     small_sweep(out, epochs=2, client=one_worker)
     before, store = table(out), StudyStore.open(out)
-    teacher = store.get("teacher", "teacher", 42)
+    teacher = store.get(RunKey.teacher(42))
     state = {name: tensor * 2 for name, tensor in teacher.state.items()}
     other = replace(teacher, state=state, arrays=dict(teacher.arrays), stored="")
     for folder in list((out / "results").iterdir()):

@@ -17,6 +17,7 @@ from kdfast.models.tagger import load_model
 from kdfast.ops import backend
 from kdfast.store import identity
 from kdfast.store.grid import grid
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from kdfast.study import driver, training
 from kdfast.study.results import StudyResults, open_study
@@ -40,7 +41,7 @@ def csv(path: Path) -> str:
 
 
 def stored(path: Path) -> set[str]:
-    return {result.key for result in StudyStore.open(path).results()}
+    return {result.key.folder for result in StudyStore.open(path).results()}
 
 
 def test_every_run_is_there(study):
@@ -167,7 +168,7 @@ def test_a_teachers_logits(study, tmp_path):
     assert np.array_equal(results["auc_baseline"], study.results["auc_baseline"])
     name = GRID[0].name
     assert not np.array_equal(given.scores(name)["score"], study.scores(name)["score"])  # no attention term
-    curves = StudyStore.open(tmp_path / "out").get("student", name, 42).curves
+    curves = StudyStore.open(tmp_path / "out").get(RunKey("student", name, 42)).curves
     assert curves["loss_attention"] == [0.0, 0.0]
     assert not (tmp_path / "out" / "models" / "teacher.safetensors").exists()
 

@@ -122,7 +122,7 @@ def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    before = {result.key for result in StudyStore.open(out).results()}
+    before = {result.key.folder for result in StudyStore.open(out).results()}
     assert 0 < len(before) < len(GRID) + 2
     modified = {key: (out / "results" / key / "manifest.json").stat().st_mtime_ns for key in before}
     small_sweep(out, epochs=EPOCHS)
@@ -153,7 +153,7 @@ def test_stopped_by_a_signal_it_goes_on_inside_the_members(tmp_path, uninterrupt
     assert "stopping: running members are saved, to go on with the same command" in lines
     assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
     before = epochs_in_checkpoints(out)
-    assert not before.keys() & {result.key for result in StudyStore.open(out).results()}
+    assert not before.keys() & {result.key.folder for result in StudyStore.open(out).results()}
     assert_went_on(before, go_on(out, monkeypatch))
     assert table(out) == uninterrupted
 

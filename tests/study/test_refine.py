@@ -104,7 +104,7 @@ def test_a_run_that_diverged_is_not_made_up_for_again_and_again(tmp_path):
     small_sweep(out, seeds=(5, 6), epochs=1)
     store = StudyStore.open(out)
     victim = next(result for result in store.results() if result.kind == "student" and result.seed == 6)
-    shutil.rmtree(out / "results" / victim.key)
+    shutil.rmtree(out / "results" / victim.key.folder)
     config = {"kind": "student", "name": victim.name, "seed": 6, "config": victim.config}
     store.write(StoredResult(**config, status="diverged", message="on purpose", metrics={"epochs": 0}))
     for _ in range(2):

@@ -29,7 +29,8 @@ from kdfast.store import folders as folders_module
 from kdfast.store.claims import Claims
 from kdfast.store.folders import AlreadyStored
 from kdfast.store.grid import grid
-from kdfast.store.packs import PlannedPack, kind_of, planned
+from kdfast.store.key import RunKey
+from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.verify import verify
 from kdfast.study.plan import plan
@@ -100,24 +101,24 @@ class Worker:
         self.waits = False
 
     def teacher(self, store: StudyStore) -> Any:
-        if not store.has("teacher", "teacher", 0):
+        if not store.has(RunKey.teacher(0)):
             self.store(store, StoredResult("teacher", "teacher", 0))
         return "targets"
 
     def students(self, store: StudyStore, pack: PlannedPack, *, lost: threading.Event, **_: Any) -> None:
-        for member, run in zip(pack.members, pack.runs, strict=True):
+        for run in pack.runs:
             self.world.give_way()  # trains
-            self.store(store, StoredResult(kind_of(run), member.name, pack.seed, run, metrics={"auc_val": 0.5}))
+            self.store(store, StoredResult(*RunKey.of(run, pack.seed), run, metrics={"auc_val": 0.5}))
             if lost.is_set():
                 return
 
     def store(self, store: StudyStore, result: StoredResult) -> None:
-        self.world.trained[result.key] += 1
+        self.world.trained[result.key.folder] += 1
         try:
             store.write(result)
         except AlreadyStored:
-            assert store.has(result.kind, result.name, result.seed)
-        self.world.reported.add(result.key)
+            assert store.has(result.key)
+        self.world.reported.add(result.key.folder)
 
     def beat(self) -> None:
         if not self.asleep:
@@ -183,9 +184,9 @@ def study(runs: int, pack_size: int) -> Iterator[World]:
 
 def check(world: World, runs: int) -> None:
     store = StudyStore.open(world.path)
-    results = {result.key for result in store.results()}
+    results = {result.key.folder for result in store.results()}
     expected = {"teacher.teacher.seed0"}
-    expected |= {f"{kind_of(m.config)}.{m.name}.seed0" for pack in planned(store) for m in pack.members}
+    expected |= {key.folder for pack in planned(store) for key in pack.keys}
     assert results == expected
     assert len(results) == 1 + runs
     assert world.reported <= results

@@ -113,7 +113,7 @@ def test_a_log_that_can_not_be_written_costs_no_training(study, log):
 def test_one_pack_and_no_more(study):
     store = StudyStore.open(study)
     assert work(study, pack="teacher", progress=False).done == ["teacher"]
-    assert [result.key for result in store.results()] == ["teacher.teacher.seed42"]
+    assert [result.key.folder for result in store.results()] == ["teacher.teacher.seed42"]
     work(study, pack="seed42.001", progress=False)
     assert {result.name for result in store.results()} == {"teacher", *(run.name for run in GRID[1:3])}
     outcome = work(study, max_packs=1, progress=False)
@@ -208,7 +208,7 @@ def test_a_pack_that_others_have_failed_at_meanwhile_is_given_up(study):
     status, _, errors = finish(waiting)
     assert status == 1
     assert "pack seed42.000 has failed 3 times\nkdfast status says of what; --retry tries it again" in errors
-    assert [result.key for result in store.results()] == ["teacher.teacher.seed42"]
+    assert [result.key.folder for result in store.results()] == ["teacher.teacher.seed42"]
     assert len(store.attempts()) == 3
 
 

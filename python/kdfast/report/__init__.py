@@ -37,6 +37,7 @@ def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.report.analysis import analyse, analysed_table
     from kdfast.report.page import page_files
     from kdfast.report.texts import report_texts
+    from kdfast.store.key import RunKey
     from kdfast.store.table import csv_text
 
     results = store.results()  # once: workers may be adding some
@@ -47,7 +48,7 @@ def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
     } | report_texts(analysis)
     contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
     for network in analysis.networks:
-        result = store.get(network.role, network.run_name, network.seed)
+        result = store.get(RunKey(network.role, network.run_name, network.seed))
         if result.card is not None:
             name = "best_student" if network.role == "student" else network.role
             contents[f"models/{name}.safetensors"] = store.model_file(result)

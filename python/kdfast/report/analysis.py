@@ -98,7 +98,7 @@ def analysed_table(results: Sequence[StoredResult], analysis: schema.Analysis) -
 
 def _study(study: StudyNetworks) -> schema.Study:
     counts = {str(status): int(n) for status, n in study.table["status"].value_counts().items()}
-    there = {(r.kind, r.name, r.seed) for r in study.results}
+    there = {r.key for r in study.results}
     absent = [run for run in _asked(study) if run not in there]
     if absent:
         counts["missing"] = sum(kind == "student" for kind, _, _ in absent)

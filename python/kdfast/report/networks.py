@@ -18,6 +18,7 @@ from kdfast.report import effects, physics, schema
 from kdfast.report.comparisons import Baseline, Configurations, baseline, configurations
 from kdfast.report.pairing import fault_of_scores
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
+from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.table import NEED_SCORES, results_table, selected_on
 
@@ -48,7 +49,7 @@ class StudyNetworks:
         self.usable = self._usable()
         table = results_table(self.results)
         for i, (name, seed) in enumerate(zip(table["run_name"], table["seed"], strict=True)):
-            if table.loc[i, "status"] == "done" and ("student", name, seed) not in self.usable:
+            if table.loc[i, "status"] == "done" and RunKey("student", name, seed) not in self.usable:
                 table.loc[i, "status"] = "unusable"
         self.table = table
         self.done = table[table["status"] == "done"].reset_index(drop=True)
@@ -91,7 +92,7 @@ class StudyNetworks:
             pt, mass = np.asarray(kinematics["pt"], np.float64), np.asarray(kinematics["mass"], np.float64)
         return TestJets(labels, weights, pt, mass)
 
-    def _usable(self) -> set[tuple[str, str, int]]:
+    def _usable(self) -> set[RunKey]:
         """Networks with metrics, and with finite scores that are not all equal where there are scores."""
         usable = set()
         for result in self.results:
@@ -104,7 +105,7 @@ class StudyNetworks:
             elif self.jets is not None and result.has_scores:
                 fault = fault_of_scores(result, len(self.jets.labels))
             if not fault:
-                usable.add((result.kind, result.name, result.seed))
+                usable.add(result.key)
             else:
                 kind = "" if result.kind == result.name else f"{result.kind} "
                 self.lacks(f"{kind}{result.name}, seed {result.seed}", fault)
@@ -114,7 +115,7 @@ class StudyNetworks:
         for result in self.results:
             if (
                 result.kind == kind
-                and (result.kind, result.name, result.seed) in self.usable
+                and result.key in self.usable
                 and seed in (None, result.seed)
                 and name in (None, result.name)
             ):
@@ -124,16 +125,16 @@ class StudyNetworks:
     @cached_property
     def networks(self) -> list[StoredResult]:
         """Every usable network: students in the table's order, baselines, teacher."""
-        by_key = {(r.kind, r.name, r.seed): r for r in self.results}
+        by_key = {r.key: r for r in self.results}
         students = [
-            by_key["student", name, int(seed)]
+            by_key[RunKey("student", name, int(seed))]
             for name, seed in zip(self.done["run_name"], self.done["seed"], strict=True)
         ]
         others = [r for kind in ("baseline", "teacher") for r in self.results if r.kind == kind and self._in_use(r)]
         return [*students, *others]
 
     def _in_use(self, result: StoredResult) -> bool:
-        return (result.kind, result.name, result.seed) in self.usable
+        return result.key in self.usable
 
     @cached_property
     def have_scores(self) -> bool:

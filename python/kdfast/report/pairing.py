@@ -6,22 +6,15 @@ Scores of the same jets fluctuate together, so a difference of two networks is k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast.store.store import KINDS, StoredResult, StudyStore
+from kdfast.store.key import KINDS, RunKey
+from kdfast.store.store import StoredResult, StudyStore
 
-__all__ = ["PairedRun", "Pairing", "RunKey", "fault_of_scores", "pair_studies"]
-
-
-class RunKey(NamedTuple):
-    """What makes two runs the same run. kind: "teacher", "baseline" or "student"."""
-
-    kind: str
-    name: str
-    seed: int
+__all__ = ["PairedRun", "Pairing", "fault_of_scores", "pair_studies"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ def fault_of_scores(result: StoredResult, jets: int) -> str:
 def _finished(store: StudyStore) -> dict[RunKey, StoredResult]:
     """The results that are done: teacher, baselines, students."""
     results = sorted(store.results(), key=lambda result: KINDS.index(result.kind))
-    return {RunKey(r.kind, r.name, r.seed): r for r in results if r.status == "done"}
+    return {r.key: r for r in results if r.status == "done"}
 
 
 def _different_data(first: StudyStore, second: StudyStore) -> str:

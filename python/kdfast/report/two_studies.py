@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from kdfast.files import as_text
 from kdfast.metrics import background_rejection
 from kdfast.report.comparisons import configurations, holm
-from kdfast.report.pairing import Pairing, RunKey, pair_studies
+from kdfast.report.pairing import Pairing, pair_studies
 from kdfast.report.records import estimate_of, jet_counts
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.report.schema import Estimate, Jets, Metric, Record
 from kdfast.store.identity import differing, shown_setting
+from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 
 __all__ = ["PairedMetric", "PairedRow", "StudyComparison", "compare"]
@@ -162,7 +163,7 @@ def _measured(pairing: Pairing, replicates: int | None = None) -> _Pairs:
 
 def _as_stored(stores: Sequence[StudyStore], shared: Sequence[RunKey]) -> _Pairs:
     """Of the shared runs, each on its own study's test jets: without errors."""
-    stored = [{RunKey(r.kind, r.name, r.seed): r for r in store.results()} for store in stores]
+    stored = [{r.key: r for r in store.results()} for store in stores]
     keys = [key for key in shared if all(np.isfinite(runs[key].metrics.get("auc", np.nan)) for runs in stored)]
 
     def metric(name: str) -> Floats:

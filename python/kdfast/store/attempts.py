@@ -17,6 +17,7 @@ from typing import Any
 from kdfast._version import __version__
 from kdfast.errors import StudyError
 from kdfast.store.folders import AlreadyStored, commit, damage, folders, json_bytes, parse_json, read_checked
+from kdfast.store.key import RunKey
 
 __all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
 
@@ -43,7 +44,7 @@ class Attempt:
     ended: str
     error: str = ""
     traceback: str = ""
-    members: tuple[str, ...] = ()
+    members: tuple[RunKey, ...] = ()
     what: Mapping[str, Any] = field(default_factory=dict)
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
@@ -52,13 +53,13 @@ class Attempt:
     number: int = 0
 
     @classmethod
-    def failed(cls, name: str, error: BaseException, members: Iterable[str] = (), **what: Any) -> Attempt:
+    def failed(cls, name: str, error: BaseException, members: Iterable[RunKey] = (), **what: Any) -> Attempt:
         """The attempt that ended with this error, here and now."""
         trace = "".join(traceback.format_exception(error))
         return cls(name, "error", f"{type(error).__name__}: {error}", trace, tuple(members), what)
 
     @classmethod
-    def lost(cls, name: str, host: str, pid: int, members: Iterable[str]) -> Attempt:
+    def lost(cls, name: str, host: str, pid: int, members: Iterable[RunKey]) -> Attempt:
         """The attempt whose claim was taken over from this process."""
         return cls(name, "lost", members=tuple(members), host=host, pid=pid)
 
@@ -76,7 +77,7 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
     """Stores an attempt under the unit's next number. Raises StudyError where it can't be written."""
     if attempt.ended not in ENDS:
         raise StudyError(f"an attempt ends as one of {', '.join(ENDS)}, not as {attempt.ended!r}")
-    document = asdict(attempt)
+    document = asdict(attempt) | {"members": [key.folder for key in attempt.members]}
     del document["number"], document["traceback"]
     files = {"attempt.json": json_bytes(document), "traceback.txt": attempt.traceback.encode(errors="replace")}
     numbers = (_split(folder)[1] for folder in folders(parent) if _split(folder)[0] == attempt.name)
@@ -101,7 +102,8 @@ def read_attempt(folder: Path) -> Attempt:
     trace = read_checked(folder, "traceback.txt").decode(errors="replace")
     try:
         fields = parse_json(document)
-        attempt = Attempt(**{**fields, "members": tuple(fields["members"])}, traceback=trace, number=number)
+        members = tuple(key for name in fields["members"] if (key := RunKey.parse(name)) is not None)
+        attempt = Attempt(**{**fields, "members": members}, traceback=trace, number=number)
     except (KeyError, TypeError, ValueError) as error:
         raise damage(folder, f"attempt.json has unexpected content ({error})") from error
     if attempt.name != name:

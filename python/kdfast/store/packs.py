@@ -19,21 +19,20 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.folders import commit, damage, folders, json_bytes, parse_json, read_checked
-from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.key import RunKey, run_name
+from kdfast.store.store import StudyStore
 
 __all__ = [
     "TEACHER",
     "PlannedPack",
     "at_work",
     "find",
-    "kind_of",
     "missing",
     "no_packs",
     "parts",
     "place",
     "planned",
     "read_pack",
-    "run_name",
     "write_pack",
 ]
 
@@ -60,9 +59,9 @@ class PlannedPack:
         return tuple(Member(run_name(run), run) for run in self.runs)
 
     @cached_property
-    def keys(self) -> list[str]:
+    def keys(self) -> list[RunKey]:
         """Of the results that the runs give."""
-        return [StoredResult(kind_of(run), run_name(run), self.seed).key for run in self.runs]
+        return [RunKey.of(run, self.seed) for run in self.runs]
 
     def of(self, names: Container[str]) -> PlannedPack:
         """The pack with only those of its runs that have one of these names."""
@@ -75,12 +74,7 @@ def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:
     return [replace(pack, id=f"{pack.id}.{part:02}", runs=pack.runs[part::count]) for part in range(count)]
 
 
-def kind_of(run: RunConfig | None) -> str:
-    """The kind of result that a run gives."""
-    return "baseline" if run is None else "student"
-
-
-def missing(store: StudyStore, pack: PlannedPack, stored: Collection[str] | None = None) -> PlannedPack:
+def missing(store: StudyStore, pack: PlannedPack, stored: Collection[RunKey] | None = None) -> PlannedPack:
     """The pack with only those of its runs that are not stored. stored: the store's keys, where many packs are asked
     for."""
     runs = zip(pack.runs, pack.keys, strict=True)
@@ -122,7 +116,9 @@ def _is_done(path: Path, name: str) -> bool:
     for pack in (name, name.rpartition(".")[0]):
         if pack and (path / "packs" / pack).is_dir():
             try:
-                return all(os.path.lexists(path / "results" / key) for key in read_pack(path / "packs" / pack).keys)
+                return all(
+                    os.path.lexists(path / "results" / key.folder) for key in read_pack(path / "packs" / pack).keys
+                )
             except StudyError:  # a finding
                 return False
     return False
@@ -142,11 +138,6 @@ def write_pack(store: StudyStore, pack: PlannedPack) -> None:
 def place(pack: PlannedPack) -> tuple[int, int]:
     """Seed and number of a pack."""
     return pack.seed, int(pack.id.rpartition(".")[2])
-
-
-def run_name(run: RunConfig | None) -> str:
-    """The name of a run; "baseline" for the one without a teacher."""
-    return "baseline" if run is None else run.name
 
 
 def find(packs: Sequence[PlannedPack], name: str) -> PlannedPack:

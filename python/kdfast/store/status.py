@@ -12,7 +12,8 @@ from typing import Any
 from kdfast.errors import StudyError
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures
 from kdfast.store.folders import check_complete, folders, manifest
-from kdfast.store.packs import PlannedPack, at_work, kind_of, read_pack
+from kdfast.store.key import RunKey
+from kdfast.store.packs import PlannedPack, at_work, read_pack
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 
@@ -125,38 +126,38 @@ def _runs(
 ) -> list[RunStatus]:
     wanted = _of_settings(store)
     for pack in packs:  # later calls may have asked for more than the settings
-        wanted += [(kind_of(run), member.name, pack.seed) for run, member in zip(pack.runs, pack.members, strict=True)]
+        wanted += pack.keys
     wanted = list(dict.fromkeys(wanted))
     state = dict.fromkeys(wanted, ("missing", ""))
     tried, often = _tried(attempts), failures(attempts)
     for run in wanted:
-        if (last := tried.get(StoredResult(*run).key)) is not None and often[last.name]:
+        if (last := tried.get(run)) is not None and often[last.name]:
             times = "once" if often[last.name] == 1 else f"{often[last.name]} times"
             why = last.error or f"lost with {last.host}, process {last.pid}"
             state[run] = "failed" if often[last.name] >= GIVEN_UP else "missing", f"tried {times}: {why}"
     for result in stored:
-        state[result.kind, result.name, result.seed] = (result.status, result.message)
+        state[result.key] = (result.status, result.message)
     left = {path.name: what for path, what in damaged.items()}
     for run in wanted:
-        if what := left.pop(StoredResult(*run).key, None):
+        if what := left.pop(run.folder, None):
             state[run] = ("damaged", what)
     runs = [RunStatus(*run, *values) for run, values in state.items()]
     return runs + [RunStatus("folder", name, None, "damaged", what) for name, what in left.items()]
 
 
-def _of_settings(store: StudyStore) -> list[tuple[str, str, int]]:
-    """Kind, name and seed of the runs that the settings ask for. An import asks for none: what it named is stored."""
+def _of_settings(store: StudyStore) -> list[RunKey]:
+    """The runs that the settings ask for. An import asks for none: what it named is stored."""
     if "imported" in store.provenance:
         return []
     settings = StudySettings.resolve(store.settings, data_given=True)
-    wanted = [("teacher", "teacher", settings.data.seed)]  # one per study, made with the seed of its data
+    wanted = [RunKey.teacher(settings.data.seed)]  # one per study, made with the seed of its data
     for seed in settings.seeds:
-        wanted.append(("baseline", "baseline", seed))
-        wanted += [("student", config.name, seed) for config in settings.runs()]
+        wanted.append(RunKey.of(None, seed))
+        wanted += [RunKey.of(config, seed) for config in settings.runs()]
     return wanted
 
 
-def _tried(attempts: Sequence[Attempt]) -> dict[str, Attempt]:
+def _tried(attempts: Sequence[Attempt]) -> dict[RunKey, Attempt]:
     """The last attempt at each result."""
     return {key: attempt for attempt in attempts if attempt.ended != "retry" for key in attempt.members}
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,7 +33,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import StudyError, suggest
+from kdfast.errors import StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.store.attempts import Attempt, now, read_attempts, write_attempt
 from kdfast.store.folders import (
@@ -64,6 +63,7 @@ from kdfast.store.folders import (
     seen_on_disk,
 )
 from kdfast.store.index import Index, Row
+from kdfast.store.key import RunKey, safe_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,9 +73,7 @@ else:
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KINDS", "StoredResult", "StudyStore", "check_description", "description_version", "load_result"]
-
-KINDS = ("teacher", "baseline", "student")
+__all__ = ["StoredResult", "StudyStore", "check_description", "description_version", "load_result"]
 
 # What a study's folder may hold. (`.index` is a cache, and done without where it is a link.)
 _FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "targets", "claims", "damaged")
@@ -115,9 +113,9 @@ class StoredResult:
     resumed_from: Sequence[Mapping[str, str]] = ()
 
     @property
-    def key(self) -> str:
-        """The folder's name, e.g. `student.baseline_T3.0_A0.5.seed42`."""
-        return _key(self.kind, self.name, self.seed)
+    def key(self) -> RunKey:
+        """Which run it is of."""
+        return RunKey(self.kind, self.name, self.seed)
 
     @property
     def has_scores(self) -> bool:
@@ -138,7 +136,7 @@ class StudyStore:
         self._results, self._shared = path / "results", path / "shared"
         self._attempts = path / "attempts"
         self._index = Index(path)
-        self._intact: set[str] = set()
+        self._intact: set[RunKey] = set()
         self._known: dict[str, Row] | None = None
 
     # ---- opening
@@ -227,39 +225,39 @@ class StudyStore:
         self._index.keep(fresh, gone=rows)
         return found, damaged
 
-    def get(self, kind: str, name: str, seed: int) -> StoredResult:
+    def get(self, key: RunKey) -> StoredResult:
         """One result. Raises StudyError where it is missing or damaged."""
-        folder = self._results / _key(kind, name, seed)
+        folder = self._results / key.folder
         if not folder.exists():
-            raise StudyError(f"there is no {kind} {name!r} with seed {seed}", where=str(self.path))
+            raise StudyError(f"there is no {key.kind} {key.name!r} with seed {key.seed}", where=str(self.path))
         return load_result(folder, read_checked(folder, "result.json"))
 
-    def keys(self) -> set[str]:
+    def keys(self) -> set[RunKey]:
         """The results that are there, by a listing; whether they are intact is seen where they are used."""
-        return {folder.name for folder in folders(self._results)}
+        keys = (RunKey.parse(folder.name) for folder in folders(self._results))
+        return {key for key in keys if key is not None}
 
-    def is_stored(self, key: str) -> bool:
+    def is_stored(self, key: RunKey) -> bool:
         """Whether one result is there; see `keys`."""
-        return os.path.lexists(self._results / key)
+        return os.path.lexists(self._results / key.folder)
 
-    def has(self, kind: str, name: str, seed: int) -> bool:
+    def has(self, key: RunKey) -> bool:
         """Whether the result is there. The first time it checks all of its files, but for those that the index saw
         unchanged; raises StudyError for a damaged one."""
-        key = _key(kind, name, seed)
         if key not in self._intact:
-            folder = self._results / key
+            folder = self._results / key.folder
             if not os.path.lexists(folder):
                 return False
             if self._known is None:
                 self._known = self._index.rows(texts=False)
-            if key not in self._known or not self._known[key].is_current(folder):
-                self._index.keep({key: Row(check_folder(folder))})
+            if folder.name not in self._known or not self._known[folder.name].is_current(folder):
+                self._index.keep({folder.name: Row(check_folder(folder))})
             self._intact.add(key)
         return True
 
-    def digest(self, kind: str, name: str, seed: int) -> str | None:
+    def digest(self, key: RunKey) -> str | None:
         """SHA-256 of a result's manifest, which tells it from another one of its name; None: it is not there."""
-        folder = self._results / _key(kind, name, seed)
+        folder = self._results / key.folder
         return manifest(folder)[1][MANIFEST][0] if os.path.lexists(folder) else None
 
     def attempts(self, name: str | None = None) -> list[Attempt]:
@@ -268,7 +266,7 @@ class StudyStore:
 
     def model_file(self, result: StoredResult) -> bytes:
         """A result's weights as the bytes of a model file (that of a result with a card)."""
-        return read_checked(self._results / result.key, "weights.safetensors")
+        return read_checked(self._results / result.key.folder, "weights.safetensors")
 
     def has_shared(self, name: str) -> bool:
         """Whether `write_shared` stored arrays under this name."""
@@ -286,7 +284,7 @@ class StudyStore:
 
     def write(self, result: StoredResult) -> Path:
         """Stores a result, whole or not at all, and returns its folder. What is stored is never changed."""
-        folder = self._results / result.key
+        folder = self._results / result.key.folder
         document = {
             "kind": result.kind,
             "name": result.name,
@@ -310,11 +308,11 @@ class StudyStore:
         try:
             digests = commit(folder, files)
         except AlreadyStored:
-            self._remove_checkpoints(result.key)  # which may have come after the other process had removed them
+            self._remove_checkpoints(folder.name)  # which may have come after the other process had removed them
             raise
-        self._index.keep({result.key: Row(seen_on_disk(folder, digests), content)})
+        self._index.keep({folder.name: Row(seen_on_disk(folder, digests), content)})
         self._intact.add(result.key)
-        self._remove_checkpoints(result.key)
+        self._remove_checkpoints(folder.name)
         return folder
 
     def describe(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -335,7 +333,7 @@ class StudyStore:
 
     def write_attempt(self, attempt: Attempt) -> Path:
         """Stores a try that failed, under the next number of its unit of work."""
-        _safe(attempt.name)
+        safe_name(attempt.name)
         return write_attempt(self._attempts, attempt)
 
     def write_shared(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
@@ -344,7 +342,7 @@ class StudyStore:
 
         The same again changes nothing; other content under the same name is refused.
         """
-        folder = self._shared / _safe(name)
+        folder = self._shared / safe_name(name)
         content = _array_bytes(arrays)
         if not folder.exists():
             commit(folder, {"arrays.safetensors": content})
@@ -352,9 +350,10 @@ class StudyStore:
             raise StudyError(f"holds other jets for {name}", where=str(self.path), hint="use another folder")
         return folder
 
-    def _remove_checkpoints(self, key: str) -> None:
+    def _remove_checkpoints(self, name: str) -> None:
+        """name: of the result's folder."""
         with suppress(OSError):
-            remove(self.path / "checkpoints" / key)
+            remove(self.path / "checkpoints" / name)
 
     def _remove_leftovers(self) -> None:
         for folder in folders(self.path / "checkpoints"):
@@ -386,18 +385,6 @@ class _OnUse(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._mapping())
-
-
-def _safe(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", name):
-        raise StudyError(f"{name!r} can't name a result", hint="use up to 200 letters, digits and _ . + -")
-    return name
-
-
-def _key(kind: str, name: str, seed: int) -> str:
-    if kind not in KINDS:
-        raise StudyError(f"unknown kind of result {kind!r}", hint=suggest(kind, list(KINDS)))
-    return f"{kind}.{_safe(name)}.seed{int(seed)}"
 
 
 def _exists(path: Path) -> bool:
@@ -495,11 +482,11 @@ def load_result(folder: Path, content: bytes) -> StoredResult:
             environment=document.get("environment"),  # older studies lack both
             resumed_from=tuple(document.get("resumed_from", ())),
         )
-        key = result.key
+        named = result.key.folder
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, StudyError) as error:
         raise damage(folder, f"result.json has unexpected content ({error})") from error
-    if key != folder.name:
-        raise damage(folder, f"it holds {key}")
+    if named != folder.name:
+        raise damage(folder, f"it holds {named}")
     return result
 
 

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdfast._version import __version__
 from kdfast.errors import ConfigError, StudyError
 from kdfast.files import writing_errors
+from kdfast.store.key import RunKey
 from kdfast.store.packs import PlannedPack, missing, no_packs, planned
 from kdfast.store.store import StudyStore
 
@@ -133,7 +134,7 @@ def _left(study: str | PathLike[str]) -> tuple[StudyStore, list[PlannedPack]]:
 
 
 def _has_teacher(store: StudyStore) -> bool:
-    return store.has("teacher", "teacher", store.settings["data"]["seed"])
+    return store.has(RunKey.teacher(store.settings["data"]["seed"]))
 
 
 def _on_gpu(store: StudyStore) -> bool:

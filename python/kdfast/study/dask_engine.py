@@ -30,7 +30,8 @@ from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, 
 from kdfast.ops import backend
 from kdfast.store.attempts import GIVEN_UP, Attempt
 from kdfast.store.claims import Claim, Claims
-from kdfast.store.packs import TEACHER, PlannedPack, kind_of, missing, parts
+from kdfast.store.key import RunKey
+from kdfast.store.packs import TEACHER, PlannedPack, missing, parts
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_task
@@ -246,11 +247,7 @@ class _Sweep:
         self.missing: dict[str, int] = {}  # results of a pack, when it was submitted
         self.tries: Counter[str] = Counter()
         self.said: set[str] = set()
-        self.unseen = {  # results that are not shown yet
-            key: (kind_of(member.config), member.name, pack.seed)
-            for pack in packs
-            for key, member in zip(pack.keys, pack.members, strict=True)
-        }
+        self.unseen = {key for pack in packs for key in pack.keys}  # results that are not shown yet
 
     def __enter__(self) -> _Sweep:
         return self
@@ -298,7 +295,7 @@ class _Sweep:
 
     def run(self) -> None:
         """To the end of all packs."""
-        if self.store.has("teacher", "teacher", self.settings.data.seed):
+        if self.store.has(RunKey.teacher(self.settings.data.seed)):
             self.begin()
         else:
             self.shown.say("the teacher is trained first")
@@ -417,8 +414,9 @@ class _Sweep:
 
     def show(self) -> None:
         """Results that have appeared, whoever trained them."""
-        for key in sorted(self.unseen.keys() & self.store.keys()):
-            self.shown.stored(self.store.get(*self.unseen.pop(key)), self.what())
+        for key in sorted(self.unseen & self.store.keys()):
+            self.unseen.remove(key)
+            self.shown.stored(self.store.get(key), self.what())
 
     def say_once(self, text: str, host: str = "") -> None:
         if text not in self.said:

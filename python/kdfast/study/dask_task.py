@@ -137,10 +137,11 @@ def train(study: Study, document: Mapping[str, Any]) -> Facts:
 
 def _left(store: StudyStore, pack: PlannedPack, settings: StudySettings) -> int:
     """How many results of the pack are not stored."""
+    from kdfast.store.key import RunKey
     from kdfast.store.packs import TEACHER, missing
 
     if pack.id == TEACHER:
-        return int(not store.has("teacher", "teacher", settings.data.seed))
+        return int(not store.has(RunKey.teacher(settings.data.seed)))
     return len(missing(store, pack).runs)
 
 
@@ -194,7 +195,9 @@ class _Opened:
         self.targets, self.teacher = targets, self._stored(store)
 
     def _stored(self, store: StudyStore) -> str | None:
-        return store.digest("teacher", "teacher", self.settings.data.seed)
+        from kdfast.store.key import RunKey
+
+        return store.digest(RunKey.teacher(self.settings.data.seed))
 
 
 _opened: _Opened | None = None

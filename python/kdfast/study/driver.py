@@ -22,6 +22,7 @@ from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
+from kdfast.store.key import RunKey
 from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.settings import GIVEN, StudySettings, check_counts
 from kdfast.store.store import StudyStore
@@ -270,8 +271,8 @@ def _plan(
     packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
     seeds = set(settings.seeds)
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
-    kinds = {"baseline": "baseline"} | {run.name: "student" for run in runs}
-    done = sum(store.has(kinds[name], name, seed) for seed, name in wanted)  # and not damaged
+    keys = {RunKey.of(run, seed) for seed in seeds for run in (None, *runs)}
+    done = sum(store.has(key) for key in keys)  # and not damaged
     if done:
         shown.say(f"{done} of {len(wanted)} runs are stored, {len(wanted) - done} to go")
         for stored in store.results():

@@ -16,7 +16,8 @@ from kdfast.distill.pack import EpochReport, Member, Pack, Recipe, View
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
 from kdfast.models.config import ModelConfig
-from kdfast.store.packs import PlannedPack, missing, place, planned, run_name, write_pack
+from kdfast.store.key import run_name
+from kdfast.store.packs import PlannedPack, missing, place, planned, write_pack
 from kdfast.store.store import StudyStore
 
 __all__ = ["MemberCost", "calibrate", "free_memory", "members_per_pack", "plan"]

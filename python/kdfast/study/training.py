@@ -26,7 +26,8 @@ from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.tagger import Preparation, Tagger, tagger_card
 from kdfast.store.folders import AlreadyStored, writing_errors
 from kdfast.store.identity import training_environment
-from kdfast.store.packs import PlannedPack, kind_of
+from kdfast.store.key import RunKey
+from kdfast.store.packs import PlannedPack
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.checkpoints import StudyCheckpoints
@@ -54,24 +55,24 @@ class StudyTraining:
         external: a trained teacher, or logits [N] for all jets (targets without attention); None: one is trained.
         """
         seed = self.settings.data.seed  # one teacher per study, whatever the members' seeds
-        known = self.store.has("teacher", "teacher", seed)
+        known = self.store.has(RunKey.teacher(seed))
         if isinstance(external, np.ndarray):
             logits = {split: torch.from_numpy(external[part]) for split, part in self.prepared.positions.items()}
             if not known:
-                self._write("teacher", "teacher", seed, None, logits)
+                self._write(RunKey.teacher(seed), None, logits)
             return Targets(logits["train"][:, None])
         if external is not None:
             model, views = external.model, self.prepared.seen_by(external)
             if not known:
                 scores = {split: predict_logits(model, views[split]) for split in ("validation", "test")}
                 card = tagger_card(model.config, external.preparation)
-                self._write("teacher", "teacher", seed, None, scores, state=model.state_dict(), card=card)
+                self._write(RunKey.teacher(seed), None, scores, state=model.state_dict(), card=card)
         else:
             views = dict(self.prepared.offline)
             if not known:
                 self._train_teacher(seed)
             model = JetTransformer(model_config(self.settings.teacher_model))
-            model.load_state_dict(dict(self.store.get("teacher", "teacher", seed).state))
+            model.load_state_dict(dict(self.store.get(RunKey.teacher(seed)).state))
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # else the targets' last bits, and every student's, depend on the number of threads
         try:
@@ -100,14 +101,14 @@ class StudyTraining:
             device=self.settings.device,
         )
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
-        checkpoints = self._checkpoints(pack, {"teacher": "teacher"})
+        checkpoints = self._checkpoints(pack, {"teacher": RunKey.teacher(seed)})
         with closing(self._results(pack, checkpoints)) as results:
             for result in results:
                 if result.status != "done":
                     hint = "lower the learning rate: without a teacher there are no students"
                     raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
                 preparation, before = self.prepared.offline_preparation, checkpoints.resumed_from(result.name)
-                self._write_trained("teacher", seed, None, result, sizes, preparation, before)
+                self._write_trained(RunKey.teacher(seed), None, result, sizes, preparation, before)
 
     def students(
         self,
@@ -129,23 +130,24 @@ class StudyTraining:
         trained = Pack(sizes, pack.members, pack.seed, recipe, train, validation, test, targets, precision, device)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
         configs = {member.name: member.config for member in pack.members}
-        checkpoints = self._checkpoints(trained, {name: kind_of(config) for name, config in configs.items()})
+        keys = {name: RunKey.of(config, pack.seed) for name, config in configs.items()}
+        checkpoints = self._checkpoints(trained, keys)
         with closing(self._results(trained, checkpoints)) as results:
             for result in results:
                 config = configs[result.name]
                 if config is not None and result.status == "done":
                     self.shown.best(result.name, max(result.curves["auc_val"]))
                 preparation, before = self.prepared.hlt_preparation, checkpoints.resumed_from(result.name)
-                self._write_trained(kind_of(config), pack.seed, config, result, sizes, preparation, before)
+                self._write_trained(keys[result.name], config, result, sizes, preparation, before)
                 if lost is not None and lost.is_set():
                     return
 
-    def _checkpoints(self, pack: Pack, kinds: Mapping[str, str]) -> StudyCheckpoints:
-        """kinds: of result, by member."""
+    def _checkpoints(self, pack: Pack, keys: Mapping[str, RunKey]) -> StudyCheckpoints:
+        """keys: of the results, by member."""
         return StudyCheckpoints(
             self.store.path,
             pack,
-            {name: StoredResult(kind, name, pack.seed).key for name, kind in kinds.items()},
+            {name: key.folder for name, key in keys.items()},
             decisive=self.store.provenance["decisive"],
             environment=training_environment(self.settings.device),
             interval=self.settings.checkpoint_every,
@@ -164,8 +166,7 @@ class StudyTraining:
 
     def _write_trained(
         self,
-        kind: str,
-        seed: int,
+        key: RunKey,
         config: RunConfig | None,
         result: MemberResult,
         sizes: ModelConfig,
@@ -175,13 +176,11 @@ class StudyTraining:
         if result.status != "done":
             metrics = {"epochs": result.epochs}
             status, message, curves = result.status, result.message, result.curves
-            stored = StoredResult(kind, result.name, seed, config, status, message, metrics, curves)
+            stored = StoredResult(*key, config, status, message, metrics, curves)
             self._store(stored, resumed_from)
             return
         self._write(
-            kind,
-            result.name,
-            seed,
+            key,
             config,
             {"validation": result.scores_validation, "test": result.scores_test},
             more={"best_epoch": result.best_epoch, "epochs": result.epochs, "seconds": result.seconds},
@@ -193,9 +192,7 @@ class StudyTraining:
 
     def _write(
         self,
-        kind: str,
-        name: str,
-        seed: int,
+        key: RunKey,
         config: RunConfig | None,
         logits: Mapping[str, Tensor],
         *,
@@ -213,10 +210,8 @@ class StudyTraining:
             metrics |= evaluate(jets["labels"], scores, jets["weights"], suffix=suffix)
         self._store(
             StoredResult(
-                kind=kind,
-                name=name,
-                seed=seed,
-                config=config,
+                *key,
+                config,
                 metrics=metrics | dict(more or {}),
                 curves=curves or {},
                 arrays=arrays,

@@ -22,9 +22,10 @@ from kdfast.models.tagger import Tagger
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures
 from kdfast.store.claims import LEASE, Claim, Claims
 from kdfast.store.identity import refuse_another, warn_of_other_environment
+from kdfast.store.key import RunKey
 from kdfast.store.packs import TEACHER, PlannedPack, find, missing, no_packs, planned
 from kdfast.store.settings import StudySettings, check_counts
-from kdfast.store.store import StoredResult, StudyStore
+from kdfast.store.store import StudyStore
 from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
 from kdfast.study.interrupt import stoppable
 from kdfast.study.progress import SweepProgress
@@ -80,7 +81,7 @@ class PackRunner:
         if retry:
             try_again(self.store, TEACHER)
         while self._targets is None:
-            if self.store.has("teacher", "teacher", self.training.settings.data.seed):
+            if self.store.has(RunKey.teacher(self.training.settings.data.seed)):
                 self._targets = self.training.teacher(self._external)
             elif (claim := self.claims.take(TEACHER)) is not None:
                 with claim, self._recorded(TEACHER, claim):
@@ -170,7 +171,7 @@ class PackRunner:
                 self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
         return True
 
-    def _is_left(self, pack: PlannedPack, outcome: Outcome, stored: Collection[str] | None = None) -> bool:
+    def _is_left(self, pack: PlannedPack, outcome: Outcome, stored: Collection[RunKey] | None = None) -> bool:
         if missing(self.store, pack, stored).runs:
             return True
         outcome.done.append(pack.id)
@@ -179,8 +180,7 @@ class PackRunner:
     @contextmanager
     def _recorded(self, name: str, claim: Claim, pack: PlannedPack | None = None) -> Iterator[None]:
         """Stores an attempt where the one before was cut off, and where this one fails."""
-        teacher = StoredResult("teacher", "teacher", self.training.settings.data.seed)
-        members = [teacher.key] if pack is None else pack.keys
+        members = [RunKey.teacher(self.training.settings.data.seed)] if pack is None else pack.keys
         if (before := claim.taken_from) is not None:
             self.store.write_attempt(Attempt.lost(name, before.host, before.pid, members))
         try:

@@ -10,6 +10,7 @@ from kdfast.report.figures.performance import ShownNetwork, TestSample, performa
 from kdfast.report.figures.style import Drawing, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
 from kdfast.report.schema import Analysis, Estimate
+from kdfast.store.key import RunKey
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 
@@ -86,12 +87,12 @@ def _networks(
     """Label and stored result of the networks shown, by style: the analysis' own, and the other leaders with the same
     seed as its best student (equal initial weights and batches)."""
     found: dict[str, tuple[str, StoredResult]] = {
-        n.role: (n.label, store.get(n.role, n.run_name, n.seed)) for n in analysis.networks
+        n.role: (n.label, store.get(RunKey(n.role, n.run_name, n.seed))) for n in analysis.networks
     }
     for number, name in enumerate(leaders[1:], 2):
         if any(run.run_name == name and run.seed == seed and run.status == "done" for run in analysis.runs):
             assert seed is not None
-            found[f"student {number}"] = f"{name}, seed {seed}", store.get("student", name, seed)
+            found[f"student {number}"] = f"{name}, seed {seed}", store.get(RunKey("student", name, seed))
     return found
 
 
