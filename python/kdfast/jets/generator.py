@@ -57,9 +57,9 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
     """
     out = Path(out)
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
-    if not isinstance(jets, int) or not 2 <= jets <= MAX_JETS or jets % 2:
+    if not isinstance(jets, int) or not 2 <= jets <= MAX_JETS or jets % 2:  # type: ignore[redundant-expr]
         raise ConfigError(f"must be an even number from 2 to {MAX_JETS:,}, is {jets}", where="jets")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:  # type: ignore[redundant-expr]
         raise ConfigError(f"must be a whole number from 0 to 2^63 − 1, is {seed}", where="seed")
     if jobs < 1:
         raise ConfigError(f"must be at least 1, is {jobs}", where="jobs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -65,7 +65,8 @@ def load_jets(
     """
     if on_bad not in ("error", "drop"):
         raise ConfigError(f"must be 'error' or 'drop', is {on_bad!r}", where="on_bad")
-    for name, value in (("max_jets", max_jets), ("max_constituents", max_constituents)):
+    limits: dict[str, Any] = {"max_jets": max_jets, "max_constituents": max_constituents}
+    for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ConfigError(f"must be a whole number from 1 on, is {value!r}", where=name)
     sources = [inspect(path, max_constituents, require_labels) for path in expand(paths)]

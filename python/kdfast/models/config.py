@@ -67,7 +67,7 @@ def model_config(preset: str | ModelConfig | Mapping[str, Any], where: str = "mo
             raise ConfigError(f"unknown model preset {preset!r}", where=where, hint=hint)
         return PRESETS[preset]
     if not isinstance(preset, Mapping):
-        hint = f"presets: {', '.join(PRESETS)}"
+        hint = f"presets: {', '.join(PRESETS)}"  # type: ignore[unreachable]
         raise ConfigError(f"must be a preset's name or sizes, is {preset!r}", where=where, hint=hint)
     try:
         return ModelConfig(**preset)

@@ -109,7 +109,7 @@ def attend(
 def check_attention(layer: nn.MultiheadAttention) -> None:
     """Raises ConfigError for a layer that does more than self-attention by one projection."""
     if layer.in_proj_weight is None:
-        what = f"keys and values of other widths ({layer.kdim}, {layer.vdim}) than queries ({layer.embed_dim})"
+        what = f"keys and values of other widths ({layer.kdim}, {layer.vdim}) than queries ({layer.embed_dim})"  # type: ignore[unreachable]
         raise ConfigError(f"has {what}; this is self-attention", where="from_torch")
     if layer.bias_k is not None or layer.add_zero_attn:
         raise ConfigError("add_bias_kv and add_zero_attn have no counterpart here", where="from_torch")

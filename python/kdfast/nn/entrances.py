@@ -136,7 +136,7 @@ def _check_mask(x: Tensor, mask: Tensor, pair_bias: Tensor | None, heads: int) -
     check_padded_bias(pair_bias, mask, heads, "pair_bias")
 
 
-def check_sizes(where: str, dropout: float, **sizes: int) -> None:
+def check_sizes(where: str, dropout: float, **sizes: Any) -> None:
     """Raises ConfigError unless all sizes are whole and above 0, heads divides width, and dropout lies in [0, 1)."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:

@@ -31,7 +31,7 @@ else:
 __all__ = ["DATA_SOURCE", "GIVEN", "HLTFiles", "StudySettings", "check_counts"]
 
 
-def check_counts(**counts: int | None) -> None:
+def check_counts(**counts: Any) -> None:
     """Raises ConfigError for an argument, given by name, that is no whole number from 1 on (None: not given)."""
     for name, value in counts.items():
         if value is not None and not (isinstance(value, int) and value >= 1):

@@ -24,7 +24,7 @@ from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.tagger import Preparation, Tagger, tagger_card
-from kdfast.store.folders import AlreadyStored, writing_errors
+from kdfast.store.folders import AlreadyStored
 from kdfast.store.identity import training_environment
 from kdfast.store.key import RunKey
 from kdfast.store.packs import PlannedPack
