@@ -20,6 +20,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import StudyError
+from kdfast.files import writing_errors
 from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
