@@ -1,4 +1,4 @@
-"""What the tests of the importers share: jobs, and imports that speak or don't."""
+"""What the tests of the importers share: jobs, and imports with and without warnings."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ from kdfast.store.grid import grid
 from kdfast.study.imports import import_study
 from tests.report.study_logs import Job
 
-GENUINE = Path(__file__).parent.parent / "data" / "transformer_1000001.out"
+GENUINE = Path(__file__).parent / "data" / "transformer_1000001.out"
 
 
 BOTH, CONSTANT = RunConfig(10.0, 0.9, 1.0, 0.3), RunConfig(7.0, 0.5)
@@ -28,14 +28,14 @@ def jobs_of_the_study():
 
 
 def quietly(*arguments, **options):
-    """An import that has nothing to say."""
+    """An import without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return import_study(*arguments, **options)
 
 
-def told(*arguments, **options):
-    """An import and what it says."""
+def warned(*arguments, **options):
+    """An import and its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         study = import_study(*arguments, **options)

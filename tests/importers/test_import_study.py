@@ -12,7 +12,7 @@ from kdfast.store.grid import grid
 from kdfast.store.table import selected_on
 from kdfast.study.imports import import_study
 from kdfast.study.results import NEED_SCORES, open_study
-from tests.importers.imports import BOTH, CONSTANT, GENUINE, is_not_there, jobs_of_the_study, quietly, told
+from tests.importers.imports import BOTH, CONSTANT, GENUINE, is_not_there, jobs_of_the_study, quietly, warned
 from tests.report.fake_study import make_study
 from tests.report.study_logs import Job, log_text, summary_text, write_logs
 
@@ -103,28 +103,27 @@ def test_a_sweep_does_not_go_on_with_an_imported_study(tmp_path, capsys):
 def test_a_name_that_contradicts_its_numbers(tmp_path):
     path = tmp_path / "a.out"
     path.write_text(log_text(Job(BOTH, more={"Temperature Init": "7.0", "Alpha Final": "constant"})))
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     (text,) = texts
-    assert text.startswith(f"{path}, line 1: 'combined_T10.0to1.0_A0.9to0.3' contradicts its numbers: ")
-    assert "temp_init is 10.0 by its name, 7.0 by its numbers" in text
-    assert "alpha_final is 0.3 by its name, constant by its numbers" in text
+    name = "'combined_T10.0to1.0_A0.9to0.3'"
+    expected = f"the run's name {name} does not match its T and α: imported as tempanneal_T7.0to1.0_A0.9"
+    assert text == f"{path}, line 1: {expected}"
     assert study.results["run_name"][0] == "tempanneal_T7.0to1.0_A0.9"
+
+
+def test_a_table_that_contradicts_itself_is_refused(tmp_path):
     table = tmp_path / "table.csv"
-    table.write_text("run,strategy,auc,rejection\ncombined_T7_A0.5,combined,.8,8\n")
-    study, texts = told(table, tmp_path / "t")
-    assert study.results["run_name"][0] == "baseline_T7.0_A0.5"
-    assert texts == [
-        f"{table}, line 2: 'combined_T7_A0.5': these values are of the strategy 'baseline'; kept as baseline_T7.0_A0.5",
-        f"{table}, line 2: the strategy is 'combined' by its column, 'baseline' by T and α; kept: the latter",
-    ]
-
-
-def test_a_run_under_a_wrong_name_does_not_replace_the_true_one(tmp_path):
-    true, wrong = Job(CONSTANT, auc=0.81), Job(CONSTANT, name=BOTH.name, auc=0.5)
-    study, texts = told(write_logs(tmp_path / "logs", [true, wrong]), tmp_path / "s")
-    assert study.results["auc_student"][0] == 0.81
-    assert "contradicts its numbers" in texts[0]
-    assert texts[1].endswith("whose name and numbers agree")
+    for head, cells, message in (
+        ("run", "combined_T7_A0.5", "'combined_T7_A0.5': these values are of the strategy 'baseline'"),
+        (
+            "run,strategy",
+            "baseline_T7_A0.5,combined",
+            "the strategy is 'combined', but T and α are those of 'baseline'",
+        ),
+    ):
+        table.write_text(f"{head},auc,rejection\n{cells},.8,8\n")
+        with pytest.raises(DataError, match=message):
+            import_study(table, tmp_path / "t")
 
 
 def test_nothing_but_logs_cut_short(tmp_path):
@@ -132,7 +131,7 @@ def test_nothing_but_logs_cut_short(tmp_path):
     path.write_text(log_text(Job(BOTH)).split("FINAL")[0])
     with (
         pytest.warns(KdfastWarning, match="the log ends here"),
-        pytest.raises(DataError, match=r"a.out: no run with results is there\nsee the warnings"),
+        pytest.raises(DataError, match=r"a.out: no run with results found\nsee the warnings"),
     ):
         import_study(path, tmp_path / "s")
     is_not_there(tmp_path / "s")
@@ -145,34 +144,34 @@ def test_nothing_but_diverged_runs(tmp_path):
     with pytest.raises(DataError) as caught:
         quietly(path, tmp_path / "s")
     assert str(caught.value) == (
-        f"{path}: no run with results is there: {BOTH.name} diverged, the AUC is NaN (from {path}, line {line})"
+        f"{path}: no run with results found (1 diverged, e.g. {BOTH.name}: the AUC is NaN, from {path}, line {line})"
     )
     is_not_there(tmp_path / "s")
     path.write_text("".join(log_text(Job(config, auc=float("nan"))) for config in grid("study")[:3]))
-    with pytest.raises(DataError, match=r"a\.out: no run with results is there: 3 runs diverged, the first"):
+    with pytest.raises(DataError, match=r"a\.out: no run with results found .3 diverged, e.g. "):
         import_study(path, tmp_path / "s")
 
 
 def test_a_run_given_twice(tmp_path):
     first, last = write_logs(tmp_path / "logs", [Job(BOTH, auc=0.83), Job(BOTH, auc=0.81)])
-    study, (text,) = told(tmp_path / "logs", tmp_path / "s")
+    study, (text,) = warned(tmp_path / "logs", tmp_path / "s")
     assert study.results["auc_student"][0] == 0.81
-    assert text.startswith(f"{first}, line ")
-    assert f"kept: AUC 0.81, rejection 9.44 of {last}, line " in text
-    assert text.endswith(", the last one")
-    # the log is believed, whatever the order
+    assert text.startswith(f"{last}, line ")
+    assert f"{BOTH.name} is given again: AUC 0.81, rejection 9.44; before: AUC 0.83, rejection 9.44 ({first}, l" in text
+    assert text.endswith("the last one counts")
+    # a job's own log counts, whatever the order
     (tmp_path / "all.txt").write_text(summary_text([Job(BOTH, auc=0.7)]))
-    study, (text,) = told([last, tmp_path / "all.txt"], tmp_path / "t")
+    study, (text,) = warned([last, tmp_path / "all.txt"], tmp_path / "t")
     assert study.results["auc_student"][0] == 0.81
-    assert text.endswith("the job's own record")
+    assert "before: AUC 0.7," in text
 
 
 def test_teachers_that_differ(tmp_path):
     jobs = [Job(config, teacher=(0.92, 30.0)) for config in grid("study")[:3]]
     jobs.insert(0, Job(BOTH, teacher=(0.95, 40.0)))
-    study, (text,) = told(write_logs(tmp_path / "logs", jobs), tmp_path / "s")
+    study, (text,) = warned(write_logs(tmp_path / "logs", jobs), tmp_path / "s")
     assert (study.results["auc_teacher"] == 0.92).all()
-    assert "the AUC of the teacher is 0.95, in 3 of 4 places 0.92" in text
+    assert "teacher is given again: AUC 0.92, rejection 30.0; before: AUC 0.95, rejection 40.0" in text
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-16-be"])
@@ -183,12 +182,12 @@ def test_encodings(tmp_path, encoding):
     assert quietly(path, tmp_path / "s").results["auc_student"][0] == 0.8242
 
 
-def test_a_wrong_encoding_is_told(tmp_path):
+def test_a_wrong_encoding_causes_a_warning(tmp_path):
     path = tmp_path / "a.out"
     path.write_bytes(log_text(Job(BOTH)).replace("Node: node17", "Node: Köln").encode("latin-1"))
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     assert study.results["auc_student"][0] == 0.8242
-    assert texts == [f"{path}, line 5: not all is utf-8 text: the wrong bytes are replaced by �"]
+    assert texts == [f"{path}, line 5: bytes that are not utf-8 text are replaced by �"]
 
 
 @pytest.mark.parametrize(
@@ -215,14 +214,14 @@ def test_places_that_can_not_be_read_or_written(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for paths, message in (
         ([tmp_path / "none.out"], "none.out: there is no such file"),
-        ([tmp_path / "empty"], "empty: holds no log to import"),
+        ([tmp_path / "empty"], "empty: has no file to import"),
     ):
         assert main(["import", *map(str, paths), "--out", str(tmp_path / "s")]) == 2
         assert message in capsys.readouterr().err
     study = quietly(GENUINE, tmp_path / "empty").path  # an empty folder may be used
     before = sorted(study.rglob("*"))
     assert main(["import", str(GENUINE), "--out", str(study)]) == 2
-    assert f"{study}: holds something already" in capsys.readouterr().err
+    assert f"{study}: is not empty" in capsys.readouterr().err
     assert sorted(study.rglob("*")) == before
     assert main(["import", str(GENUINE), "--out", "/proc/kdfast"]) == 2
     assert "/proc/kdfast: can't be written" in capsys.readouterr().err

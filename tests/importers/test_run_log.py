@@ -21,7 +21,7 @@ from tests.importers.imports import (
     line_of,
     line_of_text,
     quietly,
-    told,
+    warned,
 )
 from tests.report.study_logs import Job, log_text, write_logs
 
@@ -75,10 +75,10 @@ def test_older_logs_have_no_banner(tmp_path):
     text = log_text(Job(BOTH, name="my_run"))
     text = re.sub(r"  (Run Name|Temperature|Alpha).*\n", "", text)
     (tmp_path / "b.out").write_text(text)
-    study, texts = told(tmp_path / "b.out", tmp_path / "t")
+    study, texts = warned(tmp_path / "b.out", tmp_path / "t")
     assert study.results["run_name"][0] == BOTH.name
     assert texts == [
-        f"{tmp_path / 'b.out'}, line 1: 'my_run' is not the name of a run; by its T and α it is {BOTH.name}"
+        f"{tmp_path / 'b.out'}, line 1: the run's name 'my_run' does not match its T and α: imported as {BOTH.name}"
     ]
 
 
@@ -90,11 +90,10 @@ def test_a_log_cut_short_is_left_out(tmp_path, marker, reason):
     good, cut = write_logs(tmp_path / "logs", [Job(CONSTANT), Job(BOTH)])
     text = cut.read_text()
     cut.write_text(text[: text.index(marker) + 10])
-    study, texts = told([good, cut], tmp_path / "s")
+    study, texts = warned([good, cut], tmp_path / "s")
     assert list(study.results["run_name"]) == [CONSTANT.name]
     lines = cut.read_text().count("\n") + 1
-    end = "the log ends inside this line"
-    assert texts == [f"{cut}, line {lines}: the run has no student's {reason} ({end}): left out"]
+    assert texts == [f"{cut}, line {lines}: the run has no {reason} of the student (the log ends here): left out"]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +110,10 @@ def test_a_log_cut_inside_a_number_is_left_out(tmp_path, cut, reason):
     (good,) = write_logs(tmp_path / "logs", [Job(CONSTANT)])
     path, text = tmp_path / "cut.out", GENUINE.read_text()
     path.write_text(text[: text.index(cut) + len(cut)])
-    study, texts = told([good, path], tmp_path / "s")
+    study, texts = warned([good, path], tmp_path / "s")
     assert list(study.results["run_name"]) == [CONSTANT.name]
     line = path.read_text().count("\n") + 1
-    assert texts == [
-        f"{path}, line {line}: the run has no student's {reason} (the log ends inside this line): left out"
-    ]
+    assert texts == [f"{path}, line {line}: the run has no {reason} of the student (the log ends here): left out"]
 
 
 def test_what_ends_a_log_may_lack_its_newline(tmp_path):
@@ -135,8 +132,8 @@ def test_a_number_is_never_parted_where_a_long_line_is(tmp_path):
         filled = bar * ((LONGEST_LINE - short) // len(bar))
         padding = "#" * (LONGEST_LINE - short - len(filled) - 1) + "\r"
         path.write_text(text.replace(result, filled + padding + result))
-        (run,) = read_run_log(path, read_lines(path), Notes())
-        assert run.metrics["auc"] == 0.8242
+        student, *_ = read_run_log(path, read_lines(path), Notes())
+        assert student.metrics["auc"] == 0.8242
 
 
 @pytest.mark.parametrize("lost", ["Temperature Final", "Alpha Init", "Alpha Final"])
@@ -157,11 +154,11 @@ def test_failed_training(tmp_path):
     late, early = tmp_path / "late.out", tmp_path / "early.out"
     late.write_text(text.replace("completed successfully", "failed with exit code: 1"))
     early.write_text(text.split("FINAL")[0] + "Training failed with exit code: 137\n")
-    study, texts = told([late, early], tmp_path / "s")
+    study, texts = warned([late, early], tmp_path / "s")
     assert study.results["status"][0] == "done"
     assert [text.split(": ", 1)[1] for text in texts] == [
         "training failed with exit code: 1, after the results were written: they are kept",
-        "the run has no student's AUC (training failed with exit code: 137): left out",
+        "the run has no AUC of the student (training failed with exit code: 137): left out",
     ]
 
 
@@ -169,11 +166,11 @@ def test_a_requeued_job_appends_to_its_log(tmp_path):
     path = tmp_path / "a.out"
     first, again = Job(BOTH, auc=0.81), Job(BOTH, auc=0.82)
     path.write_text(log_text(first).split("FINAL")[0] + log_text(first, 2) + log_text(again, 3))
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     assert list(study.results["auc_student"]) == [0.82]
-    assert "no student's AUC" in texts[0]
+    assert "no AUC of the student" in texts[0]
     assert re.search(
-        r"is given again: AUC 0.81, rejection 9.44; kept: AUC 0.82.* of .*a.out, line \d+, the last one", texts[1]
+        r"is given again: AUC 0.82, rejection 9.44; before: AUC 0.81.*a.out, line \d+\); the last one counts", texts[1]
     )
 
 
@@ -182,11 +179,11 @@ def test_repeated_sections(tmp_path):
     text = log_text(Job(BOTH))
     results = text[text.index("Model  ") : text.index("Analysis:")]
     path.write_text(text.replace(results, results.replace("0.8242", "0.8100") + results + results))
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     assert study.results["auc_student"][0] == 0.8242
     assert len(texts) == 1
     assert re.search(
-        r"line \d+: the AUC of the student is given again: 0.8242, on line \d+ 0.81; kept: the last", texts[0]
+        r"line \d+: the AUC of the student is given again: 0.8242, before 0.81; the last one counts", texts[0]
     )
 
 
@@ -204,10 +201,10 @@ def test_nan_results_are_a_diverged_run(tmp_path):
 def test_impossible_results_are_left_out(tmp_path):
     path = tmp_path / "a.out"
     path.write_text(log_text(Job(BOTH, auc=1.5)) + log_text(Job(CONSTANT, teacher=(0.9, float("inf"))), 2))
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     assert list(study.results["run_name"]) == [CONSTANT.name]
     assert study.results["auc_teacher"].isna().all()
-    assert any("the AUC is 1.5, which it can't be: the run is left out" in text for text in texts)
+    assert any("the AUC must lie in [0, 1], is 1.5: the run is left out" in text for text in texts)
     assert any("the rejection is infinite" in text for text in texts)
 
 
@@ -243,8 +240,8 @@ from kdfast.importers.lines import read_lines
 from kdfast.importers.run_log import read_run_log
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 path = Path(sys.argv[1])
-(run,) = read_run_log(path, read_lines(path), Notes())
-print(run.config.name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+student, *_ = read_run_log(path, read_lines(path), Notes())
+print(student.config.name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     name, kilobytes = done.stdout.split()

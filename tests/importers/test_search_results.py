@@ -4,7 +4,7 @@ import pytest
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.store.grid import grid
-from tests.importers.imports import BOTH, CONSTANT, jobs_of_the_study, quietly, told
+from tests.importers.imports import BOTH, CONSTANT, jobs_of_the_study, quietly, warned
 from tests.report.study_logs import HEADER, Job, block, summary_text
 
 
@@ -25,11 +25,11 @@ def test_blocks_cut_short_repeated_and_mixed(tmp_path):
     cut = block(a)[: block(a).index("  AUC")]
     text = HEADER + cut + block(b) + block(c) + block(Job(c.config, auc=0.82)) + block(d)
     path.write_text(text)
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     table = study.results.set_index("run_name")["auc_student"]
     assert table.to_dict() == {b.config.name: 0.81, c.config.name: 0.82, d.config.name: 0.81}
-    assert texts[0] == f"{path}, line 7: the block of {a.config.name} is cut short: left out"
-    assert "is given again: AUC 0.81" in texts[1]
+    assert texts[0] == f"{path}, line 7: the block is incomplete: left out"
+    assert "is given again: AUC 0.82" in texts[1]
     assert len(texts) == 2
 
 
@@ -47,7 +47,7 @@ def test_interleaved_blocks_never_give_one_run_the_results_of_another(order, tmp
     mixed = [rest[job].pop(0) for job in order if rest[job]]
     path = tmp_path / "all.txt"
     path.write_text(HEADER + "\n".join(mixed) + block(Job(BOTH)))
-    study, texts = told(path, tmp_path / "s")
+    study, texts = warned(path, tmp_path / "s")
     table = study.results.set_index("run_name")
     assert BOTH.name in table.index
     truth = {job.config.name: (job.auc, job.rejection) for job in (a, b, Job(BOTH))}
@@ -59,6 +59,6 @@ def test_interleaved_blocks_never_give_one_run_the_results_of_another(order, tmp
 def test_many_notes_on_one_file_are_counted(tmp_path):
     path = tmp_path / "all.txt"
     path.write_text(HEADER + "Run: x\n" * 60 + block(Job(BOTH)))
-    _, texts = told(path, tmp_path / "s")
+    _, texts = warned(path, tmp_path / "s")
     assert len(texts) == 21
-    assert texts[-1] == f"{path}: and 40 more notes of this kind"
+    assert texts[-1] == f"{path}: and 40 more warnings"

@@ -1,263 +1,185 @@
 """The run log of a job, transformer_<job id>.out: free text with a banner, progress, and result lines at the end.
 
-One pass, line by line. A line that says which job or run this is, for the second time, begins another run: requeued
-jobs append to their log. Older logs have no banner; there the command line and the folder of the results name the run.
-A line without its end does not count: of `Student:  12.62` a killed job may have written `Student:  1`.
+One pass, line by line. A second job ID, run name or folder begins another run: requeued jobs append to their log. Older
+logs have no banner; there the command line and the folder of the results name the run.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdfast.errors import ConfigError, DataError
-from kdfast.importers.found import Found, Measured, Notes, Numbers, Place, configuration, measured
-from kdfast.importers.lines import NUMBER, Line
+from kdfast.errors import DataError
+from kdfast.importers.found import Found, Notes, Numbers, Place, configuration, measured
+from kdfast.importers.lines import KNOWN_FILES, NUMBER, Line
 
 __all__ = ["read_run_log"]
 
+_BANNER = {
+    "Temperature Init": "temp_init",
+    "Temperature Final": "temp_final",
+    "Alpha Init": "alpha_init",
+    "Alpha Final": "alpha_final",
+}
 _KIND = r"(teacher|baseline|student)"
-_BANNER = {"Temperature Init": "temp_init", "Alpha Init": "alpha_init"}
-_BANNER |= {"Temperature Final": "temp_final", "Alpha Final": "alpha_final"}
-
-# Lines that matter begin, after blanks, with one of these; all others are passed over quickly.
-_CANDIDATE = re.compile(
-    r"\s*(?:Job ID:|Run Name:|Temperature |Alpha |python |Save dir:|STEP |Ep |Early |FINAL |Background |"
-    r"Teacher|Baseline|Student|Skipped |Saved |Training (?:comp|fail))"
-)
+_LINES = {
+    "identity": r"(Job ID|Run Name|Save dir): (.+)",
+    "banner": rf"({'|'.join(_BANNER)}): +(?:{NUMBER}|constant)",
+    "command": r"(python .*--.*)",
+    "step": r"STEP \d+: (TEACHER|BASELINE|STUDENT)\b",
+    "final": r"FINAL TEST EVALUATION",
+    "epoch": rf"Ep +(\d{{1,5}}): loss={NUMBER}, val_auc={NUMBER}, best={NUMBER}",
+    "early": rf"Early stopping {_KIND} at epoch (\d{{1,5}})\b",
+    "kept": rf"(?:Skipped saving|Saved) {_KIND} model .*\(best val AUC={NUMBER}\)",
+    "auc": rf"(Teacher|Baseline|Student) (?:\(Offline\)|HLT \(no KD\)|with KD) +{NUMBER}\s*$",
+    "rejections": r"Background Rejection at 50% signal efficiency:",
+    "rejection": rf"(Teacher|Baseline|Student): +{NUMBER}\s*$",
+    "end": r"Training (completed successfully|failed with exit code: \S+)",
+}
+_LINE = re.compile(r"\s*(?:" + "|".join(f"(?P<{name}>{pattern})" for name, pattern in _LINES.items()) + ")")
 
 
 @dataclass
-class _Record:
-    """What one run's lines have said so far."""
+class _Run:
+    """What the lines of one run have said so far. Dictionaries of networks are keyed by their kind."""
 
-    place: Place
+    place: Place  # of its first line
     identity: dict[str, str] = field(default_factory=dict)  # Job ID, Run Name, Save dir
-    banner: dict[str, str] = field(default_factory=dict)
+    banner: dict[str, float | None] = field(default_factory=dict)
     command: str = ""
     section: str = ""  # teacher, baseline, student; rejection; or none of them
-    auc: dict[str, tuple[float, int]] = field(default_factory=dict)  # value and line, by kind
-    rejection: dict[str, tuple[float, int]] = field(default_factory=dict)
-    auc_val: dict[str, float] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
-    curves: dict[str, dict[int, tuple[float, float]]] = field(default_factory=dict)  # loss, AUC by epoch
-    failed: str = ""
+    auc: dict[str, float] = field(default_factory=dict)
+    rejection: dict[str, float] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)  # of the AUC
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)  # auc_val, epochs
+    curves: dict[str, dict[int, tuple[float, float]]] = field(default_factory=dict)  # loss and AUC of each epoch
+    end: str = ""
 
 
 def read_run_log(path: Path, lines: Iterable[Line], notes: Notes) -> Iterator[Found]:
-    """The runs of one log. A run whose results are not there (a killed job) is noted and left out. Raises DataError
-    for a text without a line of a run log."""
-    record = _Record(Place(path, 1))
-    found_any, last, whole = False, 1, True
-    for last, text, whole in lines:
-        if not _CANDIDATE.match(text):
+    """The networks of one log's runs. A run without results (of a killed job) is left out with a warning.
+
+    Raises DataError for a text without a line of a run log.
+    """
+    run = _Run(Place(path, 1))
+    number, whole, known = 1, True, False
+    for number, text, whole in lines:
+        match = _LINE.match(text)
+        if match is None or match.lastgroup is None:
             continue
-        if (identity := _IDENTITY.match(text)) and identity[1] in record.identity:
-            yield from _finish(record, last, notes)
-            record = _Record(Place(path, last))
-        for pattern, take in _LINES:
-            if match := pattern.match(text):
-                if whole or take is _end:
-                    take(record, match, last, notes)
-                found_any = True
-                break
-    if not found_any:
-        hint = "give run logs (.out), hyperparameter_search_results.txt, or a CSV"
-        raise DataError(
-            f"is no run log of the study: none of its {last:,} lines is known", where=f"{path}, line 1", hint=hint
-        )
-    yield from _finish(record, last, notes, whole)
+        known = True
+        _, *values = (value for value in match.groups() if value is not None)
+        if match.lastgroup == "identity" and values[0] in run.identity:
+            yield from _networks(run, number, notes)
+            run = _Run(Place(path, number))
+        if whole or match.lastgroup == "end":  # `Student:  1` may have been going to be `Student:  12.62`
+            _take(run, match.lastgroup, values, Place(path, number), notes)
+    if not known:
+        what = f"is no run log of the study: none of its {number:,} lines is known"
+        raise DataError(what, where=f"{path}, line 1", hint=KNOWN_FILES)
+    yield from _networks(run, number, notes)
 
 
-# ---- lines
+def _take(run: _Run, what: str, values: list[str], place: Place, notes: Notes) -> None:
+    """Notes what one line says. values: the groups of its pattern in _LINES."""
+    kind = values[0].lower() if values else ""
+    match what:
+        case "identity":
+            run.identity[values[0]] = values[1].strip()
+        case "banner":
+            run.banner[_BANNER[values[0]]] = float(values[1]) if values[1:] else None
+        case "command":
+            run.command = values[0]
+        case "step":
+            run.section = kind
+        case "final":
+            run.section = ""
+        case "epoch" if run.section in ("teacher", "baseline", "student"):
+            epoch, loss, auc, best = int(values[0]), *map(float, values[1:])
+            run.curves.setdefault(run.section, {})[epoch] = loss, auc
+            run.validation.setdefault(run.section, {})["auc_val"] = best
+        case "early":
+            run.validation.setdefault(kind, {})["epochs"] = int(values[1])
+        case "kept":
+            run.validation.setdefault(kind, {})["auc_val"] = float(values[1])
+        case "auc":
+            _result(run.auc, "AUC", kind, float(values[1]), place, notes)
+            run.places[kind] = place
+        case "rejections":
+            run.section = "rejection"
+        case "rejection" if run.section == "rejection":
+            _result(run.rejection, "rejection", kind, float(values[1]), place, notes)
+        case "end":
+            run.end = values[0]
 
 
-def _identity(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.identity[match[1]] = match[2].strip()
+def _result(results: dict[str, float], what: str, kind: str, value: float, place: Place, notes: Notes) -> None:
+    if kind in results and results[kind] != value:
+        change = f"{value}, before {results[kind]}"
+        notes.add(place, f"the {what} of the {kind} is given again: {change}; the last one counts")
+    results[kind] = value
 
 
-def _banner(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.banner[_BANNER[match[1]]] = match[2]
-
-
-def _command(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.command = match[0]
-
-
-def _step(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.section = match[1].lower()
-
-
-def _final(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.section = ""
-
-
-def _epoch(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    if record.section not in ("teacher", "baseline", "student"):
-        return  # before the first step: nobody knows whose it is
-    record.curves.setdefault(record.section, {})[int(match[1])] = float(match[2]), float(match[3])
-    record.auc_val[record.section] = float(match[4])
-
-
-def _early(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.epochs[match[1].lower()] = int(match[2])
-
-
-def _kept(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.auc_val[match[1]] = float(match[2])
-
-
-def _auc(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    _result(record, record.auc, "AUC", match[1].lower(), float(match[2]), line, notes)
-
-
-def _rejections(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.section = "rejection"
-
-
-def _rejection(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    if record.section == "rejection":
-        _result(record, record.rejection, "rejection", match[1].lower(), float(match[2]), line, notes)
-
-
-def _result(
-    record: _Record,
-    results: dict[str, tuple[float, int]],
-    what: str,
-    kind: str,
-    value: float,
-    line: int,
-    notes: Notes,
-) -> None:
-    if kind in results and results[kind][0] != value:
-        old, where = results[kind]
-        text = f"the {what} of the {kind} is given again: {value}, on line {where} {old}; kept: the last"
-        notes.add(Place(record.place.path, line), text)
-    results[kind] = value, line
-
-
-def _end(record: _Record, match: re.Match[str], line: int, notes: Notes) -> None:
-    record.failed = match[1] or ""
-
-
-_IDENTITY = re.compile(r"\s*(Job ID|Run Name|Save dir): (.+)")
-_Take = Callable[[_Record, "re.Match[str]", int, Notes], None]
-_LINES: tuple[tuple[re.Pattern[str], _Take], ...] = tuple(
-    (re.compile(pattern), take)
-    for pattern, take in (
-        (_IDENTITY.pattern, _identity),
-        (rf"\s*({'|'.join(_BANNER)}): +({NUMBER}|constant)", _banner),
-        (r"\s*python .*--", _command),
-        (r"\s*STEP \d+: (TEACHER|BASELINE|STUDENT)\b", _step),
-        (r"\s*FINAL TEST EVALUATION", _final),
-        (rf"\s*Ep +(\d{{1,5}}): loss={NUMBER}, val_auc={NUMBER}, best={NUMBER}", _epoch),
-        (rf"\s*Early stopping {_KIND} at epoch (\d{{1,5}})\b", _early),
-        (rf"\s*(?:Skipped saving|Saved) {_KIND} model .*\(best val AUC={NUMBER}\)", _kept),
-        (rf"\s*(Teacher) \(Offline\) +{NUMBER}\s*$", _auc),
-        (rf"\s*(Baseline) HLT \(no KD\) +{NUMBER}\s*$", _auc),
-        (rf"\s*(Student) with KD +{NUMBER}\s*$", _auc),
-        (r"\s*Background Rejection at 50% signal efficiency:", _rejections),
-        (rf"\s*(Teacher|Baseline|Student): +{NUMBER}\s*$", _rejection),
-        (r"\s*Training completed successfully()", _end),
-        (r"\s*Training (failed with exit code: \S+)", _end),
-    )
-)
-
-
-# ---- a whole run
-
-
-def _finish(record: _Record, last: int, notes: Notes, whole: bool = True) -> Iterator[Found]:
-    """last: its last line. whole: that has an end."""
-    path = record.place.path
-    end = Place(path, last)
-    if "student" not in record.auc or "student" not in record.rejection:
-        what = "AUC" if "student" not in record.auc else "background rejection"
-        stops = "the log ends here" if whole else "the log ends inside this line"
-        why = f"training {record.failed}" if record.failed else stops
-        notes.add(end, f"the run has no student's {what} ({why}): left out")
-        return
-    try:
-        config, consistent = configuration(_name(record), _numbers(record), record.place, notes)
-        metrics, message = measured(record.auc["student"][0], record.rejection["student"][0])
-    except (ConfigError, ValueError) as error:
-        what = f"{error.where}: {error.what}" if isinstance(error, ConfigError) and error.where else str(error)
-        notes.add(record.place, f"{what}: the run is left out")
-        return
-    if record.failed:
-        notes.add(end, f"training {record.failed}, after the results were written: they are kept")
-    known = _validation(record, "student")
-    if message:
-        known.pop("auc_val", None)
-    yield Found(
-        source="log",
-        config=config,
-        place=Place(path, record.auc["student"][1]),
-        consistent=consistent,
-        metrics=metrics | known,
-        status="diverged" if message else "done",
-        message=message,
-        others=dict(_others(record, notes)),
-        curves={kind: _curve(points) for kind, points in record.curves.items()},
-    )
-
-
-def _others(record: _Record, notes: Notes) -> Iterator[tuple[str, Measured]]:
-    for kind in ("teacher", "baseline"):
-        if kind not in record.auc or kind not in record.rejection:
+def _networks(run: _Run, last: int, notes: Notes) -> Iterator[Found]:
+    """Student, baseline and teacher of a run that ends with the line `last`."""
+    end = Place(run.place.path, last)
+    failed = f"training {run.end}" if run.end.startswith("failed") else ""
+    for results, what in ((run.auc, "AUC"), (run.rejection, "background rejection")):
+        if "student" not in results:
+            notes.add(end, f"the run has no {what} of the student ({failed or 'the log ends here'}): left out")
+            return
+    if failed:
+        notes.add(end, f"{failed}, after the results were written: they are kept")
+    for kind in ("student", "baseline", "teacher"):
+        if kind not in run.auc or kind not in run.rejection:
             continue
-        place = Place(record.place.path, record.auc[kind][1])
         try:
-            metrics, message = measured(record.auc[kind][0], record.rejection[kind][0])
-        except ValueError as error:
-            metrics, message = {}, str(error)
-        if metrics:
-            yield kind, Measured(metrics | _validation(record, kind), place)
-        else:
-            notes.add(place, f"{message}: the {kind} is left out")
+            network = _network(run, kind)
+            if kind == "student":
+                yield replace(network, config=configuration(_name(run), _numbers(run), run.place, notes))
+            elif network.diverged:
+                notes.add(network.place, f"{network.diverged}: the {kind} is left out")
+            else:
+                yield network
+        except DataError as error:
+            if kind == "student":
+                notes.add(run.places[kind], f"{error.what}: the run is left out")
+                return
+            notes.add(run.places[kind], f"{error.what}: the {kind} is left out")
 
 
-def _validation(record: _Record, kind: str) -> dict[str, float]:
-    """What is known of the kept epoch and of the number of epochs."""
-    numbers: dict[str, float] = {}
-    if 0.0 <= record.auc_val.get(kind, -1.0) <= 1.0:
-        numbers["auc_val"] = record.auc_val[kind]
-    if kind in record.epochs:
-        numbers["epochs"] = record.epochs[kind]
-    return numbers
+def _network(run: _Run, kind: str) -> Found:
+    metrics, diverged = measured(run.auc[kind], run.rejection[kind], run.places[kind])
+    validation = dict(run.validation.get(kind, {}))
+    if diverged or not 0.0 <= validation.get("auc_val", -1.0) <= 1.0:
+        validation.pop("auc_val", None)
+    points = run.curves.get(kind, {})
+    curves: dict[str, list[float]] = {}
+    if points:
+        curves["epoch"] = [float(epoch) for epoch in sorted(points)]
+        curves["loss"] = [points[epoch][0] for epoch in sorted(points)]
+        curves["auc_val"] = [points[epoch][1] for epoch in sorted(points)]
+    return Found(kind, run.places[kind], metrics | validation, diverged=diverged, curves=curves)
 
 
-def _curve(points: dict[int, tuple[float, float]]) -> dict[str, list[float]]:
-    epochs = sorted(points)
-    return {
-        "epoch": [float(epoch) for epoch in epochs],
-        "loss": [points[epoch][0] for epoch in epochs],
-        "auc_val": [points[epoch][1] for epoch in epochs],
-    }
+def _name(run: _Run) -> str | None:
+    folder = run.identity.get("Save dir", "").rstrip("/").rpartition("/")[2]
+    return run.identity.get("Run Name") or _option(run.command, "run_name") or folder or None
 
 
-def _name(record: _Record) -> str | None:
-    if name := record.identity.get("Run Name"):
-        return name
-    if option := _option(record.command, "run_name"):
-        return option
-    folder = record.identity.get("Save dir")
-    return folder.rstrip("/").rpartition("/")[2] if folder else None
-
-
-def _numbers(record: _Record) -> Numbers | None:
-    """From the banner; what it lacks from the command line, which says what the training was given and leaves out what
-    is constant. None where neither gives them all."""
-    banner = {key: None if text == "constant" else float(text) for key, text in record.banner.items()}
-    options = {key: _option(record.command, key) for key in Numbers._fields}
-    command = {key: float(text) for key, text in options.items() if text and re.fullmatch(NUMBER, text)}
-    given = command | banner
-    if not command and len(given) < len(Numbers._fields):
-        return None  # a final value that is lost is not one that is constant
-    t, t_final, a, a_final = (given.get(key) for key in Numbers._fields)
-    return None if t is None or a is None else Numbers(t, t_final, a, a_final)
+def _numbers(run: _Run) -> Numbers | None:
+    """T and α of a complete banner; else of the command line, which leaves out what is constant; else None."""
+    if run.banner.keys() >= set(Numbers._fields):
+        given = run.banner
+    else:
+        options = {name: _option(run.command, name) for name in Numbers._fields}
+        given = {name: float(text) for name, text in options.items() if text and re.fullmatch(NUMBER, text)}
+    temp_init, temp_final, alpha_init, alpha_final = (given.get(name) for name in Numbers._fields)
+    if temp_init is None or alpha_init is None:
+        return None
+    return Numbers(temp_init, temp_final, alpha_init, alpha_final)
 
 
 def _option(command: str, name: str) -> str | None:
