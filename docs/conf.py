@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -15,6 +16,7 @@ import generate  # noqa: E402  # beside this file
 
 from kdfast import __version__  # noqa: E402
 
+LOGGER = logging.getLogger(__name__)
 project = "kdfast"
 author = "The kdfast developers"
 copyright = author
@@ -35,6 +37,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes as a list: members are documented already
 napoleon_custom_sections = [("Environment", "notes_style")]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -73,6 +76,8 @@ def _write_generated_pages(app: Sphinx) -> None:
     generated.mkdir()
     for name, text in generate.pages().items():
         (generated / name).write_text(text, encoding="utf-8")
+    for name in generate.undocumented():
+        LOGGER.warning("the API reference says nothing of %s", name)
     shutil.copyfile(ROOT / "examples" / "tour.ipynb", HERE / "tutorial" / "tour.ipynb")
 
 

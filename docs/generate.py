@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +33,26 @@ def pages() -> dict[str, str]:
 
     schema = json.dumps(Analysis.model_json_schema(), indent=2) + "\n"
     return {"cli.md": command_line(), "settings.md": settings(), "report.schema.json": schema}
+
+
+def undocumented() -> list[str]:
+    """Public names that no page of the API reference mentions."""
+    import kdfast
+    from kdfast import models, nn, ops
+
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference" / "api").glob("*.md"))
+    modules = {"kdfast": kdfast, "kdfast.models": models, "kdfast.nn": nn, "kdfast.ops": ops}
+    names = [
+        (f"{where}.{name}", name)
+        for where, module in modules.items()
+        for name in module.__all__
+        if not _is_module(module, name)
+    ]
+    return [full for full, name in names if not re.search(rf":: kdfast\.(\w+\.)?{name}$", text, re.MULTILINE)]
+
+
+def _is_module(home: Any, name: str) -> bool:
+    return name.startswith("__") or inspect.ismodule(getattr(home, name))
 
 
 # ---- the command line
@@ -90,11 +112,17 @@ def _fields(model: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     declared: dict[str, FieldInfo] = model.model_fields if issubclass(model, BaseModel) else {}
     for name, entry in schema["properties"].items():
         field = declared.get(name)
-        description = field.description if field else None
+        description = (field and field.description) or _documented(model, name)
         default = entry.get("default", "required" if name in schema.get("required", ()) else "")
         if isinstance(default, dict):
             continue  # a table of its own
-        yield name, {**entry, "description": description or entry.get("description", "")}, _literal(default)
+        yield name, {**entry, "description": description}, _literal(default)
+
+
+def _documented(model: Any, name: str) -> str:
+    """What the Parameters of a class's NumPy docstring say of a field."""
+    found = re.search(rf"^{name}\n((?:    .*\n?)+)", inspect.cleandoc(model.__doc__ or ""), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -108,7 +136,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return "table"
     if schema.get("type") == "array":
         items = schema.get("items") or {}
-        return f"list of {_kind(items)}" if items else "list"
+        return "list of " + _kind(items).replace("number", "numbers") if items else "list"
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema and abs(schema[key]) < 2**31]

@@ -1,7 +1,7 @@
-"""AUC and background rejection, weighted, ties counted as a real threshold would.
+"""AUC and background rejection, with weights; ties count as a real threshold would count them.
 
-A jet passes a threshold t when its score is ≥ t, so jets of equal score pass or fail together. Signal has label 1,
-background label 0. Jets of weight 0 take no part.
+A jet passes a threshold t if its score is ≥ t, so jets of equal score pass or fail together. Signal has
+label 1, background label 0. Jets with weight 0 are ignored.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ POISSON_68 = 1.14
 class Rejection(NamedTuple):
     """Background rejection 1/ε_B at a signal efficiency.
 
-    value: 1/ε_B, or its 68 % lower limit n_B/1.14 where no background jet survives; always finite.
-    survivors: background jets that pass the threshold (a count, not a sum of weights).
-    is_lower_limit: no background survived.
+    Attributes
+    ----------
+    value
+        1/ε_B, or its 68 % lower limit n_B/1.14 if no background jet survives; always finite.
+    survivors
+        Background jets that pass the threshold (a count, not a sum of weights).
+    is_lower_limit
+        Whether no background jet survived.
     """
 
     value: float
@@ -39,9 +44,18 @@ class Rejection(NamedTuple):
 
 
 class RocCurve(NamedTuple):
-    """Efficiencies at each distinct score as threshold, falling thresholds, so rising efficiencies ([n] each).
+    """Efficiencies with each distinct score as threshold; thresholds fall, so efficiencies rise ([n] each).
 
-    rounding: the relative error that weighted sums may carry in an efficiency.
+    Attributes
+    ----------
+    signal_efficiency, background_efficiency
+        Shares of the (weighted) signal and background that pass.
+    survivors
+        Background jets that pass (a count).
+    thresholds
+        A jet passes if its score is ≥ the threshold.
+    rounding
+        Relative error that weighted sums may have in an efficiency.
     """
 
     signal_efficiency: Floats
@@ -51,8 +65,10 @@ class RocCurve(NamedTuple):
     rounding: float
 
     def reaching(self, efficiency: float) -> int:
-        """Place of the first (highest) threshold whose signal efficiency reaches `efficiency`, in (0, 1]; rounding does
-        not decide. The last threshold's is 1, so there is one."""
+        """Place of the first (highest) threshold whose signal efficiency reaches ``efficiency``, in (0, 1].
+
+        Rounding does not decide. The last threshold has efficiency 1, so there is always one.
+        """
         return int(np.argmax(self.signal_efficiency >= efficiency * (1.0 - self.rounding)))
 
 
@@ -98,10 +114,32 @@ def _split(
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Area under the ROC curve: the (weighted) share of pairs where signal scores above background, ties half.
+    """Area under the ROC curve: the (weighted) share of pairs in which signal scores above background; ties count half.
 
-    labels [B] of 0 and 1, scores [B] in any monotonic scale, weights [B] ≥ 0 or None. Without weights the count
-    is exact; the same input gives the same bits. Raises DataError for NaN scores or a single class.
+    Parameters
+    ----------
+    labels
+        [B], 1 for signal and 0 for background.
+    scores
+        [B], on any monotonic scale.
+    weights
+        [B], ≥ 0; default: none. Without weights the count is exact.
+
+    Returns
+    -------
+    float
+        The same bits for the same input.
+
+    Raises
+    ------
+    DataError
+        For NaN scores or a single class.
+
+    Examples
+    --------
+    >>> from kdfast.metrics import roc_auc
+    >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
+    0.875
     """
     signal, background, w_signal, w_background = _split(labels, scores, weights)
     if w_signal is None or w_background is None:
@@ -137,9 +175,10 @@ def _roc(signal: Floats, background: Floats, w_signal: Floats | None, w_backgrou
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> RocCurve:
-    """Signal and background efficiency of every distinct score as threshold (score ≥ threshold passes).
+    """Signal and background efficiency with every distinct score as threshold (a jet with score ≥ threshold passes).
 
-    Arguments and errors as for `roc_auc`. The last point is (1, 1); the point (0, 0) above all scores is not listed.
+    Arguments and errors are those of `roc_auc`. The last point is (1, 1); the point (0, 0) above all scores
+    is not listed.
     """
     return _roc(*_split(labels, scores, weights))
 
@@ -147,11 +186,27 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = 
 def background_rejection(
     labels: ArrayLike, scores: ArrayLike, efficiency: float, weights: ArrayLike | None = None
 ) -> Rejection:
-    """1/ε_B at the first (highest) threshold whose signal efficiency reaches `efficiency`, in (0, 1].
+    """1/ε_B at the first (highest) threshold whose signal efficiency reaches ``efficiency``.
 
-    With no surviving background jet the value is the 68 % lower limit n_B/1.14 (with weights, n_B is the effective
-    number (Σw)²/Σw²), never inf. With weights, rounding in their sums does not decide whether the efficiency is
-    reached. Raises ConfigError for an efficiency outside (0, 1], DataError for NaN scores or a single class.
+    Parameters
+    ----------
+    labels, scores, weights
+        As for `roc_auc`.
+    efficiency
+        Signal efficiency, in (0, 1]. Rounding of weighted sums does not decide whether it is reached.
+
+    Returns
+    -------
+    Rejection
+        If no background jet survives, the value is the 68 % lower limit n_B/1.14, never inf. With weights,
+        n_B is the effective number (Σw)²/Σw².
+
+    Raises
+    ------
+    ConfigError
+        For an efficiency outside (0, 1].
+    DataError
+        For NaN scores or a single class.
     """
     if not 0 < efficiency <= 1:  # NaN fails too
         raise ConfigError(f"a signal efficiency lies in (0, 1], is {efficiency}", where="efficiency")
@@ -171,10 +226,21 @@ def background_rejection(
 def evaluate(
     labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None, *, suffix: str = ""
 ) -> dict[str, float]:
-    """The numbers of one network on one set of jets: auc, and bkg_rej_P and n_bkg_P (surviving background jets) at
-    each signal efficiency of P percent in WORKING_POINTS. n_bkg_P = 0 marks bkg_rej_P as a 68 % lower limit.
+    """The numbers of one network on one set of jets.
 
-    suffix is appended to each name: "_val" where the jets are the validation jets.
+    Parameters
+    ----------
+    labels, scores, weights
+        As for `roc_auc`.
+    suffix
+        Appended to each name: ``"_val"`` for the validation jets.
+
+    Returns
+    -------
+    dict
+        ``auc``, and for each signal efficiency of P percent in WORKING_POINTS ``bkg_rej_P`` and
+        ``n_bkg_P``, the surviving background jets. ``n_bkg_P`` = 0 marks ``bkg_rej_P`` as a 68 % lower
+        limit.
     """
     numbers: dict[str, float] = {f"auc{suffix}": roc_auc(labels, scores, weights)}
     for percent in WORKING_POINTS:

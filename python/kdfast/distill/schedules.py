@@ -26,14 +26,31 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One point of the grid: how temperature T and mixing weight α go over the epochs.
+    """One configuration of a grid: temperature T and mixing weight α over the epochs.
 
-    temp_init, temp_final: T in the first and the last epoch; temp_final None keeps T constant.
-    alpha_init, alpha_final: likewise for α, the weight of the distillation term (1 − α weighs the labels).
-    shape: of both schedules, a key of SHAPES; the study's is "linear". A configuration without a final value has no
-        schedule, so its shape is always "linear".
+    Parameters
+    ----------
+    temp_init, temp_final
+        T in the first and in the last epoch. ``temp_final=None`` keeps T constant.
+    alpha_init, alpha_final
+        Likewise for α, the weight of the distillation term; the labels have the weight 1 − α.
+    shape
+        Of both schedules: ``"linear"`` (the study's), ``"cosine"`` or ``"step"``. A configuration without a
+        final value has no schedule, so its shape is always ``"linear"``.
 
-    Raises ConfigError for T ≤ 0, α outside [0, 1], values that are not finite, or an unknown shape.
+    Raises
+    ------
+    ConfigError
+        For T ≤ 0, α outside [0, 1], values that are not finite, or an unknown shape.
+
+    Examples
+    --------
+    >>> from kdfast import RunConfig
+    >>> run = RunConfig(temp_init=7.0, alpha_init=0.5, temp_final=1.0)
+    >>> run.name
+    'tempanneal_T7.0to1.0_A0.5'
+    >>> RunConfig.from_name("baseline_T3_A0.9").alpha_init
+    0.9
     """
 
     temp_init: float
@@ -58,14 +75,14 @@ class RunConfig:
 
     @property
     def strategy(self) -> str:
-        """`baseline` (both constant), `tempanneal`, `alphasched` or `combined`, as the study calls them."""
+        """``baseline`` (both constant), ``tempanneal``, ``alphasched`` or ``combined``, as the study calls them."""
         if self.temp_final is None:
             return "baseline" if self.alpha_final is None else "alphasched"
         return "tempanneal" if self.alpha_final is None else "combined"
 
     @property
     def name(self) -> str:
-        """E.g. `combined_T10.0to1.0_A0.9to0.3`; a shape other than linear is appended."""
+        """For example ``combined_T10.0to1.0_A0.9to0.3``; a shape other than linear is appended."""
 
         def span(initial: float, final: float | None) -> str:
             return f"{float(initial)}" if final is None else f"{float(initial)}to{float(final)}"
@@ -75,9 +92,10 @@ class RunConfig:
 
     @classmethod
     def from_name(cls, name: str) -> RunConfig:
-        """The configuration that `name` stands for; numbers may be written in any way ("T7" as well as "T7.0").
+        """Return the configuration with this name; numbers may be written in any way (``T7`` as well as ``T7.0``).
 
-        Raises ConfigError for a name of another form, one whose strategy contradicts its values, or bad values.
+        Raises ConfigError for a name of another form, for one whose strategy contradicts its values, and
+        for bad values.
         """
         example = "a run's name looks like tempanneal_T7.0to1.0_A0.5"
         found = _NAME.fullmatch(name)

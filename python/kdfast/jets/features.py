@@ -21,10 +21,26 @@ STANDARDISED_CLIP = 10.0
 
 
 def features(jets: PackedJets) -> Tensor:
-    """[M, 7] float32: Δη, Δφ, ln pT, ln E, ln(pT/pT_jet), ln(E/E_jet), ΔR of every constituent (FEATURE_NAMES).
+    """Return the features of every constituent, before standardisation.
 
-    Axis, pT_jet and E_jet are those of the jet's summed constituents as they are here: those of this view. GeV and rad.
-    What is not finite becomes 0; all is clipped to ±20. Not standardised: see `Standardisation`.
+    Parameters
+    ----------
+    jets
+        B jets with M constituents in total.
+
+    Returns
+    -------
+    Tensor
+        [M, 7] float32: Δη, Δφ, ln pT, ln E, ln(pT/pT_jet), ln(E/E_jet), ΔR (GeV and rad). Axis, pT_jet and
+        E_jet are those of the jet's summed constituents in this view. Values that are not finite become 0;
+        all are clipped to ±20.
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> jets = kdfast.sample()[:10]
+    >>> kdfast.features(jets).shape == (len(jets.constituents), 7)
+    True
     """
     return jet_features(as_tensor(jets.constituents), as_tensor(jets.offsets))
 
@@ -52,7 +68,8 @@ class Standardisation:
     def fit(cls, features: Tensor) -> Standardisation:
         """The mean and (population) std of features [M, 7]: those of the training jets' offline constituents.
 
-        Computed in float64. A feature that is constant, up to the rounding of float32, gets std 1: it is shifted to 0.
+        Computed in float64. A feature that is constant, up to the rounding of float32, gets std 1: it is
+        shifted to 0.
         """
         if features.dim() != 2 or features.shape[1] != NUM_FEATURES or len(features) == 0:
             shape = list(features.shape)

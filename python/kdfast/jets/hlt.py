@@ -21,17 +21,28 @@ OFFLINE_PT_THRESHOLD = 0.5  # GeV
 
 @dataclass(frozen=True)
 class HLTConfig:
-    """How coarse the trigger's view is; the effects act in this order (ops/hlt_emulation.py has the formulas).
+    """How coarse the trigger's view is. The effects act in the order of the parameters.
 
-    pt_threshold: GeV; constituents of pT ≥ pt_threshold survive.
-    merge_radius: rad; a constituent within ΔR < merge_radius of a harder one is merged into it.
-    pt_resolution: relative σ of pT (its factor is clipped to [0.5, 1.5]).
-    angular_resolution: rad, σ of η and of φ.
-    loss: the probability that a constituent is not seen.
-    log_pt: both views are made of the study's oriented jets with pT := ln(pT/MeV) (jets/preprocess.py); the threshold
-        then applies to the logarithm. For the preset `study` alone.
+    Parameters
+    ----------
+    pt_threshold
+        GeV. Constituents with pT ≥ pt_threshold survive.
+    merge_radius
+        rad. A constituent within ΔR < merge_radius of a harder one is merged into it.
+    pt_resolution
+        Relative σ of pT. The factor is clipped to [0.5, 1.5].
+    angular_resolution
+        rad. σ of η and of φ.
+    loss
+        Probability that a constituent is not seen.
+    log_pt
+        Only for the preset ``study``: both views are made of the study's oriented jets with pT :=
+        ln(pT/MeV), and the threshold applies to the logarithm.
 
-    Raises ConfigError for values that are negative or not finite, or loss above 1.
+    Raises
+    ------
+    ConfigError
+        For values that are negative or not finite, or a loss above 1.
     """
 
     pt_threshold: float
@@ -86,21 +97,47 @@ def hlt_config(preset: str | HLTConfig) -> HLTConfig:
 
 
 def emulate_hlt(jets: PackedJets, preset: str | HLTConfig = "nominal", *, seed: int = 0) -> PackedJets:
-    """The jets as a high-level trigger sees them: pT threshold, merging, smearing, efficiency loss, in this order.
+    """Return the jets as a high-level trigger sees them: threshold, merging, smearing and loss, in this order.
 
-    preset: "mild", "nominal", "severe", "study", or an HLTConfig. jets: constituents in falling pT, as readers give
-    them; so are those of the result (after smearing). Jets may end up empty. labels, weights, p4 and index stay: p4 is
-    the jet as the experiment stored it, not the sum of what is left.
+    Parameters
+    ----------
+    jets
+        Constituents in falling pT, as readers give them.
+    preset
+        ``"mild"``, ``"nominal"``, ``"severe"``, ``"study"``, or an HLTConfig.
+    seed
+        Random numbers are keyed by seed, the jet's index and the constituent's place in the given order. So
+        a jet comes out the same from any batch, in any order and on any number of threads, and another
+        threshold or radius does not change the random numbers of the constituents that remain. Jets of
+        equal index get equal random numbers.
 
-    Random numbers are keyed by (seed, the jet's index, the constituent's place in the given order): the same jet comes
-    out the same from any batch, in any order, on any number of threads, and another threshold or radius does not change
-    the random numbers of the constituents that remain. Jets of equal index get equal random numbers.
+    Returns
+    -------
+    PackedJets
+        Constituents in falling pT (after smearing); a jet may be empty. Labels, weights, p4 and index are
+        unchanged: p4 is the jet as the experiment stored it, not the sum of what is left.
 
-    The preset `study` reproduces an oddity of the original study: its code used ln(pT/MeV) as the pT of jets that had
-    been rotated to a common orientation. Threshold (1.5), merging, smearing and features then act on logarithms, the
-    threshold removes almost nothing, and ln pT becomes the logarithm of a logarithm. `nominal` is the physical one.
+    Raises
+    ------
+    ConfigError
+        For an unknown preset.
+    DataError
+        For constituents that are not finite or not in falling pT.
 
-    Raises ConfigError for an unknown preset, DataError for constituents that are not finite or not in falling pT.
+    Notes
+    -----
+    The preset ``study`` reproduces an oddity of the original study: its code used ln(pT/MeV) as the pT of
+    jets that had been rotated to a common orientation. Threshold (1.5), merging, smearing and features then
+    act on logarithms, the threshold removes almost nothing, and ln pT becomes the logarithm of a logarithm.
+    ``nominal`` is the physical one.
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> offline = kdfast.sample()[:100]
+    >>> trigger = kdfast.emulate_hlt(offline, "nominal")
+    >>> bool((trigger.counts <= offline.counts).all())
+    True
     """
     config = hlt_config(preset)
     constituents, offsets, _ = _emulate(study_view(jets) if config.log_pt else jets, config, seed)
@@ -117,8 +154,9 @@ def hlt_statistics(jets: PackedJets, preset: str | HLTConfig = "nominal", *, see
 def offline_view(jets: PackedJets, preset: str | HLTConfig = "nominal") -> PackedJets:
     """The jets as the offline reconstruction sees them: constituents of pT ≥ 0.5 GeV, nothing else.
 
-    preset: the HLT settings that this view goes with. For `study` it is made of oriented jets with pT := ln(pT/MeV),
-    E := pT·cosh η, and the threshold of 0.5 applies to the logarithm, as in the original code (see `emulate_hlt`).
+    preset: the HLT settings that this view goes with. For `study` it is made of oriented jets with pT :=
+    ln(pT/MeV), E := pT·cosh η, and the threshold of 0.5 applies to the logarithm, as in the original code
+    (see `emulate_hlt`).
     """
     if hlt_config(preset).log_pt:
         jets = study_view(jets)

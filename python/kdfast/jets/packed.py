@@ -43,15 +43,49 @@ DAMAGE = (
 
 @dataclass(frozen=True, eq=False)
 class PackedJets:
-    """B jets with M constituents in all, without padding.
+    """B jets with M constituents in total, without padding.
 
-    constituents: [M, 4] float32, columns pt (GeV), eta, phi (rad), energy (GeV); a jet's constituents are neighbours.
-    offsets: [B + 1] int64; jet b holds the constituents offsets[b] … offsets[b + 1] − 1 (none is possible).
-    labels: [B] int64, the class (1 = signal for two classes).
-    weights: [B] float32, event weights.
-    p4: [B, 4] float32, the jet's own pt (GeV), eta, phi, mass (GeV), as stored by the experiment.
-    index: [B] int64, a jet's identity: it survives slicing and shuffling, pairs views of the same jet, and keys its
-        random numbers.
+    Parameters
+    ----------
+    constituents
+        [M, 4] float32, columns pt (GeV), eta, phi (rad), energy (GeV). The constituents of a jet are
+        neighbours.
+    offsets
+        [B + 1] int64. Jet b has the constituents ``offsets[b]`` to ``offsets[b + 1] - 1``; it may have none.
+    labels
+        [B] int64, the class (1 = signal for two classes).
+    weights
+        [B] float32, event weights.
+    p4
+        [B, 4] float32, the jet's own pt (GeV), eta, phi, mass (GeV), as stored by the experiment.
+    index
+        [B] int64, a jet's identity: it survives slicing and shuffling, pairs views of the same jet, and
+        keys its random numbers.
+
+    Raises
+    ------
+    DataError
+        For a wrong dtype or shape, or offsets that do not run from 0 to M without falling.
+
+    Notes
+    -----
+    ``jets[a:b]``, ``jets[mask]`` and ``jets[positions]`` choose jets; a slice with step 1 shares memory. A
+    single position gives a PackedJets of length 1. ``len``, iteration (jet by jet) and ``repr`` work as
+    expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kdfast import PackedJets
+    >>> x = np.ones((3, 5, 4), np.float32)
+    >>> mask = np.arange(5) < np.array([[2], [5], [0]])
+    >>> jets = PackedJets.from_padded(x, mask, labels=[1, 0, 0])
+    >>> jets
+    PackedJets(3 jets, 7 constituents)
+    >>> jets.counts
+    array([2, 5, 0])
+    >>> jets[jets.labels == 1]
+    PackedJets(1 jets, 2 constituents)
     """
 
     constituents: NDArray[np.float32]
@@ -147,9 +181,9 @@ class PackedJets:
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedJets], *, renumber: bool = False) -> PackedJets:
-        """The jets of all parts, one part after the other.
+        """Join the jets of all parts, one part after the other.
 
-        `index` is a jet's identity: DataError where two jets share one, unless renumber gives new ones (0 … B − 1).
+        Raises DataError if two jets have the same ``index``, unless ``renumber`` gives new ones (0 … B − 1).
         """
         if not parts:
             raise DataError("there are no jets to concatenate", where="parts")
@@ -163,14 +197,14 @@ class PackedJets:
         return cls(offsets=offsets, **joined)
 
     def hardest(self, n: int | None) -> PackedJets:
-        """The same jets with their first n constituents, which are the hardest where pT falls; None: all of them."""
+        """Return the same jets with their first n constituents, the hardest if pT falls; None: all of them."""
         if n is None or not len(self) or np.max(self.counts) <= n:
             return self
         place = np.arange(len(self.constituents)) - np.repeat(self.offsets[:-1], self.counts)
         return self.select_constituents(place < n)
 
     def select_constituents(self, keep: NDArray[np.bool_]) -> PackedJets:
-        """The same jets with only the constituents where keep [M] is true."""
+        """Return the same jets with only the constituents for which ``keep`` [M] is true."""
         keep = np.asarray(keep)
         if keep.dtype != np.bool_ or keep.shape != (len(self.constituents),):
             what = f"must be bool [{len(self.constituents)}], is {keep.dtype} {list(keep.shape)}"
@@ -179,11 +213,11 @@ class PackedJets:
         return self.with_constituents(self.constituents[keep], kept_before[self.offsets])
 
     def with_constituents(self, constituents: NDArray[np.float32], offsets: NDArray[np.int64]) -> PackedJets:
-        """The same jets with other constituents (another view of them)."""
+        """Return the same jets with other constituents (another view of them)."""
         return PackedJets(constituents, offsets, self.labels, self.weights, self.p4, self.index)
 
     def to_padded(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(x [B, n, 4], mask [B, n]): the first n constituents of each jet, zeros and False behind them."""
+        """Return (x [B, n, 4], mask [B, n]): the first n constituents of each jet, then zeros and False."""
         if n < 0:
             raise ConfigError(f"must not be negative, is {n}", where="n")
         mask = np.arange(n) < self.counts[:, None]
@@ -202,9 +236,18 @@ class PackedJets:
         p4: ArrayLike | None = None,
         index: ArrayLike | None = None,
     ) -> PackedJets:
-        """Packs x [B, N, 4] where mask [B, N] is true; what stands in padding (NaN too) is never read.
+        """Pack padded jets.
 
-        What is not given: labels 0, weights 1, p4 the constituents' sum, index the position.
+        Parameters
+        ----------
+        x
+            [B, N, 4]: pt (GeV), eta, phi, energy (GeV). Padding may contain anything, even NaN: it is never
+            read.
+        mask
+            [B, N], true for constituents.
+        labels, weights, p4, index
+            As in PackedJets. Defaults: labels 0, weights 1, p4 the sum of the constituents, index the
+            position.
         """
         x, mask = np.asarray(x, np.float32), np.asarray(mask, np.bool_)
         if x.ndim != 3 or x.shape[2] != 4 or mask.shape != x.shape[:2]:
@@ -221,13 +264,13 @@ class PackedJets:
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes all arrays to a NumPy .npz file, whole or not at all."""
+        """Write all arrays to a NumPy .npz file, completely or not at all."""
         arrays = {name: getattr(self, name) for name in DTYPES}
         write_atomically(Path(path), lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> PackedJets:
-        """Reads what `save` wrote. Raises DataError for a file that is missing, damaged or something else."""
+        """Read what `save` wrote. Raises DataError for a file that is missing, damaged or something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{name: file[name] for name in DTYPES})

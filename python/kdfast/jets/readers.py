@@ -1,7 +1,7 @@
 """Reading jets from experiments' files into packed jets.
 
-ATLAS Top Tagging Open Data, records 15013 (v1) and 80030 (v2): HDF5 with one row a jet in every dataset, constituents
-padded with zeros behind the last one and sorted by falling pT, momenta in MeV.
+ATLAS Top Tagging Open Data, records 15013 (v1) and 80030 (v2): HDF5 with one row a jet in every dataset,
+constituents padded with zeros behind the last one and sorted by falling pT, momenta in MeV.
 """
 
 from __future__ import annotations
@@ -44,24 +44,43 @@ def load_jets(
     on_bad: Literal["error", "drop"] = "error",
     require_labels: bool = True,
 ) -> PackedJets:
-    """Jets of one or several ATLAS Top Tagging files (v1 or v2 layout), in GeV.
+    """Read jets from one or several files in the ATLAS Top Tagging layout (v1 or v2).
 
-    paths: a file, a pattern with *, ? or [] (its files in alphabetical order), or a sequence of these (in its order).
-    max_jets: the first so many jets in file order (with on_bad="drop": so many good ones). These files hold their
-        classes mixed, so that the first jets are a fair sample; of files that do not, read all and choose afterwards.
-    max_constituents: the hardest so many of each jet. Checks of η, φ and energy then cover these only.
-    on_bad: "error" raises at the first bad jet; "drop" leaves bad jets out and warns how many and why. Faults of a
-        whole file (missing datasets, unequal lengths, a truncated file) are errors either way.
-    require_labels: False for jets that are only to be scored: files without labels are read with label −1 and weights
-        that are all zero are no fault.
+    Momenta are in MeV in files and in GeV in the result. Files are streamed: in addition to the packed
+    jets, only a few blocks of rows are in memory.
 
-    A jet's `index` is its row, counted on through the files, so it depends on the list of files but not on max_jets,
-    dropped jets or the block size. Files without weights (the systematic variations of v2) get weight 1. All jets of
-    one class are no fault here (training refuses them); other high-level variables are not read.
+    Parameters
+    ----------
+    paths
+        A file, a pattern with ``*``, ``?`` or ``[]`` (its files in alphabetical order), or a sequence of
+        these, in its order.
+    max_jets
+        Number of jets to read, the first in file order (with ``on_bad="drop"``: the first good ones).
+        Default: all. The published files contain their classes mixed, so the first jets are a fair sample.
+        For files that do not, read all jets and choose afterwards.
+    max_constituents
+        Number of constituents to keep per jet, the hardest. Default: all. η, φ and energy are checked for
+        these only.
+    on_bad
+        ``"error"`` raises at the first bad jet. ``"drop"`` leaves bad jets out and warns how many and why.
+        Faults of a whole file (missing datasets, unequal lengths, a truncated file) are errors either way.
+    require_labels
+        False for jets that are only to be scored: files without labels are read with label −1, and weights
+        may all be zero.
 
-    The files are streamed: beside the packed jets only a few blocks of rows are in memory.
+    Returns
+    -------
+    PackedJets
+        A jet's ``index`` is its row, counted across the files. It depends on the list of files, but not on
+        ``max_jets``, dropped jets or the block size. Files without weights (the systematic variations of
+        v2) get weight 1.
 
-    Raises DataError (naming file, dataset and first bad row), and ConfigError for an argument outside its range.
+    Raises
+    ------
+    DataError
+        For bad data; names file, dataset and the first bad row.
+    ConfigError
+        For an argument outside its range.
     """
     if on_bad not in ("error", "drop"):
         raise ConfigError(f"must be 'error' or 'drop', is {on_bad!r}", where="on_bad")
@@ -100,8 +119,8 @@ class _Packing:
     def room(self, more: int, jets: int) -> NDArray[np.float32]:
         """[more, 4] behind the constituents so far, for `jets` further jets.
 
-        Grows to what all jets will need if they are like those so far (a large array moves in virtual memory only),
-        so that the array is never much larger than the packed jets.
+        Grows to what all jets will need if they are like those so far (a large array moves in virtual
+        memory only), so that the array is never much larger than the packed jets.
         """
         needed = self.filled + more
         if needed > len(self.constituents):

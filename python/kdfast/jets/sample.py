@@ -9,10 +9,21 @@ __all__ = ["sample"]
 
 
 def sample() -> PackedJets:
-    """16,000 jets at generator level: hadronic top jets (label 1) and as many QCD jets (label 0), in random order.
+    """Return the bundled sample: 16,000 jets at generator level, in random order.
 
-    Pythia 8, pp at 13 TeV, anti-kT R = 1.0, 450–1200 GeV, |η| < 2, equal pT spectra; written by
-    `kdfast generate --jets 16000 --seed 42` and described in docs/explanation/sample.md.
+    Half are hadronic top jets (label 1), half are QCD jets (label 0). Pythia 8, pp at 13 TeV, anti-kT with
+    R = 1.0, 450–1200 GeV, abs(η) < 2, equal pT spectra, weight 1. Written by ``kdfast generate --jets 16000
+    --seed 42``; the page "The bundled sample" of the documentation describes it.
+
+    Returns
+    -------
+    PackedJets
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> len(kdfast.sample())
+    16000
     """
     with as_file(files("kdfast.jets") / "data" / "sample.h5") as path:
         return load_jets(path)

@@ -14,13 +14,29 @@ __all__ = ["import_study"]
 def import_study(
     paths: str | PathLike[str] | Sequence[str | PathLike[str]], out: str | PathLike[str], *, seed: int = 42
 ) -> StudyResults:
-    """Makes a study of run logs (`transformer_*.out`), `hyperparameter_search_results.txt`, or CSV files.
+    """Make a study of other jobs' run logs, summary files or CSV files.
 
-    paths: files, or folders (their *.out, the summary file and *.csv, at any depth). out: a new or empty folder; it
-    appears whole or not at all. seed: of runs whose file does not give one.
-    Damage that leaves the rest usable (a log cut short, a block mixed with another, a run given twice, a name that
-    contradicts its numbers) is told by KdfastWarnings with file and line, which the study's provenance keeps.
-    Raises DataError with file and line for a file that is empty, binary, or nothing of this kind, and where no run is
-    left; StudyError where out holds something already or can't be written.
+    Parameters
+    ----------
+    paths
+        Files, or folders (their ``*.out``, ``*.csv`` and summary files, at any depth).
+    out
+        A new or empty folder for the study; it appears completely or not at all.
+    seed
+        Of runs whose file does not give one.
+
+    Returns
+    -------
+    StudyResults
+        Damage that leaves the rest usable (a log cut short, a block mixed with another, a run given twice,
+        a name that contradicts its numbers) is a KdfastWarning with file and line, also kept in the study's
+        provenance.
+
+    Raises
+    ------
+    DataError
+        With file and line, for a file that is empty, binary or of no known kind, and if no run is left.
+    StudyError
+        If ``out`` contains something already or can't be written.
     """
     return StudyResults(import_results(paths, out, seed=seed))
