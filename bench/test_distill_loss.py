@@ -103,6 +103,21 @@ def test_distill_loss_autograd(benchmark: object, jets: int, classes: int) -> No
     )
 
 
+@pytest.mark.parametrize("classes", [1, 2], ids=lambda classes: f"B=512, C={classes}")
+def test_distill_loss_registered(benchmark: object, classes: int) -> None:
+    """By the registered op's own autograd, which traced calls go through."""
+    student, teacher, labels = make(1, 512, classes)
+    t, a = torch.tensor([T], dtype=torch.float64), torch.tensor([ALPHA], dtype=torch.float64)
+    op = torch.ops.kdfast.distill_loss.default
+    compare(
+        benchmark,
+        forward_backward(lambda s: op(s, teacher, labels, t, a)[0], student[0]),
+        eager_members(student, teacher, labels),
+        check=same_as_eager(teacher),
+        baseline="eager forward + backward",
+    )
+
+
 @pytest.mark.parametrize(("jets", "classes"), SIZES, ids=IDS)
 def test_distill_loss_132_members(benchmark: object, jets: int, classes: int) -> None:
     student, teacher, labels = make(132, jets, classes)

@@ -21,6 +21,7 @@ from torch import Tensor
 import kdfast
 from kdfast.errors import KdfastWarning
 from kdfast.ops import backend, gpu
+from kdfast.ops.arrays import check_device
 
 why_no_gpu = gpu.why_unusable()
 needs_gpu = pytest.mark.skipif(why_no_gpu is not None, reason=f"no GPU can be used: {why_no_gpu}")
@@ -51,7 +52,7 @@ def copied(module: ModuleType, copy: Callable[[Tensor, bool], Copy], run: Run) -
 
     def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: gpu.Scalar) -> None:
         assert outputs[0] is not None
-        gpu.check_devices(op, inputs, outputs[0].device)
+        check_device(outputs[0], **{f"{op}, input {i}": x for i, x in enumerate(inputs)})
         tensors = (*inputs, *outputs)
         copies = [None if t is None or t.numel() == 0 else copy(t, i < len(inputs)) for i, t in enumerate(tensors)]
         views = [None if c is None else c.view for c in copies]

@@ -13,7 +13,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError, suggest
 from kdfast.models.config import ModelConfig
 from kdfast.ops.arrays import check_offsets
-from kdfast.ops.distill_loss import check_jets
+from kdfast.ops.distill_loss_reference import check_jets
 
 __all__ = ["PRECISIONS", "EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View"]
 

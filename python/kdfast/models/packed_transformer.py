@@ -21,6 +21,7 @@ from kdfast.ops.packed_attention import attention_plan, packed_attention
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.philox import UInt64s, fold_seed
 from kdfast.ops.residual_norm import residual_norm
+from kdfast.ops.undocumented import copy_each
 
 __all__ = ["PackedTransformer", "dropout_seeds"]
 
@@ -66,7 +67,7 @@ class PackedTransformer:
     def write_gradient(self, loss: Tensor, gradient: Tensor) -> None:
         """The derivatives of a scalar that logits went into, to gradient [K, P]."""
         parts = [part for _, part in _views(gradient, self._shapes)]
-        torch._foreach_copy_(parts, torch.autograd.grad(loss, list(self._parameters.values())))
+        copy_each(parts, torch.autograd.grad(loss, list(self._parameters.values())))
 
     def logits(
         self, features: Tensor, rows: PackedRows, seeds: Tensor | None = None, *, training: bool

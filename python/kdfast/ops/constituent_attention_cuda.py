@@ -12,6 +12,7 @@ from kdfast.ops import backend, gpu
 from kdfast.ops.arrays import DTYPE_CODES
 from kdfast.ops.constituent_attention_reference import AttentionCall
 from kdfast.ops.philox import dropout_threshold
+from kdfast.ops.undocumented import version_of
 
 __all__ = ["backward", "check_pairs", "forward", "look", "make_plan"]
 
@@ -19,7 +20,7 @@ __all__ = ["backward", "check_pairs", "forward", "look", "make_plan"]
 class _Seen(NamedTuple):
     """What a look at a batch's offsets has found."""
 
-    version: int  # of the offsets
+    version: int | None  # of the offsets
     constituents: int
     pairs: int  # Σ n²
 
@@ -33,9 +34,9 @@ def look(offsets: Tensor, constituents: int) -> int | None:
     """Σ n²; None where the host can't look. Raises DataError for offsets that don't rise from 0 to constituents."""
     if not gpu.may_wait(offsets.device):
         return None
-    version = -1 if offsets.is_inference() else offsets._version
+    version = version_of(offsets)
     seen: _Seen | None = _seen.get(offsets)
-    if seen is None or version < 0 or seen[:2] != (version, constituents):
+    if seen is None or version is None or seen[:2] != (version, constituents):
         _, report = make_plan(offsets, constituents)
         valid, last, pairs = report.tolist()
         if not valid or last != constituents:

@@ -6,9 +6,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from kdfast.errors import DataError
 from kdfast.ops import backend
-from kdfast.ops.arrays import DTYPE_CODES
+from kdfast.ops.arrays import DTYPE_CODES, check_device
 from kdfast.ops.packed_rows import Dropout, PackedRows
 from kdfast.ops.philox import dropout_scale, dropout_threshold
 
@@ -24,19 +23,11 @@ def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | No
     """
     assert outputs[0] is not None
     module, device = backend.cuda_module(), outputs[0].device
-    check_devices(op, inputs, device)
+    check_device(outputs[0], **{f"{op}, input {i}": x for i, x in enumerate(inputs)})
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
     with torch.cuda.device(device):
         module.set_device(device.index)
         getattr(module, op)(*addresses, *scalars, torch.cuda.current_stream(device).cuda_stream)
-
-
-def check_devices(op: str, inputs: Sequence[Tensor | None], device: torch.device) -> None:
-    """Raises DataError for an input of another device: kernels take addresses."""
-    for tensor in inputs:
-        if tensor is not None and tensor.device != device:
-            hint = "move it with .to(device): all tensors of a call lie on one device"
-            raise DataError(f"a tensor lies on {tensor.device}, others on {device}", where=op, hint=hint)
 
 
 def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:

@@ -1,0 +1,44 @@
+"""What PyTorch offers but does not document, each with a fallback for a version of it that has no such name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["copy_each", "is_watched", "version_of"]
+
+
+def _find(path: str) -> Any:
+    """torch's attribute of this dotted name; None where there is none."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+_num_dispatch_modes = _find("_C._len_torch_dispatch_stack")
+_functorch_is_active = _find("_C._are_functorch_transforms_active")
+_foreach_copy = _find("_foreach_copy_")
+_counts_changes = _find("Tensor._version") is not None
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode or a functorch transform sees the ops that run now; True where that can't be asked."""
+    if _num_dispatch_modes is None or _functorch_is_active is None:
+        return True
+    return _num_dispatch_modes() > 0 or _functorch_is_active()
+
+
+def version_of(x: Tensor) -> int | None:
+    """A number that each in-place change of x increases; None where changes are not counted."""
+    return x._version if _counts_changes and not x.is_inference() else None
+
+
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copies each source to its target, with few kernels where PyTorch can."""
+    if _foreach_copy is not None:
+        _foreach_copy(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
