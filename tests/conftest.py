@@ -1,6 +1,8 @@
 """Settings of every test."""
 
+import hashlib
 import os
+from collections import defaultdict
 
 import pytest
 from hypothesis import settings
@@ -9,6 +11,33 @@ from hypothesis import settings
 # change lands (ci/) draws the same ones each time, so that it fails for what was changed only.
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+QUICK_CASES = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help=f"leave out tests marked slow, and all but {QUICK_CASES} cases of each parametrized test",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    named = any("::" in argument for argument in config.args)
+    if not config.getoption("quick") or named:
+        return
+    tests = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.split("[")[0]].append(item)
+    chosen = {item for cases in tests.values() for item in sample(cases) if item.get_closest_marker("slow") is None}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
+def sample(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """The same cases on every run and machine, spread over a table of cases by a hash of their names."""
+    return sorted(cases, key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())[:QUICK_CASES]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -28,7 +28,7 @@ needs_kernels = pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(b
 ENGINES = [
     pytest.param(cpu_engine.train, "fp32", id="cpu-fp32", marks=needs_kernels),
     pytest.param(cpu_engine.train, "bf16", id="cpu-bf16", marks=needs_kernels),
-    pytest.param(reference_engine.train, "fp32", id="reference-fp32"),
+    pytest.param(reference_engine.train, "fp32", id="reference-fp32", marks=pytest.mark.slow),
 ]
 Train = Callable[..., Iterable[MemberResult]]
 
@@ -162,7 +162,7 @@ def diverging_pack() -> Pack:
     return replace(a_pack, targets=targets)
 
 
-@pytest.mark.parametrize("train", [cpu_engine.train, cuda_engine.train])
+@pytest.mark.parametrize("train", [cpu_engine.train, pytest.param(cuda_engine.train, marks=pytest.mark.slow)])
 def test_a_diverging_member_diverges_again(train: Train):
     a_pack, every = diverging_pack(), Kept(interval=0.0)
     expected = run(train, a_pack, every)
@@ -193,6 +193,7 @@ def test_a_checkpoint_of_other_sizes_is_refused():
 # ---- the lock-step engine, here without a GPU
 
 
+@pytest.mark.slow
 def test_a_pack_in_lock_step_goes_on_to_the_same_bits():
     """While all its members run it is the same pack, which promises the same bits."""
     a_pack = pack([Member("baseline"), *students(2)], epochs=3)
@@ -206,6 +207,7 @@ def test_a_pack_in_lock_step_goes_on_to_the_same_bits():
             assert result.seconds > every.saved[name][number].seconds
 
 
+@pytest.mark.slow
 def test_a_stop_in_lock_step_saves_all_that_run():
     a_pack, kept = pack(students(3), epochs=3), Kept()
     assert not run(cuda_engine.train, a_pack, kept, StopAtCall(6))
@@ -234,6 +236,7 @@ def test_a_stop_on_several_devices_saves_the_members_of_all():
         np.testing.assert_allclose(result.curves["loss"], expected[result.name].curves["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_members_at_other_steps_go_on_in_groups_of_their_own():
     """Groups have other sizes than the pack: equal but for rounding, as for another pack of the same members."""
     a_pack = pack([Member("baseline"), *students(3)], epochs=3, patience=2, learning_rate=1e-3)

@@ -94,6 +94,7 @@ def test_an_epoch_may_be_planned_in_parts(at_once, device, monkeypatch):
     assert torch.equal(result.scores_test, expected.scores_test)
 
 
+@pytest.mark.slow
 def test_a_member_whose_last_step_blows_up_leaves_its_neighbours_alone(device, monkeypatch):
     """Nothing is wrong with the losses yet; the validation scores show it."""
 
@@ -188,6 +189,7 @@ def test_a_diverging_member_leaves_its_neighbours_alone(device):
     np.testing.assert_allclose(together["good"].curves["loss"], expected.curves["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_members_that_have_ended_cost_nothing(device, monkeypatch):
     """Half of four end early: the others go on as two, and train what they train without the first ones."""
     sizes = []
@@ -222,6 +224,7 @@ def test_the_same_pack_gives_the_same_bits(device):
         assert all(torch.equal(tensor, second[name].state[key]) for key, tensor in result.state.items())
 
 
+@pytest.mark.slow
 def test_bf16_computes_what_fp32_computes(device):
     a_pack = pack(students(1), device=device, epochs=2, learning_rate=1e-4)  # small steps, which rounding can't turn
     (full,), (half,) = lock_step(a_pack).values(), lock_step(replace(a_pack, precision="bf16")).values()

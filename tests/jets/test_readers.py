@@ -337,6 +337,7 @@ print(memory()[0] - before, jets.constituents.nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("chunks", [(1000, 200), (20_000, 5)])
 def test_memory_stays_at_the_packed_size(tmp_path: Path, chunks: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ def batch(counts: list[int], padding: int) -> tuple[Tensor, PackedRows]:
     return features, rows
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(lambda counts: sum(counts) > 0),

@@ -212,6 +212,7 @@ def batch(counts: list[int], padded_entrance: bool) -> tuple[Tensor, dict[str, T
     return x.requires_grad_(), {"mask": mask}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded_entrance", [False, True])
 def test_compiles_whole_for_any_number_of_constituents(padded_entrance: bool) -> None:
     """Forward and backward equal the eager ones; new sizes and new seeds need no new code."""

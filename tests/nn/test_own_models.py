@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-models.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs(capsys: Any) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5

@@ -109,6 +109,7 @@ def test_accuracy(each_backend: str, dtype: torch.dtype, d: int, members: int, b
     check(dtype, inputs, case=f"d={d} K={members} bias={bias} p={p}", dropout_p=p, seed=SEED)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     counts=st.lists(st.one_of(st.integers(0, 20), st.sampled_from([0, 1, 200])), max_size=6),

@@ -193,7 +193,7 @@ def test_an_option_does_not_hide_what_is_no_table(tmp_path):
 WRONG = ["text", "", True, 4.2, -1, [], [True], ["a"], [[1]], {}, {"a": 1}, {1: 2}, float("nan"), b"x", object(), None]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: repr(value).split(" at 0x")[0])
 def test_any_value_of_any_key_is_refused_in_words_or_comes_back(tmp_path, wrong):
     tables = {
         "data": {},
