@@ -25,13 +25,10 @@ use_venv() {
     export PIP_DISABLE_PIP_VERSION_CHECK=1
 }
 
-# Installs packages into .venv, by uv where it can be had: seconds instead of minutes. uv reads none of pip's settings, so
-# it is given those that say where packages come from.
+# Installs packages into .venv by uv: seconds where pip takes minutes. uv reads none of pip's settings, so it is given those
+# that say where packages come from.
 install() {
-    if ! command -v uv >/dev/null && ! pip install --quiet --no-compile uv; then
-        pip install --quiet "$@"
-        return
-    fi
+    command -v uv >/dev/null || pip install --quiet --no-compile uv
     local key value
     while IFS='=' read -r key value; do
         value=$(printf '%b' "${value//\'/}" | xargs) # 'a\nb' is the list a b
@@ -50,7 +47,8 @@ install() {
 # instruction sets: all by default; native: this CPU's. Only what has changed is compiled (build/tests, ccache).
 install_with_tests() {
     install "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.26" "ninja>=1.11"
-    local settings=(build-dir=build/tests/{wheel_tag} cmake.define.KDFAST_TESTS=ON "cmake.define.KDFAST_ISAS=${KDFAST_ISAS:-all}")
+    local settings=("build-dir=build/tests/{wheel_tag}" "cmake.define.KDFAST_TESTS=ON")
+    settings+=("cmake.define.KDFAST_ISAS=${KDFAST_ISAS:-all}")
     install --no-build-isolation "${settings[@]/#/--config-setting=}" --reinstall-package kdfast ".[test]"
     # Where they can't be compiled, a package without them is installed: see pyproject.toml.
     python -c "import kdfast._cpu, kdfast._probe"
