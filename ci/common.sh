@@ -27,7 +27,7 @@ use_venv() {
 
 # Installs packages into .venv by uv: seconds where pip takes minutes. uv reads none of pip's settings, so it is given those
 # that say where packages come from.
-install() {
+install_packages() {
     command -v uv >/dev/null || pip install --quiet --no-compile uv
     local key value
     while IFS='=' read -r key value; do
@@ -46,10 +46,10 @@ install() {
 # Installs the tree with its test extra, and kdfast._probe, which the tests of the kernels' core call. KDFAST_ISAS names the
 # instruction sets: all by default; native: this CPU's. Only what has changed is compiled (build/tests, ccache).
 install_with_tests() {
-    install "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.26" "ninja>=1.11"
+    install_packages "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.26" "ninja>=1.11"
     local settings=("build-dir=build/tests/{wheel_tag}" "cmake.define.KDFAST_TESTS=ON")
     settings+=("cmake.define.KDFAST_ISAS=${KDFAST_ISAS:-all}")
-    install --no-build-isolation "${settings[@]/#/--config-setting=}" --reinstall-package kdfast ".[test]"
+    install_packages --no-build-isolation "${settings[@]/#/--config-setting=}" --reinstall-package kdfast ".[test]"
     # Where they can't be compiled, a package without them is installed: see pyproject.toml.
     python -c "import kdfast._cpu, kdfast._probe"
 }
@@ -58,6 +58,9 @@ install_with_tests() {
 if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 fi
+
+# Options of pytest: a process per core.
+parallel=(--numprocesses=logical --maxprocesses=8)
 
 # The same examples on every run; see tests/conftest.py.
 export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-fixed}
