@@ -160,6 +160,7 @@ def as_nobody():
     return [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
+@pytest.mark.slow
 def test_permission_lost_half_way():
     """With the real program: a sweep that may suddenly not write any more keeps what it has stored and says why."""
     place = Path(tempfile.mkdtemp(prefix="kdfast"))  # below pytest's folder others may not look

@@ -120,6 +120,7 @@ def index_file(store):
     return path
 
 
+@pytest.mark.slow
 def test_whatever_happens_to_the_file_changes_no_answer(store):
     settle(store)
     expected, path = answers(store), index_file(store)

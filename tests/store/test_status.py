@@ -192,6 +192,7 @@ def test_results_of_older_versions_have_no_time(store):
     assert study_status(store).per_hour is None
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_take_less_than_a_second(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     store = make_study(tmp_path / "study", jets=4, seeds=tuple(range(1, 9)), kinematics=False)

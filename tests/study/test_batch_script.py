@@ -101,6 +101,7 @@ def test_three_jobs_that_wait_for_each_other(study, tmp_path, cluster):
     assert not list(tmp_path.glob("**/oops"))
 
 
+@pytest.mark.slow
 def test_a_job_trains_its_pack(study, tmp_path, cluster):
     """As SLURM would run it; ci/slurm has one that does."""
     file = script(study, tmp_path / "mine.slurm")
