@@ -7,8 +7,8 @@ from collections import defaultdict
 import pytest
 from hypothesis import settings
 
-# Tests run in several processes at once, each with threads of PyTorch's: while these spin for work, which is what they do by
-# default, they take the cores from each other. Set before anything imports torch; child processes inherit it.
+# Tests run in several processes at once, each with threads of PyTorch's. By default these spin while they wait for work
+# and so take the cores from each other. To be set before anything imports torch; child processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Hypothesis draws other examples on every run, so a run may find what the last one missed; what has to pass before a
