@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdfast.distill.cpu_engine import step_inputs
 from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.pack import Member, Pack, Recipe, View
+from kdfast.distill.pack import Member, Pack, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import Targets
 from kdfast.models import JetTransformer, ModelConfig

@@ -2,7 +2,8 @@
 
 import torch
 
-from kdfast.distill.pack import Member, Pack, Recipe, Targets, View
+from kdfast.distill.pack import Member, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.models import ModelConfig
 

@@ -17,7 +17,8 @@ from kdfast import backend
 from kdfast.distill import reference_engine
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.pack import Member, MemberResult, Pack, Recipe, Targets, View
+from kdfast.distill.pack import Member, MemberResult, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError

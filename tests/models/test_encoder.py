@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdfast import backend
-from kdfast.distill.pack import Member, Pack, Recipe, Targets, View
+from kdfast.distill.pack import Member, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, DataError, ModelError, ResourceError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfast.distill.pack import Recipe
+from kdfast.distill.recipe import Recipe
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.config import model_config
 from kdfast.store.grid import grid

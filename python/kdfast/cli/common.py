@@ -1,4 +1,4 @@
-"""What the commands share: the application they register with, options, and how results are printed."""
+"""What the commands share: the application they register with, --quiet, and how results are printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdfast._version import __version__
 if TYPE_CHECKING:
     from kdfast.study.results import StudyResults
 
-__all__ = ["Data", "MaxJets", "OnBad", "Quiet", "app", "console", "given", "print_results"]
+__all__ = ["Quiet", "app", "console", "given", "print_results"]
 
 app = typer.Typer(
     add_completion=False,
@@ -25,17 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Data = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="DATA", help="Jets in ATLAS Top Tagging HDF5 files, or patterns of them. None: the bundled sample."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
-MaxJets = Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first so many jets.")]
-OnBad = Annotated[
-    str | None, typer.Option(metavar="error|drop", help="A bad jet is an error, or is left out and counted.  [error]")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and warnings.")]
 
 
 @app.callback(invoke_without_command=True)

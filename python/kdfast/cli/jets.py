@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kdfast.cli.common import MaxJets, OnBad, Quiet, app, given
+from kdfast.cli.common import Quiet, app, given
+from kdfast.cli.options import setting_option
 from kdfast.errors import ConfigError
 
 __all__ = ["generate", "predict"]
@@ -26,8 +27,8 @@ def predict(
             "--out", "-o", metavar="FILE", help="HDF5 file to write, none of those read; one that is there is replaced."
         ),
     ],
-    max_jets: MaxJets = None,
-    on_bad: OnBad = None,
+    max_jets: Annotated[int | None, setting_option("max_jets")] = None,
+    on_bad: Annotated[str | None, setting_option("on_bad")] = None,
     prepared: Annotated[
         bool, typer.Option("--prepared", help="The jets are as a real trigger saw them: apply no HLT emulation.")
     ] = False,

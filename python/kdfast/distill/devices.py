@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
-from kdfast.errors import BackendError, ConfigError, suggest
+from kdfast.distill.recipe import check_device_name
+from kdfast.errors import BackendError
 from kdfast.ops import backend, gpu
 
-__all__ = ["check_name", "training_devices"]
-
-
-def check_name(name: str) -> None:
-    """Raises ConfigError unless it is "auto", "cpu", "cuda" or "cuda:" and a number."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        hint = suggest(name.lower().replace("gpu", "cuda"), ["auto", "cpu", "cuda", "cuda:0"])
-        raise ConfigError(f"unknown device {name!r}", where="device", hint=hint)
+__all__ = ["training_devices"]
 
 
 def training_devices(name: str) -> list[str]:
@@ -26,7 +18,7 @@ def training_devices(name: str) -> list[str]:
     "auto" is the CPU: GPUs train where they are asked for.
     Raises ConfigError for another name, BackendError that says what is missing where no GPU can be used.
     """
-    check_name(name)
+    check_device_name(name)
     if not name.startswith("cuda"):
         return ["cpu"]
     hint = "'cpu' always works; kdfast doctor says what is in use"

@@ -1,45 +1,20 @@
-"""The words of training: recipe, view, targets, member, pack, and what a member reports."""
+"""The words of training: view, targets, member, pack, and what a member reports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from kdfast.distill.devices import check_name
+from kdfast.distill.recipe import Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import ConfigError, DataError, suggest
+from kdfast.errors import ConfigError, DataError
 from kdfast.models.config import ModelConfig
 from kdfast.ops.arrays import check_offsets
 from kdfast.ops.distill_loss_reference import check_jets
 
-__all__ = ["PRECISIONS", "EpochReport", "Member", "MemberResult", "Pack", "Recipe", "Targets", "View"]
-
-
-PRECISIONS = ("fp32", "bf16")
-
-
-class Recipe(BaseModel):
-    """How every member is trained; the defaults are the study's.
-
-    epochs: planned. batch_size: jets; the last partial batch is dropped. learning_rate: after warm-up; it rises
-    linearly over warmup_epochs, then falls as a cosine. weight_decay: AdamW's. clip_norm: of the whole gradient.
-    patience: epochs without a better validation AUC before a member stops. attention_weight: of the attention-transfer
-    term.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(default=50, ge=1)
-    batch_size: int = Field(default=512, ge=2)
-    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
-    warmup_epochs: int = Field(default=3, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    patience: int = Field(default=20, ge=1)
-    attention_weight: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+__all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Targets", "View"]
 
 
 @dataclass(frozen=True)
@@ -101,10 +76,8 @@ class Pack:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            hint = suggest(self.precision, list(PRECISIONS))
-            raise ConfigError(f"unknown precision {self.precision!r}", where="precision", hint=hint)
-        check_name(self.device)
+        check_precision(self.precision)
+        check_device_name(self.device)
         if self.model.num_classes != 1:
             hint = "num_classes=1: the logit of signal"
             raise ConfigError(f"{self.model.num_classes} classes, but a pack trains one", where="model", hint=hint)

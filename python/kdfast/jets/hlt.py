@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kdfast.errors import ConfigError, suggest
+from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.preprocess import study_view
 from kdfast.jets.tensors import as_tensor
@@ -17,58 +16,6 @@ from kdfast.ops.philox import derive_seed
 __all__ = ["HLT_PRESETS", "HLTConfig", "HLTStatistics", "emulate_hlt", "hlt_config", "hlt_statistics", "offline_view"]
 
 OFFLINE_PT_THRESHOLD = 0.5  # GeV
-
-
-@dataclass(frozen=True)
-class HLTConfig:
-    """How coarse the trigger's view is. The effects act in the order of the parameters.
-
-    Parameters
-    ----------
-    pt_threshold
-        GeV. Constituents with pT ≥ pt_threshold survive.
-    merge_radius
-        rad. A constituent within ΔR < merge_radius of a harder one is merged into it.
-    pt_resolution
-        Relative σ of pT. The factor is clipped to [0.5, 1.5].
-    angular_resolution
-        rad. σ of η and of φ.
-    loss
-        Probability that a constituent is not seen.
-    log_pt
-        Only for the preset ``study``: both views are made of the study's oriented jets with pT :=
-        ln(pT/MeV), and the threshold applies to the logarithm.
-
-    Raises
-    ------
-    ConfigError
-        For values that are negative or not finite, or a loss above 1.
-    """
-
-    pt_threshold: float
-    merge_radius: float
-    pt_resolution: float
-    angular_resolution: float
-    loss: float
-    log_pt: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("pt_threshold", "merge_radius", "pt_resolution", "angular_resolution", "loss"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ConfigError(f"must be a finite number ≥ 0, is {value!r}", where=name)
-        if not isinstance(self.log_pt, bool):
-            raise ConfigError(f"must be true or false, is {self.log_pt!r}", where="log_pt")
-        if self.loss > 1:
-            raise ConfigError(f"is a probability and must lie in [0, 1], is {self.loss}", where="loss")
-
-
-HLT_PRESETS = {
-    "mild": HLTConfig(1.0, 0.05, 0.10, 0.02, 0.02),
-    "nominal": HLTConfig(2.0, 0.10, 0.20, 0.05, 0.05),
-    "severe": HLTConfig(5.0, 0.10, 0.30, 0.10, 0.10),
-    "study": HLTConfig(1.5, 0.01, 0.10, 0.03, 0.03, log_pt=True),
-}
 
 
 @dataclass(frozen=True)
@@ -83,17 +30,6 @@ class HLTStatistics:
     @property
     def left(self) -> int:
         return self.given - self.below_threshold - self.merged - self.lost
-
-
-def hlt_config(preset: str | HLTConfig) -> HLTConfig:
-    """The settings of a preset's name (or the settings themselves). Raises ConfigError for an unknown name."""
-    if isinstance(preset, HLTConfig):
-        return preset
-    if preset not in HLT_PRESETS:
-        raise ConfigError(
-            f"unknown HLT preset {preset!r}", where="preset", hint=suggest(str(preset), list(HLT_PRESETS))
-        )
-    return HLT_PRESETS[preset]
 
 
 def emulate_hlt(jets: PackedJets, preset: str | HLTConfig = "nominal", *, seed: int = 0) -> PackedJets:

@@ -1,10 +1,15 @@
-"""Settings of a study: one checked model, read from and written as TOML."""
+"""Settings of a study: one checked model, read from and written as TOML.
+
+Each setting is declared here (or in Recipe) and nowhere else: its default, bounds and description are its field's, and
+`Shown` holds what the keyword of `sweep` and the option of `kdfast sweep` need beyond that. store/keywords.py reads
+them. Imports no torch, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from operator import index
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,41 +18,69 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from kdfast.distill.devices import check_name
-from kdfast.distill.pack import PRECISIONS, Recipe
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.recipe import PRECISIONS, Recipe, check_device_name, check_precision
+from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError, suggest
 from kdfast.files import write_atomically
-from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, hlt_config
+from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
-from kdfast.ops.jet_features import NUM_FEATURES
 from kdfast.store.grid import GRIDS, grid
+from kdfast.store.setting_errors import SettingError, in_words
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["DATA_SOURCE", "GIVEN", "HLTFiles", "StudySettings", "check_counts"]
+__all__ = [
+    "DATA_SOURCE",
+    "DEMO",
+    "GIVEN",
+    "DataSettings",
+    "GridLists",
+    "HLTFiles",
+    "RecipeSettings",
+    "Shown",
+    "StudySettings",
+    "check_counts",
+]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a setting appears outside its table, where that does not follow from its name and type.
+
+    keyword: of `sweep`, if not the key. option: of `kdfast sweep`, if not --key. metavar: of its value.
+    kind: the option's type on the command line, if neither int nor float nor text. unset: what None means.
+    panel: heading of --help, if not the table's.
+    """
+
+    keyword: str = ""
+    option: str = ""
+    metavar: str = ""
+    kind: Any = None
+    unset: str = ""
+    panel: str = ""
 
 
 def check_counts(**counts: Any) -> None:
-    """Raises ConfigError for an argument, given by name, that is no whole number from 1 on (None: not given)."""
+    """Raises ConfigError for an argument, given by name, that is not a whole number ≥ 1 (None: not given)."""
     for name, value in counts.items():
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise ConfigError(f"must be a whole number, at least 1, is {value!r}", where=name)
 
 
 class _Table(BaseModel):
-    """A table of settings. None of them is a truth value, which would else count as the number 1 or 0."""
+    """A table of settings. None of them is a truth value, which pydantic would read as the number 1 or 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any) -> Any:
-        if any(isinstance(item, bool) for item in (value if isinstance(value, (list, tuple)) else [value])):
-            raise ConfigError(f"takes no truth value, is {value!r}")
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(item, bool) for item in items):
+            raise ConfigError(f"must not be true or false, is {value!r}")
         return value
 
 
@@ -64,7 +97,7 @@ def _as_seeds(seeds: Any) -> tuple[int, ...]:
         raise one_or_many
     entries = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     if not entries:
-        raise ConfigError("has no seed", hint="e.g. seeds = [42]")
+        raise ConfigError("is empty", hint="e.g. seeds = [42]")
     try:
         if any(isinstance(entry, bool) for entry in entries):
             raise TypeError("a truth value")
@@ -74,47 +107,70 @@ def _as_seeds(seeds: Any) -> tuple[int, ...]:
 
 
 def _or_all(value: Any) -> Any:
-    """TOML has no None: "all" stands for it."""
+    """TOML has no None; the text "all" means the same."""
     if isinstance(value, str) and value != "all" and not value.isdecimal():
-        raise ConfigError(f'must be a whole number from 1 on or "all", is {value!r}')
+        raise ConfigError(f'must be a whole number ≥ 1 or "all", is {value!r}')
     return None if value == "all" else value
 
 
+def _as_shares(value: Any) -> Any:
+    three = isinstance(value, (list, tuple)) and len(value) == 3
+    numbers = three and all(isinstance(item, (int, float)) and item > 0 for item in value)
+    if not numbers or abs(sum(value) - 1) > 1e-6:
+        raise ConfigError(f"must be three numbers > 0 that add up to 1, is {value!r}")
+    return value
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
+Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
 
 
 class DataSettings(_Table):
-    """[data]: which jets, and how they are split.
+    """[data]: which jets, and how they are split."""
 
-    paths: files; none: the bundled sample, or jets given in Python. max_jets: None for all. max_constituents: the
-    hardest of each jet; None or "all" for all. on_bad: "error" or "drop", what a bad jet gets. fractions: of training,
-    validation and test, stratified by label. seed: of the split and of the HLT emulation; the members' seeds do not
-    change it.
-    """
-
-    paths: Paths = ()
-    max_jets: int | None = Field(default=None, ge=1)
-    max_constituents: Annotated[int | None, Field(ge=1), BeforeValidator(_or_all)] = 40
-    on_bad: Literal["error", "drop"] = "error"
-    fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
-    seed: int = Field(default=42, ge=0, lt=2**32)
-
-    @field_validator("fractions")
-    @classmethod
-    def _shares(cls, fractions: tuple[float, float, float]) -> tuple[float, float, float]:
-        if not all(f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-            raise ValueError(f"must be three shares above 0 that add up to 1, are {list(fractions)}")
-        return fractions
+    paths: Annotated[Paths, Shown(keyword="data", option="DATA", unset="the bundled sample")] = Field(
+        default=(),
+        description="Files of jets (ATLAS Top Tagging HDF5), or patterns of them.",
+    )
+    max_jets: Annotated[int | None, Field(ge=1), Shown(unset="all")] = Field(
+        default=None,
+        description="Read only the first N jets.",
+    )
+    max_constituents: Annotated[
+        int | None, Field(ge=1), BeforeValidator(_or_all), Shown(metavar="N|all", kind=str, unset="all")
+    ] = Field(
+        default=40,
+        description="Keep the N hardest constituents of each jet.",
+    )
+    on_bad: Annotated[Literal["error", "drop"], Shown(metavar="error|drop")] = Field(
+        default="error",
+        description="On a bad jet: stop with an error, or drop and count it.",
+    )
+    fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = Field(
+        default=(0.70, 0.15, 0.15),
+        description="Shares of the training, validation and test jets, stratified by label.",
+    )
+    seed: Annotated[int, Shown(keyword="data_seed", option="--data-seed")] = Field(
+        default=42,
+        ge=0,
+        lt=2**32,
+        description="Seed of the split, the HLT emulation and the teacher.",
+    )
 
 
 class RecipeSettings(Recipe, _Table):
-    """[recipe]: how each model is trained (see Recipe), and what the teacher has of its own.
+    """[recipe]: how each model is trained (see Recipe), and the teacher's own settings."""
 
-    teacher_epochs: None: as many as the others. teacher_patience: epochs without a better validation AUC.
-    """
-
-    teacher_epochs: int | None = Field(default=None, ge=1)
-    teacher_patience: int = Field(default=15, ge=1)
+    teacher_epochs: Annotated[int | None, Shown(unset="as epochs")] = Field(
+        default=None,
+        ge=1,
+        description="Planned epochs of the teacher.",
+    )
+    teacher_patience: int = Field(
+        default=15,
+        ge=1,
+        description="Stop the teacher after N epochs without a better validation AUC.",
+    )
 
     def student(self) -> Recipe:
         """The recipe of students and baseline."""
@@ -127,22 +183,37 @@ class RecipeSettings(Recipe, _Table):
 
 
 class GridLists(_Table):
-    """[grid]: a grid of one's own, the arguments of kdfast.grid."""
+    """[grid]: your own grid, the arguments of kdfast.grid."""
 
-    temperature: tuple[float, ...]
-    alpha: tuple[float, ...]
-    temperature_final: tuple[float, ...] = ()
-    alpha_final: tuple[float, ...] = ()
-    shape: str = "linear"
+    temperature: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])] = Field(
+        description="Temperatures T, > 0.",
+    )
+    alpha: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])] = Field(
+        description="Weights α of the distillation term, 0 to 1.",
+    )
+    temperature_final: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])] = Field(
+        default=(),
+        description="Final temperatures: adds schedules from each T to each of these.",
+    )
+    alpha_final: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])] = Field(
+        default=(),
+        description="Final weights: adds schedules from each α to each of these.",
+    )
+    shape: Annotated[str, Shown(metavar="|".join(SHAPES))] = Field(
+        default="linear",
+        description="Shape of the schedules.",
+    )
 
 
 class HLTFiles(_Table):
     """[hlt] of a study without emulation: the files of the same jets, in the same order, as a trigger saw them."""
 
-    paths: Paths
+    paths: Annotated[Paths, Shown(keyword="hlt_data", option="--hlt-data", metavar="FILE", kind=list[str])] = Field(
+        description="Instead of an emulation: files of the same jets, in the same order, as a trigger saw them.",
+    )
 
 
-# Of [data]: where the jets are, and how files are cut to them. (The jets' fingerprint decides.)
+# In [data]: where the jets are and which of them are read. The jets' fingerprint decides, not these.
 DATA_SOURCE = ("paths", "max_jets", "on_bad")
 
 # `hlt` of a study whose HLT jets were given in Python.
@@ -170,7 +241,7 @@ def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
             raise ConfigError(f"unknown key {key!r}", hint=suggest(str(key), known))
     needed = [field.name for field in fields(HLTConfig) if field.default is MISSING]
     if missing := [key for key in needed if key not in value]:
-        raise ConfigError(f"lacks {', '.join(missing)}", hint=f"give all of {', '.join(needed)}, {presets}")
+        raise ConfigError(f"{', '.join(missing)} missing", hint=f"give all of {', '.join(needed)}, {presets}")
     return HLTConfig(**value)
 
 
@@ -178,9 +249,10 @@ def _as_model(value: Any) -> str | ModelConfig:
     if isinstance(value, str) and value in PRESETS:
         return value
     config = model_config(value, where="")
-    for name, needed in (("num_features", NUM_FEATURES), ("num_classes", 1)):
-        if getattr(config, name) != needed:
-            raise ConfigError(f"{name} is {needed} in a study, not {getattr(config, name)}", hint="leave it out")
+    for name in ("num_features", "num_classes"):
+        given, needed = getattr(config, name), ModelConfig.model_fields[name].default
+        if given != needed:
+            raise ConfigError(f"{name} is {needed} in a study, not {given}", hint="leave it out")
     return config
 
 
@@ -201,42 +273,73 @@ def _as_grid(value: Any) -> str | GridLists | tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-class StudySettings(_Table):
-    """Everything that a study can be told; the defaults are the published study's.
+Sizes = Annotated[str | ModelConfig, BeforeValidator(_as_model), Shown(metavar="PRESET", panel="Models")]
+Hlt = Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt), Shown(metavar="PRESET", panel="Data")]
+Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), Shown(metavar="PRESET", panel="Grid")]
 
-    hlt: a preset's name or five numbers of the emulation; files of HLT jets instead of it, or "given" where these are
-    given in Python. model, teacher_model: sizes of student (and baseline) and teacher, a preset's name or numbers.
-    teacher: file of a trained teacher or of its logits (.npy); None: one is trained. seeds: of the members; each seed
-    trains a baseline and the whole grid. grid: a preset's name, lists, or names of runs. precision, device: of the
-    training; device is "cpu", "cuda" (all GPUs) or "cuda:1" (one of them), "auto" the CPU. checkpoint_every: seconds
-    between two checkpoints of a member that runs.
+
+class StudySettings(_Table):
+    """All settings of a study; the defaults are the published study's.
+
+    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_as_seeds)] = (42,)
-    grid: Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid)] = "study"
-    hlt: Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt)] = "nominal"
-    model: Annotated[str | ModelConfig, BeforeValidator(_as_model)] = "study"
-    teacher_model: Annotated[str | ModelConfig, BeforeValidator(_as_model)] = "study"
-    teacher: str | None = None
-    precision: str = "fp32"
-    device: str = "auto"
-    checkpoint_every: float = Field(default=300.0, ge=0)
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+        BeforeValidator(_as_seeds),
+        Shown(option="--seed", metavar="N", kind=list[int], panel="Grid"),
+    ] = Field(
+        default=(42,),
+        description="Seeds of initial weights, batches and dropout; each trains a baseline and the whole grid.",
+    )
+    grid: Grid = Field(
+        default="study",
+        description="Grid of T and α: study (132 runs), wide (378), or lists of your own.",
+    )
+    hlt: Hlt = Field(
+        default="nominal",
+        description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or numbers of your own.",
+    )
+    model: Sizes = Field(
+        default="study",
+        description=f"Size of students and baseline: {', '.join(PRESETS)}, or sizes of your own.",
+    )
+    teacher_model: Sizes = Field(
+        default="study",
+        description=f"Size of the teacher: {', '.join(PRESETS)}, or sizes of your own.",
+    )
+    teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = Field(
+        default=None,
+        description="A trained teacher (.safetensors), or its logits for all jets (.npy).",
+    )
+    precision: Annotated[str, Shown(metavar="|".join(PRECISIONS), panel="Running")] = Field(
+        default="fp32",
+        description="Precision of matrix products: fp32, or bf16, which is faster.",
+    )
+    device: Annotated[str, Shown(metavar="NAME", panel="Running")] = Field(
+        default="auto",
+        description="Where to train: auto and cpu (the CPU), cuda (all GPUs) or cuda:1 (one of them).",
+    )
+    checkpoint_every: Annotated[float, Shown(panel="Running")] = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds between checkpoints of a running member.",
+    )
     data: DataSettings = DataSettings()
     recipe: RecipeSettings = RecipeSettings()
 
     @field_validator("precision")
     @classmethod
     def _precision(cls, precision: str) -> str:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {precision!r}", hint=suggest(precision, list(PRECISIONS)))
+        check_precision(precision)
         return precision
 
     @field_validator("device")
     @classmethod
     def _device(cls, device: str) -> str:
-        check_name(device)  # whether it is there is asked where it is used: the file may be read elsewhere
+        check_device_name(device)  # not whether this machine has it: the file may be read elsewhere
         return device
 
     def runs(self) -> list[RunConfig]:
@@ -298,16 +401,18 @@ class StudySettings(_Table):
         *,
         data_given: bool = False,
     ) -> StudySettings:
-        """Defaults, then `config` (a TOML file or a table like it), then `overrides` (a table; None does not count).
+        """Defaults, then `config` (a TOML file or a table like it), then `overrides` (a table; None: not given).
 
-        Where data are given, here or in either table, the defaults are the study's, else the demo's.
-        Raises ConfigError that names the file or argument, the key, and for a misspelt key the nearest known one.
+        The defaults are the study's if data are given, here or in either table, otherwise the demo's.
+        Raises ConfigError that names the file, the key, and for a misspelt key the nearest known one; SettingError for
+        a value in `overrides`.
         """
         given = _read_toml(Path(config)) if isinstance(config, (str, PathLike)) else dict(config or {})
         overrides = _without_none(overrides or {})
         source = fspath(config) if isinstance(config, (str, PathLike)) else ""
         for key in ("data", "recipe"):
-            if not isinstance(table := given.get(key, {}), (Mapping, BaseModel)):
+            table = given.get(key, {})
+            if not isinstance(table, (Mapping, BaseModel)):
                 where = f"{source}, {key}" if source else key
                 hint = f"e.g. data = {{ paths = [{table!r}] }}" if key == "data" and isinstance(table, str) else None
                 raise ConfigError(f"must be a table, is {table!r}", where=where, hint=hint)
@@ -317,7 +422,11 @@ class StudySettings(_Table):
         try:
             return cls.model_validate(asked if data_given else _merge(DEMO, asked))
         except ValidationError as error:
-            raise _in_words(error, source, overrides) from None
+            path, fault = in_words(error, cls)
+            if _stands_in(overrides, path):
+                raise SettingError(fault.what, path=path, hint=fault.hint) from None
+            key = ".".join(path)
+            raise ConfigError(fault.what, where=f"{source}, {key}" if source else key, hint=fault.hint) from None
 
 
 # The demo: the bundled sample on two cores in minutes, with settings that still mean something. On the test jets the
@@ -355,30 +464,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is no valid TOML ({error})", where=str(path)) from None
 
 
-def _in_words(error: ValidationError, source: str, overrides: Any) -> ConfigError:
-    """The first fault of a validation, as one of ours: file or argument, key, what, what to do.
-
-    source: the file. overrides: the table of arguments; a key that stands there is not blamed on the file.
-    """
-    fault = error.errors()[0]
-    parts = [part for part in fault["loc"] if isinstance(part, str)]  # without places in lists
-    key = ".".join(parts)
-    for part in parts:
-        overrides = overrides.get(part) if isinstance(overrides, Mapping) else overrides
-    where = key if overrides is not None or not source else f"{source}, {key}"
-    cause = fault.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        inside = f"{cause.where}: " if cause.where and cause.where not in parts else ""
-        return ConfigError(f"{inside}{cause.what}", where=where, hint=cause.hint)
-    if fault["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]]
-        tables = {"data": DataSettings, "recipe": RecipeSettings, "grid": GridLists, "hlt": HLTFiles}
-        known = (StudySettings if len(parts) == 1 else tables[parts[0]]).model_fields
-        return ConfigError(f"unknown key {parts[-1]!r}", where=where, hint=suggest(parts[-1], list(known)))
-    if fault["type"] == "missing":  # as of [grid] alone
-        return ConfigError("is missing", where=where, hint="a grid of one's own needs both temperature and alpha")
-    if isinstance(cause, ValueError):
-        return ConfigError(str(cause), where=where)
-    message, value = fault["msg"], fault["input"]
-    shown = f", is {value!r}" if isinstance(value, (str, int, float)) else ""
-    return ConfigError(f"{message[0].lower()}{message[1:]}{shown}", where=where)
+def _stands_in(table: Any, path: Sequence[str]) -> bool:
+    """Whether a table gives the setting at this path, or the whole that it is a part of (see _merge)."""
+    whole = path[:2] if path[0] in ("data", "recipe") else path[:1]
+    for key in whole:
+        table = table.get(key) if isinstance(table, Mapping) else None
+    return table is not None

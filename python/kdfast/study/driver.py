@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import ArrayLike
 
 from kdfast import report
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
-from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, DataError, StudyError
-from kdfast.jets.hlt import HLTConfig
 from kdfast.jets.packed import PackedJets
-from kdfast.models.config import ModelConfig, model_config
-from kdfast.models.tagger import Tagger
+from kdfast.models.config import model_config
 from kdfast.store.claims import Claims
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
 from kdfast.store.key import RunKey
+from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settings
 from kdfast.store.packs import PlannedPack, planned
+from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import GIVEN, StudySettings, check_counts
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
@@ -36,6 +36,11 @@ from kdfast.study.results import StudyResults, open_study
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -44,96 +49,122 @@ __all__ = ["run_study", "sweep"]
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
-class _Default(str):
-    """The default of an argument: tells it from the same text given on purpose, which goes over a file of settings."""
-
-
-_GRID, _HLT, _PRECISION, _DEVICE = map(_Default, ("study", "nominal", "fp32", "auto"))
-_SEEDS: Sequence[int] = (42,)  # likewise, by identity
-
-
 def sweep(
     data: Paths | PackedJets | None = None,
     out: str | PathLike[str] = "study",
     *,
-    grid: str | Mapping[str, Any] | Sequence[RunConfig | str] = _GRID,
-    model: str | ModelConfig | Mapping[str, Any] | None = None,
-    hlt: str | HLTConfig | Mapping[str, Any] | PackedJets = _HLT,
-    teacher: str | PathLike[str] | Tagger | ArrayLike | None = None,
-    epochs: int | None = None,
-    seeds: int | Sequence[int] = _SEEDS,
-    batch_size: int | None = None,
-    max_constituents: int | str | None = None,
-    precision: str = _PRECISION,
-    device: str = _DEVICE,
+    config: str | PathLike[str] | Mapping[str, Any] | None = None,
     resume: bool = True,
     progress: bool = True,
-    teacher_model: str | ModelConfig | Mapping[str, Any] | None = None,
-    teacher_epochs: int | None = None,
-    max_jets: int | None = None,
-    on_bad: str | None = None,
-    config: str | PathLike[str] | Mapping[str, Any] | None = None,
     threads: int | None = None,
     plan_only: bool = False,
     pack_size: int | None = None,
     workers: int | None = None,
-    checkpoint_every: float | None = None,
     client: Client | None = None,
+    **settings: Unpack[SweepSettings],
 ) -> StudyResults:
-    """Trains a teacher, a baseline and a grid of distilled students, and gives their results.
+    """Train a teacher, a baseline and a grid of distilled students, and return their results.
 
-    What is None takes the study's settings where data are given, else the demo's (store/settings.py lists them).
-    data: files for load_jets, jets, or None: the bundled sample. out: the study's folder; each result is stored there
-    as soon as it is finished, and a call that finds the same study there trains what is missing (other seeds and grids
-    add runs; a study with other settings is refused). resume False: refuse any study that is there.
-    grid: "study", "wide", the configurations of kdfast.grid, names of runs, or a table of kdfast.grid's arguments.
-    model, teacher_model: sizes of students and teacher. epochs, batch_size, …: of the recipe.
-    hlt: preset or HLTConfig of the emulation, or the same jets, in the same order, as a real trigger saw them: jets, or
-    {"paths": files}.
-    teacher: None (train one), a saved model or Tagger, or logits (an array or its .npy) for all jets, in their order
-    (after max_jets); logits come without the attention-transfer term.
-    seeds: each trains its own baseline and grid; the teacher is shared.
-    config: a TOML file (or a table like it); arguments that are given go over it.
-    device: of the training. "cuda": all GPUs that torch sees share the members of each seed; "cuda:1": one of them;
-    "cpu" and "auto": the CPU. threads: of the training on the CPU; None: torch.get_num_threads().
-    plan_only: train nothing, but write the packs of runs that workers (kdfast worker) then share. pack_size: runs of a
-    pack; None: chosen from memory, threads, workers (how many there will be) and the measured time of a few steps.
-    checkpoint_every: seconds between two checkpoints of a member that runs (300).
-    client: a distributed.Client: its cluster's workers train, a pack to a thread or GPU of theirs;
-    workers then says how many tasks there will be at once, None: as many as the workers that are there now take.
+    Each result is stored in the folder `out` as soon as it is finished. A call that finds the same study there trains
+    only what is missing: an interrupted sweep resumes, other seeds and grids add runs. A study with other settings is
+    refused.
 
-    Raises ConfigError, DataError, ModelError, StudyError, BackendError where the device can't be used, ClusterError
-    where a cluster is lost, and SweepInterrupted (a KeyboardInterrupt) when stopped by SIGINT, SIGTERM or SIGUSR1:
-    members that have finished are stored, those that run have checkpoints, and the same call goes on with them.
+    Parameters
+    ----------
+    data : path, list of paths, PackedJets or None
+        Files for `load_jets` (or patterns of them), or jets. None: the bundled sample.
+    out : path
+        Folder of the study.
+    config : path or mapping, optional
+        A TOML file of settings, or a table like it. Keywords take precedence over it.
+    resume : bool
+        False: raise StudyError if `out` already holds a study.
+    progress : bool
+        Show progress on stderr.
+    threads : int, optional
+        Threads of the training on the CPU. None: `torch.get_num_threads()`.
+    plan_only : bool
+        Train nothing, but write the packs of runs that workers (`kdfast worker`) then share.
+    pack_size : int, optional
+        Runs in a pack. None: chosen from memory, threads, workers and the measured time of a few steps.
+    workers : int, optional
+        Number of workers to plan for; with `client`, of tasks at a time (None: as many as its workers take now).
+    client : distributed.Client, optional
+        The workers of its Dask cluster train, one pack for each thread or GPU.
+    **settings
+        The settings of the study, each a keyword; the main ones are below, `python -m kdfast.store.keywords` prints
+        all. What is neither here nor in `config` takes the published study's value if data are given, otherwise
+        the demo's.
+    grid : str, list of RunConfig, list of str or mapping
+        "study", "wide", the configurations that `kdfast.grid` returns, names of runs, or arguments of `kdfast.grid`.
+    model, teacher_model : str, ModelConfig or mapping
+        Sizes of students (and baseline) and of the teacher: a preset's name, or numbers.
+    hlt : str, HLTConfig, PackedJets or mapping
+        HLT emulation, a preset's name or numbers; or the same jets, in the same order, as a real trigger saw them, as
+        jets or ``{"paths": files}``.
+    teacher : path, Tagger or array
+        A trained teacher, or logits (an array or its .npy file) of all jets, in their order after `max_jets`. Logits
+        come without the attention-transfer term. Default: a teacher is trained.
+    epochs, batch_size, learning_rate, … : int or float
+        Of the recipe (Recipe lists them).
+    seeds : int or sequence of int
+        Each trains its own baseline and grid; the teacher is shared.
+    max_constituents : int or "all"
+        Constituents of a jet that are used, the hardest ones.
+    precision : str
+        "fp32" or "bf16", of the matrix products.
+    device : str
+        "cpu" and "auto": the CPU. "cuda": all GPUs that torch sees share the members of each seed; "cuda:1": that GPU.
+    checkpoint_every : float
+        Seconds between two checkpoints of a running member.
+
+    Returns
+    -------
+    StudyResults
+        The study in `out`, as `open_study` returns it.
+
+    Raises
+    ------
+    ConfigError
+        For a setting that can't be used; it names the keyword. An unknown keyword is a TypeError too.
+    DataError, ModelError
+        For jets, logits or a model file that can't be used.
+    StudyError
+        For a folder that holds another study, is damaged or can't be written.
+    BackendError
+        If the device can't be used.
+    ClusterError
+        If the cluster is lost.
+    SweepInterrupted
+        On SIGINT, SIGTERM or SIGUSR1 (it is a KeyboardInterrupt). Finished members are stored, running ones have
+        checkpoints, and the same call resumes.
+
+    References
+    ----------
+    .. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> kdfast.sweep(out="demo")  # doctest: +SKIP
+    >>> kdfast.sweep("train_*.h5", "mine", seeds=[1, 2], learning_rate=1e-3, warmup_epochs=1)  # doctest: +SKIP
     """
-    arguments = {"grid": grid, "hlt": hlt, "seeds": seeds, "precision": precision, "device": device}
-    overrides: dict[str, Any] = {
-        name: value for name, value in arguments.items() if not isinstance(value, _Default) and value is not _SEEDS
-    }
     jets = data if isinstance(data, PackedJets) else None
-    hlt_jets = None
-    if isinstance(hlt, PackedJets):
-        hlt_jets, overrides["hlt"] = hlt, GIVEN
-    teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
-    overrides |= {
-        "model": model,
-        "teacher_model": teacher_model,
-        "teacher": teacher_file,
-        "checkpoint_every": checkpoint_every,
-        "data": {
-            "paths": None if jets is not None else _paths(data),
-            "max_jets": max_jets,
-            "max_constituents": max_constituents,
-            "on_bad": on_bad,
-        },
-        "recipe": {"epochs": epochs, "batch_size": batch_size, "teacher_epochs": teacher_epochs},
-    }
-    settings = StudySettings.resolve(config, overrides, data_given=jets is not None)
-    given = Given(jets, hlt_jets, None if teacher_file else teacher)
+    hlt, teacher = settings.get("hlt"), settings.get("teacher")
+    hlt_jets = hlt if isinstance(hlt, PackedJets) else None
+    teacher_file = _text(teacher)
+    overrides = nested(settings, known=inspect.signature(sweep).parameters)
+    overrides["data"]["paths"] = None if jets is not None else _paths(data)
+    overrides["hlt"] = hlt if hlt_jets is None else GIVEN
+    overrides["teacher"] = teacher_file
+    try:
+        resolved = StudySettings.resolve(config, overrides, data_given=jets is not None)
+    except SettingError as error:
+        raise by_keyword(error) from None
     return run_study(
-        settings,
+        resolved,
         Path(out),
-        given,
+        Given(jets, hlt_jets, None if teacher_file else teacher),
         resume=resume,
         progress=progress,
         threads=threads,
@@ -142,6 +173,15 @@ def sweep(
         workers=workers,
         client=client,
     )
+
+
+# What editors and help() show: each setting by name, with its default.
+sweep.__signature__ = with_settings(inspect.signature(sweep))  # type: ignore[attr-defined]
+
+
+def _text(teacher: Any) -> str | None:
+    """A path as text; None for anything else."""
+    return fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
 
 
 def _paths(data: Any) -> list[str] | None:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdfast.distill.pack import EpochReport, Member, Pack, Recipe, View
+from kdfast.distill.pack import EpochReport, Member, Pack, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
 from kdfast.models.config import ModelConfig

@@ -1,0 +1,78 @@
+"""Options of the command line that are settings: made from the models in store/settings.py, so declared only there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+from kdfast.store.keywords import SETTINGS, Setting
+
+__all__ = ["InSections", "setting_argument", "setting_option", "with_options"]
+
+_SECTIONS = ("Arguments", "Options", "Grid", "Your own grid", "Data", "Models", "Recipe", "Running")
+_BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
+
+
+def setting_argument(keyword: str) -> Any:
+    """A setting as a command's positional argument, given by its keyword."""
+    setting = _BY_KEYWORD[keyword]
+    return typer.Argument(metavar=setting.option, help=setting.help())
+
+
+def setting_option(keyword: str) -> Any:
+    """A setting as a command's option."""
+    return _option(_BY_KEYWORD[keyword])
+
+
+def _option(setting: Setting) -> Any:
+    repeatable = " Repeatable." if get_origin(setting.kind) is list else ""
+    return typer.Option(
+        setting.option,
+        metavar=setting.metavar,
+        help=setting.help(repeatable),
+        rich_help_panel=setting.panel,
+    )
+
+
+def with_options(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the command's `**settings` become an option for each of these settings."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(
+                setting.keyword,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[setting.kind | None, _option(setting)],
+            )
+            for setting in settings
+        ]
+        command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+class InSections(TyperCommand):
+    """A command whose --help has a section for each panel of options, those without a panel first."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in _SECTIONS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            panel = getattr(parameter, "rich_help_panel", None)
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            sections[panel or usual].append(record)
+        for title, records in sections.items():
+            if not records:
+                continue
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -1,0 +1,229 @@
+"""Every setting once more, as users give it: keyword of `sweep`, option of `kdfast sweep`, row of the documentation.
+
+All of it is read from the models in store/settings.py; `python -m kdfast.store.keywords` prints the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature
+from os import PathLike
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from kdfast.errors import suggest
+from kdfast.store.setting_errors import SettingError, UnknownSetting
+from kdfast.store.settings import DEMO, DataSettings, GridLists, HLTFiles, RecipeSettings, Shown, StudySettings
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from kdfast.distill.schedules import RunConfig
+    from kdfast.jets.hlt_config import HLTConfig
+    from kdfast.jets.packed import PackedJets
+    from kdfast.models.config import ModelConfig
+    from kdfast.models.tagger import Tagger
+
+__all__ = [
+    "GRID_LISTS",
+    "HLT_FILES",
+    "SETTINGS",
+    "Setting",
+    "SweepSettings",
+    "by_keyword",
+    "by_option",
+    "nested",
+    "settings_table",
+    "with_settings",
+]
+
+
+class SweepSettings(TypedDict, total=False):
+    """The settings that `sweep` takes as keywords, for editors and type checkers (a test compares it with the models).
+
+    Their meaning, bounds and defaults are those of the models in store/settings.py. None: not given.
+    """
+
+    grid: str | Mapping[str, Any] | Sequence[RunConfig | str] | None
+    model: str | ModelConfig | Mapping[str, Any] | None
+    hlt: str | HLTConfig | Mapping[str, Any] | PackedJets | None
+    teacher: str | PathLike[str] | Tagger | ArrayLike | None
+    epochs: int | None
+    seeds: int | Sequence[int] | None
+    batch_size: int | None
+    max_constituents: int | Literal["all"] | None
+    precision: Literal["fp32", "bf16"] | None
+    device: str | None
+    teacher_model: str | ModelConfig | Mapping[str, Any] | None
+    checkpoint_every: float | None
+    max_jets: int | None
+    on_bad: Literal["error", "drop"] | None
+    fractions: tuple[float, float, float] | None
+    data_seed: int | None
+    learning_rate: float | None
+    weight_decay: float | None
+    warmup_epochs: int | None
+    clip_norm: float | None
+    patience: int | None
+    attention_weight: float | None
+    teacher_epochs: int | None
+    teacher_patience: int | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, read from its field.
+
+    path: in study.toml, e.g. ("recipe", "epochs"). keyword: of `sweep`. option: of `kdfast sweep`. kind: the option's
+    type. metavar: of its value. panel: its heading in --help. default, demo: as text; demo "": as default.
+    bounds: as text, e.g. "≥ 1".
+    """
+
+    path: tuple[str, ...]
+    keyword: str
+    option: str
+    kind: Any
+    metavar: str
+    panel: str
+    description: str
+    default: str
+    demo: str
+    bounds: str
+
+    def help(self, more: str = "") -> str:
+        """The description, more text, and bounds and defaults, for --help."""
+        defaults = f"default: {self.default}" if self.default else ""
+        demo = f"demo: {self.demo}" if self.demo else ""
+        notes = "; ".join(filter(None, (defaults, demo, self.bounds)))
+        return f"{self.description}{more}  [{notes}]" if notes else f"{self.description}{more}"
+
+
+def _settings(model: type[BaseModel], table: tuple[str, ...], panel: str, demo: Mapping[str, Any]) -> Iterator[Setting]:
+    for key, field in model.model_fields.items():
+        shown = next((item for item in field.metadata if isinstance(item, Shown)), Shown())
+        kind = shown.kind or _number_type(field.annotation) or str
+        yield Setting(
+            path=(*table, key),
+            keyword=shown.keyword or key,
+            option=shown.option or f"--{key.replace('_', '-')}",
+            kind=kind,
+            metavar=shown.metavar or {int: "N", float: "X"}.get(kind, "NAME"),
+            panel=shown.panel or panel,
+            description=field.description or "",
+            default="" if field.is_required() else _plain(field.default, shown),
+            demo=_plain(demo[key], shown) if key in demo else "",
+            bounds=_bounds(field),
+        )
+
+
+def _number_type(annotation: Any) -> type | None:
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not NoneType]
+    return kinds[0] if kinds in ([int], [float]) else None
+
+
+def _plain(value: Any, shown: Shown) -> str:
+    if value is None or value == ():
+        return shown.unset
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _bounds(field: FieldInfo) -> str:
+    """A number's bounds; those that come from its representation, 2³² and above, are left out."""
+    signs = {annotated_types.Ge: ("≥", "ge"), annotated_types.Gt: (">", "gt")}
+    found = [(signs[type(item)], item) for item in field.metadata if type(item) in signs]
+    return ", ".join(f"{sign} {getattr(item, name):g}" for (sign, name), item in found)
+
+
+def _all_settings() -> tuple[Setting, ...]:
+    own = [setting for setting in _settings(StudySettings, (), "", DEMO) if setting.keyword not in ("data", "recipe")]
+    data = _settings(DataSettings, ("data",), "Data", {})
+    recipe = _settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"])
+    return (*own, *data, *recipe)
+
+
+SETTINGS = _all_settings()
+
+# What `grid` and `hlt` take as tables, and the command line as options.
+GRID_LISTS = tuple(_settings(GridLists, ("grid",), "Your own grid", {}))
+HLT_FILES = tuple(_settings(HLTFiles, ("hlt",), "Data", {}))
+
+_BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
+
+
+def nested(keywords: Mapping[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
+    """Keywords of `sweep` as the tables of study.toml.
+
+    known: all keywords, for the hint. Raises UnknownSetting for another one.
+    """
+    tables: dict[str, Any] = {"data": {}, "recipe": {}}
+    for keyword, value in keywords.items():
+        if keyword not in _BY_KEYWORD:
+            hint = suggest(keyword, list(known or _BY_KEYWORD))
+            raise UnknownSetting(f"unknown keyword {keyword!r}", where="sweep", hint=hint)
+        *table, key = _BY_KEYWORD[keyword].path
+        (tables[table[0]] if table else tables)[key] = value
+    return tables
+
+
+def with_settings(signature: Signature) -> Signature:
+    """The signature of a function with `**settings`, with a keyword for each setting in their place.
+
+    Defaults: None where they depend on whether data are given, and for settings of data and recipe.
+    """
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
+    positional = [parameter for parameter in own if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    settings = []
+    for keyword, annotation in SweepSettings.__annotations__.items():
+        key = _BY_KEYWORD[keyword].path[0]
+        default = None if key in DEMO or key == "data" else StudySettings.model_fields[key].default
+        text = getattr(annotation, "__forward_arg__", annotation)
+        settings.append(Parameter(keyword, Parameter.KEYWORD_ONLY, default=default, annotation=text))
+    return signature.replace(parameters=[*positional, *settings, *own[len(positional) :]])
+
+
+def by_keyword(error: SettingError) -> SettingError:
+    """The error with the setting's keyword in place of its path."""
+    return error.named(_name(error.path, {setting.path: setting.keyword for setting in SETTINGS}))
+
+
+def by_option(error: SettingError) -> SettingError:
+    """The error with the setting's option in place of its path."""
+    settings = (*SETTINGS, *GRID_LISTS, *HLT_FILES)
+    return error.named(_name(error.path, {setting.path: setting.option for setting in settings}))
+
+
+def _name(path: tuple[str, ...], names: Mapping[tuple[str, ...], str]) -> str:
+    """The name of the setting, or that of the setting that it is inside, with the rest of the path."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in names:
+            return ".".join((names[path[:length]], *path[length:]))
+    return ".".join(path)
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table."""
+    rows = ["| study.toml | `sweep` | `kdfast sweep` | default | demo | meaning |", "|---|---|---|---|---|---|"]
+    for setting in (*SETTINGS, *GRID_LISTS, *HLT_FILES):
+        keyword = f"`{setting.keyword}`" if setting in SETTINGS else f"`{setting.path[0]}={{…}}`"
+        meaning = f"{setting.description} ({setting.bounds})" if setting.bounds else setting.description
+        cells = [
+            f"`{'.'.join(setting.path)}`",
+            keyword,
+            f"`{setting.option}`",
+            setting.default,
+            setting.demo,
+            meaning,
+        ]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(settings_table(), end="")
