@@ -333,7 +333,7 @@ def test_predict_does_not_replace_what_it_reads(study, jets_file, tmp_path, caps
     before = [path.read_bytes() for path in (model, jets)]
     for out in (model, jets, link):
         assert main(["predict", str(model), str(tmp_path / "j*.h5"), "--out", str(out)]) == 2
-        assert f"--out {out}: is a file that is read" in capsys.readouterr().err
+        assert f"--out {out}: is one of the input files" in capsys.readouterr().err
     assert [path.read_bytes() for path in (model, jets)] == before
 
 

@@ -15,45 +15,52 @@ from kdfast.messages import drop
 __all__ = ["htcondor", "slurm", "worker"]
 
 script = typer.Typer(rich_markup_mode=None)
-app.add_typer(script, name="script", help="Print what submits a planned study to a batch system.")
+app.add_typer(script, name="script", help="Print a submit file for a batch system.")
 
 Planned = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a planned study.")]
-Retry = Annotated[bool, typer.Option("--retry", help="Try packs again that have failed three times.")]
-Cpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs of a job.  [as planned]")]
+Retry = Annotated[bool, typer.Option("--retry", help="Also retry packs that have failed three times.")]
+Cpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs per job.", show_default="as planned")]
 
 
 @app.command()
 def worker(
     store: Annotated[Path, typer.Option(metavar="STUDY", help="Folder of a planned study.")],
     pack: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only this pack, e.g. seed42.003; `teacher`: the teacher alone.")
+        str | None,
+        typer.Option(metavar="ID", help="Train only this pack, e.g. seed42.003; `teacher` trains only the teacher."),
     ] = None,
     array_index: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Only the pack of this number, counted from 0.")
+        int | None, typer.Option(min=0, metavar="N", help="Train only the pack with this number, counted from 0.")
     ] = None,
-    max_packs: Annotated[int | None, typer.Option(min=1, metavar="N", help="No more than so many packs.")] = None,
+    max_packs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N packs.")] = None,
     retry: Retry = False,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [all cores]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="all cores")
+    ] = None,
     lease: Annotated[
         float,
-        # claims.BEAT twice: less would take packs from workers that live
-        typer.Option(min=30, metavar="SECONDS", help="Silence after which another worker's pack is taken over."),
+        # Two of claims.BEAT: with less, packs of live workers would be taken over.
+        typer.Option(
+            min=30,
+            metavar="SECONDS",
+            help="Time without a sign of life after which another worker's pack is taken over.",
+        ),
     ] = 180,
     quiet: Quiet = False,
 ) -> None:
-    """Train packs of a study that `kdfast sweep --plan-only` has planned, together with any other workers on it.
+    """Train the packs of a planned study, alongside other workers.
 
-    Needs nothing but the study's folder. Starting it again, or twice at once, does no harm: what is stored is not
-    trained again, and packs are shared through claims. Stopped by SIGTERM or SIGUSR1 (a batch system's warning), it
-    keeps what its runs have reached.
+    `kdfast sweep --plan-only` plans a study; its folder is all that a worker needs. Workers share the packs, and
+    stored results are not trained again, so that you may start workers at any time and as many as you like. SIGTERM
+    or SIGUSR1 (a batch system's warning) stops a worker after it has saved checkpoints.
 
     \b
     Exit status:
-      0   nothing is left that this worker should do (without --pack and --array-index, other workers may still be
-          at their packs; --max-packs: so many are done)
-      1   a pack failed: `kdfast status STUDY` says of what
-      2   the study or an option can't be used
-      75  stopped by SIGTERM or SIGUSR1: the same command goes on (130: by Ctrl-C)
+      0    nothing left to do (or --max-packs are done); other workers may still be training their packs
+      1    a pack failed: `kdfast status STUDY` gives the reason
+      2    the study or an option can't be used
+      75   stopped by SIGTERM or SIGUSR1: rerun the same command to resume
+      130  stopped by Ctrl-C
 
     \b
     Examples:
@@ -87,7 +94,7 @@ def worker(
         more = f"; `kdfast report {store}` writes the report" if all_done else ""
         try:
             typer.echo(f"{store}: {', '.join(parts)}{more}")
-        except OSError:  # a log's disk is full, or its reader gone: the exit status still says what became of the packs
+        except OSError:  # the log's disk is full, or its reader gone: the exit status still tells the outcome
             drop(sys.stdout)
     for name, error in outcome.failed.items():
         typer.echo(f"kdfast: pack {name} failed: {error}", err=True)
@@ -98,25 +105,28 @@ def worker(
 def slurm(
     study: Planned,
     time: Annotated[
-        str | None, typer.Option(metavar="LIMIT", help="Time limit of a job, as sbatch takes it.  [as planned]")
+        str | None,
+        typer.Option(metavar="LIMIT", help="Time limit per job, in sbatch's format.", show_default="as planned"),
     ] = None,
     cpus: Cpus = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of a job, e.g. 4G.  [the cluster's default]")
+        str | None, typer.Option(metavar="SIZE", help="Memory per job, e.g. 4G.", show_default="the cluster's")
     ] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="[the cluster's default]")] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="[your default]")] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Partition.", show_default="the cluster's")
+    ] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Account.", show_default="yours")] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option(metavar="OPTIONS", help="More options of sbatch, quoted as for a shell. May be repeated."),
+        typer.Option(metavar="OPTIONS", help="Further options of sbatch, quoted as for a shell. Repeatable."),
     ] = None,
     retry: Retry = False,
 ) -> None:
     """Print a file that submits a planned study to SLURM.
 
-    Run outside a job, the file submits three: the teacher, an array with a task for each pack that is not done, and
-    the report. A task that comes near its time limit saves checkpoints and goes back into the queue. A time limit may
-    thus be shorter than a pack takes.
+    Running the file submits three jobs: the teacher, an array with one task for each unfinished pack, and the report.
+    A task that approaches its time limit saves checkpoints and is requeued, so the limit may be shorter than a pack
+    takes.
 
     \b
     Examples:
@@ -144,16 +154,16 @@ def slurm(
 def htcondor(
     study: Planned,
     cpus: Cpus = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of a job.")] = "2GB",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory per job.")] = "2GB",
     submit: Annotated[
         list[str] | None,
-        typer.Option(metavar="LINE", help="One more line of the submit description. May be repeated."),
+        typer.Option(metavar="LINE", help="A further line of the submit description. Repeatable."),
     ] = None,
     retry: Retry = False,
 ) -> None:
-    """Print a file that submits a planned study to HTCondor, for condor_submit_dag.
+    """Print a file that submits a planned study to HTCondor.
 
-    The teacher first, then a job for each pack that is not done, then the report. A job that is evicted saves
+    condor_submit_dag then runs the teacher, one job for each unfinished pack, and the report. An evicted job saves
     checkpoints and runs again. The study's folder must be on a file system that all machines share.
 
     \b

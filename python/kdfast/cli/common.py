@@ -32,17 +32,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors an
 def kdfast(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where a command fails.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Trains and compares many distilled jet taggers as one job.
+    """Train and compare many distilled jet taggers as one job.
 
-    A teacher sees the offline view of a jet, students the coarse view of a trigger; a sweep trains one student for
-    each temperature T and mixing weight α of a grid.
+    A teacher sees the offline view of a jet, its students the coarse view of a trigger. A sweep trains one student for
+    each temperature T and mixing weight α of a grid, and a baseline without a teacher.
 
     \b
     Start here:
-      kdfast sweep                                   the 132 configurations of the study on the bundled jets
-      kdfast sweep train*.h5 --out mine              the same on your own files, with the study's settings
+      kdfast sweep --out demo             the 132 configurations of the study, on the bundled jets
+      kdfast sweep train*.h5 --out mine   the same on your own files, with the study's settings
       kdfast predict mine/models/best_student.safetensors new.h5 --out scores.h5
 
     `kdfast COMMAND --help` explains a command, with examples.
@@ -55,17 +55,17 @@ def kdfast(
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that the user gave; the others keep the defaults of the function that they go to."""
+    """The options that were given; the others keep the defaults of the function that takes them."""
     return {name: value for name, value in options.items() if value is not None and value != []}
 
 
 def console() -> Console:
-    # where there is no terminal, wide enough that no line is cut
+    # Without a terminal: wide enough that no line is cut.
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
-    """written: the report's files; none: those in the study's folder."""
+    """Print the best networks and the files of the report (`written`; empty: those in the study's folder)."""
     import pandas as pd
 
     from kdfast.store.table import selected_on
@@ -73,7 +73,7 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
     table = results.results
     done = table[table["status"] == "done"]
     status = results.status()
-    asked = int((status["kind"] == "student").sum())  # of the settings and of later calls, stored or not
+    asked = int((status["kind"] == "student").sum())  # by this and earlier calls, stored or not
     usual = ("report.html", "ANALYSIS_SUMMARY.txt", "results_summary.csv", "report.json", "figures", "models")
     paths = written or [results.path / name for name in usual]
     folder = min((path.parent for path in paths), key=lambda parent: len(parent.parts))

@@ -30,13 +30,13 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
 
 
 class _Interrupt(KeyboardInterrupt):
-    """A Ctrl-C. Where just a KeyboardInterrupt has left an exec, as in imports, Python ends itself by SIGINT at its
-    end, whatever exit status it is given."""
+    """A Ctrl-C, as a class of its own: after a plain KeyboardInterrupt has left an `exec`, as in imports, Python ends
+    itself by SIGINT, whatever its exit status."""
 
 
 def _noted_interrupts(here: ExitStack) -> list[int]:
-    """A list that Ctrl-C adds to, until `here` ends, as well as being raised: an import may swallow it, and fail then.
-    Where it is ignored, or not Python's default, and outside the main thread, nothing is noted."""
+    """A list to which each Ctrl-C is added until `here` ends, besides being raised: an import may swallow the exception
+    and fail later. Nothing is noted outside the main thread, or if SIGINT does not have Python's own handler."""
     noted: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -57,19 +57,20 @@ def _say_interrupted(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `kdfast`; returns the exit status: 0, 2 for an error (one or two lines on stderr; --debug, anywhere,
-    adds the traceback), 130 for Ctrl-C, 75 for a sweep that SIGTERM or SIGUSR1 has stopped and the same command goes on
-    with."""
+    """The command `kdfast`. Returns the exit status.
+
+    0: success. 1: a study that is not finished or not intact, a failed pack. 2: an error, one or two lines on stderr
+    (--debug, anywhere, raises it instead). 130: Ctrl-C. 75: a sweep stopped by SIGTERM or SIGUSR1; rerun the same
+    command to resume.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [argument for argument in words if argument != "--debug"]
-    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles and does not export
-    command = typer.main.get_command(app)
     messages = Messages(sys.stderr)
     with ExitStack() as here:
         here.callback(messages.end)
         here.enter_context(redirect_stderr(cast(TextIO, messages)))
-        # stdout takes all that is printed: what it can't encode as escapes, and nowhere where it is closed.
+        # Printing must not fail: stdout gets what it can't encode as escapes; if it is closed, output is discarded.
         if sys.stdout is None:
             nowhere = here.enter_context(open(os.devnull, "w", encoding="utf-8"))
             here.enter_context(redirect_stdout(nowhere))
@@ -78,34 +79,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         here.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         interrupts = _noted_interrupts(here)
-        try:
-            with command.make_context("kdfast", words) as context:
-                command.invoke(context)
-            sys.stdout.flush()
-        except typer.Exit as exit_:
-            return exit_.exit_code
-        except (KeyboardInterrupt, typer.Abort) as interrupt:
-            if debug:
-                raise
-            _say_interrupted(str(interrupt) or "interrupted")
-            return getattr(interrupt, "exit_code", 130)
-        except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
-            drop(sys.stdout)
-            return 1
-        except usage_error as error:
-            if debug:
-                raise
-            where = getattr(getattr(error, "ctx", None), "command_path", "kdfast")
-            print(f"{where}: {error.format_message()}\n`{where} --help` explains it", file=sys.stderr)
-            return 2
-        except (KdfastError, OSError) as error:
-            if debug:
-                raise
-            print(f"kdfast: {error}", file=sys.stderr)
-            return getattr(error, "exit_code", 2)
-        except Exception:
-            if debug or not interrupts:
-                raise
-            _say_interrupted("interrupted")
-            return 130
+        return _run(typer.main.get_command(app), words, debug, interrupts)
+
+
+def _run(command: Any, words: list[str], debug: bool, interrupts: list[int]) -> int:
+    """Runs the command; errors become lines on stderr and the exit status, or with `debug` go through."""
+    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles and does not export
+    try:
+        with command.make_context("kdfast", words) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
+        if debug:
+            raise
+        _say_interrupted(str(interrupt) or "interrupted")
+        return getattr(interrupt, "exit_code", 130)
+    except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
+        drop(sys.stdout)
+        return 1
+    except usage_error as error:
+        if debug:
+            raise
+        where = getattr(getattr(error, "ctx", None), "command_path", "kdfast")
+        print(f"{where}: {error.format_message()}\n`{where} --help` explains it", file=sys.stderr)
+        return 2
+    except (KdfastError, OSError) as error:
+        if debug:
+            raise
+        print(f"kdfast: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except Exception:
+        if debug or not interrupts:
+            raise
+        _say_interrupted("interrupted")
+        return 130
     return 0

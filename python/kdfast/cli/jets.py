@@ -16,28 +16,31 @@ __all__ = ["generate", "predict"]
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model that kdfast wrote (.safetensors).")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file written by kdfast (.safetensors).")],
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA", help="Jets in ATLAS Top Tagging HDF5 files; labels are not needed."),
+        typer.Argument(metavar="DATA", help="Files of jets (ATLAS Top Tagging HDF5); labels are not needed."),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="HDF5 file to write, none of those read; one that is there is replaced."
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="HDF5 file to write. An existing one is replaced, unless it is an input.",
         ),
     ],
     max_jets: Annotated[int | None, setting_option("max_jets")] = None,
     on_bad: Annotated[str | None, setting_option("on_bad")] = None,
     prepared: Annotated[
-        bool, typer.Option("--prepared", help="The jets are as a real trigger saw them: apply no HLT emulation.")
+        bool, typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Score jets with a trained model.
 
-    The model's file says how jets are prepared (HLT emulation, features, standardisation). OUT gets the datasets
-    index (row in the input, counted through the files), score (logit), probability (of signal), and label where the
+    The model's file determines how jets are prepared (HLT emulation, features, standardisation). The output has the
+    datasets index (row in the input, counted across files), score (logit), probability (of signal), and label if the
     input has labels.
 
     \b
@@ -51,8 +54,8 @@ def predict(
 
     for used in [model, *expand(data)]:
         if out.exists() and used.exists() and out.samefile(used):
-            hint = "give another name: the scores would take its place"
-            raise ConfigError("is a file that is read", where=f"--out {out}", hint=hint)
+            hint = "give another name: the scores would replace it"
+            raise ConfigError("is one of the input files", where=f"--out {out}", hint=hint)
     tagger = load_model(model)
     jets = load_jets(data, require_labels=False, **given({"max_jets": max_jets, "on_bad": on_bad}))
     write_scores(out, tagger, jets, prepared=prepared)
@@ -63,19 +66,19 @@ def predict(
 @app.command()
 def generate(
     jets: Annotated[
-        int, typer.Option(metavar="N", help="Number of jets, an even one: half top (label 1), half QCD (label 0).")
+        int, typer.Option(metavar="N", help="Number of jets, even: half top (label 1), half QCD (label 0).")
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="HDF5 file to write, in the ATLAS layout (MeV).")
     ],
-    seed: Annotated[int, typer.Option(metavar="N", help="Equal seeds give equal files, whatever --jobs.")],
-    jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes.  [all cores]")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed; equal seeds give equal files, for any --jobs.")],
+    jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="all cores")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Generate top and QCD jets with Pythia 8 (needs `pip install 'kdfast[generate]'`).
+    """Generate top and QCD jets with Pythia 8.
 
-    Anti-kT jets with R = 1.0 and 450 to 1200 GeV, the same pT spectrum in both classes; some 40 jets per second and
-    core. Stopped half-way, the same command goes on.
+    Needs `pip install 'kdfast[generate]'`. Anti-kT jets with R = 1.0 and pT from 450 to 1200 GeV, with the same pT
+    spectrum in both classes; about 40 jets per second and core. If interrupted, rerun the same command to resume.
 
     \b
     Example:

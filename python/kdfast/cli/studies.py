@@ -19,15 +19,16 @@ def status(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Show it until nothing more is to come; off a terminal, each change."),
+        typer.Option("--watch", help="Keep showing it until the study is finished or nothing is running."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON, for scripts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say which runs of a study are done, failed, damaged or missing, what is running where, and the time left.
+    """Show which runs of a study are done and what is running.
 
-    Also while a sweep or workers are at it. It is quick: `kdfast verify` checks every file against its checksum. Exit
-    status: 0 if all runs are done, 1 if not, 2 if it can't be read.
+    Lists runs that failed, diverged, are damaged or missing, what is running where, and the time left; also during a
+    sweep. It computes no checksums: `kdfast verify` does. Exit status: 0 if all runs are done, 1 if not, 2 if the study
+    can't be read.
 
     \b
     Examples:
@@ -44,15 +45,16 @@ def status(
 def verify(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Put right what can be; nothing but caches and leftovers is deleted.")
+        bool, typer.Option("--repair", help="Repair what can be repaired. Only caches and leftovers are deleted.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every file of a study against its checksum, and look for what should not be there.
+    """Compare every file of a study with its checksum.
 
-    With --repair damaged results move into damaged/, with a note why, so that the next sweep trains them anew; damaged
-    caches, leftovers of killed writers and damaged files of the report are removed. Not while a sweep is at work. Exit
-    status: 0 if nothing is wrong (or all of it was repaired), else 1.
+    Files that do not belong there are reported too. --repair moves damaged results into damaged/, each with a note of
+    the reason, so that the next sweep trains them again; it removes damaged caches, leftovers of killed processes and
+    damaged files of the report. It can't run during a sweep. Exit status: 0 if the study is intact or everything was
+    repaired, otherwise 1.
 
     \b
     Examples:
@@ -94,20 +96,23 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.  [the study's own; of two: comparison]"),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder of the report.  [default: the study's; of two: comparison]"
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a study's report anew from its stored results: tables, texts, report.json, page, figures and models.
+    """Write the report of a study, or compare two studies.
 
-    What is not there yet is left out, and named in the texts with the reason. With two studies: a
-    table of paired differences of the runs that both have.
+        The report (tables, texts, report.json, page, figures and models) is made from the stored results. Whatever is
+    impossible with the results so far is left out, and the texts give the reason. For two studies: a table of paired
+    differences of the runs that both have.
 
-    \b
-    Examples:
-      kdfast report demo
-      kdfast report shared/study --out my-report
-      kdfast report nominal severe --out severe-against-nominal
+        \b
+        Examples:
+          kdfast report demo
+          kdfast report shared/study --out my-report
+          kdfast report nominal severe --out severe-against-nominal
     """
     from kdfast.study.results import open_study
 
@@ -132,14 +137,14 @@ def import_(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="STUDY", help="A new folder for the study.")],
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of runs whose file gives none.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of runs whose file gives none.")] = 42,
     quiet: Quiet = False,
 ) -> None:
-    """Make a study of the results of other jobs: run logs, their summary file, or a CSV.
+    """Import the results of other jobs as a study.
 
-    A CSV needs a column with the run's name (or columns of T and α), the student's AUC, and its background rejection.
-    What is damaged, repeated or contradicts itself is told with file and line; the study appears whole or not at all.
-    It has no scores per jet: what its report can't hold for that is listed.
+    Reads run logs, their summary file, or a CSV with columns for the run's name (or T and α), the student's AUC, and
+    its background rejection. A damaged, repeated or contradictory entry is an error that names file and line, and no
+    study is written. Imported studies have no scores per jet; the command lists the analyses that need them.
 
     \b
     Examples:
@@ -153,7 +158,7 @@ def import_(
     if not quiet:
         counts = results.results["status"].value_counts()
         typer.echo(f"{out}: {len(results.results)} runs, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-        typer.echo("Without scores per jet these are impossible:")
+        typer.echo("Impossible without scores per jet:")
         for analysis in results.impossible:
             typer.echo(f"  {analysis}")
-        typer.echo(f"`kdfast report {out}` writes its report")
+        typer.echo(f"run `kdfast report {out}` to write its report")

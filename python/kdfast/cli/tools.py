@@ -15,12 +15,16 @@ __all__ = ["bench", "doctor"]
 @app.command()
 def bench(
     select: Annotated[
-        str | None, typer.Option("-k", metavar="NAMES", help="Only benchmarks whose names match (pytest's -k).")
+        str | None, typer.Option("-k", metavar="NAMES", help="Run only the benchmarks whose names match (pytest's -k).")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads of both sides.")] = 2,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the measurements in this JSON file.")] = None,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads, for kdfast and PyTorch alike.")] = 2,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the measurements to this JSON file.")
+    ] = None,
 ) -> None:
-    """Measure how many times faster kdfast is than plain PyTorch, op by op (inside a clone of the sources).
+    """Compare the speed of kdfast with plain PyTorch.
+
+    Prints the ratio for each op and for whole training steps. Run it in a clone of the sources.
 
     \b
     Examples:
@@ -34,7 +38,9 @@ def bench(
 
 @app.command()
 def doctor() -> None:
-    """Print versions, processor, instruction set, compiled modules in use, and why any is not.
+    """Print what kdfast uses on this machine.
+
+    Shows versions, processor, instruction set, GPUs and compiled modules, and the reason if a module is not in use.
 
     \b
     Example:

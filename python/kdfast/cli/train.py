@@ -160,10 +160,10 @@ def refine(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train the leading configurations of a study with more seeds, and update its report.
+    """Train the best configurations of a study with more seeds.
 
-    With one seed a lead may be luck; with several the report gives its uncertainty. The baseline gets the same seeds.
-    If interrupted, rerun the same command to resume.
+    With one seed a lead may be luck; with several the report gives its uncertainty. The baseline gets the same seeds,
+    and the report is updated. If interrupted, rerun the same command to resume.
 
     \b
     Example:

@@ -300,15 +300,15 @@ class StudySettings(_Table):
     )
     hlt: Hlt = Field(
         default="nominal",
-        description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or numbers of your own.",
+        description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or a table [hlt].",
     )
     model: Sizes = Field(
         default="study",
-        description=f"Size of students and baseline: {', '.join(PRESETS)}, or sizes of your own.",
+        description=f"Size of students and baseline: {', '.join(PRESETS)}, or a table [model].",
     )
     teacher_model: Sizes = Field(
         default="study",
-        description=f"Size of the teacher: {', '.join(PRESETS)}, or sizes of your own.",
+        description=f"Size of the teacher: {', '.join(PRESETS)}, or a table [teacher_model].",
     )
     teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = Field(
         default=None,
