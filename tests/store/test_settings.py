@@ -67,21 +67,19 @@ def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
 
 
 def test_the_documented_settings_are_the_studys(tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "sweeps.md").read_text()
-    study, own, trigger = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    path = tmp_path / "study.toml"
-    path.write_text(study)
-    settings = StudySettings.resolve(path)
-    assert settings.decisive() == StudySettings.resolve(data_given=True).decisive()
-    demo = StudySettings.resolve().recipe
-    for key, value in re.findall(r"(\w+) = .*?#.*?demo: ([\de.-]+)", study):
-        assert getattr(demo, key) == float(value)
-    path.write_text(own)
-    own_settings = StudySettings.resolve(path)
-    assert own_settings.hlt == HLT_PRESETS["nominal"]
-    assert len(own_settings.runs()) == 8
-    path.write_text(trigger)
-    assert StudySettings.resolve(path).hlt == HLTFiles(paths=("trigger_*.h5",))
+    docs = Path(__file__).parents[2] / "docs"
+    pages = (docs / "reference" / "settings.md", docs / "how-to" / "sweeps.md")
+    examples = [re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL) for page in pages]
+    settings = []
+    for text in [*examples[0], *examples[1]]:
+        path = tmp_path / "study.toml"
+        path.write_text(text)
+        settings.append(StudySettings.resolve(path))
+    study, lists, numbers, trigger = settings
+    assert study.decisive() == StudySettings.resolve(data_given=True).decisive()
+    assert len(lists.runs()) == 8
+    assert numbers.hlt == HLT_PRESETS["nominal"]
+    assert trigger.hlt == HLTFiles(paths=("trigger_*.h5",))
 
 
 def test_what_decides_results():

@@ -104,15 +104,15 @@ def report(
 ) -> None:
     """Write the report of a study, or compare two studies.
 
-        The report (tables, texts, report.json, page, figures and models) is made from the stored results. Whatever is
+    The report (tables, texts, report.json, page, figures and models) is made from the stored results. Whatever is
     impossible with the results so far is left out, and the texts give the reason. For two studies: a table of paired
     differences of the runs that both have.
 
-        \b
-        Examples:
-          kdfast report demo
-          kdfast report shared/study --out my-report
-          kdfast report nominal severe --out severe-against-nominal
+    \b
+    Examples:
+      kdfast report demo
+      kdfast report shared/study --out my-report
+      kdfast report nominal severe --out severe-against-nominal
     """
     from kdfast.study.results import open_study
 
