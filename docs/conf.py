@@ -81,6 +81,14 @@ def _write_generated_pages(app: Sphinx) -> None:
     shutil.copyfile(ROOT / "examples" / "tour.ipynb", HERE / "tutorial" / "tour.ipynb")
 
 
+def _escape_bars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """|x| is an absolute value in docstrings, where reST would look for a substitution."""
+    for place, line in enumerate(lines):
+        if "``" not in line and not line.lstrip().startswith((">>>", "...")):
+            lines[place] = re.sub(r"\|(?=\S)(.+?)(?<=\S)\|", r"\\|\1\\|", line)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _escape_bars)
     app.connect("builder-inited", _write_generated_pages)
     app.connect("source-read", _link_to_the_forge)
