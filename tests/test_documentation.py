@@ -53,4 +53,5 @@ def test_links_to_files_lead_somewhere() -> None:
 def test_the_citation_names_the_newest_release() -> None:
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
-    assert cited and cited[1] == released[0]
+    assert cited
+    assert cited[1] == released[0]
