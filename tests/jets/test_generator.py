@@ -1,5 +1,6 @@
 """The generator: the same file whatever the number of processes, and whatever interrupts it."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -27,7 +29,7 @@ generator.generate(int(sys.argv[1]), sys.argv[2], seed=7, jobs=2)
 
 
 def start(jets, out):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KDFAST_TEST": str(out)}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(jets), str(out)], stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -101,7 +103,7 @@ def test_another_seed_gives_other_jets(reference, tmp_path, small_chunks):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_goes_on_after(how, reference, tmp_path, small_chunks):
+def test_resumes_after(how, reference, tmp_path, small_chunks):
     out = tmp_path / "jets.h5"
     folder = tmp_path / "jets.h5.partial"
     process = start(8, out)
@@ -112,7 +114,7 @@ def test_goes_on_after(how, reference, tmp_path, small_chunks):
     assert not out.exists()
     if how == signal.SIGINT:
         assert "jets are kept in" in error
-        assert "the same command goes on" in error
+        assert "rerun the same command to resume" in error
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("chunk_*.npz")}
     assert kept
     made = []
@@ -148,14 +150,54 @@ def test_damaged_chunk_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "jets.h5").exists()
 
 
+def failing(**chunk):
+    """Instead of pythia.write_chunk."""
+    raise RuntimeError("Pythia does not initialise")
+
+
+def dying(**chunk):
+    """Likewise, of a worker that runs out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @needs_pythia
-def test_failing_pythia_is_told(tmp_path, monkeypatch):
-    broken = tmp_path / "worker.py"
-    broken.write_text("raise SystemExit('libpythia8 is damaged')")
-    monkeypatch.setattr(pythia, "__file__", str(broken))
-    with pytest.raises(BackendError, match="a worker stopped: libpythia8 is damaged"):
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        (failing, "a worker stopped: RuntimeError: Pythia does not initialise\n.* rerun the same command to resume"),
+        (dying, "a worker process was killed or failed to start\nis there enough memory"),
+    ],
+)
+def test_failing_workers_are_an_error(worker, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(pythia, "write_chunk", worker)
+    with pytest.raises(BackendError, match=message):
         generator.generate(2, tmp_path / "jets.h5", seed=7, progress=False)
     assert not (tmp_path / "jets.h5").exists()
+
+
+def processes_with(text):
+    """Living processes whose environment has a text."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if text in os.fsdecode((folder / "environ").read_bytes()):
+                found.append(folder.name)
+    return found
+
+
+@needs_pythia
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(how, tmp_path):
+    out = tmp_path / "jets.h5"
+    process = start(2000, out)
+    wait_for_chunks(tmp_path / "jets.h5.partial", 1)
+    assert len(processes_with(str(out))) >= 3  # the parent and two workers
+    process.send_signal(how)
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while processes_with(str(out)):
+        assert time.monotonic() < deadline, "workers are still there"
+        time.sleep(0.05)
 
 
 @needs_pythia
@@ -168,7 +210,7 @@ def test_failing_pythia_is_told(tmp_path, monkeypatch):
         ({"jobs": 0}, "jobs: must be at least 1"),
         ({"out": "there.h5"}, "there.h5: exists already"),
         ({"out": "a_file/jets.h5"}, "a_file/jets.h5.partial: can't be created"),
-        ({"out": "folder.h5"}, "folder.h5.partial: is no folder of unfinished jets"),
+        ({"out": "folder.h5"}, "folder.h5.partial: is not a folder of unfinished jets"),
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path, monkeypatch):

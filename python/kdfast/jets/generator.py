@@ -1,7 +1,7 @@
 """Generates top and QCD jets with Pythia 8 into a file of the ATLAS layout: `kdfast generate`.
 
-Worker processes (kdfast/jets/pythia.py) make chunks of jets of one class; the chunks wait in a folder beside the output
-until all are there and the file is put together.
+Worker processes (kdfast.jets.pythia) make chunks of jets of one class. The chunks are kept in a folder next to the
+output until all are there; then the file is put together.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
+import multiprocessing
 import os
-import selectors
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,56 @@ from kdfast.jets import pythia
 
 __all__ = ["generate"]
 
-CHUNK_JETS = 500  # of one class: some seconds of one core, what a kill can cost
+CHUNK_JETS = 500  # of one class: what a kill can cost, some seconds of one core
 ROWS = 512  # jets in one block of the file (HDF5 chunk): 400 kB of each dataset
 MAX_JETS = 100_000_000
 _PYTHIA_SEEDS = 900_000_000  # Pythia takes 1 … 900,000,000; each is a sequence of its own
 
 
 def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, progress: bool = True) -> Path:
-    """Generates `jets` jets (2 to 10⁸, an even number), half of them top jets, into the HDF5 file `out`; returns it.
+    """Generates top and QCD jets, half of each, into an HDF5 file of the ATLAS layout.
 
-    pp collisions at 13 TeV; anti-kT jets, R = 1.0, 450–1200 GeV, |η| < 2, both classes with the same pT spectrum (see
-    PYTHIA_SETTINGS and SELECTION in kdfast.jets.pythia). Layout: fjet_clus_pt/eta/phi/E [N, 200] float32 (MeV, falling
-    pT, zeros behind the last constituent), fjet_pt/eta/phi/m [N] float32 (MeV), labels [N] (1 = top), weights [N]
-    (all 1); attributes record settings, versions and seeds. Some 780 bytes a jet.
+    Proton-proton collisions at 13 TeV (PYTHIA_SETTINGS in kdfast.jets.pythia); anti-kT jets with R = 1.0, 450–1200 GeV
+    and |η| < 2; both classes have the same pT spectrum (SELECTION there). Finished chunks of 500 jets are kept in the
+    folder `<out>.partial` until the whole file appears: after an interrupt or a kill the same call resumes.
 
-    The content depends on (jets, seed) and on the versions of kdfast and Pythia, not on the number of processes `jobs`
-    (default: the cores this process may use), of which each makes some 40 jets/s. seed: 0 ≤ seed < 2⁶³.
-    Finished chunks of 500 jets are kept in the folder `<out>.partial` until `out` appears, whole: after an interrupt
-    or a kill the same call goes on where it stopped.
+    The file has fjet_clus_pt/eta/phi/E [N, 200] float32 (MeV, falling pT, zeros behind the last constituent),
+    fjet_pt/eta/phi/m [N] float32 (MeV), labels [N] (1: top) and weights [N] (all 1), some 780 bytes a jet. Its
+    attributes record settings, versions and seeds.
 
-    Raises BackendError without the extra [generate] or where Pythia fails; ConfigError for a bad argument, an `out`
-    that exists, can't be written or is being written by another process, or an `<out>.partial` of other settings;
-    StudyError where the disk fails at the end.
+    Parameters
+    ----------
+    jets : int
+        Number of jets N, even, from 2 to 10⁸.
+    out : path
+        The file to write. It must not exist.
+    seed : int
+        0 ≤ seed < 2⁶³. The content depends on `jets`, `seed`, and the versions of kdfast and Pythia alone.
+    jobs : int, optional
+        Number of processes, some 40 jets/s each; by default the cores that this process may use. They are spawned, so
+        a script calls this function under ``if __name__ == "__main__":``.
+    progress : bool
+        Whether to show progress on standard error.
+
+    Returns
+    -------
+    pathlib.Path
+        `out`.
+
+    Raises
+    ------
+    BackendError
+        The extra [generate] is not installed, or Pythia fails.
+    ConfigError
+        A bad argument; `out` exists, can't be written, or is being written by another process; `<out>.partial` has
+        jets of other settings.
+    StudyError
+        The file can't be written at the end.
+
+    Examples
+    --------
+    >>> kdfast.jets.generator.generate(100_000, "jets.h5", seed=1)  # doctest: +SKIP
+    PosixPath('jets.h5')
     """
     out = Path(out)
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
@@ -81,24 +110,25 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
     with _partial_folder(folder, settings):
         chunks = _plan(jets, seed, folder)
         missing = [chunk for chunk in chunks if not chunk["path"].exists()]
-        with _reporter(jets, jets - sum(chunk["count"] for chunk in missing), folder, progress) as report:
-            _make_chunks(missing, min(jobs, len(missing)), folder, report)
+        done = jets - sum(chunk["count"] for chunk in missing)
+        with _reporter(jets, done, folder, progress) as report:
+            _make_chunks(missing, min(jobs, len(missing)), report)
         try:
             _write_file(folder / "whole.h5", chunks, settings)
             os.replace(folder / "whole.h5", out)
             fsync_folder(out.absolute().parent)
         except OSError as error:
-            raise StudyError(f"can't be written ({error})", where=str(out), hint=_GOES_ON) from error
+            raise StudyError(f"can't be written ({error})", where=str(out), hint=_RESUME) from error
         shutil.rmtree(folder, ignore_errors=True)  # the jets are safe; an orphan of a killed run may still write here
     return out
 
 
-_GOES_ON = "finished jets are kept; the same command goes on"
+_RESUME = "finished jets are kept: rerun the same command to resume"
 
 
 @contextmanager
 def _partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Creates the folder or takes up the one of an earlier run with these settings; locked while in use."""
+    """Creates the folder, or resumes one of an earlier run with these settings. Locked while in use."""
     described = folder / "settings.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,10 +152,12 @@ def _partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
                 raise ConfigError(
                     f"holds unfinished jets of other settings: {described_values}",
                     where=str(folder),
-                    hint="repeat the command that began them, or delete the folder",
+                    hint="rerun the command that began them, or delete the folder",
                 )
         elif any(folder.iterdir()):
-            raise ConfigError("is no folder of unfinished jets", where=str(folder), hint="choose another output name")
+            raise ConfigError(
+                "is not a folder of unfinished jets", where=str(folder), hint="choose another output name"
+            )
         else:
             try:
                 write_atomically(described, lambda file: file.write(json.dumps(settings, indent=1).encode()))
@@ -137,7 +169,7 @@ def _partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _plan(jets: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """The chunks of a file (what a worker is asked for), the classes in turn; they depend on (jets, seed) alone."""
+    """The chunks of a file, as arguments of `pythia.write_chunk`; they depend on (jets, seed) alone."""
     first_seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     chunks: list[dict[str, Any]] = []
     for first in range(0, jets // 2, CHUNK_JETS):
@@ -155,66 +187,40 @@ def _plan(jets: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     return chunks
 
 
-def _make_chunks(chunks: list[dict[str, Any]], jobs: int, folder: Path, report: Callable[[int], None]) -> None:
-    """Lets `jobs` workers make the chunks; returns when all are on disk; an error or an interrupt ends all workers."""
+def _make_chunks(chunks: list[dict[str, Any]], jobs: int, report: Callable[[int], None]) -> None:
+    """Lets `jobs` processes make the chunks. Returns when all are on disk; an error or an interrupt ends all processes.
+
+    They are spawned, not forked: each has a Pythia of its own, and this process may have torch's threads.
+    """
+    context = multiprocessing.get_context("spawn")
     waiting = iter(chunks)
-    # The program file itself, not `-m`: a worker then imports NumPy and Pythia, but neither kdfast nor torch.
-    program = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
     with ExitStack() as stack:
-        answers = stack.enter_context(selectors.DefaultSelector())
-        for number in range(jobs):
-            log = stack.enter_context(open(folder / f"worker_{number}.log", "wb"))
-            worker: subprocess.Popen[str] = subprocess.Popen(
-                [sys.executable, "-c", program, pythia.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,  # Ctrl-C reaches this process only, which then ends them
-            )
-            stack.callback(_end, worker)
-            assert worker.stdout is not None
-            answers.register(worker.stdout, selectors.EVENT_READ, (worker, Path(log.name)))
-            _ask(worker, next(waiting))
-        while answers.get_map():
-            for key, _ in answers.select():
-                asked, log_path = key.data
-                line = asked.stdout.readline()  # one answer a request: nothing stays behind in the buffer
-                answer: dict[str, Any] = json.loads(line) if line else {"error": _last_lines(log_path)}
-                if "error" in answer:
-                    raise BackendError(f"a worker stopped: {answer['error']}", where="generate", hint=_GOES_ON)
-                report(answer["made"])
-                chunk = next(waiting, None)
-                if chunk is None:
-                    answers.unregister(key.fileobj)
-                else:
-                    _ask(asked, chunk)
-
-
-def _ask(worker: subprocess.Popen[str], chunk: dict[str, Any]) -> None:
-    assert worker.stdin is not None
-    with suppress(BrokenPipeError):  # it died: its output ends too, and there the reason is looked for
-        worker.stdin.write(json.dumps(chunk, default=str) + "\n")
-        worker.stdin.flush()
-
-
-def _end(worker: subprocess.Popen[str]) -> None:
-    worker.kill()
-    worker.wait()
-    for stream in (worker.stdin, worker.stdout):
-        assert stream is not None
-        with suppress(BrokenPipeError):
-            stream.close()
-
-
-def _last_lines(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return "; ".join(lines[-3:]) or "a worker process was killed (out of memory?)"
+        alive, held = context.Pipe(duplex=False)
+        stack.callback(alive.close)
+        pool = ProcessPoolExecutor(jobs, context, pythia.begin_worker, (alive,))
+        stack.enter_context(pool)
+        stack.callback(held.close)  # first of all at the end: the workers then exit
+        running = {pool.submit(pythia.write_chunk, **chunk) for chunk in islice(waiting, 2 * jobs)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    report(future.result())
+                except BrokenProcessPool as error:
+                    what = "a worker process was killed or failed to start"
+                    hint = (
+                        f"is there enough memory? A script must call this under `if __name__ == '__main__'`. {_RESUME}"
+                    )
+                    raise BackendError(what, where="generate", hint=hint) from error
+                except Exception as error:
+                    what = f"a worker stopped: {type(error).__name__}: {error}"
+                    raise BackendError(what, where="generate", hint=_RESUME) from error
+            running |= {pool.submit(pythia.write_chunk, **chunk) for chunk in islice(waiting, len(done))}
 
 
 @contextmanager
 def _reporter(jets: int, done: int, folder: Path, progress: bool) -> Iterator[Callable[[int], None]]:
-    """report(made): a bar on a terminal, elsewhere a line every ten seconds; an interrupt is told what is kept."""
+    """Gives report(made): a bar on a terminal, elsewhere a line every ten seconds. An interrupt says what is kept."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -231,7 +237,7 @@ def _reporter(jets: int, done: int, folder: Path, progress: bool) -> Iterator[Ca
     task = bar.add_task("", total=jets, completed=done, rate="")
     begun, made, said = time.monotonic(), 0, time.monotonic()
     if done:
-        console.print(f"going on: {done:,} of {jets:,} jets are there")
+        console.print(f"resuming: {done:,} of {jets:,} jets are finished")
 
     def report(count: int) -> None:
         nonlocal made, said
@@ -246,9 +252,8 @@ def _reporter(jets: int, done: int, folder: Path, progress: bool) -> Iterator[Ca
         with bar:
             yield report
     except (KeyboardInterrupt, KdfastError):
-        console.print(
-            f"stopped: {done + made:,} of {jets:,} jets are kept in {folder}; the same command goes on", soft_wrap=True
-        )
+        kept = f"{done + made:,} of {jets:,} jets are kept in {folder}"
+        console.print(f"stopped: {kept}; rerun the same command to resume", soft_wrap=True)
         raise
 
 
@@ -314,16 +319,14 @@ class _Stream:
                 with np.load(path) as chunk:
                     constituents, counts, jets = (chunk[name] for name in ("constituents", "counts", "jets"))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                hint = "delete it; the same command makes it again"
+                hint = "delete it and rerun the same command"
                 raise StudyError(f"is damaged ({error})", where=str(path), hint=hint) from error
             self._constituents = np.concatenate([self._constituents, constituents])
             self._counts = np.concatenate([self._counts, counts])
             self._jets = np.concatenate([self._jets, jets])
         split = int(self._counts[:count].sum())
         taken = self._constituents[:split], self._counts[:count], self._jets[:count]
-        self._constituents, self._counts, self._jets = (
-            self._constituents[split:],
-            self._counts[count:],
-            self._jets[count:],
-        )
+        self._constituents = self._constituents[split:]
+        self._counts = self._counts[count:]
+        self._jets = self._jets[count:]
         return taken

@@ -10,7 +10,8 @@ BLOCK = 1 << 20  # constituents worked on at a time: bounds the float64 copies
 
 def wrap_phi(phi: NDArray[np.floating]) -> NDArray[np.floating]:
     """An angle brought to [−π, π]; one that lies inside stays exactly as it is."""
-    return phi - 2 * np.pi * np.rint(phi * (0.5 / np.pi))
+    wrapped: NDArray[np.floating] = phi - 2 * np.pi * np.rint(phi * (0.5 / np.pi))
+    return wrapped
 
 
 def jet_p4(constituents: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,22 +1,24 @@
-"""Top and QCD jets from Pythia 8: the physics of `kdfast generate`, and the process that does a share of it.
+"""Top and QCD jets from Pythia 8: the physics of `kdfast generate`, and what its worker processes run.
 
-`kdfast.jets.generator` runs this file as a program of its own, once a core, and sends it chunks to make (a line of JSON
-each); so the GPL library is loaded by that process only, and at module level this file needs nothing but NumPy.
+Only those processes load Pythia, which is under the GPL.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import sys
+import signal
+import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLASSES", "PYTHIA_SETTINGS", "SELECTION", "make_chunk", "pt_bins", "round_mantissa"]
+from kdfast.files import write_atomically
+
+__all__ = ["CLASSES", "PYTHIA_SETTINGS", "SELECTION", "begin_worker", "make_chunk", "pt_bins", "round_mantissa",
+           "write_chunk"]  # fmt: skip
 
 PT_EDGES = np.linspace(450.0, 1200.0, 16)  # GeV
 PT_POWER = 4.5  # both classes follow dN/dpT ∝ pT^−4.5 from bin to bin
@@ -74,7 +76,8 @@ def round_mantissa(x: NDArray[Any], bits: int = MANTISSA_BITS) -> Floats:
     drop = np.uint32(23 - bits)
     raw = np.ascontiguousarray(x, np.float32).view(np.uint32)
     half = (np.uint32(1) << (drop - np.uint32(1))) - np.uint32(1) + ((raw >> drop) & np.uint32(1))
-    return (((raw + half) >> drop) << drop).view(np.float32)
+    rounded: Floats = (((raw + half) >> drop) << drop).view(np.float32)
+    return rounded
 
 
 def make_chunk(label: int, first: int, count: int, pythia_seed: int) -> dict[str, Any]:
@@ -152,31 +155,20 @@ def _contained(quarks: list[tuple[float, float]], eta: float, phi: float) -> boo
     return all(d_phi**2 + d_eta**2 < RADIUS**2 for d_phi, d_eta in differences)
 
 
-def main(requests: TextIO, answers: TextIO) -> None:
-    """Makes a chunk for each line of `requests`, {"path", "label", "first", "count", "pythia_seed"}, and answers it.
+def begin_worker(alive: Connection) -> None:
+    """Prepares a worker process. It exits when the other end of `alive` is closed, also by its parent's death."""
 
-    The chunk's file appears whole or not at all. The process ends with its input: a parent that dies leaves no worker.
-    """
-    for line in requests:
-        request = json.loads(line)
-        path = Path(request.pop("path"))
-        try:
-            content = io.BytesIO()
-            np.savez(content, **make_chunk(**request))
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")  # an orphan of a killed run may still write its own
-            with open(temporary, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            answer = {"made": request["count"]}
-        except Exception as error:  # the parent tells the user
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    def exit_with_parent() -> None:
+        alive.poll(None)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Pythia and FastJet print banners
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-if __name__ == "__main__":
-    # Pythia and FastJet print banners to standard output: only answers may go where the parent listens.
-    answer_stream = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    main(sys.stdin, answer_stream)
+def write_chunk(path: Path, label: int, first: int, count: int, pythia_seed: int) -> int:
+    """Writes the jets of `make_chunk` to a file, which appears whole or not at all. Returns their number."""
+    chunk = make_chunk(label, first, count, pythia_seed)
+    write_atomically(path, lambda file: np.savez(file, **chunk))
+    return count

@@ -145,8 +145,8 @@ def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
 
 def _rows_at_once(pt: h5py.Dataset) -> int:
     """Rows of a block: whole rows of chunks, so that no chunk is unpacked twice."""
-    row_bytes = 4 * pt.shape[1]
-    chunk_rows = pt.chunks[0] if pt.chunks else 1
+    row_bytes: int = 4 * pt.shape[1]
+    chunk_rows: int = pt.chunks[0] if pt.chunks else 1
     rows = max(BLOCK_BYTES // (chunk_rows * row_bytes), 1) * chunk_rows
     return min(rows, max(WIDEST_BLOCK_BYTES // row_bytes, 1))
 
