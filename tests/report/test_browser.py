@@ -9,6 +9,7 @@ import pytest
 from kdfast.report.page import comparison_files
 from kdfast.report.two_studies import compare
 
+pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390)
 
 
