@@ -13,6 +13,7 @@ from kdfast.study.driver import sweep
 from kdfast.study.interrupt import SweepInterrupted
 from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets
+from tests.undrawn import undrawn_figures
 
 GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])
 SIZES = {"width": 16, "layers": 1, "heads": 1, "ffn": 16}
@@ -40,7 +41,7 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
 def main(out: str, epochs: str, checkpoint_every: str = "300", dask: str = "") -> int:
     """Runs it as the command line does; returns the exit status."""
     try:
-        with connected(dask) if dask else nullcontext() as client:
+        with undrawn_figures(), connected(dask) if dask else nullcontext() as client:
             small_sweep(
                 out,
                 progress=True,
