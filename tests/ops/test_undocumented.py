@@ -1,7 +1,10 @@
 """Names that PyTorch does not document may go: ops give the same results without them."""
 
 import importlib
+import os
 from collections.abc import Iterator
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -61,6 +64,34 @@ def test_fallbacks(without: str) -> None:
 def test_offsets_without_a_version_are_looked_at_each_time(without: str) -> None:
     with cuda_kernels():
         assert all(x.isfinite().all() for x in results())
+
+
+@pytest.mark.parametrize("documented_only", [False, True])
+def test_variables(documented_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if documented_only:
+        monkeypatch.setattr(undocumented, "os", SimpleNamespace(environ=dict(os.environ)))
+    read = undocumented.variable_reader("KDFAST_TEST_VARIABLE")
+    assert read() is None
+    undocumented.os.environ["KDFAST_TEST_VARIABLE"] = "x"
+    try:
+        assert read() == "x"
+    finally:
+        del undocumented.os.environ["KDFAST_TEST_VARIABLE"]
+    assert read() is None
+
+
+def test_apply_where_function_has_no_other() -> None:
+    class Function:
+        @classmethod
+        def apply(cls, x: int) -> int:
+            return x + 1
+
+    with mock.patch.object(torch.autograd, "Function", Function):
+
+        class Increment(Function):
+            pass
+
+        assert undocumented.direct_apply(Increment)(1) == 2
 
 
 def test_with_the_names() -> None:

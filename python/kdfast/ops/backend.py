@@ -6,7 +6,6 @@ the kernels of "cpu" or "cuda", where a call on tensors of that device is an err
 """
 
 import importlib
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +16,12 @@ from types import ModuleType
 import torch
 
 from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
+from kdfast.ops.undocumented import variable_reader
 
 NAMES = ["reference", "cpu", "cuda"]
 
 _VARIABLE = "KDFAST_BACKEND"
+_read_variable = variable_reader(_VARIABLE)
 
 _forced: ContextVar[str | None] = ContextVar("kdfast_backend", default=None)
 _warned: dict[tuple[str, str], object] = {}
@@ -88,7 +89,7 @@ def forced() -> str | None:
     name = _forced.get()
     if name is not None:
         return name
-    value = os.environ.get(_VARIABLE)
+    value = _read_variable()
     return _check(value, _VARIABLE) if value else None
 
 

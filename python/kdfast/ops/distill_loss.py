@@ -30,6 +30,7 @@ from kdfast.ops.distill_loss_kernels import LossInputs, run_cpu, run_cuda, why_u
 from kdfast.ops.distill_loss_reference import check_values, distill_loss_reference
 from kdfast.ops.eager import is_eager
 from kdfast.ops.once import without_derivative
+from kdfast.ops.undocumented import direct_apply
 
 __all__ = ["distill_loss"]
 
@@ -140,7 +141,7 @@ def distill_loss(
         return (loss, terms) if return_terms else loss
     inputs = LossInputs(teacher_logits, labels, t, a, weights)
     if student_logits.requires_grad and torch.is_grad_enabled():
-        return _EagerLoss.apply(student_logits, inputs, return_terms)
+        return _apply(student_logits, inputs, return_terms)
     loss, _, terms = _run(student_logits, inputs, None, return_terms)
     return (loss, terms) if return_terms else loss
 
@@ -183,6 +184,9 @@ class _EagerLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return _scaled(ctx.saved_tensors[0], grad_loss, ctx.dtype), None, None
+
+
+_apply = direct_apply(_EagerLoss)
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:

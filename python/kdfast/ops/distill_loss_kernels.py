@@ -1,6 +1,5 @@
 """How distill_loss calls its CPU and CUDA kernels."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,10 +39,15 @@ def run_cpu(
     if not (labels.is_cpu and (teacher is None or teacher.is_cpu) and (weights is None or weights.is_cpu)):
         check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
     members, jets, classes = _sizes(student)
-    outer = student.shape[:-2]
-    loss = _empty(student, outer, torch.float32)
-    grad = loss if grad_dtype is None else _empty(student, student.shape, grad_dtype)
-    terms = _empty(student, (*outer, 2), torch.float32) if want_terms else loss
+    outer = (members,) if student.dim() == 3 else ()
+    loss = _empty(student, outer)
+    if grad_dtype is None:
+        grad = loss
+    elif grad_dtype == student.dtype:
+        grad = torch.empty_like(student)
+    else:
+        grad = torch.empty_like(student, dtype=grad_dtype)
+    terms = _empty(student, (*outer, 2)) if want_terms else loss
     valid = backend.cpu_module().distill_loss(
         student.data_ptr(),
         0 if teacher is None else teacher.data_ptr(),
@@ -82,15 +86,15 @@ def run_cuda(
         teacher = teacher.float()
         wanted = None if grad_dtype is None else torch.float32
     members, jets, classes = _sizes(student)
-    outer = student.shape[:-2]
-    loss = _empty(student, outer, torch.float32)
-    grad = loss if wanted is None else _empty(student, student.shape, wanted)
-    terms = _empty(student, (*outer, 2), torch.float32) if want_terms else loss
+    outer = (members,) if student.dim() == 3 else ()
+    loss = _empty(student, outer)
+    grad = loss if wanted is None else torch.empty_like(logits, dtype=wanted)
+    terms = _empty(student, (*outer, 2)) if want_terms else loss
     if members > 0:
         code = DTYPE_CODES[logits.dtype]
-        invalid = _empty(student, (1,), torch.int32)
+        invalid = student.new_empty(1, dtype=torch.int32)
         size = backend.cuda_module().distill_loss_workspace(members, jets, classes, code)
-        workspace = _empty(student, (size,), torch.uint8)
+        workspace = student.new_empty(size, dtype=torch.uint8)
         gpu.call(
             "distill_loss",
             (logits, teacher, labels, weights, temperature, alpha),
@@ -114,12 +118,12 @@ def _sizes(student: Tensor) -> tuple[int, int, int]:
     return student.shape[0] if student.dim() == 3 else 1, jets, classes
 
 
-def _empty(student: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor beside the student's logits. new_empty is quickest where it is told no dtype."""
-    return student.new_empty(shape) if dtype == student.dtype else student.new_empty(shape, dtype=dtype)
+def _empty(student: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uninitialised float32 numbers on the student's device. Without a dtype new_empty is quicker."""
+    return student.new_empty(shape) if student.dtype == torch.float32 else student.new_empty(shape, dtype=torch.float32)
 
 
-def _readable(inputs: LossInputs) -> LossInputs:
+def _readable(inputs: LossInputs) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor | None]:
     """The inputs contiguous, and of types that the kernels read."""
     teacher, labels, temperature, alpha, weights = inputs
     if teacher is not None:
@@ -132,4 +136,4 @@ def _readable(inputs: LossInputs) -> LossInputs:
         labels = labels.float() if labels.is_floating_point() else labels.long()
     if weights is not None:
         weights = weights.float().contiguous()
-    return LossInputs(teacher, labels.contiguous(), temperature, alpha, weights)
+    return teacher, labels.contiguous(), temperature, alpha, weights

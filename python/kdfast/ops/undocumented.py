@@ -1,12 +1,13 @@
-"""What PyTorch offers but does not document, each with a fallback for a version of it that has no such name."""
+"""What PyTorch and Python offer but do not document, each with a fallback for a version that has no such name."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["copy_each", "is_watched", "version_of"]
+__all__ = ["copy_each", "direct_apply", "is_watched", "variable_reader", "version_of"]
 
 
 def _find(path: str) -> Any:
@@ -28,6 +29,25 @@ def is_watched() -> bool:
     if _num_dispatch_modes is None or _functorch_is_active is None:
         return True
     return _num_dispatch_modes() > 0 or _functorch_is_active()
+
+
+def direct_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The function's apply, without the preparations for functorch's transforms: for callers that exclude those."""
+    return getattr(super(torch.autograd.Function, function), "apply", function.apply)
+
+
+def variable_reader(name: str) -> Callable[[], str | None]:
+    """A function that returns an environment variable, None where it is not set.
+
+    os.environ.get raises and catches an exception where it is not set, which shows on small batches; the dictionary
+    behind it just answers.
+    """
+    variables = getattr(os.environ, "_data", None)
+    encode = getattr(os.environ, "encodekey", None)
+    if variables is None or encode is None:
+        return lambda: os.environ.get(name)
+    key = encode(name)
+    return lambda: os.environ[name] if key in variables else None
 
 
 def version_of(x: Tensor) -> int | None:
