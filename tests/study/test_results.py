@@ -22,7 +22,7 @@ def path(tmp_path_factory):
 
 def test_results(path):
     study = open_study(path)
-    assert repr(study) == f"StudyResults({str(path)!r}: 8 runs, 6 done)"
+    assert repr(study) == f"StudyResults({str(path)!r}: 8 runs, 6 done, 2 diverged)"
     assert list(study.results.columns) == list(COLUMNS)
     assert list(study.results["run_name"][::2]) == [config.name for config in CONFIGS]
     changed = study.results
@@ -71,3 +71,14 @@ def test_report_and_missing_study(path, tmp_path):
     assert open_study(str(path)).report()["results_summary.csv"] == path / "results_summary.csv"
     with pytest.raises(StudyError, match="does not exist"):
         open_study(tmp_path / "none")
+
+
+def test_html_of_a_notebook(path, tmp_path):
+    study = open_study(path)
+    text = study._repr_html_()
+    best = study.best("auc")
+    assert f"<tr><th>runs</th><td>{repr(study).split(': ')[1][:-1]}</td></tr>" in text
+    assert f"<td>{best['auc_student']:.4g} ({best['run_name']}, seed {best['seed']})</td>" in text
+    empty = make_study(tmp_path / "<b>", [], teacher=False)
+    assert "&lt;b&gt;" in open_study(empty.path)._repr_html_()
+    assert "no student of this study has finished yet" in open_study(empty.path)._repr_html_()

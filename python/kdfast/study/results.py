@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,23 @@ __all__ = ["StudyResults", "open_study"]
 
 
 class StudyResults:
-    """The results of a study, finished or not; open_study(path) gives one, and so does kdfast.sweep.
+    """The results of a study, finished or not.
 
-    path: the study's folder. results: a row per student (see below). Everything is read from the stored results when
-    first asked for; open the study again to see what has been added since.
+    `open_study` and `kdfast.sweep` return one. Stored results are read when they are first needed; open the study again
+    to see what has been added since.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The study's folder.
+
+    Examples
+    --------
+    >>> study = kdfast.open_study("study")
+    >>> study
+    StudyResults('study': 16 runs, 16 done)
+    >>> study.best("auc")["run_name"]
+    'tempanneal_T7.0to1.0_A0.9'
     """
 
     def __init__(self, store: StudyStore) -> None:
@@ -33,30 +47,52 @@ class StudyResults:
         self.path = store.path
 
     def __repr__(self) -> str:
-        done = int((self.results["status"] == "done").sum())
-        return f"StudyResults({str(self.path)!r}: {len(self.results)} runs, {done} done)"
+        try:
+            runs = self._counts()
+        except StudyError as error:
+            runs = f"can't be read, {error.what}"
+        return f"StudyResults({str(self.path)!r}: {runs})"
+
+    def _repr_html_(self) -> str:
+        """The study in a notebook: folder, counts, and the best run by each metric of the study."""
+        rows = [("study", str(self.path))]
+        try:
+            rows.append(("runs", self._counts()))
+            for metric, label in (("auc", "AUC"), ("bkg_rej_50", "rejection at 50 %")):
+                best = self.best(metric)
+                value = best["auc_student" if metric == "auc" else metric]
+                rows.append((f"best {label}", f"{value:.4g} ({best['run_name']}, seed {best['seed']})"))
+        except StudyError as error:  # damaged, or nothing has finished
+            rows.append(("note", error.what))
+        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
+        return f"<table>{''.join(cells)}</table>"
+
+    def _counts(self) -> str:
+        statuses = self._table["status"]
+        counts = [f"{number} {status}" for status, number in statuses.value_counts().items()]
+        return ", ".join([f"{len(statuses)} runs", *counts])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The content of study.toml: what the study was told."""
+        """The study's settings: the content of study.toml."""
         return dict(self._store.settings)
 
     @property
     def imported(self) -> dict[str, Any] | None:
-        """Where an imported study comes from: files (path, bytes, sha256), and notes on what is wrong in them. Else
-        None."""
-        return self._store.provenance.get("imported")
+        """Of an imported study: its files (path, bytes, sha256) and the warnings about them. Otherwise None."""
+        imported: dict[str, Any] | None = self._store.provenance.get("imported")
+        return imported
 
     @cached_property
-    def has_scores(self) -> pd.Series:
-        """For each row of `results`, whether the run's scores per jet are stored. Not of diverged and imported runs."""
+    def has_scores(self) -> pd.Series[bool]:
+        """For each row of `results`: whether its scores per jet are stored, which diverged and imported runs lack."""
         stored = {(r.name, r.seed): r.has_scores for r in self._stored if r.kind == "student"}
         keys = zip(self._table["run_name"], self._table["seed"], strict=True)
         return pd.Series([stored[name, int(seed)] for name, seed in keys], self._table.index, dtype=bool)
 
     @property
     def impossible(self) -> tuple[str, ...]:
-        """The analyses that can't be made as no run of the study has scores per jet; empty where they can."""
+        """The analyses that need scores per jet, if no run of the study has any; otherwise empty."""
         done = (self._table["status"] == "done").any()
         return NEED_SCORES if done and not self.has_scores.any() else ()
 
@@ -70,94 +106,209 @@ class StudyResults:
 
     @property
     def results(self) -> pd.DataFrame:
-        """A row per student, in the order of the grid. Test jets, unless the name ends in _val.
+        """One row for each student, in the order of the grid.
 
-        run_name, strategy; temp_init, temp_final, alpha_init, alpha_final (no final value: constant); seed;
-        auc_student; bkg_rej_30, _50, _80 (background rejection 1/ε_B at 30, 50, 80 % signal efficiency); n_bkg_50
-        (background jets that survive; 0: bkg_rej_50 is a 68 % lower limit); auc_val, bkg_rej_50_val,
-        n_bkg_50_val; best_epoch (counted from 0), epochs; auc_baseline (same seed, no teacher), auc_teacher; status
-        ("done", "diverged").
+        Metrics are those of the test jets, or with the suffix ``_val`` of the validation jets. The columns:
+
+        - ``run_name``, ``strategy``, ``seed``, ``status`` ("done" or "diverged");
+        - ``temp_init``, ``temp_final``, ``alpha_init``, ``alpha_final``: T and α (NaN as a final value: constant);
+        - ``auc_student``, ``auc_val``;
+        - ``bkg_rej_30``, ``bkg_rej_50``, ``bkg_rej_80``, ``bkg_rej_50_val``: background rejection 1/ε_B at a signal
+          efficiency of 30, 50 and 80 %;
+        - ``n_bkg_50``, ``n_bkg_50_val``: background jets that pass at 50 %; if 0, the rejection is a 68 % lower limit;
+        - ``best_epoch`` (counted from 0), ``epochs``;
+        - ``auc_baseline`` (of the same seed, without a teacher), ``auc_teacher``.
+
+        Examples
+        --------
+        >>> study.results[["run_name", "auc_student", "bkg_rej_50"]].head(2).round(3)
+                   run_name  auc_student  bkg_rej_50
+        0  baseline_T3.0_A0.3         0.80       7.635
+        1  baseline_T3.0_A0.9         0.81       8.303
         """
         return self._table[list(COLUMNS)].copy()
 
-    def best(self, metric: str = "auc") -> pd.Series:
-        """The row of `results` that is best on the validation jets; what it reports is from the test jets.
+    def best(self, metric: str = "auc") -> pd.Series[Any]:
+        """Return the row of `results` that is best on the validation jets.
 
-        Where runs have no validation numbers (imported ones), it is the best on the test jets, and its number is too
-        high by what chance adds to the best of many.
-        metric: "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (AUC and bkg_rej_50, each scaled to
-        0…1 over the study). Raises ConfigError for another one, StudyError where no student has finished.
+        Its metrics are those of the test jets, which the choice does not bias. An imported study may have no validation
+        metrics; the choice is then made on the test jets, and the best value is biased upwards.
+
+        Parameters
+        ----------
+        metric
+            "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (the mean of AUC and bkg_rej_50, each scaled
+            to 0…1 over the study).
+
+        Raises
+        ------
+        ConfigError
+            The metric is unknown.
+        StudyError
+            No student has finished.
+
+        Examples
+        --------
+        >>> study.best("bkg_rej_50")["run_name"]
+        'alphasched_T7.0_A0.9to0.1'
         """
-        return select_best(self._table, metric)[list(COLUMNS)]
+        row: pd.Series[Any] = select_best(self._table, metric)[list(COLUMNS)]
+        return row
 
     def scores(self, run_name: str, seed: int | None = None) -> pd.DataFrame:
-        """Scores of one run on the validation and test jets, a row per jet.
+        """Return the scores of one run on the validation and test jets.
 
-        run_name: as in `results`, or the name of the teacher or the baseline. seed: may be left out where there is
-        only one. Columns: split ("validation" or "test"), index (the jet's identity), label, weight, score (logit),
-        probability (of signal). Raises ConfigError for an unknown run or seed, StudyError for one that diverged.
+        Parameters
+        ----------
+        run_name
+            A run of `results`, "teacher" or "baseline".
+        seed
+            Its seed. May be left out if there is only one.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each jet, with the columns ``split`` ("validation" or "test"), ``index`` (the jet's identity),
+            ``label``, ``weight``, ``score`` (logit) and ``probability`` (of signal).
+
+        Raises
+        ------
+        ConfigError
+            The run or seed is unknown.
+        StudyError
+            The run has no scores: it diverged, or was imported.
+
+        Examples
+        --------
+        >>> study.scores("baseline").groupby("split").size()
+        split
+        test          900
+        validation    900
+        dtype: int64
         """
-        named = [result for result in self._stored if result.name == run_name]
-        if not named:
-            names = list(dict.fromkeys(result.name for result in self._stored))
-            raise ConfigError(f"no run is named {run_name!r}", where="run_name", hint=_few(suggest(run_name, names)))
-        seeds = [result.seed for result in named]
-        if seed is None and len(named) > 1:
-            raise ConfigError(f"{run_name} has several seeds", where="seed", hint=f"give one of {seeds}")
-        if seed is not None and seed not in seeds:
-            raise ConfigError(f"{run_name} has no seed {seed}", where="seed", hint=f"known: {seeds}")
-        result = named[0 if seed is None else seeds.index(seed)]
+        result = self._named(run_name, seed)
         if result.status != "done":
             raise StudyError(f"{run_name} has no scores: it {result.status}", where=str(self.path))
         if not result.has_scores:
             raise StudyError(f"{run_name} has no scores per jet: it is imported {result.message}", where=str(self.path))
         parts = []
         for split in ("validation", "test"):
-            jets, logits = self._store.shared(split), np.asarray(result.arrays[f"scores_{split}"], np.float64)
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "split": split,
-                        "index": jets["index"],
-                        "label": jets["labels"],
-                        "weight": jets["weights"],
-                        "score": logits,
-                        "probability": np.exp(-np.logaddexp(0.0, -logits)),
-                    }
-                )
-            )
+            jets = self._store.shared(split)
+            logits = np.asarray(result.arrays[f"scores_{split}"], np.float64)
+            columns = {
+                "split": split,
+                "index": jets["index"],
+                "label": jets["labels"],
+                "weight": jets["weights"],
+                "score": logits,
+                "probability": np.exp(-np.logaddexp(0.0, -logits)),
+            }
+            parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
+    def _named(self, run_name: str, seed: int | None) -> StoredResult:
+        named = {result.seed: result for result in self._stored if result.name == run_name}
+        if not named:
+            names = list(dict.fromkeys(result.name for result in self._stored))
+            raise ConfigError(f"no run is named {run_name!r}", where="run_name", hint=_few(suggest(run_name, names)))
+        if seed is None and len(named) > 1:
+            raise ConfigError(f"{run_name} has several seeds", where="seed", hint=f"give one of {list(named)}")
+        if seed is not None and seed not in named:
+            raise ConfigError(f"{run_name} has no seed {seed}", where="seed", hint=f"known: {list(named)}")
+        return named[next(iter(named)) if seed is None else seed]
+
     def paired_with(self, other: StudyResults) -> Pairing:
-        """The runs and test jets that this and another study share, with both studies' scores of them, and why any
-        can't be paired. Raises StudyError for a damaged result."""
+        """Return the runs and test jets that two studies share, with both studies' scores, or why they can't be paired.
+
+        Raises
+        ------
+        StudyError
+            A result is damaged.
+        """
         return pair_studies(self._store, other._store)
 
     def compare(self, other: StudyResults, out: str | Path) -> dict[str, Path]:
-        """Writes the paired differences of another study minus this one into the folder out; the files by name."""
+        """Write the paired differences of another study minus this one.
+
+        Parameters
+        ----------
+        other
+            The other study.
+        out
+            The folder for the files.
+
+        Returns
+        -------
+        dict of str to pathlib.Path
+            The files by name.
+        """
         return report.write_comparison(self._store, other._store, Path(out))
 
     def status(self) -> pd.DataFrame:
-        """What is there and what is not: columns kind, run_name, seed, status ("done", "diverged", "failed",
-        "missing", "damaged") and message, a row for each run that the study's settings ask for, and then for each that
-        later calls have added. Quick: arrays and weights are looked for and not hashed, which `verify` does."""
+        """Return the status of each run that the study's settings ask for, and of runs added later.
+
+        This is quick: it looks for arrays and weights without hashing them, which `verify` does.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The columns ``kind``, ``run_name``, ``seed``, ``status`` ("done", "diverged", "failed", "missing" or
+            "damaged") and ``message``.
+        """
         columns = ["kind", "run_name", "seed", "status", "message"]
         table = pd.DataFrame([asdict(run) for run in study_status(self._store).runs], columns=columns)
         return table.astype({"seed": "Int64"})
 
     def verify(self, *, progress: bool = False) -> Verification:
-        """Hashes every file of the study again: `findings` says what is damaged, `intact` whether nothing is. progress:
-        a bar on stderr. `kdfast verify --repair` also puts damaged folders aside."""
+        """Hash every file of the study again.
+
+        Parameters
+        ----------
+        progress
+            Whether to show a progress bar on standard error.
+
+        Returns
+        -------
+        Verification
+            ``findings`` lists what is damaged; ``intact`` is whether nothing is. `kdfast verify --repair` also puts
+            damaged folders aside.
+        """
         return verify(self.path, progress=progress)
 
     def report(self, out: str | Path | None = None) -> dict[str, Path]:
-        """Writes the report of the study (tables, texts, report.json, figures, models) anew and returns the files by
-        name. out: another folder than the study's own, e.g. where that is read-only."""
+        """Write the study's report: tables, texts, report.json, figures and models.
+
+        Parameters
+        ----------
+        out
+            Another folder than the study's own, for example if that is read-only.
+
+        Returns
+        -------
+        dict of str to pathlib.Path
+            The files by name.
+        """
         return report.write(self._store, None if out is None else Path(out))
 
 
 def open_study(path: str | Path) -> StudyResults:
-    """Opens the folder that a sweep wrote, also while the sweep is running. Raises StudyError."""
+    """Open the folder of a study, also while its sweep is running.
+
+    Parameters
+    ----------
+    path
+        The folder that `kdfast.sweep` or `kdfast.import_study` wrote.
+
+    Raises
+    ------
+    StudyError
+        There is no study, or it is damaged.
+
+    Examples
+    --------
+    >>> len(kdfast.open_study("study").results)
+    16
+    """
     return StudyResults(StudyStore.open(path))
 
 
