@@ -18,10 +18,20 @@ __all__ = ["PRESETS", "ModelConfig", "model_config"]
 class ModelConfig(BaseModel):
     """Sizes of a JetTransformer.
 
-    width: of the constituents' representation; a multiple of heads and of pooling_heads, and even.
-    layers: encoder layers. heads: of their attention. ffn: hidden width of their feed-forward network.
-    pooling_heads: of the attention by which one learned query pools the constituents.
-    dropout: probability, everywhere. num_features: inputs a constituent. num_classes: outputs C (1: signal's logit).
+    Parameters
+    ----------
+    width : int
+        Of the constituents' representation; even, and a multiple of heads and of pooling_heads.
+    layers, heads, ffn : int
+        Encoder layers, heads of their attention, hidden width of their feed-forward network.
+    pooling_heads : int
+        Of the attention by which one learned query pools the constituents.
+    dropout : float
+        Probability in [0, 1), everywhere.
+    num_features : int
+        Inputs per constituent.
+    num_classes : int
+        Outputs C; 1 is the logit of signal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

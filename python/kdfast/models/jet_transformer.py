@@ -16,13 +16,39 @@ __all__ = ["JetTransformer", "initialise"]
 
 
 class JetTransformer(nn.Module):
-    """A transformer over the constituents of packed jets.
+    """A transformer over the constituents of packed jets: the tagger that serves as teacher, baseline and student.
 
     Features → dense block per constituent → pre-norm encoder layers → attention pooling → LayerNorm → head (dense
     block, residual dense block, dense block to half the width, linear).
 
-    JetTransformer("study") takes a preset; JetTransformer(width=48, layers=2, heads=4, ffn=128) takes sizes; both
-    together change a preset. seed sets the initial weights, float32 whatever torch's default. Raises ConfigError.
+    Parameters
+    ----------
+    preset : str or ModelConfig, optional
+        "study", "medium" or "small".
+    seed : int
+        Sets the initial weights, which are float32 whatever torch's default dtype is.
+    **sizes
+        Fields of `kdfast.models.ModelConfig`: instead of a preset, or to change some of its sizes.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown preset, or sizes that do not fit together.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", arXiv:1706.03762; Xiong et al., arXiv:2002.04745, for norms that come
+    first.
+
+    Examples
+    --------
+    >>> model = JetTransformer(width=48, layers=2, heads=3, ffn=128, seed=1).eval()
+    >>> features, offsets = torch.randn(5, 7), torch.tensor([0, 3, 5])
+    >>> model(features, offsets).shape
+    torch.Size([2, 1])
+    >>> logits, attention = model(features, offsets, return_attention=True)
+    >>> attention.shape
+    torch.Size([5])
     """
 
     def __init__(self, preset: str | ModelConfig | None = None, *, seed: int = 0, **sizes: Any) -> None:
@@ -52,10 +78,29 @@ class JetTransformer(nn.Module):
         *,
         dropout_seed: int | None = None,
     ) -> Any:
-        """Logits [B, C] of packed jets; with return_attention also the pooling weights [M], averaged over heads.
+        """Logits of packed jets.
 
-        features: [M, F] standardised. offsets: [B + 1] int64. dropout_seed: the key of this step's dropout in training
-        mode; None draws one from torch's default generator.
+        Parameters
+        ----------
+        features : Tensor [M, F]
+            Standardised features of the constituents.
+        offsets : Tensor [B + 1], int64
+            Where each jet begins.
+        return_attention : bool
+            Whether to return the pooling weights too.
+        dropout_seed : int, optional
+            Key of this step's dropout in training mode. By default it is drawn from torch's default generator.
+
+        Returns
+        -------
+        logits : Tensor [B, C]
+        attention : Tensor [M]
+            Only with return_attention: pooling weights, averaged over heads; they sum to 1 over a jet.
+
+        Raises
+        ------
+        ModelError
+            For features of another width.
         """
         self.config.check_features(features)
         seeds: list[int | None]
@@ -75,7 +120,7 @@ class JetTransformer(nn.Module):
         return (logits, attention) if return_attention else logits
 
     def num_parameters(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
 

@@ -35,9 +35,19 @@ _FORMAT = 1
 class Preparation:
     """How jets as they are read become a model's inputs.
 
-    view: "offline" or "hlt". hlt: preset or numbers of the emulation; None where the HLT jets came from a real trigger,
-    which then must be given as they are. hlt_seed: of the emulation's random numbers. max_constituents: hardest ones
-    kept of a jet as read (None: all). standardisation: of the features.
+    Parameters
+    ----------
+    view : str
+        "offline" or "hlt".
+    hlt : str, HLTConfig or None
+        Preset or numbers of the emulation; None where the HLT jets came from a real trigger, which are then to be given
+        as they are.
+    hlt_seed : int
+        Of the emulation's random numbers.
+    max_constituents : int or None
+        How many of the hardest constituents of a jet are kept; None keeps all.
+    standardisation : Standardisation
+        Of the features.
     """
 
     view: str
@@ -94,7 +104,24 @@ def tagger_card(config: ModelConfig, preparation: Preparation) -> dict[str, Any]
 class Tagger:
     """A trained model with its preparation of jets.
 
-    predict(jets) scores jets as `load_jets` gives them; save(path) writes one safetensors file that load_model reads.
+    Parameters
+    ----------
+    model : JetTransformer
+        It is set to evaluation mode.
+    preparation : Preparation
+        How jets become its inputs.
+
+    Examples
+    --------
+    >>> import tempfile, kdfast
+    >>> jets = kdfast.sample()[:100]
+    >>> scaling = Standardisation.fit(features(jets))
+    >>> tagger = Tagger(JetTransformer("small"), Preparation("offline", "nominal", 0, None, scaling))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tagger.save(f"{folder}/tagger.safetensors")
+    ...     scores = load_model(f"{folder}/tagger.safetensors").predict(jets)
+    >>> scores.shape
+    (100, 1)
     """
 
     def __init__(self, model: JetTransformer, preparation: Preparation) -> None:
@@ -108,10 +135,20 @@ class Tagger:
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
 
     def predict(self, jets: PackedJets, *, prepared: bool = False) -> NDArray[np.float32]:
-        """Scores [B, C]: probability of signal for C = 1, class probabilities else.
+        """Scores of jets.
 
-        prepared: the jets are already as the model's view has them, as a real trigger's are; the file's own HLT
-        emulation or offline threshold is then not applied.
+        Parameters
+        ----------
+        jets : PackedJets
+            B jets as `kdfast.load_jets` gives them.
+        prepared : bool
+            Whether the jets are already as the model's view has them, as a real trigger's are. The model's HLT
+            emulation or offline threshold is then not applied.
+
+        Returns
+        -------
+        ndarray [B, C], float32
+            Probability of signal for C = 1, class probabilities otherwise.
         """
         logits = self.logits(jets, prepared=prepared)
         return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)).numpy()
@@ -143,7 +180,26 @@ def _digest(state: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
 
 
 def load_model(path: str | Path) -> Tagger:
-    """Reads a tagger from the safetensors file that Tagger.save or a sweep wrote. Raises ModelError."""
+    """Read a tagger from a safetensors file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `Tagger.save` or a sweep wrote.
+
+    Returns
+    -------
+    Tagger
+
+    Raises
+    ------
+    ModelError
+        Where the file is missing, damaged, of a newer format, or none that kdfast wrote.
+
+    See Also
+    --------
+    Tagger : with an example.
+    """
     where = str(path)
     if not Path(path).is_file():
         what = "is no file" if Path(path).exists() else "there is no such model file"
@@ -162,7 +218,8 @@ def load_model(path: str | Path) -> Tagger:
         if card["format"] > _FORMAT:
             hint = f"update kdfast (this is {__version__}, it was written by {card['kdfast']})"
             raise ModelError(f"has format {card['format']}, newer than this kdfast reads", where=where, hint=hint)
-        if (expected := card.pop("sha256", None)) is not None and _digest(state, card) != expected:  # None: older
+        expected = card.pop("sha256", None)  # None: an older file
+        if expected is not None and _digest(state, card) != expected:
             hint = "copy it again from where it was made"
             raise ModelError("is damaged: its content does not match its checksum", where=where, hint=hint)
         model = JetTransformer(ModelConfig(**card["model"]))

@@ -17,12 +17,33 @@ __all__ = ["ConstituentAttention"]
 class ConstituentAttention(JetModule):
     """out(attention(q, k, v)) with q, k, v = qkv(x), within each jet: torch.nn.MultiheadAttention on packed jets.
 
-    width: features of a constituent, a multiple of heads. dropout: probability that an attention weight is dropped in
-    training mode; a call's seed is the op's. bias: of both projections. device, dtype: of the parameters.
+    It takes packed and padded constituents, see `forward`. load_state_dict also takes the names of
+    torch.nn.MultiheadAttention.
 
-    width / heads of 8, 16, 24, 32 or 64 runs the compiled kernel, another one the reference (with a warning). Takes
-    packed and padded constituents, see `forward`. load_state_dict takes the names of torch.nn.MultiheadAttention too.
-    Raises ConfigError for sizes that can't be.
+    Parameters
+    ----------
+    width : int
+        Features of a constituent, a multiple of heads. width / heads of 8, 16, 24, 32 or 64 runs the compiled kernel,
+        any other the reference, with a warning.
+    heads : int
+        Attention heads.
+    dropout : float
+        Probability in [0, 1) that an attention weight is dropped in training mode.
+    bias : bool
+        Whether both projections have a bias.
+    device, dtype
+        Of the parameters.
+
+    Raises
+    ------
+    ConfigError
+        For sizes that do not fit together.
+
+    Examples
+    --------
+    >>> attention = ConstituentAttention(width=32, heads=4)
+    >>> attention(torch.randn(5, 32), torch.tensor([0, 3, 5])).shape
+    torch.Size([5, 32])
     """
 
     _torch_names: ClassVar = {"in_proj_": "qkv.", "out_proj.": "out."}

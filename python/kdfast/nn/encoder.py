@@ -23,17 +23,51 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F
 class EncoderBlock(JetModule):
     """Attention and feed-forward network, each with a residual: torch.nn.TransformerEncoderLayer on packed jets.
 
-    norm_first: x + attention(norm1(x)), then x + ffn(norm2(x)); otherwise norm1(x + attention(x)), then
+    With norm_first: x + attention(norm1(x)), then x + ffn(norm2(x)); otherwise norm1(x + attention(x)), then
     norm2(x + ffn(x)). ffn(x) = ffn_out(activation(ffn_in(x))).
 
-    width: features of a constituent, a multiple of heads. heads: of the attention. ffn: hidden width. dropout: in
-    training mode, by fold_seed(seed, part) with part 0 for attention weights, 1 for the attention's output, 2 for the
-    hidden activations, 3 for the network's output. activation: "gelu" (exact) or "relu". bias: of all linear maps and
-    norms. eps: of the norms. device, dtype: of the parameters.
+    It takes packed and padded constituents, see `forward`. Its parameters have the names of an encoder layer of
+    JetTransformer, and the same seed gives the same numbers. load_state_dict also takes the names of
+    torch.nn.TransformerEncoderLayer.
 
-    Takes packed and padded constituents, see `forward`. The parameters have the names, and a call with the same seed
-    the numbers, of an encoder layer of JetTransformer; load_state_dict takes torch.nn.TransformerEncoderLayer's names
-    too. Raises ConfigError for sizes that can't be.
+    Parameters
+    ----------
+    width : int
+        Features of a constituent, a multiple of heads.
+    heads : int
+        Attention heads.
+    ffn : int
+        Hidden width of the feed-forward network.
+    dropout : float
+        Probability in [0, 1), in training mode: of attention weights (by fold_seed(seed, 0)), the attention's output
+        (1), hidden activations (2) and the network's output (3).
+    norm_first : bool
+        Whether the norms come before attention and network.
+    activation : str
+        "gelu" (exact) or "relu".
+    bias : bool
+        Whether linear maps and norms have a bias.
+    eps : float
+        Of the norms.
+    device, dtype
+        Of the parameters.
+
+    Raises
+    ------
+    ConfigError
+        For sizes that do not fit together, or an unknown activation.
+
+    Examples
+    --------
+    >>> block = EncoderBlock(width=32, heads=4, ffn=64)
+    >>> block(torch.randn(5, 32), torch.tensor([0, 3, 5])).shape
+    torch.Size([5, 32])
+
+    Padded jets:
+
+    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+    >>> block(torch.randn(2, 3, 32), mask=mask).shape
+    torch.Size([2, 3, 32])
     """
 
     _torch_names: ClassVar = {

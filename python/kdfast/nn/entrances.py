@@ -13,7 +13,7 @@ from kdfast.ops.arrays import check_padded_bias
 from kdfast.ops.eager import is_eager
 from kdfast.ops.philox import seed_tensor
 
-_TAIL = 16  # rows of padding that stand as one jet under torch.compile: attention costs 16 a row
+_TAIL = 16  # rows of padding that form one jet under torch.compile: attention costs 16 a row
 
 
 class JetModule(nn.Module):
@@ -37,15 +37,34 @@ class JetModule(nn.Module):
         pair_bias: Tensor | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
-        """Packed constituents x [M, width] with offsets, or padded ones x [B, N, width] with a mask; returns x's shape.
+        """The module's result, for packed or padded constituents. Give either offsets or mask.
 
-        offsets: [B + 1] int64, where each jet begins. mask: [B, N] bool, true for a constituent; what stands in padding
-            (NaN too) is never read, and the result has zeros there. An empty jet is allowed in both.
-        pair_bias: added to the scores of (query, key); for packed constituents [heads, Σ n²], each jet's n × n block
-            after the other, for padded ones [B, heads, N, N] (whose packing breaks the graph of torch.compile).
-        seed: the key of this call's dropout in training mode, an int or an int64 tensor []; None draws one from torch's
-            default generator. A layer of a stack needs its own: kdfast.ops.philox.fold_seed(seed, layer).
-        Raises DataError for shapes that don't fit, ConfigError unless one of offsets and mask is given.
+        Parameters
+        ----------
+        x : Tensor [M, width] with offsets, or [B, N, width] with a mask
+            The constituents.
+        offsets : Tensor [B + 1], int64
+            Where each jet begins. A jet may be empty.
+        mask : Tensor [B, N], bool
+            True for a constituent. The values in padding, NaN included, are never read, and the result is zero there.
+        pair_bias : Tensor, optional
+            Added to the scores of (query, key): for packed constituents [heads, Σ n²], each jet's n × n block after the
+            other; for padded ones [B, heads, N, N], whose packing breaks the graph of torch.compile.
+        seed : int or Tensor [], int64, optional
+            Key of this call's dropout in training mode. By default it is drawn from torch's default generator. Each
+            layer of a stack needs its own: `kdfast.ops.philox.fold_seed(seed, layer)`.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of x.
+
+        Raises
+        ------
+        DataError
+            For shapes that do not fit together.
+        ConfigError
+            Unless exactly one of offsets and mask is given.
         """
         if (offsets is None) == (mask is None):
             hint = "give offsets [B + 1] for packed x [M, width], or mask=[B, N] bool for padded x [B, N, width]"
@@ -137,7 +156,7 @@ def _check_mask(x: Tensor, mask: Tensor, pair_bias: Tensor | None, heads: int) -
 
 
 def check_sizes(where: str, dropout: float, **sizes: Any) -> None:
-    """Raises ConfigError unless all sizes are whole and above 0, heads divides width, and dropout lies in [0, 1)."""
+    """Raises ConfigError unless sizes are whole and above 0, heads divides width, and dropout lies in [0, 1)."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be a whole number above 0, is {size!r}", where=where)

@@ -33,10 +33,31 @@ def adamw(
 ) -> Tensor:
     """One update of K members in place; returns the gradients' norms [K] before clipping.
 
-    parameters, moment1, moment2: [K, P], contiguous, changed in place; gradient: [K, P], read. All float32 (float64 for
-    the reference). step: [K] int64, updates so far with this one. learning_rate, weight_decay: [K], of the same dtype.
-    A member whose norm is not finite is left alone. num_threads: of the compiled kernel, None: torch's; the result does
-    not depend on it. Raises DataError for shapes or dtypes that do not fit.
+    A member whose norm is not finite does not change.
+
+    Parameters
+    ----------
+    parameters, moment1, moment2 : Tensor [K, P]
+        Contiguous, changed in place. float32; float64 runs the PyTorch reference.
+    gradient : Tensor [K, P]
+        Of the same dtype.
+    step : Tensor [K], int64
+        Number of updates, this one included.
+    learning_rate, weight_decay : Tensor [K]
+        Of the same dtype.
+    clip_norm : float
+        Largest norm of a member's gradient.
+    num_threads : int, optional
+        Of the compiled kernel; torch's by default. The result does not depend on it.
+
+    Raises
+    ------
+    DataError
+        For shapes, dtypes or devices that do not fit together.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv:1711.05101.
     """
     shape = parameters.shape
     if len(shape) != 2 or any(x.shape != shape for x in (gradient, moment1, moment2)):

@@ -32,7 +32,7 @@ def _load(name: str, brings: str) -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(name), None  # no import statement: type checkers can't see into the module
     except ImportError as error:
-        if str(error).startswith("KDFAST_ISA"):  # names what is unknown or what this CPU lacks
+        if str(error).startswith("KDFAST_ISA"):  # which names an unknown or unsupported instruction set
             raise BackendError(str(error)) from None
         return None, f"the compiled module {name} is missing ({error}); {brings}"
 
@@ -70,12 +70,27 @@ def _check(name: str, where: str) -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force a backend inside a `with` block (in this thread or task); KDFAST_BACKEND does so for a process.
+    """Force a backend inside a `with` block, in this thread or task; KDFAST_BACKEND does so for a process.
 
-    "reference": the PyTorch reference of every op. "cpu", "cuda": the compiled kernels, for tensors of that device: a
-    call that they can't take raises BackendError, where it would fall back to the reference by itself. Tensors of
-    another device, and float64, which is the references' alone, run as they do without this.
-    Raises ConfigError for an unknown name and BackendError for one that this installation lacks.
+    Parameters
+    ----------
+    name : str
+        "reference": the PyTorch reference of every op. "cpu" or "cuda": the compiled kernels for tensors of that device;
+        a call that they can't take raises BackendError instead of running the reference. Tensors of another device, and
+        float64, which only the references take, run as they do otherwise.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    BackendError
+        For a backend that this installation or machine does not have.
+
+    Examples
+    --------
+    >>> with backend("reference"):
+    ...     forced()
+    'reference'
     """
     token = _forced.set(_check(name, "kdfast.backend"))
     try:
@@ -124,8 +139,10 @@ def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int |
     for_all_ops = True
     if kernels not in ("cpu", "cuda"):
         reason = f"there is no compiled kernel for device {device_type!r}"
-    elif (why := why_no_cpu if kernels == "cpu" else why_no_cuda or _why_no_code(gpu)) is not None:
-        reason = why
+    elif kernels == "cpu" and why_no_cpu is not None:
+        reason = why_no_cpu
+    elif kernels == "cuda" and (why_no_cuda or _why_no_code(gpu)) is not None:
+        reason = str(why_no_cuda or _why_no_code(gpu))
     else:
         for_all_ops = False
         if kernels == "cuda" and not hasattr(_cuda, op):

@@ -23,9 +23,41 @@ _MAX_FEATURES = 2**18  # of the compiled kernel
 def dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int | Tensor) -> Tensor:
     """Sets each element of x to zero with probability p (rounded to 1/65536) and scales the others by 1 / (1 − p).
 
-    x: [M, D] features of packed constituents, floating point. offsets: [B + 1] int64, where each jet begins; None: x
-    is [B, D], a row a jet. seed: 64 bits, one for each use (philox.derive_seed); an int, or an int64 tensor [].
-    Raises ConfigError for p outside [0, 1), DataError for shapes that don't fit.
+    The mask depends on the seed and an element's place alone, so every backend drops the same elements.
+
+    Parameters
+    ----------
+    x : Tensor [M, D], or [B, D] without offsets
+        Features of packed constituents, or of jets; floating point.
+    offsets : Tensor [B + 1], int64, or None
+        Where each jet begins; None: each row is a jet.
+    p : float
+        Probability in [0, 1).
+    seed : int or Tensor [], int64
+        Key of the mask, 64 bits: use one for each call (`kdfast.ops.philox.derive_seed`).
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of x.
+
+    Raises
+    ------
+    ConfigError
+        For p outside [0, 1).
+    DataError
+        For shapes that do not fit together.
+
+    References
+    ----------
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11: the generator Philox4x32-10.
+
+    Examples
+    --------
+    >>> x = torch.ones(5, 8)
+    >>> y = dropout(x, torch.tensor([0, 3, 5]), 0.5, seed=1)
+    >>> y.unique()
+    tensor([0., 2.])
     """
     if p == 0:
         return x
