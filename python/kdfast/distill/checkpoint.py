@@ -12,18 +12,28 @@ from torch import Tensor
 
 __all__ = ["CURVES", "Boundary", "Checkpoints", "MemberCheckpoint", "Stopped", "copy_tensors"]
 
-CURVES = ("loss", "loss_kd", "loss_label", "loss_attention", "auc_val", "temperature", "alpha", "learning_rate")
+CURVES = (
+    "loss",
+    "loss_kd",
+    "loss_label",
+    "loss_attention",
+    "auc_val",
+    "temperature",
+    "alpha",
+    "learning_rate",
+)
 
 
 @dataclass
 class MemberCheckpoint:
     """A member at a step boundary.
 
-    step: updates so far, over all epochs. sums: [4] float64, the losses' parts summed over this epoch's steps so far.
-    curves: of the epochs that are evaluated; after an epoch's last step and before its evaluation it still counts as
-    running. best_epoch (−1: none yet), best_auc, best_state: the kept weights by name. seconds: trained so far, in all
-    processes. learner: the engine's own tensors by name: parameters and both moments [P], running statistics [R], count
-    of updates [1]. The engines name them alike, so that another one can go on (not to the same bits).
+    step: updates so far, over all epochs. sums: [4] float64, the losses' parts summed over this epoch's steps
+    so far. curves: of the epochs that are evaluated; after an epoch's last step and before its evaluation it
+    still counts as running. best_epoch (−1: none yet), best_auc, best_state: the kept weights by name.
+    seconds: trained so far, in all processes. learner: the engine's own tensors by name: parameters and both
+    moments [P], running statistics [R], count of updates [1]. The engines name them alike, so that another
+    one can go on (not to the same bits).
     """
 
     step: int = 0
@@ -70,8 +80,8 @@ class Checkpoints(Protocol):
         """Where the member of this name goes on; None: at its start. What it gives becomes the engine's."""
 
     def save(self, member: str, checkpoint: MemberCheckpoint) -> None:
-        """Keeps a checkpoint, whose tensors and lists change again once this returns. What can't be written is no
-        reason to end the training: it must not raise for that."""
+        """Keeps a checkpoint, whose tensors and lists change again once this returns. What can't be written
+        is no reason to end the training: it must not raise for that."""
 
 
 class Stopped(Exception):

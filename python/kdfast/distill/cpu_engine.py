@@ -1,7 +1,7 @@
 """The CPU engine: the training step as compiled kernels, on slices of jets (csrc/encoder).
 
-One member runs per thread while there are members enough, else its slices are shared among threads. Gradient sums are
-taken over fixed groups of jets in a fixed order, so that no result depends on the number of threads.
+One member runs per thread while there are members enough, else its slices are shared among threads. Gradient
+sums are taken over fixed groups of jets in a fixed order, so that no result depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from kdfast.models.jet_transformer import JetTransformer
 
 __all__ = ["train"]
 
-# Jets a call of the evaluation: few enough for their pooled rows, and to stop between two calls (a second or two on one
-# core for the study's model).
+# Jets a call of the evaluation: few enough for their pooled rows, and to stop between two calls (a second or
+# two on one core for the study's model).
 _EVALUATED = 1024
 
 

@@ -12,8 +12,8 @@ __all__ = ["training_devices"]
 
 
 def training_devices(name: str) -> list[str]:
-    """The devices that a name stands for: "cuda" for all GPUs that torch sees and kdfast._cuda has code for, "cuda:1"
-    for one of them, "cpu".
+    """The devices that a name stands for: "cuda" for all GPUs that torch sees and kdfast._cuda has code for,
+    "cuda:1" for one of them, "cpu".
 
     "auto" is the CPU: GPUs train where they are asked for.
     Raises ConfigError for another name, BackendError that says what is missing where no GPU can be used.

@@ -1,7 +1,7 @@
 """The loop over a pack's members and their epochs, which every engine shares.
 
-A member runs on a Python thread of its own while there are more members than threads; where fewer are left, each may
-use several threads in its steps, if its engine can.
+A member runs on a Python thread of its own while there are more members than threads; where fewer are left,
+each may use several threads in its steps, if its engine can.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Learner(Protocol):
     ) -> Tensor | None:
         """One update on a batch (positions [b] in the training view).
 
-        Returns [4] float64: loss, KL, BCE and attention-transfer parts as weighted. None where the loss or the
-        gradient is not finite; the member ends then.
+        Returns [4] float64: loss, KL, BCE and attention-transfer parts as weighted. None where the loss or
+        the gradient is not finite; the member ends then.
         """
 
     def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
@@ -106,7 +106,8 @@ def train_members(
             for _ in workers:
                 set_up.acquire()
         finally:
-            # What a thread sets holds for itself, and for threads that begin later: these are none of the pack's.
+            # What a thread sets holds for itself, and for threads that begin later: these are none of the
+            # pack's.
             torch.set_num_threads(num_threads)
         while running[0]:
             result = finished.get()
@@ -159,7 +160,8 @@ class _Member:
             raise
         if not test.isfinite().all():  # those of the validation jets were finite when they were the best
             return self._result(
-                "diverged", f"logits of the test jets not finite with the weights of epoch {self.at.best_epoch}"
+                "diverged",
+                f"logits of the test jets not finite with the weights of epoch {self.at.best_epoch}",
             )
         return self._result("done", "", validation, test, self.at.best_state)
 
@@ -211,5 +213,12 @@ class _Member:
     def _result(self, status: str, message: str, *scores_and_state: Any) -> MemberResult:
         at = self.at
         return MemberResult(
-            self.member.name, status, message, at.best_epoch, at.epoch, self._seconds(), at.curves, *scores_and_state
+            self.member.name,
+            status,
+            message,
+            at.best_epoch,
+            at.epoch,
+            self._seconds(),
+            at.curves,
+            *scores_and_state,
         )

@@ -23,7 +23,8 @@ def learning_rate(epoch: int, epochs: int, warmup_epochs: int, peak: float) -> f
 class FlatAdamW:
     """AdamW (Loshchilov & Hutter, ICLR'19) on one flat buffer that a model's parameters become views of.
 
-    parameters, gradient, and both moments are [P], so that one call of the op clips and updates the whole model.
+    parameters, gradient, and both moments are [P], so that one call of the op clips and updates the whole
+    model.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float, clip_norm: float) -> None:

@@ -1,6 +1,7 @@
 """The reference engine: the training step in PyTorch, which specifies what the compiled engines compute.
 
-A member computes on one thread alone, so its bits depend neither on the number of threads nor on its neighbours.
+A member computes on one thread alone, so its bits depend neither on the number of threads nor on its
+neighbours.
 """
 
 from __future__ import annotations
@@ -73,11 +74,18 @@ class _Learner:
 
 
 def member_loss(
-    pack: Pack, member: Member, model: JetTransformer, jets: Tensor, temperature: float, alpha: float, dropout_seed: int
+    pack: Pack,
+    member: Member,
+    model: JetTransformer,
+    jets: Tensor,
+    temperature: float,
+    alpha: float,
+    dropout_seed: int,
 ) -> tuple[Tensor, Tensor]:
     """The loss of one batch (jets [b], positions in the training view), and its parts for the curves.
 
-    α · T² · KL + (1 − α) · BCE + attention_weight · A; the parts [4] are the loss, KL, BCE and A terms as weighted.
+    α · T² · KL + (1 − α) · BCE + attention_weight · A; the parts [4] are the loss, KL, BCE and A terms, as
+    weighted.
     """
     features, offsets = gather(pack.train.features, pack.train.offsets, jets)
     labels, weights = pack.train.labels[jets], pack.train.weights[jets]

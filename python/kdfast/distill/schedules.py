@@ -10,7 +10,7 @@ from kdfast.errors import ConfigError, suggest
 
 __all__ = ["SHAPES", "RunConfig"]
 
-# Progress along a schedule: x in [0, 1] is the share of the epochs done, the value is the share of the way to go.
+# Progress along a schedule: x in [0, 1] is the share of the epochs done, the value the share of the way.
 SHAPES = {
     "linear": lambda x: x,
     "cosine": lambda x: 0.5 * (1.0 - math.cos(math.pi * x)),

@@ -31,9 +31,10 @@ def teacher_targets(
 ) -> Targets:
     """The teacher's logits and pooling-attention summaries for the training view.
 
-    cache_folder: where they are kept between runs, in a file named by the fingerprint of weights and inputs and by the
-    SHA-256 of its own content; one that does not match, or can't be read, is removed and computed anew. Raises
-    StudyError where it can't be written. device: where they are computed; a GPU's are the CPU's but for rounding.
+    cache_folder: where they are kept between runs, in a file named by the fingerprint of weights and inputs
+    and by the SHA-256 of its own content; one that does not match, or can't be read, is removed and computed
+    anew. Raises StudyError where it can't be written. device: where they are computed; a GPU's are the CPU's
+    but for rounding.
     """
     folder = None if cache_folder is None else Path(cache_folder)
     fingerprint = "" if folder is None else _fingerprint(model, view)

@@ -1,7 +1,7 @@
 """The trainer of a pack: K members of one seed on one set of data, targets and batches.
 
-An engine trains the pack; which one, and how it schedules the members, changes no result beyond its accuracy and never
-what a member's neighbours are. `train_pack` picks the engine and yields results as members finish.
+An engine trains the pack; which one, and how it schedules the members, changes no result beyond its accuracy
+and never what a member's neighbours are. `train_pack` picks the engine and yields results as members finish.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def train_pack(
 ) -> Generator[MemberResult, None, None]:
     """Trains a pack; yields each member's result as soon as it is there.
 
-    threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any thread.
-    stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished members yield
-    nothing. checkpoints: where members go on that were begun before, and where they are kept, between two steps, each
-    `interval` seconds and when the pack is ended before them. On the reference and the CPU engine a member that goes on
-    ends in the same bits as one that was never interrupted.
+    threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any
+    thread. stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished
+    members yield nothing. checkpoints: where members go on that were begun before, and where they are kept,
+    between two steps, each `interval` seconds and when the pack is ended before them. On the reference and
+    the CPU engine a member that goes on ends in the same bits as one that was never interrupted.
 
-    Raises BackendError where the pack's device can't be used, or not for a model of its sizes, DataError for a batch
-    whose jets all have weight 0.
+    Raises BackendError where the pack's device can't be used, or not for a model of its sizes, DataError for
+    a batch whose jets all have weight 0.
     """
     weights = scale_weights(pack.train.weights)
     check_batch_weights(weights, pack.seed, pack.recipe.epochs, pack.recipe.batch_size)

@@ -1,7 +1,7 @@
 """The tagger's training step and evaluation as compiled functions of flat parameters.
 
-The specification is models/jet_transformer.py with distill/reference_engine.py's `member_loss`: the same loss and
-gradient, with the same dropout. csrc/encoder/ says how it is computed.
+The specification is models/jet_transformer.py with distill/reference_engine.py's `member_loss`: the same loss
+and gradient, with the same dropout. csrc/encoder/ says how it is computed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,20 @@ MAX_FEATURES = 16
 
 # What `seconds` of Encoder.gradient counts; `Part` in csrc/encoder/encoder.h.
 PARTS = (
-    *("gather", "pack", "dropout", "embed", "norm", "qkv", "attention", "out", "ffn_in", "ffn_out", "pooling", "head"),
+    *(
+        "gather",
+        "pack",
+        "dropout",
+        "embed",
+        "norm",
+        "qkv",
+        "attention",
+        "out",
+        "ffn_in",
+        "ffn_out",
+        "pooling",
+        "head",
+    ),
     *("back_pooling", "back_ffn_out", "back_ffn_in", "back_out", "back_attention", "back_qkv", "back_norm"),
     *("back_weights", "back_embed", "gradient"),
 )
@@ -45,8 +58,8 @@ def unsupported(config: ModelConfig) -> str | None:
 class StepInputs:
     """The training jets: features [M, F] float32, offsets [N + 1] int64, and [N] float32 labels and weights.
 
-    teacher_logits, teacher_entropy, teacher_maximum: [N] float32, or None. Arrays must be contiguous, and stay where
-    they are while an Encoder uses them.
+    teacher_logits, teacher_entropy, teacher_maximum: [N] float32, or None. Arrays must be contiguous, and
+    stay where they are while an Encoder uses them.
     """
 
     features: Tensor
@@ -77,9 +90,9 @@ def _check_array(array: Tensor, dtype: torch.dtype, name: str) -> None:
 class Encoder:
     """One model on flat parameters.
 
-    parameters: [P] float32, in the order of JetTransformer.named_parameters(). running: mean and variance of each
-    BatchNorm, one after the other. Both are shared with the caller. precision: "fp32", or "bf16": operands of the
-    layers' matrix products in bfloat16, everything else in float32.
+    parameters: [P] float32, in the order of JetTransformer.named_parameters(). running: mean and variance of
+    each BatchNorm, one after the other. Both are shared with the caller. precision: "fp32", or "bf16":
+    operands of the layers' matrix products in bfloat16, everything else in float32.
 
     Results do not depend on num_threads. Raises BackendError for sizes that `unsupported` names.
     """
@@ -123,10 +136,10 @@ class Encoder:
     ) -> Tensor:
         """Writes the gradient [P] of a batch (jets: positions [B ≥ 2]), moves the running statistics.
 
-        Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed: the
-        step's. seconds: [len(PARTS)] float64, to which the processor time of each part is added. Raises
-        DataError for a label, weight, temperature or α that can't be and for a model of several classes, ResourceError
-        where memory is lacking.
+        Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed:
+        the step's. seconds: [len(PARTS)] float64, to which the processor time of each part is added. Raises
+        DataError for a label, weight, temperature or α that can't be and for a model of several classes,
+        ResourceError where memory is lacking.
         """
         if self.config.num_classes != 1:
             raise DataError(f"trains models of one logit, this one has {self.config.num_classes}", where="encoder")
@@ -166,12 +179,18 @@ class Encoder:
         return torch.tensor(terms, dtype=torch.float64)
 
     def logits(
-        self, features: Tensor, offsets: Tensor, first: int, count: int, num_threads: int, pooling: bool = False
+        self,
+        features: Tensor,
+        offsets: Tensor,
+        first: int,
+        count: int,
+        num_threads: int,
+        pooling: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
-        features: [M, F] float32, offsets: [B + 1] int64, contiguous. Raises DataError for others, ModelError for
-        features of another model, ResourceError where memory is lacking.
+        features: [M, F] float32, offsets: [B + 1] int64, contiguous. Raises DataError for others, ModelError
+        for features of another model, ResourceError where memory is lacking.
         """
         _check_array(features, torch.float32, "features")
         _check_array(offsets, torch.int64, "offsets")

@@ -25,8 +25,8 @@ def evaluate_model(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(logits [b, C], pooling weights [m], offsets [b + 1] from 0) of one batch of jets after the other.
 
-    features: [M, F] standardised. offsets: [B + 1] int64. reference: by the model's own forward pass, as where the
-    compiled encoder can't take the model. Raises ModelError for features of another model.
+    features: [M, F] standardised. offsets: [B + 1] int64. reference: by the model's own forward pass, as
+    where the compiled encoder can't take the model. Raises ModelError for features of another model.
     """
     model.config.check_features(features)
     if not reference:

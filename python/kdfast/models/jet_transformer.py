@@ -18,8 +18,8 @@ __all__ = ["JetTransformer", "initialise"]
 class JetTransformer(nn.Module):
     """A transformer over the constituents of packed jets: the tagger that serves as teacher, baseline and student.
 
-    Features → dense block per constituent → pre-norm encoder layers → attention pooling → LayerNorm → head (dense
-    block, residual dense block, dense block to half the width, linear).
+    Features → dense block per constituent → pre-norm encoder layers → attention pooling → LayerNorm → head
+    (dense block, residual dense block, dense block to half the width, linear).
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ class JetTransformer(nn.Module):
 
     References
     ----------
-    Vaswani et al., "Attention is all you need", arXiv:1706.03762; Xiong et al., arXiv:2002.04745, for norms that come
-    first.
+    Vaswani et al., "Attention is all you need", arXiv:1706.03762; Xiong et al., arXiv:2002.04745,
+    for norms that come first.
 
     Examples
     --------
@@ -89,7 +89,8 @@ class JetTransformer(nn.Module):
         return_attention : bool
             Whether to return the pooling weights too.
         dropout_seed : int, optional
-            Key of this step's dropout in training mode. By default it is drawn from torch's default generator.
+            Key of this step's dropout in training mode. By default it is drawn from torch's default
+            generator.
 
         Returns
         -------
@@ -127,7 +128,8 @@ class JetTransformer(nn.Module):
 def initialise(model: JetTransformer, seed: int) -> None:
     """The study's initial weights: Xavier-uniform matrices, zero biases, query 0.02 · N(0, 1), norms 1 and 0.
 
-    Random numbers are Philox of (seed, "init", the parameter's number), so they are the same on every machine.
+    Random numbers are Philox of (seed, "init", the parameter's number), so they are the same on every
+    machine.
     """
     for number, (name, parameter) in enumerate(model.named_parameters()):
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Layers of JetTransformer on packed constituents [M, …] with offsets [B + 1].
 
-Dropout takes its decisions from Philox, by a layer's `dropout_seed`; None switches it off. See ops/dropout.py.
+Dropout takes its decisions from Philox, by a layer's `dropout_seed`; None switches it off. See
+ops/dropout.py.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.head_dim, self.p = config.heads, width // config.heads, config.dropout
+        self.heads = config.heads
+        self.head_dim = width // config.heads
+        self.p = config.dropout
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -76,14 +79,16 @@ class EncoderLayer(nn.Module):
 class PoolingAttention(nn.Module):
     """One learned query attends over a jet's constituents: softmax(q·k / √d) v per head, then a projection.
 
-    Returns the pooled rows [B, width] (an empty jet's: the projection's bias) and the weights [M], averaged over heads,
-    before dropout; they sum to 1 over a jet's constituents.
+    Returns the pooled rows [B, width] (an empty jet's: the projection's bias) and the weights [M], averaged
+    over heads, before dropout; they sum to 1 over a jet's constituents.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.head_dim, self.p = config.pooling_heads, width // config.pooling_heads, config.dropout
+        self.heads = config.pooling_heads
+        self.head_dim = width // config.pooling_heads
+        self.p = config.dropout
         self.query = nn.Parameter(torch.empty(width))
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)

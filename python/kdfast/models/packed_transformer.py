@@ -31,8 +31,8 @@ def dropout_seeds(seed: int, layers: int) -> list[int]: ...
 @overload
 def dropout_seeds(seed: UInt64s, layers: int) -> list[UInt64s]: ...
 def dropout_seeds(seed: Any, layers: int) -> list[Any]:
-    """The keys of a step's dropout in the order of use, for the step's key `seed`, or for each of an array of them;
-    JetTransformer's own."""
+    """The keys of a step's dropout in the order of use, for the step's key `seed`, or for each of an array of
+    them; JetTransformer's own."""
     embed, pool, *dense = (fold_seed(fold_seed(seed, place), 0) for place in range(5))
     encoder = [fold_seed(fold_seed(seed, 5 + layer), part) for layer in range(layers) for part in range(4)]
     return [embed, *encoder, pool, *dense]
@@ -41,9 +41,9 @@ def dropout_seeds(seed: Any, layers: int) -> list[Any]:
 class PackedTransformer:
     """K members on flat buffers.
 
-    parameters: [K, P], each row in the order of JetTransformer.parameters(). running: [K, R], mean and variance of each
-    BatchNorm, as models/flat.py has them. Both are shared with the caller. precision: "fp32" (the parameters' own), or
-    "bf16": operands of the matrix products in bfloat16.
+    parameters: [K, P], each row in the order of JetTransformer.parameters(). running: [K, R], mean and
+    variance of each BatchNorm, as models/flat.py has them. Both are shared with the caller. precision: "fp32"
+    (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ class Preparation:
     view : str
         "offline" or "hlt".
     hlt : str, HLTConfig or None
-        Preset or numbers of the emulation; None where the HLT jets came from a real trigger, which are then to be given
-        as they are.
+        Preset or numbers of the emulation; None where the HLT jets came from a real trigger, which are then
+        to be given as they are.
     hlt_seed : int
         Of the emulation's random numbers.
     max_constituents : int or None
@@ -142,8 +142,8 @@ class Tagger:
         jets : PackedJets
             B jets as `kdfast.load_jets` gives them.
         prepared : bool
-            Whether the jets are already as the model's view has them, as a real trigger's are. The model's HLT
-            emulation or offline threshold is then not applied.
+            Whether the jets are already as the model's view has them, as a real trigger's are. The model's
+            HLT emulation or offline threshold is then not applied.
 
         Returns
         -------

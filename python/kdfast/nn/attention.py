@@ -23,8 +23,8 @@ class ConstituentAttention(JetModule):
     Parameters
     ----------
     width : int
-        Features of a constituent, a multiple of heads. width / heads of 8, 16, 24, 32 or 64 runs the compiled kernel,
-        any other the reference, with a warning.
+        Features of a constituent, a multiple of heads. width / heads of 8, 16, 24, 32 or 64 runs the compiled
+        kernel, any other the reference, with a warning.
     heads : int
         Attention heads.
     dropout : float
@@ -60,7 +60,9 @@ class ConstituentAttention(JetModule):
     ) -> None:
         check_sizes("ConstituentAttention", dropout, width=width, heads=heads)
         super().__init__()
-        self.width, self.heads, self.dropout = width, heads, dropout
+        self.width = width
+        self.heads = heads
+        self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width, bias, device=device, dtype=dtype)
         self.out = nn.Linear(width, width, bias, device=device, dtype=dtype)
         self.reset_parameters()

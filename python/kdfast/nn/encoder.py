@@ -26,8 +26,8 @@ class EncoderBlock(JetModule):
     With norm_first: x + attention(norm1(x)), then x + ffn(norm2(x)); otherwise norm1(x + attention(x)), then
     norm2(x + ffn(x)). ffn(x) = ffn_out(activation(ffn_in(x))).
 
-    It takes packed and padded constituents, see `forward`. Its parameters have the names of an encoder layer of
-    JetTransformer, and the same seed gives the same numbers. load_state_dict also takes the names of
+    It takes packed and padded constituents, see `forward`. Its parameters have the names of an encoder layer
+    of JetTransformer, and the same seed gives the same numbers. load_state_dict also takes the names of
     torch.nn.TransformerEncoderLayer.
 
     Parameters
@@ -39,8 +39,8 @@ class EncoderBlock(JetModule):
     ffn : int
         Hidden width of the feed-forward network.
     dropout : float
-        Probability in [0, 1), in training mode: of attention weights (by fold_seed(seed, 0)), the attention's output
-        (1), hidden activations (2) and the network's output (3).
+        Probability in [0, 1), in training mode: of attention weights (by fold_seed(seed, 0)), the attention's
+        output (1), hidden activations (2) and the network's output (3).
     norm_first : bool
         Whether the norms come before attention and network.
     activation : str
@@ -96,8 +96,12 @@ class EncoderBlock(JetModule):
             hint = suggest(str(activation), list(_ACTIVATIONS))
             raise ConfigError(f"unknown activation {activation!r}", where="EncoderBlock", hint=hint)
         super().__init__()
-        self.width, self.heads, self.ffn, self.dropout = width, heads, ffn, dropout
-        self.norm_first, self.activation = norm_first, activation
+        self.width = width
+        self.heads = heads
+        self.ffn = ffn
+        self.dropout = dropout
+        self.norm_first = norm_first
+        self.activation = activation
         self.norm1 = nn.LayerNorm(width, eps, bias=bias, device=device, dtype=dtype)
         self.qkv = nn.Linear(width, 3 * width, bias, device=device, dtype=dtype)
         self.out = nn.Linear(width, width, bias, device=device, dtype=dtype)

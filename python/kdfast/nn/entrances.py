@@ -19,8 +19,8 @@ _TAIL = 16  # rows of padding that form one jet under torch.compile: attention c
 class JetModule(nn.Module):
     """A module from constituents [M, width] to constituents [M, width], with a padded entrance.
 
-    Subclasses set width, heads and dropout, compute `_packed`, and name in `_torch_names` the prefixes of torch.nn's
-    parameters.
+    Subclasses set width, heads and dropout, compute `_packed`, and name in `_torch_names` the prefixes of
+    torch.nn's parameters.
     """
 
     width: int
@@ -46,13 +46,15 @@ class JetModule(nn.Module):
         offsets : Tensor [B + 1], int64
             Where each jet begins. A jet may be empty.
         mask : Tensor [B, N], bool
-            True for a constituent. The values in padding, NaN included, are never read, and the result is zero there.
+            True for a constituent. The values in padding, NaN included, are never read, and the result is
+            zero there.
         pair_bias : Tensor, optional
-            Added to the scores of (query, key): for packed constituents [heads, Σ n²], each jet's n × n block after the
-            other; for padded ones [B, heads, N, N], whose packing breaks the graph of torch.compile.
+            Added to the scores of (query, key): for packed constituents [heads, Σ n²], each jet's n × n block
+            after the other; for padded ones [B, heads, N, N], whose packing breaks the graph of
+            torch.compile.
         seed : int or Tensor [], int64, optional
-            Key of this call's dropout in training mode. By default it is drawn from torch's default generator. Each
-            layer of a stack needs its own: `kdfast.ops.philox.fold_seed(seed, layer)`.
+            Key of this call's dropout in training mode. By default it is drawn from torch's default
+            generator. Each layer of a stack needs its own: `kdfast.ops.philox.fold_seed(seed, layer)`.
 
         Returns
         -------

@@ -8,4 +8,10 @@ from kdfast.ops.constituent_attention import (
 from kdfast.ops.distill_loss import distill_loss
 from kdfast.ops.dropout import dropout
 
-__all__ = ["constituent_attention", "constituent_attention_qkvpacked", "distill_loss", "dropout", "padded_attention"]
+__all__ = [
+    "constituent_attention",
+    "constituent_attention_qkvpacked",
+    "distill_loss",
+    "dropout",
+    "padded_attention",
+]

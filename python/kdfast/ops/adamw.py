@@ -1,6 +1,7 @@
 """Gradient clipping and AdamW over flat parameters [K, P], in place.
 
-Per member k, with its step count n (Loshchilov & Hutter, ICLR'19; clipping as torch.nn.utils.clip_grad_norm_ does it):
+Per member k, with its step count n (Loshchilov & Hutter, ICLR'19; clipping as torch.nn.utils.clip_grad_norm_
+does it):
     g = gradient · min(1, clip_norm / (‖gradient‖ + 1e-6))
     m = β₁ m + (1 − β₁) g;   v = β₂ v + (1 − β₂) g²
     θ = (1 − η λ) θ − η / (1 − β₁ⁿ) · m / (√v / √(1 − β₂ⁿ) + ε)

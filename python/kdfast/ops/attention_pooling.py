@@ -1,8 +1,9 @@
 """Pooling of a jet's constituents by one learned query, for K members at once, without keys or values.
 
-With k = W_k x + b_k the query's score of a constituent is q·k = (W_kᵀ q)·x + q·b_k, whose last term is the same for
-all of a jet and drops out of the softmax; and Σ_t w_t (W_v x_t + b_v) = W_v Σ_t w_t x_t + b_v Σ_t w_t. So each head
-needs only its direction u = W_kᵀ q / √d, and gives the weighted sum of the constituents and the sum of the weights:
+With k = W_k x + b_k the query's score of a constituent is q·k = (W_kᵀ q)·x + q·b_k, whose last term is the
+same for all of a jet and drops out of the softmax; and Σ_t w_t (W_v x_t + b_v) = W_v Σ_t w_t x_t + b_v Σ_t
+w_t. So each head needs only its direction u = W_kᵀ q / √d, and gives the weighted sum of the constituents and
+the sum of the weights:
 
     w = softmax over a jet of x·u,    w̃ = D(w),    pooled = Σ_t w̃_t x_t,    kept = Σ_t w̃_t,
 
@@ -93,7 +94,10 @@ class _AttentionPooling(torch.autograd.Function):
         members, jets, _, heads, width, *_ = ctx.scalars
         if grad_pooled is None:
             grad_pooled = x.new_zeros(members, jets, heads, width)
-        grads = [gpu.aligned(grad_pooled), *(g if g is None else g.contiguous() for g in (grad_kept, grad_attention))]
+        grads = [
+            gpu.aligned(grad_pooled),
+            *(g if g is None else g.contiguous() for g in (grad_kept, grad_attention)),
+        ]
         grad_x, grad_direction, grad_weights = map(torch.empty_like, (x, direction, weights))
         partial = x.new_empty(members, backend.cuda_module().attention_pooling_partials(jets), heads, width)
         inputs = (x, direction, offsets, seed, pooled, kept, weights, *grads)

@@ -1,8 +1,9 @@
 """Which implementation of an op runs: the compiled CPU kernels, the CUDA kernels, or the PyTorch reference.
 
-The choice is made per call. By itself an op takes the compiled kernels of the tensors' device and falls back to the
-reference, with one warning per op and reason. `KDFAST_BACKEND` or `with kdfast.backend(...)` force one: "reference", or
-the kernels of "cpu" or "cuda", where a call on tensors of that device is an error rather than to fall back.
+The choice is made per call. By itself an op takes the compiled kernels of the tensors' device and falls back
+to the reference, with one warning per op and reason. `KDFAST_BACKEND` or `with kdfast.backend(...)` force
+one: "reference", or the kernels of "cpu" or "cuda", where a call on tensors of that device is an error rather
+than to fall back.
 """
 
 import importlib
@@ -42,7 +43,8 @@ _cuda, why_no_cuda = _load("kdfast._cuda", "a build with nvcc ≥ 12.8 and KDFAS
 if _cuda is not None:
     why_no_cuda = _cuda.why_unusable()
 
-# The device whose tensors the CUDA kernels take. Tests that run their sources on a CPU (kdfast._emu) put "cpu" here.
+# The device whose tensors the CUDA kernels take. Tests that run their sources on a CPU (kdfast._emu) put
+# "cpu" here.
 cuda_device_type = "cuda"
 
 
@@ -75,9 +77,9 @@ def backend(name: str) -> Iterator[None]:
     Parameters
     ----------
     name : str
-        "reference": the PyTorch reference of every op. "cpu" or "cuda": the compiled kernels for tensors of that device;
-        a call that they can't take raises BackendError instead of running the reference. Tensors of another device, and
-        float64, which only the references take, run as they do otherwise.
+        "reference": the PyTorch reference of every op. "cpu" or "cuda": the compiled kernels for tensors of
+        that device; a call that they can't take raises BackendError instead of running the reference. Tensors
+        of another device, and float64, which only the references take, run as they do otherwise.
 
     Raises
     ------
@@ -128,9 +130,9 @@ def _why_no_code(gpu: int | None) -> str | None:
 def choose(op: str, device_type: str, unsupported: str | None = None, gpu: int | None = None) -> str:
     """The implementation for one call: "cpu" or "cuda" (compiled), or "reference".
 
-    device_type, gpu: the tensors' `device.type` and `.index`. unsupported: why the kernel can't take this call (None:
-    it can). A fall-back that the user did not ask for warns once per op and reason; it raises BackendError where these
-    kernels are forced.
+    device_type, gpu: the tensors' `device.type` and `.index`. unsupported: why the kernel can't take this
+    call (None: it can). A fall-back that the user did not ask for warns once per op and reason; it raises
+    BackendError where these kernels are forced.
     """
     name = forced()
     if name == "reference":

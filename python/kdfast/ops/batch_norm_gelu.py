@@ -1,8 +1,8 @@
 """What follows the matrix of a dense block, for K members at once: D(GELU(BatchNorm(y))), D: dropout.
 
-BatchNorm (Ioffe & Szegedy, ICML'15) over the rows that are there: constituents or jets. In training the batch's mean
-and (biased) variance, and running statistics that move by a tenth towards the batch's, of the variance the unbiased
-one; otherwise, and where there is one row only, the running statistics.
+BatchNorm (Ioffe & Szegedy, ICML'15) over the rows that are there: constituents or jets. In training the
+batch's mean and (biased) variance, and running statistics that move by a tenth towards the batch's, of the
+variance the unbiased one; otherwise, and where there is one row only, the running statistics.
 """
 
 from __future__ import annotations

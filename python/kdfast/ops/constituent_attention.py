@@ -4,8 +4,9 @@ For a jet with n constituents, and each head:
 
     s_ij = scale · q_i · k_j + bias_ij,   P = softmax over j,   out_i = Σ_j P̃_ij v_j,
 
-where P̃ is P after dropout: Philox at the counter (jet's position in the batch, head, i, j // 8), see ops/philox.py.
-lse_i = log Σ_j exp(s_ij) is all that is kept of the scores; the backward pass computes them again.
+where P̃ is P after dropout: Philox at the counter (jet's position in the batch, head, i, j // 8), see
+ops/philox.py. lse_i = log Σ_j exp(s_ij) is all that is kept of the scores; the backward pass computes them
+again.
 """
 
 import math
@@ -47,8 +48,9 @@ def constituent_attention(
     Parameters
     ----------
     q, k, v : Tensor [M, H, d] or [K, M, H, d]
-        M constituents, H heads, d features per head; K members that share the jets. Any strides are read in place if
-        the last dimension is contiguous. float32, bfloat16, float16; float64 runs the PyTorch reference.
+        M constituents, H heads, d features per head; K members that share the jets. Any strides are read in
+        place if the last dimension is contiguous. float32, bfloat16, float16; float64 runs the PyTorch
+        reference.
     offsets : Tensor [B + 1], int64
         Where each jet begins; the last is M. A jet may be empty.
     bias : Tensor [H, Σ n²] or [K, H, Σ n²], optional
@@ -58,8 +60,8 @@ def constituent_attention(
     dropout_p : float
         Probability in [0, 1) that an attention weight is dropped, rounded to 1/65536.
     seed : int or Tensor [], int64
-        Key of the dropout, 64 bits: use one for each call (`kdfast.ops.philox.derive_seed`). All members draw the same
-        mask.
+        Key of the dropout, 64 bits: use one for each call (`kdfast.ops.philox.derive_seed`). All members draw
+        the same mask.
 
     Returns
     -------
@@ -82,8 +84,8 @@ def constituent_attention(
 
     References
     ----------
-    Vaswani et al., "Attention is all you need", arXiv:1706.03762. Dao, "FlashAttention-2", arXiv:2307.08691, for the
-    backward pass from log-sum-exp.
+    Vaswani et al., "Attention is all you need", arXiv:1706.03762. Dao, "FlashAttention-2",
+    arXiv:2307.08691, for the backward pass from log-sum-exp.
 
     Examples
     --------
@@ -109,8 +111,8 @@ def constituent_attention_qkvpacked(
 ) -> Tensor:
     """`constituent_attention` of q, k and v that lie side by side in one tensor, as one projection gives them.
 
-    Its result has the bits of `constituent_attention(*qkv.unbind(-3), ...)`. The backward pass writes one gradient of
-    qkv, where autograd would copy three into one, which moves as much memory as attention itself.
+    Its result has the bits of `constituent_attention(*qkv.unbind(-3), ...)`. The backward pass writes one
+    gradient of qkv, where autograd would copy three into one, which moves as much memory as attention itself.
 
     Parameters
     ----------
@@ -156,8 +158,8 @@ def padded_attention(
 ) -> Tensor:
     """`constituent_attention` for padded jets.
 
-    Padding gets zeros and zero gradients, and so does a jet without constituents. The values in padding, NaN included,
-    are never read. Dropout counts only the constituents that exist.
+    Padding gets zeros and zero gradients, and so does a jet without constituents. The values in padding, NaN
+    included, are never read. Dropout counts only the constituents that exist.
 
     Parameters
     ----------
@@ -288,7 +290,13 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tens
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, call: AttentionCall, grads: Sequence[Tensor]
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    call: AttentionCall,
+    grads: Sequence[Tensor],
 ) -> Tensor | None:
     """Writes the gradients of q, k and v to grads, by a kernel or the reference; returns that of the bias."""
     kernel = kernel_of(q)
@@ -342,7 +350,8 @@ class _EagerAttention(torch.autograd.Function):
         return None, dbias, None, None, None, *grads
 
 
-# The seed of the registered ops is a tensor (none without dropout), so that compiled code takes another one every step.
+# The seed of the registered ops is a tensor (none without dropout), so that compiled code takes another one
+# every step.
 
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:

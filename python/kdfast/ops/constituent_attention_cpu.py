@@ -32,7 +32,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tenso
 
 
 def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, call: AttentionCall, grads: Sequence[Tensor]
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    call: AttentionCall,
+    grads: Sequence[Tensor],
 ) -> Tensor | None:
     """Writes the gradients of q, k and v to grads; returns that of the bias, float32."""
     call = call._replace(offsets=call.offsets.contiguous())

@@ -25,8 +25,9 @@ class _Seen(NamedTuple):
     pairs: int  # Σ n²
 
 
-# A batch's offsets pass through many layers, forward and backward: the host waits for one look at them. The kernels'
-# list of work is made at each call: a replayed graph may have written other offsets, of which no version tells.
+# A batch's offsets pass through many layers, forward and backward: the host waits for one look at them. The
+# kernels' list of work is made at each call: a replayed graph may have written other offsets, of which no
+# version tells.
 _seen = WeakTensorKeyDictionary()
 
 
@@ -48,8 +49,8 @@ def look(offsets: Tensor, constituents: int) -> int | None:
 def make_plan(offsets: Tensor, constituents: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(the kernels' list of work, a report: whether it can be, the last offset, Σ n²). Waits for nothing.
 
-    The last offset may be less than constituents; the rows behind it are padding. Offsets that can't be, or that want
-    more of the bias than there is, make NaN of all results.
+    The last offset may be less than constituents; the rows behind it are padding. Offsets that can't be, or
+    that want more of the bias than there is, make NaN of all results.
     """
     jets = len(offsets) - 1
     size = backend.cuda_module().constituent_attention_plan_bytes(jets, constituents)
@@ -87,7 +88,15 @@ def _scalars(q: Tensor, call: AttentionCall) -> tuple[tuple[int, ...], int, floa
     bias = call.bias
     bias_members, pairs = (1, 0) if bias is None else (bias.shape[0] if bias.dim() == 3 else 1, bias.shape[-1])
     return (
-        (len(call.offsets) - 1, q.shape[-3], q.shape[0] if q.dim() == 4 else 1, heads, d, bias_members, pairs),
+        (
+            len(call.offsets) - 1,
+            q.shape[-3],
+            q.shape[0] if q.dim() == 4 else 1,
+            heads,
+            d,
+            bias_members,
+            pairs,
+        ),
         DTYPE_CODES[q.dtype],
         call.scale,
         0 if isinstance(call.seed, Tensor) else call.seed & 0xFFFFFFFFFFFFFFFF,

@@ -4,15 +4,16 @@ For one jet with student logits s, teacher logits t and label y, at temperature 
 
     l = α · T² · KL(p ‖ q) + (1 − α) · CE(s, y)          p = softmax(t / T), q = softmax(s / T)
 
-One logit (C = 1) stands for two classes with logits (0, s): KL is between Bern(σ(t / T)) and Bern(σ(s / T)), CE is the
-binary cross-entropy, and y may be anything in [0, 1]. A member's loss is the weighted mean Σ w·l / Σ w over the jets.
+One logit (C = 1) stands for two classes with logits (0, s): KL is between Bern(σ(t / T)) and Bern(σ(s / T)),
+CE is the binary cross-entropy, and y may be anything in [0, 1]. A member's loss is the weighted mean Σ w·l /
+Σ w over the jets.
 
 Its gradient by s is w / Σ w · [α · T · (q − p) + (1 − α) · (softmax(s) − y)].
 
-Two routes lead to the kernels. The raw op, `torch.ops.kdfast.distill_loss`, is registered with PyTorch: trainers call
-it, and calls that are traced or watched go through it. Any other call goes through an autograd.Function, because the
-autograd of a registered op takes several times as long on a small batch: `kdfast bench -k "autograd or registered"`
-shows both.
+Two routes lead to the kernels. The raw op, `torch.ops.kdfast.distill_loss`, is registered with PyTorch:
+trainers call it, and calls that are traced or watched go through it. Any other call goes through an
+autograd.Function, because the autograd of a registered op takes several times as long on a small batch:
+`kdfast bench -k "autograd or registered"` shows both.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,17 +72,18 @@ def distill_loss(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Loss of knowledge distillation: the mean of α · T² · KL(teacher ‖ student) + (1 − α) · CE(student, label).
 
-    One call serves K members, each with its own temperature T and mixing weight α. Loss and gradient are computed in
-    one pass and are finite for T in [0.05, 100] and |logit| ≤ 1e4. The same call gives the same bits for any number of
-    threads.
+    One call serves K members, each with its own temperature T and mixing weight α. Loss and gradient are
+    computed in one pass and are finite for T in [0.05, 100] and |logit| ≤ 1e4. The same call gives the same
+    bits for any number of threads.
 
     Parameters
     ----------
     student_logits : Tensor [K, B, C], or [B, C] for one member
-        C = 1 is a binary tagger. float32; bfloat16 and float16, computed in float32; float64, by the PyTorch reference.
+        C = 1 is a binary tagger. float32; bfloat16 and float16, computed in float32; float64, by the PyTorch
+        reference.
     teacher_logits : Tensor [B, C] or [K, B, C], or None
-        [B, C] serves all members. No gradient reaches it. It is not read for members whose α is 0 (NaN is harmless
-        there), and may be None where every α is 0.
+        [B, C] serves all members. No gradient reaches it. It is not read for members whose α is 0 (NaN is
+        harmless there), and may be None where every α is 0.
     labels : Tensor [B]
         Classes 0 … C − 1, integers; for C = 1, integers or floats in [0, 1].
     temperature : float, or [K]
@@ -98,8 +100,8 @@ def distill_loss(
     loss : Tensor [K], or [] for [B, C] logits
         float32, or float64 for float64 logits.
     terms : Tensor [K, 2] or [2]
-        Only with return_terms, and without gradient: the weighted means of T² · KL (0 where α is 0) and of CE, so that
-        loss = α · terms[:, 0] + (1 − α) · terms[:, 1].
+        Only with return_terms, and without gradient: the weighted means of T² · KL (0 where α is 0) and of
+        CE, so that loss = α · terms[:, 0] + (1 − α) · terms[:, 1].
 
     Raises
     ------
@@ -110,8 +112,8 @@ def distill_loss(
 
     References
     ----------
-    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531. T² keeps the size of the
-    gradient independent of T.
+    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531. T²
+    keeps the size of the gradient independent of T.
 
     Examples
     --------
@@ -130,7 +132,8 @@ def distill_loss(
     members = student_logits.shape[0] if student_logits.dim() == 3 else 1
     device = student_logits.device
     eager = is_eager(student_logits)
-    # A traced tensor must not outlive its trace, nor may one that a GPU's stream has yet to fill be read by another.
+    # A traced tensor must not outlive its trace, nor may one that a GPU's stream has yet to fill be read by
+    # another.
     constant = _cached_constant if eager and student_logits.is_cpu else _constant
     t = _per_member(temperature, members, device, constant, "temperature")
     a = _per_member(alpha, members, device, constant, "alpha")
@@ -170,8 +173,8 @@ def _per_member(
 class _EagerLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, inputs: LossInputs, want_terms: bool) -> Any:
-        # The gradient of 16-bit logits stays in float32 until it is scaled: a mean over many jets divides it by their
-        # number, which float16 may not hold before a loss scaler's factor is on it.
+        # The gradient of 16-bit logits stays in float32 until it is scaled: a mean over many jets divides it
+        # by their number, which float16 may not hold before a loss scaler's factor is on it.
         grad_dtype = torch.float32 if student.element_size() == 2 else student.dtype
         loss, grad, terms = _run(student, inputs, grad_dtype, want_terms)
         ctx.dtype = student.dtype
@@ -224,8 +227,8 @@ def _run_refused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """_run where a kernel has refused values: raises for those out of range.
 
-    Else the sum of the weights is beyond what it takes (2^−100 … 2^100); they are scaled by a power of 2, which changes
-    nothing but rounding.
+    Else the sum of the weights is beyond what it takes (2^−100 … 2^100); they are scaled by a power of 2,
+    which changes nothing but rounding.
     """
     weights = inputs.weights
     check_values(inputs.teacher, inputs.labels, student.shape[-1], inputs.temperature, inputs.alpha, weights)

@@ -11,7 +11,9 @@ from kdfast.ops.arrays import DTYPE_CODES, check_device
 __all__ = ["LossInputs", "run_cpu", "run_cuda", "why_unsupported"]
 
 _LABELS = (torch.float32, torch.int64)  # that kernels read
-_MAX_CLASSES, _MAX_CLASSES_CUDA = 128, 1024  # of the kernels (kMaxClasses in csrc/distill_loss/distill_loss*.h)
+# Of the kernels: kMaxClasses in csrc/distill_loss/distill_loss*.h
+_MAX_CLASSES = 128
+_MAX_CLASSES_CUDA = 1024
 
 
 class LossInputs(NamedTuple):

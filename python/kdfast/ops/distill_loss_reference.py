@@ -19,8 +19,8 @@ def distill_loss_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification, in float64: (loss [K], grad like student_logits, terms [K, 2]), as the raw op gives them.
 
-    terms: the weighted means of T² · KL (0 where α = 0, whatever the teacher) and of CE; loss = α · terms[:, 0] +
-    (1 − α) · terms[:, 1]. grad: of each member's own loss, empty where grad_dtype is None.
+    terms: the weighted means of T² · KL (0 where α = 0, whatever the teacher) and of CE, so that
+    loss = α · terms[:, 0] + (1 − α) · terms[:, 1]. grad: of each member's own loss, empty where grad_dtype is None.
     """
     classes = student_logits.shape[-1]
     check_values(teacher_logits, labels, classes, temperature, alpha, weights)
@@ -36,10 +36,14 @@ def distill_loss_reference(
     w = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
     w = w / w.max()  # their sum may be more than the largest float64
     w = w / w.sum()
-    T, a = temperature[:, None, None], alpha[:, None, None]
+    T = temperature[:, None, None]
+    a = alpha[:, None, None]
 
-    log_p, log_q, log_s = torch.log_softmax(t / T, -1), torch.log_softmax(s / T, -1), torch.log_softmax(s, -1)
-    p, q = log_p.exp(), log_q.exp()
+    log_p = torch.log_softmax(t / T, -1)
+    log_q = torch.log_softmax(s / T, -1)
+    log_s = torch.log_softmax(s, -1)
+    p = log_p.exp()
+    q = log_q.exp()
     kd = (T**2 * p * (log_p - log_q)).sum(-1)
     ce = -(y * log_s).sum(-1)
     terms = torch.stack([(w * kd).sum(-1), (w * ce).sum(-1)], -1)
@@ -54,7 +58,12 @@ def distill_loss_reference(
 
 
 def check_values(
-    teacher: Tensor | None, labels: Tensor, classes: int, temperature: Tensor, alpha: Tensor, weights: Tensor | None
+    teacher: Tensor | None,
+    labels: Tensor,
+    classes: int,
+    temperature: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None,
 ) -> None:
     """Raises for the first value that is out of range. (The kernel checks in passing; this then names the fault.)"""
     k = _first(~((temperature > 0) & temperature.isfinite()))

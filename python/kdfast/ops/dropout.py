@@ -1,7 +1,8 @@
 """Dropout with a mask that is a function of seed and position, so that every backend draws the same one.
 
-y = x · keep / (1 − p), with keep from Philox at the counter (jet's position in the batch, 0, constituent within the
-jet, feature // 8). The backward pass is the same operation on the gradient: nothing but the seed is kept for it.
+y = x · keep / (1 − p), with keep from Philox at the counter (jet's position in the batch, 0, constituent
+within the jet, feature // 8). The backward pass is the same operation on the gradient: nothing but the seed
+is kept for it.
 """
 
 from typing import Any

@@ -17,9 +17,9 @@ Scalar = int | float | tuple[int, ...]
 def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *scalars: Scalar) -> None:
     """Starts an op of kdfast._cuda on the current stream of its tensors' device, which is that of the first output.
 
-    Tensors are contiguous, or of strides that the scalars tell. The arguments' order is that of the op's binding
-    (csrc/bindings/gpu/): inputs, outputs, scalars. The kernels have not necessarily run when this returns. Raises
-    DataError for an input of another device.
+    Tensors are contiguous, or of strides that the scalars tell. The arguments' order is that of the op's
+    binding (csrc/bindings/gpu/): inputs, outputs, scalars. The kernels have not necessarily run when this
+    returns. Raises DataError for an input of another device.
     """
     assert outputs[0] is not None
     module, device = backend.cuda_module(), outputs[0].device
@@ -33,7 +33,8 @@ def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | No
 def takes(op: str, x: Tensor, unsupported: str | None = None) -> bool:
     """Whether the CUDA kernel of an op that has no CPU kernel runs for x (and like tensors); the reference otherwise.
 
-    Of float64, and on other devices, that is as it should be and warns of nothing. unsupported: as for backend.choose.
+    Of float64, and on other devices, that is as it should be and warns of nothing. unsupported: as for
+    backend.choose.
     """
     if x.dtype == torch.float64 or x.device.type != backend.cuda_device_type:
         return False

@@ -1,8 +1,9 @@
 """Memory for the results of ops, kept between calls.
 
-glibc hands large blocks back to the system as soon as they are free, and the next call then pays for every page of them
-again: a page fault takes as long as reading some four kilobytes ten times. So blocks from which every tensor is gone
-wait here for the next call that needs one, as those of CUDA tensors do in PyTorch's own allocator.
+glibc hands large blocks back to the system as soon as they are free, and the next call then pays for every
+page of them again: a page fault takes as long as reading some four kilobytes ten times. So blocks from which
+every tensor is gone wait here for the next call that needs one, as those of CUDA tensors do in PyTorch's own
+allocator.
 """
 
 import math

@@ -22,7 +22,8 @@ def packed_attention(
 ) -> Tensor:
     """[K, M, H, d]: attention within each jet, as constituent_attention_qkvpacked has it, zeros in the padding.
 
-    qkv: [K, M, 3, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for this call.
+    qkv: [K, M, 3, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for
+    this call.
     """
     if not _takes_kernel(qkv):
         return packed_attention_reference(qkv, rows, dropout)

@@ -1,8 +1,8 @@
 """Rows of K members' features [K, M, D], as the ops of the lock-step engine (distill/cuda_engine.py) take them.
 
-All members see the same jets, so one description serves them. The capacity M is fixed, so that a step may be captured
-once and replayed; the rows behind a batch's last one are padding: ops never let what stands there reach a result, and
-write zeros.
+All members see the same jets, so one description serves them. The capacity M is fixed, so that a step may be
+captured once and replayed; the rows behind a batch's last one are padding: ops never let what stands there
+reach a result, and write zeros.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["Dropout", "PackedRows", "drop_reference", "wide"]
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """count: [1], the rows that are there. jet, position: [M], a row's jet (its place in the batch), and which of the
-    jet's constituents it is (0 for rows that are jets themselves). offsets: [B + 1], where each jet begins; the last
-    one is count. All int64, on the features' device.
+    """count: [1], the rows that are there. jet, position: [M], a row's jet (its place in the batch), and
+    which of the jet's constituents it is (0 for rows that are jets themselves). offsets: [B + 1], where each
+    jet begins; the last one is count. All int64, on the features' device.
     """
 
     count: Tensor

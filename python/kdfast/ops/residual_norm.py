@@ -35,8 +35,8 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """(x', n), both [K, M, D], differentiable.
 
-    x: [K, M, D], float32. y: [K, M, D] and bias [K, D], or None: x' is x. gamma, beta: [K, D], or None: n is x' too.
-    dtype: of n (None: x's); y may be of it too.
+    x: [K, M, D], float32. y: [K, M, D] and bias [K, D], or None: x' is x. gamma, beta: [K, D], or None: n is
+    x' too. dtype: of n (None: x's); y may be of it too.
     """
     if y is None or bias is None:
         y = bias = None
@@ -123,7 +123,14 @@ class _ResidualNorm(torch.autograd.Function):
         grad_gamma, grad_beta, grad_bias = grad_vectors
         needs = ctx.needs_input_grad
         vectors = (grad_bias, grad_gamma, grad_beta)
-        return grad_x, grad_y, *(v if n else None for v, n in zip(vectors, needs[2:5], strict=True)), None, None, None
+        return (
+            grad_x,
+            grad_y,
+            *(v if n else None for v, n in zip(vectors, needs[2:5], strict=True)),
+            None,
+            None,
+            None,
+        )
 
 
 def residual_norm_reference(

@@ -39,8 +39,8 @@ def direct_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 def variable_reader(name: str) -> Callable[[], str | None]:
     """A function that returns an environment variable, None where it is not set.
 
-    os.environ.get raises and catches an exception where it is not set, which shows on small batches; the dictionary
-    behind it just answers.
+    os.environ.get raises and catches an exception where it is not set, which shows on small batches; the
+    dictionary behind it just answers.
     """
     variables = getattr(os.environ, "_data", None)
     encode = getattr(os.environ, "encodekey", None)
