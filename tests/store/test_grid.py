@@ -1,5 +1,6 @@
 """Grids and the names of runs."""
 
+import doctest
 from collections import Counter
 
 import pytest
@@ -8,7 +9,12 @@ from hypothesis import strategies as st
 
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError
+from kdfast.store import grid as module
 from kdfast.store.grid import grid
+
+
+def test_the_examples_of_the_docstring():
+    assert doctest.testmod(module) == (0, 3)  # failed, attempted
 
 
 def test_study_grid_is_the_published_one():
@@ -51,7 +57,7 @@ def test_own_lists():
     ("arguments", "message"),
     [
         ({"preset": "stdy"}, "grid: unknown preset 'stdy'\ndid you mean 'study'?"),
-        ({"preset": "study", "alpha": [0.5]}, "a preset or lists"),
+        ({"preset": "study", "alpha": [0.5]}, "a preset or lists, not both"),
         ({}, "needs a preset, or both temperature and alpha"),
         ({"temperature": [3]}, "both temperature and alpha"),
         ({"temperature": [], "alpha": [0.5]}, "grid: has no configuration"),

@@ -90,7 +90,8 @@ def _first_fault(error: ValidationError | TypeError) -> str:
         return str(error)
     fault = error.errors()[0]
     name = ".".join(map(str, fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
+    cause = fault.get("ctx", {}).get("error")
+    message = fault["msg"] if cause is None else str(cause)
     return f"{name}: {message}" if name else message
 
 

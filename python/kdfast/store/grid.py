@@ -28,7 +28,7 @@ GRIDS: dict[str, _Lists] = {
         "temperature_final": (1.0, 2.0),
         "alpha_final": (0.1, 0.3),
     },
-    # What its authors wanted next: higher temperatures, α up to 1, finer steps. 378 configurations, with the 132.
+    # Higher temperatures, α up to 1, finer steps: 378 configurations, the 132 among them.
     "wide": {
         "temperature": (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
         "alpha": (0.3, 0.5, 0.7, 0.9, 1.0),
@@ -47,20 +47,50 @@ def grid(
     alpha_final: float | Iterable[float] = (),
     shape: str = "linear",
 ) -> list[RunConfig]:
-    """The configurations of a grid, in the order: constant, T annealed, α scheduled, both.
+    """Return the configurations of a grid, in the order: constant, T annealed, α scheduled, both.
 
-    Either a preset, "study" (the study's 132) or "wide" (T from 1 to 50, α up to 1), or lists of one's own, for
-    example `grid(temperature=[3, 5], alpha=[0.5, 0.9], temperature_final=[1])`: every T with every α, constant and
-    going to each final value. Final values may also lie above the initial one; one equal to it is no schedule and is
-    left out, as are repetitions.
+    Give either a preset or lists of your own. Each T is combined with each α: once constant, and once for each final
+    value. A final value may be above the initial one; one that is equal to it is left out, and so are repetitions.
 
-    shape: of the schedules, "linear", "cosine" or "step". It goes with presets too.
-    Raises ConfigError for an unknown preset or shape, T ≤ 0, α outside [0, 1], or a grid without a configuration.
+    Parameters
+    ----------
+    preset
+        ``"study"``, the 132 configurations of the study, or ``"wide"``, 378 with T from 1 to 50 and α up to 1.
+    temperature
+        Initial temperatures T > 0, one or several.
+    alpha
+        Initial weights α of the distillation term, from 0 to 1.
+    temperature_final, alpha_final
+        Values in the last epoch.
+    shape
+        Shape of the schedules: ``"linear"``, ``"cosine"`` or ``"step"``. It may be combined with a preset.
+
+    Returns
+    -------
+    list of RunConfig
+
+    Raises
+    ------
+    ConfigError
+        For an unknown preset or shape, T ≤ 0, α outside [0, 1], or a grid without a configuration.
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> len(kdfast.grid("study"))
+    132
+    >>> for run in kdfast.grid(temperature=[3, 5], alpha=0.5, temperature_final=1):
+    ...     print(run.name)
+    baseline_T3.0_A0.5
+    baseline_T5.0_A0.5
+    tempanneal_T3.0to1.0_A0.5
+    tempanneal_T5.0to1.0_A0.5
     """
-    temps_final, alphas_final = _numbers("temperature_final", temperature_final), _numbers("alpha_final", alpha_final)
+    temps_final = _numbers("temperature_final", temperature_final)
+    alphas_final = _numbers("alpha_final", alpha_final)
     if preset is not None:
         if temperature is not None or alpha is not None or temps_final or alphas_final:
-            raise ConfigError("takes a preset or lists of its own, not both", where="grid")
+            raise ConfigError("takes a preset or lists, not both", where="grid")
         if preset not in GRIDS:
             raise ConfigError(f"unknown preset {preset!r}", where="grid", hint=suggest(str(preset), list(GRIDS)))
         return _configurations(**GRIDS[preset], shape=shape, only_falling=True)
@@ -87,7 +117,7 @@ def _configurations(
     def allowed(initial: float, final: float | None) -> bool:
         return final is None or (final < initial if only_falling else final != initial)
 
-    configs: dict[str, RunConfig] = {}  # by name: repetitions fall together
+    configs: dict[str, RunConfig] = {}  # by name, so that repetitions count once
     constant: tuple[None] = (None,)
     for temp_finals, alpha_finals in (
         (constant, constant),

@@ -141,18 +141,20 @@ def _bounds(field: FieldInfo) -> str:
     return ", ".join(f"{sign} {getattr(item, name):g}" for (sign, name), item in found)
 
 
-def _all_settings() -> tuple[Setting, ...]:
-    own = [setting for setting in _settings(StudySettings, (), "", DEMO) if setting.keyword not in ("data", "recipe")]
-    data = _settings(DataSettings, ("data",), "Data", {})
-    recipe = _settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"])
-    return (*own, *data, *recipe)
+_TABLES = {
+    "Top level": tuple(
+        each for each in _settings(StudySettings, (), "", DEMO) if each.path[0] not in ("data", "recipe")
+    ),
+    "[data]": tuple(_settings(DataSettings, ("data",), "Data", {})),
+    "[recipe]": tuple(_settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"])),
+    "[grid]": tuple(_settings(GridLists, ("grid",), "Your own grid", {})),
+    "[hlt]": tuple(_settings(HLTFiles, ("hlt",), "Data", {})),
+}
+SETTINGS = (*_TABLES["Top level"], *_TABLES["[data]"], *_TABLES["[recipe]"])
 
-
-SETTINGS = _all_settings()
-
-# What `grid` and `hlt` take as tables, and the command line as options.
-GRID_LISTS = tuple(_settings(GridLists, ("grid",), "Your own grid", {}))
-HLT_FILES = tuple(_settings(HLTFiles, ("hlt",), "Data", {}))
+# What the keywords `grid` and `hlt` take as mappings, and the command line as options.
+GRID_LISTS = _TABLES["[grid]"]
+HLT_FILES = _TABLES["[hlt]"]
 
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
 
@@ -208,22 +210,21 @@ def _name(path: tuple[str, ...], names: Mapping[tuple[str, ...], str]) -> str:
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table."""
-    rows = ["| study.toml | `sweep` | `kdfast sweep` | default | demo | meaning |", "|---|---|---|---|---|---|"]
-    for setting in (*SETTINGS, *GRID_LISTS, *HLT_FILES):
-        keyword = f"`{setting.keyword}`" if setting in SETTINGS else f"`{setting.path[0]}={{…}}`"
+    """All settings in Markdown, a section and a table for each table of study.toml."""
+    return "\n".join(f"## {title}\n\n{_markdown(settings)}" for title, settings in _TABLES.items())
+
+
+def _markdown(settings: Sequence[Setting]) -> str:
+    rows = ["| key | `kdfast.sweep` | `kdfast sweep` | default | meaning |", "|---|---|---|---|---|"]
+    for setting in settings:
+        keyword = f"{setting.keyword}=" if setting in SETTINGS else f'{setting.path[0]}={{"{setting.path[1]}": …}}'
+        option = setting.option if setting.option == setting.metavar else f"{setting.option} {setting.metavar}"
+        default = f"{setting.default} (demo: {setting.demo})" if setting.demo else setting.default
         meaning = f"{setting.description} ({setting.bounds})" if setting.bounds else setting.description
-        cells = [
-            f"`{'.'.join(setting.path)}`",
-            keyword,
-            f"`{setting.option}`",
-            setting.default,
-            setting.demo,
-            meaning,
-        ]
+        cells = [f"`{setting.path[-1]}`", f"`{keyword}`", f"`{option}`", default, meaning]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
-    print(settings_table(), end="")
+    print(settings_table())

@@ -128,7 +128,7 @@ Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
 class DataSettings(_Table):
     """[data]: which jets, and how they are split."""
 
-    paths: Annotated[Paths, Shown(keyword="data", option="DATA", unset="the bundled sample")] = Field(
+    paths: Annotated[Paths, Shown(keyword="data", option="DATA", metavar="DATA", unset="the bundled sample")] = Field(
         default=(),
         description="Files of jets (ATLAS Top Tagging HDF5), or patterns of them.",
     )

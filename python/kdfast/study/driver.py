@@ -63,60 +63,61 @@ def sweep(
     client: Client | None = None,
     **settings: Unpack[SweepSettings],
 ) -> StudyResults:
-    """Train a teacher, a baseline and a grid of distilled students, and return their results.
+    """Train a teacher, a baseline and a grid of distilled students [1]_.
 
     Each result is stored in the folder `out` as soon as it is finished. A call that finds the same study there trains
-    only what is missing: an interrupted sweep resumes, other seeds and grids add runs. A study with other settings is
-    refused.
+    only what is missing: an interrupted sweep resumes, and other seeds and grids add runs. A study with other settings
+    is refused.
+
+    Every setting of a study is a keyword. The parameters below are the main ones; ``python -m kdfast.store.keywords``
+    prints a table of all. A setting that is neither a keyword nor in `config` has the published study's value if data
+    are given, otherwise the demo's; so has one that is None.
 
     Parameters
     ----------
-    data : path, list of paths, PackedJets or None
-        Files for `load_jets` (or patterns of them), or jets. None: the bundled sample.
-    out : path
+    data
+        Files for `load_jets`, or patterns of them; or jets. None: the bundled sample.
+    out
         Folder of the study.
-    config : path or mapping, optional
-        A TOML file of settings, or a table like it. Keywords take precedence over it.
-    resume : bool
+    grid
+        ``"study"``, ``"wide"``, what `kdfast.grid` returns, names of runs, or a mapping of `kdfast.grid`'s arguments.
+    model, teacher_model
+        Sizes of the students (and the baseline) and of the teacher: a preset, a ModelConfig or a mapping of numbers.
+    hlt
+        HLT emulation: a preset, an HLTConfig or a mapping of numbers. Or the same jets, in the same order, as a real
+        trigger saw them: as jets, or as ``{"paths": files}``.
+    teacher
+        A trained teacher (a file or Tagger), or its logits (an array or .npy file) for all jets, in their order after
+        `max_jets`; with logits there is no attention-transfer term. None: train a teacher.
+    epochs, batch_size, learning_rate, warmup_epochs, …
+        The recipe of students and baseline; `teacher_epochs` and `teacher_patience` are the teacher's.
+    seeds
+        Seeds of initial weights, batches and dropout. Each trains its own baseline and grid; the teacher is shared.
+    max_jets, max_constituents
+        Number of jets to read, and of constituents to keep of each jet (``"all"``: all).
+    precision
+        ``"fp32"`` or ``"bf16"``, of the matrix products.
+    device
+        ``"cpu"`` or ``"auto"``: the CPU. ``"cuda"``: all GPUs that torch sees share the members of each seed;
+        ``"cuda:1"``: that GPU.
+    checkpoint_every
+        Seconds between checkpoints of a running member.
+    config
+        A TOML file of settings, or a mapping like it. Keywords take precedence over it.
+    resume
         False: raise StudyError if `out` already holds a study.
-    progress : bool
+    progress
         Show progress on stderr.
-    threads : int, optional
-        Threads of the training on the CPU. None: `torch.get_num_threads()`.
-    plan_only : bool
-        Train nothing, but write the packs of runs that workers (`kdfast worker`) then share.
-    pack_size : int, optional
+    threads
+        Threads of the training on the CPU. None: ``torch.get_num_threads()``.
+    plan_only
+        Train nothing, but write the packs of runs that workers (``kdfast worker``) then share.
+    pack_size
         Runs in a pack. None: chosen from memory, threads, workers and the measured time of a few steps.
-    workers : int, optional
-        Number of workers to plan for; with `client`, of tasks at a time (None: as many as its workers take now).
-    client : distributed.Client, optional
-        The workers of its Dask cluster train, one pack for each thread or GPU.
-    **settings
-        The settings of the study, each a keyword; the main ones are below, `python -m kdfast.store.keywords` prints
-        all. What is neither here nor in `config` takes the published study's value if data are given, otherwise
-        the demo's.
-    grid : str, list of RunConfig, list of str or mapping
-        "study", "wide", the configurations that `kdfast.grid` returns, names of runs, or arguments of `kdfast.grid`.
-    model, teacher_model : str, ModelConfig or mapping
-        Sizes of students (and baseline) and of the teacher: a preset's name, or numbers.
-    hlt : str, HLTConfig, PackedJets or mapping
-        HLT emulation, a preset's name or numbers; or the same jets, in the same order, as a real trigger saw them, as
-        jets or ``{"paths": files}``.
-    teacher : path, Tagger or array
-        A trained teacher, or logits (an array or its .npy file) of all jets, in their order after `max_jets`. Logits
-        come without the attention-transfer term. Default: a teacher is trained.
-    epochs, batch_size, learning_rate, … : int or float
-        Of the recipe (Recipe lists them).
-    seeds : int or sequence of int
-        Each trains its own baseline and grid; the teacher is shared.
-    max_constituents : int or "all"
-        Constituents of a jet that are used, the hardest ones.
-    precision : str
-        "fp32" or "bf16", of the matrix products.
-    device : str
-        "cpu" and "auto": the CPU. "cuda": all GPUs that torch sees share the members of each seed; "cuda:1": that GPU.
-    checkpoint_every : float
-        Seconds between two checkpoints of a running member.
+    workers
+        Number of workers to plan for. With `client`: of tasks at a time (None: as many as its workers take now).
+    client
+        A distributed.Client. The workers of its cluster train, one pack for each thread or GPU.
 
     Returns
     -------
@@ -126,7 +127,7 @@ def sweep(
     Raises
     ------
     ConfigError
-        For a setting that can't be used; it names the keyword. An unknown keyword is a TypeError too.
+        For a setting that can't be used; the message names the keyword. For an unknown keyword it is a TypeError too.
     DataError, ModelError
         For jets, logits or a model file that can't be used.
     StudyError
@@ -141,11 +142,10 @@ def sweep(
 
     References
     ----------
-    .. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+    .. [1] G. Hinton, O. Vinyals, J. Dean, *Distilling the Knowledge in a Neural Network* (2015), arXiv:1503.02531.
 
     Examples
     --------
-    >>> import kdfast
     >>> kdfast.sweep(out="demo")  # doctest: +SKIP
     >>> kdfast.sweep("train_*.h5", "mine", seeds=[1, 2], learning_rate=1e-3, warmup_epochs=1)  # doctest: +SKIP
     """
