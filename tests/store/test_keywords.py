@@ -42,7 +42,18 @@ def test_every_setting_is_described():
 def test_the_signature_shows_names_and_defaults():
     parameters = inspect.signature(kdfast.sweep).parameters
     assert list(parameters)[:12] == [
-        *("data", "out", "grid", "model", "hlt", "teacher", "epochs", "seeds", "batch_size", "max_constituents"),
+        *(
+            "data",
+            "out",
+            "grid",
+            "model",
+            "hlt",
+            "teacher",
+            "epochs",
+            "seeds",
+            "batch_size",
+            "max_constituents",
+        ),
         *("precision", "device"),
     ]
     shown = {name: parameters[name].default for name in ("grid", "hlt", "seeds", "precision", "device", "model")}
@@ -59,7 +70,14 @@ def test_the_signature_shows_names_and_defaults():
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_every_setting_is_a_keyword(resolved, keyword):
-    values = {"hlt": "mild", "grid": "wide", "teacher": "t.npy", "precision": "bf16", "device": "cpu", "on_bad": "drop"}
+    values = {
+        "hlt": "mild",
+        "grid": "wide",
+        "teacher": "t.npy",
+        "precision": "bf16",
+        "device": "cpu",
+        "on_bad": "drop",
+    }
     values |= {"model": "medium", "teacher_model": "small", "seeds": (7,), "fractions": (0.5, 0.25, 0.25)}
     value = values.get(keyword, 7)
     settings = resolved("jets.h5", **{keyword: value})
@@ -71,14 +89,27 @@ def test_every_setting_is_a_keyword(resolved, keyword):
 
 
 def test_a_keyword_takes_precedence_over_the_file_even_if_it_is_the_default(resolved, tmp_path):
-    file = {"grid": "wide", "hlt": "mild", "seeds": [1], "precision": "bf16", "device": "cuda", "recipe": {"epochs": 3}}
+    file = {
+        "grid": "wide",
+        "hlt": "mild",
+        "seeds": [1],
+        "precision": "bf16",
+        "device": "cuda",
+        "recipe": {"epochs": 3},
+    }
     StudySettings.resolve(file).write_toml(tmp_path / "study.toml")
     defaults = {"grid": "study", "hlt": "nominal", "seeds": (42,), "precision": "fp32", "device": "auto"}
     settings = resolved(config=tmp_path / "study.toml", **defaults)
     assert {name: getattr(settings, name) for name in defaults} == defaults
     assert settings.recipe.epochs == 3
     kept = resolved(config=tmp_path / "study.toml")
-    assert (kept.grid, kept.hlt, kept.seeds, kept.precision, kept.device) == ("wide", "mild", (1,), "bf16", "cuda")
+    assert (kept.grid, kept.hlt, kept.seeds, kept.precision, kept.device) == (
+        "wide",
+        "mild",
+        (1,),
+        "bf16",
+        "cuda",
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +121,10 @@ def test_a_keyword_takes_precedence_over_the_file_even_if_it_is_the_default(reso
         ({"config": {"recipe": {"epochs": 0}}}, "recipe.epochs: must be ≥ 1, is 0"),
         ({"data_seed": 2**32}, "data_seed: must be < 4294967296, is 4294967296"),
         ({"warmup_epochs": True}, "warmup_epochs: must not be true or false, is True"),
-        ({"grid": {"temperature": [1]}}, "grid.alpha: is missing\na grid of your own needs both temperature and alpha"),
+        (
+            {"grid": {"temperature": [1]}},
+            "grid.alpha: is missing\na grid of your own needs both temperature and alpha",
+        ),
         ({"model": "tiny"}, "model: unknown model preset 'tiny'"),
         ({"on_bad": "skip"}, "on_bad: must be 'error' or 'drop', is 'skip'"),
     ],

@@ -76,7 +76,7 @@ def test_three_workers_at_once_share_the_study(study, alone):
     assert Claims(study / "claims").holders() == []
     before = {path: path.stat().st_mtime_ns for path in study.glob("results/*")}
     status, out, _ = finish(start(study))
-    assert (status, out) == (0, f"{study}: 3 packs done; `kdfast report {study}` writes the report\n")
+    assert (status, out) == (0, f"{study}: 3 packs done; run `kdfast report {study}` to write the report\n")
     assert {path: path.stat().st_mtime_ns for path in study.glob("results/*")} == before
 
 

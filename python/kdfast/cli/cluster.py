@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdfast.cli.common import Quiet, app
 from kdfast.messages import drop
+
+if TYPE_CHECKING:
+    from kdfast.study.worker import Outcome
 
 __all__ = ["htcondor", "slurm", "worker"]
 
@@ -30,7 +33,8 @@ def worker(
         typer.Option(metavar="ID", help="Train only this pack, e.g. seed42.003; `teacher` trains only the teacher."),
     ] = None,
     array_index: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Train only the pack with this number, counted from 0.")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Train only the pack with this number, counted from 0."),
     ] = None,
     max_packs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N packs.")] = None,
     retry: Retry = False,
@@ -50,9 +54,9 @@ def worker(
 ) -> None:
     """Train the packs of a planned study, alongside other workers.
 
-    `kdfast sweep --plan-only` plans a study; its folder is all that a worker needs. Workers share the packs, and
-    stored results are not trained again, so that you may start workers at any time and as many as you like. SIGTERM
-    or SIGUSR1 (a batch system's warning) stops a worker after it has saved checkpoints.
+    `kdfast sweep --plan-only` plans a study; its folder is all that a worker needs. Workers share the packs,
+    and stored results are not trained again, so that you may start workers at any time and as many as you
+    like. SIGTERM or SIGUSR1 (a batch system's warning) stops a worker after it has saved checkpoints.
 
     \b
     Exit status:
@@ -85,20 +89,26 @@ def worker(
             progress=not quiet,
         )
     if not quiet:
-        parts = [f"{len(outcome.done)} pack{'' if len(outcome.done) == 1 else 's'} done"]
-        if outcome.elsewhere:
-            parts.append(f"{len(outcome.elsewhere)} with other workers")
-        if outcome.left:
-            parts.append(f"{len(outcome.left)} left")
-        all_done = pack is None and array_index is None and outcome.done and not (parts[1:] or outcome.failed)
-        more = f"; `kdfast report {store}` writes the report" if all_done else ""
-        try:
-            typer.echo(f"{store}: {', '.join(parts)}{more}")
-        except OSError:  # the log's disk is full, or its reader gone: the exit status still tells the outcome
-            drop(sys.stdout)
+        complete = pack is None and array_index is None
+        _print_outcome(store, outcome, complete)
     for name, error in outcome.failed.items():
         typer.echo(f"kdfast: pack {name} failed: {error}", err=True)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _print_outcome(store: Path, outcome: Outcome, complete: bool) -> None:
+    """complete: the worker was asked for all packs of the study."""
+    parts = [f"{len(outcome.done)} pack{'' if len(outcome.done) == 1 else 's'} done"]
+    if outcome.elsewhere:
+        parts.append(f"{len(outcome.elsewhere)} with other workers")
+    if outcome.left:
+        parts.append(f"{len(outcome.left)} left")
+    all_done = complete and outcome.done and not (parts[1:] or outcome.failed)
+    more = f"; run `kdfast report {store}` to write the report" if all_done else ""
+    try:
+        typer.echo(f"{store}: {', '.join(parts)}{more}")
+    except OSError:  # the log's disk is full, or its reader gone: the exit status still tells the outcome
+        drop(sys.stdout)
 
 
 @script.command()
@@ -110,7 +120,8 @@ def slurm(
     ] = None,
     cpus: Cpus = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory per job, e.g. 4G.", show_default="the cluster's")
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory per job, e.g. 4G.", show_default="the cluster's"),
     ] = None,
     partition: Annotated[
         str | None, typer.Option(metavar="NAME", help="Partition.", show_default="the cluster's")
@@ -124,9 +135,9 @@ def slurm(
 ) -> None:
     """Print a file that submits a planned study to SLURM.
 
-    Running the file submits three jobs: the teacher, an array with one task for each unfinished pack, and the report.
-    A task that approaches its time limit saves checkpoints and is requeued, so the limit may be shorter than a pack
-    takes.
+    Running the file submits three jobs: the teacher, an array with one task for each unfinished pack, and
+    the report. A task that approaches its time limit saves checkpoints and is requeued, so the limit may be
+    shorter than a pack takes.
 
     \b
     Examples:
@@ -163,8 +174,8 @@ def htcondor(
 ) -> None:
     """Print a file that submits a planned study to HTCondor.
 
-    condor_submit_dag then runs the teacher, one job for each unfinished pack, and the report. An evicted job saves
-    checkpoints and runs again. The study's folder must be on a file system that all machines share.
+    condor_submit_dag then runs the teacher, one job for each unfinished pack, and the report. An evicted job
+    saves checkpoints and runs again. The study's folder must be on a file system that all machines share.
 
     \b
     Examples:

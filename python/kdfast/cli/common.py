@@ -36,8 +36,8 @@ def kdfast(
 ) -> None:
     """Train and compare many distilled jet taggers as one job.
 
-    A teacher sees the offline view of a jet, its students the coarse view of a trigger. A sweep trains one student for
-    each temperature T and mixing weight α of a grid, and a baseline without a teacher.
+    A teacher sees the offline view of a jet, its students the coarse view of a trigger. A sweep trains one
+    student for each temperature T and mixing weight α of a grid, and a baseline without a teacher.
 
     \b
     Start here:
@@ -82,7 +82,12 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
         chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
         several = table["seed"].nunique() > 1
         heading = f"Best single networks, chosen on {chosen_on} jets; numbers from test jets"
-        look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+        look: dict[str, Any] = {
+            "box": SIMPLE_HEAD,
+            "show_edge": False,
+            "pad_edge": False,
+            "padding": (0, 1, 0, 0),
+        }
         shown = Table(title=heading, title_justify="left", **look)
         shown.add_column("best by", no_wrap=True)
         shown.add_column("configuration", overflow="fold")  # the only one that a narrow terminal folds

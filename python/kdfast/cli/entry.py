@@ -36,7 +36,8 @@ class _Interrupt(KeyboardInterrupt):
 
 def _noted_interrupts(here: ExitStack) -> list[int]:
     """A list to which each Ctrl-C is added until `here` ends, besides being raised: an import may swallow the exception
-    and fail later. Nothing is noted outside the main thread, or if SIGINT does not have Python's own handler."""
+    and fail later. Nothing is noted outside the main thread, or if SIGINT does not have Python's own
+    handler."""
     noted: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -59,9 +60,9 @@ def _say_interrupted(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `kdfast`. Returns the exit status.
 
-    0: success. 1: a study that is not finished or not intact, a failed pack. 2: an error, one or two lines on stderr
-    (--debug, anywhere, raises it instead). 130: Ctrl-C. 75: a sweep stopped by SIGTERM or SIGUSR1; rerun the same
-    command to resume.
+    0: success. 1: a study that is not finished or not intact, a failed pack. 2: an error, one or two lines
+    on stderr (--debug, anywhere, raises it instead). 130: Ctrl-C. 75: a sweep stopped by SIGTERM or SIGUSR1;
+    rerun the same command to resume.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words

@@ -33,15 +33,16 @@ def predict(
     max_jets: Annotated[int | None, setting_option("max_jets")] = None,
     on_bad: Annotated[str | None, setting_option("on_bad")] = None,
     prepared: Annotated[
-        bool, typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them.")
+        bool,
+        typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Score jets with a trained model.
 
-    The model's file determines how jets are prepared (HLT emulation, features, standardisation). The output has the
-    datasets index (row in the input, counted across files), score (logit), probability (of signal), and label if the
-    input has labels.
+    The model's file determines how jets are prepared (HLT emulation, features, standardisation). The output
+    has the datasets index (row in the input, counted across files), score (logit), probability (of signal),
+    and label if the input has labels.
 
     \b
     Example:
@@ -69,7 +70,8 @@ def generate(
         int, typer.Option(metavar="N", help="Number of jets, even: half top (label 1), half QCD (label 0).")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="HDF5 file to write, in the ATLAS layout (MeV).")
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="HDF5 file to write, in the ATLAS layout (MeV)."),
     ],
     seed: Annotated[int, typer.Option(metavar="N", help="Seed; equal seeds give equal files, for any --jobs.")],
     jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="all cores")] = None,
@@ -77,8 +79,9 @@ def generate(
 ) -> None:
     """Generate top and QCD jets with Pythia 8.
 
-    Needs `pip install 'kdfast[generate]'`. Anti-kT jets with R = 1.0 and pT from 450 to 1200 GeV, with the same pT
-    spectrum in both classes; about 40 jets per second and core. If interrupted, rerun the same command to resume.
+    Needs `pip install 'kdfast[generate]'`. Anti-kT jets with R = 1.0 and pT from 450 to 1200 GeV, with the
+    same pT spectrum in both classes; about 40 jets per second and core. If interrupted, rerun the same
+    command to resume.
 
     \b
     Example:

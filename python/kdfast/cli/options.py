@@ -1,4 +1,4 @@
-"""Options of the command line that are settings: made from the models in store/settings.py, so declared only there."""
+"""Options of the command line that are settings, made from the models in store/settings.py."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_options(settings: Iterable[Setting]) -> Callable[[Callable[..., None]],
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         options = [
             inspect.Parameter(
                 setting.keyword,

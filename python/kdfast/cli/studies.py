@@ -26,9 +26,9 @@ def status(
 ) -> None:
     """Show which runs of a study are done and what is running.
 
-    Lists runs that failed, diverged, are damaged or missing, what is running where, and the time left; also during a
-    sweep. It computes no checksums: `kdfast verify` does. Exit status: 0 if all runs are done, 1 if not, 2 if the study
-    can't be read.
+    Lists runs that failed, diverged, are damaged or missing, what is running where, and the time left; also
+    during a sweep. It computes no checksums: `kdfast verify` does. Exit status: 0 if all runs are done, 1 if
+    not, 2 if the study can't be read.
 
     \b
     Examples:
@@ -45,16 +45,17 @@ def status(
 def verify(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Repair what can be repaired. Only caches and leftovers are deleted.")
+        bool,
+        typer.Option("--repair", help="Repair what can be repaired. Only caches and leftovers are deleted."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare every file of a study with its checksum.
 
-    Files that do not belong there are reported too. --repair moves damaged results into damaged/, each with a note of
-    the reason, so that the next sweep trains them again; it removes damaged caches, leftovers of killed processes and
-    damaged files of the report. It can't run during a sweep. Exit status: 0 if the study is intact or everything was
-    repaired, otherwise 1.
+    Files that do not belong there are reported too. --repair moves damaged results into damaged/, each with
+    a note of the reason, so that the next sweep trains them again; it removes damaged caches, leftovers of
+    killed processes and damaged files of the report. It can't run during a sweep. Exit status: 0 if the
+    study is intact or everything was repaired, otherwise 1.
 
     \b
     Examples:
@@ -97,16 +98,19 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder of the report.  [default: the study's; of two: comparison]"
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder of the report.  [default: the study's; of two: comparison]",
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the report of a study, or compare two studies.
 
-    The report (tables, texts, report.json, page, figures and models) is made from the stored results. Whatever is
-    impossible with the results so far is left out, and the texts give the reason. For two studies: a table of paired
-    differences of the runs that both have.
+    The report (tables, texts, report.json, page, figures and models) is made from the stored results.
+    Whatever is impossible with the results so far is left out, and the texts give the reason. For two
+    studies: a table of paired differences of the runs that both have.
 
     \b
     Examples:
@@ -133,7 +137,8 @@ def import_(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Run logs (.out), hyperparameter_search_results.txt, CSV files, or folders of them."
+            metavar="PATH...",
+            help="Run logs (.out), hyperparameter_search_results.txt, CSV files, or folders of them.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="STUDY", help="A new folder for the study.")],
@@ -142,9 +147,10 @@ def import_(
 ) -> None:
     """Import the results of other jobs as a study.
 
-    Reads run logs, their summary file, or a CSV with columns for the run's name (or T and α), the student's AUC, and
-    its background rejection. A damaged, repeated or contradictory entry is an error that names file and line, and no
-    study is written. Imported studies have no scores per jet; the command lists the analyses that need them.
+    Reads run logs, their summary file, or a CSV with columns for the run's name (or T and α), the student's
+    AUC, and its background rejection. A damaged, repeated or contradictory entry is an error that names file
+    and line, and no study is written. Imported studies have no scores per jet; the command lists the
+    analyses that need them.
 
     \b
     Examples:

@@ -15,7 +15,8 @@ __all__ = ["bench", "doctor"]
 @app.command()
 def bench(
     select: Annotated[
-        str | None, typer.Option("-k", metavar="NAMES", help="Run only the benchmarks whose names match (pytest's -k).")
+        str | None,
+        typer.Option("-k", metavar="NAMES", help="Run only the benchmarks whose names match (pytest's -k)."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads, for kdfast and PyTorch alike.")] = 2,
     save: Annotated[
@@ -40,7 +41,8 @@ def bench(
 def doctor() -> None:
     """Print what kdfast uses on this machine.
 
-    Shows versions, processor, instruction set, GPUs and compiled modules, and the reason if a module is not in use.
+    Shows versions, processor, instruction set, GPUs and compiled modules, and the reason if a module is not
+    in use.
 
     \b
     Example:

@@ -22,7 +22,28 @@ def _running(*names: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Running", **more)
 
 
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the study.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="TOML", help="File of settings. Other options take precedence over it."),
+]
+Resume = Annotated[bool, typer.Option(help="Resume a study that exists, or refuse it.")]
 Threads = Annotated[int | None, _running(min=1, metavar="N", help="CPU threads.", show_default="all cores")]
+PlanOnly = Annotated[
+    bool,
+    _running("--plan-only", help="Train nothing; write the packs of runs that `kdfast worker` then trains."),
+]
+Workers = Annotated[int | None, _running(min=1, metavar="N", help="Plan for this many workers, of --threads each.")]
+PackSize = Annotated[
+    int | None, _running(min=1, metavar="N", help="Runs in a pack.", show_default="by a short calibration")
+]
+Dask = Annotated[
+    str | None,
+    _running(
+        metavar="ADDRESS|local",
+        help="Train on the workers of this Dask scheduler; local: of one started on this machine.",
+    ),
+]
 
 # `--hlt-data` follows `--hlt`, and lists of your own the presets.
 _OPTIONS = (
@@ -50,29 +71,15 @@ The folder then holds:
 @with_options(_OPTIONS)
 def sweep(
     data: Annotated[list[str] | None, setting_argument("data")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the study.")] = Path("study"),
-    config: Annotated[
-        Path | None, typer.Option(metavar="TOML", help="File of settings. Other options take precedence over it.")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Resume a study that exists, or refuse it.")] = True,
+    out: Out = Path("study"),
+    config: Config = None,
+    resume: Resume = True,
     quiet: Quiet = False,
     threads: Threads = None,
-    plan_only: Annotated[
-        bool, _running("--plan-only", help="Train nothing; write the packs of runs that `kdfast worker` then trains.")
-    ] = False,
-    workers: Annotated[
-        int | None, _running(min=1, metavar="N", help="Plan for this many workers, of --threads each.")
-    ] = None,
-    pack_size: Annotated[
-        int | None, _running(min=1, metavar="N", help="Runs in a pack.", show_default="by a short calibration")
-    ] = None,
-    dask: Annotated[
-        str | None,
-        _running(
-            metavar="ADDRESS|local",
-            help="Train on the workers of this Dask scheduler; local: of one started on this machine.",
-        ),
-    ] = None,
+    plan_only: PlanOnly = False,
+    workers: Workers = None,
+    pack_size: PackSize = None,
+    dask: Dask = None,
     **settings: Any,
 ) -> None:
     """Train a teacher, a baseline and a grid of distilled students.
@@ -93,31 +100,26 @@ def sweep(
       kdfast sweep train.h5 --config mine/study.toml --seed 42 --seed 43 --out again
       kdfast sweep train.h5 --out /shared/mine --dask tcp://scheduler:8786
     """
-    keywords = _keywords(settings)
+    arguments = {
+        **_keywords(settings),
+        **given({"config": config, "workers": workers, "pack_size": pack_size}),
+        "resume": resume,
+        "progress": not quiet,
+        "plan_only": plan_only,
+    }
     with stoppable(typer.echo, out, ends=True) as stop, ExitStack() as cluster:
         # A batch system may stop it before torch is imported, and while a cluster starts or ends.
         from kdfast import sweep as run
         from kdfast.study.dask_engine import connected
 
         stop.check()  # an import may have swallowed it
-        client = None
         try:
-            if dask is not None:
+            if dask is None:
+                arguments["threads"] = threads
+            else:
                 device = StudySettings.resolve(config, {"device": settings["device"]}).device
-                client = cluster.enter_context(connected(dask, threads=threads, device=device))
-            results = run(
-                data or None,
-                out,
-                config=config,
-                resume=resume,
-                progress=not quiet,
-                threads=None if dask else threads,
-                plan_only=plan_only,
-                pack_size=pack_size,
-                workers=workers,
-                client=client,
-                **keywords,
-            )
+                arguments["client"] = cluster.enter_context(connected(dask, threads=threads, device=device))
+            results = run(data or None, out, **arguments)
         except SettingError as error:
             raise by_option(error) from None
     if quiet:
@@ -129,7 +131,8 @@ def sweep(
 
 
 def _keywords(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of settings as keywords of `kdfast.sweep`: lists become the grid, files of HLT jets the emulation."""
+    """Options of settings as keywords of `kdfast.sweep`: lists become the grid, files of HLT jets the
+    emulation."""
     keywords = given(options)
     lists = {each.keyword: keywords.pop(each.keyword) for each in GRID_LISTS if each.keyword in keywords}
     if "grid" in keywords and lists:
@@ -150,7 +153,8 @@ def refine(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study that a sweep has written.")],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of leading configurations.")] = 10,
     seeds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Seeds that each of them has in the end, existing ones included.")
+        int,
+        typer.Option(min=1, metavar="N", help="Seeds that each of them has in the end, existing ones included."),
     ] = 5,
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="Rank by the mean validation auc, bkg_rej_50 or combined.")
@@ -162,8 +166,8 @@ def refine(
 ) -> None:
     """Train the best configurations of a study with more seeds.
 
-    With one seed a lead may be luck; with several the report gives its uncertainty. The baseline gets the same seeds,
-    and the report is updated. If interrupted, rerun the same command to resume.
+    With one seed a lead may be luck; with several the report gives its uncertainty. The baseline gets the
+    same seeds, and the report is updated. If interrupted, rerun the same command to resume.
 
     \b
     Example:

@@ -1,4 +1,7 @@
-"""How a member is trained, as plain values: recipe, precision, device. Without torch, so that `--help` is quick."""
+"""How a member is trained, as plain values: recipe, precision, device.
+
+Imports no torch, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ PRECISIONS = ("fp32", "bf16")
 class Recipe(BaseModel):
     """How every member is trained; the defaults are the study's.
 
-    Each field's description says what it is: `Recipe.model_fields`, or the table of `python -m kdfast.store.keywords`.
+    Each field's description says what it is: `Recipe.model_fields`, or the table of `python -m
+    kdfast.store.keywords`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,7 @@
-"""How coarse the trigger's view is: five numbers, and the presets. Imports no torch, so that `--help` is quick."""
+"""How coarse the trigger's view is: five numbers, and the presets.
+
+Imports no torch, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ HLT_PRESETS = {
 
 
 def hlt_config(preset: str | HLTConfig) -> HLTConfig:
-    """The settings of a preset's name (or the settings themselves). Raises ConfigError for an unknown name."""
+    """The settings of a preset, or the settings themselves. Raises ConfigError for an unknown name."""
     if isinstance(preset, HLTConfig):
         return preset
     if preset not in HLT_PRESETS:

@@ -49,13 +49,15 @@ def grid(
 ) -> list[RunConfig]:
     """Return the configurations of a grid, in the order: constant, T annealed, α scheduled, both.
 
-    Give either a preset or lists of your own. Each T is combined with each α: once constant, and once for each final
-    value. A final value may be above the initial one; one that is equal to it is left out, and so are repetitions.
+    Give either a preset or lists of your own. Each T is combined with each α: once constant, and once for
+    each final value. A final value may be above the initial one; one that is equal to it is left out, and so
+    are repetitions.
 
     Parameters
     ----------
     preset
-        ``"study"``, the 132 configurations of the study, or ``"wide"``, 378 with T from 1 to 50 and α up to 1.
+        ``"study"``, the 132 configurations of the study, or ``"wide"``, 378 with T from 1 to 50 and α up to
+        1.
     temperature
         Initial temperatures T > 0, one or several.
     alpha

@@ -1,4 +1,4 @@
-"""Every setting once more, as users give it: keyword of `sweep`, option of `kdfast sweep`, row of the documentation.
+"""Settings as users give them: keyword of `sweep`, option of `kdfast sweep`, row of the documentation.
 
 All of it is read from the models in store/settings.py; `python -m kdfast.store.keywords` prints the table.
 """
@@ -18,7 +18,15 @@ from pydantic.fields import FieldInfo
 
 from kdfast.errors import suggest
 from kdfast.store.setting_errors import SettingError, UnknownSetting
-from kdfast.store.settings import DEMO, DataSettings, GridLists, HLTFiles, RecipeSettings, Shown, StudySettings
+from kdfast.store.settings import (
+    DEMO,
+    DataSettings,
+    GridLists,
+    HLTFiles,
+    RecipeSettings,
+    Shown,
+    StudySettings,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -79,9 +87,9 @@ class SweepSettings(TypedDict, total=False):
 class Setting:
     """One setting, read from its field.
 
-    path: in study.toml, e.g. ("recipe", "epochs"). keyword: of `sweep`. option: of `kdfast sweep`. kind: the option's
-    type. metavar: of its value. panel: its heading in --help. default, demo: as text; demo "": as default.
-    bounds: as text, e.g. "≥ 1".
+    path: in study.toml, e.g. ("recipe", "epochs"). keyword: of `sweep`. option: of `kdfast sweep`. kind: the
+    option's type. metavar: of its value. panel: its heading in --help. default, demo: as text; demo "": as
+    default. bounds: as text, e.g. "≥ 1".
     """
 
     path: tuple[str, ...]
@@ -179,8 +187,8 @@ def with_settings(signature: Signature) -> Signature:
 
     Defaults: None where they depend on whether data are given, and for settings of data and recipe.
     """
-    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
-    positional = [parameter for parameter in own if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    own = [each for each in signature.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    positional = [each for each in own if each.kind is Parameter.POSITIONAL_OR_KEYWORD]
     settings = []
     for keyword, annotation in SweepSettings.__annotations__.items():
         key = _BY_KEYWORD[keyword].path[0]

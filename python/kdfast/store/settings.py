@@ -1,8 +1,8 @@
 """Settings of a study: one checked model, read from and written as TOML.
 
-Each setting is declared here (or in Recipe) and nowhere else: its default, bounds and description are its field's, and
-`Shown` holds what the keyword of `sweep` and the option of `kdfast sweep` need beyond that. store/keywords.py reads
-them. Imports no torch, so that `--help` is quick.
+Each setting is declared here (or in Recipe) and nowhere else: its default, bounds and description are its
+field's, and `Shown` holds what the keyword of `sweep` and the option of `kdfast sweep` need beyond that.
+store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -281,7 +281,8 @@ Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), S
 class StudySettings(_Table):
     """All settings of a study; the defaults are the published study's.
 
-    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's defaults.
+    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's
+    defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -372,8 +373,8 @@ class StudySettings(_Table):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on, presets as their numbers; what may differ within a study is left out:
-        seeds and grid (they only add runs), where data, HLT jets and teacher lie (fingerprints decide), device and
-        checkpoints."""
+        seeds and grid (they only add runs), where data, HLT jets and teacher lie (fingerprints decide),
+        device and checkpoints."""
         table = self.table()
         for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
             table.pop(key, None)
@@ -403,9 +404,9 @@ class StudySettings(_Table):
     ) -> StudySettings:
         """Defaults, then `config` (a TOML file or a table like it), then `overrides` (a table; None: not given).
 
-        The defaults are the study's if data are given, here or in either table, otherwise the demo's.
-        Raises ConfigError that names the file, the key, and for a misspelt key the nearest known one; SettingError for
-        a value in `overrides`.
+        The defaults are the study's if data are given, here or in either table, otherwise the demo's. Raises
+        ConfigError that names the file, the key, and for a misspelt key the nearest known one; SettingError
+        for a value in `overrides`.
         """
         given = _read_toml(Path(config)) if isinstance(config, (str, PathLike)) else dict(config or {})
         overrides = _without_none(overrides or {})
@@ -436,7 +437,13 @@ class StudySettings(_Table):
 DEMO: dict[str, Any] = {
     "model": "small",
     "teacher_model": "medium",
-    "recipe": {"epochs": 5, "batch_size": 128, "learning_rate": 2e-3, "warmup_epochs": 1, "teacher_epochs": 6},
+    "recipe": {
+        "epochs": 5,
+        "batch_size": 128,
+        "learning_rate": 2e-3,
+        "warmup_epochs": 1,
+        "teacher_epochs": 6,
+    },
 }
 
 

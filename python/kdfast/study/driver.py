@@ -63,7 +63,7 @@ def sweep(
     client: Client | None = None,
     **settings: Unpack[SweepSettings],
 ) -> StudyResults:
-    """Train a teacher, a baseline and a grid of distilled students [1]_.
+    """Train a teacher, a baseline and a grid of distilled students.
 
     Each result is stored in the folder `out` as soon as it is finished. A call that finds the same study there trains
     only what is missing: an interrupted sweep resumes, and other seeds and grids add runs. A study with other settings
@@ -142,7 +142,7 @@ def sweep(
 
     References
     ----------
-    .. [1] G. Hinton, O. Vinyals, J. Dean, *Distilling the Knowledge in a Neural Network* (2015), arXiv:1503.02531.
+    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531.
 
     Examples
     --------
