@@ -518,6 +518,7 @@ def test_the_references_written_gradient_is_that_of_autograd(
         torch.testing.assert_close(gradients(constituent_attention), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:kdfast.ops.constituent_attention runs its PyTorch reference")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("head_dim", [8, 5])
 @pytest.mark.parametrize("watched", [False, True])

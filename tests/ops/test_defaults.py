@@ -119,6 +119,7 @@ def test_training_and_evaluation(default: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_autograd() -> None:
     """Its trace runs the ops' backward passes on tensors without numbers."""
     compiled_autograd = pytest.importorskip("torch._dynamo.compiled_autograd")

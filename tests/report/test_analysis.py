@@ -147,7 +147,7 @@ def test_the_test_jets_part_is_delong_s(report, study):
     jets, name = study.shared("test"), report.configurations[0].run_name
     scores = np.stack(
         [
-            study.get(kind, n, seed).arrays["scores_test"]
+            study.get(RunKey(kind, n, seed)).arrays["scores_test"]
             for kind, n in (("student", name), ("baseline", "baseline"))
             for seed in SEEDS
         ]

@@ -215,6 +215,7 @@ def test_a_study_of_which_hardly_anything_is_there(store, capsys):
     assert main(["status", str(store.path)]) == 2
 
 
+@pytest.mark.slow
 def test_while_a_sweep_runs_and_until_it_is_done(tmp_path, capsys):
     out = tmp_path / "study"
     run = [sys.executable, "-m", "tests.study.small_sweep", str(out), "100"]

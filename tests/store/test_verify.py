@@ -233,6 +233,7 @@ def test_no_study(tmp_path, capsys):
     assert capsys.readouterr().err.count("give the folder that `kdfast sweep --out` wrote") == 2
 
 
+@pytest.mark.slow
 def test_no_repair_while_a_sweep_is_at_work(tmp_path):
     out = tmp_path / "study"
     root = Path(__file__).parents[2]

@@ -67,6 +67,7 @@ def test_device_and_checkpoints_are_those_of_the_last_call(tmp_path, capfd):
     assert "--gpus" in command("script", "slurm", str(tmp_path))[1]
 
 
+@pytest.mark.slow
 def test_files_that_have_moved(tmp_path):
     """Jets, HLT jets and the teacher's logits, which then lie elsewhere, in files that hold more."""
     old, new, out = tmp_path / "old", tmp_path / "new", tmp_path / "study"
@@ -80,6 +81,7 @@ def test_files_that_have_moved(tmp_path):
     assert sorted(refine(out, top=1, seeds=3, progress=False).results["seed"].unique()) == [42, 43, 44]
 
 
+@pytest.mark.slow
 def test_jets_of_python_whose_place_files_take_and_again(tmp_path):
     """However they are cut: more jets, of which the first are used, or just these."""
     out, file, larger = tmp_path / "study", jets_file(tmp_path / "jets.h5"), jets_file(tmp_path / "more.h5", 2 * JETS)

@@ -77,7 +77,7 @@ def stop(process: subprocess.Popen[str], number: int) -> list[str]:
     began = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # seconds where the machine is busy, too
     assert process.returncode == EXIT[number], errors
     return errors.splitlines()
 
@@ -114,6 +114,7 @@ def assert_went_on(before: dict[str, int], first: dict[str, int]) -> None:
         assert epoch == expected.get(name, 0), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["teacher.*", "student.*"])
 def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
     out = tmp_path / "study"
@@ -130,6 +131,7 @@ def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
     assert table(out) == uninterrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["teacher.*", "student.*"])
 def test_killed_after_a_checkpoint_it_goes_on_inside_the_member(tmp_path, uninterrupted, monkeypatch, member):
     out = tmp_path / "study"
@@ -143,6 +145,7 @@ def test_killed_after_a_checkpoint_it_goes_on_inside_the_member(tmp_path, uninte
     assert not list(out.glob("checkpoints/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_stopped_by_a_signal_it_goes_on_inside_the_members(tmp_path, uninterrupted, monkeypatch, number):
     out = tmp_path / "study"
@@ -171,6 +174,7 @@ STAGES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
@@ -208,6 +212,7 @@ runpy.run_module("kdfast", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torch", [SLOW_TORCH, DEAF_TORCH])
 @pytest.mark.parametrize(
     ("command", "number", "expected"),
