@@ -64,7 +64,9 @@ class MemberCheckpoint:
         for name, value in zip(CURVES, values, strict=True):
             self.curves[name].append(value)
         if auc > self.best_auc:
-            self.best_epoch, self.best_auc, self.best_state = self.epoch - 1, auc, state()
+            self.best_state = state()
+            self.best_epoch = self.epoch - 1
+            self.best_auc = auc
         self.sums = torch.zeros_like(self.sums)
 
 
@@ -94,7 +96,8 @@ class Boundary:
     def __init__(
         self, should_stop: Callable[[], bool], checkpoints: Checkpoints | None, save: Callable[[], None]
     ) -> None:
-        self._should_stop, self._save = should_stop, save
+        self._should_stop = should_stop
+        self._save = save
         self._interval = float("inf") if checkpoints is None else checkpoints.interval
         self._last = time.monotonic()
 

@@ -65,7 +65,8 @@ class _Learner:
         return terms if math.isfinite(terms[0]) and self.optimizer.step(rate, num_threads) else None
 
     def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
-        features, offsets = view.features.contiguous(), view.offsets.contiguous()
+        features = view.features.contiguous()
+        offsets = view.offsets.contiguous()
         for start in range(0, len(view), _EVALUATED):
             count = min(_EVALUATED, len(view) - start)
             yield self.encoder.logits(features, offsets, start, count, num_threads)[0][:, 0]
@@ -82,7 +83,8 @@ class _Learner:
 
 def step_inputs(pack: Pack, member: Member) -> StepInputs:
     """The pack's training jets as the compiled step takes them, with the teacher's targets where the member has one."""
-    train, targets = pack.train, pack.targets if member.config is not None else None
+    train = pack.train
+    targets = pack.targets if member.config is not None else None
     arrays = [train.features, train.offsets, train.labels, train.weights]
     if targets is not None:
         arrays.append(targets.logits[:, 0])

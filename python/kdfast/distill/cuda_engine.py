@@ -101,15 +101,19 @@ class _Plan:
     """What steps read that no member's own numbers go into, on the device: the jets, and which of them when."""
 
     def __init__(self, pack: Pack) -> None:
-        self.pack, self.device = pack, torch.device(pack.device)
-        train, targets = pack.train, pack.targets
+        self.pack = pack
+        self.device = torch.device(pack.device)
+        train = pack.train
+        targets = pack.targets
         counts = train.offsets.diff()
         # Of each jet: its constituents, and the first of them.
-        self.counts, self.first = counts.to(self.device), train.offsets[:-1].to(self.device)
+        self.counts = counts.to(self.device)
+        self.first = train.offsets[:-1].to(self.device)
         rows, columns = train.features.shape
         self.features = torch.zeros(rows + 1, columns, dtype=train.features.dtype, device=self.device)
         self.features[:-1] = train.features  # the last one is padding's
-        self.labels, self.weights = train.labels.to(self.device), train.weights.to(self.device)
+        self.labels = train.labels.to(self.device)
+        self.weights = train.weights.to(self.device)
         self.teacher = self.summary = None
         if targets is not None and any(member.config is not None for member in pack.members):
             self.teacher = targets.logits.to(self.device)
@@ -122,7 +126,8 @@ class _Plan:
             longest = max(longest, int(counts[batches].sum(1).max()))
         self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
         layers = pack.model.layers
-        b, m = pack.recipe.batch_size, self.capacity
+        b = pack.recipe.batch_size
+        m = self.capacity
         self.columns = [b, m, m, m, b + 1, len(dropout_seeds(0, layers))]
         self.steps_at_once = max(1, _PLAN_BYTES // (8 * sum(self.columns)))
 
@@ -156,7 +161,8 @@ class _Plan:
         """How many members' activations and buffers fit the device's free memory, in which the jets lie already."""
         if self.device.type != "cuda":
             return len(self.pack.members)
-        model, size = self.pack.model, 2 if self.pack.precision == "bf16" else 4
+        model = self.pack.model
+        size = 2 if self.pack.precision == "bf16" else 4
         layer = 2 * 4 * model.width + size * (7 * model.width + 2 * model.ffn)  # x twice, norms, qkv, attended, FFN
         activations = self.capacity * (model.layers + 2) * layer  # two layers' worth of gradients
         parameters = 10 * 4 * JetTransformer(model).num_parameters()  # moments, gradient, best, graph's temporaries
@@ -172,15 +178,20 @@ class _Trainer:
     """K members' state on the device, and the step that moves it."""
 
     def __init__(self, pack: Pack, members: list[Member], plan: _Plan) -> None:
-        self.pack, self.members, self.plan, device = pack, members, plan, plan.device
+        self.pack = pack
+        self.members = members
+        self.plan = plan
+        device = plan.device
         initial = JetTransformer(pack.model, seed=pack.seed)
         count = len(members)
 
         def repeated(flat: Tensor) -> Tensor:
             return flat.to(device).repeat(count, 1)
 
-        self.parameters, self.running = repeated(flatten_parameters(initial)), repeated(flatten_running(initial))
-        self.best_parameters, self.best_running = self.parameters.clone(), self.running.clone()
+        self.parameters = repeated(flatten_parameters(initial))
+        self.running = repeated(flatten_running(initial))
+        self.best_parameters = self.parameters.clone()
+        self.best_running = self.running.clone()
         self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
         self.model = PackedTransformer(pack.model, self.parameters, self.running, pack.precision)
 
@@ -337,7 +348,8 @@ class _Trainer:
         model = self.model
         if members is not None:
             members = members.to(self.plan.device)
-            parameters, running = self.best_parameters[members], self.best_running[members]
+            parameters = self.best_parameters[members]
+            running = self.best_running[members]
             model = PackedTransformer(self.pack.model, parameters, running, self.pack.precision)
         parts: list[Tensor] = []
         with torch.no_grad():
@@ -350,7 +362,8 @@ class _Trainer:
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's best weights and running statistics, by name."""
         model = JetTransformer(self.pack.model)
-        parameters, running = flatten_parameters(model), flatten_running(model)
+        parameters = flatten_parameters(model)
+        running = flatten_running(model)
         parameters.copy_(self.best_parameters[member])
         running.copy_(self.best_running[member])
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -384,16 +397,21 @@ class _Group:
         stop: threading.Event,
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.pack, self.checkpoints = pack, checkpoints
-        self.members, self.at = [member for member, _ in starts], [start for _, start in starts]
-        self.began, self.seconds_before = time.perf_counter(), [at.seconds for at in self.at]
+        self.pack = pack
+        self.checkpoints = checkpoints
+        self.members = [member for member, _ in starts]
+        self.at = [start for _, start in starts]
+        self.began = time.perf_counter()
+        self.seconds_before = [at.seconds for at in self.at]
         self.running = set(range(len(starts)))
         self.position = self.saved = self.at[0].position
         self.trainer = _Trainer(pack, self.members, plan)
         for k, at in enumerate(self.at):
             if at.step:
                 self.trainer.load(k, at)
-                at.learner, at.best_state = {}, {}  # they lie on the device now
+                # they lie on the device now
+                at.learner = {}
+                at.best_state = {}
         self.boundary = Boundary(stop.is_set, checkpoints, self._save)
 
     def train(self, on_epoch: Callable[[EpochReport], None] | None) -> Generator[MemberResult, None, None]:
@@ -409,17 +427,24 @@ class _Group:
 
     def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> Generator[MemberResult, None, None]:
         """What is left of the running epoch; the results of members that have diverged in it."""
-        pack, trainer, recipe, (epoch, _) = self.pack, self.trainer, self.pack.recipe, self.position
-        began, steps = time.perf_counter(), trainer.steps_of_epoch
+        pack = self.pack
+        trainer = self.trainer
+        recipe = pack.recipe
+        epoch, _ = self.position
+        began = time.perf_counter()
+        steps = trainer.steps_of_epoch
         done = self.position[1] - epoch * steps
         trainer.begin_epoch(epoch, done)
         for _ in range(done, steps):
             self.boundary.cross()
             trainer.advance()
             self.position = epoch, self.position[1] + 1
-        logits, means = trainer.logits(pack.validation, self.boundary.stop_here), (trainer.sums / steps).tolist()
-        died, rate = trainer.died.tolist(), float(trainer.rate[0])
-        temperatures, alphas = trainer.temperature.tolist(), trainer.alpha.tolist()
+        logits = trainer.logits(pack.validation, self.boundary.stop_here)
+        means = (trainer.sums / steps).tolist()
+        died = trainer.died.tolist()
+        rate = float(trainer.rate[0])
+        temperatures = trainer.temperature.tolist()
+        alphas = trainer.alpha.tolist()
         improved = torch.zeros(len(self.members), dtype=torch.bool)
         for k in sorted(self.running):
             if died[k] >= 0:
@@ -440,16 +465,20 @@ class _Group:
         if on_epoch is not None:
             jets = (steps - done) * recipe.batch_size
             for k in sorted(self.running):
-                name, auc, best = self.members[k].name, self.at[k].curves["auc_val"][-1], self.at[k].best_auc
+                name = self.members[k].name
+                auc = self.at[k].curves["auc_val"][-1]
+                best = self.at[k].best_auc
                 on_epoch(EpochReport(name, epoch, recipe.epochs, means[k][0], auc, best, jets, seconds))
 
     def _finished(self) -> Generator[MemberResult, None, None]:
         """The results of members that have come to their end."""
-        recipe, trainer = self.pack.recipe, self.trainer
+        recipe = self.pack.recipe
+        trainer = self.trainer
         ended = [k for k in sorted(self.running) if self.at[k].is_finished(recipe.epochs, recipe.patience)]
         if not ended:
             return
-        numbers, views = torch.tensor(ended), (self.pack.validation, self.pack.test)
+        numbers = torch.tensor(ended)
+        views = (self.pack.validation, self.pack.test)
         scores = [trainer.logits(view, self.boundary.stop_here, numbers) for view in views]
         self.running.difference_update(ended)
         for k, validation, test in zip(ended, *scores, strict=True):
@@ -463,9 +492,11 @@ class _Group:
 
     def _close_ranks(self) -> None:
         """Goes on with the members that run alone: a step's cost is that of all there are. It is captured anew."""
-        numbers, before = sorted(self.running), self.trainer
+        numbers = sorted(self.running)
+        before = self.trainer
         before.graph = None  # its memory is free for the next one's
-        self.members, self.at = [self.members[k] for k in numbers], [self.at[k] for k in numbers]
+        self.members = [self.members[k] for k in numbers]
+        self.at = [self.at[k] for k in numbers]
         self.seconds_before = [self.seconds_before[k] for k in numbers]
         self.running = set(range(len(numbers)))
         self.trainer = _Trainer(self.pack, self.members, before.plan)
@@ -475,7 +506,9 @@ class _Group:
         """Of every member that runs. One that has diverged since its last checkpoint will do so again."""
         if self.checkpoints is None or self.position == self.saved:
             return
-        died, sums = self.trainer.died.tolist(), self.trainer.sums.cpu()  # waits for the device
+        # waits for the device
+        died = self.trainer.died.tolist()
+        sums = self.trainer.sums.cpu()
         for k in sorted(self.running):
             if died[k] >= 0:
                 continue
@@ -498,7 +531,8 @@ class _Group:
         return self.seconds_before[k] + time.perf_counter() - self.began
 
     def _result(self, k: int, status: str, message: str, *scores_and_state: Any) -> MemberResult:
-        name, at = self.members[k].name, self.at[k]
+        name = self.members[k].name
+        at = self.at[k]
         return MemberResult(
             name, status, message, at.best_epoch, at.epoch, self._seconds(k), at.curves, *scores_and_state
         )

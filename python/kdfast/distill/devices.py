@@ -22,14 +22,16 @@ def training_devices(name: str) -> list[str]:
     if not name.startswith("cuda"):
         return ["cpu"]
     hint = "'cpu' always works; kdfast doctor says what is in use"
-    if (why := gpu.why_unusable()) is not None:
+    why = gpu.why_unusable()
+    if why is not None:
         raise BackendError(f"no GPU can be used: {why}", where=f"device {name!r}", hint=hint)
     gpus = range(torch.cuda.device_count())
     wanted = gpus if name == "cuda" else [int(name.removeprefix("cuda:"))]
     if wanted[-1] not in gpus:
         what = f"torch sees {len(gpus)} GPUs: {', '.join(f'cuda:{i}' for i in gpus)}"
         raise BackendError(what, where=f"device {name!r}", hint=hint)
-    lacks = {i: why for i in wanted if (why := backend.why_no_code(i)) is not None}
-    if len(lacks) == len(wanted):
-        raise BackendError(lacks[wanted[0]], where=f"device {name!r}", hint=f"build kdfast on this machine; {hint}")
-    return [f"cuda:{i}" for i in wanted if i not in lacks]
+    usable = [i for i in wanted if backend.why_no_code(i) is None]
+    if not usable:
+        why = backend.why_no_code(wanted[0])
+        raise BackendError(str(why), where=f"device {name!r}", hint=f"build kdfast on this machine; {hint}")
+    return [f"cuda:{i}" for i in usable]

@@ -10,7 +10,7 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -93,22 +93,13 @@ def train_members(
         finally:
             finished.put(_WORKER_DONE)
 
-    num_threads = torch.get_num_threads()
     # Each worker sees the caller's context: a backend forced by `with kdfast.backend(...)` holds there too.
     workers = [
         threading.Thread(target=contextvars.copy_context().run, args=(work,), name=f"kdfast-member-{i}", daemon=True)
         for i in range(running[0])
     ]
     try:
-        try:
-            for worker in workers:
-                worker.start()
-            for _ in workers:
-                set_up.acquire()
-        finally:
-            # What a thread sets holds for itself, and for threads that begin later: these are none of the
-            # pack's.
-            torch.set_num_threads(num_threads)
+        _start(workers, set_up)
         while running[0]:
             result = finished.get()
             if result is _WORKER_DONE:
@@ -121,6 +112,19 @@ def train_members(
         given_up.set()
         for worker in workers:
             worker.join()
+
+
+def _start(workers: Sequence[threading.Thread], set_up: threading.Semaphore) -> None:
+    """Starts the workers and waits until each computes on one thread; this thread's own number stays."""
+    num_threads = torch.get_num_threads()
+    try:
+        for worker in workers:
+            worker.start()
+        for _ in workers:
+            set_up.acquire()
+    finally:
+        # A thread's setting holds for itself, and for threads that begin later: those are none of the pack's.
+        torch.set_num_threads(num_threads)
 
 
 _WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
@@ -138,12 +142,16 @@ class _Member:
         num_threads: Callable[[], int],
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.pack, self.member, self.learner = pack, member, new_learner(pack, member)
-        self.num_threads, self.checkpoints = num_threads, checkpoints
+        self.pack = pack
+        self.member = member
+        self.learner = new_learner(pack, member)
+        self.num_threads = num_threads
+        self.checkpoints = checkpoints
         self.at = (checkpoints.load(member.name) if checkpoints else None) or MemberCheckpoint()
         if self.at.step:
             copy_tensors(self.learner.tensors(), self.at.learner)
-        self.began, self.seconds_before = time.perf_counter(), self.at.seconds
+        self.began = time.perf_counter()
+        self.seconds_before = self.at.seconds
         self.saved = self.at.position
         self.boundary = Boundary(should_stop, checkpoints, self._save)
 
@@ -151,10 +159,12 @@ class _Member:
         """To its end. Raises Stopped, after a checkpoint, where the pack is asked to stop."""
         try:
             while not self.at.is_finished(self.pack.recipe.epochs, self.pack.recipe.patience):
-                if (diverged := self._epoch(on_epoch)) is not None:
+                diverged = self._epoch(on_epoch)
+                if diverged is not None:
                     return diverged
             self.learner.restore(self.at.best_state)  # a checkpoint from here on has no use for what it overwrites
-            validation, test = self._logits(self.pack.validation), self._logits(self.pack.test)
+            validation = self._logits(self.pack.validation)
+            test = self._logits(self.pack.test)
         except Stopped:
             self._save()
             raise
@@ -167,7 +177,10 @@ class _Member:
 
     def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> MemberResult | None:
         """What is left of the running epoch; a result where the member diverges."""
-        pack, recipe, at, epoch = self.pack, self.pack.recipe, self.at, self.at.epoch
+        pack = self.pack
+        recipe = self.pack.recipe
+        at = self.at
+        epoch = self.at.epoch
         began = time.perf_counter()
         rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
         temperature, alpha = self.member.config.at(epoch, recipe.epochs) if self.member.config else (1.0, 0.0)
@@ -189,13 +202,15 @@ class _Member:
         means = (at.sums / len(batches)).tolist()
         at.end_epoch([*means, auc, temperature, alpha, rate], auc, self.learner.state)
         if on_epoch is not None:
-            name, seconds = self.member.name, time.perf_counter() - began
+            name = self.member.name
+            seconds = time.perf_counter() - began
             on_epoch(EpochReport(name, epoch, recipe.epochs, means[0], auc, at.best_auc, left.numel(), seconds))
         return None
 
     def _save(self) -> None:
         if self.checkpoints is not None and self.at.position != self.saved:
-            self.at.seconds, self.at.learner = self._seconds(), self.learner.tensors()
+            self.at.seconds = self._seconds()
+            self.at.learner = self.learner.tensors()
             self.checkpoints.save(self.member.name, self.at)
             self.saved = self.at.position
 

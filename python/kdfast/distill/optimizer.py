@@ -28,7 +28,8 @@ class FlatAdamW:
     """
 
     def __init__(self, model: nn.Module, weight_decay: float, clip_norm: float) -> None:
-        self.weight_decay, self.clip_norm = torch.full((1,), weight_decay, dtype=torch.float32), clip_norm
+        self.weight_decay = torch.full((1,), weight_decay, dtype=torch.float32)
+        self.clip_norm = clip_norm
         self.parameters = flatten_parameters(model)
         self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
         self.step_count = torch.zeros(1, dtype=torch.int64)

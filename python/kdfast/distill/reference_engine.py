@@ -45,7 +45,8 @@ class _Learner:
     """distill.engine.Learner in PyTorch."""
 
     def __init__(self, pack: Pack, member: Member) -> None:
-        self.pack, self.member = pack, member
+        self.pack = pack
+        self.member = member
         self.model = JetTransformer(pack.model, seed=pack.seed)
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
         self.running = flatten_running(self.model)
@@ -88,7 +89,8 @@ def member_loss(
     weighted.
     """
     features, offsets = gather(pack.train.features, pack.train.offsets, jets)
-    labels, weights = pack.train.labels[jets], pack.train.weights[jets]
+    labels = pack.train.labels[jets]
+    weights = pack.train.weights[jets]
     logits, attention = model(features, offsets, return_attention=True, dropout_seed=dropout_seed)
     targets = pack.targets if member.config is not None else None
     teacher = None if targets is None else targets.logits[jets]
@@ -102,5 +104,6 @@ def member_loss(
             attention, offsets, targets.attention_entropy[jets], targets.attention_max[jets], weights
         )
         loss = loss + transfer
-        terms[0], terms[3] = loss.detach(), transfer.detach()
+        terms[0] = loss.detach()
+        terms[3] = transfer.detach()
     return loss, torch.stack(terms).double()

@@ -53,7 +53,8 @@ def train_pack(
     stop = stop or threading.Event()
     devices = training_devices(pack.device)
     if devices != ["cpu"]:
-        if (why := cuda_engine.unsupported(pack.model)) is not None:
+        why = cuda_engine.unsupported(pack.model)
+        if why is not None:
             raise BackendError(why, where="model", hint="choose other sizes, or the device 'cpu'")
         return train_on_gpus(devices, cuda_engine.train, pack, on_epoch, stop, checkpoints)
     compiled = backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"

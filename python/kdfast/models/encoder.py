@@ -103,7 +103,9 @@ class Encoder:
             raise BackendError(reason, where="encoder")
         _check_array(parameters, torch.float32, "parameters")
         _check_array(running, torch.float32, "running statistics")
-        self.config, self.parameters, self.running = config, parameters, running
+        self.config = config
+        self.parameters = parameters
+        self.running = running
         self._encoder = backend.cpu_module().Encoder(
             config.num_features,
             config.width,

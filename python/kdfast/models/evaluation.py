@@ -46,7 +46,8 @@ def evaluate_model(
     copy = JetTransformer(model.config)
     copy.load_state_dict(model.state_dict())
     compiled = encoder.Encoder(model.config, flatten_parameters(copy), flatten_running(copy))
-    features, offsets = features.contiguous(), offsets.contiguous()
+    features = features.contiguous()
+    offsets = offsets.contiguous()
     for start in batches:
         part = offsets[start : start + _BATCH + 1]
         logits, weights = compiled.logits(features, offsets, start, len(part) - 1, torch.get_num_threads(), True)

@@ -58,7 +58,8 @@ class JetTransformer(nn.Module):
         if unknown_preset:
             raise ConfigError("give a preset or sizes", where="JetTransformer", hint='e.g. JetTransformer("small")')
         self.config = config = model_config(base | sizes)
-        width, p = config.width, config.dropout
+        width = config.width
+        p = config.dropout
         self.embed = DenseBlock(config.num_features, width, p)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.pool = PoolingAttention(config)

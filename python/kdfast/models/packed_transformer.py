@@ -76,9 +76,12 @@ class PackedTransformer:
 
         features: [M, F]. seeds: int64, dropout_seeds of the step; None: no dropout.
         """
-        config, p = self.config, self._parameters
+        config = self.config
+        p = self._parameters
         drops = iter([None] * (4 * config.layers + 5) if seeds is None else [Dropout(config.dropout, s) for s in seeds])
-        members, (capacity, width) = len(p["pool.query"]), (len(features), config.width)
+        members = len(p["pool.query"])
+        capacity = len(features)
+        width = config.width
         features = rows.clear(features)
 
         def matrix(x: Tensor, name: str) -> Tensor:
@@ -86,7 +89,8 @@ class PackedTransformer:
             return torch.bmm(x, weight.transpose(1, 2))
 
         def affine(x: Tensor, name: str) -> Tensor:
-            weight, bias = p[f"{name}.weight"].to(x.dtype), p[f"{name}.bias"].to(x.dtype)
+            weight = p[f"{name}.weight"].to(x.dtype)
+            bias = p[f"{name}.bias"].to(x.dtype)
             return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
         def dense(x: Tensor, of: PackedRows, name: str) -> Tensor:
@@ -102,7 +106,8 @@ class PackedTransformer:
         x, n = residual_norm(x, None, None, *norm("encoder.0.norm1"), rows, dtype=self.dtype)
         plan = None
         for layer in range(config.layers):
-            name, last = f"encoder.{layer}", layer + 1 == config.layers
+            name = f"encoder.{layer}"
+            last = layer + 1 == config.layers
             qkv = affine(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1)
             if plan is None:
                 plan = attention_plan(qkv, rows)

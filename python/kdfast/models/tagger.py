@@ -125,7 +125,8 @@ class Tagger:
     """
 
     def __init__(self, model: JetTransformer, preparation: Preparation) -> None:
-        self.model, self.preparation = model.eval(), preparation
+        self.model = model.eval()
+        self.preparation = preparation
 
     def logits(self, jets: PackedJets, *, prepared: bool = False) -> Tensor:
         """[B, C] logits. prepared: the jets are already as the model's view has them (a real trigger's jets)."""

@@ -140,7 +140,8 @@ def _through_fixed_rows(packed: _Packed, x: Tensor, mask: Tensor, seed: int | Te
     All B · N rows go on, the padding as zeros behind the constituents, in jets of its own.
     """
     there = mask.flatten()
-    slots, constituents = there.numel(), there.sum()
+    slots = there.numel()
+    constituents = there.sum()
     place = torch.where(there, there.cumsum(0) - 1, constituents - 1 + (~there).cumsum(0))  # a permutation
     tail = torch.arange(1, (slots + _TAIL - 1) // _TAIL + 1, device=mask.device) * _TAIL + constituents
     offsets = torch.cat([place.new_zeros(1), mask.sum(1).cumsum(0), tail.clamp(max=slots)])
@@ -162,7 +163,8 @@ def check_sizes(where: str, dropout: float, **sizes: Any) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be a whole number above 0, is {size!r}", where=where)
-    width, heads = sizes["width"], sizes["heads"]
+    width = sizes["width"]
+    heads = sizes["heads"]
     if width % heads:
         raise ConfigError(f"width {width} is no multiple of heads {heads}", where=where)
     if not 0 <= dropout < 1:  # NaN fails too

@@ -17,7 +17,9 @@ from kdfast.ops.arrays import check_device
 
 __all__ = ["adamw", "adamw_reference"]
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+BETA1 = 0.9
+BETA2 = 0.999
+EPS = 1e-8
 
 
 def adamw(
@@ -85,10 +87,12 @@ def adamw_reference(
     """The specification; any floating dtype."""
     norm = torch.linalg.vector_norm(gradient, dim=1)
     g = gradient * (clip_norm / (norm + 1e-6)).clamp(max=1)[:, None]
-    rate, count = learning_rate[:, None], step[:, None].double()
+    rate = learning_rate[:, None]
+    count = step[:, None].double()
     m = moment1 + (1 - BETA1) * (g - moment1)
     v = BETA2 * moment2 + (1 - BETA2) * g * g
-    correction1, root_correction2 = 1 - BETA1**count, (1 - BETA2**count).sqrt()
+    correction1 = 1 - BETA1**count
+    root_correction2 = (1 - BETA2**count).sqrt()
     denominator = v.sqrt() / root_correction2.to(v.dtype) + EPS
     new = (1 - rate * weight_decay[:, None]) * parameters - (rate / correction1).to(v.dtype) * (m / denominator)
     finite = norm.isfinite()[:, None]
@@ -112,7 +116,8 @@ def _run(
     unsupported = None
     if any(x.dtype != torch.float32 or not x.is_contiguous() for x in arrays) or not step.is_contiguous():
         unsupported = "parameters, gradient, moments and rates must be contiguous float32"
-    device, is_double = parameters.device, parameters.dtype == torch.float64
+    device = parameters.device
+    is_double = parameters.dtype == torch.float64
     kernel = "reference" if is_double else backend.choose("adamw", device.type, unsupported, device.index)
     if kernel == "reference":
         return adamw_reference(parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm)
@@ -145,14 +150,14 @@ def _run(
     return norm
 
 
+def _fake(parameters: Tensor, *_: object) -> Tensor:
+    return parameters.new_empty(parameters.shape[0])
+
+
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
     "adamw(Tensor(a!) parameters, Tensor gradient, Tensor(b!) moment1, Tensor(c!) moment2, Tensor step, "
     "Tensor learning_rate, Tensor weight_decay, float clip_norm, int num_threads) -> Tensor"
 )
 _library.impl("adamw", _run, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("kdfast::adamw", lib=_library)
-def _fake(parameters: Tensor, *_: object) -> Tensor:
-    return parameters.new_empty(parameters.shape[0])
+torch.library.register_fake("kdfast::adamw", _fake, lib=_library)

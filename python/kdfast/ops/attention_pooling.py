@@ -41,7 +41,8 @@ def attention_pooling_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification, in any floating dtype."""
     members, _, width = x.shape
-    heads, jets = direction.shape[1], rows.jets
+    heads = direction.shape[1]
+    jets = rows.jets
     x = rows.clear(x)
     scores = x @ direction.transpose(1, 2)  # [K, M, H]
     jet = torch.where(rows.valid, rows.jet, jets)  # the padding's own
@@ -60,7 +61,8 @@ def attention_pooling_reference(
 def _takes_kernel(x: Tensor, direction: Tensor, rows: PackedRows) -> bool:
     if x.numel() == 0 or rows.jets == 0:
         return False
-    unsupported, (heads, width) = None, direction.shape[1:]
+    unsupported = None
+    heads, width = direction.shape[1:]
     if x.dtype != torch.float32 or direction.dtype != torch.float32:
         unsupported = f"x and direction must be float32, are {x.dtype} and {direction.dtype}"
     elif backend.why_no_cuda is None and not backend.cuda_module().attention_pooling_takes(heads, width):
@@ -73,13 +75,20 @@ class _AttentionPooling(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, direction: Tensor, rows: PackedRows, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, direction, offsets = gpu.aligned(x), gpu.aligned(direction), rows.offsets.contiguous()
-        (members, capacity, width), heads, jets = x.shape, direction.shape[1], rows.jets
+        x = gpu.aligned(x)
+        direction = gpu.aligned(direction)
+        offsets = rows.offsets.contiguous()
+        members, capacity, width = x.shape
+        heads = direction.shape[1]
+        jets = rows.jets
         (*_, seed), settings = gpu.rows_and_dropout(rows, dropout)
-        pooled, kept = x.new_empty(members, jets, heads, width), x.new_empty(members, jets, heads)
-        attention, weights = x.new_empty(members, capacity), x.new_empty(members, capacity, heads)
+        pooled = x.new_empty(members, jets, heads, width)
+        kept = x.new_empty(members, jets, heads)
+        attention = x.new_empty(members, capacity)
+        weights = x.new_empty(members, capacity, heads)
         ctx.scalars = (members, jets, capacity, heads, width, *settings)
-        inputs, outputs = (x, direction, offsets, seed), (pooled, kept, attention, weights)
+        inputs = (x, direction, offsets, seed)
+        outputs = (pooled, kept, attention, weights)
         gpu.call("attention_pooling", inputs, outputs, *ctx.scalars)
         ctx.save_for_backward(*inputs, pooled, kept, weights)
         ctx.set_materialize_grads(False)

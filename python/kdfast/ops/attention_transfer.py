@@ -31,7 +31,8 @@ def attention_transfer_reference(
     attention: Tensor, rows: PackedRows, teacher_entropy: Tensor, teacher_maximum: Tensor, weights: Tensor
 ) -> Tensor:
     """The specification, in any floating dtype."""
-    members, jets = len(attention), rows.jets
+    members = len(attention)
+    jets = rows.jets
     jet = torch.where(rows.valid, rows.jet, jets)
     w = torch.where(rows.valid, attention, 0)
     terms = -w * torch.where(w > 0, w, 1.0).log()
@@ -57,7 +58,8 @@ class _AttentionTransfer(torch.autograd.Function):
     def forward(ctx: Any, attention: Tensor, rows: PackedRows, targets: _Targets) -> Tensor:
         members, capacity = attention.shape
         sizes = (members, rows.jets, capacity)
-        loss, total_weight = attention.new_empty(members), attention.new_empty(1)
+        loss = attention.new_empty(members)
+        total_weight = attention.new_empty(1)
         grad = torch.empty_like(attention, memory_format=torch.contiguous_format)
         size = backend.cuda_module().attention_transfer_workspace(*sizes[:2])
         workspace = torch.empty(size, dtype=torch.uint8, device=attention.device)

@@ -20,7 +20,8 @@ from kdfast.ops.packed_rows import Dropout, PackedRows, drop_reference, wide
 
 __all__ = ["batch_norm_gelu", "batch_norm_gelu_reference"]
 
-EPS, MOMENTUM = 1e-5, 0.1
+EPS = 1e-5
+MOMENTUM = 0.1
 
 
 def batch_norm_gelu(
@@ -85,7 +86,9 @@ class _BatchNormGelu(torch.autograd.Function):
             training,
         )
         ctx.save_for_backward(y, *vectors, statistics)
-        ctx.rows, ctx.dropout, ctx.training = rows, dropout, training
+        ctx.rows = rows
+        ctx.dropout = dropout
+        ctx.training = training
         return out
 
     @staticmethod
@@ -124,7 +127,8 @@ def batch_norm_gelu_reference(
     training: bool,
 ) -> Tensor:
     """The specification, in any floating dtype."""
-    x, count = rows.clear(wide(y)), rows.count
+    x = rows.clear(wide(y))
+    count = rows.count
     mean = x.sum(1) / count
     centred = rows.clear(x - mean[:, None])
     squares = centred.square().sum(1)

@@ -34,7 +34,8 @@ class _BiasGelu(torch.autograd.Function):
         out = torch.empty_like(u)
         gpu.call("bias_gelu", (u, *vectors, *inputs), (out,), *u.shape, *strides, *settings, DTYPE_CODES[u.dtype])
         ctx.save_for_backward(u, *vectors)
-        ctx.rows, ctx.dropout = rows, dropout
+        ctx.rows = rows
+        ctx.dropout = dropout
         return out
 
     @staticmethod

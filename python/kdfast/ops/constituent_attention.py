@@ -334,7 +334,8 @@ class _EagerAttention(torch.autograd.Function):
     ) -> Tensor:
         q, k, v = _unpacked(inputs)
         out, lse = _forward(q, k, v, AttentionCall(offsets, bias, scale, dropout_p, seed))
-        ctx.scale, ctx.dropout_p = scale, dropout_p
+        ctx.scale = scale
+        ctx.dropout_p = dropout_p
         ctx.seed = None if isinstance(seed, Tensor) else seed
         ctx.save_for_backward(offsets, bias, seed if ctx.seed is None else None, lse, *inputs)
         return out

@@ -147,7 +147,8 @@ def backward(
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
     dbias = None if call.bias is None else torch.empty_like(call.bias)
     if q.numel() > 0:
-        heads, members = q.shape[-2], q.shape[0] if q.dim() == 4 else 1
+        heads = q.shape[-2]
+        members = q.shape[0] if q.dim() == 4 else 1
         size = backend.cuda_module().constituent_attention_workspace_bytes(q.shape[-3], members, heads)
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         gpu.call(

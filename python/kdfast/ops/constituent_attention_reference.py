@@ -46,8 +46,10 @@ def reference_forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> t
     if q.dim() == 3:
         out, lse = reference_forward(q[None], k[None], v[None], call)
         return out[0], lse[0]
-    bias, seed = call.bias, int(call.seed)
-    outs, lses = [], []
+    bias = call.bias
+    seed = int(call.seed)
+    outs = []
+    lses = []
     for block in _blocks(q, call.offsets):
         q_block, k_block, v_block = (x[:, block.rows] for x in (q, k, v))
         scores = block.scores(q_block * call.scale, k_block, None if bias is None else bias[..., block.pairs])
@@ -71,7 +73,8 @@ def reference_backward(
     if q.dim() == 3:
         dq, dk, dv, dbias = reference_backward(grad_out[None], q[None], k[None], v[None], call)
         return dq[0], dk[0], dv[0], dbias
-    bias, seed = call.bias, int(call.seed)
+    bias = call.bias
+    seed = int(call.seed)
     parts = []
     dbiases = []
     for block in _blocks(q, call.offsets):
@@ -116,7 +119,8 @@ class _Block:
 
     def __init__(self, first_jet: int, offsets: Tensor, pair_offsets: Tensor) -> None:
         counts = offsets.diff()
-        self.first_jet, self.jets = first_jet, len(counts)
+        self.first_jet = first_jet
+        self.jets = len(counts)
         self.rows = slice(int(offsets[0]), int(offsets[-1]))
         self.pairs = slice(int(pair_offsets[0]), int(pair_offsets[-1]))
         self.n = max([1, *counts.tolist()])  # an empty jet has one slot of padding
@@ -145,7 +149,8 @@ class _Block:
         """[K, b, H, n, n], −inf where there is no key."""
         found = torch.einsum("kbihd,kbjhd->kbhij", self.pad(q), self.pad(k))
         if bias is not None:
-            n, lead = self.n, bias.shape[:-1]
+            n = self.n
+            lead = bias.shape[:-1]
             padded = bias.new_zeros(*lead, self.jets * n * n).index_copy(-1, self.pair_slots, bias)
             found = found + padded.view(*lead, self.jets, n, n).transpose(-4, -3)
         return found.masked_fill(self.no_key, -torch.inf)

@@ -275,7 +275,8 @@ def _check_members(student: Tensor, temperature: Tensor, alpha: Tensor) -> None:
     members = student.shape[0] if student.dim() == 3 else 1
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         if value.shape != (members,) or value.dtype != torch.float64:
-            expected, found = f"float64 [{members}]", f"{value.dtype} {list(value.shape)}"
+            expected = f"float64 [{members}]"
+            found = f"{value.dtype} {list(value.shape)}"
             raise ConfigError(f"must be {expected} for the raw op, is {found}", where=name)
 
 

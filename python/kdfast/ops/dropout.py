@@ -83,7 +83,8 @@ def dropout_reference(x: Tensor, offsets: Tensor | None, p: float, seed: int) ->
     """The specification of `dropout`, on any device and in any dtype."""
     rows = torch.arange(len(x), device=x.device)
     if offsets is None:
-        jet, row = rows, torch.zeros_like(rows)
+        jet = rows
+        row = torch.zeros_like(rows)
     else:
         check_offsets(offsets, len(x))
         jet = torch.repeat_interleave(offsets.diff())
@@ -124,7 +125,8 @@ def _dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
 class _EagerDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
-        ctx.p, ctx.seed = p, seed
+        ctx.p = p
+        ctx.seed = seed
         ctx.save_for_backward(offsets)
         return _dropout(x, offsets, p, seed)
 

@@ -22,7 +22,8 @@ def call(op: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | No
     returns. Raises DataError for an input of another device.
     """
     assert outputs[0] is not None
-    module, device = backend.cuda_module(), outputs[0].device
+    module = backend.cuda_module()
+    device = outputs[0].device
     check_device(outputs[0], **{f"{op}, input {i}": x for i, x in enumerate(inputs)})
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
     with torch.cuda.device(device):

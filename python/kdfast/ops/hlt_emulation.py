@@ -28,7 +28,9 @@ from kdfast.ops.philox import normal_pair, philox4x32, uniform_open
 
 __all__ = ["hlt_emulation", "hlt_emulation_reference"]
 
-SMEAR, LOSS = 0, 1  # effects, the last word of the counter
+# effects, the last word of the counter
+SMEAR = 0
+LOSS = 1
 _REFERENCE_CHUNK = 2048  # jets that the reference pads at once
 
 
@@ -112,7 +114,8 @@ def _emulate(
         _merge(pt, eta, phi, energy, kept, merge_radius)
     merged = valid.sum() - below - kept.sum()
 
-    low, high = index[:, None] & 0xFFFFFFFF, (index[:, None] >> 32) & 0xFFFFFFFF
+    low = index[:, None] & 0xFFFFFFFF
+    high = (index[:, None] >> 32) & 0xFFFFFFFF
     if pt_resolution > 0 or angular_resolution > 0:
         bits = philox4x32(seed, low, high, place, torch.full_like(place, SMEAR))
         z_eta, z_phi = normal_pair(bits[0], bits[1])
@@ -188,9 +191,15 @@ def _hlt_emulation(
     kernel_takes_it = constituents.dtype == torch.float32
     if not kernel_takes_it or backend.choose("hlt_emulation", constituents.device.type) == "reference":
         return hlt_emulation_reference(constituents, offsets, index, *settings, seed)
-    module, threads, jets = backend.cpu_module(), torch.get_num_threads(), len(index)
-    constituents, offsets, index = constituents.contiguous(), offsets.contiguous(), index.contiguous()
-    scratch, edges, removed = torch.empty_like(constituents), torch.empty_like(offsets), offsets.new_empty(3)
+    module = backend.cpu_module()
+    threads = torch.get_num_threads()
+    jets = len(index)
+    constituents = constituents.contiguous()
+    offsets = offsets.contiguous()
+    index = index.contiguous()
+    scratch = torch.empty_like(constituents)
+    edges = torch.empty_like(offsets)
+    removed = offsets.new_empty(3)
     inputs = (constituents.data_ptr(), offsets.data_ptr(), index.data_ptr(), jets)
     outputs = (scratch.data_ptr(), edges.data_ptr(), removed.data_ptr())
     if module.hlt_emulation(*inputs, *settings, seed & 0xFFFFFFFFFFFFFFFF, *outputs, threads) >= 0:

@@ -39,7 +39,8 @@ def jet_features_reference(constituents: Tensor, offsets: Tensor) -> Tensor:
     px, py, pz, jet_energy, scalar_pt = sums.unbind(1)
     jet_pt = torch.hypot(px, py)
     jet_pt = torch.where(jet_pt > NO_AXIS * scalar_pt, jet_pt, torch.nan)
-    jet_eta, jet_phi = torch.asinh(pz / jet_pt), torch.atan2(py, px)
+    jet_eta = torch.asinh(pz / jet_pt)
+    jet_phi = torch.atan2(py, px)
 
     d_eta = eta - jet_eta[jet]
     d_phi = phi - jet_phi[jet]
@@ -61,9 +62,11 @@ def _jet_features(constituents: Tensor, offsets: Tensor) -> Tensor:
     kernel_takes_it = constituents.dtype == torch.float32
     if not kernel_takes_it or backend.choose("jet_features", constituents.device.type) == "reference":
         return jet_features_reference(constituents, offsets)
-    constituents, offsets = constituents.contiguous(), offsets.contiguous()
+    constituents = constituents.contiguous()
+    offsets = offsets.contiguous()
     features = constituents.new_empty((len(constituents), NUM_FEATURES))
-    jets, threads = len(offsets) - 1, torch.get_num_threads()
+    jets = len(offsets) - 1
+    threads = torch.get_num_threads()
     module = backend.cpu_module()
     module.jet_features(constituents.data_ptr(), offsets.data_ptr(), jets, features.data_ptr(), threads)
     return features

@@ -90,7 +90,10 @@ class _ResidualNorm(torch.autograd.Function):
             DTYPE_CODES[dtype],
         )
         ctx.save_for_backward(total if norm is not None else None, moments, vectors[1])
-        ctx.rows, ctx.dropout, ctx.dtype, ctx.has_y = rows, dropout, dtype, y is not None
+        ctx.rows = rows
+        ctx.dropout = dropout
+        ctx.dtype = dtype
+        ctx.has_y = y is not None
         return total, norm
 
     @staticmethod
@@ -100,7 +103,8 @@ class _ResidualNorm(torch.autograd.Function):
         given = grad_total if grad_total is not None else grad_norm
         if given is None:
             return (None,) * 8
-        shape, device = given.shape, given.device
+        shape = given.shape
+        device = given.device
         if grad_norm is None:
             total = moments = gamma = None
         inputs, settings = gpu.rows_and_dropout(ctx.rows, ctx.dropout)
