@@ -166,6 +166,7 @@ def with_baseline(seed_spread, studies, seed=0, seeds=SEEDS):
         yield baseline(students, Estimates(values[runs:last], factor[runs:last]), range(seeds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed_spread", [0.0005, 0.005])
 def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
     claims = hits = 0
@@ -177,6 +178,7 @@ def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
     assert hits / STUDIES >= 0.95 - 3.5 * math.sqrt(0.95 * 0.05 / STUDIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_no_false_gain_over_a_baseline_of_few_seeds(seeds):
     """An unfinished study: with one seed's baseline beside students of four, another seed's is not known."""
@@ -225,6 +227,7 @@ def test_adjusted_p_values(number):
     assert holm([]) == benjamini_hochberg([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed_spread", [0.0005, 0.003])
 def test_false_claims_without_an_effect(seed_spread):
     """Equal configurations: how often any is called better or worse than the first, and how often the set of the best
@@ -238,6 +241,7 @@ def test_false_claims_without_an_effect(seed_spread):
     assert not_above_binomial(missed, STUDIES, 0.05)
 
 
+@pytest.mark.slow
 def test_the_set_of_the_best():
     """It holds the best in 95 % of studies, and leaves out what is clearly worse."""
     missed = sizes = 0

@@ -105,6 +105,7 @@ def test_linear_model_names_what_it_cannot_tell():
     assert not set(model.untold) & set(model.slopes)
 
 
+@pytest.mark.slow
 def test_no_false_trends_among_all_settings():
     """T and α do nothing: any of the four sentences on trends says otherwise in at most 5 % of studies."""
     frame, rng, studies = settings_of(CONSTANT), np.random.default_rng(9), 600
@@ -219,6 +220,7 @@ def shared_noise():
     return frame, np.linalg.cholesky(covariance)
 
 
+@pytest.mark.slow
 def test_no_claims_without_an_effect():
     """Slopes, groups and the comparison of α with T, where shared test jets make trends that are not there."""
     frame, factor = shared_noise()
