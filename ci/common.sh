@@ -59,8 +59,8 @@ if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 fi
 
-# Options of pytest: a process per core.
-parallel=(--numprocesses=logical --maxprocesses=8)
+# Options of pytest: a process per core; the tests of a file share what its fixtures have made.
+parallel=(--numprocesses=logical --maxprocesses=8 --dist=loadfile)
 
 # The same examples on every run; see tests/conftest.py.
 export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-fixed}

@@ -31,6 +31,7 @@ from kdfast.ops import backend
 from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
 from tests.report.fake_study import make_study
+from tests.undrawn import undrawn_figures
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
 COMMANDS = ["sweep", "status", "verify", "report", "refine", "import", "predict", "generate", "bench", "doctor"]
@@ -176,7 +177,8 @@ def test_sweep_prints_the_best_and_the_files(study, capsys):
 def test_the_best_networks_in_a_terminal_of_80_columns(tmp_path, capsys, monkeypatch):
     longest = "combined_T10.0to1.0_A0.9to0.3"
     store = make_study(tmp_path / "study", [RunConfig(10.0, 0.9, 1.0, 0.3), RunConfig(7.0, 0.5)], seeds=(1, 2))
-    report.write(store)
+    with undrawn_figures():
+        report.write(store)
     monkeypatch.setattr("kdfast.cli.common.console", lambda: Console(width=80))
     print_results(open_study(store.path))
     out = capsys.readouterr().out

@@ -151,6 +151,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(config, counts, draw(st.integers(0, 1000)), draw(st.booleans()))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(case=cases(), num_threads=st.integers(1, 3))
 def test_step_of_any_shape(case: Case, num_threads: int) -> None:
