@@ -216,6 +216,7 @@ ACTIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     history=ACTIONS,
