@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 from rich.console import Console
 
 import kdfast
-from kdfast import doctor, report
+from kdfast import report
 from kdfast.cli import main
 from kdfast.cli.common import print_results
 from kdfast.distill.schedules import RunConfig
@@ -27,7 +25,7 @@ from kdfast.jets.features import Standardisation
 from kdfast.jets.sample import sample
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
-from kdfast.ops import backend
+from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS
 from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
 from tests.report.fake_study import make_study
@@ -88,6 +86,16 @@ def test_help_teaches(capsys, command):
     assert re.search(rf"Examples?:\n    kdfast {command}", out)
 
 
+def test_every_setting_is_an_option_in_its_section(capsys):
+    main(["sweep", "--help"])
+    out = capsys.readouterr().out
+    for setting in (*SETTINGS, *GRID_LISTS, *HLT_FILES):
+        if setting.keyword != "data":
+            section = re.search(rf"^{setting.panel}:\n(  .*\n)+", out, re.MULTILINE)
+            assert section is not None, setting.panel
+            assert f"  {setting.option} {setting.metavar} " in section[0]
+
+
 def test_examples_name_options_that_exist(capsys):
     for command in COMMANDS:
         main([command, "--help"])
@@ -125,6 +133,7 @@ def test_examples_name_options_that_exist(capsys):
         (["sweep", "nowhere.h5"], "nowhere.h5: "),
         (["sweep", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
         (["sweep", "--teacher", "nowhere.safetensors"], "nowhere.safetensors: there is no such model file"),
+        (["sweep", "--teacher", "text.npy"], "text.npy: is no array that numpy.save wrote"),
         (["sweep", "--teacher", "nowhere.npy"], "nowhere.npy: can't be read (No such file or directory)"),
         (["sweep", "--out", "/proc/kdfast", *TINY], "/proc/kdfast: can't be written"),
         (["status"], "kdfast status: Missing argument 'STUDY'"),
@@ -136,6 +145,7 @@ def test_examples_name_options_that_exist(capsys):
 )
 def test_errors_are_two_lines_and_status_2(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    Path("text.npy").write_text("no array")
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -152,13 +162,6 @@ def test_debug_shows_the_traceback():
     assert process.returncode == 1
     assert "Traceback (most recent call last)" in errors
     assert "StudyError: nowhere: does not exist" in errors
-
-
-def test_a_teacher_that_is_no_array(capsys, tmp_path):
-    path = tmp_path / "logits.npy"
-    path.write_bytes(b"no array")
-    assert main(["sweep", "--teacher", str(path), "--out", str(tmp_path / "s")]) == 2
-    assert f"{path}: is no array that numpy.save wrote" in capsys.readouterr().err
 
 
 def test_sweep_prints_the_best_and_the_files(study, capsys):
@@ -236,7 +239,7 @@ def test_jets_from_python_are_asked_for_again(tmp_path, capsys, without_reports)
     assert main(["refine", str(out)]) == 2
     assert f"kdfast: {out}: was given its jets in Python, and does not hold them" in capsys.readouterr().err
     assert main(["sweep", str(SAMPLE), "--config", str(out / "study.toml"), "--out", str(tmp_path / "other")]) == 2
-    assert "kdfast: hlt: stands for HLT jets that were given in Python" in capsys.readouterr().err
+    assert "kdfast: hlt: 'given' needs the HLT jets that were given in Python" in capsys.readouterr().err
     kdfast.refine(out, seeds=2, data=jets, hlt=jets, progress=False)
     assert open_study(out).settings["hlt"] == "given"
 
@@ -389,54 +392,6 @@ def test_a_reader_that_stops_reading_is_no_error():
     process.wait()
     assert process.returncode in (0, 1)
     assert "Traceback" not in process.stderr.read()
-
-
-def test_doctor(capsys, monkeypatch):
-    monkeypatch.setenv("KDFAST_BACKEND", "reference")
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    for text in ("kdfast ", "torch ", "h5py ", "kdfast._cpu ", "kdfast._cuda ", "threads ", "sample.h5"):
-        assert text in out, text
-    assert "reference, forced by KDFAST_BACKEND" in out
-    assert re.search(r"KDFAST_BACKEND +reference", out)
-    monkeypatch.setenv("KDFAST_BACKEND", "refrence")
-    assert main(["doctor"]) == 0
-    assert "unknown backend 'refrence'" in capsys.readouterr().out
-
-
-def test_doctor_says_why_the_kernels_are_not_in_use(tmp_path):
-    process = start("doctor", KDFAST_ISA="avx9000")
-    out, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert re.search(r"kdfast._cpu +(not in use: .*avx9000|not in use: the compiled module)", out)
-
-
-def test_doctor_says_what_is_missing_for_the_gpu(monkeypatch):
-    def line():
-        return doctor.examine()["modules"]["kdfast._cuda"]
-
-    missing = "the compiled module kdfast._cuda is missing; a build with nvcc brings it"
-    monkeypatch.setattr(backend, "why_no_cuda", missing)
-    assert line() == f"not in use: {missing}"
-    module = SimpleNamespace(
-        cuda_version="13.0", architectures="80 90", oldest_driver="580.65.06", code_capability=bool
-    )
-    monkeypatch.setattr(backend, "_cuda", module)
-    monkeypatch.setattr(backend, "why_no_cuda", None)
-    built = r"\(CUDA 13.0, compute capabilities 80 90, driver 580.65.06 or newer\)"
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert re.fullmatch(f"not in use: torch .* is a build without CUDA {built}", line())
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert re.fullmatch(f"not in use: torch sees no GPU {built}", line())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
-    monkeypatch.setattr(torch.cuda, "device", lambda gpu: nullcontext())
-    backend.why_no_code.cache_clear()
-    assert re.fullmatch(f"in use for tensors on a GPU {built}", line())
-    why = "this build of kdfast._cuda has code for compute capabilities 80 90, not for GPU 0's"
-    assert doctor.examine()["modules"]["GPUs"] == f"Card 0 (not in use: {why}), Card 1"
 
 
 def test_warnings_are_one_line(capsys, monkeypatch):

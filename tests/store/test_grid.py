@@ -1,6 +1,5 @@
 """Grids and the names of runs."""
 
-import doctest
 from collections import Counter
 
 import pytest
@@ -9,12 +8,7 @@ from hypothesis import strategies as st
 
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError
-from kdfast.store import grid as module
 from kdfast.store.grid import grid
-
-
-def test_the_examples_of_the_docstring():
-    assert doctest.testmod(module) == (0, 3)  # failed, attempted
 
 
 def test_study_grid_is_the_published_one():

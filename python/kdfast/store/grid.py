@@ -78,7 +78,6 @@ def grid(
 
     Examples
     --------
-    >>> import kdfast
     >>> len(kdfast.grid("study"))
     132
     >>> for run in kdfast.grid(temperature=[3, 5], alpha=0.5, temperature_final=1):

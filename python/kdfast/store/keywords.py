@@ -142,11 +142,22 @@ def _plain(value: Any, shown: Shown) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+_SIGNS = {
+    annotated_types.Ge: ("≥", "ge"),
+    annotated_types.Gt: (">", "gt"),
+    annotated_types.Le: ("≤", "le"),
+    annotated_types.Lt: ("<", "lt"),
+}
+
+
 def _bounds(field: FieldInfo) -> str:
-    """A number's bounds; those that come from its representation, 2³² and above, are left out."""
-    signs = {annotated_types.Ge: ("≥", "ge"), annotated_types.Gt: (">", "gt")}
-    found = [(signs[type(item)], item) for item in field.metadata if type(item) in signs]
-    return ", ".join(f"{sign} {getattr(item, name):g}" for (sign, name), item in found)
+    """A number's bounds as text, without those of its representation (2³² and above)."""
+    bounds = []
+    for item in field.metadata:
+        sign, name = _SIGNS.get(type(item), ("", ""))
+        if sign and getattr(item, name) < 2**32:
+            bounds.append(f"{sign} {getattr(item, name):g}")
+    return ", ".join(bounds)
 
 
 _TABLES = {

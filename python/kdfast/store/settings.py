@@ -352,7 +352,7 @@ class StudySettings(_Table):
         return [RunConfig.from_name(name) for name in self.grid]
 
     def table(self) -> dict[str, Any]:
-        """The settings as plain values (numbers, text, lists, tables), without what is None, as TOML has it."""
+        """The settings as TOML has them: numbers, text, lists and tables, without those that are None."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, BaseModel):
@@ -368,13 +368,15 @@ class StudySettings(_Table):
         return table
 
     def write_toml(self, path: str | Path) -> None:
-        """Writes all settings; `StudySettings.read` gives them back."""
+        """Writes all settings; `StudySettings.resolve` reads them back."""
         write_atomically(Path(path), lambda file: tomli_w.dump(self.table(), file))
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that a result depends on, presets as their numbers; what may differ within a study is left out:
-        seeds and grid (they only add runs), where data, HLT jets and teacher lie (fingerprints decide),
-        device and checkpoints."""
+        """The settings that a result depends on, with presets as numbers.
+
+        Left out is what may differ within a study: seeds and grid, which only add runs; the places of data, HLT
+        jets and teacher, which their fingerprints identify; device and checkpoints.
+        """
         table = self.table()
         for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
             table.pop(key, None)
@@ -388,11 +390,6 @@ class StudySettings(_Table):
             table["hlt"] = asdict(hlt_config(self.hlt))
         table["recipe"].setdefault("teacher_epochs", self.recipe.epochs)
         return table
-
-    @classmethod
-    def read(cls, path: str | Path) -> StudySettings:
-        """Settings from a TOML file alone. Raises ConfigError that names file and key."""
-        return cls.resolve(path)
 
     @classmethod
     def resolve(
@@ -430,10 +427,10 @@ class StudySettings(_Table):
             raise ConfigError(fault.what, where=f"{source}, {key}" if source else key, hint=fault.hint) from None
 
 
-# The demo: the bundled sample on two cores in minutes, with settings that still mean something. On the test jets the
-# teacher reaches an AUC of 0.967, the baseline 0.925, and with three times the epochs 0.936. At twice the rate so few
-# epochs gain more (0.927), but training is chaotic: other rounding (another instruction set, the references) moves
-# students' AUC by 0.003; at this rate by less than 0.0001.
+# The demo: the bundled sample on two cores in minutes, with settings that give meaningful results. On the test
+# jets the teacher reaches an AUC of 0.967 and the baseline 0.925 (0.936 with three times the epochs). Twice the
+# rate gains more in these few epochs (0.927), but then training is chaotic: other rounding (another instruction
+# set, the references) moves students' AUC by 0.003, and at this rate by less than 0.0001.
 DEMO: dict[str, Any] = {
     "model": "small",
     "teacher_model": "medium",

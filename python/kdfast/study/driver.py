@@ -217,7 +217,7 @@ def run_study(
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
     if given.hlt_jets is None and settings.hlt == GIVEN:
         hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
-        raise ConfigError("stands for HLT jets that were given in Python", where="hlt", hint=hint)
+        raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
     if client is not None:
         dask_engine.check_client(client)
         if threads is not None:
