@@ -41,7 +41,7 @@ _LEAST_WEIGHT = 2.0**-100  # of a batch: kernels take no less
 def check_batch_weights(weights: Tensor, seed: int, epochs: int, batch_size: int) -> None:
     """Raises DataError where all jets of a batch of some epoch have weight 0: its loss, a weighted mean, is undefined.
 
-    Or so little weight beside the others that it can't be told from 0. weights: [B] of the training jets,
+    Or so little weight relative to the others that it rounds to 0. weights: [B] of the training jets,
     scaled. The batches are drawn here only where there are enough jets of so little weight.
     """
     if int((weights <= _LEAST_WEIGHT).sum()) < batch_size:

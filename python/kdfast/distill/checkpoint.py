@@ -1,4 +1,4 @@
-"""What a member is between two steps: all that its further training depends on, so that it can go on elsewhere."""
+"""What a member is between two steps: all that its further training depends on, so that it can resume elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MemberCheckpoint:
     still counts as running. best_epoch (−1: none yet), best_auc, best_state: the kept weights by name.
     seconds: trained so far, in all processes. learner: the engine's own tensors by name: parameters and both
     moments [P], running statistics [R], count of updates [1]. The engines name them alike, so that another
-    one can go on (not to the same bits).
+    one can resume (not to the same bits).
     """
 
     step: int = 0
@@ -79,7 +79,7 @@ class Checkpoints(Protocol):
     interval: float
 
     def load(self, member: str) -> MemberCheckpoint | None:
-        """Where the member of this name goes on; None: at its start. What it gives becomes the engine's."""
+        """Where the member of this name resumes; None: at its start. What it gives becomes the engine's."""
 
     def save(self, member: str, checkpoint: MemberCheckpoint) -> None:
         """Keeps a checkpoint, whose tensors and lists change again once this returns. What can't be written

@@ -76,8 +76,8 @@ def train(
 ) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack. threads: not used.
 
-    As many members at once as the device's memory holds, the others after them. Members that go on do so with those
-    that stand at the same step, the furthest first: as a pack of another size they may end in other last bits.
+    As many members at once as the device's memory holds, the others after them. Members resume together with those
+    that are at the same step, the furthest first: as a pack of another size they may end in other last bits.
     """
     groups: dict[tuple[int, int], list[tuple[Member, MemberCheckpoint]]] = {}
     for member in pack.members:
@@ -231,7 +231,7 @@ class _Trainer:
             self.best_running[member].copy_(flatten_running(model))
 
     def take(self, other: _Trainer, numbers: list[int]) -> None:
-        """Puts all members where those of these numbers stand in another trainer, between two epochs."""
+        """Puts all members where those of these numbers are in another trainer, between two epochs."""
         names = ("parameters", "moment1", "moment2", "running", "best_parameters", "best_running", "updates")
         for name in names:
             getattr(self, name).copy_(getattr(other, name)[numbers])
@@ -387,7 +387,7 @@ def _batches(view: View, rows: int, device: torch.device) -> Iterator[tuple[Tens
 
 
 class _Group:
-    """Members that stand at the same step, trained together to their ends."""
+    """Members at the same step, trained together to their ends."""
 
     def __init__(
         self,

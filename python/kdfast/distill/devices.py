@@ -1,4 +1,4 @@
-"""Where packs are trained: what a device's name stands for."""
+"""Where packs are trained: what a device's name means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["training_devices"]
 
 
 def training_devices(name: str) -> list[str]:
-    """The devices that a name stands for: "cuda" for all GPUs that torch sees and kdfast._cuda has code for,
+    """The devices that a name means: "cuda" for all GPUs that torch sees and kdfast._cuda has code for,
     "cuda:1" for one of them, "cpu".
 
     "auto" is the CPU: GPUs train where they are asked for.

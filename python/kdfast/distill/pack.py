@@ -120,7 +120,7 @@ def _check_view(view: View, model: ModelConfig, split: str, dtype: torch.dtype) 
 
 
 def _check_targets(targets: Targets, jets: int) -> None:
-    """Raises DataError unless there are targets for so many jets."""
+    """Raises DataError unless the targets have this number of jets."""
     shapes = {"logits": (jets, 1), "attention_entropy": (jets,), "attention_max": (jets,)}
     for name, shape in shapes.items():
         values = getattr(targets, name)

@@ -40,9 +40,9 @@ def train_pack(
 
     threads: as torch.get_num_threads() where None. on_epoch: called after each member's epoch, from any
     thread. stop: setting it, like closing the iterator, ends the pack after the running steps; unfinished
-    members yield nothing. checkpoints: where members go on that were begun before, and where they are kept,
+    members yield nothing. checkpoints: where members resume from and where their states are kept,
     between two steps, each `interval` seconds and when the pack is ended before them. On the reference and
-    the CPU engine a member that goes on ends in the same bits as one that was never interrupted.
+    the CPU engine a member that resumes ends in the same bits as one that was never interrupted.
 
     Raises BackendError where the pack's device can't be used, or not for a model of its sizes, DataError for
     a batch whose jets all have weight 0.

@@ -140,8 +140,8 @@ class Encoder:
 
         Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed:
         the step's. seconds: [len(PARTS)] float64, to which the processor time of each part is added. Raises
-        DataError for a label, weight, temperature or α that can't be and for a model of several classes,
-        ResourceError where memory is lacking.
+        DataError for a label, weight, temperature or α out of range and for a model of several classes,
+        ResourceError where there is not enough memory.
         """
         if self.config.num_classes != 1:
             raise DataError(f"trains models of one logit, this one has {self.config.num_classes}", where="encoder")
@@ -192,7 +192,7 @@ class Encoder:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
         features: [M, F] float32, offsets: [B + 1] int64, contiguous. Raises DataError for others, ModelError
-        for features of another model, ResourceError where memory is lacking.
+        for features of another model, ResourceError where there is not enough memory.
         """
         _check_array(features, torch.float32, "features")
         _check_array(offsets, torch.int64, "offsets")

@@ -137,7 +137,7 @@ def _through_rows(
 def _through_fixed_rows(packed: _Packed, x: Tensor, mask: Tensor, seed: int | Tensor | None) -> Tensor:
     """The same with shapes that do not depend on what the mask holds, so that it compiles without a graph break.
 
-    All B · N rows go on, the padding as zeros behind the constituents, in jets of its own.
+    All B · N rows are computed, the padding as zeros behind the constituents, in jets of its own.
     """
     there = mask.flatten()
     slots = there.numel()

@@ -4,7 +4,7 @@ For one jet with student logits s, teacher logits t and label y, at temperature 
 
     l = α · T² · KL(p ‖ q) + (1 − α) · CE(s, y)          p = softmax(t / T), q = softmax(s / T)
 
-One logit (C = 1) stands for two classes with logits (0, s): KL is between Bern(σ(t / T)) and Bern(σ(s / T)),
+One logit (C = 1) means two classes with logits (0, s): KL is between Bern(σ(t / T)) and Bern(σ(s / T)),
 CE is the binary cross-entropy, and y may be anything in [0, 1]. A member's loss is the weighted mean Σ w·l /
 Σ w over the jets.
 

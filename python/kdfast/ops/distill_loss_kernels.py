@@ -27,7 +27,7 @@ class LossInputs(NamedTuple):
 
 
 def why_unsupported(classes: int, device: str) -> str | None:
-    """Why a kernel of this device can't take so many classes; None: it can."""
+    """Why the kernel of this device does not support this number of classes; None: it does."""
     most = _MAX_CLASSES_CUDA if device == backend.cuda_device_type else _MAX_CLASSES
     return f"{classes} classes are more than the kernel's {most}" if classes > most else None
 

@@ -2,7 +2,7 @@
 
 Per jet, with constituents (pT, η, φ, E) in falling pT and positions in float64:
     threshold   pT ≥ t survives (t rounded to the constituents' dtype). Merging only adds pT, so this comes once.
-    merging     j = 0, 1, … in falling pT: of the earlier constituents that still stand, taken in the same order (hence
+    merging     j = 0, 1, … in falling pT: of the earlier constituents that remain, taken in the same order (hence
                 "the hardest such" by its pT before merging), the first within ΔR < R of j takes it in:
                 w = pT_j / (pT_i + pT_j);  η_i += w (η_j − η_i);  φ_i += arg(1 − w + w e^{i(φ_j − φ_i)});
                 pT_i += pT_j;  E_i += E_j.  R = 0 merges nothing.

@@ -1,8 +1,8 @@
 """Rows of K members' features [K, M, D], as the ops of the lock-step engine (distill/cuda_engine.py) take them.
 
 All members see the same jets, so one description serves them. The capacity M is fixed, so that a step may be
-captured once and replayed; the rows behind a batch's last one are padding: ops never let what stands there
-reach a result, and write zeros.
+captured once and replayed; the rows behind a batch's last one are padding: ops write zeros there, and nothing in
+padding reaches a result.
 """
 
 from __future__ import annotations
