@@ -248,7 +248,7 @@ def test_an_imported_study(tmp_path, jobs):
     assert all(digest in cells for digest in hashes)
     heads = [text for _, text in html.all("th", scope="col")]
     assert "AUC" in heads
-    assert not any(head == "Δ AUC" or head.startswith(("p (", "Beside", "In the set")) for head in heads)
+    assert not any(head == "Δ AUC" or head.startswith(("p (", "In the best set", "In the set")) for head in heads)
     assert not any(text.startswith("kdfast sweep") for _, text in html.all("pre"))
 
 

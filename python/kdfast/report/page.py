@@ -15,10 +15,11 @@ from kdfast.errors import ConfigError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
-from kdfast.report.layout import ADJUSTED_MEANS, WISHES, counted, means_are_adjusted, student_chosen_on
+from kdfast.report.layout import WISHES, counted
 from kdfast.report.rendering import TEMPLATES, environment, text_of
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
+from kdfast.report.view import ReportView
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore
 
@@ -47,13 +48,10 @@ def page_files(analysis: Analysis, store: StudyStore) -> dict[str, bytes]:
 
 def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
     """The page for an analysis and its figures, each with its inline SVG. The same analysis gives the same page."""
-    study, rows = analysis.study, {row.run_name: row for row in analysis.configurations}
+    view, study = ReportView(analysis), analysis.study
     sections = [("result", "Result"), ("figures", "Figures"), ("configurations", "Configurations"), ("runs", "Runs")]
-    there = {"figures": bool(figures), "configurations": bool(rows), "runs": bool(analysis.runs)}
+    there = {"figures": bool(figures), "configurations": bool(view.rows), "runs": bool(analysis.runs)}
     data = study.settings.get("data", {})
-    missing: dict[str, list[str]] = {}  # analyses by reason
-    for item in analysis.missing:
-        missing.setdefault(item.reason, []).append(item.what)
     rejections = [e for network in analysis.networks for e in network.rejection.values()]
     return _rendered(
         "report.html",
@@ -65,13 +63,13 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         ),
         networks=analysis.networks,
         limits=any(estimate.lower_limit for estimate in rejections),
-        winners=[(winner, rows[winner.configuration]) for winner in analysis.winners],
+        winners=[(winner, view.rows[winner.configuration]) for winner in analysis.winners],
         findings=analysis.findings,
-        missing=missing,
+        missing=view.missing,
         errors=any(network.auc is not None and network.auc.error is not None for network in analysis.networks),
-        compared=any(row.auc_vs_baseline for row in analysis.configurations),
-        student_on=student_chosen_on(analysis),
-        adjusted=ADJUSTED_MEANS if means_are_adjusted(analysis) else "",
+        compared=view.compared,
+        student_on=view.student_on,
+        adjusted=view.adjusted,
         figures=[(drawing, Markup(svg)) for drawing, svg in figures],
         configurations=analysis.configurations,
         groups=[table for table in analysis.groups if table.groups],

@@ -1,12 +1,13 @@
-"""Templates of the report: the plain texts (*.txt.j2), the sentences of findings, and the pages (*.html).
+"""The templates of the report: plain texts (*.txt.j2), the sentences of findings (findings.j2), and pages (*.html).
 
-In a plain-text template `{% call section("…") %}` sets a heading over its content, `{% filter columns %}` aligns lines
-whose cells are separated by │, and `{% filter paragraph %}` fills lines; numbers go through the filters of layout.py.
+In a plain text `{% call section("…") %}` sets a heading over its content, `{% filter columns %}` aligns lines whose
+cells are separated by │, `{% filter paragraph %}` fills lines, and `findings | sentences` lists statements. Numbers go
+through the filters of layout.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdfast.report import layout
+from kdfast.report.schema import Finding
 
 __all__ = ["TEMPLATES", "environment", "text_of"]
 
@@ -22,7 +24,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @cache
 def environment(*, html: bool = False) -> Environment:
-    """The environment of all templates; values are escaped for HTML, or not for plain text."""
+    """The environment of all templates; values are escaped in HTML, and not in plain text."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=html,
@@ -30,14 +32,20 @@ def environment(*, html: bool = False) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.globals |= {"counted": layout.counted, "section": _section, "title": layout.title}
+    found.globals |= {
+        "counted": layout.counted,
+        "section": _section,
+        "strategies": layout.STRATEGY_NAMES,
+        "title": layout.title,
+        "wishes": layout.WISHES,
+    }
     found.filters |= {name: getattr(layout, name) for name in layout.FILTERS}
-    found.filters |= {"columns": _columns, "paragraph": _paragraph}
+    found.filters |= {"columns": _columns, "numbered": _numbered, "paragraph": _paragraph, "sentences": _sentences}
     return found
 
 
 def text_of(template: str, **values: Any) -> str:
-    """A plain-text template with its values."""
+    """A plain text from its template and values."""
     return environment().get_template(template).render(**values).rstrip("\n") + "\n"
 
 
@@ -53,3 +61,18 @@ def _columns(block: str, left: Collection[int] = (0,)) -> str:
 
 def _paragraph(block: str, first: str = "  ", rest: str | None = None) -> str:
     return layout.wrapped(block, first, rest) + "\n"
+
+
+def _numbered(block: str) -> str:
+    lines = enumerate(filter(None, block.split("\n")), start=1)
+    return "".join(layout.wrapped(line, f"  {number}. ") + "\n" for number, line in lines)
+
+
+def _sentences(findings: Sequence[Finding], indent: int = 2) -> str:
+    """A list of statements, the same one once: two wishes may choose the same configuration."""
+    bullet = " " * indent + "- "
+    different = [
+        f for i, f in enumerate(findings) if all(f.numbers != g.numbers or f.code != g.code for g in findings[:i])
+    ]
+    lines = [layout.wrapped(finding.text, bullet) for finding in different]
+    return "\n".join(lines) or " " * indent + "The data do not allow a statement."

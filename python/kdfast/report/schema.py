@@ -2,19 +2,23 @@
 
 Metrics are those of the test jets unless the name says validation. Intervals are at 95 %. A quantity that can't be
 had is null, and `missing` says why. Rejections are 1/ε_B; keys "30", "50", "80" are signal efficiencies in percent.
+`python -m kdfast.report.schema` prints the JSON schema.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
     "FORMAT",
+    "SIGNIFICANT",
     "Analysis",
     "Calibration",
     "CalibrationBin",
+    "Claim",
     "Comparison",
     "Configuration",
     "Correlation",
@@ -44,6 +48,9 @@ __all__ = [
     "Winner",
 ]
 
+# Level of the tests, after correction for their number.
+SIGNIFICANT = 0.05
+
 # Version of report.json. A field that is added keeps it; one that changes its meaning or goes away raises it.
 FORMAT = 1
 
@@ -72,6 +79,10 @@ class Estimate(Record):
     lower_limit: bool = False
     """No background survives: value is the 68 % lower limit n_B/1.14, without an interval."""
 
+    def excludes(self, value: float) -> bool:
+        """Whether there is an interval, and the value is outside it."""
+        return self.low is not None and self.high is not None and not self.low <= value <= self.high
+
 
 class Comparison(Record):
     """A difference on common test jets and seeds, with tests of the hypothesis that there is none."""
@@ -85,6 +96,12 @@ class Comparison(Record):
     """Adjusted over all configurations (Holm): the chance of one false finding among all is below this."""
     p_bh: float | None = None
     """Adjusted over all configurations (Benjamini–Hochberg): the expected share of false findings."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether a difference is there: p (adjusted, where it is) below 5 %, and the interval without 0."""
+        p = self.p_value if self.p_holm is None else self.p_holm
+        return p < SIGNIFICANT and self.difference.excludes(0.0)
 
 
 class Jets(Record):
@@ -495,13 +512,48 @@ class Calibration(Record):
     intercept: Estimate | None
 
 
+class Claim(str, Enum):
+    """What a finding is about. Its numbers' names, and its words, are those of the macro in templates/findings.j2."""
+
+    NO_SCORES = "no_scores"
+    FEW_JETS = "few_jets"
+    SPREAD = "spread"
+    BASELINE_COUNTS = "baseline_counts"
+    EQUAL = "equal"
+    HIGHER = "higher"
+    LOWER = "lower"
+    NOT_DIFFERENT = "not_different"
+    BEST_SET = "best_set"
+    SEED_VARIANCE_UNKNOWN = "seed_variance_unknown"
+    RANK_AGREEMENT = "rank_agreement"
+    GROUP_HIGHEST = "group_highest"
+    GROUP_HIGHER_THAN_SOME = "group_higher_than_some"
+    GROUP_NOT_DIFFERENT = "group_not_different"
+    GROUP_BELOW_ANOTHER = "group_below_another"
+    TREND = "trend"
+    IMPORTANCE = "importance"
+    SLOPES = "slopes"
+    SHARES = "shares"
+    CONSISTENCY = "consistency"
+    PARETO = "pareto"
+    GAP = "gap"
+    GAP_UNCERTAIN = "gap_uncertain"
+    MASS = "mass"
+    CALIBRATION = "calibration"
+
+
 class Finding(Record):
-    """A sentence of the report, made from a tested quantity."""
+    """A statement of the report, made from a tested quantity."""
 
     topic: str
-    text: str
+    """Where it belongs: improvement, best_auc, strategy_rejection, pt, …"""
+    code: Claim
     supported: bool
-    """Whether a test supports a difference or an effect; false: the sentence says what the data can't tell."""
+    """Whether a test supports a difference or an effect; false: the data are compatible with there being none."""
+    numbers: dict[str, Any]
+    """The numbers and names that it states."""
+    text: str
+    """The same as a sentence."""
 
 
 class Analysis(Record):
@@ -536,3 +588,9 @@ class Analysis(Record):
     mass_sculpting: list[MassSculpting] = []
     calibration: list[Calibration] = []
     findings: list[Finding] = []
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(Analysis.model_json_schema(), indent=1, ensure_ascii=False))

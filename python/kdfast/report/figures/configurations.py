@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 from kdfast.report.figures.style import ROLES, STRATEGIES, Drawing, axes_grid, error_bars, said
-from kdfast.report.findings import SIGNIFICANT
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
-from kdfast.report.schema import Analysis, Configuration, Estimate, Metric
+from kdfast.report.schema import SIGNIFICANT, Analysis, Configuration, Estimate, Metric
 from kdfast.report.two_studies import StudyComparison
 
 __all__ = ["configuration_figures", "draw_differences"]
 
-# Names that fit beside the points of one figure.
+# Names that fit next to the points of one figure.
 _LEADERS = 20
 _METRICS: tuple[tuple[Metric, str], ...] = (("auc", "AUC"), ("rejection", r"1/$ε_B$ at $ε_S$ = 50 %"))
 _WORDS = {"auc": "AUC", "rejection": "rejection at 50 %"}
@@ -58,12 +57,12 @@ def _references(axes: Any, analysis: Analysis, metric: str) -> None:
 
 
 def _sizes(analysis: Analysis, metric: str) -> str:
-    """How many configurations can't be told from the best, in words."""
+    """How many configurations are indistinguishable from the best, in words."""
     rows = analysis.configurations
     if all(getattr(row, f"beside_best_{metric}") is None for row in rows):
-        return f"by {_WORDS[metric]} it can't be told which are as good as the best"
+        return f"by {_WORDS[metric]} unknown"
     count = sum(_in_set(row, metric) for row in rows)
-    return f"{count} of {len(rows)} can't be told from the best by {_WORDS[metric]}"
+    return f"by {_WORDS[metric]} {count} of {len(rows)}"
 
 
 def _best_names(rows: Sequence[Configuration]) -> str:
@@ -100,8 +99,8 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     caption = "Every configuration, the highest first"
     if any(row.auc.error is not None for row in rows):
         caption += (
-            f", with 95 % intervals. Filled: the 95 % confidence set of the best ({_sizes(analysis, 'auc')}, "
-            f"{_sizes(analysis, 'rejection')})"
+            ", with 95 % intervals. Filled: statistically indistinguishable from the best (95 % confidence set: "
+            f"{_sizes(analysis, 'auc')}, {_sizes(analysis, 'rejection')})"
         )
     if analysis.distribution is not None and analysis.distribution.auc_paired_error is not None:
         caption += (
@@ -165,7 +164,7 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
             )
         if compared:
             panel.axvline(0.0, linewidth=1.2, **ROLES["baseline"])
-        panel.set_xlabel(f"{label}, to the baseline" if compared else label)
+        panel.set_xlabel(f"{label} relative to the baseline" if compared else label)
         panel.grid(axis="y", color="0.92")
         panel.set_axisbelow(True)
         panel.tick_params(axis="y", which="both", left=False, right=False)
@@ -175,8 +174,8 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         "leaders",
         f"The {len(leaders)} configurations of the highest AUC",
         (
-            "Differences to the baseline (dashed), the student without a teacher, on the same test jets and seeds, "
-            "with 95 % intervals; filled: in the confidence set of the best of all configurations by that metric. "
+            "Differences relative to the baseline (dashed), the student without a teacher, on the same test jets and "
+            "seeds, with 95 % intervals; filled: in the confidence set of the best by that metric. "
             "Colours and markers of the strategies as above."
             if compared
             else "Colours and markers of the strategies as above."

@@ -1,0 +1,204 @@
+"""What texts and page ask of an analysis: its parts by name, and what is derived from several of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from kdfast.report.findings import NO_TEACHER, beats_baseline, seeds_are_known, versus
+from kdfast.report.layout import counted
+from kdfast.report.schema import (
+    SIGNIFICANT,
+    Analysis,
+    Configuration,
+    Correlation,
+    Finding,
+    Group,
+    GroupTable,
+    Network,
+    Run,
+    Winner,
+)
+
+__all__ = ["ADJUSTED_MEANS", "ReportView"]
+
+# Said with numbers of configurations, where they are not the plain means of their runs.
+ADJUSTED_MEANS = (
+    "Configurations have different seeds: a configuration's number is what its mean over all seeds would be if a seed "
+    "moved all alike (least-squares mean), so that lucky seeds favour none. Tables by setting, and the CSV file, are "
+    "over all runs as they are."
+)
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """An analysis as its texts and its page show it."""
+
+    analysis: Analysis
+
+    @cached_property
+    def tables(self) -> dict[str, GroupTable]:
+        """Tables of groups by setting."""
+        return {table.setting: table for table in self.analysis.groups}
+
+    @cached_property
+    def rows(self) -> dict[str, Configuration]:
+        """Configurations by name."""
+        return {row.run_name: row for row in self.analysis.configurations}
+
+    @cached_property
+    def winners(self) -> dict[str, Winner]:
+        """By wish."""
+        return {winner.wish: winner for winner in self.analysis.winners}
+
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """The networks shown, by role."""
+        return {network.role: network for network in self.analysis.networks}
+
+    @cached_property
+    def missing(self) -> dict[str, list[str]]:
+        """What is missing, by reason."""
+        found: dict[str, list[str]] = {}
+        for item in self.analysis.missing:
+            found.setdefault(item.reason, []).append(item.what)
+        return found
+
+    @property
+    def asked(self) -> int:
+        """Number of students that were asked for."""
+        return sum(self.analysis.study.counts.values())
+
+    @property
+    def done(self) -> int:
+        return self.analysis.study.counts.get("done", 0)
+
+    @property
+    def seeds_are_known(self) -> bool:
+        return seeds_are_known(self.analysis)
+
+    @property
+    def extent(self) -> str:
+        """ "132 configurations × 3 seeds", or how many seeds each has."""
+        text = counted(self.analysis.study.configurations, "configuration")
+        seeds = sorted({row.runs for row in self.analysis.configurations})
+        if not seeds:
+            return text
+        if len(seeds) == 1:
+            return f"{text} × {counted(seeds[0], 'seed')}"
+        return f"{text}, with {seeds[0]} to {seeds[-1]} seeds each"
+
+    @cached_property
+    def adjusted(self) -> str:
+        """ADJUSTED_MEANS where a configuration's number is another than its runs' mean; else empty."""
+        values: dict[str, list[float]] = {}
+        for run in self.analysis.runs:
+            if run.auc is not None:
+                values.setdefault(run.run_name, []).append(run.auc.value)
+        for row in self.analysis.configurations:
+            own = values[row.run_name]
+            if abs(sum(own) / len(own) - row.auc.value) > 1e-9:
+                return ADJUSTED_MEANS
+        return ""
+
+    @property
+    def student_on(self) -> str:
+        """The jets on which the best student was chosen: "validation", or "test" where a run has no validation AUC."""
+        done = (run for run in self.analysis.runs if run.status == "done")
+        return "validation" if all(run.auc_validation is not None for run in done) else "test"
+
+    @property
+    def diverged(self) -> list[Run]:
+        return [run for run in self.analysis.runs if run.status == "diverged"]
+
+    def runs_of(self, name: str) -> list[Run]:
+        """A configuration's runs that have numbers."""
+        return [run for run in self.analysis.runs if run.run_name == name and run.auc is not None]
+
+    def limited_runs(self, point: str) -> int:
+        """Number of runs in which no background survives at a signal efficiency in percent."""
+        return sum(run.survivors.get(point) == 0 for run in self.analysis.runs)
+
+    def said(self, *topics: str) -> list[Finding]:
+        """The findings of some topics, in the order of these."""
+        chosen = [finding for finding in self.analysis.findings if finding.topic in topics]
+        return sorted(chosen, key=lambda finding: topics.index(finding.topic))
+
+    def trend(self, setting: str) -> Correlation | None:
+        """The correlation of AUC with a setting."""
+        found = (c for c in self.analysis.correlations if c.setting == setting and c.metric == "auc")
+        return next(found, None)
+
+    def trend_is_significant(self, trend: Correlation) -> bool:
+        return trend.slope_p_holm < SIGNIFICANT
+
+    # ---- configurations
+
+    def ranked(self, quantity: str, most: int) -> list[Configuration]:
+        """The best configurations by auc, rejection or combined: by validation where there is one."""
+        ordered = sorted(self.analysis.configurations, key=lambda row: getattr(row, f"rank_{quantity}"))
+        if self.analysis.study.selected_on == "validation":
+
+            def chosen_by(row: Configuration) -> tuple[bool, float]:
+                limit = quantity == "rejection" and row.rejection_validation_limit
+                return limit, getattr(row, f"{quantity}_validation") or 0.0
+
+            ordered.sort(key=chosen_by, reverse=True)
+        return ordered[:most]
+
+    def indistinguishable(self, winner: Winner) -> bool:
+        """Whether the chosen configuration is in the confidence set of the best on the test jets. One that is chosen
+        on validation may be beaten there."""
+        row = self.rows[winner.configuration]
+        return bool(row.beside_best_auc if winner.wish == "auc" else row.beside_best_rejection)
+
+    def first_wish(self, name: str) -> str:
+        """The first wish for which a configuration is chosen."""
+        return next(winner.wish for winner in self.analysis.winners if winner.configuration == name)
+
+    def beats_baseline(self, row: Configuration) -> bool:
+        return beats_baseline(row)
+
+    def versus_baseline(self, row: Configuration) -> Finding | None:
+        """A configuration's AUC against the baseline's."""
+        comparison = row.auc_vs_baseline
+        if comparison is None:
+            return None
+        return versus("improvement", row.run_name, NO_TEACHER, comparison, "auc")
+
+    @property
+    def any_beats_baseline(self) -> bool:
+        return any(beats_baseline(row) for row in self.analysis.configurations)
+
+    @property
+    def compared(self) -> bool:
+        """Whether configurations are compared with the baseline."""
+        return any(row.auc_vs_baseline for row in self.analysis.configurations)
+
+    # ---- groups
+
+    def by_consistency(self, table: GroupTable) -> list[Group]:
+        return sorted(table.groups, key=lambda group: -(group.consistency or 0.0))
+
+    def by_auc(self, table: GroupTable) -> list[Group]:
+        return sorted(table.groups, key=lambda group: -group.auc.mean)
+
+    def is_best(self, table: GroupTable, group: Group) -> bool:
+        """Whether a group beats every other."""
+        others = [other.auc_difference for other in table.groups if other.label != group.label]
+        return all(c is not None and (c.p_holm or 0.0) < SIGNIFICANT and c.difference.value < 0 for c in others)
+
+    def edges(self) -> list[tuple[str, str, str]]:
+        """Settings whose best value, with a significant effect, lies at the edge of the grid: symbol, value, and the
+        side ("below", "above") to search."""
+        found = []
+        for setting, symbol in (("temp_init", "T"), ("alpha_init", "α")):
+            table = self.tables.get(setting)
+            supported = any(finding.supported for finding in self.said(f"{setting}_auc"))
+            if table is None or table.reference is None or len(table.groups) < 2 or not supported:
+                continue
+            if table.reference == table.groups[0].label:
+                found.append((symbol, table.reference, "below"))
+            elif table.reference == table.groups[-1].label:
+                found.append((symbol, table.reference, "above"))
+        return found
