@@ -211,7 +211,7 @@ def test_one_configuration(tmp_path, seeds):
     numbers = [row.auc, row.rejection, row.auc_vs_baseline.difference, row.rejection_vs_baseline.difference]
     assert [estimate.error_runs is not None for estimate in numbers] == [known] * 4
     assert row.auc.error == pytest.approx(math.hypot(row.auc.error_test, row.auc.error_runs or 0.0))
-    assert ("variance between seeds" in {lack.what for lack in found.missing}) == (not known)
+    assert ("variance between seeds" in {item.what for item in found.missing}) == (not known)
     assert (Claim.SEED_VARIANCE_UNKNOWN in {finding.code for finding in found.findings}) == (not known)
     improvements = [finding for finding in found.findings if finding.topic == "improvement"]
     assert [finding.numbers["one"] for finding in improvements] == [row.run_name] * 2
@@ -227,7 +227,7 @@ def test_each_run_a_seed_of_its_own(tmp_path):
     values = {row.temp_init: (row.auc.value, row.rejection.value) for row in found.configurations}
     for t, _, auc, rejection in rows:
         assert values[t] == pytest.approx((auc, rejection))
-    assert "means over common seeds" in {lack.what for lack in found.missing}
+    assert "means over common seeds" in {item.what for item in found.missing}
     assert "BEST OVERALL AUC: 0.9000" in report_texts(found)["ANALYSIS_SUMMARY.txt"]
 
 
@@ -235,7 +235,7 @@ def test_each_run_a_seed_of_its_own(tmp_path):
 def test_a_baseline_of_fewer_seeds_than_the_students(tmp_path, seeds):
     made = make_study(tmp_path / "study", SMALL_GRID[:4], seeds=(1, 2, 3), baseline_seeds=seeds)
     found = analyse(made)
-    reasons = [lack.reason for lack in found.missing if lack.what == "tests of improvements over the baseline"]
+    reasons = [item.reason for item in found.missing if item.what == "tests of improvements over the baseline"]
     known = len(seeds) > 1
     assert len(reasons) == (not known)
     if reasons:
@@ -270,5 +270,5 @@ def test_jets_without_a_pt(tmp_path, label):
     assert found.by_pt == found.pt_differences == []
     assert found.mass_sculpting
     lost = 1000 if label is None else 500
-    assert f"{lost} of 1000 test jets in the bins of pT" in {lack.what for lack in found.missing}
+    assert f"{lost} of 1000 test jets in the bins of pT" in {item.what for item in found.missing}
     assert report_texts(found)

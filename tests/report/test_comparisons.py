@@ -11,8 +11,8 @@ from statsmodels.stats.multitest import multipletests
 from kdfast.report.comparisons import (
     baseline,
     benjamini_hochberg,
-    beside_best,
     best_of_equals,
+    best_set,
     configurations,
     holm,
     to_separate,
@@ -120,9 +120,9 @@ def test_means_that_the_runs_do_not_tell(runs):
     shared = factor[own["a"]].mean(axis=0) - factor[own["b"]].mean(axis=0)
     assert difference.test_variance == pytest.approx(shared @ shared)
     assert (difference.run_variance > 0) == (runs > 4)
-    beside = baseline(study, Estimates(values[:2] - 0.1, factor[:2]), [0, 1])
-    assert beside.value == pytest.approx(values[:2].mean() - 0.1)
-    assert beside.below("d").value == pytest.approx(0.81 - beside.value)
+    compared = baseline(study, Estimates(values[:2] - 0.1, factor[:2]), [0, 1])
+    assert compared.value == pytest.approx(values[:2].mean() - 0.1)
+    assert compared.difference("d").value == pytest.approx(0.81 - compared.value)
 
 
 def test_coverage_of_means_that_share_no_seeds():
@@ -170,9 +170,9 @@ def with_baseline(seed_spread, studies, seed=0, seeds=SEEDS):
 @pytest.mark.parametrize("seed_spread", [0.0005, 0.005])
 def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
     claims = hits = 0
-    for beside in with_baseline(seed_spread, STUDIES):
-        claims += min(holm([beside.below(f"c{i}").p_value for i in range(CONFIGS)])) < 0.05
-        low, high = beside.below_mean().interval
+    for compared in with_baseline(seed_spread, STUDIES):
+        claims += min(holm([compared.difference(f"c{i}").p_value for i in range(CONFIGS)])) < 0.05
+        low, high = compared.mean_difference().interval
         hits += low <= 0.0 <= high
     assert not_above_binomial(claims, STUDIES, 0.05)
     assert hits / STUDIES >= 0.95 - 3.5 * math.sqrt(0.95 * 0.05 / STUDIES)
@@ -181,26 +181,30 @@ def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_no_false_gain_over_a_baseline_of_few_seeds(seeds):
-    """An unfinished study: with one seed's baseline beside students of four, another seed's is not known."""
+    """An unfinished study: with one seed's baseline and students of four, another seed's is not known."""
     claims = 0
-    for beside in with_baseline(0.005, STUDIES, seeds=seeds):
-        contrasts = [] if beside is None else [beside.below_mean(), *(beside.below(f"c{i}") for i in range(CONFIGS))]
+    for compared in with_baseline(0.005, STUDIES, seeds=seeds):
+        contrasts = (
+            []
+            if compared is None
+            else [compared.mean_difference(), *(compared.difference(f"c{i}") for i in range(CONFIGS))]
+        )
         p = [contrast.p_value for contrast in contrasts] or [1.0, 1.0]
         claims += min(p[0], *holm(p[1:])) < 0.05
     assert not_above_binomial(claims, STUDIES, 0.05)
-    assert (beside is None) == (seeds == 1)
+    assert (compared is None) == (seeds == 1)
 
 
 def test_the_baseline_is_paired_by_seed():
     """By hand: differences in each seed, and their mean."""
-    (beside,) = with_baseline(0.003, 1)
-    students = beside.students
+    (compared,) = with_baseline(0.003, 1)
+    students = compared.students
     by_seed = students.runs.values[students.rows].mean(axis=1)
-    own = beside.value - students.values.mean()
-    assert beside.below_mean().value == pytest.approx(-own)
-    assert beside.below("c2").value == pytest.approx(students.values[2] - beside.value)
-    assert beside.level.df == SEEDS - 1
-    assert beside.value == pytest.approx(own + by_seed.mean())
+    own = compared.value - students.values.mean()
+    assert compared.mean_difference().value == pytest.approx(-own)
+    assert compared.difference("c2").value == pytest.approx(students.values[2] - compared.value)
+    assert compared.level.df == SEEDS - 1
+    assert compared.value == pytest.approx(own + by_seed.mean())
 
 
 def test_one_configuration_s_seeds():
@@ -211,7 +215,7 @@ def test_one_configuration_s_seeds():
     estimate, expected = study.estimate("a"), stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert (estimate.df, estimate.test_variance) == (2, 0.0)
     np.testing.assert_allclose(estimate.interval, expected)
-    gain = baseline(study, Estimates(own, np.zeros((3, 1))), [1, 2, 3]).below("a")
+    gain = baseline(study, Estimates(own, np.zeros((3, 1))), [1, 2, 3]).difference("a")
     assert gain.p_value == pytest.approx(stats.ttest_rel(values, own).pvalue)
     assert baseline(study, Estimates(own[:1], np.zeros((1, 1))), [1]) is None
 
@@ -236,7 +240,7 @@ def test_false_claims_without_an_effect(seed_spread):
     for study in simulated([0.8] * CONFIGS, seed_spread, STUDIES, seed=4):
         p = [study.difference(f"c{i}", "c0").p_value for i in range(1, CONFIGS)]
         claims += min(holm(p)) < 0.05
-        missed += "c0" not in beside_best(study)
+        missed += "c0" not in best_set(study)
     assert not_above_binomial(claims, STUDIES, 0.05)
     assert not_above_binomial(missed, STUDIES, 0.05)
 
@@ -246,7 +250,7 @@ def test_the_set_of_the_best():
     """It holds the best in 95 % of studies, and leaves out what is clearly worse."""
     missed = sizes = 0
     for study in simulated([0.80, 0.80, 0.801, 0.79, 0.79, 0.77], 0.001, STUDIES, seed=5):
-        inside = beside_best(study)
+        inside = best_set(study)
         missed += "c2" not in inside
         sizes += len(inside)
         assert "c5" not in inside
@@ -259,7 +263,7 @@ def test_equal_networks():
     factor = np.tile(noise_factor(1), (2, 1))
     study = configurations(Estimates(np.array([0.8, 0.8]), factor), ["a", "b"], [1, 1])
     assert study.difference("a", "b").p_value == 1.0
-    assert beside_best(study) == ["a", "b"]
+    assert best_set(study) == ["a", "b"]
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])

@@ -203,7 +203,7 @@ def test_seeds_that_tell_nothing(tmp_path):
     found = analyse(make_study(tmp_path / "study", SMALL_GRID[half:], seeds=(2,), teacher=False))
     assert found.study.seeds == [1, 2]
     assert found.distribution.seed_df == 0
-    assert "variance between seeds" in {lack.what for lack in found.missing}
+    assert "variance between seeds" in {item.what for item in found.missing}
     by_topic = {finding.topic: finding for finding in found.findings}
     assert by_topic["seeds"].code is Claim.SEED_VARIANCE_UNKNOWN
     assert by_topic["strategy_auc"].numbers["scope_seeds"] == "unknown"
@@ -219,7 +219,7 @@ def test_a_trend_in_pt_names_its_bins(tmp_path):
         return np.where(labels == 1, rng.uniform(800.0, 1200.0, len(labels)), rng.uniform(450.0, 1200.0, len(labels)))
 
     found = with_pt(tmp_path, spectra)
-    assert any(lack.what.startswith("AUC and rejection in") for lack in found.missing)
+    assert any(item.what.startswith("AUC and rejection in") for item in found.missing)
     own = [b for b in found.by_pt if b.role == "teacher"]
     assert own[0].pt_low > 600.0
     statement = next(f for f in found.findings if f.topic == "pt")  # the teacher's

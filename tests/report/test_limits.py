@@ -45,7 +45,7 @@ def test_a_limit_of_the_teacher_is_the_teacher_s(tmp_path):
         assert row.gap_recovered_auc is not None
     assert "rejection" in found.mean_vs_baseline
     assert {table.reference_rejection for table in found.groups} != {None}
-    assert "gap recovered in rejection" in {lack.what for lack in found.missing}
+    assert "gap recovered in rejection" in {item.what for item in found.missing}
 
 
 def test_a_configuration_s_limit_is_its_own(limits):
@@ -105,7 +105,7 @@ def test_an_interval_that_holds_everything_is_none(tmp_path):
     (row,) = found.configurations
     assert row.rejection.error > 0.8 * row.rejection.value
     assert (row.rejection.low, row.rejection.high) == (None, None)
-    assert f"interval of the rejection of {row.run_name}" in {lack.what for lack in found.missing}
+    assert f"interval of the rejection of {row.run_name}" in {item.what for item in found.missing}
     assert report_texts(found)
 
 
@@ -115,7 +115,7 @@ def test_limits_enter_no_comparison_of_settings(limits):
     assert all(g.rejection_difference is None for table in limits.groups for g in table.groups)
     for finding in limits.findings:
         assert finding.numbers.get("metric") != "rejection" or finding.topic == "improvement", finding.text
-    assert any("by rejection at 50 %" in lack.what for lack in limits.missing)
+    assert any("by rejection at 50 %" in item.what for item in limits.missing)
     assert (limits.distribution.rejection.std, limits.distribution.rejection_error) == (None, None)
 
 
@@ -131,7 +131,7 @@ def test_networks_that_separate_all_jets(tmp_path):
 
 
 def test_limits_share_the_first_place(limits):
-    """A measured value is not called the highest beside a limit, which may be higher."""
+    """A measured value is not called the highest next to a limit, which may be higher."""
     assert {row.rejection.lower_limit for row in limits.configurations if row.rank_rejection == 1} == {True}
     assert all(row.rank_rejection == 1 for row in limits.configurations if row.rejection.lower_limit)
     by_name = {row.run_name: row for row in limits.configurations}
@@ -206,7 +206,7 @@ def test_lower_limits_are_marked(tmp_path):
     text = in_one_line(texts["results_summary.txt"])
     assert f">{rejection.value:.2f}" in text
     assert "there the rejection is a 68 % lower limit" in text
-    assert any(lack.what == "comparisons of configurations and settings by rejection at 50 %" for lack in whole.missing)
+    assert any(item.what == "comparisons of configurations and settings by rejection at 50 %" for item in whole.missing)
     assert all("inf" not in text.replace("info", "") for text in texts.values())
 
 

@@ -104,14 +104,14 @@ def test_a_result_that_comes_meanwhile_is_in_no_part_of_the_report(tmp_path, mon
     store = small(tmp_path / "study")
     one = next(result for result in store.results() if result.kind == "student")
     late = replace(one, seed=99, arrays=dict(one.arrays), state=dict(one.state))
-    genuine = analysis_module.analyse
+    genuine = analysis_module.analyse_networks
 
     def analyse(*arguments):
         found = genuine(*arguments)
         store.write(late)
         return found
 
-    monkeypatch.setattr(analysis_module, "analyse", analyse)
+    monkeypatch.setattr(analysis_module, "analyse_networks", analyse)
     paths = report.write(store)
     analysis = Analysis.model_validate_json(paths["report.json"].read_bytes())
     rows = pd.read_csv(paths["results_summary.csv"])
@@ -171,10 +171,10 @@ def test_diverged_runs_are_listed_without_numbers(tmp_path):
 
 def test_a_half_finished_study(tmp_path):
     whole, texts = reported(small(tmp_path / "s"))  # whose settings ask for 132
-    (lack,) = [lack for lack in whole.missing if "that the settings ask for" in lack.what]
-    assert lack.what.startswith("128 runs")
-    assert "not trained yet: baseline_T3.0_A0.3 (seed 42)" in lack.reason
-    assert "and 123 more (`kdfast status --json` names them)" in lack.reason
+    (item,) = [item for item in whole.missing if "that the settings ask for" in item.what]
+    assert item.what.startswith("128 runs")
+    assert "not trained yet: baseline_T3.0_A0.3 (seed 42)" in item.reason
+    assert "and 123 more (`kdfast status --json` names them)" in item.reason
     summary = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     assert "128 of 132 runs have no result (see WHAT IS MISSING, AND WHY)." in summary
 
@@ -208,7 +208,7 @@ def test_without_kinematics(tmp_path):
     assert not whole.by_pt
     assert not whole.mass_sculpting
     assert whole.calibration
-    assert any("does not hold pT and mass" in lack.reason for lack in whole.missing)
+    assert any("does not hold pT and mass" in item.reason for item in whole.missing)
 
 
 def replaced(store, name, scores):
@@ -232,7 +232,7 @@ def test_unusable_scores(tmp_path, spoil, words):
     name = "baseline_T3.0_A0.5"
     replaced(store, name, spoil(store.get(RunKey("student", name, 42)).arrays["scores_test"]))
     whole, texts = reported(store)
-    assert any(lack.what == f"student {name}, seed 42" and words in lack.reason for lack in whole.missing)
+    assert any(item.what == f"student {name}, seed 42" and words in item.reason for item in whole.missing)
     assert name not in [row.run_name for row in whole.configurations]
     assert words in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
 
@@ -270,8 +270,8 @@ def test_a_run_stored_under_two_names(tmp_path):
     store.write(StoredResult("student", "copy", 42, result.config, metrics=result.metrics, arrays=result.arrays))
     whole, _ = reported(store)
     assert len(whole.configurations) == 4
-    (lack,) = [lack for lack in whole.missing if "copy" in lack.what]
-    assert "same T, α and seed as baseline_T3.0_A0.5" in lack.reason
+    (item,) = [item for item in whole.missing if "copy" in item.what]
+    assert "same T, α and seed as baseline_T3.0_A0.5" in item.reason
 
 
 def test_report_json_is_described(paths):

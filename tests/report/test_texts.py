@@ -156,13 +156,13 @@ def test_one_seed_compares_networks(written):
     whole, texts = written
     assert "With one seed the numbers compare trained networks" in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     assert "kdfast refine" in texts["ANALYSIS_SUMMARY.txt"]
-    assert any(lack.what == "variance between seeds" for lack in whole.missing)
+    assert any(item.what == "variance between seeds" for item in whole.missing)
     assert all(row.auc.error_runs is None for row in whole.configurations)
     assert whole.distribution.auc_seed_std is None
 
 
 @pytest.mark.parametrize("beaten", [True, False])
-def test_whether_the_chosen_one_is_beside_the_best(tmp_path, beaten):
+def test_whether_the_chosen_one_is_in_the_best_set(tmp_path, beaten):
     """Validation may choose a configuration that others beat on the test jets."""
     configs = grid(temperature=[3.0], alpha=[0.3, 0.5, 0.7, 0.9])
     store = make_study(tmp_path / "s", configs)
@@ -206,7 +206,7 @@ def uneven(path):
     return make_study(path, [RunConfig(3.0, 0.9)], seeds=(2,), jets=300, teacher=False)
 
 
-def test_one_network_has_its_seed_beside_it(tmp_path):
+def test_one_network_is_named_with_its_seed(tmp_path):
     """A winner is a mean over seeds; the best student, which tables of single networks show, is another one here."""
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], seeds=(0, 1), jets=2000)
     whole, texts = reported(store)
@@ -290,8 +290,8 @@ def test_an_imported_baseline_of_auc_0(tmp_path):
     whole, texts = reported(StudyStore.open(tmp_path / "s"))
     assert "Improvement over baseline: +0.5000 AUC; errors unknown" in texts["ANALYSIS_SUMMARY.txt"]
     assert "refine" not in "".join(texts.values())
-    (lack,) = (lack for lack in whole.missing if lack.what == "variance between seeds")
-    assert lack.reason.endswith("; a sweep of the leaders with several seeds would tell more")
+    (item,) = (item for item in whole.missing if item.what == "variance between seeds")
+    assert item.reason.endswith("; a sweep of the leaders with several seeds would tell more")
 
 
 def test_an_imported_study(tmp_path):
@@ -307,7 +307,7 @@ def test_an_imported_study(tmp_path):
     assert whole.study.selected_on == "test"
     assert whole.configurations[0].auc.error is None
     assert whole.configurations[0].beside_best_auc is None
-    reasons = " ".join(lack.reason for lack in whole.missing)
+    reasons = " ".join(item.reason for item in whole.missing)
     assert "a note" in reasons
     assert "these need scores per jet" in reasons
     assert "AUC rises with α_init" in texts["ANALYSIS_SUMMARY.txt"]  # by the scatter of configurations

@@ -34,17 +34,18 @@ def write(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
 
 
 def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
-    from kdfast.report.analysis import analyse, analysed_table
+    from kdfast.report.analysis import analyse_networks
+    from kdfast.report.networks import StudyNetworks
     from kdfast.report.page import page_files
     from kdfast.report.texts import report_texts
     from kdfast.store.key import RunKey
     from kdfast.store.table import csv_text
 
-    results = store.results()  # once: workers may be adding some
-    analysis = analyse(store, results)
+    study = StudyNetworks(store, store.results())  # read once: workers may be adding some
+    analysis = analyse_networks(study)
     texts = {
         "report.json": analysis.model_dump_json(indent=1),
-        "results_summary.csv": csv_text(analysed_table(results, analysis)),
+        "results_summary.csv": csv_text(study.table),
     } | report_texts(analysis)
     contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
     for network in analysis.networks:

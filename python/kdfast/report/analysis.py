@@ -15,32 +15,41 @@ import numpy as np
 import pandas as pd
 
 from kdfast._version import __version__
-from kdfast.errors import ConfigError
 from kdfast.files import as_text
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import effects, physics, ranking, schema, summaries
 from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
 from kdfast.report.networks import StudyNetworks
-from kdfast.report.records import comparison_of, integer, jet_counts, number, setting_fields
-from kdfast.store.settings import StudySettings
-from kdfast.store.store import StoredResult, StudyStore
-from kdfast.store.table import STRATEGIES, combined_score, results_table, select_best
+from kdfast.report.records import comparison_of, integer, jet_counts, number, planned_settings, setting_fields
+from kdfast.store.store import StudyStore
+from kdfast.store.table import STRATEGIES, combined_score, select_best
 
-__all__ = ["analyse", "analysed_table"]
+__all__ = ["analyse", "analyse_networks"]
 
 
-def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) -> schema.Analysis:
-    """Everything that the stored results of a study tell, finished or not.
+def analyse(store: StudyStore) -> schema.Analysis:
+    """Everything that the stored results of a study support, finished or not.
 
-    results: the store's, where they have been read already. Raises StudyError for a damaged result or study, and for
-    test jets of one class. A run whose scores are not finite or all equal takes no part, and is named in `missing`.
+    Parameters
+    ----------
+    store : StudyStore
+        The study. A run whose scores are not finite or all equal takes no part, and is named in `missing`.
+
+    Raises
+    ------
+    StudyError
+        For a damaged result or study, and for test jets of one class.
     """
-    study = StudyNetworks(store, store.results() if results is None else results)
+    return analyse_networks(StudyNetworks(store, store.results()))
+
+
+def analyse_networks(study: StudyNetworks) -> schema.Analysis:
+    """The same of results that have been read; their table is `study.table`."""
     described, runs = _study(study), _runs(study)
     shown = _shown(study)
     if study.done.empty:
-        study.lacks("tables, comparisons and effects", "no student has finished yet")
+        study.add_missing("tables, comparisons and effects", "no student has finished yet")
         return schema.Analysis(
             study=described, runs=runs, networks=[n for n, _ in shown], missing=study.missing, **_physics(study, shown)
         )
@@ -49,12 +58,12 @@ def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) ->
         more = "`kdfast refine` adds seeds"
         if "imported" in study.store.provenance:  # nothing can be added to it
             more = "a sweep of the leaders with several seeds would tell more"
-        study.lacks(
+        study.add_missing(
             "variance between seeds",
             f"{why}: its numbers compare trained networks, not configurations; {more}",
         )
     if study.find("baseline") is None:
-        study.lacks("improvements over the baseline", "no baseline has finished")
+        study.add_missing("improvements over the baseline", "no baseline has finished")
     rows, groups = ranking.configuration_rows(study), summaries.group_tables(study)
     grid, pairs = summaries.grid_of_settings(study)
     whole = schema.Analysis(
@@ -87,15 +96,6 @@ def analyse(store: StudyStore, results: Sequence[StoredResult] | None = None) ->
     return whole.model_copy(update={"findings": findings(whole)})
 
 
-def analysed_table(results: Sequence[StoredResult], analysis: schema.Analysis) -> pd.DataFrame:
-    """results_table of the runs that the analysis of these results names, with the status that it gives them."""
-    status = {(run.run_name, run.seed): run.status for run in analysis.runs}
-    table = results_table(results)
-    keys = list(zip(table["run_name"], table["seed"], strict=True))
-    table["status"] = [status.get(key, "") for key in keys]
-    return table[table["status"] != ""]
-
-
 def _study(study: StudyNetworks) -> schema.Study:
     counts = {str(status): int(n) for status, n in study.table["status"].value_counts().items()}
     there = {r.key for r in study.results}
@@ -104,10 +104,10 @@ def _study(study: StudyNetworks) -> schema.Study:
         counts["missing"] = sum(kind == "student" for kind, _, _ in absent)
         few = ", ".join(f"{name} (seed {seed})" for _, name, seed in absent[:5])
         more = f" and {len(absent) - 5} more (`kdfast status --json` names them)" if len(absent) > 5 else ""
-        study.lacks(f"{len(absent)} runs that the settings ask for", f"not trained yet: {few}{more}")
+        study.add_missing(f"{len(absent)} runs that the settings ask for", f"not trained yet: {few}{more}")
     imported = study.store.provenance.get("imported", {})
     for note in imported.get("notes", ()) if isinstance(imported, dict) else ():
-        study.lacks("import", str(note))
+        study.add_missing("import", str(note))
     return schema.Study(
         name=as_text(study.store.path.resolve().name),
         seeds=study.seeds,
@@ -124,13 +124,9 @@ def _study(study: StudyNetworks) -> schema.Study:
 
 
 def _asked(study: StudyNetworks) -> list[tuple[str, str, int]]:
-    """The runs that the settings ask for; none where the settings are not a sweep's. An import's runs are those that
-    it names, and all of them are stored."""
-    if "imported" in study.store.provenance:
-        return []
-    try:
-        settings = StudySettings.resolve(study.store.settings, data_given=True)
-    except ConfigError:
+    """The runs that the settings ask for; none for an import, whose runs are all stored."""
+    settings = planned_settings(study.store.settings, study.store.provenance)
+    if settings is None:
         return []
     others = [("teacher", "teacher", settings.data.seed), *(("baseline", "baseline", s) for s in settings.seeds)]
     return [*others, *(("student", c.name, s) for s in settings.seeds for c in settings.runs())]
@@ -195,7 +191,7 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
 
 def _shown(study: StudyNetworks) -> list[tuple[schema.Network, int]]:
     """Teacher, baseline and best student, with their places among the networks."""
-    shown: list[tuple[schema.Network, StoredResult]] = []
+    shown: list[tuple[schema.Network, int]] = []
     best = select_best(study.done, "auc") if len(study.done) else None
     seed = None if best is None else int(best["seed"])
     baseline = study.find("baseline", seed) or study.find("baseline")
@@ -208,7 +204,7 @@ def _shown(study: StudyNetworks) -> list[tuple[schema.Network, int]]:
         roles.append(("student", f"Best student: {name}, seed {seed}", study.find("student", seed, name)))
     for role, label, result in roles:
         if result is None:
-            study.lacks(f"the {role}", "no finished one is stored")
+            study.add_missing(f"the {role}", "no finished one is stored")
             continue
         k = next(k for k, r in enumerate(study.networks) if r is result)
         network = schema.Network(
@@ -221,8 +217,8 @@ def _shown(study: StudyNetworks) -> list[tuple[schema.Network, int]]:
             survivors=study.counts_of(k),
             auc_validation=number(result.metrics.get("auc_val")),
         )
-        shown.append((network, result))
-    return [(n, next(k for k, r in enumerate(study.networks) if r is result)) for n, result in shown]
+        shown.append((network, k))
+    return shown
 
 
 def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) -> dict[str, Any]:
@@ -237,10 +233,11 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
     if jets.pt is None or jets.mass is None:
         reason = "the study does not hold pT and mass of its test jets (made by an older kdfast); "
         reason += "the same sweep again adds them"
-        study.lacks("AUC and rejection by pT", reason)
-        study.lacks("mass of the background that passes", reason)
-    elif without := int((~np.isfinite(jets.pt)).sum()):
-        study.lacks(f"{without} of {len(jets.pt)} test jets in the bins of pT", "their pT is not a finite number")
+        study.add_missing("AUC and rejection by pT", reason)
+        study.add_missing("mass of the background that passes", reason)
+    elif not np.isfinite(jets.pt).all():
+        without = int((~np.isfinite(jets.pt)).sum())
+        study.add_missing(f"{without} of {len(jets.pt)} test jets in the bins of pT", "their pT is not a finite number")
     for network, k in shown:
         scores = study.scores[k]
         calibrations.append(physics.calibration(network.role, jets.labels, scores, jets.weights))
@@ -255,14 +252,15 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
                     too_few.append(f"{network.role} at {point} %")
                 else:
                     sculpting.append(found)
-    if left_out := bins * len(shown) - len(by_pt):  # the same bins for every network
-        study.lacks(
+    left_out = bins * len(shown) - len(by_pt)  # the same bins for every network
+    if left_out:
+        study.add_missing(
             f"AUC and rejection in {left_out // len(shown)} of {bins} bins of pT",
             f"these hold fewer than {physics.FEWEST_IN_BIN} jets of signal or background",
         )
     if too_few:
         reason = f"fewer than {physics.FEWEST_SURVIVORS} background jets pass, or their masses do not vary"
-        study.lacks(f"mass of the background that passes ({', '.join(too_few)})", reason)
+        study.add_missing(f"mass of the background that passes ({', '.join(too_few)})", reason)
     return {
         "by_pt": by_pt,
         "pt_differences": [d for n, _ in shown if (d := _pt_difference([b for b in by_pt if b.role == n.role]))],

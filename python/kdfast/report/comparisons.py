@@ -3,9 +3,9 @@
 With one seed a "configuration" is one trained network, and what another seed would give is not known; with several,
 seeds are blocks of a two-way model, run = configuration + seed + rest (fitting.py), whose rest enters each test. The
 rest is alike among students, but not for what sets them apart as a whole: students of one seed share targets and err
-alike beside the baseline, and a trend in α may differ from seed to seed. Such combinations are taken in each seed by
-itself, and their scatter from seed to seed counts (`Baseline`, `Configurations.by_seed`). Where runs do not connect all
-configurations and seeds (each run has its own seed, say), no mean over all seeds can be told: then run = configuration
+alike relative to the baseline, and a trend in α may differ from seed to seed. Such combinations are taken in each seed
+by itself, and their scatter from seed to seed counts (`Baseline`, `Configurations.by_seed`). Where runs do not connect
+all configurations and seeds (each run has its own seed, say), there is no mean over all seeds: then run = configuration
 + rest, and what a seed does to all alike is part of the rest.
 """
 
@@ -27,8 +27,8 @@ __all__ = [
     "Configurations",
     "baseline",
     "benjamini_hochberg",
-    "beside_best",
     "best_of_equals",
+    "best_set",
     "configurations",
     "holm",
     "to_separate",
@@ -79,8 +79,8 @@ class Configurations:
 
     @property
     def seed_df(self) -> int:
-        """Degrees of freedom of the variance between seeds: for a single configuration its runs' own scatter tells it,
-        without a rest that others would tell from what a seed does to all."""
+        """Degrees of freedom of the variance between seeds: for a single configuration its runs' own scatter, as
+        nothing separates the rest from what a seed does to all."""
         return self.seeds - 1 if len(self.names) == 1 else self.model.df
 
     def estimate(self, name: str) -> Contrast:
@@ -143,9 +143,9 @@ class Configurations:
 def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) -> Configurations:
     """The two-way model of runs [K], each of a named configuration and a seed.
 
-    Where a configuration lacks a seed that others have, its estimate is what its mean over all seeds would be if a
-    seed moved all configurations alike (least-squares mean). Where the runs do not tell that, as configurations and
-    seeds are not connected, it is its runs' mean.
+    Where a seed of other configurations is missing, its estimate is what its mean over all seeds would be if a
+    seed moved all configurations alike (least-squares mean). Where configurations and seeds are not connected, it is
+    its runs' mean.
     """
     known, blocks = list(dict.fromkeys(names)), list(dict.fromkeys(seeds))
     design = np.zeros((len(runs), len(known) + len(blocks)))
@@ -180,10 +180,10 @@ def _complete(names: Sequence[str], seeds: Sequence[int], known: list[str], bloc
 
 @dataclass(frozen=True)
 class Baseline:
-    """The student without a teacher beside the configurations.
+    """The student without a teacher, compared with the configurations.
 
     level: a model of baseline minus the mean of the configurations, seed by seed; its run_variance is how much that
-    differs from seed to seed, which the rest among students does not tell.
+    differs from seed to seed, which the rest among students does not include.
     """
 
     students: Configurations
@@ -203,17 +203,17 @@ class Baseline:
     def factor(self) -> Floats:
         return np.asarray(self.students.factor.mean(axis=0) + self.level.factor[0])
 
-    def below(self, name: str) -> Contrast:
+    def difference(self, name: str) -> Contrast:
         """A configuration minus the baseline, paired."""
         weights = np.zeros(len(self.students.names))
         weights[self.students.index(name)] = 1.0
-        return self._below(weights)
+        return self._difference(weights)
 
-    def below_mean(self) -> Contrast:
+    def mean_difference(self) -> Contrast:
         """The mean of the configurations minus the baseline."""
-        return self._below(np.full(len(self.students.names), 1.0 / len(self.students.names)))
+        return self._difference(np.full(len(self.students.names), 1.0 / len(self.students.names)))
 
-    def _below(self, weights: Floats) -> Contrast:
+    def _difference(self, weights: Floats) -> Contrast:
         students, own = self.students, float(self.level.spread[0, 0])
         centred = weights - 1.0 / len(students.names)
         factor, unit = weights @ students.factor - self.factor, float(centred @ students.spread @ centred)
@@ -223,10 +223,11 @@ class Baseline:
 
 
 def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) -> Baseline | None:
-    """The baseline's runs [n] of these seeds beside students; None where they have no seed in common, or only one while
-    the students have several: what another seed would do to the baseline is then not known, and no test can be made.
-    Where seeds are no part of the students' model, beside the configurations' mean over all runs: its scatter holds
-    what a seed does to all."""
+    """The baseline's runs [n] of these seeds compared with students.
+
+    None where they have no seed in common, or only one while the students have several: what another seed would do to
+    the baseline is then unknown, and no test is possible. Where seeds are no part of the students' model, the baseline
+    is compared with the configurations' mean over all runs, whose scatter includes what a seed does to all."""
     shared = [i for i, seed in enumerate(seeds) if seed in students.blocks]
     if not shared or (students.seeds_known and len(shared) < 2):
         return None
@@ -267,8 +268,8 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return np.asarray(stats.false_discovery_control(p_values)).tolist() if len(p_values) else []
 
 
-def beside_best(estimates: Configurations, *, seed: int = 0) -> list[str]:
-    """The configurations that can't be told from the best: those that no other beats.
+def best_set(estimates: Configurations, *, seed: int = 0) -> list[str]:
+    """The configurations that are statistically indistinguishable from the best: those that no other beats.
 
     Hsu's multiple comparisons with the best: a configuration c is out where some other j exceeds it by more than
     q_c · σ_jc. q_c is the 95 % quantile of max_j (x_j − x_c)/σ_jc over configurations that are all equal, simulated
@@ -326,7 +327,7 @@ def _draws(covariance: Floats, seed: int) -> NDArray[np.float32]:
 def to_separate(difference: Contrast, *, seeds: int, jets: int, power: float = 0.8) -> tuple[int | None, int | None]:
     """How many seeds (with the jets at hand) and how many test jets (with the seeds at hand) it would take to see a
     difference of the observed size in 80 % of studies, at the 5 % level: None where no number would be enough, as the
-    other source alone is too large, or where it can't be told.
+    other source alone is too large, or where it is undetermined.
 
     Var = v_test · jets/jets' + v_run · seeds/seeds', to be at most (difference / (z_0.975 + z_0.8))².
     """

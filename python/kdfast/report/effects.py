@@ -53,7 +53,7 @@ def seen_over_seeds(estimates: Configurations, model: Fit, weights: Floats) -> C
     """A contrast of a model of the configurations' estimates, as seeds and configurations let it be known.
 
     With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations about the
-    model what is more than the rest of a run. With one the latter stands for both.
+    model what is more than the rest of a run. With one the latter includes both.
     """
     contrast, by_seed = model.contrast(weights), estimates.by_seed(weights @ model.solve)
     if contrast is None or by_seed is None:
@@ -91,7 +91,7 @@ def correlation(x: Floats, y: Floats) -> Correlation | None:
 
 def slopes(estimates: Configurations, *settings: Floats) -> list[Contrast] | None:
     """Slopes [settings] of one linear model of the metric on these settings [C], and, for two of them, |slope ·
-    standard deviation| of the second minus that of the first. None where the design can't tell them."""
+    standard deviation| of the second minus that of the first. None where the design does not determine them."""
     design = np.column_stack([np.ones(len(estimates.values)), *settings])
     model = fit(Estimates(estimates.values, estimates.factor), design)
     if model.df < 1:
@@ -118,22 +118,22 @@ class GroupDifference:
 
 
 def group_differences(
-    estimates: Configurations, groups: pd.Series, beside: pd.DataFrame, reference: str
+    estimates: Configurations, groups: pd.Series, others: pd.DataFrame, reference: str
 ) -> list[GroupDifference]:
     """Each group against the reference, adjusted for other settings.
 
-    groups [C]: a label for each configuration. beside: columns [C] whose values enter the model as factors, so that
-    groups with different shares of, say, high α compare like with like. Groups that the design can't tell apart from
+    groups [C]: a label for each configuration. others: columns [C] whose values enter the model as factors, so that
+    groups with different shares of, say, high α compare like with like. Groups that the design can't separate from
     these are left out; none where no degree of freedom is left.
     """
     levels = list(dict.fromkeys(groups))
     own = [(groups == level).to_numpy(np.float64) for level in levels]
-    others = [
-        (beside[column] == value).to_numpy(np.float64)
-        for column in beside
-        for value in sorted(beside[column].unique())[1:]
+    factors = [
+        (others[column] == value).to_numpy(np.float64)
+        for column in others
+        for value in sorted(others[column].unique())[1:]
     ]
-    design = np.column_stack([*own, *others])
+    design = np.column_stack([*own, *factors])
     model = fit(Estimates(estimates.values, estimates.factor), design)
     if model.df < 1:
         return []
@@ -165,7 +165,7 @@ def equal_spread(groups: Sequence[Floats]) -> float | None:
 @dataclass(frozen=True)
 class LinearModel:
     """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main effects.
-    untold: terms that the design can't tell. df: residual degrees of freedom."""
+    untold: terms that the design does not determine. df: residual degrees of freedom."""
 
     settings: list[str]
     slopes: dict[str, Contrast]
@@ -178,7 +178,7 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearMod
     """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred.
 
     Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
-    nothing varies, no degree of freedom is left, or no slope can be told.
+    nothing varies, no degree of freedom is left, or no slope is determined.
     """
     main = {
         "ln T_init": np.log(settings["temp_init"].to_numpy()),
@@ -217,7 +217,7 @@ def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[
     statsmodels' analysis of variance with sums of squares of type II (each factor after all others): a functional
     analysis of variance on the grid. In a grid that is not fully crossed the shares need not add up to 1. With them
     comes the share that noise (test jets, and seeds where there are several) is expected to make by itself.
-    Returns the reason where the settings can't be told apart.
+    Returns the reason where the settings can't be separated.
     """
     # not statsmodels.api, whose import takes as long as the rest
     from statsmodels.regression.linear_model import OLS
@@ -245,7 +245,7 @@ def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[
         warnings.simplefilter("ignore")  # rank deficiency is asked for below
         model = OLS.from_formula("y ~ " + " + ".join(terms), frame).fit()
     if model.df_resid < 1 or np.linalg.matrix_rank(model.model.exog) < model.model.exog.shape[1]:
-        return "the grid is too small, or its settings change together, so that their shares can't be told apart"
+        return "the grid is too small, or its settings change together, so that their shares can't be separated"
     table = anova_lm(model, typ=2)
     names = dict(zip(terms, [*factors, "T_init × α_init"], strict=False))
     symbols = {"alpha_init": "α_init", "alpha_final": "α_final"}

@@ -117,7 +117,7 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
     if not analysis.study.scored:
         yield finding("precision", Claim.NO_SCORES, False)
     if test is not None and min(test.signal, test.background) < FEWEST_IN_BIN:
-        numbers = {"signal": test.signal, "background": test.background, "fewest": FEWEST_IN_BIN}
+        numbers: dict[str, Any] = {"signal": test.signal, "background": test.background, "fewest": FEWEST_IN_BIN}
         yield finding("precision", Claim.FEW_JETS, False, **numbers)
     for metric, digits in _METRICS.items():
         spread, error = getattr(d, metric).std, getattr(d, f"{metric}_error")
@@ -143,7 +143,7 @@ def _baseline(analysis: Analysis) -> Iterator[Finding]:
         if not compared:
             continue
         significant = [c.difference.value for c in compared if c.supported]
-        numbers = {
+        numbers: dict[str, Any] = {
             "metric": metric,
             "kind": kind,
             "compared": len(compared),
@@ -175,7 +175,7 @@ def _best(analysis: Analysis) -> Iterator[Finding]:
         metric: Metric = "auc" if winner.wish == "auc" else "rejection"
         excess = winner.excess_on_test
         shown = excess is not None and round(excess, _METRICS[metric]) > 0.0
-        numbers = {
+        numbers: dict[str, Any] = {
             "metric": metric,
             "kind": _kind(analysis),
             "size": winner.beside_best,
@@ -193,7 +193,7 @@ def _seeds(analysis: Analysis) -> Iterator[Finding]:
     if not seeds_are_known(analysis):
         yield finding("seeds", Claim.SEED_VARIANCE_UNKNOWN, False, seeds=len(analysis.study.seeds))
     for agreement in analysis.rank_agreement:
-        numbers = {"seeds": list(agreement.seeds), "rho": agreement.rho, "p_value": agreement.p_value}
+        numbers: dict[str, Any] = {"seeds": list(agreement.seeds), "rho": agreement.rho, "p_value": agreement.p_value}
         yield finding("seeds", Claim.RANK_AGREEMENT, agreement.p_value < SIGNIFICANT, **numbers)
 
 
@@ -221,7 +221,7 @@ def group_finding(table: GroupTable, metric: Metric, **scope: Any) -> Finding | 
     among = {label: c.difference for label, c in compared.items() if label in lower or not lower}
     against = min(among, key=lambda label: among[label].value)
     gain = among[against]
-    numbers = {
+    numbers: dict[str, Any] = {
         "setting": table.setting,
         "metric": metric,
         "reference": reference,
@@ -250,7 +250,7 @@ def _effects(analysis: Analysis) -> Iterator[Finding]:
     scope = _scope(analysis)
     for c in analysis.correlations:
         supported = c.slope_p_holm < SIGNIFICANT and c.slope.excludes(0.0)
-        numbers = {"metric": c.metric, "setting": c.setting, "r": c.r, **_ends(c.slope)}
+        numbers: dict[str, Any] = {"metric": c.metric, "setting": c.setting, "r": c.r, **_ends(c.slope)}
         yield finding(f"correlation_{c.metric}", Claim.TREND, supported, **numbers, **scope)
     for importance in analysis.importance:
         yield _importance(importance, scope)
@@ -267,12 +267,16 @@ def _effects(analysis: Analysis) -> Iterator[Finding]:
         }
         yield finding(f"model_{model.metric}", Claim.SLOPES, bool(terms), **numbers, **scope)
     for shares in analysis.variance_shares:
-        numbers = {"metric": shares.metric, "shares": shares.shares, "expected_noise": shares.expected_noise}
+        numbers = {
+            "metric": shares.metric,
+            "shares": shares.shares,
+            "expected_noise": shares.expected_noise,
+        }
         yield finding(f"shares_{shares.metric}", Claim.SHARES, True, **numbers, **scope)
 
 
 def _importance(importance: Importance, scope: dict[str, Any]) -> Finding:
-    numbers = {"metric": importance.metric, **_ends(importance.difference.difference)}
+    numbers: dict[str, Any] = {"metric": importance.metric, **_ends(importance.difference.difference)}
     return finding("importance", Claim.IMPORTANCE, importance.difference.supported, **numbers, **scope)
 
 
@@ -282,7 +286,11 @@ def _consistency(analysis: Analysis) -> Iterator[Finding]:
             continue
         known = [g for g in table.groups if g.consistency is not None]
         steadiest = max(known, key=lambda g: g.consistency or 0.0)
-        numbers = {"strategy": steadiest.label, "std": steadiest.auc.std, "p_value": table.spread_p_value}
+        numbers: dict[str, Any] = {
+            "strategy": steadiest.label,
+            "std": steadiest.auc.std,
+            "p_value": table.spread_p_value,
+        }
         supported = table.spread_p_value < SIGNIFICANT
         yield finding("consistency", Claim.CONSISTENCY, supported, **numbers, **_scope(analysis))
 
@@ -306,7 +314,7 @@ def _gap(analysis: Analysis) -> Iterator[Finding]:
         gap: Estimate | None = getattr(chosen, f"gap_recovered_{metric}")
         if gap is None or chosen is None:
             continue
-        numbers = {"metric": metric, "run_name": chosen.run_name, **_ends(gap)}
+        numbers: dict[str, Any] = {"metric": metric, "run_name": chosen.run_name, **_ends(gap)}
         code = Claim.GAP_UNCERTAIN if gap.low is None or gap.high is None else Claim.GAP
         yield finding("gap", code, gap.low is not None and gap.low > 0, **numbers)
 
@@ -336,7 +344,7 @@ def _mass(analysis: Analysis) -> Iterator[Finding]:
     for mass in analysis.mass_sculpting:
         if mass.efficiency != 50:
             continue
-        numbers = {
+        numbers: dict[str, Any] = {
             "network": _networks(analysis)[mass.role],
             "corrected": mass.corrected,
             "low": mass.low,
@@ -357,7 +365,7 @@ def _calibration(analysis: Analysis) -> Iterator[Finding]:
             faults.append("extreme" if slope.value < 1 else "timid")
         if intercept.excludes(0.0):
             faults.append("signal" if intercept.value < 0 else "background")
-        numbers = {
+        numbers: dict[str, Any] = {
             "network": _networks(analysis)[calibration.role],
             "faults": faults,
             "slope": _ends(slope),

@@ -39,7 +39,7 @@ class TestJets:
 
 
 class StudyNetworks:
-    """What the parts of one analysis of a store's results share. `missing` grows as parts find out what they lack."""
+    """What the parts of one analysis of a store's results share: networks, their table, and what is missing."""
 
     def __init__(self, store: StudyStore, results: Iterable[StoredResult]) -> None:
         self.store = store
@@ -54,9 +54,9 @@ class StudyNetworks:
         self.table = table
         self.done = table[table["status"] == "done"].reset_index(drop=True)
         self.seeds = sorted(set(map(int, self.done["seed"])))
-        self.selected_on = selected_on(table, "combined")  # one kind of jets for all wishes
+        self.selected_on = selected_on(table, "combined")  # one kind of jets for all goals
 
-    def lacks(self, what: str, reason: str) -> None:
+    def add_missing(self, what: str, reason: str) -> None:
         self.missing.append(schema.Missing(what=what, reason=reason))
 
     def _distinct(self, results: Iterable[StoredResult]) -> list[StoredResult]:
@@ -67,7 +67,7 @@ class StudyNetworks:
             if identity in kept:
                 first = kept[identity]
                 reason = f"has the same T, α and seed as {first.name}, which is reported instead"
-                self.lacks(f"run {result.name}, seed {result.seed}", reason)
+                self.add_missing(f"run {result.name}, seed {result.seed}", reason)
             else:
                 kept[identity] = result
         return list(kept.values())
@@ -108,7 +108,7 @@ class StudyNetworks:
                 usable.add(result.key)
             else:
                 kind = "" if result.kind == result.name else f"{result.kind} "
-                self.lacks(f"{kind}{result.name}, seed {result.seed}", fault)
+                self.add_missing(f"{kind}{result.name}, seed {result.seed}", fault)
         return usable
 
     def find(self, kind: str, seed: int | None = None, name: str | None = None) -> StoredResult | None:
@@ -213,16 +213,17 @@ class StudyNetworks:
     @cached_property
     def students(self) -> dict[schema.Metric, Configurations]:
         """The two-way model of configurations and seeds. That of the rejection has none whose rejection is a lower
-        limit, which would enter every other's number, and lacks where all are."""
+        limit, which would enter every other's number; the rejection is absent where all are."""
         rows = {metric: self._finite("student", metric) for metric in METRICS}
         rows["rejection"] = [k for k in rows["rejection"] if self.networks[k].name not in self.limited]
         found = {metric: self._model(metric, own) for metric, own in rows.items() if own}
-        if loose := [metric for metric, model in found.items() if not model.connected]:
+        loose = [metric for metric, model in found.items() if not model.connected]
+        if loose:
             what = "means over common seeds" if "auc" in loose else "means of the rejection over common seeds"
             reason = (
                 "no configuration links all seeds: numbers are plain means of runs, and seeds' luck is part of them"
             )
-            self.lacks(what, reason)
+            self.add_missing(what, reason)
         return found
 
     def means(self, metric: schema.Metric) -> pd.Series:
@@ -231,25 +232,26 @@ class StudyNetworks:
 
     @cached_property
     def baselines(self) -> dict[schema.Metric, Baseline]:
-        """The baseline beside the configurations of `students`. A metric lacks where too few seeds are shared, or the
-        baseline's own rejection is a limit."""
+        """The baseline compared with `students`; without a metric where too few seeds are shared, or the baseline's own
+        rejection is a limit."""
         found, unpaired = {}, set()
         for metric, students in self.students.items():
             own = self._finite("baseline", metric)
-            if metric == "rejection" and (limits := sum(self.is_limit(k) for k in own)):
+            limits = sum(self.is_limit(k) for k in own)
+            if metric == "rejection" and limits:
                 reason = f"no background survives for {limits} baselines: their rejection is a lower limit"
-                self.lacks("rejection beside the baseline's", reason)
+                self.add_missing("rejection relative to the baseline's", reason)
                 continue
             seeds = [self.networks[k].seed for k in own]
-            beside = baseline(students, self.metric(metric).rows(own), seeds)
-            if beside is not None:
-                found[metric] = beside
+            compared = baseline(students, self.metric(metric).rows(own), seeds)
+            if compared is not None:
+                found[metric] = compared
             elif seeds:
                 unpaired.add(", ".join(str(seed) for seed in seeds if seed in students.blocks))
         for seeds_of_both in unpaired:
             have = f"only seed {seeds_of_both} has" if seeds_of_both else "no seed has"
-            reason = f"{have} both a baseline and students: what another seed would do to the baseline is not known"
-            self.lacks("tests of improvements over the baseline", reason)
+            reason = f"{have} both a baseline and students: what another seed would do to the baseline is unknown"
+            self.add_missing("tests of improvements over the baseline", reason)
         return found
 
     @cached_property
@@ -272,7 +274,7 @@ class StudyNetworks:
             runs = sum(r.kind == "student" and self.is_limit(k) for k, r in enumerate(self.networks))
             reason = f"no background survives for {runs} of {len(self.done)} runs: their rejection is a lower limit"
             what = "comparisons of configurations and settings by rejection at 50 %"
-            self.lacks(what, f"{reason}; more test jets are needed")
+            self.add_missing(what, f"{reason}; more test jets are needed")
             return ("auc",)
         return METRICS
 
@@ -281,7 +283,7 @@ class StudyNetworks:
         """Those whose errors are known, too."""
         if not self.have_scores:
             for what in NEED_SCORES:
-                self.lacks(what, "these need scores per jet, which not every run has (an imported one has none)")
+                self.add_missing(what, "these need scores per jet, which not every run has (an imported one has none)")
             return ()
         return self.modelled
 
@@ -292,7 +294,7 @@ class StudyNetworks:
         if place is None:
             return {}
         if self.is_limit(place):
-            self.lacks("gap recovered in rejection", "no background survives for the teacher: a lower limit")
+            self.add_missing("gap recovered in rejection", "no background survives for the teacher: a lower limit")
             return {"auc": place}
         return dict.fromkeys(METRICS, place)
 

@@ -11,16 +11,15 @@ from typing import Any
 import tomli_w
 from markupsafe import Markup
 
-from kdfast.errors import ConfigError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.layout import WISHES, counted
+from kdfast.report.records import planned_settings
 from kdfast.report.rendering import TEMPLATES, environment, text_of
 from kdfast.report.schema import Analysis, Comparison, Estimate
 from kdfast.report.two_studies import StudyComparison
 from kdfast.report.view import ReportView
-from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore
 
 __all__ = ["comparison_files", "page", "page_files"]
@@ -91,9 +90,8 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
 def _added(analysis: Analysis) -> list[str]:
     """What takes the place of grid and seeds in study.toml for the students that it does not ask for, as a refinement
     adds some: lines of TOML, for each set of seeds."""
-    try:
-        settings = StudySettings.resolve(analysis.study.settings, data_given=True)
-    except ConfigError:
+    settings = planned_settings(analysis.study.settings, analysis.study.provenance)
+    if settings is None:
         return []
     asked = {(config.name, seed) for config in settings.runs() for seed in settings.seeds}
     seeds: dict[str, list[int]] = {}

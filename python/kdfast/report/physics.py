@@ -137,7 +137,7 @@ def mass_sculpting(
 ) -> MassSculpting | None:
     """The mass of the background that passes at a signal efficiency (percent) against that of all background.
 
-    The divergence of two histograms is biased upwards by their fluctuations, so it is shown beside its mean for as
+    The divergence of two histograms is biased upwards by their fluctuations, so it is shown with its mean for as
     many jets picked at random (permutation test), and corrected by the bootstrap's bias (basic bootstrap: 2 D − D*).
     The threshold is held fixed. None where fewer than 30 jets pass: the bootstrap does not see what bins that stayed
     empty by chance might hold.

@@ -1,4 +1,4 @@
-"""Configurations in order: estimates, the baseline, the best and what can't be told from it, one for each wish."""
+"""Configurations in order: estimates, the baseline, the set of the best, and one configuration for each goal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from kdfast.report import physics, schema
 from kdfast.report.comparisons import (
     benjamini_hochberg,
-    beside_best,
     best_of_equals,
+    best_set,
     configurations,
     holm,
     to_separate,
@@ -45,7 +45,7 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
     ranked = frame[["auc_student", "combined"]].assign(bkg_rej_50=in_order(frame, "bkg_rej_50"))
     ranks = ranked.rank(ascending=False, method="min").astype(int)
     versus = {metric: _versus_baseline(study, metric) for metric in METRICS}
-    beside = {m: set(beside_best(study.students[m])) if m in study.comparable else None for m in METRICS}
+    best = {m: set(best_set(study.students[m])) for m in study.comparable}
     spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
     found = []
     for name in names:
@@ -69,17 +69,20 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
                 combined_validation=number(row.get("combined_val")),
                 auc_vs_baseline=versus["auc"].get(name),
                 rejection_vs_baseline=versus["rejection"].get(name),
-                beside_best_auc=None if (b := beside["auc"]) is None else name in b,
-                beside_best_rejection=None if (b := beside["rejection"]) is None else name in b,
+                beside_best_auc=name in best["auc"] if "auc" in best else None,
+                beside_best_rejection=name in best["rejection"] if "rejection" in best else None,
                 pareto=not dominated,
                 gap_recovered_auc=_gap(study, "auc", name),
                 gap_recovered_rejection=_gap(study, "rejection", name),
             )
         )
-    if open_ended := [c.run_name for c in found if c.rejection.error is not None and c.rejection.low is None]:
+    open_ended = [c.run_name for c in found if c.rejection.error is not None and c.rejection.low is None]
+    if open_ended:
         what = f"interval of the rejection of {', '.join(open_ended[:5])}"
         what += f" and {len(open_ended) - 5} more" if len(open_ended) > 5 else ""
-        study.lacks(what, "too few seeds that differ too much: it would hold all that these jets can measure")
+        study.add_missing(
+            what, "too few seeds that differ too much: it would include everything that these jets can measure"
+        )
     return sorted(found, key=lambda c: (c.rank_auc, c.run_name))
 
 
@@ -135,14 +138,14 @@ def _validation_means(study: StudyNetworks, column: str, limited: Collection[str
 
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
-    beside = study.baselines.get(metric) if study.have_scores else None
-    if beside is None:
+    baseline = study.baselines.get(metric) if study.have_scores else None
+    if baseline is None:
         return {}
-    differences = {name: beside.below(name) for name in beside.students.names}
+    differences = {name: baseline.difference(name) for name in baseline.students.names}
     p_values = [contrast.p_value for contrast in differences.values()]
     corrections = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
     return {
-        name: comparison_of(contrast, beside.value, beside.students.seeds_known, *p_adjusted)
+        name: comparison_of(contrast, baseline.value, baseline.students.seeds_known, *p_adjusted)
         for (name, contrast), p_adjusted in zip(differences.items(), corrections, strict=True)
     }
 
@@ -150,26 +153,27 @@ def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, s
 def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
     found = {}
     for metric in study.comparable:
-        if (beside := study.baselines.get(metric)) is not None:
-            found[metric] = comparison_of(beside.below_mean(), beside.value, beside.students.seeds_known)
+        baseline = study.baselines.get(metric)
+        if baseline is not None:
+            found[metric] = comparison_of(baseline.mean_difference(), baseline.value, baseline.students.seeds_known)
     return found
 
 
 def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
-    beside = study.baselines.get(metric) if study.have_scores else None
-    if beside is None or metric not in study.teachers or name not in beside.students.names:
+    baseline = study.baselines.get(metric) if study.have_scores else None
+    if baseline is None or metric not in study.teachers or name not in baseline.students.names:
         return None
-    students, gain = beside.students, beside.below(name)
+    students, gain = baseline.students, baseline.difference(name)
     single = study.metric(metric).rows([study.teachers[metric]])
-    of_gain = students.factor[students.index(name)] - beside.factor
-    of_gap = single.factor[0] - beside.factor
+    of_gain = students.factor[students.index(name)] - baseline.factor
+    of_gap = single.factor[0] - baseline.factor
     found = physics.gap_recovered(
         gain.value,
-        float(single.values[0]) - beside.value,
+        float(single.values[0]) - baseline.value,
         (
             gain.test_variance + gain.run_variance,
-            float(of_gap @ of_gap) + beside.run_variance + students.common_variance / students.seeds,
-            float(of_gain @ of_gap) + beside.run_variance,
+            float(of_gap @ of_gap) + baseline.run_variance + students.common_variance / students.seeds,
+            float(of_gain @ of_gap) + baseline.run_variance,
         ),
         gain.df,
     )

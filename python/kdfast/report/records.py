@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdfast.errors import ConfigError
 from kdfast.report import schema
 from kdfast.report.fitting import ROUNDING, Contrast
+from kdfast.store.settings import StudySettings
 
-__all__ = ["comparison_of", "estimate_of", "integer", "jet_counts", "number", "setting_fields", "summary"]
+__all__ = [
+    "comparison_of",
+    "estimate_of",
+    "integer",
+    "jet_counts",
+    "number",
+    "planned_settings",
+    "setting_fields",
+    "summary",
+]
 
 
 def setting_fields(name: str, row: pd.Series) -> dict[str, Any]:
@@ -24,6 +36,16 @@ def setting_fields(name: str, row: pd.Series) -> dict[str, Any]:
         "alpha_init": float(row["alpha_init"]),
         "alpha_final": number(row["alpha_final"]),
     }
+
+
+def planned_settings(settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> StudySettings | None:
+    """The settings of a sweep; None for an imported study, and where they can't be read."""
+    if "imported" in provenance:
+        return None
+    try:
+        return StudySettings.resolve(dict(settings), data_given=True)
+    except ConfigError:
+        return None
 
 
 def number(value: Any) -> float | None:

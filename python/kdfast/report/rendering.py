@@ -69,7 +69,7 @@ def _numbered(block: str) -> str:
 
 
 def _sentences(findings: Sequence[Finding], indent: int = 2) -> str:
-    """A list of statements, the same one once: two wishes may choose the same configuration."""
+    """A list of statements, the same one once: two goals may choose the same configuration."""
     bullet = " " * indent + "- "
     different = [
         f for i, f in enumerate(findings) if all(f.numbers != g.numbers or f.code != g.code for g in findings[:i])

@@ -135,7 +135,7 @@ def rejection_estimates(
 
     Signal and background are resampled apart, each to its own number of jets (multinomial counts times the weights);
     threshold and surviving background are found anew in each replicate. Where a replicate has no survivor, half a jet
-    of mean weight stands in, and a network without any is given its 68 % lower limit (see `rejection_interval`).
+    of mean weight stands in, and a network without any gets its 68 % lower limit (see `rejection_interval`).
     replicates: None: 600, and fewer for more than 20,000 jets, down to 200.
     """
     if replicates is None:

@@ -1,8 +1,8 @@
 """The report as one object: what `report.json` holds, and all that the texts, tables and figures read.
 
-Metrics are those of the test jets unless the name says validation. Intervals are at 95 %. A quantity that can't be
-had is null, and `missing` says why. Rejections are 1/ε_B; keys "30", "50", "80" are signal efficiencies in percent.
-`python -m kdfast.report.schema` prints the JSON schema.
+Metrics are those of the test jets unless the name says validation. Intervals are at 95 %. A quantity that is not
+available is null, and `missing` says why. Rejections are 1/ε_B; keys "30", "50", "80" are signal efficiencies in
+percent. `python -m kdfast.report.schema` prints the JSON schema.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Estimate(Record):
     error_test: float | None = None
     """The part of the error that the finite test jets make."""
     error_runs: float | None = None
-    """The part that differs from run to run: of configurations the seed, null with one seed, from which it can't be
-    told; of groups and slopes the scatter of configurations about the model."""
+    """The part that differs from run to run: of configurations the seed, null with one seed, which does not
+    determine it; of groups and slopes the scatter of configurations about the model."""
     lower_limit: bool = False
     """No background survives: value is the 68 % lower limit n_B/1.14, without an interval."""
 
@@ -363,7 +363,7 @@ class VarianceShares(Record):
 
 
 class Distribution(Record):
-    """Of the metrics over all runs, beside the error of one."""
+    """Of the metrics over all runs, with the error of one."""
 
     runs: int
     auc: MetricSummary
@@ -381,12 +381,12 @@ class Distribution(Record):
     """Standard deviation of what a seed does to all configurations alike."""
     rejection_seed_common_std: float | None
     seed_df: int
-    """Degrees of freedom of the seeds' standard deviations; 0: they can't be told (one seed, or too few runs that share
+    """Degrees of freedom of the seeds' standard deviations; 0: they are unknown (one seed, or too few runs that share
     seeds), and numbers compare trained networks."""
 
 
 class TopQuartile(Record):
-    """The best ⌈n/4⌉ runs by AUC, beside all runs."""
+    """The best ⌈n/4⌉ runs by AUC, compared with all runs."""
 
     runs: int
     mean_temp_init: float
@@ -399,7 +399,7 @@ class TopQuartile(Record):
 
 
 class Winner(Record):
-    """The configuration for one wish, chosen on validation."""
+    """The configuration for one goal, chosen on validation."""
 
     wish: Literal["auc", "rejection", "combined", "constant", "consistent"]
     configuration: str
@@ -410,12 +410,12 @@ class Winner(Record):
     excess_on_test: float | None = None
     """By how much the best of equal configurations, chosen on the test jets, exceeds its true value on average."""
     excess_chosen: float | None = None
-    """The same for a choice on validation and a number from test: what the seeds' luck carries over."""
+    """The same for a choice on validation and a number from test: what the seeds' luck adds."""
     beside_best: int | None = None
     """Size of the confidence set of the best (auc, rejection)."""
     auc_vs_best: Comparison | None = None
     rejection_vs_best: Comparison | None = None
-    """Minus those of the configuration for the wish `auc`; null for that one itself."""
+    """Minus those of the configuration for the goal `auc`; null for that one itself."""
 
 
 class TopTwo(Record):
@@ -426,7 +426,7 @@ class TopTwo(Record):
     second: str
     difference: Comparison
     seeds_needed: int | None
-    """With the test jets at hand, for 80 % power at 5 %; null: no number is enough, or it can't be told."""
+    """With the test jets at hand, for 80 % power at 5 %; null: no number is enough, or it is undetermined."""
     jets_needed: int | None
     """With the seeds at hand; likewise."""
 

@@ -38,7 +38,7 @@ def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
         "temp_range": _ranges(frame, "temp"),
         "alpha_range": _ranges(frame, "alpha"),
     }
-    beside = {
+    others = {
         "temp_init": ["alpha_init", "tf", "af"],
         "alpha_init": ["temp_init", "tf", "af"],
         "strategy": ["temp_init", "alpha_init"],
@@ -46,13 +46,13 @@ def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
         "alpha_range": ["temp_init", "tf"],
     }
     return [
-        _group_table(study, setting, groups.dropna(), frame[beside[setting]])
+        _group_table(study, setting, groups.dropna(), frame[others[setting]])
         for setting, groups in labels.items()
         if groups.notna().any()
     ]
 
 
-def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: pd.DataFrame) -> schema.GroupTable:
+def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, others: pd.DataFrame) -> schema.GroupTable:
     runs = study.done.assign(group=study.done["run_name"].map(groups)).dropna(subset=["group"])
     means = runs.groupby("group", sort=False)[["auc_student", "bkg_rej_50"]].mean()
     constant = means.loc["baseline"] if setting == "strategy" and "baseline" in means.index else None
@@ -63,7 +63,7 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, beside: 
         column = _COLUMNS[metric]
         references[metric] = str(means[column].idxmax())
         estimates = study.students[metric].without(*outside)
-        for found in effects.group_differences(estimates, groups, beside.loc[groups.index], references[metric]):
+        for found in effects.group_differences(estimates, groups, others.loc[groups.index], references[metric]):
             differences[metric][found.group] = comparison_of(
                 found.contrast, float(means.loc[references[metric], column]), True, found.p_holm
             )
@@ -175,11 +175,11 @@ def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
         fitted = effects.linear_model(study.students[metric], study.settings)
         if fitted is None:
             reason = "too few configurations, or T and α do not vary, or only together"
-            study.lacks(f"linear model of {metric}", reason)
+            study.add_missing(f"linear model of {metric}", reason)
             continue
         if fitted.untold:
             reason = "these settings change together with others in this grid"
-            study.lacks(f"slopes of {metric} with {', '.join(fitted.untold)}", reason)
+            study.add_missing(f"slopes of {metric} with {', '.join(fitted.untold)}", reason)
         slopes = fitted.slopes
         terms = [
             schema.Term(name=name, slope=estimate_of(contrast), p_value=contrast.p_value, p_holm=p)
@@ -203,7 +203,7 @@ def variance_shares(study: StudyNetworks) -> list[schema.VarianceShares]:
     for metric in study.modelled:
         shares = effects.variance_shares(study.students[metric], study.settings)
         if isinstance(shares, str):
-            study.lacks(f"shares of the variance of {metric}", shares)
+            study.add_missing(f"shares of the variance of {metric}", shares)
         else:
             found.append(schema.VarianceShares(metric=metric, shares=shares[0], expected_noise=shares[1]))
     return found

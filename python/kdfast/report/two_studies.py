@@ -157,7 +157,7 @@ def _measured(pairing: Pairing, replicates: int | None = None) -> _Pairs:
         keys=[run.key for run in runs],
         values={metric: found.values.reshape(2, -1) for metric, found in estimates.items()},
         factor={metric: found.factor[len(runs) :] - found.factor[: len(runs)] for metric, found in estimates.items()},
-        limited=np.reshape(limits, (2, -1)).any(axis=0),
+        limited=np.asarray(limits, bool).reshape(2, -1).any(axis=0),
     )
 
 
@@ -227,7 +227,7 @@ def _compared(
     pairs: _Pairs, metric: Metric, rows: Sequence[int], names: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, PairedMetric]:
     """By name, the means over seeds and their difference, by the two-way model of configurations and seeds."""
-    unknown = ~np.isfinite(pairs.values[metric]).all(axis=0)
+    unknown: NDArray[np.bool_] = ~np.isfinite(pairs.values[metric]).all(axis=0)
     if metric == "rejection":
         unknown |= pairs.limited
     left_out = {name for k, name in zip(rows, names, strict=True) if unknown[k]}

@@ -48,7 +48,7 @@ class ReportView:
 
     @cached_property
     def winners(self) -> dict[str, Winner]:
-        """By wish."""
+        """By goal."""
         return {winner.wish: winner for winner in self.analysis.winners}
 
     @cached_property
@@ -153,7 +153,7 @@ class ReportView:
         return bool(row.beside_best_auc if winner.wish == "auc" else row.beside_best_rejection)
 
     def first_wish(self, name: str) -> str:
-        """The first wish for which a configuration is chosen."""
+        """The first goal for which a configuration is chosen."""
         return next(winner.wish for winner in self.analysis.winners if winner.configuration == name)
 
     def beats_baseline(self, row: Configuration) -> bool:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdfast.errors import ConfigError
 from kdfast.report.figures.configurations import configuration_figures, draw_differences
 from kdfast.report.figures.performance import ShownNetwork, TestSample, performance_figures
 from kdfast.report.figures.style import Drawing, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
+from kdfast.report.records import planned_settings
 from kdfast.report.schema import Analysis, Estimate
 from kdfast.store.key import RunKey
-from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 
 __all__ = ["ORDER", "Drawing", "draw", "draw_differences", "exports", "figure_style"]
 
-# The figures in the order of a report; on its page two that are not wide stand side by side.
+# The figures in the order of a report; on its page two that are not wide share a row.
 ORDER = (
     "roc",
     "rejection",
@@ -63,12 +62,13 @@ def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
             ],
         )
     curves: dict[str, Curves] = {role: networks[role][1].curves for role in ("teacher", "baseline") if role in networks}
+    planned = planned_settings(store.settings, store.provenance)
     drawings = {
         drawing.name: drawing
         for drawing in (
             *performance_figures(analysis, sample),
             *configuration_figures(analysis),
-            *training_figures(analysis, leaders, seed, curves, _epochs(store)),
+            *training_figures(analysis, leaders, seed, curves, None if planned is None else planned.recipe.epochs),
         )
     }
     return [drawings[name] for name in ORDER if name in drawings]
@@ -94,13 +94,3 @@ def _networks(
             assert seed is not None
             found[f"student {number}"] = f"{name}, seed {seed}", store.get(RunKey("student", name, seed))
     return found
-
-
-def _epochs(store: StudyStore) -> int | None:
-    """The epochs that the study's settings plan; None of an imported study, which does not say."""
-    if "imported" in store.provenance:
-        return None
-    try:
-        return StudySettings.resolve(store.settings, data_given=True).recipe.epochs
-    except ConfigError:
-        return None

@@ -80,10 +80,10 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         known = any(_in_set(row, metric) for row in ordered)
         for strategy, (name, color, marker) in STRATEGIES.items():
             options = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 0.9}
-            for beside in (True, False):
-                chosen = [i for i, r in enumerate(ordered) if r.strategy == strategy and _in_set(r, metric) == beside]
+            for inside in (True, False):
+                chosen = [i for i, r in enumerate(ordered) if r.strategy == strategy and _in_set(r, metric) == inside]
                 if chosen:
-                    outside = {} if beside or not known else {"alpha": 0.45, "markerfacecolor": "white"}
+                    outside = {} if inside or not known else {"alpha": 0.45, "markerfacecolor": "white"}
                     estimates = [_estimate(ordered[i], metric) for i in chosen]
                     error_bars(panel, np.array(chosen) + 1, estimates, **options, **outside)
             if metric == "auc" and any(row.strategy == strategy for row in rows):

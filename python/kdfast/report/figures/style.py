@@ -141,7 +141,7 @@ def said(estimate: Estimate | None, digits: int) -> str:
 
 
 def exports(drawing: Drawing) -> dict[str, bytes]:
-    """The drawing as "svg" (to stand inside a page), "pdf" and "png". The same results give the same bytes."""
+    """The drawing as "svg" (for the page), "pdf" and "png". The same results give the same bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
