@@ -71,6 +71,7 @@ def test_what_the_design_cannot_tell_is_none():
     assert model.contrast(np.array([1.0, 1.0])).value == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed_spread", [0.0, 0.001, 0.004])
 def test_coverage_of_differences(seed_spread):
     truth = [0.0, 0.001, 0.002, 0.003, 0.004, 0.005]
@@ -86,6 +87,7 @@ def test_coverage_of_differences(seed_spread):
         assert hits / STUDIES >= 0.94
 
 
+@pytest.mark.slow
 def test_coverage_of_absolute_values():
     """A seed moves all configurations alike: that counts in the number of one, not in differences."""
     hits = 0
@@ -125,6 +127,7 @@ def test_means_that_the_runs_do_not_tell(runs):
     assert compared.difference("d").value == pytest.approx(0.81 - compared.value)
 
 
+@pytest.mark.slow
 def test_coverage_of_means_that_share_no_seeds():
     """What a seed does to all is then part of the rest, and intervals of differences hold it."""
     rng, hits = np.random.default_rng(7), 0

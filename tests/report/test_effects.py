@@ -241,6 +241,7 @@ def test_no_claims_without_an_effect():
     assert false["naive"] > 0.2 * studies  # what a correlation's own p-value would have claimed
 
 
+@pytest.mark.slow
 def test_no_claims_where_seeds_differ_in_their_trends():
     """In each seed α has a trend of its own, on average none."""
     rng, seeds = np.random.default_rng(7), 4
@@ -270,6 +271,7 @@ def test_power():
     assert low <= 0.02 <= high
 
 
+@pytest.mark.slow
 def test_equal_spread():
     rng = np.random.default_rng(6)
     same = [rng.normal(size=40) for _ in range(3)]

@@ -76,6 +76,7 @@ def test_jets_that_are_all_told_apart_tell_no_error():
     assert (found.auc.value, found.auc.error, found.auc.low) == (1.0, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separation", [1.2, 2.0])
 def test_coverage_in_the_smallest_bin(separation):
     rng, fewest = np.random.default_rng(5), physics.FEWEST_IN_BIN
@@ -209,6 +210,7 @@ def test_calibration():
         assert b.low <= b.observed <= b.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_coverage_of_slope_and_intercept(weighted):
     """Weights that spread, so that 1,000 jets fluctuate like 500."""
@@ -253,6 +255,7 @@ def test_fieller():
     assert physics.gap_recovered(0.01, -0.1, (v1, v2, v12)) is None
 
 
+@pytest.mark.slow
 def test_coverage_of_the_gap_recovered():
     rng = np.random.default_rng(3)
     covariance = np.array([[1e-5, 0.5e-5], [0.5e-5, 6e-5]])

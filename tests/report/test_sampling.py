@@ -47,6 +47,7 @@ def test_jets_of_weight_0_take_no_part():
     np.testing.assert_allclose(whole.errors, part.errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("separation", [0.8, 2.0])
 def test_coverage_of_an_auc(separation, weights):
@@ -56,6 +57,7 @@ def test_coverage_of_an_auc(separation, weights):
     assert within_binomial(sum(low <= truth <= high for low, high in intervals), STUDIES, 0.95)
 
 
+@pytest.mark.slow
 def test_coverage_of_a_paired_difference():
     rng = np.random.default_rng(1)
     labels, shared, w = binormal(STUDIES, 500, 0.0)
@@ -69,6 +71,7 @@ def test_coverage_of_a_paired_difference():
     assert (error < 0.6 * unpaired).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [False, True])
 def test_coverage_of_a_rejection(weights):
     labels, scores, w = binormal(STUDIES, 1000, 1.5, weights=weights)

@@ -9,7 +9,6 @@ from typing import Any
 from kdfast.report.schema import Estimate, Setting
 
 __all__ = [
-    "FILTERS",
     "STRATEGY_NAMES",
     "WIDTH",
     "WISHES",
@@ -34,25 +33,6 @@ __all__ = [
 ]
 
 WIDTH = 100
-
-# The functions below that templates may use as filters.
-FILTERS = (
-    "alpha_span",
-    "at_least",
-    "ends",
-    "first_upper",
-    "fixed",
-    "general",
-    "interval",
-    "listed",
-    "p_text",
-    "p_value",
-    "percent",
-    "temperature_span",
-    "thousands",
-    "with_error",
-    "wrapped",
-)
 
 STRATEGY_NAMES = {
     "baseline": "Constant (baseline)",

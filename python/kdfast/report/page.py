@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tomli_w
@@ -14,7 +14,6 @@ from markupsafe import Markup
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
-from kdfast.report.layout import WISHES, counted
 from kdfast.report.records import planned_settings
 from kdfast.report.rendering import TEMPLATES, environment, text_of
 from kdfast.report.schema import Analysis, Comparison, Estimate
@@ -24,66 +23,41 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["comparison_files", "page", "page_files"]
 
-_GROUPS = {
-    "temp_init": ("By initial temperature", "Initial T"),
-    "alpha_init": ("By initial α", "Initial α"),
-    "strategy": ("By strategy", "Strategy"),
-    "temp_range": ("By range of T", "T"),
-    "alpha_range": ("By range of α", "α"),
-}
-
 
 def page_files(analysis: Analysis, store: StudyStore) -> dict[str, bytes]:
     """By name: figures/NAME.pdf and .png, and report.html with the same figures inside."""
+    with figure_style():
+        files, figures = _exported(draw(analysis, store))
+    return files | {"report.html": page(analysis, figures).encode()}
+
+
+def _exported(drawings: Iterable[Drawing]) -> tuple[dict[str, bytes], list[tuple[Drawing, str]]]:
+    """The files of drawings by name, and each drawing with its inline SVG."""
     files: dict[str, bytes] = {}
     inline = []
-    with figure_style():
-        for drawing in draw(analysis, store):
-            kinds = exports(drawing)
-            inline.append((drawing, kinds.pop("svg").decode()))
-            files |= {f"figures/{drawing.name}.{kind}": content for kind, content in kinds.items()}
-    return files | {"report.html": page(analysis, inline).encode()}
+    for drawing in drawings:
+        kinds = exports(drawing)
+        inline.append((drawing, kinds.pop("svg").decode()))
+        files |= {f"figures/{drawing.name}.{kind}": content for kind, content in kinds.items()}
+    return files, inline
 
 
 def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
     """The page for an analysis and its figures, each with its inline SVG. The same analysis gives the same page."""
-    view, study = ReportView(analysis), analysis.study
-    sections = [("result", "Result"), ("figures", "Figures"), ("configurations", "Configurations"), ("runs", "Runs")]
-    there = {"figures": bool(figures), "configurations": bool(view.rows), "runs": bool(analysis.runs)}
-    data = study.settings.get("data", {})
-    rejections = [e for network in analysis.networks for e in network.rejection.values()]
+    study = analysis.study
+    paths = study.settings.get("data", {}).get("paths", ())
     return _rendered(
         "report.html",
-        sections=[(i, title) for i, title in sections if there.get(i, True)] + [("reproduce", "To reproduce it")],
         study=study,
-        counts=", ".join(
-            f"{count if i else counted(count, 'run')} {status}"
-            for i, (status, count) in enumerate(study.counts.items())
-        ),
-        networks=analysis.networks,
-        limits=any(estimate.lower_limit for estimate in rejections),
-        winners=[(winner, view.rows[winner.configuration]) for winner in analysis.winners],
-        findings=analysis.findings,
-        missing=view.missing,
-        errors=any(network.auc is not None and network.auc.error is not None for network in analysis.networks),
-        compared=view.compared,
-        student_on=view.student_on,
-        adjusted=view.adjusted,
-        figures=[(drawing, Markup(svg)) for drawing, svg in figures],
-        configurations=analysis.configurations,
-        groups=[table for table in analysis.groups if table.groups],
-        runs=analysis.runs,
-        imported=study.provenance.get("imported"),
-        environment=study.provenance.get("environment", {}),
-        data="".join(f"{shlex.quote(path)} " for path in data.get("paths", ())),
+        a=analysis,
+        view=ReportView(analysis),
+        figures=figures,
+        data="".join(f"{shlex.quote(path)} " for path in paths),
         settings=tomli_w.dumps(study.settings),
         added=_added(analysis),
         provenance=json.dumps(study.provenance, indent=1, ensure_ascii=False),
         points=[str(point) for point in WORKING_POINTS],
-        strategies={name: label for name, (label, _, _) in STRATEGIES.items()},
-        wishes=WISHES,
-        group_titles={setting: title for setting, (title, _) in _GROUPS.items()},
-        group_heads={setting: head for setting, (_, head) in _GROUPS.items()},
+        labels={name: label for name, (label, _, _) in STRATEGIES.items()},
     )
 
 
@@ -106,16 +80,10 @@ def _added(analysis: Analysis) -> list[str]:
 
 def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
     """By name: comparison.txt, comparison.html, and the figure of the differences as .pdf and .png."""
-    files: dict[str, bytes] = {}
-    inline = []
     with figure_style():
-        for drawing in draw_differences(comparison):
-            kinds = exports(drawing)
-            inline.append((drawing, Markup(kinds.pop("svg").decode())))
-            files |= {f"figures/{drawing.name}.{kind}": content for kind, content in kinds.items()}
+        files, figures = _exported(draw_differences(comparison))
     files["comparison.txt"] = text_of("comparison.txt.j2", c=comparison).encode()
-    html = _rendered("comparison.html", c=comparison, figures=inline)
-    return files | {"comparison.html": html.encode()}
+    return files | {"comparison.html": _rendered("comparison.html", c=comparison, figures=figures).encode()}
 
 
 def _rendered(template: str, **values: Any) -> str:

@@ -39,7 +39,7 @@ def environment(*, html: bool = False) -> Environment:
         "title": layout.title,
         "wishes": layout.WISHES,
     }
-    found.filters |= {name: getattr(layout, name) for name in layout.FILTERS}
+    found.filters |= {name: function for name in layout.__all__ if callable(function := getattr(layout, name))}
     found.filters |= {"columns": _columns, "numbered": _numbered, "paragraph": _paragraph, "sentences": _sentences}
     return found
 

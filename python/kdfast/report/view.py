@@ -171,6 +171,14 @@ class ReportView:
         return any(beats_baseline(row) for row in self.analysis.configurations)
 
     @property
+    def networks_have_errors(self) -> bool:
+        return any(network.auc is not None and network.auc.error is not None for network in self.analysis.networks)
+
+    @property
+    def networks_have_limits(self) -> bool:
+        return any(e.lower_limit for network in self.analysis.networks for e in network.rejection.values())
+
+    @property
     def compared(self) -> bool:
         """Whether configurations are compared with the baseline."""
         return any(row.auc_vs_baseline for row in self.analysis.configurations)
