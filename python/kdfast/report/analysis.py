@@ -1,8 +1,8 @@
 """From a study's stored results to the one object that every part of a report reads (schema.py).
 
-networks.py says which networks are usable and gives their numbers, sampling.py and fitting.py their errors; ranking.py
-and comparisons.py compare configurations, summaries.py and effects.py settings; physics.py makes the tables by pT, of
-mass and of calibration, findings.py the sentences.
+networks.py says which networks are usable and gives their numbers, sampling.py and fitting.py their errors;
+ranking.py and comparisons.py compare configurations, summaries.py and effects.py settings; physics.py makes
+the tables by pT, of mass and of calibration, findings.py the sentences.
 """
 
 from __future__ import annotations

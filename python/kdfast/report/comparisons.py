@@ -1,12 +1,13 @@
 """Configurations against each other, on the test jets and seeds that they share.
 
-With one seed a "configuration" is one trained network, and what another seed would give is not known; with several,
-seeds are blocks of a two-way model, run = configuration + seed + rest (fitting.py), whose rest enters each test. The
-rest is alike among students, but not for what sets them apart as a whole: students of one seed share targets and err
-alike relative to the baseline, and a trend in α may differ from seed to seed. Such combinations are taken in each seed
-by itself, and their scatter from seed to seed counts (`Baseline`, `Configurations.by_seed`). Where runs do not connect
-all configurations and seeds (each run has its own seed, say), there is no mean over all seeds: then run = configuration
-+ rest, and what a seed does to all alike is part of the rest.
+With one seed a "configuration" is one trained network, and what another seed would give is not known; with
+several, seeds are blocks of a two-way model, run = configuration + seed + rest (fitting.py), whose rest
+enters each test. The rest is alike among students, but not for what sets them apart as a whole: students of
+one seed share targets and err alike relative to the baseline, and a trend in α may differ from seed to
+seed. Such combinations are taken in each seed by itself, and their scatter from seed to seed counts
+(`Baseline`, `Configurations.by_seed`). Where runs do not connect all configurations and seeds (each run has
+its own seed, say), there is no mean over all seeds: then run = configuration + rest, and what a seed does
+to all alike is part of the rest.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ _DRAWS = 4000
 
 @dataclass(frozen=True)
 class Configurations:
-    """C configurations' estimates: means over seeds (least-squares means where they have different seeds; plain ones
-    where seeds and configurations are not connected).
+    """C configurations' estimates: means over seeds (least-squares means where they have different seeds;
+    plain ones where seeds and configurations are not connected).
 
-    names [C]; values [C]; test [C, C]: covariance from the test jets; spread [C, C]: the run-to-run variance σ²'s
-    coefficients, so that σ² · spread is the covariance from seeds, but for what all configurations share. factor
-    [C, M]: test = factor @ factor.T. common_variance: of what a seed does to all configurations alike, for one seed;
-    it matters for absolute numbers, not for differences. blocks [seeds]: the seeds, in the model's order. connected:
-    they are blocks of the model.
-    runs: all runs [K]; rows [seeds, C]: theirs in each seed that all configurations have.
+    names [C]; values [C]; test [C, C]: covariance from the test jets; spread [C, C]: the run-to-run
+    variance σ²'s coefficients, so that σ² · spread is the covariance from seeds, but for what all
+    configurations share. factor [C, M]: test = factor @ factor.T. common_variance: of what a seed does to
+    all configurations alike, for one seed; it matters for absolute numbers, not for differences. blocks
+    [seeds]: the seeds, in the model's order. connected: they are blocks of the model. runs: all runs [K];
+    rows [seeds, C]: theirs in each seed that all configurations have.
     """
 
     names: tuple[str, ...]
@@ -79,12 +80,13 @@ class Configurations:
 
     @property
     def seed_df(self) -> int:
-        """Degrees of freedom of the variance between seeds: for a single configuration its runs' own scatter, as
-        nothing separates the rest from what a seed does to all."""
+        """Degrees of freedom of the variance between seeds: for a single configuration its runs' own
+        scatter, as nothing separates the rest from what a seed does to all."""
         return self.seeds - 1 if len(self.names) == 1 else self.model.df
 
     def estimate(self, name: str) -> Contrast:
-        """One configuration's value, with the variance from test jets and that from seeds (0 where unknown)."""
+        """One configuration's value, with the variance from test jets and that from seeds (0 where
+        unknown)."""
         i = self.index(name)
         if len(self.names) == 1 and (alone := self.by_seed(np.ones(1))) is not None:
             return alone.combined(float(self.values[i]), self.factor[i], float(alone.spread[0, 0]))
@@ -110,8 +112,8 @@ class Configurations:
         return self.combination(weights)
 
     def by_seed(self, weights: Floats) -> Fit | None:
-        """Σ weights · runs in each seed by itself, as a model of its mean: the run_variance is the scatter from seed to
-        seed. None with fewer than two seeds that all configurations have."""
+        """Σ weights · runs in each seed by itself, as a model of its mean: the run_variance is the scatter
+        from seed to seed. None with fewer than two seeds that all configurations have."""
         if len(self.rows) < 2:
             return None
         values = self.runs.values[self.rows] @ weights
@@ -143,9 +145,9 @@ class Configurations:
 def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) -> Configurations:
     """The two-way model of runs [K], each of a named configuration and a seed.
 
-    Where a seed of other configurations is missing, its estimate is what its mean over all seeds would be if a
-    seed moved all configurations alike (least-squares mean). Where configurations and seeds are not connected, it is
-    its runs' mean.
+    Where a seed of other configurations is missing, its estimate is what its mean over all seeds would be
+    if a seed moved all configurations alike (least-squares mean). Where configurations and seeds are not
+    connected, it is its runs' mean.
     """
     known, blocks = list(dict.fromkeys(names)), list(dict.fromkeys(seeds))
     design = np.zeros((len(runs), len(known) + len(blocks)))
@@ -182,8 +184,8 @@ def _complete(names: Sequence[str], seeds: Sequence[int], known: list[str], bloc
 class Baseline:
     """The student without a teacher, compared with the configurations.
 
-    level: a model of baseline minus the mean of the configurations, seed by seed; its run_variance is how much that
-    differs from seed to seed, which the rest among students does not include.
+    level: a model of baseline minus the mean of the configurations, seed by seed; its run_variance is how
+    much that differs from seed to seed, which the rest among students does not include.
     """
 
     students: Configurations
@@ -225,9 +227,10 @@ class Baseline:
 def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) -> Baseline | None:
     """The baseline's runs [n] of these seeds compared with students.
 
-    None where they have no seed in common, or only one while the students have several: what another seed would do to
-    the baseline is then unknown, and no test is possible. Where seeds are no part of the students' model, the baseline
-    is compared with the configurations' mean over all runs, whose scatter includes what a seed does to all."""
+    None where they have no seed in common, or only one while the students have several: what another seed
+    would do to the baseline is then unknown, and no test is possible. Where seeds are no part of the
+    students' model, the baseline is compared with the configurations' mean over all runs, whose scatter
+    includes what a seed does to all."""
     shared = [i for i, seed in enumerate(seeds) if seed in students.blocks]
     if not shared or (students.seeds_known and len(shared) < 2):
         return None
@@ -242,7 +245,8 @@ def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) ->
 
 
 def _common_variance(model: Fit, known: int, blocks: int) -> float:
-    """Variance of the seeds' common effect, by the excess of the scatter of the seeds' estimates over its noise."""
+    """Variance of the seeds' common effect, by the excess of the scatter of the seeds' estimates over its
+    noise."""
     if blocks < 2:
         return 0.0
     centre = np.hstack([np.zeros((blocks, known)), np.eye(blocks) - 1.0 / blocks])
@@ -252,9 +256,9 @@ def _common_variance(model: Fit, known: int, blocks: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: the largest of (m − rank + 1) p so far, at most 1. Rejecting those below 5 % keeps the
-    chance of any false rejection below 5 %, whatever the dependence. (By hand: statsmodels' collects the process's
-    garbage at each call, which takes longer than the rest of a report's tests.)"""
+    """Holm's adjusted p-values: the largest of (m − rank + 1) p so far, at most 1. Rejecting those below 5
+    % keeps the chance of any false rejection below 5 %, whatever the dependence. (By hand: statsmodels'
+    collects the process's garbage at each call, which takes longer than the rest of a report's tests.)"""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -271,10 +275,10 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 def best_set(estimates: Configurations, *, seed: int = 0) -> list[str]:
     """The configurations that are statistically indistinguishable from the best: those that no other beats.
 
-    Hsu's multiple comparisons with the best: a configuration c is out where some other j exceeds it by more than
-    q_c · σ_jc. q_c is the 95 % quantile of max_j (x_j − x_c)/σ_jc over configurations that are all equal, simulated
-    with the estimated covariance (scipy and statsmodels have it for independent groups only). So the truly best
-    configuration is in the set in at least 95 % of studies.
+    Hsu's multiple comparisons with the best: a configuration c is out where some other j exceeds it by more
+    than q_c · σ_jc. q_c is the 95 % quantile of max_j (x_j − x_c)/σ_jc over configurations that are all
+    equal, simulated with the estimated covariance (scipy and statsmodels have it for independent groups
+    only). So the truly best configuration is in the set in at least 95 % of studies.
     """
     covariance, values = estimates.noise(), estimates.values
     diagonal = np.diag(covariance)
@@ -302,8 +306,9 @@ def best_set(estimates: Configurations, *, seed: int = 0) -> list[str]:
 def best_of_equals(selection: Floats, reported: Floats | None = None, *, seed: int = 0) -> float:
     """How much the best of n equal configurations exceeds its true value on average (winner's curse).
 
-    selection [n, n]: covariance of the numbers that the choice looks at. reported [n, n]: covariance between these and
-    the numbers that are then quoted (None: the same numbers). Independent errors σ give 2.6 σ for 132.
+    selection [n, n]: covariance of the numbers that the choice looks at. reported [n, n]: covariance
+    between these and the numbers that are then quoted (None: the same numbers). Independent errors σ give
+    2.6 σ for 132.
     """
     if len(selection) < 2:
         return 0.0
@@ -325,9 +330,9 @@ def _draws(covariance: Floats, seed: int) -> NDArray[np.float32]:
 
 
 def to_separate(difference: Contrast, *, seeds: int, jets: int, power: float = 0.8) -> tuple[int | None, int | None]:
-    """How many seeds (with the jets at hand) and how many test jets (with the seeds at hand) it would take to see a
-    difference of the observed size in 80 % of studies, at the 5 % level: None where no number would be enough, as the
-    other source alone is too large, or where it is undetermined.
+    """How many seeds (with the jets at hand) and how many test jets (with the seeds at hand) it would take
+    to see a difference of the observed size in 80 % of studies, at the 5 % level: None where no number
+    would be enough, as the other source alone is too large, or where it is undetermined.
 
     Var = v_test · jets/jets' + v_run · seeds/seeds', to be at most (difference / (z_0.975 + z_0.8))².
     """

@@ -1,7 +1,8 @@
 """What temperature and mixing weight do: marginal tables, correlations, a linear model, shares of variance.
 
-Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two parts, as
-everywhere: the test jets that all share, and the scatter of configurations about the model, which seeds are part of.
+Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two
+parts, as everywhere: the test jets that all share, and the scatter of configurations about the model, which
+seeds are part of.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ Floats = NDArray[np.float64]
 
 
 def settings_frame(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init, alpha_final (NaN:
-    constant), and the values of the last epoch, temp_last and alpha_last (the initial ones where constant)."""
+    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init,
+    alpha_final (NaN: constant), and the values of the last epoch, temp_last and alpha_last (the initial
+    ones where constant)."""
     columns = ["strategy", "temp_init", "temp_final", "alpha_init", "alpha_final"]
     frame = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names), columns].copy()
     frame["temp_last"] = frame["temp_final"].fillna(frame["temp_init"])
@@ -52,8 +54,8 @@ def settings_frame(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 def seen_over_seeds(estimates: Configurations, model: Fit, weights: Floats) -> Contrast | None:
     """A contrast of a model of the configurations' estimates, as seeds and configurations let it be known.
 
-    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations about the
-    model what is more than the rest of a run. With one the latter includes both.
+    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations
+    about the model what is more than the rest of a run. With one the latter includes both.
     """
     contrast, by_seed = model.contrast(weights), estimates.by_seed(weights @ model.solve)
     if contrast is None or by_seed is None:
@@ -90,8 +92,9 @@ def correlation(x: Floats, y: Floats) -> Correlation | None:
 
 
 def slopes(estimates: Configurations, *settings: Floats) -> list[Contrast] | None:
-    """Slopes [settings] of one linear model of the metric on these settings [C], and, for two of them, |slope ·
-    standard deviation| of the second minus that of the first. None where the design does not determine them."""
+    """Slopes [settings] of one linear model of the metric on these settings [C], and, for two of them,
+    |slope · standard deviation| of the second minus that of the first. None where the design does not
+    determine them."""
     design = np.column_stack([np.ones(len(estimates.values)), *settings])
     model = fit(Estimates(estimates.values, estimates.factor), design)
     if model.df < 1:
@@ -109,8 +112,8 @@ def slopes(estimates: Configurations, *settings: Floats) -> list[Contrast] | Non
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """A group's mean minus the reference group's, as a contrast. p_holm: its p-value after Holm's correction for all
-    pairs of groups, so that the reference may be chosen by the same data."""
+    """A group's mean minus the reference group's, as a contrast. p_holm: its p-value after Holm's
+    correction for all pairs of groups, so that the reference may be chosen by the same data."""
 
     group: str
     contrast: Contrast
@@ -122,9 +125,9 @@ def group_differences(
 ) -> list[GroupDifference]:
     """Each group against the reference, adjusted for other settings.
 
-    groups [C]: a label for each configuration. others: columns [C] whose values enter the model as factors, so that
-    groups with different shares of, say, high α compare like with like. Groups that the design can't separate from
-    these are left out; none where no degree of freedom is left.
+    groups [C]: a label for each configuration. others: columns [C] whose values enter the model as factors,
+    so that groups with different shares of, say, high α compare like with like. Groups that the design
+    can't separate from these are left out; none where no degree of freedom is left.
     """
     levels = list(dict.fromkeys(groups))
     own = [(groups == level).to_numpy(np.float64) for level in levels]
@@ -150,8 +153,8 @@ def group_differences(
 
 
 def equal_spread(groups: Sequence[Floats]) -> float | None:
-    """p-value of the hypothesis that groups scatter alike: scipy's Brown–Forsythe test (Levene's about the medians).
-    None unless at least two groups have three members, and any of them scatters."""
+    """p-value of the hypothesis that groups scatter alike: scipy's Brown–Forsythe test (Levene's about the
+    medians). None unless at least two groups have three members, and any of them scatters."""
     enough = [group for group in groups if len(group) >= 3]
     if len(enough) < 2 or not any(np.ptp(group) > 0 for group in enough):
         return None
@@ -164,8 +167,8 @@ def equal_spread(groups: Sequence[Floats]) -> float | None:
 
 @dataclass(frozen=True)
 class LinearModel:
-    """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main effects.
-    untold: terms that the design does not determine. df: residual degrees of freedom."""
+    """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main
+    effects. untold: terms that the design does not determine. df: residual degrees of freedom."""
 
     settings: list[str]
     slopes: dict[str, Contrast]
@@ -177,8 +180,8 @@ class LinearModel:
 def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearModel | None:
     """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred.
 
-    Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
-    nothing varies, no degree of freedom is left, or no slope is determined.
+    Settings that do not vary are left out, and last values that are the initial ones in every
+    configuration; None where nothing varies, no degree of freedom is left, or no slope is determined.
     """
     main = {
         "ln T_init": np.log(settings["temp_init"].to_numpy()),
@@ -212,12 +215,13 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearMod
 
 
 def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[dict[str, float], float] | str:
-    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and the rest.
+    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and
+    the rest.
 
-    statsmodels' analysis of variance with sums of squares of type II (each factor after all others): a functional
-    analysis of variance on the grid. In a grid that is not fully crossed the shares need not add up to 1. With them
-    comes the share that noise (test jets, and seeds where there are several) is expected to make by itself.
-    Returns the reason where the settings can't be separated.
+    statsmodels' analysis of variance with sums of squares of type II (each factor after all others): a
+    functional analysis of variance on the grid. In a grid that is not fully crossed the shares need not add
+    up to 1. With them comes the share that noise (test jets, and seeds where there are several) is expected
+    to make by itself. Returns the reason where the settings can't be separated.
     """
     # not statsmodels.api, whose import takes as long as the rest
     from statsmodels.regression.linear_model import OLS
@@ -263,8 +267,9 @@ def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[
 
 
 def rank_agreement(values: pd.Series, names: pd.Series, seeds: pd.Series) -> list[tuple[int, int, float, float, int]]:
-    """Spearman's ρ of the configurations' order under two seeds, with its p-value (one-sided, ρ > 0) and the number of
-    configurations that both have, for each pair of seeds; pairs with fewer than 4 in common are left out."""
+    """Spearman's ρ of the configurations' order under two seeds, with its p-value (one-sided, ρ > 0) and
+    the number of configurations that both have, for each pair of seeds; pairs with fewer than 4 in common
+    are left out."""
     table = pd.DataFrame({"v": values, "name": names, "seed": seeds}).pivot(index="name", columns="seed", values="v")
     found = []
     for a, b in combinations(sorted(table.columns), 2):

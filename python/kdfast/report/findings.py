@@ -1,7 +1,9 @@
-"""The report's statements. Each has a code, the numbers that it states, and a sentence of them (templates/findings.j2).
+"""The report's statements. Each has a code, the numbers that it states, and a sentence of them
+(templates/findings.j2).
 
-A difference or an effect is claimed only where a test supports it at the 5 % level, after correction for the number of
-comparisons where there are several; else the statement says "not significantly different", with the interval.
+A difference or an effect is claimed only where a test supports it at the 5 % level, after correction for
+the number of comparisons where there are several; else the statement says "not significantly different",
+with the interval.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def finding(topic: str, code: Claim, supported: bool, **numbers: Any) -> Finding
 
 
 def beats_baseline(row: Configuration) -> bool:
-    """Whether a configuration has a significantly higher AUC or rejection than the baseline, and neither lower."""
+    """Whether a configuration has a significantly higher AUC or rejection than the baseline, and neither
+    lower."""
     known = [c for c in (row.auc_vs_baseline, row.rejection_vs_baseline) if c is not None and c.supported]
     return bool(known) and all(c.difference.value > 0 for c in known)
 
@@ -87,7 +90,8 @@ def versus(topic: str, one: str, other: str, comparison: Comparison, metric: Met
 
 
 def seeds_are_known(analysis: Analysis) -> bool:
-    """Whether the variance between seeds could be measured: not with one seed, nor where too few runs share them."""
+    """Whether the variance between seeds could be measured: not with one seed, nor where too few runs share
+    them."""
     return analysis.distribution is not None and analysis.distribution.seed_df > 0
 
 
@@ -101,8 +105,8 @@ def _kind(analysis: Analysis) -> str:
 
 
 def _scope(analysis: Analysis) -> dict[str, Any]:
-    """How far statements on settings go: what is seen among networks of one seed need not hold for another, and
-    without scores per jet the error that all runs share is not in it."""
+    """How far statements on settings go: what is seen among networks of one seed need not hold for another,
+    and without scores per jet the error that all runs share is not in it."""
     seeds = "known" if seeds_are_known(analysis) else "one" if len(analysis.study.seeds) == 1 else "unknown"
     return {"scope_seeds": seeds, "scored": analysis.study.scored}
 
@@ -209,8 +213,8 @@ def _groups(analysis: Analysis) -> Iterator[Finding]:
 
 
 def group_finding(table: GroupTable, metric: Metric, **scope: Any) -> Finding | None:
-    """The group of the highest mean against the others. At equal other settings another one may be higher, as groups
-    have different shares of these. None where nothing is compared."""
+    """The group of the highest mean against the others. At equal other settings another one may be higher,
+    as groups have different shares of these. None where nothing is compared."""
     reference = table.reference if metric == "auc" else table.reference_rejection
     compared = {g.label: c for g in table.groups if (c := getattr(g, f"{metric}_difference")) is not None}
     if not compared or reference is None:

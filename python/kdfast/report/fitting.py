@@ -1,12 +1,12 @@
 """Least squares with two sources of error: the shared test jets, and what differs from run to run.
 
-Runs y [K] follow a linear model y = X b + u + e. u is the test jets' fluctuation, with the known covariance F Fᵀ of
-sampling.py (strongly correlated between runs, as they are tested on the same jets); e is independent from run to run
-with unknown variance σ²: the seed, or the scatter of configurations about the model. Ordinary least squares gives
-b = L y; its covariance is L F Fᵀ Lᵀ + σ² L Lᵀ. The residuals' mean square holds both sources, so
-σ² = max(0, RSS/df − tr(M F Fᵀ)/df), M = 1 − X L: the test jets' part is not counted twice. Errors take σ² to be at
-least a quarter of its own standard error: an estimate that comes out as 0 by chance is not an absence (the tests'
-simulations show that intervals then cover what they should).
+Runs y [K] follow a linear model y = X b + u + e. u is the test jets' fluctuation, with the known covariance
+F Fᵀ of sampling.py (strongly correlated between runs, as they are tested on the same jets); e is
+independent from run to run with unknown variance σ²: the seed, or the scatter of configurations about the
+model. Ordinary least squares gives b = L y; its covariance is L F Fᵀ Lᵀ + σ² L Lᵀ. The residuals' mean
+square holds both sources, so σ² = max(0, RSS/df − tr(M F Fᵀ)/df), M = 1 − X L: the test jets' part is not
+counted twice. Errors take σ² to be at least a quarter of its own standard error: an estimate that comes out
+as 0 by chance is not an absence (the tests' simulations show that intervals then cover what they should).
 
 statsmodels has either part alone (OLS: F = 0; GLS: σ² = 0) but not their sum, so this is written by hand.
 """
@@ -32,8 +32,9 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Contrast:
-    """A linear combination of coefficients: value, its variances from the test jets and from run to run, and the
-    degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no part)."""
+    """A linear combination of coefficients: value, its variances from the test jets and from run to run,
+    and the degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no
+    part)."""
 
     value: float
     test_variance: float
@@ -60,11 +61,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Fit:
-    """coefficients [p]; solve [p, K]: L; factor [p, M] of their test-jet covariance; spread [p, p] = L Lᵀ; mapping
-    [p, p] = L X.
+    """coefficients [p]; solve [p, K]: L; factor [p, M] of their test-jet covariance; spread [p, p] = L Lᵀ;
+    mapping [p, p] = L X.
 
-    run_variance: σ² as estimated, 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share: what of it
-    the test jets explain, tr(M F Fᵀ)/df.
+    run_variance: σ² as estimated, 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share:
+    what of it the test jets explain, tr(M F Fᵀ)/df.
     """
 
     coefficients: Floats
@@ -97,13 +98,14 @@ class Fit:
 
     @property
     def uncertain(self) -> float:
-        """What fluctuates in the estimate of σ²: its mean square, at least what the test jets are known to make."""
+        """What fluctuates in the estimate of σ²: its mean square, at least what the test jets are known to
+        make."""
         return max(self.mean_square, self.test_share)
 
 
 def satterthwaite(variance: float, *estimated: tuple[float, int]) -> float:
-    """Degrees of freedom of a variance, parts of which are estimated: each with what fluctuates in it, and its own
-    degrees of freedom (Biometrics Bulletin 2, 1946, 110). inf where no part is."""
+    """Degrees of freedom of a variance, parts of which are estimated: each with what fluctuates in it, and
+    its own degrees of freedom (Biometrics Bulletin 2, 1946, 110). inf where no part is."""
     parts = [(part, df) for part, df in estimated if df > 0 and part > 0.0]
     if not parts:
         return math.inf

@@ -1,4 +1,5 @@
-"""How numbers, tables and headings look in the report's texts; most of these functions are filters of its templates."""
+"""How numbers, tables and headings look in the report's texts; most of these functions are filters of its
+templates."""
 
 from __future__ import annotations
 
@@ -162,7 +163,8 @@ def p_value(p: float | None) -> str:
 
 
 def p_text(numbers: Mapping[str, Any]) -> str:
-    """The p-value that decides: the adjusted one (p_holm) where there is one, with the other where they disagree."""
+    """The p-value that decides: the adjusted one (p_holm) where there is one, with the other where they
+    disagree."""
 
     def shown(p: float) -> str:
         return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"

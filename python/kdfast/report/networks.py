@@ -1,4 +1,5 @@
-"""The networks of a study as a report sees them: which are usable, and their numbers with the test jets' errors."""
+"""The networks of a study as a report sees them: which are usable, and their numbers with the test jets'
+errors."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class TestJets:
 
 
 class StudyNetworks:
-    """What the parts of one analysis of a store's results share: networks, their table, and what is missing."""
+    """What the parts of one analysis of a store's results share: networks, their table, and what is
+    missing."""
 
     def __init__(self, store: StudyStore, results: Iterable[StoredResult]) -> None:
         self.store = store
@@ -212,8 +214,8 @@ class StudyNetworks:
 
     @cached_property
     def students(self) -> dict[schema.Metric, Configurations]:
-        """The two-way model of configurations and seeds. That of the rejection has none whose rejection is a lower
-        limit, which would enter every other's number; the rejection is absent where all are."""
+        """The two-way model of configurations and seeds. That of the rejection has none whose rejection is
+        a lower limit, which would enter every other's number; the rejection is absent where all are."""
         rows = {metric: self._finite("student", metric) for metric in METRICS}
         rows["rejection"] = [k for k in rows["rejection"] if self.networks[k].name not in self.limited]
         found = {metric: self._model(metric, own) for metric, own in rows.items() if own}
@@ -232,8 +234,8 @@ class StudyNetworks:
 
     @cached_property
     def baselines(self) -> dict[schema.Metric, Baseline]:
-        """The baseline compared with `students`; without a metric where too few seeds are shared, or the baseline's own
-        rejection is a limit."""
+        """The baseline compared with `students`; without a metric where too few seeds are shared, or the
+        baseline's own rejection is a limit."""
         found, unpaired = {}, set()
         for metric, students in self.students.items():
             own = self._finite("baseline", metric)
@@ -269,7 +271,8 @@ class StudyNetworks:
 
     @cached_property
     def modelled(self) -> tuple[schema.Metric, ...]:
-        """The metrics that put all configurations in order: not the rejection where one's is a lower limit."""
+        """The metrics that put all configurations in order: not the rejection where one's is a lower
+        limit."""
         if self.limited:
             runs = sum(r.kind == "student" and self.is_limit(k) for k, r in enumerate(self.networks))
             reason = f"no background survives for {runs} of {len(self.done)} runs: their rejection is a lower limit"
@@ -300,7 +303,8 @@ class StudyNetworks:
 
 
 def means_of(runs: pd.DataFrame, column: str, model: Configurations | None) -> pd.Series:
-    """By run_name, the estimates of a model of the column; of configurations outside it, their runs' plain means."""
+    """By run_name, the estimates of a model of the column; of configurations outside it, their runs' plain
+    means."""
     found = runs.groupby("run_name", sort=False)[column].mean()
     if model is not None:
         found[list(model.names)] = model.values

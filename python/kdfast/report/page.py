@@ -1,4 +1,5 @@
-"""report.html: the whole report as one file that needs neither network nor scripts; scripts only sort its tables."""
+"""report.html: the whole report as one file that needs neither network nor scripts; scripts only sort its
+tables."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def _exported(drawings: Iterable[Drawing]) -> tuple[dict[str, bytes], list[tuple
 
 
 def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
-    """The page for an analysis and its figures, each with its inline SVG. The same analysis gives the same page."""
+    """The page for an analysis and its figures, each with its inline SVG. The same analysis gives the same
+    page."""
     study = analysis.study
     paths = study.settings.get("data", {}).get("paths", ())
     return _rendered(
@@ -62,8 +64,8 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
 
 
 def _added(analysis: Analysis) -> list[str]:
-    """What takes the place of grid and seeds in study.toml for the students that it does not ask for, as a refinement
-    adds some: lines of TOML, for each set of seeds."""
+    """What takes the place of grid and seeds in study.toml for the students that it does not ask for, as a
+    refinement adds some: lines of TOML, for each set of seeds."""
     settings = planned_settings(analysis.study.settings, analysis.study.provenance)
     if settings is None:
         return []

@@ -1,6 +1,7 @@
 """What two studies share: runs of the same kind, name and seed, and test jets of the same index and data.
 
-Scores of the same jets fluctuate together, so a difference of two networks is known better than either number.
+Scores of the same jets fluctuate together, so a difference of two networks is known better than either
+number.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def _different_data(first: StudyStore, second: StudyStore) -> str:
 
 
 def _different_jets(same: bool, labels: NDArray[Any], weights: NDArray[Any]) -> str:
-    """Why jets of equal index (labels and weights are the second study's) can't be paired; empty where they can."""
+    """Why jets of equal index (labels and weights are the second study's) can't be paired; empty where they
+    can."""
     if not same:
         return "Test jets of equal index have different labels or weights, so none can be paired."
     if len(np.unique(labels[weights > 0])) == 2:

@@ -1,4 +1,5 @@
-"""What a physicist asks next of a tagger: its performance by pT, the mass it selects, whether scores are probabilities.
+"""What a physicist asks next of a tagger: its performance by pT, the mass it selects, whether scores are
+probabilities.
 
 The networks shown are teacher, baseline and best student, on the test jets.
 """
@@ -35,8 +36,8 @@ FEWEST_SURVIVORS = 30
 # Elements of a block of replicates [replicates, jets]: 16 bytes each, 64 MB.
 _BLOCK = 4_000_000
 
-# Jets of either class, (Σw)²/Σw² with weights, that a bin of pT must hold: with 20 the interval of an AUC covers 93 to
-# 96 %, with 5 some 87 %, and one jet has no scatter to tell an error from.
+# Jets of either class, (Σw)²/Σw² with weights, that a bin of pT must hold: with 20 the interval of an AUC
+# covers 93 to 96 %, with 5 some 87 %, and one jet has no scatter to tell an error from.
 FEWEST_IN_BIN = 20
 
 
@@ -50,9 +51,9 @@ def threshold_at(labels: NDArray[np.int64], scores: Floats, weights: Floats, eff
 
 
 def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jets: int = 100) -> Floats:
-    """Edges of bins of pT (GeV) equally filled by the jets of finite pT, of which there is one at least: at most five,
-    and as many as give each 100 jets of either class where both classes have the same spectrum. With other spectra a
-    bin may hold far fewer of one (see `pt_bins`)."""
+    """Edges of bins of pT (GeV) equally filled by the jets of finite pT, of which there is one at least: at
+    most five, and as many as give each 100 jets of either class where both classes have the same spectrum.
+    With other spectra a bin may hold far fewer of one (see `pt_bins`)."""
     pt, labels = pt[np.isfinite(pt)], labels[np.isfinite(pt)]
     scarcer = int(min((labels == 1).sum(), (labels == 0).sum()))
     bins = max(1, min(most, scarcer // fewest_jets))
@@ -63,8 +64,8 @@ def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jet
 def pt_bins(
     role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats, pt: Floats, edges: Floats
 ) -> list[PtBin]:
-    """One network in each bin of pT; bins with fewer than 20 jets of a class are left out. Jets whose pT is not finite
-    are in none, but count for the threshold over all jets."""
+    """One network in each bin of pT; bins with fewer than 20 jets of a class are left out. Jets whose pT is
+    not finite are in none, but count for the threshold over all jets."""
     threshold = threshold_at(labels, scores, weights, 0.5)
     place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
     found = []
@@ -137,10 +138,10 @@ def mass_sculpting(
 ) -> MassSculpting | None:
     """The mass of the background that passes at a signal efficiency (percent) against that of all background.
 
-    The divergence of two histograms is biased upwards by their fluctuations, so it is shown with its mean for as
-    many jets picked at random (permutation test), and corrected by the bootstrap's bias (basic bootstrap: 2 D − D*).
-    The threshold is held fixed. None where fewer than 30 jets pass: the bootstrap does not see what bins that stayed
-    empty by chance might hold.
+    The divergence of two histograms is biased upwards by their fluctuations, so it is shown with its mean
+    for as many jets picked at random (permutation test), and corrected by the bootstrap's bias (basic
+    bootstrap: 2 D − D*). The threshold is held fixed. None where fewer than 30 jets pass: the bootstrap
+    does not see what bins that stayed empty by chance might hold.
     """
     passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
     background = (labels == 0) & (weights > 0) & np.isfinite(mass)
@@ -239,11 +240,11 @@ def calibration(role: str, labels: NDArray[np.int64], scores: Floats, weights: F
 
 
 def _logistic(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> tuple[Estimate | None, Estimate | None]:
-    """Intercept and slope of statsmodels' logistic regression of the label on the score; None for scores that do not
-    vary or separate the classes.
+    """Intercept and slope of statsmodels' logistic regression of the label on the score; None for scores
+    that do not vary or separate the classes.
 
-    Robust errors by hand: (Xᵀ W V X)⁻¹ (Σ w² r² x xᵀ) (Xᵀ W V X)⁻¹ with weights w, residuals r = y − p, V = p(1 − p).
-    statsmodels takes weights for counts of equal jets, and has w in place of w² in the middle.
+    Robust errors by hand: (Xᵀ W V X)⁻¹ (Σ w² r² x xᵀ) (Xᵀ W V X)⁻¹ with weights w, residuals r = y − p, V =
+    p(1 − p). statsmodels takes weights for counts of equal jets, and has w in place of w² in the middle.
     """
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
@@ -279,10 +280,11 @@ class Recovered(NamedTuple):
 def gap_recovered(
     gain: float, gap: float, variances: tuple[float, float, float], df: float = math.inf
 ) -> Recovered | None:
-    """(student − baseline)/(teacher − baseline) = gain/gap, with Fieller's interval (Biometrika 41, 1954, 175).
+    """(student − baseline)/(teacher − baseline) = gain/gap, with Fieller's interval (Biometrika 41, 1954,
+    175).
 
-    variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q σ(gain − θ gap).
-    Neither scipy nor statsmodels has it. None where the teacher is not above the baseline.
+    variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q
+    σ(gain − θ gap). Neither scipy nor statsmodels has it. None where the teacher is not above the baseline.
     """
     if gap <= 0:
         return None

@@ -1,4 +1,5 @@
-"""Configurations in order: estimates, the baseline, the set of the best, and one configuration for each goal."""
+"""Configurations in order: estimates, the baseline, the set of the best, and one configuration for each
+goal."""
 
 from __future__ import annotations
 
@@ -99,8 +100,8 @@ def _rejection(study: StudyNetworks, name: str, mean: float) -> schema.Estimate:
 
 
 def _rejection_interval(study: StudyNetworks, contrast: Contrast) -> tuple[float, float] | None:
-    """Symmetric on the logarithm's scale. None where it would hold all that a rejection on these jets can be, from 1 to
-    the number of background jets: two seeds that differ much have so large a Student's t."""
+    """Symmetric on the logarithm's scale. None where it would hold all that a rejection on these jets can
+    be, from 1 to the number of background jets: two seeds that differ much have so large a Student's t."""
     value = contrast.value
     if value <= 0.0 or study.jets is None:
         return None

@@ -1,8 +1,9 @@
-"""The templates of the report: plain texts (*.txt.j2), the sentences of findings (findings.j2), and pages (*.html).
+"""The templates of the report: plain texts (*.txt.j2), the sentences of findings (findings.j2), and pages
+(*.html).
 
-In a plain text `{% call section("…") %}` sets a heading over its content, `{% filter columns %}` aligns lines whose
-cells are separated by │, `{% filter paragraph %}` fills lines, and `findings | sentences` lists statements. Numbers go
-through the filters of layout.py.
+In a plain text `{% call section("…") %}` sets a heading over its content, `{% filter columns %}` aligns
+lines whose cells are separated by │, `{% filter paragraph %}` fills lines, and `findings | sentences` lists
+statements. Numbers go through the filters of layout.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How the numbers of many networks fluctuate together with the test jets that they share.
 
-A metric of K networks on one set of jets is an estimate [K] with a covariance [K, K]. Both kinds here keep a factor F
-[K, M] with covariance F Fᵀ, so that any linear combination of networks (a mean over seeds, a difference, a slope) has
-its test-set variance at once: |l F|².
+A metric of K networks on one set of jets is an estimate [K] with a covariance [K, K]. Both kinds here keep
+a factor F [K, M] with covariance F Fᵀ, so that any linear combination of networks (a mean over seeds, a
+difference, a slope) has its test-set variance at once: |l F|².
 
 - AUC: DeLong's placements (DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988, 837) in a weighted form, which no
   library has: M is the number of jets.
@@ -38,7 +38,8 @@ Floats = NDArray[np.float64]
 # Confidence of every interval of the report.
 LEVEL = 0.95
 
-# Bootstrap replicates: a standard error is then known to 1/√(2 · 600) = 3 %; where that would take minutes, to 5 %.
+# Bootstrap replicates: a standard error is then known to 1/√(2 · 600) = 3 %; where that would take minutes,
+# to 5 %.
 _MOST_REPLICATES, _FEWEST_REPLICATES = 600, 200
 _DRAWN_JETS = 12_000_000
 
@@ -68,8 +69,8 @@ class Estimates:
 
 @cache
 def quantile(df: float = math.inf) -> float:
-    """How many standard errors the two-sided interval extends to each side: Student's t, 1.96 for many degrees of
-    freedom."""
+    """How many standard errors the two-sided interval extends to each side: Student's t, 1.96 for many
+    degrees of freedom."""
     return float(stats.t.isf((1.0 - LEVEL) / 2.0, df) if math.isfinite(df) else stats.norm.isf((1.0 - LEVEL) / 2.0))
 
 
@@ -79,9 +80,10 @@ def quantile(df: float = math.inf) -> float:
 def auc_estimates(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> Estimates:
     """AUCs of networks with scores [K, B] on jets with labels and weights [B], and their factor [K, B].
 
-    A signal jet's placement is the share of background below it (ties half), a background jet's the share of signal
-    above it; the AUC A is the weighted mean of either. A jet contributes w_i/Σw · (placement − A) · √(n/(n − 1)),
-    with the sums and n over its class, and the AUC's variance is the sum of the squares: DeLong's for equal weights.
+    A signal jet's placement is the share of background below it (ties half), a background jet's the share
+    of signal above it; the AUC A is the weighted mean of either. A jet contributes w_i/Σw · (placement − A)
+    · √(n/(n − 1)), with the sums and n over its class, and the AUC's variance is the sum of the squares:
+    DeLong's for equal weights.
     """
     signal = labels == 1
     values, factor = np.empty(len(scores)), np.zeros(scores.shape)
@@ -131,12 +133,13 @@ def rejection_estimates(
     replicates: int | None = None,
     seed: int = 0,
 ) -> dict[int, Estimates]:
-    """By signal efficiency in percent, ln(1/ε_B) of networks with scores [K, B], and their factor [K, replicates].
+    """By signal efficiency in percent, ln(1/ε_B) of networks with scores [K, B], and their factor [K,
+    replicates].
 
-    Signal and background are resampled apart, each to its own number of jets (multinomial counts times the weights);
-    threshold and surviving background are found anew in each replicate. Where a replicate has no survivor, half a jet
-    of mean weight stands in, and a network without any gets its 68 % lower limit (see `rejection_interval`).
-    replicates: None: 600, and fewer for more than 20,000 jets, down to 200.
+    Signal and background are resampled apart, each to its own number of jets (multinomial counts times the
+    weights); threshold and surviving background are found anew in each replicate. Where a replicate has no
+    survivor, half a jet of mean weight stands in, and a network without any gets its 68 % lower limit (see
+    `rejection_interval`). replicates: None: 600, and fewer for more than 20,000 jets, down to 200.
     """
     if replicates is None:
         replicates = int(np.clip(_DRAWN_JETS // max(len(labels), 1), _FEWEST_REPLICATES, _MOST_REPLICATES))

@@ -1,8 +1,8 @@
 """The report as one object: what `report.json` holds, and all that the texts, tables and figures read.
 
-Metrics are those of the test jets unless the name says validation. Intervals are at 95 %. A quantity that is not
-available is null, and `missing` says why. Rejections are 1/ε_B; keys "30", "50", "80" are signal efficiencies in
-percent. `python -m kdfast.report.schema` prints the JSON schema.
+Metrics are those of the test jets unless the name says validation. Intervals are at 95 %. A quantity that
+is not available is null, and `missing` says why. Rejections are 1/ε_B; keys "30", "50", "80" are signal
+efficiencies in percent. `python -m kdfast.report.schema` prints the JSON schema.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class Run(Setting):
     survivors: dict[str, int] = {}
     """Background jets that pass, by signal efficiency."""
     combined: float | None = None
-    """Mean of AUC and rejection at 50 %, each scaled to 0…1 over the study's runs; limits count as the largest."""
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 over the study's runs; limits count as the
+    largest."""
     rank: int | None = None
     """By AUC among runs, 1 is the highest."""
     auc_validation: float | None = None
@@ -190,7 +191,8 @@ class Run(Setting):
 
 
 class Configuration(Setting):
-    """One configuration: the mean of its runs (least-squares mean where configurations have different seeds)."""
+    """One configuration: the mean of its runs (least-squares mean where configurations have different
+    seeds)."""
 
     runs: int
     auc: Estimate
@@ -244,7 +246,8 @@ class MetricSummary(Record):
     min: float
     max: float
     limits: int = 0
-    """How many of the values are lower limits: with any, mean and maximum are limits, too, and std is null."""
+    """How many of the values are lower limits: with any, mean and maximum are limits, too, and std is
+    null."""
 
 
 class Group(Record):
@@ -261,8 +264,8 @@ class Group(Record):
     """Mean minus that of the strategy `baseline`; strategies only."""
     auc_difference: Comparison | None = None
     rejection_difference: Comparison | None = None
-    """To the table's reference group, at equal other settings (linear model), p_holm over all pairs of groups; null for
-    the reference itself and where the grid can't tell."""
+    """To the table's reference group, at equal other settings (linear model), p_holm over all pairs of
+    groups; null for the reference itself and where the grid can't tell."""
 
 
 class GroupTable(Record):
@@ -275,7 +278,8 @@ class GroupTable(Record):
     """The group with the highest mean rejection, likewise; null where a run's rejection is a lower limit."""
     groups: list[Group]
     spread_p_value: float | None = None
-    """Of the hypothesis that all groups have the same spread of AUC over configurations (Brown–Forsythe test)."""
+    """Of the hypothesis that all groups have the same spread of AUC over configurations (Brown–Forsythe
+    test)."""
 
 
 class Pair(Record):
@@ -313,8 +317,8 @@ class Correlation(Record):
     low: float
     high: float
     p_value: float
-    """Over configurations' means (runs of one configuration are not independent), interval by Fisher's z: the scatter
-    of points alone. That they share test jets is not in it."""
+    """Over configurations' means (runs of one configuration are not independent), interval by Fisher's z:
+    the scatter of points alone. That they share test jets is not in it."""
     points: int
     slope: Estimate
     slope_p_value: float
@@ -328,7 +332,8 @@ class Importance(Record):
 
     metric: Metric
     difference: Comparison
-    """|slope × standard deviation over the grid| of α_init minus that of T_init, slopes of one linear model."""
+    """|slope × standard deviation over the grid| of α_init minus that of T_init, slopes of one linear
+    model."""
 
 
 class Term(Record):
@@ -341,7 +346,8 @@ class Term(Record):
 
 
 class LinearModel(Record):
-    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch) and their products."""
+    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch) and their
+    products."""
 
     metric: Metric
     settings: list[str]
@@ -375,14 +381,15 @@ class Distribution(Record):
     rejection_paired_error: float | None
     """Median standard error of a difference of two configurations, all known sources."""
     auc_seed_std: float | None
-    """Standard deviation from seed to seed of one configuration relative to the others; null where there are none."""
+    """Standard deviation from seed to seed of one configuration relative to the others; null where there
+    are none."""
     rejection_seed_std: float | None
     auc_seed_common_std: float | None
     """Standard deviation of what a seed does to all configurations alike."""
     rejection_seed_common_std: float | None
     seed_df: int
-    """Degrees of freedom of the seeds' standard deviations; 0: they are unknown (one seed, or too few runs that share
-    seeds), and numbers compare trained networks."""
+    """Degrees of freedom of the seeds' standard deviations; 0: they are unknown (one seed, or too few runs
+    that share seeds), and numbers compare trained networks."""
 
 
 class TopQuartile(Record):
@@ -408,7 +415,8 @@ class Winner(Record):
     highest_on_test: str
     """The configuration that is best by the same quantity on the test jets."""
     excess_on_test: float | None = None
-    """By how much the best of equal configurations, chosen on the test jets, exceeds its true value on average."""
+    """By how much the best of equal configurations, chosen on the test jets, exceeds its true value on
+    average."""
     excess_chosen: float | None = None
     """The same for a choice on validation and a number from test: what the seeds' luck adds."""
     beside_best: int | None = None
@@ -458,15 +466,16 @@ class PtBin(Record):
 
 
 class PtDifference(Record):
-    """One network's AUC in the highest bin of `by_pt` minus that in its lowest; bins with few jets are in neither."""
+    """One network's AUC in the highest bin of `by_pt` minus that in its lowest; bins with few jets are in
+    neither."""
 
     role: Literal["teacher", "baseline", "student"]
     auc: Comparison
 
 
 class MassSculpting(Record):
-    """Mass of the background that passes against all background's; Jensen–Shannon divergence in bits (0: the same, 1:
-    no overlap)."""
+    """Mass of the background that passes against all background's; Jensen–Shannon divergence in bits (0:
+    the same, 1: no overlap)."""
 
     role: Literal["teacher", "baseline", "student"]
     efficiency: int
@@ -508,12 +517,14 @@ class Calibration(Record):
     brier: float
     log_loss: float
     slope: Estimate | None
-    """Of a logistic regression of the label on the score (logit): 1 for calibrated scores, below 1: overconfident."""
+    """Of a logistic regression of the label on the score (logit): 1 for calibrated scores, below 1:
+    overconfident."""
     intercept: Estimate | None
 
 
 class Claim(str, Enum):
-    """What a finding is about. Its numbers' names, and its words, are those of the macro in templates/findings.j2."""
+    """What a finding is about. Its numbers' names, and its words, are those of the macro in
+    templates/findings.j2."""
 
     NO_SCORES = "no_scores"
     FEW_JETS = "few_jets"
@@ -549,7 +560,8 @@ class Finding(Record):
     """Where it belongs: improvement, best_auc, strategy_rejection, pt, …"""
     code: Claim
     supported: bool
-    """Whether a test supports a difference or an effect; false: the data are compatible with there being none."""
+    """Whether a test supports a difference or an effect; false: the data are compatible with there being
+    none."""
     numbers: dict[str, Any]
     """The numbers and names that it states."""
     text: str

@@ -1,7 +1,7 @@
 """Two studies: a table of differences of the runs that both have, with intervals.
 
-On shared test jets both scores of a jet enter one difference, so that most of the jets' fluctuation cancels. Where no
-jets are shared, or scores per jet are missing, there are differences and no intervals.
+On shared test jets both scores of a jet enter one difference, so that most of the jets' fluctuation
+cancels. Where no jets are shared, or scores per jet are missing, there are differences and no intervals.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ _LISTED = 6
 
 
 class PairedMetric(Record):
-    """A metric of the same network or configuration in two studies, means over seeds (geometric for rejections)."""
+    """A metric of the same network or configuration in two studies, means over seeds (geometric for
+    rejections)."""
 
     first: float
     second: float
     change: Estimate
-    """AUC: second minus first. Rejection: second over first. Without an interval where no test jets are shared."""
+    """AUC: second minus first. Rejection: second over first. Without an interval where no test jets are
+    shared."""
     p_holm: float | None
     """Of no change, adjusted over the configurations (Holm)."""
 
@@ -133,9 +135,9 @@ def _shown(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """K runs in both studies. values: by metric [2, K], AUC and ln of the rejection (NaN: none, or a lower limit).
-    factor: by metric [K, M], of the differences over samples of test jets; None: not known. limited [K]: a rejection
-    is a lower limit in one of the studies."""
+    """K runs in both studies. values: by metric [2, K], AUC and ln of the rejection (NaN: none, or a lower
+    limit). factor: by metric [K, M], of the differences over samples of test jets; None: not known. limited
+    [K]: a rejection is a lower limit in one of the studies."""
 
     keys: Sequence[RunKey]
     values: Mapping[Metric, Floats]
@@ -226,7 +228,8 @@ def _mean(pairs: _Pairs) -> list[PairedRow]:
 def _compared(
     pairs: _Pairs, metric: Metric, rows: Sequence[int], names: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, PairedMetric]:
-    """By name, the means over seeds and their difference, by the two-way model of configurations and seeds."""
+    """By name, the means over seeds and their difference, by the two-way model of configurations and
+    seeds."""
     unknown: NDArray[np.bool_] = ~np.isfinite(pairs.values[metric]).all(axis=0)
     if metric == "rejection":
         unknown |= pairs.limited

@@ -103,7 +103,8 @@ class ReportView:
 
     @property
     def student_on(self) -> str:
-        """The jets on which the best student was chosen: "validation", or "test" where a run has no validation AUC."""
+        """The jets on which the best student was chosen: "validation", or "test" where a run has no
+        validation AUC."""
         done = (run for run in self.analysis.runs if run.status == "done")
         return "validation" if all(run.auc_validation is not None for run in done) else "test"
 
@@ -147,8 +148,8 @@ class ReportView:
         return ordered[:most]
 
     def indistinguishable(self, winner: Winner) -> bool:
-        """Whether the chosen configuration is in the confidence set of the best on the test jets. One that is chosen
-        on validation may be beaten there."""
+        """Whether the chosen configuration is in the confidence set of the best on the test jets. One that
+        is chosen on validation may be beaten there."""
         row = self.rows[winner.configuration]
         return bool(row.beside_best_auc if winner.wish == "auc" else row.beside_best_rejection)
 
@@ -197,8 +198,8 @@ class ReportView:
         return all(c is not None and (c.p_holm or 0.0) < SIGNIFICANT and c.difference.value < 0 for c in others)
 
     def edges(self) -> list[tuple[str, str, str]]:
-        """Settings whose best value, with a significant effect, lies at the edge of the grid: symbol, value, and the
-        side ("below", "above") to search."""
+        """Settings whose best value, with a significant effect, lies at the edge of the grid: symbol,
+        value, and the side ("below", "above") to search."""
         found = []
         for setting, symbol in (("temp_init", "T"), ("alpha_init", "α")):
             table = self.tables.get(setting)

@@ -34,8 +34,8 @@ ORDER = (
 
 
 def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
-    """Every figure that the study has the numbers for, in the order of ORDER. To be called, and the drawings exported,
-    inside `figure_style`."""
+    """Every figure that the study has the numbers for, in the order of ORDER. To be called, and the
+    drawings exported, inside `figure_style`."""
     leaders = _leaders(analysis)
     seed = next((n.seed for n in analysis.networks if n.role == "student"), None)
     networks = _networks(analysis, store, leaders, seed)
@@ -75,7 +75,8 @@ def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
 
 
 def _leaders(analysis: Analysis) -> list[str]:
-    """The best configurations by AUC, rejection and combined score, each once; first that of the student shown."""
+    """The best configurations by AUC, rejection and combined score, each once; first that of the student
+    shown."""
     student = [network.run_name for network in analysis.networks if network.role == "student"]
     wishes = [w.configuration for w in analysis.winners if w.wish in ("auc", "rejection", "combined")]
     return list(dict.fromkeys([*student, *wishes]))[:3]
@@ -84,8 +85,8 @@ def _leaders(analysis: Analysis) -> list[str]:
 def _networks(
     analysis: Analysis, store: StudyStore, leaders: list[str], seed: int | None
 ) -> dict[str, tuple[str, StoredResult]]:
-    """Label and stored result of the networks shown, by style: the analysis' own, and the other leaders with the same
-    seed as its best student (equal initial weights and batches)."""
+    """Label and stored result of the networks shown, by style: the analysis' own, and the other leaders
+    with the same seed as its best student (equal initial weights and batches)."""
     found: dict[str, tuple[str, StoredResult]] = {
         n.role: (n.label, store.get(RunKey(n.role, n.run_name, n.seed))) for n in analysis.networks
     }

@@ -1,4 +1,5 @@
-"""Figures that compare configurations: ordered with intervals, by T and α, by strategy, AUC against rejection."""
+"""Figures that compare configurations: ordered with intervals, by T and α, by strategy, AUC against
+rejection."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def _in_set(row: Configuration, metric: str) -> bool:
 
 
 def _references(axes: Any, analysis: Analysis, metric: str) -> None:
-    """A line for the baselines' mean. The teacher is left out: it is so far above that the students would fall
-    together."""
+    """A line for the baselines' mean. The teacher is left out: it is so far above that the students would
+    fall together."""
     compared = [(r, c) for r in analysis.configurations if (c := getattr(r, f"{metric}_vs_baseline")) is not None]
     if compared:
         row, comparison = compared[0]

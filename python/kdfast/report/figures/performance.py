@@ -31,7 +31,8 @@ _CLASSES = (("signal", 1, "-"), ("background", 0, "--"))
 
 @dataclass(frozen=True)
 class ShownNetwork:
-    """A network, its logits on the test jets [B], and its numbers with their errors. style: a key of ROLES."""
+    """A network, its logits on the test jets [B], and its numbers with their errors. style: a key of
+    ROLES."""
 
     style: str
     label: str
@@ -65,7 +66,8 @@ class TestSample:
         return np.array(_POINTS) / 100
 
     def band(self, k: int, reference: int | None = None) -> tuple[Floats, Floats, Floats]:
-        """1/ε_B at _POINTS, or its ratio to a reference on the same jets: value and ends of the 95 % interval.
+        """1/ε_B at _POINTS, or its ratio to a reference on the same jets: value and ends of the 95 %
+        interval.
 
         NaN where fewer than 5 background jets survive: there a bootstrap does not know the error."""
         values, errors = np.empty(len(_POINTS)), np.empty(len(_POINTS))

@@ -1,6 +1,7 @@
 """How every figure looks, and how one drawing becomes an SVG for the page, a PDF and a PNG.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles and markers tell the same apart in grey.
+Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles and markers tell the same
+apart in grey.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ _FONT = "TeX Gyre Heros"
 class Drawing:
     """One figure of the report.
 
-    name: of its files. title, caption: what is shown and how. description: what a reader sees in it, for those who do
-    not see it. wide: it takes the page's whole width.
+    name: of its files. title, caption: what is shown and how. description: what a reader sees in it, for
+    those who do not see it. wide: it takes the page's whole width.
     """
 
     name: str
@@ -119,7 +120,8 @@ def axes_grid(
 
 
 def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequence[Estimate], **options: Any) -> None:
-    """Points with their 95 % intervals; one without an interval has none, a lower limit has an arrow upwards."""
+    """Points with their 95 % intervals; one without an interval has none, a lower limit has an arrow
+    upwards."""
     values = np.array([estimate.value for estimate in estimates])
     limits = np.array([estimate.lower_limit for estimate in estimates], bool)
     ends = np.array([[e.value if e.low is None else e.low, e.value if e.high is None else e.high] for e in estimates])
@@ -147,7 +149,8 @@ def exports(drawing: Drawing) -> dict[str, bytes]:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    # The canvases' own functions draw once; savefig draws twice. The first drawing finds the layout for all three.
+    # The canvases' own functions draw once; savefig draws twice. The first drawing finds the layout for all
+    # three.
     figure, png, svg, pdf = drawing.figure, io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.set_dpi(_DPI)
     FigureCanvasAgg(figure).print_png(png)
@@ -159,8 +162,8 @@ def exports(drawing: Drawing) -> dict[str, bytes]:
 
 
 def _inline(svg: str, drawing: Drawing) -> str:
-    """An SVG document as an element of a page: no declaration, metadata or style of its own, ids that no other figure
-    has, and its text alternative."""
+    """An SVG document as an element of a page: no declaration, metadata or style of its own, ids that no
+    other figure has, and its text alternative."""
     from html import escape
 
     svg = svg[svg.index("<svg") :]

@@ -20,8 +20,8 @@ Curves = Mapping[str, Sequence[float | None]]
 def training_figures(
     analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves], epochs: int | None
 ) -> Iterator[Drawing]:
-    """leaders: names of the best configurations, at most three. seed: of the best student. others: curves of teacher
-    and baseline, by role. epochs: as planned; None where that is not known."""
+    """leaders: names of the best configurations, at most three. seed: of the best student. others: curves
+    of teacher and baseline, by role. epochs: as planned; None where that is not known."""
     if leaders and any(row.temp_final is not None or row.alpha_final is not None for row in analysis.runs):
         yield _schedules(analysis, leaders, epochs)
     if any(run.curves for run in analysis.runs):
