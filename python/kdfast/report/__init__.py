@@ -18,17 +18,30 @@ __all__ = ["write", "write_comparison"]
 
 
 def write(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
-    """Writes the report of a study, finished or not, from its stored results alone; returns the files by
-    name.
+    """Write the report of a study, finished or not, from its stored results alone.
 
-    report.json (the analysis, see schema.py), results_summary.csv and .txt, hyperparameter_analysis.txt,
-    detailed_comparison.txt, ANALYSIS_SUMMARY.txt, report.html and its figures/*.pdf and .png, and as model
-    files models/teacher, models/baseline and models/best_student (the networks that the report shows). Last
-    comes report.sha256 with the checksums of all these. out: the folder; None: the study's own. Everything
-    is made before the first file is written, and each file appears whole or not at all; where two processes
-    report on one study, one waits for the other. What can't be made yet, as no student or no teacher is
-    there, is left out and named in the texts. Raises StudyError for a damaged result, test jets of one
-    class, or a folder that can't be written.
+    The files are report.json (the analysis, see schema.py), results_summary.csv, four texts, report.html with
+    figures/*.pdf and .png, models/*.safetensors of the networks that the report shows, and report.sha256 with
+    the checksums of all these. Everything is made before the first file is written, and each file appears
+    whole or not at all; of two processes that report on one study, one waits for the other. What can't be
+    made yet, as no student or no teacher has finished, is left out and named in the texts.
+
+    Parameters
+    ----------
+    store : StudyStore
+        The study.
+    out : Path, optional
+        Another folder than the study's own.
+
+    Returns
+    -------
+    dict of str to Path
+        The files by name.
+
+    Raises
+    ------
+    StudyError
+        For a damaged result, test jets of one class, or a folder that can't be written.
     """
     with locked(store.path, fcntl.LOCK_EX, REPORT_LOCK):
         return _write_report(store, store.path if out is None else out)

@@ -64,7 +64,8 @@ def analyse_networks(study: StudyNetworks) -> schema.Analysis:
         )
     if study.find("baseline") is None:
         study.add_missing("improvements over the baseline", "no baseline has finished")
-    rows, groups = ranking.configuration_rows(study), summaries.group_tables(study)
+    rows = ranking.configuration_rows(study)
+    groups = summaries.group_tables(study)
     grid, pairs = summaries.grid_of_settings(study)
     whole = schema.Analysis(
         study=described,
@@ -165,7 +166,9 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
             None if baseline is None else baseline.metrics.get(m) for m in ("auc", "bkg_rej_50", "n_bkg_50")
         )
         rejection = study.rejections_of(k)
-        best, epochs, seconds = row["best_epoch"], row["epochs"], number(result.metrics.get("seconds"))
+        best = row["best_epoch"]
+        epochs = row["epochs"]
+        seconds = number(result.metrics.get("seconds"))
         share = None if pd.isna(best) or pd.isna(epochs) else (int(best) + 1) / max(int(epochs), 1)
         found.append(
             schema.Run(

@@ -108,7 +108,8 @@ class Configurations:
     def difference(self, one: str, other: str) -> Contrast:
         """one − other, paired: common jets and common seeds cancel."""
         weights = np.zeros(len(self.names))
-        weights[self.index(one)], weights[self.index(other)] = 1.0, -1.0
+        weights[self.index(one)] = 1.0
+        weights[self.index(other)] = -1.0
         return self.combination(weights)
 
     def by_seed(self, weights: Floats) -> Fit | None:
@@ -149,7 +150,8 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
     if a seed moved all configurations alike (least-squares mean). Where configurations and seeds are not
     connected, it is its runs' mean.
     """
-    known, blocks = list(dict.fromkeys(names)), list(dict.fromkeys(seeds))
+    known = list(dict.fromkeys(names))
+    blocks = list(dict.fromkeys(seeds))
     design = np.zeros((len(runs), len(known) + len(blocks)))
     for row, (name, seed) in enumerate(zip(names, seeds, strict=True)):
         design[row, known.index(name)] = design[row, len(known) + blocks.index(seed)] = 1.0
@@ -157,7 +159,8 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
     means = np.hstack([np.eye(len(known)), np.full((len(known), len(blocks)), 1.0 / len(blocks))])
     connected = bool(np.abs(means @ model.mapping - means).max() < 1e-8)
     if not connected:
-        model, means = fit(runs, design[:, : len(known)]), np.eye(len(known))
+        model = fit(runs, design[:, : len(known)])
+        means = np.eye(len(known))
     factor = means @ model.factor
     return Configurations(
         names=tuple(known),
@@ -216,10 +219,13 @@ class Baseline:
         return self._difference(np.full(len(self.students.names), 1.0 / len(self.students.names)))
 
     def _difference(self, weights: Floats) -> Contrast:
-        students, own = self.students, float(self.level.spread[0, 0])
+        students = self.students
+        own = float(self.level.spread[0, 0])
         centred = weights - 1.0 / len(students.names)
-        factor, unit = weights @ students.factor - self.factor, float(centred @ students.spread @ centred)
-        test, run = float(factor @ factor), students.model.cautious_variance * unit + self.run_variance
+        factor = weights @ students.factor - self.factor
+        unit = float(centred @ students.spread @ centred)
+        test = float(factor @ factor)
+        run = students.model.cautious_variance * unit + self.run_variance
         parts = (students.model.uncertain * unit, students.model.df), (self.level.uncertain * own, self.level.df)
         return Contrast(float(weights @ students.values) - self.value, test, run, satterthwaite(test + run, *parts))
 
@@ -250,7 +256,8 @@ def _common_variance(model: Fit, known: int, blocks: int) -> float:
     if blocks < 2:
         return 0.0
     centre = np.hstack([np.zeros((blocks, known)), np.eye(blocks) - 1.0 / blocks])
-    effects, factor = centre @ model.coefficients, centre @ model.factor
+    effects = centre @ model.coefficients
+    factor = centre @ model.factor
     noise = np.einsum("km,km->", factor, factor) + model.run_variance * np.trace(centre @ model.spread @ centre.T)
     return max(0.0, (float(effects @ effects) - float(noise)) / (blocks - 1))
 
@@ -280,7 +287,8 @@ def best_set(estimates: Configurations, *, seed: int = 0) -> list[str]:
     equal, simulated with the estimated covariance (scipy and statsmodels have it for independent groups
     only). So the truly best configuration is in the set in at least 95 % of studies.
     """
-    covariance, values = estimates.noise(), estimates.values
+    covariance = estimates.noise()
+    values = estimates.values
     diagonal = np.diag(covariance)
     errors = np.sqrt(np.maximum(diagonal[:, None] + diagonal[None, :] - 2.0 * covariance, 0.0))
     draws = _draws(covariance, seed)

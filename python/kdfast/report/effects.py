@@ -57,10 +57,12 @@ def seen_over_seeds(estimates: Configurations, model: Fit, weights: Floats) -> C
     With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations
     about the model what is more than the rest of a run. With one the latter includes both.
     """
-    contrast, by_seed = model.contrast(weights), estimates.by_seed(weights @ model.solve)
+    contrast = model.contrast(weights)
+    by_seed = estimates.by_seed(weights @ model.solve)
     if contrast is None or by_seed is None:
         return contrast
-    unit, number = float(weights @ model.spread @ weights), float(by_seed.spread[0, 0])
+    unit = float(weights @ model.spread @ weights)
+    number = float(by_seed.spread[0, 0])
     misfit = max(0.0, model.run_variance - estimates.model.run_variance * float(np.diag(estimates.spread).mean()))
     run = misfit * unit + by_seed.cautious_variance * number
     parts = (model.uncertain * unit if misfit > 0 else 0.0, model.df), (by_seed.uncertain * number, by_seed.df)

@@ -77,7 +77,8 @@ def beats_baseline(row: Configuration) -> bool:
 
 def versus(topic: str, one: str, other: str, comparison: Comparison, metric: Metric, **more: Any) -> Finding:
     """One against the other. one: as at the beginning of a sentence. more: further numbers to state."""
-    difference, supported = comparison.difference, comparison.supported
+    difference = comparison.difference
+    supported = comparison.supported
     if difference.value == difference.error == 0.0:
         code = Claim.EQUAL
     elif not supported:
@@ -115,7 +116,8 @@ def _scope(analysis: Analysis) -> dict[str, Any]:
 
 
 def _precision(analysis: Analysis) -> Iterator[Finding]:
-    d, test = analysis.distribution, analysis.study.test
+    d = analysis.distribution
+    test = analysis.study.test
     if d is None:
         return
     if not analysis.study.scored:
@@ -124,7 +126,8 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
         numbers: dict[str, Any] = {"signal": test.signal, "background": test.background, "fewest": FEWEST_IN_BIN}
         yield finding("precision", Claim.FEW_JETS, False, **numbers)
     for metric, digits in _METRICS.items():
-        spread, error = getattr(d, metric).std, getattr(d, f"{metric}_error")
+        spread = getattr(d, metric).std
+        error = getattr(d, f"{metric}_error")
         if spread is None or not error:  # 0: all AUCs are 1
             continue
         paired = getattr(d, f"{metric}_paired_error")
@@ -140,7 +143,8 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _baseline(analysis: Analysis) -> Iterator[Finding]:
-    rows, kind = analysis.configurations, _kind(analysis)
+    rows = analysis.configurations
+    kind = _kind(analysis)
     several = len(rows) > 1  # of a single one the last statement speaks
     for metric in _METRICS if several else ():
         compared = [found for row in rows if (found := getattr(row, f"{metric}_vs_baseline")) is not None]
@@ -300,7 +304,8 @@ def _consistency(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _choices(analysis: Analysis) -> Iterator[Finding]:
-    first, rows = _chosen(analysis), analysis.configurations
+    first = _chosen(analysis)
+    rows = analysis.configurations
     if first is None:
         return
     for winner in analysis.winners:
@@ -361,7 +366,8 @@ def _mass(analysis: Analysis) -> Iterator[Finding]:
 
 def _calibration(analysis: Analysis) -> Iterator[Finding]:
     for calibration in analysis.calibration:
-        slope, intercept = calibration.slope, calibration.intercept
+        slope = calibration.slope
+        intercept = calibration.intercept
         if slope is None or intercept is None:
             continue
         faults = []

@@ -88,7 +88,8 @@ class Fit:
 
     def combined(self, value: float, factor: Floats, unit: float) -> Contrast:
         """A combination whose test-jet variance is |factor|² and whose run-to-run variance is σ² · unit."""
-        test, run = float(factor @ factor), self.cautious_variance * unit
+        test = float(factor @ factor)
+        run = self.cautious_variance * unit
         return Contrast(value, test, run, satterthwaite(test + run, (self.uncertain * unit, self.df)))
 
     @property
@@ -115,8 +116,10 @@ def satterthwaite(variance: float, *estimated: tuple[float, int]) -> float:
 def fit(runs: Estimates, design: Floats) -> Fit:
     """The model of runs (values [K], factor [K, M]) with design X [K, p], of any rank."""
     solve: Floats = np.linalg.pinv(design).astype(np.float64)
-    coefficients, factor = solve @ runs.values, solve @ runs.factor
-    residual, unexplained = runs.values - design @ coefficients, runs.factor - design @ factor
+    coefficients = solve @ runs.values
+    factor = solve @ runs.factor
+    residual = runs.values - design @ coefficients
+    unexplained = runs.factor - design @ factor
     df = len(runs) - int(np.linalg.matrix_rank(design))
     mean_square = float(residual @ residual) / df if df else 0.0
     test_share = float(np.einsum("km,km->", unexplained, unexplained)) / df if df else 0.0

@@ -169,7 +169,8 @@ def p_text(numbers: Mapping[str, Any]) -> str:
     def shown(p: float) -> str:
         return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
-    own, adjusted = numbers["p_value"], numbers["p_holm"]
+    own = numbers["p_value"]
+    adjusted = numbers["p_holm"]
     if adjusted is None:
         return shown(own)
     unadjusted = f"{shown(own)} unadjusted, " if own < 0.05 <= adjusted else ""

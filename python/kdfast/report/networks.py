@@ -80,7 +80,8 @@ class StudyNetworks:
         if not scored:
             return None
         arrays = self.store.shared("test")
-        labels, weights = np.asarray(arrays["labels"], np.int64), np.asarray(arrays["weights"], np.float64)
+        labels = np.asarray(arrays["labels"], np.int64)
+        weights = np.asarray(arrays["weights"], np.float64)
         for label, name in ((1, "signal"), (0, "background")):
             if not ((labels == label) & (weights > 0)).any():
                 raise StudyError(
@@ -91,7 +92,8 @@ class StudyNetworks:
         pt = mass = None
         if self.store.has_shared("test_kinematics"):
             kinematics = self.store.shared("test_kinematics")
-            pt, mass = np.asarray(kinematics["pt"], np.float64), np.asarray(kinematics["mass"], np.float64)
+            pt = np.asarray(kinematics["pt"], np.float64)
+            mass = np.asarray(kinematics["mass"], np.float64)
         return TestJets(labels, weights, pt, mass)
 
     def _usable(self) -> set[RunKey]:
@@ -192,7 +194,8 @@ class StudyNetworks:
         for point, estimates in self.log_rejection.items():
             if math.isnan(estimates.values[k]):
                 continue
-            value, survivors = math.exp(estimates.values[k]), self._survivors(self.networks[k], point)
+            value = math.exp(estimates.values[k])
+            survivors = self._survivors(self.networks[k], point)
             if self.have_scores:
                 error = float(estimates.errors[k])
                 found[str(point)] = physics.rejection_estimate(value, error, 1 if survivors is None else survivors)
@@ -209,7 +212,8 @@ class StudyNetworks:
         return [k for k, r in enumerate(self.networks) if r.kind == kind and np.isfinite(values[k])]
 
     def _model(self, metric: schema.Metric, rows: Sequence[int]) -> Configurations:
-        names, seeds = [self.networks[k].name for k in rows], [self.networks[k].seed for k in rows]
+        names = [self.networks[k].name for k in rows]
+        seeds = [self.networks[k].seed for k in rows]
         return configurations(self.metric(metric).rows(rows), names, seeds)
 
     @cached_property

@@ -77,11 +77,15 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
         reasons += [f"{store.path}: {k.name}, seed {k.seed}, is left out: {why}." for k, why in faults.items() if why]
         scored = [key for key in scored if not faults[key]]
     index = np.zeros(0, np.int64)
-    labels, weights, runs = index, np.zeros(0, np.float32), []
+    labels = index
+    weights = np.zeros(0, np.float32)
+    runs = []
     if scored:
-        jets, others = first.shared("test"), second.shared("test")
+        jets = first.shared("test")
+        others = second.shared("test")
         common, here, there = np.intersect1d(jets["index"], others["index"], return_indices=True)
-        labels_there, weights_there = others["labels"][there], others["weights"][there]
+        labels_there = others["labels"][there]
+        weights_there = others["weights"][there]
         same = np.array_equal(jets["labels"][here], labels_there) and np.array_equal(
             jets["weights"][here], weights_there
         )
@@ -89,7 +93,9 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
         if obstacle:
             reasons.append(obstacle)
         else:
-            index, labels, weights = common, labels_there, weights_there
+            index = common
+            labels = labels_there
+            weights = weights_there
             scores = [
                 [of[key].arrays["scores_test"][part] for key in scored]
                 for of, part in zip(done, (here, there), strict=True)

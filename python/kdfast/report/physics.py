@@ -71,7 +71,9 @@ def pt_bins(
     found = []
     for b in range(len(edges) - 1):
         inside = (place == b) & (weights > 0) & np.isfinite(pt)
-        y, s, w = labels[inside], scores[inside], weights[inside]
+        y = labels[inside]
+        s = scores[inside]
+        w = weights[inside]
         if min(_effective(w[y == 1]), _effective(w[y == 0])) < FEWEST_IN_BIN:
             continue
         auc = auc_estimates(y, s[None], w)
@@ -113,7 +115,8 @@ def rejection_estimate(value: float, log_error: float, survivors: int) -> Estima
 
 def _efficiency(passed: NDArray[np.bool_], weights: Floats) -> Estimate:
     """A share with Wilson's interval; with weights, a class counts as (Σw)²/Σw² jets."""
-    share, number = float(np.average(passed, weights=weights)), _effective(weights)
+    share = float(np.average(passed, weights=weights))
+    number = _effective(weights)
     low, high = proportion_confint(share * number, number, alpha=1.0 - LEVEL, method="wilson")
     return Estimate(value=share, error=math.sqrt(share * (1.0 - share) / number), low=float(low), high=float(high))
 
@@ -145,7 +148,9 @@ def mass_sculpting(
     """
     passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
     background = (labels == 0) & (weights > 0) & np.isfinite(mass)
-    passed, w, m = passing[background], weights[background], mass[background]
+    passed = passing[background]
+    w = weights[background]
+    m = mass[background]
     survivors = int(passed.sum())
     if survivors < FEWEST_SURVIVORS:
         return None
@@ -160,7 +165,8 @@ def mass_sculpting(
 
     everything = cells.sum(axis=0)
     observed = float(_divergence(cells[passed].sum(axis=0), everything))
-    random, again = np.empty(_REPLICATES), np.empty(_REPLICATES)
+    random = np.empty(_REPLICATES)
+    again = np.empty(_REPLICATES)
     passed_cells = cells * passed[:, None]
     for block in _blocks(n):
         size = block.stop - block.start
@@ -208,7 +214,9 @@ def _divergence(one: NDArray[Any], other: NDArray[Any]) -> Floats:
 def calibration(role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats) -> Calibration:
     """How well σ(score) is the probability of signal."""
     used = weights > 0
-    y, s, w = labels[used], scores[used], weights[used]
+    y = labels[used]
+    s = scores[used]
+    w = weights[used]
     probability = np.exp(-np.logaddexp(0.0, -s))
     edges = np.unique(np.quantile(probability, np.linspace(0.0, 1.0, 11)))
     place = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, max(len(edges) - 2, 0))
@@ -249,7 +257,8 @@ def _logistic(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> tup
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
 
-    signal, background = scores[labels == 1], scores[labels == 0]
+    signal = scores[labels == 1]
+    background = scores[labels == 0]
     if np.ptp(scores) == 0 or signal.min() >= background.max() or signal.max() <= background.min():
         return None, None
     scaled = weights * (len(weights) / weights.sum())
@@ -290,7 +299,9 @@ def gap_recovered(
         return None
     v1, v2, v12 = variances
     q2 = quantile(df) ** 2
-    a, b, c = gap**2 - q2 * v2, gain * gap - q2 * v12, gain**2 - q2 * v1
+    a = gap**2 - q2 * v2
+    b = gain * gap - q2 * v12
+    c = gain**2 - q2 * v1
     if a <= 0 or b * b - a * c < 0:
         return Recovered(gain / gap, None, None)
     root = math.sqrt(b * b - a * c)

@@ -34,7 +34,8 @@ Floats = NDArray[np.float64]
 def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
     names = study.students["auc"].names
     frame = study.settings.copy()
-    frame["auc_student"], frame["bkg_rej_50"] = study.means("auc"), study.means("rejection")
+    frame["auc_student"] = study.means("auc")
+    frame["bkg_rej_50"] = study.means("rejection")
     fewest = study.done.groupby("run_name")[["n_bkg_50", "n_bkg_50_val"]].min()  # 0: a lower limit, as one run's is
     frame = frame.join(fewest)
     limited_on_validation = set(frame.index[is_limited(frame, "bkg_rej_50_val")])
@@ -50,7 +51,8 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
     spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
     found = []
     for name in names:
-        row, both = frame.loc[name], ranked[["auc_student", "bkg_rej_50"]]
+        row = frame.loc[name]
+        both = ranked[["auc_student", "bkg_rej_50"]]
         dominated = ((both >= both.loc[name]).all(axis=1) & (both > both.loc[name]).any(axis=1)).any()
         found.append(
             schema.Configuration(
@@ -105,7 +107,8 @@ def _rejection_interval(study: StudyNetworks, contrast: Contrast) -> tuple[float
     value = contrast.value
     if value <= 0.0 or study.jets is None:
         return None
-    half, most = quantile(contrast.df) * contrast.error / value, (study.jets.labels == 0).sum()
+    half = quantile(contrast.df) * contrast.error / value
+    most = (study.jets.labels == 0).sum()
     if half > max(math.log(value), math.log(most / value)):
         return None
     return value * math.exp(-half), value * math.exp(half)
@@ -164,7 +167,8 @@ def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estim
     baseline = study.baselines.get(metric) if study.have_scores else None
     if baseline is None or metric not in study.teachers or name not in baseline.students.names:
         return None
-    students, gain = baseline.students, baseline.difference(name)
+    students = baseline.students
+    gain = baseline.difference(name)
     single = study.metric(metric).rows([study.teachers[metric]])
     of_gain = students.factor[students.index(name)] - baseline.factor
     of_gap = single.factor[0] - baseline.factor

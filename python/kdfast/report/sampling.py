@@ -86,7 +86,8 @@ def auc_estimates(labels: NDArray[np.int64], scores: Floats, weights: Floats) ->
     DeLong's for equal weights.
     """
     signal = labels == 1
-    values, factor = np.empty(len(scores)), np.zeros(scores.shape)
+    values = np.empty(len(scores))
+    factor = np.zeros(scores.shape)
     classes = [
         (np.flatnonzero(signal), np.flatnonzero(~signal), 1.0),
         (np.flatnonzero(~signal), np.flatnonzero(signal), -1.0),
@@ -101,7 +102,8 @@ def auc_estimates(labels: NDArray[np.int64], scores: Floats, weights: Floats) ->
             below = (cumulated[places[0]] + cumulated[places[1]]) / (2.0 * cumulated[-1])
             factor[k, own] = sign * below
     for own, _, _ in classes:
-        w, n = weights[own] / weights[own].sum(), np.count_nonzero(weights[own])
+        w = weights[own] / weights[own].sum()
+        n = np.count_nonzero(weights[own])
         part = factor[:, own]
         part = (part - (part @ w)[:, None]) * (w * math.sqrt(n / max(n - 1, 1)))
         factor[:, own] = part
@@ -116,7 +118,8 @@ def auc_interval(auc: float, error: float, df: float = math.inf) -> tuple[float,
     """
     if not 0.0 < auc < 1.0:
         return None
-    centre, half = math.log(auc / (1.0 - auc)), quantile(df) * error / (auc * (1.0 - auc))
+    centre = math.log(auc / (1.0 - auc))
+    half = quantile(df) * error / (auc * (1.0 - auc))
     low, high = (1.0 / (1.0 + math.exp(-x)) for x in (centre - half, centre + half))
     return low, high
 
@@ -182,9 +185,11 @@ def _resampled_background(
 ) -> dict[int, Floats]:
     """ε_B [replicates] at the first threshold that reaches each signal efficiency, by efficiency."""
     order = np.argsort(-signal, kind="stable")
-    thresholds, reached = signal[order], np.cumsum(signal_weights[order], axis=0, dtype=np.float64)
+    thresholds = signal[order]
+    reached = np.cumsum(signal_weights[order], axis=0, dtype=np.float64)
     order = np.argsort(-background, kind="stable")
-    falling, total = background[order], background_weights.sum(axis=0, dtype=np.float64)
+    falling = background[order]
+    total = background_weights.sum(axis=0, dtype=np.float64)
     rounding = 1.0 - len(signal) * float(np.finfo(np.float64).eps)  # must not decide: see `RocCurve.reaching`
     targets = np.outer(reached[-1], np.array(points) / 100 * rounding)  # [replicates, points]
     first = np.array([np.searchsorted(sums, wanted) for sums, wanted in zip(reached.T, targets, strict=True)])

@@ -30,7 +30,8 @@ __all__ = [
 
 def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
     frame = study.settings.copy()
-    frame["tf"], frame["af"] = frame["temp_final"].fillna(-1.0), frame["alpha_final"].fillna(-1.0)
+    frame["tf"] = frame["temp_final"].fillna(-1.0)
+    frame["af"] = frame["alpha_final"].fillna(-1.0)
     labels = {
         "temp_init": frame["temp_init"].map(str),
         "alpha_init": frame["alpha_init"].map(str),
@@ -73,7 +74,8 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, others: 
     order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
     for label in order:
         own = runs[runs["group"] == label]
-        auc, rejection = summary(own["auc_student"]), summary(own["bkg_rej_50"], _limits(own))
+        auc = summary(own["auc_student"])
+        rejection = summary(own["bkg_rej_50"], _limits(own))
         rows.append(
             schema.Group(
                 label=str(label),
@@ -101,8 +103,10 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, others: 
 def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[schema.Pair]]:
     by = study.done.groupby(["temp_init", "alpha_init"])
     means = by[["auc_student", "bkg_rej_50"]].mean()
-    counts, limits = by.size(), by.apply(_limits, include_groups=False)
-    temps, alphas = sorted(study.done["temp_init"].unique()), sorted(study.done["alpha_init"].unique())
+    counts = by.size()
+    limits = by.apply(_limits, include_groups=False)
+    temps = sorted(study.done["temp_init"].unique())
+    alphas = sorted(study.done["alpha_init"].unique())
 
     def rows(column: str) -> list[list[float | None]]:
         return [[number(means[column].get((t, a))) for a in alphas] for t in temps]
@@ -279,7 +283,8 @@ def _limits(runs: pd.DataFrame) -> int:
 
 def _ranges(frame: pd.DataFrame, quantity: str) -> pd.Series:
     """ "10.0 → 2.0" for each configuration, missing where the value is constant."""
-    first, last = frame[f"{quantity}_init"], frame[f"{quantity}_final"]
+    first = frame[f"{quantity}_init"]
+    last = frame[f"{quantity}_final"]
     return (first.map(str) + " → " + last.map(str)).where(last.notna())
 
 

@@ -109,7 +109,8 @@ def compare(first: StudyStore, second: StudyStore) -> StudyComparison:
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    one, other = first.resolve().parts, second.resolve().parts
+    one = first.resolve().parts
+    other = second.resolve().parts
     length = next((n for n in range(1, min(len(one), len(other)) + 1) if one[-n:] != other[-n:]), 1)
     return as_text(Path(*one[-length:])), as_text(Path(*other[-length:]))
 
@@ -147,7 +148,8 @@ class _Pairs:
 
 def _measured(pairing: Pairing, replicates: int | None = None) -> _Pairs:
     """Of the paired runs, on the shared test jets."""
-    labels, weights = np.asarray(pairing.labels, np.int64), np.asarray(pairing.weights, np.float64)
+    labels = np.asarray(pairing.labels, np.int64)
+    weights = np.asarray(pairing.weights, np.float64)
     runs = pairing.runs
     scores = np.array([run.first for run in runs] + [run.second for run in runs], np.float64)
     estimates: dict[Metric, Estimates] = {
@@ -192,7 +194,8 @@ def _limits(pairs: _Pairs) -> list[str]:
 def _rows(pairs: _Pairs, kind: Literal["teacher", "baseline", "student"]) -> list[PairedRow]:
     """A row for each network or configuration of a kind."""
     chosen = [k for k, key in enumerate(pairs.keys) if key.kind == kind]
-    names, seeds = [pairs.keys[k].name for k in chosen], [pairs.keys[k].seed for k in chosen]
+    names = [pairs.keys[k].name for k in chosen]
+    seeds = [pairs.keys[k].seed for k in chosen]
     metrics = {metric: _compared(pairs, metric, chosen, names, seeds) for metric in pairs.values}
     return [
         PairedRow(kind=kind, name=name, seeds=names.count(name), auc=auc, rejection=metrics["rejection"].get(name))

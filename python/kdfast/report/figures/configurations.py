@@ -149,7 +149,8 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     for panel, (metric, label) in zip(axes[0], _METRICS, strict=True):
         known = any(_in_set(row, metric) for row in rows)
         for i, row in enumerate(leaders):
-            estimate, (_, color, marker) = _estimate(row, metric), STRATEGIES[row.strategy]
+            estimate = _estimate(row, metric)
+            (_, color, marker) = STRATEGIES[row.strategy]
             if compared:
                 estimate = getattr(row, f"{metric}_vs_baseline").difference
             ends = [estimate.value if end is None else end for end in (estimate.low, estimate.high)]
@@ -219,7 +220,8 @@ def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
 
 def _typical_error(axes: Any, auc: float, rejection: float) -> None:
     """A cross in the lower right corner, for which room is made."""
-    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+    (x_low, x_high) = axes.get_xlim()
+    (y_low, y_high) = axes.get_ylim()
     x, y = x_high - 1.3 * auc, y_low - 1.3 * rejection
     axes.errorbar(x, y, xerr=auc, yerr=rejection, color="black", capsize=3, linewidth=1)
     axes.set_xlim(min(x_low, x - 1.3 * auc), x_high)
@@ -272,7 +274,8 @@ def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
             values = [_estimate(row, metric).value for row in rows if row.strategy == strategy]
             places = i + rng.uniform(-0.22, 0.22, len(values))
             panel.plot(places, values, linestyle="none", marker=marker, markersize=4, color=color, alpha=0.6)
-            mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            mean = float(np.mean(values))
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             panel.errorbar(i, mean, yerr=std, color="black", marker="_", markersize=18, capsize=4)
             said_of.append(f"{strategy}: mean {_WORDS[metric]} {mean:.4g}, standard deviation {std:.2g}")
         _references(panel, analysis, metric)
@@ -306,7 +309,8 @@ def draw_differences(comparison: StudyComparison) -> list[Drawing]:
         compared = [(i, found) for i, row in enumerate(rows, 1) if (found := getattr(row, metric)) is not None]
         for significant, color in ((True, ROLES["student"]["color"]), (False, "0.5")):
             chosen = [(i, m.change) for i, m in compared if (m.p_holm < SIGNIFICANT) == significant]
-            places, changes = [i for i, _ in chosen], [change for _, change in chosen]
+            places = [i for i, _ in chosen]
+            changes = [change for _, change in chosen]
             if chosen:
                 error_bars(panel, places, changes, color=color, marker="o", markersize=4, elinewidth=0.9)
         panel.axhline(0.0 if metric == "auc" else 1.0, color="black", linewidth=1)

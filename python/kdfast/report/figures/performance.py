@@ -70,7 +70,8 @@ class TestSample:
         interval.
 
         NaN where fewer than 5 background jets survive: there a bootstrap does not know the error."""
-        values, errors = np.empty(len(_POINTS)), np.empty(len(_POINTS))
+        values = np.empty(len(_POINTS))
+        errors = np.empty(len(_POINTS))
         for i, point in enumerate(_POINTS):
             found = self.log_rejections[point]
             row = found.factor[k] - (0.0 if reference is None else found.factor[reference])
@@ -127,7 +128,8 @@ def _legend_above(figure: Figure, axes: Axes) -> None:
 def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
     figure, ((axes,),) = axes_grid(size=(6.4, 6.4))
     for k, network in enumerate(sample.networks):
-        style, curve = ROLES[network.style], sample.curves[k]
+        style = ROLES[network.style]
+        curve = sample.curves[k]
         auc = network.auc
         label = network.label if auc is None else f"{network.label}: AUC {with_error(auc, 4)}"
         axes.plot(*_thinned(curve), label=label, **style)
@@ -156,7 +158,8 @@ def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
 
 def _thinned(curve: RocCurve, most: int = 600) -> tuple[Floats, Floats]:
     """(ε_B, ε_S) without points that no eye tells apart: evenly in ε_B's logarithm and in ε_S."""
-    x, y = curve.background_efficiency, curve.signal_efficiency
+    x = curve.background_efficiency
+    y = curve.signal_efficiency
     x, y = x[x > 0], y[x > 0]
     places = np.stack([np.log(x) / max(-np.log(x[0]), 1e-9), y]) if len(x) else np.zeros((2, 0))
     steps = np.floor(places * most).astype(np.int64)

@@ -151,7 +151,10 @@ def exports(drawing: Drawing) -> dict[str, bytes]:
 
     # The canvases' own functions draw once; savefig draws twice. The first drawing finds the layout for all
     # three.
-    figure, png, svg, pdf = drawing.figure, io.BytesIO(), io.BytesIO(), io.BytesIO()
+    figure = drawing.figure
+    png = io.BytesIO()
+    svg = io.BytesIO()
+    pdf = io.BytesIO()
     figure.set_dpi(_DPI)
     FigureCanvasAgg(figure).print_png(png)
     figure.set_layout_engine("none")
