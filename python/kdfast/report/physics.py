@@ -160,23 +160,9 @@ def mass_sculpting(
         return None
     place = np.clip(np.searchsorted(edges, m, "right") - 1, 0, len(edges) - 2)
     cells = (np.eye(len(edges) - 1)[place] * w[:, None]).astype(np.float32)  # [jets, bins]
-    rng = np.random.default_rng(seed)
-    n = len(m)
-
     everything = cells.sum(axis=0)
     observed = float(_divergence(cells[passed].sum(axis=0), everything))
-    random = np.empty(_REPLICATES)
-    again = np.empty(_REPLICATES)
-    passed_cells = cells * passed[:, None]
-    for block in _blocks(n):
-        size = block.stop - block.start
-        order = np.argpartition(rng.random((size, n), np.float32), survivors - 1, axis=1)
-        picks = np.zeros((size, n), np.float32)
-        np.put_along_axis(picks, order[:, :survivors], 1.0, axis=1)
-        random[block] = _divergence(picks @ cells, everything)
-        del order, picks
-        counts = rng.poisson(1.0, (size, n)).astype(np.float32)  # the Poisson bootstrap: totals cancel in shares
-        again[block] = _divergence(counts @ passed_cells, counts @ cells)
+    random, again = _resampled_divergences(cells, passed, np.random.default_rng(seed))
     tail = (1.0 - LEVEL) / 2.0
     low, high = 2.0 * observed - np.nanquantile(again, [1.0 - tail, tail])
     return MassSculpting(
@@ -193,6 +179,28 @@ def mass_sculpting(
         expected_without=float(random.mean()),
         p_value=float((1 + (random >= observed).sum()) / (1 + _REPLICATES)),
     )
+
+
+def _resampled_divergences(
+    cells: NDArray[np.float32], passed: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """[replicates] each, for cells [jets, bins] and which jets passed: of as many jets picked at random, and of the
+    jets that passed among jets drawn anew."""
+    n, survivors = len(cells), int(passed.sum())
+    everything = cells.sum(axis=0)
+    passed_cells = cells * passed[:, None]
+    random = np.empty(_REPLICATES)
+    again = np.empty(_REPLICATES)
+    for block in _blocks(n):
+        size = block.stop - block.start
+        order = np.argpartition(rng.random((size, n), np.float32), survivors - 1, axis=1)
+        picks = np.zeros((size, n), np.float32)
+        np.put_along_axis(picks, order[:, :survivors], 1.0, axis=1)
+        random[block] = _divergence(picks @ cells, everything)
+        del order, picks
+        counts = rng.poisson(1.0, (size, n)).astype(np.float32)  # the Poisson bootstrap: totals cancel in shares
+        again[block] = _divergence(counts @ passed_cells, counts @ cells)
+    return random, again
 
 
 def _blocks(jets: int) -> Iterator[slice]:
