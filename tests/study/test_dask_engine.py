@@ -35,6 +35,8 @@ from kdfast.study import dask_engine, dask_task, training
 from kdfast.study import worker as study_worker
 from tests.study.small_sweep import GRID, small_sweep
 
+pytestmark = pytest.mark.slow  # tests/study/test_dask_threads.py is quick
+
 ROOT = Path(__file__).parents[2]
 EPOCHS = 60
 WORKERS, THREADS = 2, 2
