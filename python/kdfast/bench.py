@@ -1,7 +1,7 @@
 """Runs the benchmarks in bench/ and shows how many times faster kdfast is than each plain baseline.
 
 The benchmarks live in the source tree, with their baselines and committed results, and measure whichever kdfast is
-imported: an installed one as well as the tree's own.
+imported, installed or from the tree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["BenchmarkRow", "find_benchmarks", "markdown_table", "ratio_table", "
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One benchmark: medians in seconds per call, ratio = plain / ours for the same work, and what it should reach."""
+    """One benchmark: medians in seconds per call, the ratio plain / ours for the same work, and its floor and aim."""
 
     name: str
     ours: float
@@ -49,26 +49,26 @@ class BenchmarkRow:
 
 
 def find_benchmarks(start: Path | None = None) -> Path:
-    """The source tree's bench/: in `start` (default: the current folder) or its parents, or beside this package.
+    """The source tree's bench/: in `start` (default: the current folder), its parents, or next to this package.
 
-    Raises ConfigError where there is none: an installed package does not carry the benchmarks.
+    Raises ConfigError if there is none: the benchmarks are not part of an installed package.
     """
     here = (start or Path.cwd()).resolve()
     for root in [here, *here.parents, Path(__file__).resolve().parents[2]]:
         if (root / "bench" / "ratio.py").is_file():
             return root / "bench"
     raise ConfigError(
-        "the benchmarks are part of the source tree, not of the installed package, and none was found here",
+        "the benchmarks are part of the source tree only, and none was found here",
         where=str(here),
-        hint="run `kdfast bench` inside a clone of kdfast; it measures the kdfast that is installed",
+        hint="run `kdfast bench` in a clone of kdfast: it measures the installed kdfast",
     )
 
 
 def run_benchmarks(select: str | None = None, *, threads: int = 2, save: Path | None = None) -> list[BenchmarkRow]:
-    """Runs the benchmarks (those that match `select`, pytest's -k) in a fresh process and returns their rows.
+    """Runs the benchmarks (those that match `select`, pytest's -k) in a new process and returns their rows.
 
-    save: keep pytest-benchmark's JSON file there. Raises ConfigError where pytest-benchmark is missing, where `select`
-    matches nothing, and where a benchmark fails, which it does when the two sides disagree.
+    save: where to keep pytest-benchmark's JSON file. Raises ConfigError if pytest-benchmark is missing, if `select`
+    matches nothing, or if a benchmark fails, as it does when the results of the two sides disagree.
     """
     folder = find_benchmarks()
     for module in ("pytest", "pytest_benchmark"):
@@ -126,7 +126,7 @@ def ratio_table(rows: list[BenchmarkRow]) -> Table:
 
 
 def markdown_table(rows: list[BenchmarkRow]) -> str:
-    """The same in Markdown, with what was reached in the last column, and what the timings depend on below."""
+    """The same in Markdown. The last column is what was reached; below the table is what the timings depend on."""
     words = {"below": "below the floor", "floor": "floor", "aim": "aim", "": ""}
     lines = [[*_HEADINGS, "reached"], ["---", *["---:"] * (len(_HEADINGS) - 1), "---"]]
     lines += [[*_cells(row), words[row.verdict]] for row in rows]

@@ -25,7 +25,7 @@ _EXTRAS = {
 
 
 def examine() -> dict[str, dict[str, str]]:
-    """What was found, as lines of name and text under headings. Never raises for what is missing: it says so."""
+    """Returns lines of name and text under headings. What is missing is reported, not raised."""
     return {
         "versions": _versions(),
         "processor": _processor(),
@@ -48,10 +48,10 @@ def _versions() -> dict[str, str]:
     found["python"] = f"{platform.python_version()} ({sys.executable})"
     found |= {package: _version(package) or "missing" for package in _PACKAGES}
     for extra, packages in _EXTRAS.items():
-        lacking = [package for package in packages if _version(package) is None]
+        absent = [package for package in packages if _version(package) is None]
         found[f"extra [{extra}]"] = (
-            f"not installed ({', '.join(lacking)}): pip install 'kdfast[{extra}]'"
-            if lacking
+            f"not installed ({', '.join(absent)}): pip install 'kdfast[{extra}]'"
+            if absent
             else ", ".join(f"{package} {_version(package)}" for package in packages)
         )
     return found
@@ -76,7 +76,7 @@ def _processor() -> dict[str, str]:
 def _modules() -> dict[str, str]:
     try:
         from kdfast.ops import backend
-    except BackendError as error:  # e.g. KDFAST_ISA names what this processor lacks
+    except BackendError as error:  # e.g. KDFAST_ISA names an instruction set that this processor does not have
         return {"kdfast._cpu": f"not in use: {error}".replace("\n", "; ")}
     except (ImportError, OSError) as error:
         return {"kdfast._cpu": f"not in use: kdfast.ops can't be imported: {error}"}
@@ -99,7 +99,7 @@ def _modules() -> dict[str, str]:
 
 
 def _cuda() -> dict[str, str]:
-    """The CUDA kernels, and what lacks for them: module, driver, a torch with CUDA, a GPU."""
+    """The CUDA kernels, or what they still need: module, driver, a torch with CUDA, a GPU."""
     import torch
 
     from kdfast.ops import backend, gpu
@@ -121,5 +121,5 @@ def _cuda() -> dict[str, str]:
 def _sample() -> str:
     sample = files("kdfast.jets") / "data" / "sample.h5"
     if not sample.is_file():
-        return "missing: reinstall kdfast, or give files of your own"
+        return "missing: reinstall kdfast, or use your own files"
     return f"{sample} ({len(sample.read_bytes()) / 1e6:.1f} MB)"

@@ -142,7 +142,7 @@ STRUCTURE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no jet pT": (without("fjet_pt"), "dataset fjet_pt: is missing\nthe file holds: fjet_Tau1_wta, "),
     "attribute": (
         listing_fewer,
-        "attribute constit: lists .* and lacks fjet_clus_E\npT, η, φ and energy",
+        "attribute constit: lists .* but has no fjet_clus_E\npT, η, φ and energy",
     ),
     "no rows": (no_rows, "jets.h5: holds no jets"),
     "half of the labels": (

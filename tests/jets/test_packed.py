@@ -136,7 +136,7 @@ def test_padding_cuts_to_the_first(counts: list[int], n: int) -> None:
     st.sampled_from([np.nan, np.inf, -np.inf, 3e38]),
 )
 def test_padding_is_never_read(mask: np.ndarray, junk: float) -> None:
-    """Whatever the mask (holes too) and whatever stands in padding."""
+    """Whatever the mask (holes too) and whatever is in the padding."""
     clean = np.random.default_rng(0).uniform(0.1, 2, (*mask.shape, 4)).astype(np.float32)
     dirty = np.where(mask[..., None], clean, np.float32(junk))
     with np.errstate(all="raise"):

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from kdfast.distill.batches import epoch_batches
 from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
+from kdfast.distill.engine import end_epoch
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import BackendError
-from kdfast.metrics import roc_auc
 from kdfast.models.config import ModelConfig
 from kdfast.models.encoder import HEAD_DIMS
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -451,12 +451,11 @@ class _Group:
                 self.running.remove(k)
                 yield self._result(k, "diverged", f"loss or gradient not finite in epoch {epoch}, step {died[k]}")
                 continue
-            if not logits[k].isfinite().all():
+            diverged = end_epoch(self.at[k], pack, logits[k], means[k], (temperatures[k], alphas[k], rate), dict)
+            if diverged:
                 self.running.remove(k)
-                yield self._result(k, "diverged", f"logits of the validation jets not finite after epoch {epoch}")
+                yield self._result(k, "diverged", diverged)
                 continue
-            auc = roc_auc(pack.validation.labels.numpy(), logits[k].numpy(), pack.validation.weights.numpy())
-            self.at[k].end_epoch([*means[k], auc, temperatures[k], alphas[k], rate], auc, dict)
             improved[k] = self.at[k].best_epoch == epoch
         trainer.keep_best(improved)
         trainer.sums.zero_()

@@ -23,7 +23,7 @@ from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.metrics import roc_auc
 from kdfast.ops.philox import derive_seed, fold_seed
 
-__all__ = ["Learner", "train_members"]
+__all__ = ["Learner", "end_epoch", "train_members"]
 
 
 class Learner(Protocol):
@@ -127,6 +127,25 @@ def _start(workers: Sequence[threading.Thread], set_up: threading.Semaphore) -> 
         torch.set_num_threads(num_threads)
 
 
+def end_epoch(
+    at: MemberCheckpoint,
+    pack: Pack,
+    logits: Tensor,
+    means: list[float],
+    settings: tuple[float, float, float],
+    state: Callable[[], dict[str, Tensor]],
+) -> str:
+    """Ends a member's epoch with the AUC of its validation logits [b]. Returns why it has diverged, "" if it has not.
+
+    means: loss, KL, BCE and attention-transfer parts over the epoch. settings: T, α and learning rate.
+    """
+    if not logits.isfinite().all():
+        return f"logits of the validation jets not finite after epoch {at.epoch}"
+    auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
+    at.end_epoch([*means, auc, *settings], auc, state)
+    return ""
+
+
 _WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
 
 
@@ -196,11 +215,11 @@ class _Member:
                 return self._result("diverged", f"loss or gradient not finite in epoch {epoch}, step {at.step}")
             at.sums += terms
         logits = self._logits(pack.validation)
-        if not logits.isfinite().all():
-            return self._result("diverged", f"logits of the validation jets not finite after epoch {epoch}")
-        auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
         means = (at.sums / len(batches)).tolist()
-        at.end_epoch([*means, auc, temperature, alpha, rate], auc, self.learner.state)
+        diverged = end_epoch(at, pack, logits, means, (temperature, alpha, rate), self.learner.state)
+        if diverged:
+            return self._result("diverged", diverged)
+        auc = at.curves["auc_val"][-1]
         if on_epoch is not None:
             name = self.member.name
             seconds = time.perf_counter() - began

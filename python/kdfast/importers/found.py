@@ -95,7 +95,7 @@ class Found:
 
 
 def configuration(name: str | None, numbers: Numbers | None, place: Place, notes: Notes) -> RunConfig:
-    """The configuration of a run with this name and these T and α, of which a file may lack one.
+    """The configuration of a run with this name and these T and α, one of which may be None.
 
     Where they disagree, T and α count, because the training was started with them, and a warning says so.
     Raises DataError where neither gives a configuration.

@@ -33,7 +33,7 @@ class Faults:
         self.counts[reason] = self.counts.get(reason, 0) + len(rows)
 
     def warn(self, jets: int) -> None:
-        """Reports what was dropped, of so many jets read."""
+        """Warns of the jets that were dropped, of all that were read."""
         if not self.counts:
             return
         reasons = "; ".join(

@@ -162,7 +162,7 @@ class PackedJets:
         )
 
     def _positions(self, which: NDArray[Any]) -> NDArray[np.int64]:
-        """Positions 0 … B − 1 that a mask or an array of positions stands for."""
+        """The positions 0 … B − 1 that a mask or an array of positions selects."""
         if which.ndim != 1:
             raise DataError(f"jets are chosen by one dimension, not by {list(which.shape)}", where="index")
         if which.dtype == np.bool_:

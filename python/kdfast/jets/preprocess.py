@@ -12,8 +12,8 @@ __all__ = ["orient", "study_view"]
 def orient(jets: PackedJets) -> PackedJets:
     """The jets in a common orientation of the (η, φ) plane, E = pT·cosh η (massless) with the new η.
 
-    Constituents are taken in the stored, falling order of pT. Each jet is shifted so that the hardest stands at the
-    origin, turned so that the second stands on the negative φ axis, and mirrored in η where the third has η < 0. A jet
+    Constituents are taken in the stored, falling order of pT. Each jet is shifted so that the hardest is at the
+    origin, turned so that the second is on the negative φ axis, and mirrored in η where the third has η < 0. A jet
     of fewer constituents, or whose second coincides with the first, skips what it can't do. pT, labels, weights, p4 and
     index stay as they are.
     """

@@ -286,7 +286,7 @@ def _read_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
         padded = block.read_padded(name, width)
         values = padded[filled]
         columns.append(values)
-        # bits tell quickly whether anything stands in padding (or a −0, which is none)
+        # the bits show quickly whether the padding holds anything (or −0, which counts as nothing)
         if np.count_nonzero(padded.view(np.int32)) != np.count_nonzero(values.view(np.int32)):
             block.reject(name, ((padded != 0) & ~filled).any(axis=1), "is not zero in padding (where pT is zero)")
         finite = np.isfinite(values)

@@ -144,7 +144,7 @@ def _check_listed_fields(file: h5py.File, path: Path) -> None:
     listed = [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(file.attrs["constit"])]
     missing = [name for name in CONSTITUENTS if name not in listed]
     if missing:
-        what = f"lists {', '.join(listed)} and lacks {', '.join(missing)}"
+        what = f"lists {', '.join(listed)} but has no {', '.join(missing)}"
         hint = (
             "pT, η, φ and energy of the constituents are needed; such a file has been preprocessed for something else"
         )
@@ -188,7 +188,7 @@ def _dataset(file: h5py.File, path: Path, name: str, *, columns: bool = False) -
 
 
 def check_same_weights(sources: list[Source]) -> None:
-    """Weighted and unweighted jets can't be mixed: a weight of 1 means something else beside real ones. Nor can the
+    """Weighted and unweighted jets can't be mixed: a weight of 1 means something else among real ones. Nor can the
     weights of two versions, whose scales differ."""
     weighted = [source for source in sources if source.weights]
     if weighted and len(weighted) < len(sources):

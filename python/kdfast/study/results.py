@@ -85,7 +85,7 @@ class StudyResults:
 
     @cached_property
     def has_scores(self) -> pd.Series[bool]:
-        """For each row of `results`: whether its scores per jet are stored, which diverged and imported runs lack."""
+        """For each row of `results`: whether its scores per jet are stored. Diverged and imported runs have none."""
         stored = {(r.name, r.seed): r.has_scores for r in self._stored if r.kind == "student"}
         keys = zip(self._table["run_name"], self._table["seed"], strict=True)
         return pd.Series([stored[name, int(seed)] for name, seed in keys], self._table.index, dtype=bool)
