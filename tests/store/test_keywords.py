@@ -12,6 +12,20 @@ from kdfast.study import driver
 
 KEYWORDS = {setting.keyword: setting for setting in SETTINGS if setting.keyword != "data"}
 
+# A value other than the default, of settings that can't be 7.
+VALUES = {
+    "hlt": "mild",
+    "grid": "wide",
+    "teacher": "t.npy",
+    "precision": "bf16",
+    "device": "cpu",
+    "on_bad": "drop",
+    "model": "medium",
+    "teacher_model": "small",
+    "seeds": (7,),
+    "fractions": (0.5, 0.25, 0.25),
+}
+
 
 @pytest.fixture
 def resolved(monkeypatch):
@@ -70,16 +84,7 @@ def test_the_signature_shows_names_and_defaults():
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_every_setting_is_a_keyword(resolved, keyword):
-    values = {
-        "hlt": "mild",
-        "grid": "wide",
-        "teacher": "t.npy",
-        "precision": "bf16",
-        "device": "cpu",
-        "on_bad": "drop",
-    }
-    values |= {"model": "medium", "teacher_model": "small", "seeds": (7,), "fractions": (0.5, 0.25, 0.25)}
-    value = values.get(keyword, 7)
+    value = VALUES.get(keyword, 7)
     settings = resolved("jets.h5", **{keyword: value})
     found = settings
     for key in KEYWORDS[keyword].path:

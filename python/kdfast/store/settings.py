@@ -8,9 +8,8 @@ store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from operator import index
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +25,7 @@ from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.setting_errors import SettingError, in_words
+from kdfast.store.setting_values import as_paths, as_seeds, as_shares, or_all
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,45 +84,8 @@ class _Table(BaseModel):
         return value
 
 
-def _as_paths(paths: Any) -> list[str]:
-    entries = [paths] if isinstance(paths, (str, PathLike)) else paths
-    if not isinstance(entries, Sequence) or not all(isinstance(entry, (str, PathLike)) for entry in entries):
-        raise ConfigError(f"must be a path or a list of paths, is {paths!r}", hint='e.g. paths = ["train_*.h5"]')
-    return [str(fspath(entry)) for entry in entries]
-
-
-def _as_seeds(seeds: Any) -> tuple[int, ...]:
-    one_or_many = ConfigError(f"must be a whole number or a list of them, is {seeds!r}", hint="e.g. seeds = [42, 43]")
-    if isinstance(seeds, (str, bytes, Mapping)):
-        raise one_or_many
-    entries = list(seeds) if isinstance(seeds, Iterable) else [seeds]
-    if not entries:
-        raise ConfigError("is empty", hint="e.g. seeds = [42]")
-    try:
-        if any(isinstance(entry, bool) for entry in entries):
-            raise TypeError("a truth value")
-        return tuple(dict.fromkeys(index(entry) for entry in entries))
-    except TypeError:
-        raise one_or_many from None
-
-
-def _or_all(value: Any) -> Any:
-    """TOML has no None; the text "all" means the same."""
-    if isinstance(value, str) and value != "all" and not value.isdecimal():
-        raise ConfigError(f'must be a whole number ≥ 1 or "all", is {value!r}')
-    return None if value == "all" else value
-
-
-def _as_shares(value: Any) -> Any:
-    three = isinstance(value, (list, tuple)) and len(value) == 3
-    numbers = three and all(isinstance(item, (int, float)) and item > 0 for item in value)
-    if not numbers or abs(sum(value) - 1) > 1e-6:
-        raise ConfigError(f"must be three numbers > 0 that add up to 1, is {value!r}")
-    return value
-
-
-Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
-Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(as_paths)]
+Shares = Annotated[tuple[float, float, float], BeforeValidator(as_shares)]
 
 
 class DataSettings(_Table):
@@ -137,7 +100,7 @@ class DataSettings(_Table):
         description="Read only the first N jets.",
     )
     max_constituents: Annotated[
-        int | None, Field(ge=1), BeforeValidator(_or_all), Shown(metavar="N|all", kind=str, unset="all")
+        int | None, Field(ge=1), BeforeValidator(or_all), Shown(metavar="N|all", kind=str, unset="all")
     ] = Field(
         default=40,
         description="Keep the N hardest constituents of each jet.",
@@ -289,7 +252,7 @@ class StudySettings(_Table):
 
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
-        BeforeValidator(_as_seeds),
+        BeforeValidator(as_seeds),
         Shown(option="--seed", metavar="N", kind=list[int], panel="Grid"),
     ] = Field(
         default=(42,),
