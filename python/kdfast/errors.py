@@ -3,16 +3,25 @@
 `str(error)` is one or two lines that the command line prints as they are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from enum import Enum
+from functools import partial
+from typing import Any
 
 __all__ = [
     "BackendError",
+    "BusyError",
     "ClusterError",
     "ConfigError",
+    "DamagedError",
     "DataError",
+    "Fault",
     "KdfastError",
     "KdfastWarning",
     "ModelError",
+    "NewerFormatError",
     "ResourceError",
     "StudyError",
 ]
@@ -46,10 +55,62 @@ class ModelError(KdfastError, ValueError):
 class StudyError(KdfastError, RuntimeError):
     """A study folder that can't be used: another study's, damaged, unwritable, of a newer format.
 
-    done: what a repair that it ends had put right before it, a line each.
+    done: what a repair had put right before this error ended it, a line each.
     """
 
     done: Sequence[str] = ()
+
+
+class Fault(Enum):
+    """What can be wrong with a file or folder of a study; the value is how a message says it."""
+
+    MISSING = "is missing"
+    CHANGED = "does not match its checksum"
+    CONTENT = "has unexpected content"
+    NOT_CANONICAL = "is not as kdfast writes it"
+    NO_FILE = "is no file"
+    LINK = "is a symbolic link"
+    UNREADABLE = "can't be read"
+    UNLISTED = "no manifest lists it"
+    LEFTOVER = "was left by a writer that was killed"
+
+
+class DamagedError(StudyError):
+    """A file or folder of a study that is not as it was written.
+
+    fault: what is wrong. file: the file's name, where it is one of a folder that is checked as a whole. detail: more,
+    in words.
+    """
+
+    def __init__(
+        self,
+        fault: Fault,
+        *,
+        where: str,
+        file: str | None = None,
+        detail: str = "",
+        hint: str | None = "restore it from a copy",
+    ) -> None:
+        self.fault, self.file, self.detail = fault, file, detail
+        what = f"is damaged: {file} {self.reason}" if file else self.reason
+        super().__init__(what, where=where, hint=hint)
+
+    def __reduce__(self) -> tuple[object, ...]:  # between processes of a cluster
+        keywords: dict[str, Any] = {"where": self.where, "file": self.file, "detail": self.detail, "hint": self.hint}
+        return partial(type(self), self.fault, **keywords), ()
+
+    @property
+    def reason(self) -> str:
+        """The fault and its detail in words, without the file's name."""
+        return f"{self.fault.value} ({self.detail})" if self.detail else self.fault.value
+
+
+class NewerFormatError(StudyError):
+    """A study, or a part of one, that a newer version of kdfast wrote."""
+
+
+class BusyError(StudyError):
+    """A study on which another process is working."""
 
 
 class BackendError(KdfastError, RuntimeError):
@@ -57,9 +118,9 @@ class BackendError(KdfastError, RuntimeError):
 
 
 class ClusterError(KdfastError, RuntimeError):
-    """A cluster that was lost half-way: what was stored is kept, and the same command goes on.
+    """A cluster that was lost half-way: what was stored is kept; rerun the same command to resume.
 
-    exit_code: of a command line, 75 (EX_TEMPFAIL: run it again).
+    exit_code: of a command line, 75 (EX_TEMPFAIL).
     """
 
     exit_code = 75

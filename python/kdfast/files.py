@@ -28,7 +28,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls write(file) on a temporary file beside path, makes it durable and moves it into place."""
+    """Calls write(file) on a temporary file next to path, makes it durable and moves it into place."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -43,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_content(path: Path, content: bytes) -> None:
-    """Makes path a file of this content, whole or not at all, durably."""
+    """Makes path a file with this content, whole or not at all, durably."""
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -1,4 +1,4 @@
-"""Which process of which machine this is, so that another one can tell whether it is gone."""
+"""Which process of which machine this is, so that others can know whether it has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["is_running", "is_writing", "machine", "started", "temporary_name"]
 
 
 def machine() -> str:
-    """One run of one kernel, and in it the numbering of processes (containers have their own); "": not known."""
+    """This boot of this machine, and the numbering of its processes (containers have their own); "": not known."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -23,14 +23,14 @@ def machine() -> str:
 
 
 def started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks; "" where it is not running, or can't be looked at. Tells
-    processes apart that had the same number."""
+    """When a process was started, in the kernel's ticks; "" where it is not running, or can't be looked at. So two
+    processes with the same number are known to be different ones."""
     return _started(pid) or ""
 
 
 def is_running(pid: int, start: str) -> bool | None:
-    """Whether the process of this machine that was `started` then is still there. None: that can't be told, as of
-    another user's where /proc shows each user his own alone (hidepid)."""
+    """Whether the process of this machine that was `started` then is still running. None: not known, as where /proc
+    shows each user only their own processes (hidepid)."""
     if (found := _started(pid)) is not None:
         return found == start
     try:
@@ -38,7 +38,7 @@ def is_running(pid: int, start: str) -> bool | None:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # another user's, and there; whether it has been since then is not shown
+        pass  # another user's process has this number; since when is not shown
     return None
 
 
@@ -57,16 +57,18 @@ _WRITER = re.compile(r"\..*\.([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})\.(\d+)-(\
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside path, for what is being written there. It says who writes: no other process, of whatever
-    machine, takes the same one, and `is_writing` can tell when that one is gone."""
+    """A hidden name next to path, for what is being written there.
+
+    It names the writing process: no other one, on any machine, uses the same name, and `is_writing` knows when it has
+    ended.
+    """
     pid = os.getpid()
     who = f"{'-'.join(_writer())}.{pid}-{started(pid)}.{secrets.token_hex(4)}"
     return path.with_name(f".{path.name[:100]}.{who}.tmp")  # file systems take names of 255 bytes
 
 
 def is_writing(name: str) -> bool | None:
-    """Whether the process that has given a `temporary_name` is still there. None: that can't be told, as of another
-    machine's."""
+    """Whether the process that made a `temporary_name` is still running. None: not known, as of another machine's."""
     parts = _WRITER.fullmatch(name)
     if parts is None:
         return None

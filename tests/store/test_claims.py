@@ -191,13 +191,12 @@ def test_no_clock_is_compared(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"host": 1}\n', b"[]\n..."])
-def test_a_claim_that_is_not_written_yet_or_damaged_is_waited_for(tmp_path, content):
+def test_a_torn_claim_is_taken_over_at_once(tmp_path, content):
+    """No writer leaves one: a power cut or a full disk does."""
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "000004.claim").write_bytes(content)
-    watcher = Claims(tmp_path, lease=0.2)
-    assert watcher.take("pack") is None
-    assert watcher.holders()[0].host == "unknown"
-    time.sleep(0.3)
+    watcher = Claims(tmp_path)
+    assert (watcher.holders()[0].host, watcher.holders()[0].alive) == ("unknown", False)
     assert watcher.take("pack") is not None
     assert [path.name for path in tmp_path.glob("pack/*")] == ["000005.claim"]
 
@@ -231,8 +230,34 @@ def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
         patch.setattr(module, "_identity", full)
         with pytest.raises(StudyError, match="No space left"):
             Claims(tmp_path).take("pack")
+    assert not list(tmp_path.rglob("*.claim"))
+    assert not list(tmp_path.rglob(".*"))
     with Claims(tmp_path).take("pack"):  # nobody has to be waited for
         pass
+
+
+def test_a_reader_never_sees_half_a_claim(tmp_path, monkeypatch):
+    """Another process looks while the claim is being written."""
+    seen, genuine = [], module._identity
+
+    def looked_at(owner):
+        seen.append(Claims(tmp_path).holders())
+        return genuine(owner)
+
+    monkeypatch.setattr(module, "_identity", looked_at)
+    with Claims(tmp_path).take("pack"):
+        assert seen == [[]]
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Claims(tmp_path).take("pack"):
+        assert Claims(tmp_path).holders()[0].alive
+        assert Claims(tmp_path).take("pack") is None
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_file_system_that_is_away_ends_no_heartbeat(tmp_path, monkeypatch):

@@ -65,7 +65,6 @@ def fill(disk):
 def test_a_full_disk_is_read_verified_and_named(small_disk):
     store = StudyStore.create_or_open(small_disk / "study", {"seeds": [42]}, PROVENANCE)
     folder = store.write(make_result())
-    shutil.rmtree(store.path / ".index", ignore_errors=True)
     filler = fill(small_disk)
     arrays = {"labels": np.zeros(5000), "weights": np.ones(5000), "index": np.arange(5000)}
     for write in (
@@ -75,7 +74,7 @@ def test_a_full_disk_is_read_verified_and_named(small_disk):
     ):
         with pytest.raises(StudyError, match="can't be written: No space left on device\nmake room and run the same"):
             write()
-    again = StudyStore.open(store.path)  # the index has no room, which nobody notices
+    again = StudyStore.open(store.path)
     assert [r.key.folder for r in again.results()] == [folder.name]
     assert again.has(RunKey("student", make_result().name, 42))
     assert study_status(again).counts["done"] == 1
@@ -110,20 +109,17 @@ def test_a_disk_that_fills_during_a_sweep_leaves_a_study_without_fault(small_dis
 
 
 def test_a_read_only_file_system(tmp_path):
-    """Everything that reads works, without an index; what writes says so."""
+    """Everything that reads works; what writes says so."""
     make_study(tmp_path / "study", list(SMALL_GRID)[:1])
-    shutil.rmtree(tmp_path / "study" / ".index")
     with mounted("--bind", str(tmp_path / "study"), where=tmp_path / "seen") as seen:
         if subprocess.run(["mount", "-o", "remount,bind,ro", str(seen)], capture_output=True, check=False).returncode:
             pytest.skip("needs the right to remount")
         reads_and_refuses_to_write(seen, tmp_path, "Read-only file system")
-    assert not (tmp_path / "study" / ".index").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the read-only file system tests the same")
 def test_folders_without_the_right_to_write(tmp_path):
     make_study(tmp_path / "study", list(SMALL_GRID)[:1])
-    shutil.rmtree(tmp_path / "study" / ".index")
     parents = [tmp_path / "study", *(p for p in (tmp_path / "study").iterdir() if p.is_dir())]
     for parent in parents:
         parent.chmod(0o555)
@@ -223,9 +219,8 @@ def first_result(study):
 def test_names_that_leave_the_folder(stranger, name):
     folder = first_result(stranger)
     (folder / "manifest.json").write_bytes(json_bytes({"format": 1, "files": {name: "0" * 64}}))
-    shutil.rmtree(stranger / ".index")
     for use in (lambda s: s.results(), lambda s: s.has(RunKey("student", make_result().name, 42))):
-        with pytest.raises(StudyError, match=r"manifest\.json lists .*, which is no file of this folder"):
+        with pytest.raises(StudyError, match=r"manifest\.json has .*it lists .*, which is no file of this folder"):
             use(StudyStore.open(stranger))
     assert "which is no file of this folder" in verify(stranger).findings[0].what
 
@@ -236,7 +231,7 @@ def test_a_linked_file_is_refused(stranger, tmp_path, file):
     path = first_result(stranger) / file
     shutil.move(path, tmp_path / "outside")
     path.symlink_to(tmp_path / "outside")
-    with pytest.raises(StudyError, match=f"{re.escape(str(path))}: is a symbolic link, and a study holds none"):
+    with pytest.raises(StudyError, match=f"{re.escape(str(path))}: is a symbolic link .a study holds none"):
         StudyStore.open(stranger).has(RunKey("student", make_result().name, 42))
     assert [f.path for f in verify(stranger).findings] == [str(path.relative_to(stranger))]
 
@@ -267,7 +262,7 @@ def victim(tmp_path):
 
 
 def contents(study):
-    return {str(p): p.read_bytes() for p in study.rglob("*") if p.is_file() and ".index" not in p.parts}
+    return {str(p): p.read_bytes() for p in study.rglob("*") if p.is_file()}
 
 
 def test_a_worker_deletes_no_other_study_s_results(victim, tmp_path, capsys):
@@ -293,17 +288,14 @@ def test_a_report_overwrites_no_other_study_s_files(victim, tmp_path, capsys, na
 
 
 def test_links_among_claims_and_checkpoints(victim, stranger):
-    """Below the folders that `open` looks at."""
     claimed, outside = victim / "claims" / "pack", stranger / "claims" / "pack"
     claimed.mkdir(parents=True)
     (claimed / "000001.claim").write_text("another's")
     outside.parent.mkdir()
     outside.symlink_to(claimed)
-    claims = Claims(stranger / "claims", lease=0.0)
-    for _ in range(2):
-        with pytest.raises(StudyError, match="claims/pack: is a symbolic link"):
-            claims.take("pack")
-    assert claims.holders() == []
+    with pytest.raises(StudyError, match="claims/pack: is a symbolic link"):
+        StudyStore.open(stranger)
+    assert Claims(stranger / "claims").holders() == []
     assert "claims/pack" in {f.path for f in verify(stranger).findings}
     (stranger / "damaged").symlink_to(victim)
     with pytest.raises(StudyError, match="damaged: is a symbolic link"):
@@ -318,7 +310,6 @@ def test_a_pipe_among_the_claims_is_not_waited_for(tmp_path):
     (tmp_path / "other" / "000001.claim").symlink_to(tmp_path / "nowhere")
     claims = Claims(tmp_path, lease=0.0)
     for name in ("pack", "other"):
-        assert claims.take(name) is None
         with claims.take(name):
             pass
 
@@ -349,8 +340,9 @@ def test_claims_of_any_content_are_looked_at(foreign, name, content):
     (folder / f"{name}.claim").write_bytes(content)
     assert main(["status", str(foreign), "--quiet"]) == 1
     assert main(["verify", str(foreign), "--quiet"]) == 0
-    assert [holder.name for holder in Claims(foreign / "claims").holders()] == ["seed42.000"]
-    assert Claims(foreign / "claims").take("seed42.000") is None  # it may grow
+    (holder,) = Claims(foreign / "claims").holders()
+    taken = Claims(foreign / "claims").take("seed42.000")
+    assert (holder.name, holder.alive) == ("seed42.000", taken is None)  # a torn one is taken over
 
 
 @pytest.mark.parametrize("content", [ENDLESS, DEEP])
@@ -365,7 +357,9 @@ def test_documents_of_any_content_are_damage(foreign, capsys, name, content):
     assert main(["status", str(foreign)]) == 1
     assert "1 damaged" in capsys.readouterr().out
     assert main(["verify", str(foreign)]) == 1
-    assert f"{folder.relative_to(foreign)}: is damaged: {file} has unexpected content" in capsys.readouterr().out
+    assert (
+        f"{folder.relative_to(foreign)}/{file}: {'can' if content == DEEP else 'has unexp'}" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("more", [b"1e999", b'"\\ud800"', b"[" * 900 + b"]" * 900, b"[" * 100_000])
@@ -436,5 +430,5 @@ def test_numbers_of_another_study_are_not_taken(stranger, tmp_path):
     other = StudyStore.create_or_open(tmp_path / "other", SETTINGS, PROVENANCE)
     folder = other.write(replace(make_result(seed=7), message="of another"))
     shutil.copytree(folder, stranger / "results" / make_result(seed=8).key.folder)
-    with pytest.raises(KdfastError, match=r"seed8: is damaged: it holds student\..*seed7"):
+    with pytest.raises(KdfastError, match=r"seed8: is damaged: result\.json .*it holds student\..*seed7"):
         StudyStore.open(stranger).results()

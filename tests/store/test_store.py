@@ -24,7 +24,7 @@ from kdfast.files import write_content
 from kdfast.jets.features import Standardisation
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model, tagger_card
 from kdfast.store import store as store_module
-from kdfast.store.folders import FORMAT
+from kdfast.store.documents import FORMAT
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore, _create
 from kdfast.store.verify import repair, verify
@@ -285,7 +285,7 @@ def test_a_missing_file_is_found(store, file):
 def test_a_swapped_folder_is_found(store):
     folder = store.write(make_result())
     shutil.copytree(folder, folder.with_name(folder.name.replace("seed42", "seed43")))
-    with pytest.raises(StudyError, match=r"seed43: is damaged: it holds student\..*seed42"):
+    with pytest.raises(StudyError, match=r"seed43: is damaged: result\.json has .* \(it holds student\..*seed42\)"):
         store.results()
 
 

@@ -1,10 +1,13 @@
-"""SIGKILL at random moments over a study, again and again: what was reported is kept, and the end is the same.
+"""SIGKILL at random moments over a study, and at its n-th change of the disk: what was reported is kept, and the end is
+the same.
 
-KDFAST_KILLS: how many (ci/torture: 200).
+KDFAST_KILLS: how many random moments (ci/torture: 200). KDFAST_CALLS: how many n, or "all" (ci/torture).
 """
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from kdfast.store.verify import verify
 from tests.study.small_sweep import GRID, small_sweep
 
 KILLS = int(os.environ.get("KDFAST_KILLS", "20"))
+CALLS = os.environ.get("KDFAST_CALLS", "12")
 EPOCHS = 30
 ROOT = Path(__file__).parents[2]
 
@@ -98,3 +102,24 @@ def test_killed_at_any_moment(tmp_path, capsys):
         assert len(StudyStore.open(out).keys()) == 2 + len(GRID)
     with capsys.disabled():
         print(f"\n{kills} kills over {studies} studies, {starts} starts")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600 if CALLS == "all" else 900)
+def test_killed_at_each_change_of_the_disk(tmp_path, capsys):
+    """Also: a resumed sweep waits for no process that is dead."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "kill_at.so"
+    source = Path(__file__).with_name("kill_at.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    command = [sys.executable, "-m", "tests.study.killed_sweeps", str(tmp_path), *([] if CALLS == "all" else [CALLS])]
+    environment = os.environ | {"LD_PRELOAD": str(library)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    whole, *killed = map(json.loads, done.stdout.splitlines())
+    assert whole["calls"] > 300
+    assert len(killed) >= (whole["calls"] if CALLS == "all" else int(CALLS))
+    assert [line for line in (whole, *killed) if line["faults"]] == []
+    with capsys.disabled():
+        print(f"\nkilled at {len(killed)} of {whole['calls']} calls that change the disk")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfast.files import write_content, writing_errors
-from kdfast.store.folders import REPORT_CHECKSUMS, REPORT_LOCK, locked, refuse_link
+from kdfast.store.folders import refuse_link
+from kdfast.store.locks import REPORT_CHECKSUMS, REPORT_LOCK, locked
 
 if TYPE_CHECKING:
     from kdfast.store.store import StudyStore

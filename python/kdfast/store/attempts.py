@@ -1,4 +1,4 @@
-"""Tries of a unit of work, a pack or a member, that failed: attempts/NAME.NNN/ holds one, and never changes."""
+"""Attempts at a unit of work (a pack, or the teacher) that failed: attempts/NAME.NNN/ holds one, and never changes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from kdfast._version import __version__
-from kdfast.errors import StudyError
-from kdfast.store.folders import AlreadyStored, commit, damage, folders, json_bytes, parse_json, read_checked
+from kdfast.errors import Fault, StudyError
+from kdfast.store.documents import AttemptDocument, json_bytes, parse
+from kdfast.store.folders import REPAIR_HINT, AlreadyStored, commit, damage, folders, read_checked
 from kdfast.store.key import RunKey
 
 __all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
 
 ENDS = ("error", "lost", "retry")
-# A unit that failed so often is not tried again until a user asks for it.
+# Number of failures after which a unit is not tried again until a user asks for it.
 GIVEN_UP = 3
 
 
@@ -33,11 +34,25 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of a unit of work, or a user's wish.
+    """One attempt at a unit of work, or a user's request to try it again.
 
-    name: of the unit. ended: "error"; "lost" (its claim was taken over; host and pid are then those that held it); or
-    "retry" (a user asked to try again: what failed before counts no more). error: type and text. members: keys of the
-    results that it was to make. what: more of what was tried. number: counted from 1 for each unit, given when stored.
+    Attributes
+    ----------
+    name : str
+        Of the unit: a pack's id, or "teacher".
+    ended : str
+        "error"; "lost" (its claim was taken over; host and pid are then those of the process that held it); or
+        "retry" (a user asked to try again: earlier failures no longer count).
+    error, traceback : str
+        Type and text of the error, and where it was raised.
+    members : tuple of RunKey
+        The results that it was to make.
+    what : Mapping
+        More of what was tried.
+    host, pid, kdfast, when
+        The process, its version of kdfast, and the time (UTC, ISO 8601).
+    number : int
+        Counted from 1 for each unit; given when stored.
     """
 
     name: str
@@ -65,8 +80,8 @@ class Attempt:
 
 
 def failures(attempts: Iterable[Attempt]) -> Counter[str]:
-    """How often each unit has failed since a user last asked to try it again. One that was lost has not: batch systems
-    and users end processes for reasons of their own."""
+    """How often each unit has failed since a user last asked to try it again. A lost attempt is no failure: batch
+    systems and users end processes for reasons of their own."""
     count: Counter[str] = Counter()
     for attempt in sorted(attempts, key=lambda attempt: attempt.number):
         count[attempt.name] = 0 if attempt.ended == "retry" else count[attempt.name] + (attempt.ended == "error")
@@ -96,19 +111,15 @@ def read_attempts(parent: Path, name: str | None = None) -> list[Attempt]:
 
 
 def read_attempt(folder: Path) -> Attempt:
-    """The attempt in a folder. Raises StudyError where it is damaged."""
+    """The attempt in a folder. Raises DamagedError where it is not as it was written."""
     name, number = _split(folder)
-    document = read_checked(folder, "attempt.json")
+    content = read_checked(folder, "attempt.json")
     trace = read_checked(folder, "traceback.txt").decode(errors="replace")
-    try:
-        fields = parse_json(document)
-        members = tuple(key for name in fields["members"] if (key := RunKey.parse(name)) is not None)
-        attempt = Attempt(**{**fields, "members": members}, traceback=trace, number=number)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damage(folder, f"attempt.json has unexpected content ({error})") from error
-    if attempt.name != name:
-        raise damage(folder, f"it holds an attempt of {attempt.name}")
-    return attempt
+    document = parse(AttemptDocument, content, str(folder), "attempt.json", REPAIR_HINT)
+    if document.name != name:
+        raise damage(folder, Fault.CONTENT, "attempt.json", f"it holds an attempt at {document.name}")
+    fields = dict(document) | {"members": document.runs}
+    return Attempt(**fields, traceback=trace, number=number)
 
 
 def _split(folder: Path) -> tuple[str, int]:

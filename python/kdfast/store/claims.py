@@ -1,10 +1,11 @@
-"""Claims: which process works on what, told through files that local disks, NFS and Lustre all can carry.
+"""Claims: which process works on what, recorded in files that work on local disks, NFS and Lustre.
 
-claims/NAME/000001.claim is made by exclusive creation, so that of several processes one gets it. Its first line says
-who (JSON); each heartbeat adds a byte; a last line gives it back. Whoever holds the highest generation holds the
-claim. It is taken over by making the next generation, once its file has not grown for a lease, by the clock that only
-runs forward (time.monotonic) of the process that watches it: clocks of two machines are never compared, and setting one
-back changes nothing. A process of this machine that is gone need not be waited for.
+A process writes a claim under a temporary name and links it to claims/NAME/000001.claim, so that of several processes
+one gets it, and a claim is never seen half-written by a reader. Its first line says who (JSON); each heartbeat adds a
+byte; a last line gives it back. The holder of the highest generation holds the claim. It is taken over by making the
+next generation, at once where the holder is known to have ended, or where the file is torn (by a power cut), else once
+the file has not grown for a lease, by the clock that only runs forward (time.monotonic) of the process that watches
+it: clocks of two machines are never compared, and setting one back changes nothing.
 
 A claim saves work and guards nothing: results are committed whole and once (store/folders.py), so two processes that
 both believe to hold a claim lose time and no result.
@@ -25,9 +26,11 @@ from pathlib import Path
 from types import TracebackType
 
 from kdfast._version import __version__
+from kdfast.errors import DamagedError
 from kdfast.files import writing_errors
-from kdfast.process import is_running, machine, started
-from kdfast.store.folders import refuse_link
+from kdfast.process import is_running, machine, started, temporary_name
+from kdfast.store.documents import ClaimDocument, parse
+from kdfast.store.folders import folders
 
 __all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
 
@@ -36,13 +39,16 @@ LEASE, BEAT = 180.0, 15.0
 
 _RELEASED = b"\nreleased\n"
 
+# Errors of a file system without hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
 
 @dataclass(frozen=True)
 class Holder:
     """Who holds the claim `name`: host, process, version of kdfast, and since when (UTC, by that machine's clock).
 
-    alive: False where it is known to be gone: given back, a process of this machine that has ended, or one of this
-    machine that claimed it in another folder, of which this one is a copy. owner: see Claims.
+    alive: False where it is known to be gone: a process of this machine that has ended, one of this machine that
+    claimed it in another folder, of which this one is a copy, or one whose claim is torn. owner: see Claims.
     """
 
     name: str
@@ -78,17 +84,8 @@ class Claims:
         path = self.folder / name / f"{generation:06}.claim"
         with writing_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            except FileExistsError:
+            if not self._write(path):
                 return None  # another was first
-            try:
-                with open(descriptor, "wb") as file:
-                    who = _identity(self.owner) | {"inode": os.fstat(descriptor).st_ino}
-                    file.write(json.dumps(who).encode() + b"\n")
-            except OSError:  # a full disk: a claim that does not say whose it is would be waited for
-                path.unlink(missing_ok=True)
-                raise
         others = list(path.parent.glob("*.claim"))
         # A higher one: what was looked at above has been taken over, and removed, since (or a network file system
         # showed an old listing).
@@ -102,12 +99,36 @@ class Claims:
         before = None if held is None else _holder(name, *held)
         return Claim(path, self.beat, before)
 
+    def _write(self, path: Path) -> bool:
+        """Makes a claim's file appear whole; False: it is there already."""
+        temporary = temporary_name(self.folder / f"{path.parent.name}.{path.stem}")
+        try:
+            self._fill(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return os.stat(temporary).st_nlink == 2  # made, and NFS had lost the first answer
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with suppress(FileExistsError):
+                    self._fill(path)  # one that is read before it is filled is taken over, which costs time alone
+                    return True
+                return False
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _fill(self, path: Path) -> None:
+        """Makes a file that says who claims."""
+        with open(path, "xb") as file:
+            who = _identity(self.owner) | {"inode": os.fstat(file.fileno()).st_ino}
+            file.write(json.dumps(who).encode() + b"\n")
+
     def holders(self) -> list[Holder]:
         """Who holds what has not been given back, by name."""
         found = []
-        for folder in sorted(self.folder.iterdir()) if self.folder.exists() else ():
-            if folder.is_symlink():
-                continue  # a stranger's: `take` refuses it
+        for folder in folders(self.folder):
             latest = self._latest(folder.name)
             if latest is not None and (holder := _holder(folder.name, *latest)) is not None:
                 found.append(holder)
@@ -119,7 +140,6 @@ class Claims:
 
     def _latest(self, name: str) -> tuple[int, bytes, int] | None:
         """Generation, content and inode of the highest one."""
-        refuse_link(self.folder / name)
         for _ in range(3):  # one that was listed may be gone when it is read: a higher one is there
             try:
                 path = max((self.folder / name).glob("*.claim"), key=_generation, default=None)
@@ -195,7 +215,7 @@ class Claim:
 
 
 def _content(path: Path) -> tuple[bytes, int]:
-    """Content and inode of a claim's file; of a stranger's link or pipe nothing, as of one that is not written yet."""
+    """Content and inode of a claim's file; of a link or pipe nothing, as of one that is torn."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -234,17 +254,14 @@ def _holder(name: str, generation: int, content: bytes, inode: int) -> Holder | 
     if content.endswith(_RELEASED):
         return None
     try:
-        who = json.loads(content.partition(b"\n")[0])
-        process = _Process(str(who["host"]), int(who["pid"]), str(who["machine"]), str(who["started"]))
-        version, since, owner = str(who["version"]), str(who["since"]), str(who.get("owner", ""))
-        there = who.get("inode", inode)  # older versions wrote none
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        # Not written yet, or damaged: its growth alone counts.
-        return Holder(name, generation, "unknown", 0, "unknown", "unknown", True)
+        who = parse(ClaimDocument, content.partition(b"\n")[0], name)
+    except DamagedError:  # torn: a claim appears whole
+        return Holder(name, generation, "unknown", 0, "unknown", "unknown", False)
+    there = inode if who.inode is None else who.inode
     # Inodes are compared on one machine alone: not every network file system shows all its clients the same.
     gone = (
-        bool(process.machine)
-        and process.machine == _this_process().machine
-        and (there != inode or is_running(process.pid, process.started) is False)
+        bool(who.machine)
+        and who.machine == _this_process().machine
+        and (there != inode or is_running(who.pid, who.started) is False)
     )
-    return Holder(name, generation, process.host, process.pid, version, since, not gone, owner)
+    return Holder(name, generation, who.host, who.pid, who.version, who.since, not gone, who.owner)

@@ -85,7 +85,7 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
     The fingerprints of the data and of HLT jets are compared once they are known.
     """
     there = store.provenance.get("decisive")
-    if not isinstance(there, Mapping):
+    if there is None:
         raise StudyError("does not say what it was made with", where=str(store.path), hint="use another folder")
     here = json.loads(json.dumps(decisive))
     if "fingerprint" not in here["data"]:
@@ -102,7 +102,7 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
         raise StudyError(
             f"holds another study: {'; '.join(found[:_NAMED])}{more}",
             where=str(store.path),
-            hint="give another folder, or the settings of this one (they stand in its study.toml)",
+            hint="give another folder, or the settings of this one (see its study.toml)",
         )
 
 
@@ -125,8 +125,8 @@ def shown_setting(value: Any) -> str:
 
 
 def other_environment(store: StudyStore, device: str = "cpu") -> str | None:
-    """What differs where a study goes on in another environment: new results may then differ from an uninterrupted
-    run's in last bits. None: nothing."""
+    """What differs where a study is resumed in another environment: new results may then differ from an uninterrupted
+    run's in their last bits. None: nothing."""
     there = {"device": "cpu"} | store.provenance.get("environment", {})
     here = environment(device)
     if there["device"].startswith("cuda"):  # planned where no GPU's name was known

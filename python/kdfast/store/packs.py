@@ -16,9 +16,10 @@ from pathlib import Path
 
 from kdfast.distill.pack import Member
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
-from kdfast.store.folders import commit, damage, folders, json_bytes, parse_json, read_checked
+from kdfast.store.documents import PackDocument, json_bytes, parse
+from kdfast.store.folders import REPAIR_HINT, commit, damage, folders, read_checked
 from kdfast.store.key import RunKey, run_name
 from kdfast.store.store import StudyStore
 
@@ -42,9 +43,20 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Some runs of one seed. id: e.g. "seed42.003". runs: None stands for the baseline.
+    """Some runs of one seed.
 
-    threads: of a worker that it was planned for. seconds: that one takes for it, by a calibration. None: not known.
+    Attributes
+    ----------
+    id : str
+        E.g. "seed42.003".
+    seed : int
+        Of all its runs.
+    runs : tuple
+        Configurations; None: the baseline.
+    threads : int, optional
+        Of the worker that it was planned for.
+    seconds : float, optional
+        The time that such a worker takes for it, by a calibration.
     """
 
     id: str
@@ -69,14 +81,13 @@ class PlannedPack:
 
 
 def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:
-    """The pack in parts of so many runs at most, with ids like "seed42.003.01"."""
+    """The pack in parts of at most `runs` runs, with ids like "seed42.003.01"."""
     count = math.ceil(len(pack.runs) / runs)
     return [replace(pack, id=f"{pack.id}.{part:02}", runs=pack.runs[part::count]) for part in range(count)]
 
 
 def missing(store: StudyStore, pack: PlannedPack, stored: Collection[RunKey] | None = None) -> PlannedPack:
-    """The pack with only those of its runs that are not stored. stored: the store's keys, where many packs are asked
-    for."""
+    """The pack with only those of its runs that are not stored. stored: the store's keys, if they are known."""
     runs = zip(pack.runs, pack.keys, strict=True)
     left = (run for run, key in runs if not (store.is_stored(key) if stored is None else key in stored))
     return replace(pack, runs=tuple(left))
@@ -88,22 +99,15 @@ def planned(store: StudyStore) -> list[PlannedPack]:
 
 
 def read_pack(folder: Path) -> PlannedPack:
-    """The pack in a folder. Raises StudyError where it is damaged."""
-    content = read_checked(folder, "pack.json")
-    try:
-        document = parse_json(content)
-        runs = tuple(None if run is None else RunConfig(**run) for run in document["runs"])
-        pack = PlannedPack(folder.name, int(document["seed"]), runs, document.get("threads"), document.get("seconds"))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise damage(folder, f"pack.json has unexpected content ({error})") from error
-    if re.fullmatch(rf"seed{pack.seed}\.\d+", folder.name) is None:
-        raise damage(folder, f"it holds a pack of seed {pack.seed}")
-    return pack
+    """The pack in a folder. Raises DamagedError where it is not as it was written."""
+    document = parse(PackDocument, read_checked(folder, "pack.json"), str(folder), "pack.json", REPAIR_HINT)
+    if re.fullmatch(rf"seed{document.seed}\.\d+", folder.name, re.ASCII) is None:
+        raise damage(folder, Fault.CONTENT, "pack.json", f"it holds a pack of seed {document.seed}")
+    return PlannedPack(folder.name, **dict(document))
 
 
 def at_work(path: Path) -> list[Holder]:
-    """Who holds what is not done in a study's folder; a claim of what is done, of a machine that was lost then, stays
-    for ever."""
+    """Who holds what is not done in a study's folder. (A claim of what is done is left by a machine that was lost.)"""
     if (path / "claims").is_symlink():
         return []  # a finding
     return [h for h in Claims(path / "claims").holders() if h.alive and not _is_done(path, h.name)]
@@ -111,8 +115,10 @@ def at_work(path: Path) -> list[Holder]:
 
 def _is_done(path: Path, name: str) -> bool:
     """Whether all results of a pack, or of the one that it is a part of, are there."""
+    results = path / "results"
     if name == TEACHER:
-        return any((path / "results").glob("teacher.*"))
+        keys = (RunKey.parse(folder.name) for folder in folders(results))
+        return any(key is not None and key.kind == TEACHER for key in keys)
     for pack in (name, name.rpartition(".")[0]):
         if pack and (path / "packs" / pack).is_dir():
             try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdfast.errors import StudyError
-from kdfast.store.attempts import GIVEN_UP, Attempt, failures
+from kdfast.store.attempts import GIVEN_UP, Attempt, failures, read_attempt
 from kdfast.store.folders import check_complete, folders, manifest
 from kdfast.store.key import RunKey
 from kdfast.store.packs import PlannedPack, at_work, read_pack
@@ -18,6 +18,8 @@ from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 
 __all__ = ["RunStatus", "StudyStatus", "study_status"]
+
+T = TypeVar("T")
 
 # Results that the rate is taken from: the last ones stored.
 _STRETCH = 100
@@ -27,8 +29,14 @@ _STRETCH = 100
 class RunStatus:
     """A run that the study's settings or its packs ask for, or that is there.
 
-    status: "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing"; message: why. kind
-    "folder": a damaged one that is no result's.
+    Attributes
+    ----------
+    kind, run_name, seed
+        Which run: see RunKey. kind "folder": a damaged one that is no result's.
+    status : str
+        "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing".
+    message : str
+        Why.
     """
 
     kind: str
@@ -42,10 +50,20 @@ class RunStatus:
 class StudyStatus:
     """A study at one moment.
 
-    running: who holds which pack that is not done (claims that are not known to be dead): pack, host, pid, version,
-    since. sweeping: whether a process that this machine knows of is making or finishing the study. per_hour: students
-    and baselines stored per hour of work, over the last stretch; seconds_left: for what is missing, at that rate; None:
-    not known.
+    Attributes
+    ----------
+    study : str
+        The study's folder.
+    runs : list of RunStatus
+        All runs.
+    running : list of dict
+        The processes that hold packs that are not done: pack, host, pid, version, since.
+    sweeping : bool
+        Whether a process that this machine knows of is making or finishing the study.
+    per_hour : float, optional
+        Students and baselines stored per hour of work, over the last 100 of them; None: not known.
+    seconds_left : float, optional
+        For what is missing, at that rate.
     """
 
     study: str
@@ -77,26 +95,18 @@ class StudyStatus:
 
 
 def study_status(store: StudyStore) -> StudyStatus:
-    """What is there, in the time that a listing takes: no arrays, weights or targets are hashed (`verify` does that).
+    """What is done, failed, missing or damaged; no arrays, weights or targets are hashed (`verify` does that).
 
-    For a study that is being made, is read-only or has parts missing, too.
+    Works also on a study that is being made, is read-only or has parts missing.
     """
     stored, unreadable = store.readable(complete=True)
     damaged = {folder: error.what for folder, error in unreadable.items()}
-    for folder in folders(store.path / "shared"):
-        try:
-            check_complete(folder, manifest(folder)[0])
-        except StudyError as error:
-            damaged[folder] = error.what
-    attempts, broken = _attempts(store)
-    packs = []
-    for folder in folders(store.path / "packs"):
-        try:
-            packs.append(read_pack(folder))
-        except StudyError as error:
-            broken[f"packs/{folder.name}"] = error.what
+    _, shared = _readable(store.path / "shared", lambda folder: check_complete(folder, manifest(folder)))
+    damaged |= {store.path / name: what for name, what in shared.items()}
+    attempts, broken = _readable(store.path / "attempts", read_attempt)
+    packs, more = _readable(store.path / "packs", read_pack)
     runs = _runs(store, stored, damaged, attempts, packs)
-    runs += [RunStatus("folder", name, None, "damaged", what) for name, what in broken.items()]
+    runs += [RunStatus("folder", name, None, "damaged", what) for name, what in (broken | more).items()]
     per_hour = _per_hour(stored)
     missing = sum(run.status == "missing" for run in runs)
     return StudyStatus(
@@ -109,12 +119,15 @@ def study_status(store: StudyStore) -> StudyStatus:
     )
 
 
-def _attempts(store: StudyStore) -> tuple[list[Attempt], dict[str, str]]:
-    """The attempts; where one is damaged, none, and which it is."""
-    try:
-        return store.attempts(), {}
-    except StudyError as error:
-        return [], {"attempts/" + Path(error.where or "").name: error.what}
+def _readable(parent: Path, read: Callable[[Path], T]) -> tuple[list[T], dict[str, str]]:
+    """What can be read of the folders in parent, and for the others, by their path in the study, why they can't."""
+    found, broken = [], {}
+    for folder in folders(parent):
+        try:
+            found.append(read(folder))
+        except StudyError as error:
+            broken[f"{parent.name}/{folder.name}"] = error.what
+    return found, broken
 
 
 def _runs(

@@ -8,126 +8,90 @@ STUDY/
                                 card), arrays.safetensors (scores per jet), weights.safetensors
     shared/NAME/                what all results share (labels, weights, index of a split, kinematics of the test
                                 jets): manifest.json, arrays.safetensors
-    attempts/NAME.NNN/          a try of a unit of work that failed (attempts.py)
+    packs/ID/                   runs that one process trains together (packs.py)
+    claims/NAME/                which process works on what (claims.py)
+    attempts/NAME.NNN/          an attempt at a unit of work that failed (attempts.py)
     checkpoints/…               of members that are not finished (checkpoints.py)
     targets/                    cache of teacher outputs
-    .lock, .report.lock         held by the sweep that makes the study, and by who writes its report
-    .index/HOST.sqlite          cache of what the results' folders say (index.py)
+    .lock, .report.lock         held by the sweep that makes the study, and while its report is written
     damaged/                    what `kdfast verify --repair` moved aside
     results_summary.csv, …      derived from the above; can always be rebuilt
 """
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from kdfast.distill.schedules import RunConfig
-from kdfast.errors import StudyError
+from kdfast.errors import BusyError, DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
-from kdfast.store.attempts import Attempt, now, read_attempts, write_attempt
+from kdfast.store.attempts import Attempt, read_attempts, write_attempt
+from kdfast.store.documents import FORMAT, MANIFEST, ProvenanceDocument, json_bytes, parse
 from kdfast.store.folders import (
-    FORMAT,
-    LOCK,
-    MANIFEST,
-    AlreadyStored,
     check_complete,
     check_folder,
-    check_format,
     commit,
-    damage,
-    exclusively,
     folders,
-    json_bytes,
-    json_number,
-    locked,
+    hash_file,
     manifest,
     manifest_bytes,
-    parse_json,
     read,
-    read_and_see,
     read_checked,
     refuse_link,
+    refuse_links,
     remove,
     remove_leftovers,
-    seen_on_disk,
 )
-from kdfast.store.index import Index, Row
 from kdfast.store.key import RunKey, safe_name
+from kdfast.store.locks import LOCK, exclusively, is_held
+from kdfast.store.result import StoredResult, array_bytes, load_arrays, load_result, result_files
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["StoredResult", "StudyStore", "check_description", "read_description"]
 
-__all__ = ["StoredResult", "StudyStore", "check_description", "description_version", "load_result"]
+# What a study's folder may hold, with the number of levels of folders in it.
+_FOLDERS = {
+    "results": 1,
+    "shared": 1,
+    "attempts": 1,
+    "packs": 1,
+    "inputs": 1,
+    "checkpoints": 2,
+    "targets": 1,
+    "claims": 1,
+    "damaged": 1,
+}
 
-# What a study's folder may hold. (`.index` is a cache, and done without where it is a link.)
-_FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "targets", "claims", "damaged")
-
-
-@dataclass(frozen=True)
-class StoredResult:
-    """One trained network as it is stored.
-
-    kind: "teacher", "baseline" (a student trained without a teacher) or "student". name: the run's name, unique
-    together with kind and seed. config: a student's schedule, else None. status: "done" or "diverged"; message says
-    why. metrics: numbers by name: those of `kdfast.metrics.evaluate` on the test jets and, with the suffix "_val", on
-    the validation jets, best_epoch and epochs; of a diverged run epochs alone. curves: a value per epoch, by name, or,
-    with a curve `epoch` of their numbers (counted from 1), of these epochs only.
-    arrays: logits per jet [B], `scores_validation` and `scores_test`. state: the network's tensors by name.
-    An imported result has no arrays and no state, of the metrics what its file gives, and a message that names it.
-    card: `kdfast.models.tagger_card`; with it weights.safetensors is a model file that `kdfast.load_model` reads.
-    stored: when it was stored (UTC, ISO), which `StudyStore.write` fills in; "" in studies of older versions.
-    environment: of the process that finished it: kdfast, torch, isa, backend, device, host (None: not known).
-    resumed_from: other environments (the host aside) that trained it before: its last bits may depend on them.
-    Read back, arrays and state are loaded and checked on first use.
-    """
-
-    kind: str
-    name: str
-    seed: int
-    config: RunConfig | None = None
-    status: str = "done"
-    message: str = ""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    curves: Mapping[str, list[float]] = field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    card: Mapping[str, Any] | None = None
-    stored: str = ""
-    environment: Mapping[str, str] | None = None
-    resumed_from: Sequence[Mapping[str, str]] = ()
-
-    @property
-    def key(self) -> RunKey:
-        """Which run it is of."""
-        return RunKey(self.kind, self.name, self.seed)
-
-    @property
-    def has_scores(self) -> bool:
-        """Whether its scores per jet are stored: not of a diverged and not of an imported result."""
-        return self.status == "done" and bool(self.arrays)
+_NO_STUDY = "give the folder that `kdfast sweep --out` wrote"
 
 
 class StudyStore:
     """The folder of one study. Make one with `create_or_open` or `open`.
 
-    path; settings (the content of study.toml); provenance; targets_cache: the folder for teacher outputs.
     Every method raises StudyError, which names the file or folder, for what can't be read or written or is damaged.
+
+    Attributes
+    ----------
+    path : Path
+        The study's folder.
+    settings : dict
+        The content of study.toml.
+    provenance : dict
+        The content of provenance.json: versions, fingerprints, environment.
+    targets_cache : Path
+        The folder for teacher outputs.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -135,9 +99,7 @@ class StudyStore:
         self.targets_cache = path / "targets"
         self._results, self._shared = path / "results", path / "shared"
         self._attempts = path / "attempts"
-        self._index = Index(path)
         self._intact: set[RunKey] = set()
-        self._known: dict[str, Row] | None = None
 
     # ---- opening
 
@@ -157,41 +119,33 @@ class StudyStore:
 
     @classmethod
     def open(cls, path: str | Path) -> StudyStore:
-        """Opens an existing study, which may be read-only."""
+        """Opens an existing study, which may be read-only. Raises StudyError also for one with symbolic links."""
         path = Path(path)
-        described = path / "provenance.json"
-        if not _exists(described):
-            what = "holds no study" if path.exists() else "does not exist"
-            raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
-        file = described
-        try:
-            provenance = parse_json(read(file))
-            file = path / "study.toml"
-            settings = tomllib.loads(read(file).decode())
-        except (ValueError, RecursionError) as error:
-            raise StudyError(f"can't be read ({error})", where=str(file), hint="restore it from a copy") from None
-        check_format(provenance.pop("format", None), described)
+        settings, provenance = read_description(path)
         check_description(path)
-        for folder in _FOLDERS:
+        for folder, levels in _FOLDERS.items():
             refuse_link(path / folder)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                refuse_links(path / folder, levels)
         return cls(path, settings, provenance)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the study for one writing process (a second one gets a StudyError). A killed process lets go of it."""
+        """Holds the study for one writing process; a second one gets a BusyError. A killed process lets go of it."""
         with _held(self.path):
             yield
 
     def is_written(self) -> bool:
         """Whether a process holds the study by `writing`."""
-        with locked(self.path, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
-            return held is False
+        return is_held(self.path)
 
     # ---- reading
 
     def results(self, *, skip: Collection[Path] = ()) -> list[StoredResult]:
-        """All results but those of the folders to skip, sorted by kind, name and seed. Raises StudyError for the first
-        damaged one."""
+        """All results but those of the folders to skip, sorted by kind, name and seed.
+
+        Raises StudyError for the first damaged one.
+        """
         found, damaged = self.readable(skip=skip)
         for error in damaged.values():
             raise error
@@ -202,27 +156,22 @@ class StudyStore:
     ) -> tuple[list[StoredResult], dict[Path, StudyError]]:
         """All results but those to skip that can be read, and for the folders of the others why they can't.
 
-        complete: one that lacks a file counts among the others."""
-        rows = self._index.rows()
-        fresh: dict[str, Row] = {}
-        found, damaged, left_out = [], {}, set(skip)
+        complete: one with a missing file counts among the others.
+        """
+        found: list[StoredResult] = []
+        damaged: dict[Path, StudyError] = {}
+        left_out = set(skip)
         for folder in folders(self._results):
-            row = rows.pop(folder.name, None)
             if folder in left_out:
                 continue
             try:
-                current = row is not None and row.is_current(folder, (MANIFEST, "result.json"))
-                content, files = (row.text, row.files) if row is not None and current else (None, None)
-                if content is None:
-                    content, seen = read_and_see(folder, "result.json")
-                    files = files or seen
-                    fresh[folder.name] = Row(files, content)
+                result = load_result(folder)
                 if complete:
-                    check_complete(folder, files or ())
-                found.append(load_result(folder, content))
+                    check_complete(folder, manifest(folder))
             except StudyError as error:
                 damaged[folder] = error
-        self._index.keep(fresh, gone=rows)
+            else:
+                found.append(result)
         return found, damaged
 
     def get(self, key: RunKey) -> StoredResult:
@@ -230,10 +179,10 @@ class StudyStore:
         folder = self._results / key.folder
         if not folder.exists():
             raise StudyError(f"there is no {key.kind} {key.name!r} with seed {key.seed}", where=str(self.path))
-        return load_result(folder, read_checked(folder, "result.json"))
+        return load_result(folder)
 
     def keys(self) -> set[RunKey]:
-        """The results that are there, by a listing; whether they are intact is seen where they are used."""
+        """The results that are there, by a listing; their content is checked where it is used."""
         keys = (RunKey.parse(folder.name) for folder in folders(self._results))
         return {key for key in keys if key is not None}
 
@@ -242,26 +191,25 @@ class StudyStore:
         return os.path.lexists(self._results / key.folder)
 
     def has(self, key: RunKey) -> bool:
-        """Whether the result is there. The first time it checks all of its files, but for those that the index saw
-        unchanged; raises StudyError for a damaged one."""
+        """Whether the result is there. Raises DamagedError where it is not as it was written.
+
+        All of its files are checked, once for each StudyStore.
+        """
         if key not in self._intact:
             folder = self._results / key.folder
             if not os.path.lexists(folder):
                 return False
-            if self._known is None:
-                self._known = self._index.rows(texts=False)
-            if folder.name not in self._known or not self._known[folder.name].is_current(folder):
-                self._index.keep({folder.name: Row(check_folder(folder))})
+            check_folder(folder)
             self._intact.add(key)
         return True
 
     def digest(self, key: RunKey) -> str | None:
         """SHA-256 of a result's manifest, which tells it from another one of its name; None: it is not there."""
         folder = self._results / key.folder
-        return manifest(folder)[1][MANIFEST][0] if os.path.lexists(folder) else None
+        return hash_file(folder, MANIFEST) if os.path.lexists(folder) else None
 
     def attempts(self, name: str | None = None) -> list[Attempt]:
-        """The tries that failed, of all units of work or of one, by unit and number."""
+        """The attempts that failed, of all units of work or of one, by unit and number."""
         return read_attempts(self._attempts, name)
 
     def model_file(self, result: StoredResult) -> bytes:
@@ -278,47 +226,25 @@ class StudyStore:
         if not folder.exists():
             hint = "run the same sweep again: it is made anew"
             raise StudyError(f"there are no shared arrays {name!r}", where=str(self.path), hint=hint)
-        return _load_arrays(folder)
+        return load_arrays(folder)
 
     # ---- writing
 
     def write(self, result: StoredResult) -> Path:
         """Stores a result, whole or not at all, and returns its folder. What is stored is never changed."""
         folder = self._results / result.key.folder
-        document = {
-            "kind": result.kind,
-            "name": result.name,
-            "seed": result.seed,
-            "config": None if result.config is None else asdict(result.config),
-            "status": result.status,
-            "message": result.message,
-            "metrics": dict(result.metrics),
-            "curves": {name: [json_number(value) for value in values] for name, values in result.curves.items()},
-            "card": None if result.card is None else dict(result.card),
-            "stored": result.stored or now(),
-            "environment": None if result.environment is None else dict(result.environment),
-            "resumed_from": [dict(environment) for environment in result.resumed_from],
-        }
-        content = json_bytes(document)
-        files = {
-            "result.json": content,
-            "arrays.safetensors": _array_bytes(result.arrays),
-            "weights.safetensors": _state_bytes(result.state, result.card),
-        }
         try:
-            digests = commit(folder, files)
-        except AlreadyStored:
-            self._remove_checkpoints(folder.name)  # which may have come after the other process had removed them
-            raise
-        self._index.keep({folder.name: Row(seen_on_disk(folder, digests), content)})
+            commit(folder, result_files(result))
+        finally:  # also of one that is stored already: the checkpoints may have come after the other process's removal
+            if folder.exists():
+                self._remove_checkpoints(folder.name)
         self._intact.add(result.key)
-        self._remove_checkpoints(folder.name)
         return folder
 
     def describe(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Writes the study's description anew where it is another one; the caller holds the study (`writing`).
 
-        Killed half-way it leaves a description without checksums, which the next call gives it back.
+        If it is killed, the description has no checksums until the next call.
         """
         manifest = self.path / MANIFEST
         if (settings, provenance) == (self.settings, self.provenance) and os.path.lexists(manifest):
@@ -332,7 +258,7 @@ class StudyStore:
         self.settings, self.provenance = settings, provenance
 
     def write_attempt(self, attempt: Attempt) -> Path:
-        """Stores a try that failed, under the next number of its unit of work."""
+        """Stores an attempt that failed, under the next number of its unit of work."""
         safe_name(attempt.name)
         return write_attempt(self._attempts, attempt)
 
@@ -343,7 +269,7 @@ class StudyStore:
         The same again changes nothing; other content under the same name is refused.
         """
         folder = self._shared / safe_name(name)
-        content = _array_bytes(arrays)
+        content = array_bytes(arrays)
         if not folder.exists():
             commit(folder, {"arrays.safetensors": content})
         elif read_checked(folder, "arrays.safetensors") != content:
@@ -365,26 +291,45 @@ class StudyStore:
             remove_leftovers(parent)
 
 
-class _OnUse(Mapping[str, Any]):
-    """A mapping that is loaded when first looked at."""
+# ---- description
 
-    def __init__(self, load: Callable[[], dict[str, Any]]) -> None:
-        self._load = load
-        self._content: dict[str, Any] | None = None
 
-    def _mapping(self) -> dict[str, Any]:
-        if self._content is None:
-            self._content = self._load()
-        return self._content
+def read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and provenance of the study at path; their checksums are not looked at. Raises StudyError."""
+    if not _exists(path / "provenance.json"):
+        what = "holds no study" if path.exists() else "does not exist"
+        raise StudyError(what, where=str(path), hint=_NO_STUDY)
+    file = path / "provenance.json"
+    content = read(file)
+    parse(ProvenanceDocument, content, str(file), hint="restore it from a copy")
+    provenance = json.loads(content)
+    del provenance["format"]
+    file = path / "study.toml"
+    try:
+        settings = tomllib.loads(read(file).decode())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(Fault.UNREADABLE, where=str(file), detail=str(error)) from None
+    return settings, provenance
 
-    def __getitem__(self, key: str) -> Any:
-        return self._mapping()[key]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping())
+def check_description(path: Path) -> None:
+    """Checks study.toml and provenance.json against their checksums; studies of older versions have none.
 
-    def __len__(self) -> int:
-        return len(self._mapping())
+    Raises DamagedError where they are not as they were written.
+    """
+    while (listing := _description_manifest(path)) is not None:
+        try:
+            check_folder(path)
+            return
+        except DamagedError as error:
+            if _description_manifest(path) != listing:
+                continue  # `describe` was writing them
+            hint = f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
+            raise DamagedError(error.fault, where=str(path), file=error.file, detail=error.detail, hint=hint) from None
+
+
+def _description_manifest(path: Path) -> bytes | None:
+    return read(path / MANIFEST) if os.path.lexists(path / MANIFEST) else None
 
 
 def _exists(path: Path) -> bool:
@@ -399,8 +344,8 @@ def _held(path: Path) -> Iterator[None]:
     """See StudyStore.writing."""
     with exclusively(path) as held:
         if not held:
-            hint = "wait until it has ended; `kdfast status` says how far it is"
-            raise StudyError("another process is working on this study", where=str(path), hint=hint)
+            hint = "wait until it has ended; `kdfast status` shows its progress"
+            raise BusyError("another process is working on this study", where=str(path), hint=hint)
         yield
 
 
@@ -436,83 +381,3 @@ def _described(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str
 def _is_free(path: Path, own: Collection[str]) -> bool:
     """Whether a folder is a study, or can become one."""
     return _exists(path / "provenance.json") or all(p.name in own or p.suffix == ".tmp" for p in path.iterdir())
-
-
-def check_description(path: Path) -> None:
-    """Checks study.toml and provenance.json. Raises StudyError where they are not as they were written; studies of
-    older versions have no checksums of them."""
-    while (there := description_version(path)) is not None:
-        try:
-            check_folder(path)
-            return
-        except StudyError as error:
-            if description_version(path) != there:  # `describe` was at work
-                continue
-            hint = f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
-            raise StudyError(error.what, where=error.where, hint=hint) from None
-
-
-def description_version(path: Path) -> tuple[int, int] | None:
-    """Tells a study's description from one that `describe` has put into its place; None: it has no checksums."""
-    try:
-        status = os.lstat(path / MANIFEST)
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_ctime_ns
-
-
-def load_result(folder: Path, content: bytes) -> StoredResult:
-    """The result in a folder whose result.json has this content. Raises StudyError where the two do not fit."""
-    try:
-        document = parse_json(content)
-        config = document["config"]
-        result = StoredResult(
-            kind=document["kind"],
-            name=document["name"],
-            seed=document["seed"],
-            config=None if config is None else RunConfig(**config),
-            status=document["status"],
-            message=document["message"],
-            metrics=document["metrics"],
-            curves={name: [float(value) for value in values] for name, values in document["curves"].items()},
-            arrays=_OnUse(lambda: _load_arrays(folder)),
-            state=_OnUse(lambda: _load_state(folder)),
-            card=document["card"],
-            stored=str(document.get("stored", "")),
-            environment=document.get("environment"),  # older studies lack both
-            resumed_from=tuple(document.get("resumed_from", ())),
-        )
-        named = result.key.folder
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, StudyError) as error:
-        raise damage(folder, f"result.json has unexpected content ({error})") from error
-    if named != folder.name:
-        raise damage(folder, f"it holds {named}")
-    return result
-
-
-def _load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    from safetensors.numpy import load
-
-    return load(read_checked(folder, "arrays.safetensors"))
-
-
-def _load_state(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    return load(read_checked(folder, "weights.safetensors"))
-
-
-def _array_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    from safetensors.numpy import save
-
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-
-
-def _state_bytes(state: Mapping[str, Tensor], card: Mapping[str, Any] | None) -> bytes:
-    from safetensors.torch import save
-
-    from kdfast.models.tagger import model_bytes
-
-    if card is not None:
-        return model_bytes(state, card)
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})

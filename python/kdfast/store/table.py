@@ -67,7 +67,7 @@ METRICS = {
 # Analyses that need the scores of each jet, in the words of a report.
 NEED_SCORES = (
     "standard errors and intervals of AUC and rejection",
-    "paired comparisons on shared test jets, and which runs can't be told from the best",
+    "paired comparisons on shared test jets, and which runs are statistically indistinguishable from the best",
     "ROC curves and rejection against efficiency",
     "rejection at other efficiencies than those given",
     "score distributions and calibration",

@@ -29,19 +29,18 @@ from torch import Tensor
 from kdfast.distill.checkpoint import MemberCheckpoint
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import Pack
-from kdfast.errors import KdfastWarning, StudyError
+from kdfast.errors import Fault, KdfastWarning, StudyError
 from kdfast.files import writing_errors
 from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
+from kdfast.store.documents import CheckpointDocument, json_bytes, json_number, parse
 from kdfast.store.folders import (
+    REPAIR_HINT,
     AlreadyStored,
     commit,
     damage,
     folders,
-    json_bytes,
-    json_number,
-    parse_json,
     read_checked,
     remove,
     remove_leftovers,
@@ -104,13 +103,13 @@ class StudyCheckpoints:
             except StudyError as error:
                 self._warn(f"{error.where}: {error.what}; this checkpoint is not used")
                 continue
-            others = [name for name, _, _ in differing(document["belongs_to"], self._belongs_to[member])]
+            others = [name for name, _, _ in differing(document.belongs_to, self._belongs_to[member])]
             if others:
                 self._warn(f"{folder}: is of another configuration ({', '.join(others)}); this checkpoint is not used")
                 continue
             self._unusable.remove(folder)
             self._newest[member] = folder
-            self._before[member] = [there for there in document["environments"] if self._differences(there)]
+            self._before[member] = [there for there in document.environments if self._differences(there)]
             for there in self._before[member]:
                 listing = ", ".join(self._differences(there))
                 self._warn(f"members go on that were begun in another environment ({listing}); last bits may differ")
@@ -189,24 +188,22 @@ def _files(at: MemberCheckpoint, document: Mapping[str, Any]) -> dict[str, bytes
     }
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], MemberCheckpoint]:
+def _read(folder: Path) -> tuple[CheckpointDocument, MemberCheckpoint]:
     """Raises StudyError unless it is what was written."""
     content, tensors = read_checked(folder, "checkpoint.json"), read_checked(folder, "tensors.safetensors")
+    document = parse(CheckpointDocument, content, str(folder), "checkpoint.json", REPAIR_HINT)
     try:
-        document, found = parse_json(content), load(tensors)
-        checkpoint = MemberCheckpoint(
-            **{name: document[name] for name in _NUMBERS},
-            sums=found.pop("sums"),
-            curves={name: [float(value) for value in values] for name, values in document["curves"].items()},
-            learner=_group(found, "learner."),
-            best_state=_group(found, "best."),
-        )
-        if not (
-            isinstance(document["belongs_to"], dict) and all(isinstance(e, dict) for e in document["environments"])
-        ):
-            raise TypeError("belongs_to, environments")
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, safetensors.SafetensorError) as error:
-        raise damage(folder, f"it has unexpected content ({error})") from error
+        found = load(tensors)
+        sums = found.pop("sums")
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise damage(folder, Fault.CONTENT, "tensors.safetensors", str(error)) from error
+    checkpoint = MemberCheckpoint(
+        **{name: getattr(document, name) for name in _NUMBERS},
+        sums=sums,
+        curves={name: [float(value) for value in values] for name, values in document.curves.items()},
+        learner=_group(found, "learner."),
+        best_state=_group(found, "best."),
+    )
     return document, checkpoint
 
 
