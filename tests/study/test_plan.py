@@ -87,7 +87,7 @@ def test_a_pack_under_another_packs_name_is_damaged(store):
     (store.path / "packs" / "seed2.001").rename(store.path / "packs" / "seed1.009")
     with pytest.raises(StudyError, match=r"seed1\.009.*it holds a pack of seed 2"):
         planned(store)
-    assert [finding.path for finding in verify(store.path).findings] == ["packs/seed1.009"]
+    assert [finding.path for finding in verify(store.path).findings] == ["packs/seed1.009/pack.json"]
 
 
 def test_ten_thousand_packs_are_told_from_a_grid_at_once():
