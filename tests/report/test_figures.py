@@ -319,7 +319,7 @@ def test_the_same_results_give_the_same_files(analysis, store, files):
     assert again == files
 
 
-# ---- studies that lack something
+# ---- studies with parts missing
 
 
 def names_of(store):
