@@ -72,14 +72,14 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
             which = "The shared runs have"
         reasons.append(f"{which} no scores per jet in both studies: a run imported from a log has none.")
     for store, runs in zip(stores, done, strict=True):
-        jets = len(store.shared("test")["labels"]) if scored else 0
-        faults = {key: fault_of_scores(runs[key], jets) for key in scored}
+        number = len(store.shared("test")["labels"]) if scored else 0
+        faults = {key: fault_of_scores(runs[key], number) for key in scored}
         reasons += [f"{store.path}: {k.name}, seed {k.seed}, is left out: {why}." for k, why in faults.items() if why]
         scored = [key for key in scored if not faults[key]]
     index = np.zeros(0, np.int64)
     labels = index
     weights = np.zeros(0, np.float32)
-    runs = []
+    paired: list[PairedRun] = []
     if scored:
         jets = first.shared("test")
         others = second.shared("test")
@@ -100,12 +100,12 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
                 [of[key].arrays["scores_test"][part] for key in scored]
                 for of, part in zip(done, (here, there), strict=True)
             ]
-            runs = [PairedRun(*run) for run in zip(scored, *scores, strict=True)]
+            paired = [PairedRun(*run) for run in zip(scored, *scores, strict=True)]
     return Pairing(
         index=index,
         labels=labels,
         weights=weights,
-        runs=tuple(runs),
+        runs=tuple(paired),
         shared=tuple(shared),
         only_first=tuple(key for key in done[0] if key not in done[1]),
         only_second=tuple(key for key in done[1] if key not in done[0]),

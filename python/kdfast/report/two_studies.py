@@ -120,8 +120,8 @@ def _settings(stores: Sequence[StudyStore]) -> list[tuple[str, str | None, str |
     here, there = (store.provenance["decisive"] if whole else store.settings for store in stores)
     found = list(differing(here, there))
     if whole:
-        planned = ({key: store.settings.get(key) for key in _PLANNED} for store in stores)
-        found += differing(*planned)
+        planned = [{key: store.settings.get(key) for key in _PLANNED} for store in stores]
+        found += differing(planned[0], planned[1])
     return [(name, _shown(old), _shown(new)) for name, old, new in found]
 
 
@@ -161,7 +161,7 @@ def _measured(pairing: Pairing, replicates: int | None = None) -> _Pairs:
         keys=[run.key for run in runs],
         values={metric: found.values.reshape(2, -1) for metric, found in estimates.items()},
         factor={metric: found.factor[len(runs) :] - found.factor[: len(runs)] for metric, found in estimates.items()},
-        limited=np.asarray(limits, bool).reshape(2, -1).any(axis=0),
+        limited=np.any(np.asarray(limits, bool).reshape(2, -1), axis=0),
     )
 
 
@@ -233,7 +233,7 @@ def _compared(
 ) -> dict[str, PairedMetric]:
     """By name, the means over seeds and their difference, by the two-way model of configurations and
     seeds."""
-    unknown: NDArray[np.bool_] = ~np.isfinite(pairs.values[metric]).all(axis=0)
+    unknown = np.any(~np.isfinite(pairs.values[metric]), axis=0)
     if metric == "rejection":
         unknown |= pairs.limited
     left_out = {name for k, name in zip(rows, names, strict=True) if unknown[k]}
