@@ -258,7 +258,7 @@ def test_in_bfloat16(study, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"epochs": 0}, ConfigError, "recipe.epochs: input should be greater than or equal to 1, is 0"),
+        ({"epochs": 0}, ConfigError, "epochs: must be ≥ 1, is 0"),
         ({"grid": "studdy"}, ConfigError, "did you mean 'study'?"),
         ({"model": "smal"}, ConfigError, "model: unknown model preset 'smal'\ndid you mean 'small'?"),
         ({"hlt": "nominl"}, ConfigError, "did you mean 'nominal'?"),
