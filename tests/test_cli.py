@@ -249,7 +249,7 @@ def test_a_path_that_is_no_text(tmp_path, capsys, without_reports):
     shutil.copy(SAMPLE, path)
     for arguments in ([path], ["--hlt-data", path], ["--teacher", path]):
         assert main(["sweep", *arguments, "--out", str(tmp_path / "study")]) == 2
-        assert "a\\udcff.h5': is no UTF-8, and can't stand in study.toml\nrename it" in capsys.readouterr().err
+        assert "a\\udcff.h5': is not UTF-8, so study.toml can't hold it\nrename it" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
     assert main(["sweep", str(tmp_path / "a*.h5"), "--out", str(tmp_path / "study"), "--quiet", *TINY]) == 0
 
@@ -369,7 +369,7 @@ def test_a_sweep_that_a_signal_stops(tmp_path, number, status):
     process.send_signal(number)
     for line in process.stderr:
         assert "Traceback" not in line
-        if line.startswith("kdfast: stopped: what has finished is stored"):
+        if line.startswith("kdfast: stopped: finished runs are stored"):
             break
     process.send_signal(signal.SIGTERM)  # the last line is out, and the interpreter still at its end
     assert process.stderr.read() == ""

@@ -6,11 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from kdfast.errors import KdfastError
+from kdfast.interrupt import SweepInterrupted
 from kdfast.jets.packed import PackedJets
 from kdfast.store.grid import grid
-from kdfast.study.dask_engine import connected
+from kdfast.study.dask_cluster import connected
 from kdfast.study.driver import sweep
-from kdfast.study.interrupt import SweepInterrupted
 from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets
 from tests.undrawn import undrawn_figures

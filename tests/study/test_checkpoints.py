@@ -93,7 +93,7 @@ def test_what_is_saved_comes_back_and_the_member_ends_in_the_same_bits(disk, tra
         assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
     (result,) = train_pack(A_PACK, checkpoints=disk.open())
     assert_same(result, expected)
-    assert disk.said[-1] == f"{NAME} goes on in epoch 3 of 3, after step 6"
+    assert disk.said[-1] == f"{NAME} resumes in epoch 3 of 3, after step 6"
     assert disk.steps == ["000000008"]
 
 
@@ -250,7 +250,7 @@ def test_one_that_can_not_be_written_warns_once_and_training_goes_on(disk, train
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(folders.os, "fsync", full)
-    with pytest.warns(KdfastWarning, match="No space left on device; the training goes on without") as warned:
+    with pytest.warns(KdfastWarning, match="No space left on device; training continues without") as warned:
         (result,) = train_pack(A_PACK, checkpoints=disk.open())
     assert len(warned) == 1
     assert_same(result, trained[0])

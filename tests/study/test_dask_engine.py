@@ -1,8 +1,8 @@
 """A Dask cluster as the engine: real schedulers, workers and clients, killed at bad moments, end in the same table."""
 
 import contextlib
-import ctypes
 import os
+import queue
 import re
 import shutil
 import signal
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,10 @@ from kdfast.errors import BackendError, ClusterError, ConfigError, StudyError
 from kdfast.store.attempts import GIVEN_UP, Attempt
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.key import RunKey
-from kdfast.store.packs import TEACHER, planned
+from kdfast.store.packs import TEACHER
 from kdfast.store.store import StudyStore
 from kdfast.store.table import csv_text, results_table
-from kdfast.study import dask_engine, dask_task, training
+from kdfast.study import dask_cluster, dask_engine, training
 from kdfast.study import worker as study_worker
 from tests.study.small_sweep import GRID, small_sweep
 
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.slow  # tests/study/test_dask_threads.py is quick
 ROOT = Path(__file__).parents[2]
 EPOCHS = 60
 WORKERS, THREADS = 2, 2
+LOCAL = {"dashboard_address": None, "resources": {"GPU": 1}}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,17 +61,12 @@ def alone(tmp_path_factory) -> str:
     """The table of the same sweep by one process."""
     out = tmp_path_factory.mktemp("alone") / "study"
     small_sweep(out, epochs=EPOCHS)
-    return (out / "results_summary.csv").read_text()
+    return table(out)
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with (
-        LocalCluster(
-            n_workers=WORKERS, threads_per_worker=THREADS, resources={"GPU": 1}, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with LocalCluster(n_workers=WORKERS, threads_per_worker=THREADS, **LOCAL) as cluster, Client(cluster) as client:
         yield client
 
 
@@ -84,14 +81,15 @@ def wait_until(true: Callable[[], Any], what: str, seconds: float = 90) -> None:
         time.sleep(0.01)
 
 
-def begun(out: Path) -> list[Holder]:
-    """Packs that are held; not those whose claim is just being written, whose holder is not known yet."""
-    return [holder for holder in Claims(out / "claims").holders() if holder.name != TEACHER and holder.pid > 0]
+def begun(out: Path, *names: str) -> list[Holder]:
+    """Claims that are held, of packs or of these names; not one that is just being written, by nobody known yet."""
+    holders = [holder for holder in Claims(out / "claims").holders() if holder.pid > 0]
+    return [holder for holder in holders if (holder.name in names if names else holder.name != TEACHER)]
 
 
 @contextlib.contextmanager
 def sweeping(out: Path, client: Client, **changes: Any) -> Iterator[None]:
-    """A sweep beside the block, ended with it; what it raises is raised."""
+    """A sweep in a thread, ended with the block; what it raises is raised."""
     raised: list[BaseException] = []
 
     def work() -> None:
@@ -110,13 +108,50 @@ def sweeping(out: Path, client: Client, **changes: Any) -> Iterator[None]:
         raise error
 
 
+@contextlib.contextmanager
+def in_workers(client: Client, change: Callable[[], None], back: Callable[[], None]) -> Iterator[None]:
+    client.run(change)
+    try:
+        yield
+    finally:
+        client.run(back)
+
+
+def undo() -> None:
+    training.train_pack = training.genuine  # type: ignore[attr-defined]
+
+
 # ---- on a cluster that stays
 
 
+def record_training() -> None:
+    """In a worker: notes what is trained, with how many threads, and how many packs at once."""
+    lock, training.genuine = threading.Lock(), training.train_pack  # type: ignore[attr-defined]
+    seen = training.seen = {"threads": {}, "now": 0, "most": 0}  # type: ignore[attr-defined]
+
+    def train_pack(pack: Any, *, threads: int, **more: Any) -> Iterator[Any]:
+        with lock:
+            seen["threads"][pack.members[0].name] = threads
+            seen["now"] += 1
+            seen["most"] = max(seen["most"], seen["now"])
+        yield from training.genuine(pack, threads=threads, **more)  # type: ignore[attr-defined]
+        with lock:
+            seen["now"] -= 1
+
+    training.train_pack = train_pack  # type: ignore[assignment]
+
+
 def test_the_same_table_as_without_dask(tmp_path, client, alone, capfd):
-    """The jets are given in Python: the workers find them in the study's folder."""
-    small_sweep(tmp_path / "study", epochs=EPOCHS, client=client, progress=True)
+    """The jets are given in Python: the workers find them in the study's folder. As many tasks run as there are
+    threads, and the teacher on all of them."""
+    with in_workers(client, record_training, undo):
+        small_sweep(tmp_path / "study", epochs=EPOCHS, client=client, progress=True)
+        workers = list(client.run(lambda: training.seen).values())  # type: ignore[attr-defined]
     assert table(tmp_path / "study") == alone
+    threads = {name: count for seen in workers for name, count in seen["threads"].items()}
+    assert threads.pop("teacher") == THREADS
+    assert threads == dict.fromkeys(["baseline", *(run.name for run in GRID)], 1)
+    assert max(seen["most"] for seen in workers) == THREADS
     said = capfd.readouterr().err
     assert "plan: 5 runs in 5 packs of up to 1" in said  # more than there are threads
     assert re.search(r"packs [345]/5: .* done, .*\(5/5 done, .* epochs/s", said)
@@ -124,261 +159,104 @@ def test_the_same_table_as_without_dask(tmp_path, client, alone, capfd):
     assert Claims(tmp_path / "study" / "claims").holders() == []
 
 
-def record_training() -> None:
-    """In a worker: counts what is trained, and with how many threads."""
-    original, lock = training.train_pack, threading.Lock()
-    seen: dict[str, Any] = {"threads": {}, "now": 0, "most": 0, "torch": set()}
-    training.recorded = seen  # type: ignore[attr-defined]
-
-    def train_pack(pack: Any, *, threads: int, **more: Any) -> Iterator[Any]:
-        with lock:
-            seen["threads"][pack.members[0].name] = threads
-            seen["now"] += 1
-            seen["most"] = max(seen["most"], seen["now"])
-        yield from original(pack, threads=threads, **more)
-        with lock:
-            seen["now"] -= 1
-
-    training.train_pack = train_pack  # type: ignore[assignment]
-    training.original = original  # type: ignore[attr-defined]
-
-
-def recorded() -> dict[str, Any]:
-    training.train_pack = training.original  # type: ignore[attr-defined]
-    return training.recorded  # type: ignore[attr-defined,no-any-return]
-
-
-def test_as_many_tasks_as_threads_and_the_teacher_on_all_of_them(tmp_path, client):
-    client.run(record_training)
-    small_sweep(tmp_path / "study", epochs=EPOCHS, client=client, pack_size=1)
-    workers = list(client.run(recorded).values())
-    threads = {name: count for seen in workers for name, count in seen["threads"].items()}
-    assert threads.pop("teacher") == THREADS
-    assert threads == dict.fromkeys(["baseline", *(run.name for run in GRID)], 1)
-    assert max(seen["most"] for seen in workers) == THREADS
-
-
-def opened() -> int | None:
-    return None if dask_task._opened is None else id(dask_task._opened)
-
-
 def test_a_worker_reads_the_jets_once_until_the_study_changes(tmp_path, client):
-    small_sweep(tmp_path / "one", epochs=2, client=client, pack_size=1)
-    first = client.run(opened)
-    small_sweep(tmp_path / "one", epochs=2, client=client, pack_size=1, seeds=[42, 43])
-    second = client.run(opened)
-    assert [second[worker] for worker, one in first.items() if one is not None] == [
-        one for one in first.values() if one
-    ]
-    small_sweep(tmp_path / "two", epochs=2, client=client, pack_size=1)
-    third = client.run(lambda: dask_task._opened and Path(dask_task._opened.study[0]).name)
-    assert "two" in third.values()
+    def read() -> list[int]:
+        return list(client.run(lambda: dask_engine._inputs.cache_info().misses).values())
+
+    counts = [read()]
+    for changes in ({}, {"seeds": [43]}, {"seeds": [44], "checkpoint_every": 7}):
+        small_sweep(tmp_path, epochs=2, client=client, pack_size=1, **changes)
+        counts.append(read())
+    more = [[new - old for old, new in zip(counts[0], later, strict=True)] for later in counts[1:]]
+    assert max(more[0]) == max(more[1]) == 1
+    assert max(more[2]) == 2
 
 
-def test_checkpoints_are_as_often_as_the_last_call_says(tmp_path, client):
-    small_sweep(tmp_path, epochs=2)
-    small_sweep(tmp_path, epochs=2, client=client, seeds=[43], checkpoint_every=7)
-    seen = client.run(lambda: dask_task._opened and (dask_task._opened.study[0], dask_task._opened.settings))
-    assert {opened[1].checkpoint_every for opened in seen.values() if opened and opened[0] == str(tmp_path)} == {7}
-
-
-def test_a_task_that_runs_twice_at_once(tmp_path, client, alone):
-    out = tmp_path / "study"
+@pytest.mark.parametrize("killed", [False, True])
+def test_packs_that_others_hold_are_waited_for_and_large_ones_are_cut(tmp_path, client, alone, monkeypatch, killed):
+    """The holder is another process; where it is killed, that is recorded before parts of its pack are trained."""
+    out, waiting, hold = tmp_path / "study", threading.Event(), dask_engine._Sweep.wait_for
     small_sweep(out, epochs=EPOCHS, plan_only=True, pack_size=5)
-    store = StudyStore.open(out)
-    study = dask_task.Study(str(out), dask_task.identity(store), "owner", "auto", None)
-    client.submit(dask_task.train, study, {"id": TEACHER}, pure=False).result()
-    (pack,) = planned(store)
-    document = {"id": pack.id, "seed": 42, "runs": [None, *map(vars, GRID)]}
-    workers = client.scheduler_info()["workers"]
-    twice = [client.submit(dask_task.train, study, document, workers=[one], pure=False) for one in workers]
-    facts = client.gather(twice)
-    assert {one["host"] for one in facts} != {facts[0]["host"]}
-    assert {one["pack"] for one in facts} == {pack.id}
-    assert 0 in {one["left"] for one in facts}  # the other one gives up when it sees that it has lost the claim
-    assert not any(one["held"] for one in facts)
-    small_sweep(out, epochs=EPOCHS)
-    assert table(out) == alone
-
-
-def test_packs_that_others_hold_are_waited_for_and_large_ones_are_cut(tmp_path, client, alone, monkeypatch):
-    out = tmp_path / "study"
-    small_sweep(out, epochs=EPOCHS, plan_only=True, pack_size=5)
-    monkeypatch.setattr(dask_engine, "_LOOK_AT_CLAIMS", 0.1)
-    other = Claims(out / "claims").take("seed42.000")
-    assert other is not None
-    with sweeping(out, client):
-        wait_until(lambda: list(out.glob("results/teacher.*")), "the teacher is stored")
-        time.sleep(0.5)
-        assert not list(out.glob("results/student.*"))
-        with other:
-            pass
-    assert table(out) == alone
-    assert {path.name for path in (out / "claims").iterdir()} > {"seed42.000.00", "seed42.000.04"}
-
-
-@contextlib.contextmanager
-def held_by_a_process(out: Path, name: str) -> Iterator[int]:
-    """A claim of another process, which is killed in the end; its id."""
+    monkeypatch.setattr(dask_engine, "_LOOK", 0.1)
+    monkeypatch.setattr(dask_engine._Sweep, "wait_for", lambda self, pack: (hold(self, pack), waiting.set()))
     code = """if True:
-        import sys, time
+        import sys
         from pathlib import Path
         from kdfast.store.claims import Claims
-        claim = Claims(Path(sys.argv[1])).take(sys.argv[2])
-        print("taken", flush=True)
-        time.sleep(600)"""
-    command = [sys.executable, "-c", code, str(out / "claims"), name]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "taken\n"
-        yield process.pid
-    finally:
-        process.kill()
-        process.communicate()
+        with Claims(Path(sys.argv[1])).take("seed42.000"):
+            print("taken", flush=True)
+            sys.stdin.read()"""
+    command = [sys.executable, "-c", code, str(out / "claims")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "taken\n"
+        with sweeping(out, client):
+            assert waiting.wait(60)
+            wait_until(lambda: list(out.glob("results/teacher.*")), "the teacher is stored")
+            assert not list(out.glob("results/student.*"))
+            if killed:
+                other.kill()
+            other.stdin.close()
+    assert table(out) == alone
+    assert {path.name for path in (out / "claims").iterdir()} > {"seed42.000.00", "seed42.000.04"}
+    lost = [("seed42.000", "lost", other.pid, 5)] if killed else []
+    assert [(a.name, a.ended, a.pid, len(a.members)) for a in StudyStore.open(out).attempts()] == lost
 
 
-@pytest.mark.parametrize("killed", ["before", "meanwhile"])
-def test_a_pack_of_a_process_that_was_killed_is_recorded(tmp_path, client, monkeypatch, killed):
-    """Before the sweep's parts of it, of which tasks know alone, are trained."""
-    out = tmp_path / "study"
-    small_sweep(out, epochs=2, plan_only=True, pack_size=5)
-    monkeypatch.setattr(dask_engine, "_LOOK_AT_CLAIMS", 0.1)
-    with contextlib.ExitStack() as sweeps:
-        with held_by_a_process(out, "seed42.000") as pid:
-            if killed == "meanwhile":
-                sweeps.enter_context(sweeping(out, client, epochs=2))
-                wait_until(lambda: list(out.glob("results/teacher.*")), "the teacher is stored")
-                time.sleep(0.5)
-        if killed == "before":
-            sweeps.enter_context(sweeping(out, client, epochs=2))
-    (attempt,) = StudyStore.open(out).attempts()
-    assert (attempt.name, attempt.ended, attempt.pid, len(attempt.members)) == ("seed42.000", "lost", pid, 5)
-
-
-@pytest.fixture
-def one_worker() -> Iterator[Client]:
-    """Of which each task comes after the other in one process."""
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-def test_a_study_that_is_made_anew_on_the_same_cluster(tmp_path, one_worker, monkeypatch):
-    """Its workers have the targets of a teacher that is gone."""
-    out, submit, keys = tmp_path / "study", one_worker.submit, []
-
-    def counting(*arguments: Any, **options: Any) -> Any:
-        keys.append(options["key"][0])
-        assert keys.count("kdfast-teacher") < 5, "the teacher is submitted again and again"
-        return submit(*arguments, **options)
-
-    small_sweep(out, epochs=2, client=one_worker)
-    before = table(out)
-    shutil.rmtree(out)
-    monkeypatch.setattr(one_worker, "submit", counting)
-    small_sweep(out, epochs=2, client=one_worker)
-    assert table(out) == before
-    assert keys.count("kdfast-teacher") == 1
-
-
-def test_students_of_a_teacher_that_was_replaced(tmp_path, one_worker):
+def test_students_of_a_teacher_that_was_replaced(tmp_path, client):
+    """Also of a study that was deleted and made anew: nothing of the old teacher is used."""
     out, alone = tmp_path / "study", tmp_path / "alone"
-    small_sweep(out, epochs=2, client=one_worker)
-    before, store = table(out), StudyStore.open(out)
-    teacher = store.get(RunKey.teacher(42))
+    small_sweep(out, epochs=2, client=client)
+    before, teacher = table(out), StudyStore.open(out).get(RunKey.teacher(42))
     state = {name: tensor * 2 for name, tensor in teacher.state.items()}
     other = replace(teacher, state=state, arrays=dict(teacher.arrays), stored="")
     for folder in list((out / "results").iterdir()):
         shutil.rmtree(folder)
     StudyStore.open(out).write(other)
     shutil.copytree(out, alone)
-    small_sweep(out, epochs=2, client=one_worker)
+    small_sweep(out, epochs=2, client=client)
     small_sweep(alone, epochs=2)
     assert table(out) == table(alone) != before
+    shutil.rmtree(out)
+    small_sweep(out, epochs=2, client=client)
+    assert table(out) == before
 
 
-def do_nothing() -> None:
-    study_worker.genuine = study_worker.PackRunner.attempt  # type: ignore[attr-defined]
-    study_worker.PackRunner.attempt = lambda self, pack, retry: True  # type: ignore[method-assign, assignment]
-
-
-def do_it_again() -> None:
-    study_worker.PackRunner.attempt = study_worker.genuine  # type: ignore[attr-defined, method-assign]
-
-
-def test_tasks_that_train_nothing_are_not_submitted_for_ever(tmp_path, client, capfd):
-    client.run(do_nothing)
-    try:
-        with pytest.raises(StudyError, match="a task ended without an error, and trained nothing of what is missing"):
-            small_sweep(tmp_path / "study", epochs=2, client=client, pack_size=5, progress=True)
-    finally:
-        client.run(do_it_again)
-    assert capfd.readouterr().err.count("; tried again") >= GIVEN_UP - 1
-
-
-def set_version(version: str) -> None:
-    study_worker.__version__ = version
-
-
-def test_a_worker_with_another_version_is_refused(tmp_path, client):
+def test_workers_that_can_not_be_used_are_named(tmp_path, client, monkeypatch):
     from kdfast import __version__
 
-    client.run(set_version, "0.0.1")
-    try:
-        with pytest.raises(StudyError, match=rf"was planned by kdfast {__version__}, this is 0\.0\.1") as raised:
-            small_sweep(tmp_path / "study", epochs=2, client=client)
-    finally:
-        client.run(set_version, __version__)
-    assert "tcp://" in str(raised.value.where)
-    assert "install kdfast" in str(raised.value)
+    def set_version(version: str) -> None:
+        study_worker.__version__ = version
 
+    def block(module: Any = None) -> None:
+        sys.modules["kdfast.study.dask_engine"] = module
 
-def test_a_folder_that_workers_do_not_share_is_named(tmp_path, client):
-    out = tmp_path / "study"
-    small_sweep(out, epochs=2, plan_only=True)
-    study = dask_task.Study(str(out), "another", "owner", "auto", None)
+    def unblock() -> None:
+        sys.modules.pop("kdfast.study.dask_engine", None)
+
+    other_version = rf"on .*tcp://.*: was planned by kdfast {__version__}, this is 0\.0\.1: .*\ninstall kdfast"
+    with (
+        in_workers(client, lambda: set_version("0.0.1"), lambda: set_version(__version__)),
+        pytest.raises(StudyError, match=other_version),
+    ):
+        small_sweep(tmp_path / "version", epochs=2, client=client)
+    with in_workers(client, block, unblock), pytest.raises(BackendError, match="workers can't import kdfast"):
+        small_sweep(tmp_path / "without", epochs=2, client=client)
+    genuine = dask_engine.study_digest
+    monkeypatch.setattr(dask_engine, "study_digest", lambda store: genuine(store)[::-1])
     with pytest.raises(StudyError, match="another study there"):
-        client.submit(dask_task.train, study, {"id": TEACHER}, pure=False).result()
+        small_sweep(tmp_path / "folder", epochs=2, client=client)
 
 
-def endless_teacher(out: Path) -> dask_task.Study:
-    """A study whose teacher takes minutes."""
-    recipe = {"epochs": 3000, "teacher_patience": 3000}
-    small_sweep(out, epochs=None, config={"recipe": recipe}, plan_only=True)
-    return dask_task.Study(str(out), dask_task.identity(StudyStore.open(out)), "owner", "auto", None)
-
-
-def worst_answer(client: Client, during: Any) -> float:
-    """Seconds of the slowest answer of the workers' event loops, from which heartbeats are sent, until a task ends."""
-    worst = 0.0
-    while not during.done():
-        began = time.monotonic()
-        client.run(os.getpid)
-        worst = max(worst, time.monotonic() - began)
-    return worst
-
-
-def hold_the_gil() -> None:
-    ctypes.PyDLL(None).usleep(3_000_000)  # PyDLL, unlike CDLL, keeps it
-
-
-def test_heartbeats_flow_while_members_train(tmp_path, client):
-    held = client.submit(hold_the_gil, pure=False)
-    assert worst_answer(client, held) > 2  # what it would be like
-    out = tmp_path / "study"
-    teacher = client.submit(dask_task.train, endless_teacher(out), {"id": TEACHER}, pure=False)
-    wait_until(lambda: list(out.glob("claims/teacher/*")), "the teacher is trained")
-    cancel = threading.Timer(4, teacher.cancel)
-    cancel.start()
-    worst = worst_answer(client, teacher)
-    cancel.join()
-    assert teacher.status == "cancelled"  # until then it was trained
-    assert worst < 2
-    wait_until(lambda: not Claims(out / "claims").holders(), "the cancelled task has stopped", 10)
-    assert list(out.glob("checkpoints/teacher.*/*"))  # at a step, from which the next one goes on
+def test_another_environment_of_a_worker_is_told(tmp_path, client, monkeypatch):
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: told.put(str(message)))
+    small_sweep(tmp_path, epochs=2, plan_only=True)
+    provenance = tmp_path / "provenance.json"
+    provenance.write_text(re.sub(r'"isa": "\w+"', '"isa": "another"', provenance.read_text()))
+    (tmp_path / "manifest.json").unlink()
+    small_sweep(tmp_path, epochs=2, client=client)
+    message = told.get(timeout=30)  # it comes by the client's other thread
+    assert re.search(r"begun in another environment \(isa another → \w+\); last bits may differ", message)
 
 
 def test_a_worker_killed_in_mid_pack(tmp_path, client, alone):
@@ -393,59 +271,66 @@ def test_a_worker_killed_in_mid_pack(tmp_path, client, alone):
 
 
 def break_baseline() -> None:
-    training.original = training.train_pack  # type: ignore[attr-defined]
+    training.genuine = training.train_pack  # type: ignore[attr-defined]
 
     def train_pack(pack: Any, **more: Any) -> Iterator[Any]:
         if pack.members[0].name == "baseline":
             raise ValueError("broken on purpose")
-        yield from training.original(pack, **more)  # type: ignore[attr-defined]
+        yield from training.genuine(pack, **more)  # type: ignore[attr-defined]
 
     training.train_pack = train_pack  # type: ignore[assignment]
 
 
-def repair_baseline() -> None:
-    training.train_pack = training.original  # type: ignore[attr-defined]
-
-
 def test_a_pack_that_fails_does_not_end_the_others(tmp_path, client, alone, capfd):
     out = tmp_path / "study"
-    client.run(break_baseline)
-    try:
-        with pytest.raises(ValueError, match="broken on purpose"):
-            small_sweep(out, epochs=EPOCHS, client=client, pack_size=1, progress=True)
-    finally:
-        client.run(repair_baseline)
-    assert capfd.readouterr().err.count("seed42.000: ValueError: broken on purpose; tried again") == GIVEN_UP - 1
+    small_sweep(out, epochs=EPOCHS, plan_only=True, pack_size=1)
+    for _ in range(2):  # what failed before the sweep does not count
+        StudyStore.open(out).write_attempt(Attempt("seed42.000", "error", "RuntimeError: an older fault"))
+    with in_workers(client, break_baseline, undo), pytest.raises(ValueError, match="broken on purpose"):
+        small_sweep(out, epochs=EPOCHS, client=client, progress=True)
+    said = capfd.readouterr().err
+    assert re.search(r"seed42\.000 failed on \S+: ValueError: broken on purpose", said)
+    assert "older fault" not in said
     assert len(list(out.glob("results/student.*"))) == len(GRID)
-    assert {attempt.name for attempt in StudyStore.open(out).attempts()} == {"seed42.000"}
+    tries = [attempt.ended for attempt in StudyStore.open(out).attempts("seed42.000")]
+    assert tries == ["error", "error", "error", "retry", *["error"] * (GIVEN_UP - 1)]
     small_sweep(out, epochs=EPOCHS, client=client)
     assert table(out) == alone
 
 
-def fail_once_each() -> None:
-    for name in ("teacher", "students"):
-        genuine, faults = getattr(training.StudyTraining, name), ["a passing fault"]
-
-        def method(self: Any, *given: Any, genuine: Any = genuine, faults: list[str] = faults, **more: Any) -> Any:
-            if faults:
-                raise RuntimeError(faults.pop())
-            return genuine(self, *given, **more)
-
-        setattr(training.StudyTraining, name, method)
-
-
-def test_what_failed_before_the_sweep_does_not_count(tmp_path, one_worker, capfd):
+def test_tasks_that_another_client_cancels(tmp_path, client):
     out = tmp_path / "study"
-    small_sweep(out, epochs=2, plan_only=True, pack_size=5)
-    for name in (TEACHER, "seed42.000") * 2:
-        StudyStore.open(out).write_attempt(Attempt(name, "error", "RuntimeError: an older fault"))
-    one_worker.run(fail_once_each)
-    small_sweep(out, epochs=2, client=one_worker, pack_size=5, progress=True)
-    said = capfd.readouterr().err
-    for name in (TEACHER, "seed42.000"):
-        assert f"{name}: RuntimeError: a passing fault; tried again" in said
-        ended = [attempt.ended for attempt in StudyStore.open(out).attempts(name)]
-        assert ended == ["error", "error", "error", "retry"]
+    sweep = sweeping(out, client)
+    sweep.__enter__()
+    wait_until(lambda: begun(out), "a pack is begun")
+    client.restart()
+    with pytest.raises(ClusterError, match="cancelled by another client"):
+        sweep.__exit__(None, None, None)
+
+
+def test_heartbeats_flow_while_members_train_until_it_is_cancelled(tmp_path, client):
+    """The worker's event loop, which sends them, answers in time; a cancelled task saves its members."""
+    out, worst = tmp_path / "study", 0.0
+    teacher = endless_teacher(out, client)
+    wait_until(lambda: begun(out, TEACHER), "the teacher is trained")
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        began = time.monotonic()
+        client.run(os.getpid)
+        worst = max(worst, time.monotonic() - began)
+    assert teacher.status == "pending"
+    assert worst < 2
+    teacher.cancel()
+    wait_until(lambda: not Claims(out / "claims").holders(), "the cancelled task has stopped", 20)
+    assert list(out.glob("checkpoints/teacher.*/*"))  # at a step, from which the next one resumes
+
+
+def endless_teacher(out: Path, client: Client) -> Any:
+    """The task of a teacher that takes minutes."""
+    recipe = {"epochs": 3000, "teacher_patience": 3000}
+    small_sweep(out, epochs=None, config={"recipe": recipe}, plan_only=True)
+    study = vars(dask_engine._Study(str(out), study_worker.study_digest(StudyStore.open(out)), "owner", "auto", None))
+    return client.submit(dask_engine.train, study, TEACHER, 42, [], pure=False)
 
 
 # ---- GPUs
@@ -470,18 +355,18 @@ def test_gpus_are_asked_for_and_told_where_they_are_missing(tmp_path, client, mo
             small_sweep(tmp_path / "gpu", epochs=2, client=client, device="cuda")
     assert asked
     assert all(one == {"GPU": 1} for one in asked)
-    assert dask_engine.tasks_at_once(client, "cuda") == WORKERS
-    assert dask_engine.tasks_at_once(client, "auto") == WORKERS * THREADS
+    assert dask_cluster.tasks_at_once(client, "cuda") == WORKERS
+    assert dask_cluster.tasks_at_once(client, "auto") == WORKERS * THREADS
 
 
 def test_tasks_of_a_worker_take_different_gpus():
     worker: Any = SimpleNamespace(state=SimpleNamespace(total_resources={"GPU": 2.0}))
-    with dask_task._device(worker, "cuda") as first:
-        with dask_task._device(worker, "cuda") as second:
+    with dask_engine._gpu(worker, "cuda") as first:
+        with dask_engine._gpu(worker, "cuda") as second:
             assert {first, second} == {"cuda:0", "cuda:1"}
-        with dask_task._device(worker, "cuda") as again:
+        with dask_engine._gpu(worker, "cuda") as again:
             assert again == second
-    with dask_task._device(worker, "cuda:1") as named, dask_task._device(worker, "auto") as cpu:
+    with dask_engine._gpu(worker, "cuda:1") as named, dask_engine._gpu(worker, "auto") as cpu:
         assert (named, cpu) == ("cuda:1", "auto")
 
 
@@ -493,12 +378,12 @@ def processes(folder: Path, workers: int = 2) -> Iterator[tuple[Path, list[subpr
     """A cluster that `dask scheduler` and `dask worker` make: the scheduler's file; the scheduler and the workers."""
     file = folder / "scheduler.json"
     quiet: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "text": True}
+    started: list[subprocess.Popen[str]] = []
 
     def run(*command: str) -> None:
         line = [sys.executable, "-m", "dask", *command, "--scheduler-file", str(file), "--host", "127.0.0.1"]
         started.append(subprocess.Popen(line, **quiet))
 
-    started: list[subprocess.Popen[str]] = []
     try:
         run("scheduler", "--port", "0", "--no-dashboard")
         wait_until(file.exists, "the scheduler is there")
@@ -528,6 +413,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_and_a_scheduler_that_does(tmp_path, alone):
     out = tmp_path / "study"
     with processes(tmp_path) as (file, (scheduler, *_)):
@@ -540,13 +426,14 @@ def test_a_client_that_goes_away_and_a_scheduler_that_does(tmp_path, alone):
         kept = {path: path.stat().st_mtime_ns for path in out.glob("results/*/manifest.json")}
         assert 0 < len(kept) < len(GRID) + 2
         second = start(out, file)
-        wait_until(lambda: any(one.owner != owner for one in begun(out)), "the same command goes on")
+        wait_until(lambda: any(one.owner != owner for one in begun(out)), "the same command resumes")
+        with Client(scheduler_file=str(file)) as client:
+            assert not client.run_on_scheduler(lambda: {"torch", "kdfast"} & {*sys.modules})
         scheduler.kill()
         status, errors = finish(second)
     assert status == 75, errors
-    assert (
-        "the Dask scheduler is gone\neverything that was stored is kept: the same command goes on from there" in errors
-    )
+    lost = "the Dask scheduler is gone\neverything that was stored is kept: rerun the same command to resume"
+    assert lost in errors
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     small_sweep(out, epochs=EPOCHS)
     assert table(out) == alone
@@ -555,9 +442,8 @@ def test_a_client_that_goes_away_and_a_scheduler_that_does(tmp_path, alone):
 def test_a_worker_that_is_told_to_close_saves_its_members(tmp_path):
     out = tmp_path / "study"
     with processes(tmp_path, workers=1) as (file, (_, worker)), Client(scheduler_file=str(file)) as client:
-        teacher = client.submit(dask_task.train, endless_teacher(out), {"id": TEACHER}, pure=False)
-        wait_until(lambda: list(out.glob("claims/teacher/*")), "the teacher is trained")
-        time.sleep(1)
+        teacher = endless_teacher(out, client)
+        wait_until(lambda: begun(out, TEACHER), "the teacher is trained")
         assert not list(out.glob("checkpoints/*"))
         worker.terminate()
         wait_until(lambda: not Claims(out / "claims").holders(), "it has given its claim back", 20)
@@ -566,6 +452,7 @@ def test_a_worker_that_is_told_to_close_saves_its_members(tmp_path):
         teacher.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_stopped_by_a_signal_and_started_again(tmp_path, alone, number, expected):
     """A terminal sends SIGINT to the workers of a local cluster, too."""
@@ -575,13 +462,14 @@ def test_stopped_by_a_signal_and_started_again(tmp_path, alone, number, expected
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     status, errors = finish(process)
     assert status == expected, errors
-    assert f"stopped: what has finished is stored in {out}; the same command goes on from there" in errors
+    assert f"stopped: finished runs are stored in {out}; rerun the same command to resume" in errors
     assert Claims(out / "claims").holders() == []  # given back, not left behind
     assert len(list(out.glob("results/*"))) < len(GRID) + 2
     small_sweep(out, epochs=EPOCHS)
     assert table(out) == alone
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     options = ["--max-jets", "600", "--epochs", "1", "--teacher-epochs", "1", "--temperature", "2", "--alpha", "0.5"]
     options += ["--model", "small", "--teacher-model", "small"]
@@ -625,24 +513,14 @@ def test_stopped_by_a_signal_while_the_cluster_starts(tmp_path, number, expected
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == expected, errors
-    assert errors.startswith("kdfast: stopped: what has finished is stored in ")
+    assert errors.startswith("kdfast: stopped: finished runs are stored in ")
 
 
-# ---- what can't be used
-
-
-def test_the_extra_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(dask_engine.importlib.util, "find_spec", lambda name: None)
-    what = r"dask and distributed are not installed\n.*pip install 'kdfast\[dask\]'"
-    with pytest.raises(BackendError, match=what), dask_engine.connected("local"):
-        pass
-
-
-def test_no_scheduler_and_no_client(tmp_path, client):
+def test_no_scheduler_and_no_client(tmp_path, client, monkeypatch):
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}),
         pytest.raises(BackendError, match="no Dask scheduler answers"),
-        dask_engine.connected("tcp://127.0.0.1:9"),
+        dask_cluster.connected("tcp://127.0.0.1:9"),
     ):
         pass
     with pytest.raises(ConfigError, match=r"client: must be a distributed\.Client, is str"):
@@ -653,6 +531,10 @@ def test_no_scheduler_and_no_client(tmp_path, client):
     closed.close()
     with pytest.raises(ClusterError, match="has no scheduler"):
         small_sweep(tmp_path / "study", client=closed)
+    monkeypatch.setattr(dask_cluster, "find_spec", lambda name: None)
+    what = r"dask and distributed are not installed\n.*pip install 'kdfast\[dask\]'"
+    with pytest.raises(BackendError, match=what), dask_cluster.connected("local"):
+        pass
 
 
 def test_a_cluster_that_grows_when_there_is_work(tmp_path, alone):

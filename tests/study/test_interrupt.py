@@ -1,4 +1,4 @@
-"""Sweeps that are killed or stopped half-way: the same command goes on, inside a member too, to the same bits."""
+"""Sweeps that are killed or stopped half-way: the same command resumes, inside a member too, to the same bits."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import pytest
 
 from kdfast import report
 from kdfast.distill.pack import EpochReport
+from kdfast.interrupt import SIGNALS, Stop, SweepInterrupted, stoppable
 from kdfast.store.store import StudyStore
 from kdfast.store.table import csv_text, results_table
-from kdfast.study.interrupt import SIGNALS, Stop, SweepInterrupted, stoppable
 from kdfast.study.progress import SweepProgress
 from tests.study.small_sweep import GRID, small_sweep
 
@@ -153,8 +153,8 @@ def test_stopped_by_a_signal_it_goes_on_inside_the_members(tmp_path, uninterrupt
     wait_for(out, "results/teacher.*")
     time.sleep(0.8)  # members run, and no interval has passed yet
     lines = stop(process, number)
-    assert "stopping: running members are saved, to go on with the same command" in lines
-    assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
+    assert "stopping: saving the running members; rerun the same command to resume" in lines
+    assert lines[-1] == f"stopped: finished runs are stored in {out}; rerun the same command to resume"
     before = epochs_in_checkpoints(out)
     assert not before.keys() & {result.key.folder for result in StudyStore.open(out).results()}
     assert_went_on(before, go_on(out, monkeypatch))
@@ -190,7 +190,7 @@ def test_stopped_outside_the_training(tmp_path, stage, number):
     process = start(out, code=STAGES.replace("STAGE", stage))
     assert process.stdout.readline() == "slow\n"
     lines = stop(process, number)
-    assert lines[-1] == f"stopped: what has finished is stored in {out}; the same command goes on from there"
+    assert lines[-1] == f"stopped: finished runs are stored in {out}; rerun the same command to resume"
 
 
 # In exec, as modules make their classes: Python ends itself by a SIGINT where a KeyboardInterrupt has left one.
@@ -254,7 +254,7 @@ def test_a_signal_in_training_only_sets_the_event_until_its_end():
         train()
     assert (signals, len(said)) == ([signal.SIGUSR1], 1)
     assert stopped.value.exit_code == os.EX_TEMPFAIL == 75
-    assert str(stopped.value).startswith("stopped: what has finished is stored in study;")
+    assert str(stopped.value).startswith("stopped: finished runs are stored in study;")
 
 
 def test_deferrals_may_be_nested():

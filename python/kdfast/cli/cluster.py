@@ -72,12 +72,11 @@ def worker(
       kdfast worker --store mine
       kdfast worker --store mine --array-index $SLURM_ARRAY_TASK_ID --threads 8
     """
-    from kdfast.study.interrupt import stoppable
+    from kdfast.interrupt import stoppable
 
-    with stoppable(typer.echo, store, ends=True) as stop:  # a batch system may stop it before torch is imported
+    with stoppable(typer.echo, store, ends=True):  # a batch system may stop it before torch is imported
         from kdfast.study.worker import work
 
-        stop.check()  # an import may have swallowed it
         outcome = work(
             store,
             pack=pack,

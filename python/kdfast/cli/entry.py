@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
-from types import FrameType
 from typing import Any, TextIO, cast
 
 import typer
 
 from kdfast.cli.common import app
 from kdfast.errors import KdfastError, KdfastWarning
+from kdfast.interrupt import Interrupted, interruptible
 from kdfast.messages import Messages, drop
 
 __all__ = ["main"]
@@ -27,34 +25,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
         print(f"kdfast: warning: {message}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, *where[:2]), end="", file=sys.stderr)
-
-
-class _Interrupt(KeyboardInterrupt):
-    """A Ctrl-C, as a class of its own: after a plain KeyboardInterrupt has left an `exec`, as in imports, Python ends
-    itself by SIGINT, whatever its exit status."""
-
-
-def _noted_interrupts(here: ExitStack) -> list[int]:
-    """A list to which each Ctrl-C is added until `here` ends, besides being raised: an import may swallow the exception
-    and fail later. Nothing is noted outside the main thread, or if SIGINT does not have Python's own
-    handler."""
-    noted: list[int] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        noted.append(signum)
-        raise _Interrupt
-
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):
-        here.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handle))
-    return noted
-
-
-def _say_interrupted(text: str) -> None:
-    after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
-    print(f"{after_echo}kdfast: {text}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,15 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         here.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning  # type: ignore[assignment]
-        interrupts = _noted_interrupts(here)
-        return _run(typer.main.get_command(app), words, debug, interrupts)
+        return _run(typer.main.get_command(app), words, debug)
 
 
-def _run(command: Any, words: list[str], debug: bool, interrupts: list[int]) -> int:
+def _run(command: Any, words: list[str], debug: bool) -> int:
     """Runs the command; errors become lines on stderr and the exit status, or with `debug` go through."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer bundles and does not export
     try:
-        with command.make_context("kdfast", words) as context:
+        with interruptible(), command.make_context("kdfast", words) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as exit_:
@@ -95,8 +64,9 @@ def _run(command: Any, words: list[str], debug: bool, interrupts: list[int]) -> 
     except (KeyboardInterrupt, typer.Abort) as interrupt:
         if debug:
             raise
-        _say_interrupted(str(interrupt) or "interrupted")
-        return getattr(interrupt, "exit_code", 130)
+        after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+        print(f"{after_echo}kdfast: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return getattr(interrupt, "exit_code", Interrupted.exit_code)
     except BrokenPipeError:  # e.g. `kdfast status demo | head -1`
         drop(sys.stdout)
         return 1
@@ -111,9 +81,4 @@ def _run(command: Any, words: list[str], debug: bool, interrupts: list[int]) -> 
             raise
         print(f"kdfast: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
-    except Exception:
-        if debug or not interrupts:
-            raise
-        _say_interrupted("interrupted")
-        return 130
     return 0

@@ -10,10 +10,10 @@ import typer
 
 from kdfast.cli.common import Quiet, app, given, print_results
 from kdfast.cli.options import InSections, setting_argument, with_options
+from kdfast.interrupt import stoppable
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, by_option
 from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import StudySettings
-from kdfast.study.interrupt import stoppable
 
 __all__ = ["refine", "sweep"]
 
@@ -107,12 +107,11 @@ def sweep(
         "progress": not quiet,
         "plan_only": plan_only,
     }
-    with stoppable(typer.echo, out, ends=True) as stop, ExitStack() as cluster:
+    with stoppable(typer.echo, out, ends=True), ExitStack() as cluster:
         # A batch system may stop it before torch is imported, and while a cluster starts or ends.
         from kdfast import sweep as run
-        from kdfast.study.dask_engine import connected
+        from kdfast.study.dask_cluster import connected
 
-        stop.check()  # an import may have swallowed it
         try:
             if dask is None:
                 arguments["threads"] = threads
@@ -173,10 +172,9 @@ def refine(
     Example:
       kdfast refine demo --top 10 --seeds 5
     """
-    with stoppable(typer.echo, study, ends=True) as stop:
+    with stoppable(typer.echo, study, ends=True):
         from kdfast.study.refine import refine as run
 
-        stop.check()  # an import may have swallowed it
         results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
     if not quiet:
         print_results(results)

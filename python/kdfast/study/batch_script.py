@@ -26,11 +26,11 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["htcondor_dag", "slurm_script"]
 
-# Seconds between the warning and the time limit. A worker needs ten to save what it has reached; SLURM may warn up to
-# a minute earlier or later.
+# Seconds between the warning and the time limit. A worker needs up to ten to save its members; SLURM may warn a minute
+# earlier or later.
 WARNING = 120
 
-# A job that has been requeued so often does not go on: it does not get far enough to save anything.
+# A job that has been requeued this often gives up: it never gets far enough to save anything.
 RESTARTS = 100
 
 # Of a job of HTCondor, whose own default is some 100 MB. A worker on the bundled jets takes 0.5 GB.
@@ -53,11 +53,27 @@ def slurm_script(
 ) -> str:
     """A bash script that submits a planned study's teacher, the packs that are not done, and the report.
 
-    time: of each job, as sbatch takes it; None: from the plan. cpus: of each job; None: the threads that it was planned
-    for. memory, partition, account: None: the cluster's defaults. sbatch: more options of sbatch, quoted as for a
-    shell, which go over all others. retry: also packs that have failed too often to be tried unasked.
+    Parameters
+    ----------
+    study : path
+        Folder of the planned study.
+    time : str, optional
+        Time limit of each job, as sbatch takes it. None: from the plan.
+    cpus : int, optional
+        CPUs of each job. None: the threads that it was planned for.
+    memory, partition, account : str, optional
+        Options of sbatch. None: the cluster's defaults.
+    sbatch : sequence of str
+        More options of sbatch, quoted as for a shell; they take precedence over all others.
+    retry : bool
+        Also submit packs that have failed three times.
 
-    Raises ConfigError, and StudyError for a study without packs or with nothing left to do.
+    Raises
+    ------
+    ConfigError
+        For options that can't be split into words.
+    StudyError
+        For a study without packs, or with nothing left to do.
     """
     try:
         more = [word for options in sbatch for word in shlex.split(options)]
@@ -73,7 +89,7 @@ def slurm_script(
         "account": account,
         "gpus": 1 if _on_gpu(store) else None,
         "signal": f"B:USR1@{WARNING}",
-        "open-mode": "append",  # of the log: a job that is requeued goes on with it
+        "open-mode": "append",  # of the log: a requeued job appends to it
     }
     words = [f"--{option}={value}" for option, value in options.items() if value is not None]
     return _render(
@@ -99,9 +115,25 @@ def htcondor_dag(
 ) -> str:
     """A file for condor_submit_dag: a planned study's teacher, the packs that are not done, and the report.
 
-    cpus, retry: as of slurm_script. submit: more lines of the submit descriptions, which go over all others. The study
-    lies where all machines see it under the same path; its folder logs/ is made here. Raises StudyError as slurm_script
-    does, and where the folder can't be made.
+    All machines must see the study under the same path. Its folder logs/ is made here.
+
+    Parameters
+    ----------
+    study : path
+        Folder of the planned study.
+    cpus : int, optional
+        CPUs of each job. None: the threads that it was planned for.
+    memory : str
+        Memory of each job.
+    submit : sequence of str
+        More lines of the submit descriptions; they take precedence over all others.
+    retry : bool
+        Also submit packs that have failed three times.
+
+    Raises
+    ------
+    StudyError
+        For a study without packs, with nothing left to do, or whose folder logs/ can't be made.
     """
     store, packs = _left(study)
     logs = store.path.absolute() / "logs"

@@ -1,4 +1,4 @@
-"""Members' checkpoints on disk, with which a sweep goes on inside a member.
+"""Members' checkpoints on disk, with which a sweep resumes inside a member.
 
 STUDY/checkpoints/KIND.NAME.seedN/STEP/ is a committed folder (folders.py): manifest.json, checkpoint.json (what it
 belongs to, where it was trained, curves, numbers), tensors.safetensors. The newest intact one is used; once a newer one
@@ -112,9 +112,9 @@ class StudyCheckpoints:
             self._before[member] = [there for there in document.environments if self._differences(there)]
             for there in self._before[member]:
                 listing = ", ".join(self._differences(there))
-                self._warn(f"members go on that were begun in another environment ({listing}); last bits may differ")
+                self._warn(f"resumed members were begun in another environment ({listing}); last bits may differ")
             place = f"epoch {min(checkpoint.epoch + 1, self._epochs)} of {self._epochs}"
-            self._say(f"{member} goes on in {place}, after step {checkpoint.step}")
+            self._say(f"{member} resumes in {place}, after step {checkpoint.step}")
             return checkpoint
         return None
 
@@ -134,7 +134,7 @@ class StudyCheckpoints:
         except AlreadyStored:
             pass  # by a process that has taken the member over and is at the same step
         except StudyError as error:
-            self._warn(f"{self._folder}: {error.what}; the training goes on without checkpoints", once="writing")
+            self._warn(f"{self._folder}: {error.what}; training continues without checkpoints", once="writing")
             return
         self._newest[member] = folder
         for other in folders(folder.parent):

@@ -16,6 +16,7 @@ from kdfast import report
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
 from kdfast.errors import BackendError, ConfigError, DataError, StudyError
+from kdfast.interrupt import stoppable
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import model_config
 from kdfast.store.claims import Claims
@@ -26,10 +27,9 @@ from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import GIVEN, StudySettings, check_counts
 from kdfast.store.store import StudyStore
-from kdfast.study import dask_engine
+from kdfast.study import dask_cluster, dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, describe_anew, external_teacher, write_inputs
-from kdfast.study.interrupt import stoppable
 from kdfast.study.plan import MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
@@ -219,7 +219,7 @@ def run_study(
         hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
         raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
     if client is not None:
-        dask_engine.check_client(client)
+        dask_cluster.check_client(client)
         if threads is not None:
             raise ConfigError("the workers of a cluster have their own", where="threads", hint="leave it out")
     elif not plan_only:
@@ -235,21 +235,15 @@ def run_study(
     with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
         inputs = Inputs.load(settings, given, teacher)
         prepared, deciding = inputs.prepared, decisive(settings, given, teacher, inputs)
-        there = client if settings.device.startswith("cuda") else None  # whose GPUs train: this machine may have none
+        elsewhere = plan_only or client is not None  # other processes train
         provenance = {
             "decisive": deciding,
-            "environment": (
-                planned_environment(settings.device)
-                if plan_only
-                else environment(settings.device)
-                if there is None
-                else dask_engine.environment_there(there, settings.device, shown, stop)
-            ),
+            "environment": planned_environment(settings.device) if elsewhere else environment(settings.device),
             "given": given.names(),
         }
         store = StudyStore.create_or_open(out, settings.table(), provenance)
         refuse_another(store, deciding)
-        if there is None and not plan_only:  # else the workers tell
+        if not elsewhere:  # else the workers tell
             warn_of_other_environment(store, settings.device)
         with store.writing():
             for split in ("validation", "test"):
@@ -257,14 +251,13 @@ def run_study(
             store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
             sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
             shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {out}")
-            held = plan_only or client is not None
-            if held:
+            if elsewhere:
                 write_inputs(store, given, inputs)  # before the packs: workers may be waiting for them
-            for change in describe_anew(store, settings, given, held=held):
+            for change in describe_anew(store, settings, given, held=elsewhere):
                 shown.say(f"{out / 'study.toml'}: {change}")
             if client is not None:
                 threads = 1
-                workers = workers or dask_engine.tasks_at_once(client, settings.device) or dask_engine.EXPECTED
+                workers = workers or dask_cluster.tasks_at_once(client, settings.device) or dask_cluster.EXPECTED
             packs, pack_size = _plan(
                 settings, store, inputs, threads or torch.get_num_threads(), workers, pack_size, shown
             )
@@ -274,8 +267,9 @@ def run_study(
                 else:
                     training = StudyTraining(settings, store, prepared, shown, stop, threads)
                     runner = PackRunner(training, teacher, Claims(store.path / "claims"))
-                    runner.targets(retry=True)
-                    outcome = runner.run(packs, retry=True)
+                    outcome = runner.teacher(retry=True)
+                    if not outcome.failed:
+                        outcome = runner.run(packs, retry=True)
                 for error in outcome.failed.values():
                     raise error
                 shown.say("writing the report")

@@ -1,7 +1,7 @@
 """What a study is trained on, as any process can open it: its settings' files, or what it was given in Python.
 
-inputs/jets, inputs/hlt_jets, inputs/teacher: committed folders with what no settings hold, written where other
-processes are to work on the study (workers, a cluster), so that its folder is all they need.
+inputs/jets, inputs/hlt_jets, inputs/teacher: committed folders with what no settings hold. They are written if other
+processes will work on the study (workers, a cluster), so that its folder is all they need.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _stored_logits(file: Path) -> NDArray[Any]:
 
 
 def write_inputs(store: StudyStore, given: Given, inputs: Inputs) -> None:
-    """Stores what was given in Python, so that other processes can open the study. A second time changes nothing."""
+    """Stores what was given in Python, so that other processes can open the study. Repeating it changes nothing."""
     folder, teacher = store.path / "inputs", inputs.teacher
     # The jets as the settings cut them: these may be cut otherwise when they are given again.
     jets = None if given.jets is None else inputs.prepared.jets
@@ -212,11 +212,11 @@ def _given(store: StudyStore) -> set[str]:
 
 
 def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, held: bool) -> list[str]:
-    """Lets the settings count for whoever opens the study from now on, as far as they decide no result: device,
-    checkpoints, and where jets, HLT jets and teacher are; returns what they change, in words.
+    """Rewrites the settings that decide no result for all who open the study from now on: device, checkpoints, and
+    where jets, HLT jets and teacher are. Returns the changes in words.
 
-    held: `write_inputs` has stored what is given in Python. Else such things do not take the place of files, as nobody
-    else could open the study. The caller holds the study (StudyStore.writing).
+    held: `write_inputs` has stored what is given in Python. Otherwise that does not replace files, as nobody else could
+    open the study. The caller holds the study (StudyStore.writing).
     """
     here, table, names = settings.table(), dict(store.settings), _given(store)
     found, taken = {"device", "checkpoint_every"}, {*given.names()}
@@ -253,7 +253,7 @@ def absolute_paths(settings: StudySettings) -> StudySettings:
             named.encode()
         except UnicodeEncodeError:
             hint = "rename it, or give a link to it or a pattern that finds it"
-            what = "is no UTF-8, and can't stand in study.toml"
+            what = "is not UTF-8, so study.toml can't hold it"
             raise ConfigError(what, where=ascii(named), hint=hint) from None
         return named
 

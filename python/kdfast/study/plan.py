@@ -23,12 +23,12 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["MemberCost", "calibrate", "free_memory", "members_per_pack", "plan"]
 
-# A pack is to take about so long: it is what is shared out and, without a checkpoint, lost with a machine.
+# Aim for the time that a pack takes: it is the unit of sharing and, without a checkpoint, what a lost machine costs.
 PACK_SECONDS = 600.0
-# Where all members of a pack run at once (on GPUs), their checkpoints together: what a disk takes in the seconds that a
+# Limit of all checkpoints of a pack whose members run at once (on GPUs): what a disk can write in the seconds that a
 # batch system leaves.
 CHECKPOINT_BYTES = 2 << 30
-# So many packs for each worker, so that the last one to finish is not waited for long.
+# Packs for each worker, so that the wait for the last one is short.
 PACKS_PER_WORKER = 4
 
 
@@ -41,9 +41,9 @@ def plan(
     threads: int | None = None,
     cost: MemberCost | None = None,
 ) -> tuple[list[PlannedPack], list[PlannedPack]]:
-    """Writes packs of up to so many members for what no pack holds and no result is there of.
+    """Writes packs of up to `members` runs for what is neither in a pack nor stored.
 
-    threads: that a worker is to have. cost: of a member; both are noted for whoever submits the packs as jobs.
+    threads: that a worker is to have. cost: of a member; both are stored for scripts that submit the packs as jobs.
 
     Returns (all of the study's packs, those of them that are new). The caller holds the study (StudyStore.writing).
     """
@@ -126,11 +126,11 @@ def free_memory() -> int:
 def members_per_pack(
     runs: int, cost: MemberCost, threads: int, workers: int = 1, free: int = 0, checkpoint: int = 0
 ) -> int:
-    """How many of a seed's runs a pack should have.
+    """The number of a seed's runs that a pack should have.
 
-    So many that it takes about PACK_SECONDS and fills the threads, that each of the workers gets several, and no more
-    at once than fit into the free bytes (0: not known). checkpoint: bytes of a member's, where all members of a pack
-    run at once: together they stay below CHECKPOINT_BYTES.
+    A pack takes about PACK_SECONDS and fills the threads, each worker gets several, and no more runs train at once than
+    fit into the free bytes (0: not known). checkpoint: bytes of one member's, where all members of a pack run at once:
+    together they stay below CHECKPOINT_BYTES.
     """
     if checkpoint:
         at_once = max(1, CHECKPOINT_BYTES // checkpoint)

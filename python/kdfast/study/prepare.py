@@ -41,7 +41,7 @@ class PreparedData:
     hlt_preparation: Preparation
 
     def shared_arrays(self, split: str) -> dict[str, NDArray[Any]]:
-        """labels, weights and index of a split's jets, beside which every result's scores stand."""
+        """labels, weights and index of a split's jets, in the order of every result's scores."""
         part = self.positions[split]
         return {"labels": self.jets.labels[part], "weights": self.jets.weights[part], "index": self.jets.index[part]}
 

@@ -40,7 +40,7 @@ class SweepProgress:
     """Takes the trainer's events, from any thread, and shows members done, epoch, jets/s, time left and best so far.
 
     Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so that stdout
-    holds results alone. Lines that can't be written there are lost, and the sweep goes on.
+    has only results. Lines that can't be written there are lost; the sweep continues.
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:

@@ -1,4 +1,4 @@
-"""More seeds for a study's leaders: what part of their lead is the luck of a seed."""
+"""More seeds for a study's leaders: how much of their lead is due to the seed."""
 
 from __future__ import annotations
 
@@ -36,15 +36,47 @@ def refine(
     progress: bool = True,
     threads: int | None = None,
 ) -> StudyResults:
-    """Trains the leading configurations of a study, and its baseline, with more seeds, and writes its report anew.
+    """Train the leading configurations of a study, and its baseline, with more seeds, and rewrite its report.
 
-    top: how many leaders (see `leaders`). seeds: how many each is trained with in the end; those that they were trained
-    or planned with count, also where a run has diverged or failed, and new ones follow their highest. So the same call
-    goes on where it was stopped, and again changes nothing. metric: "auc", "bkg_rej_50" or "combined".
-    data, hlt, teacher: what the study's sweep was given in Python (jets, HLT jets, Tagger or logits), as no settings
-    hold them; a study that was planned for workers holds them itself. progress, threads: as for kdfast.sweep.
+    An interrupted call resumes when it is repeated; repeating a finished one changes nothing.
 
-    Raises ConfigError, StudyError (an imported study, none finished, other data), and what kdfast.sweep raises.
+    Parameters
+    ----------
+    study : path
+        Folder of a study that `kdfast.sweep` has made.
+    top : int
+        Number of leading configurations: the best by their mean on the validation jets.
+    seeds : int
+        Number of seeds that each is trained with in the end. Seeds that were trained or planned already count, even
+        if a run diverged or failed; new ones follow the highest.
+    metric : {"auc", "bkg_rej_50", "combined"}
+        What the configurations are ranked by.
+    data, hlt, teacher : PackedJets, PackedJets, Tagger or array, optional
+        What the study's sweep was given in Python: jets, HLT jets, and a teacher or its logits. A study that was
+        planned for workers holds them itself.
+    progress : bool
+        Show progress on stderr.
+    threads : int, optional
+        Threads of the training on the CPU. None: `torch.get_num_threads()`.
+
+    Returns
+    -------
+    StudyResults
+        The study with the new runs.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown metric, or a number below 1.
+    StudyError
+        For an imported study, one without a finished student, or other data than the study's.
+    KdfastError
+        Whatever `kdfast.sweep` raises.
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> kdfast.refine("demo", top=10, seeds=5)  # doctest: +SKIP
     """
     results = open_study(Path(study))
     if results.imported is not None:
@@ -72,7 +104,7 @@ def _tried(table: pd.DataFrame, packs: Iterable[PlannedPack], names: Collection[
 
 
 def _seeds(known: Collection[int], tried: Collection[int], count: int) -> list[int]:
-    """So many seeds: those known, if need be those tried, then new ones; never less than those known."""
+    """At least `count` seeds: those known first, then those tried, then new ones."""
     more = max(*known, *tried) + 1
     ordered = [*sorted(known), *sorted({*tried} - {*known}), *range(more, more + count)]
     return ordered[: max(count, len(known))]

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
-from kdfast.distill.pack import Member, MemberResult, Pack, Targets
+from kdfast.distill.pack import Member, MemberResult, Pack, Recipe, Targets, View
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import StudyError
 from kdfast.files import writing_errors
+from kdfast.interrupt import Stop
 from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
-from kdfast.models.tagger import Preparation, Tagger, tagger_card
+from kdfast.models.tagger import Tagger, tagger_card
 from kdfast.store.folders import AlreadyStored
 from kdfast.store.identity import training_environment
 from kdfast.store.key import RunKey
@@ -32,7 +33,6 @@ from kdfast.store.packs import PlannedPack
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.checkpoints import StudyCheckpoints
-from kdfast.study.interrupt import Stop
 from kdfast.study.prepare import SPLITS, PreparedData
 from kdfast.study.progress import SweepProgress
 
@@ -55,25 +55,27 @@ class StudyTraining:
 
         external: a trained teacher, or logits [N] for all jets (targets without attention); None: one is trained.
         """
-        seed = self.settings.data.seed  # one teacher per study, whatever the members' seeds
-        known = self.store.has(RunKey.teacher(seed))
+        key = RunKey.teacher(self.settings.data.seed)  # one per study, whatever the members' seeds
+        known = self.store.has(key)
         if isinstance(external, np.ndarray):
             logits = {split: torch.from_numpy(external[part]) for split, part in self.prepared.positions.items()}
             if not known:
-                self._write(RunKey.teacher(seed), None, logits)
+                metrics, arrays = self._scored(logits)
+                self._store(StoredResult(*key, metrics=metrics, arrays=arrays))
             return Targets(logits["train"][:, None])
         if external is not None:
             model, views = external.model, self.prepared.seen_by(external)
             if not known:
                 scores = {split: predict_logits(model, views[split]) for split in ("validation", "test")}
+                metrics, arrays = self._scored(scores)
                 card = tagger_card(model.config, external.preparation)
-                self._write(RunKey.teacher(seed), None, scores, state=model.state_dict(), card=card)
+                self._store(StoredResult(*key, metrics=metrics, arrays=arrays, state=model.state_dict(), card=card))
         else:
             views = dict(self.prepared.offline)
             if not known:
-                self._train_teacher(seed)
+                self._train_teacher(key)
             model = JetTransformer(model_config(self.settings.teacher_model))
-            model.load_state_dict(dict(self.store.get(RunKey.teacher(seed)).state))
+            model.load_state_dict(dict(self.store.get(key).state))
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # else the targets' last bits, and every student's, depend on the number of threads
         try:
@@ -87,29 +89,18 @@ class StudyTraining:
         device = training_devices(self.settings.device)[0]
         return device if device == "cpu" or cuda_engine.unsupported(model.config) is None else "cpu"
 
-    def _train_teacher(self, seed: int) -> None:
+    def _train_teacher(self, key: RunKey) -> None:
         recipe, sizes = self.settings.recipe.teacher(), model_config(self.settings.teacher_model)
-        train, validation, test = (self.prepared.offline[split] for split in SPLITS)
-        pack = Pack(
-            sizes,
-            (Member("teacher"),),
-            seed,
-            recipe,
-            train,
-            validation,
-            test,
-            precision=self.settings.precision,
-            device=self.settings.device,
-        )
+        pack = self._pack(sizes, (Member("teacher"),), key.seed, recipe, self.prepared.offline)
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
-        checkpoints = self._checkpoints(pack, {"teacher": RunKey.teacher(seed)})
+        checkpoints = self._checkpoints(pack, {"teacher": key})
+        card = tagger_card(sizes, self.prepared.offline_preparation)
         with closing(self._results(pack, checkpoints)) as results:
             for result in results:
                 if result.status != "done":
                     hint = "lower the learning rate: without a teacher there are no students"
                     raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
-                preparation, before = self.prepared.offline_preparation, checkpoints.resumed_from(result.name)
-                self._write_trained(RunKey.teacher(seed), None, result, sizes, preparation, before)
+                self._write_trained(key, None, result, card, checkpoints.resumed_from(result.name))
 
     def students(
         self,
@@ -126,22 +117,33 @@ class StudyTraining:
         of the pack that are stored, and of packs that come after it, for the progress.
         """
         recipe, sizes = self.settings.recipe.student(), model_config(self.settings.model)
-        train, validation, test = (self.prepared.hlt[split] for split in SPLITS)
-        precision, device = self.settings.precision, self.settings.device
-        trained = Pack(sizes, pack.members, pack.seed, recipe, train, validation, test, targets, precision, device)
+        trained = self._pack(sizes, pack.members, pack.seed, recipe, self.prepared.hlt, targets)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
         configs = {member.name: member.config for member in pack.members}
         keys = {name: RunKey.of(config, pack.seed) for name, config in configs.items()}
         checkpoints = self._checkpoints(trained, keys)
+        card = tagger_card(sizes, self.prepared.hlt_preparation)
         with closing(self._results(trained, checkpoints)) as results:
             for result in results:
-                config = configs[result.name]
+                name, config = result.name, configs[result.name]
                 if config is not None and result.status == "done":
-                    self.shown.best(result.name, max(result.curves["auc_val"]))
-                preparation, before = self.prepared.hlt_preparation, checkpoints.resumed_from(result.name)
-                self._write_trained(keys[result.name], config, result, sizes, preparation, before)
+                    self.shown.best(name, max(result.curves["auc_val"]))
+                self._write_trained(keys[name], config, result, card, checkpoints.resumed_from(name))
                 if lost is not None and lost.is_set():
                     return
+
+    def _pack(
+        self,
+        sizes: ModelConfig,
+        members: tuple[Member, ...],
+        seed: int,
+        recipe: Recipe,
+        views: Mapping[str, View],
+        targets: Targets | None = None,
+    ) -> Pack:
+        train, validation, test = (views[split] for split in SPLITS)
+        precision, device = self.settings.precision, self.settings.device
+        return Pack(sizes, members, seed, recipe, train, validation, test, targets, precision, device)
 
     def _checkpoints(self, pack: Pack, keys: Mapping[str, RunKey]) -> StudyCheckpoints:
         """keys: of the results, by member."""
@@ -170,59 +172,33 @@ class StudyTraining:
         key: RunKey,
         config: RunConfig | None,
         result: MemberResult,
-        sizes: ModelConfig,
-        preparation: Preparation,
+        card: Mapping[str, Any],
         resumed_from: Sequence[Mapping[str, str]],
     ) -> None:
+        metrics: dict[str, Any] = {"epochs": result.epochs}
         if result.status != "done":
-            metrics = {"epochs": result.epochs}
-            status, message, curves = result.status, result.message, result.curves
-            stored = StoredResult(*key, config, status, message, metrics, curves)
-            self._store(stored, resumed_from)
-            return
-        self._write(
-            key,
-            config,
-            {"validation": result.scores_validation, "test": result.scores_test},
-            more={"best_epoch": result.best_epoch, "epochs": result.epochs, "seconds": result.seconds},
-            curves=result.curves,
-            state=result.state,
-            card=tagger_card(sizes, preparation),
-            resumed_from=resumed_from,
-        )
+            stored = StoredResult(*key, config, result.status, result.message, metrics, result.curves)
+        else:
+            logits = {"validation": result.scores_validation, "test": result.scores_test}
+            metrics, arrays = self._scored(logits)
+            metrics |= {"best_epoch": result.best_epoch, "epochs": result.epochs, "seconds": result.seconds}
+            stored = StoredResult(
+                *key, config, metrics=metrics, curves=result.curves, arrays=arrays, state=result.state, card=card
+            )
+        self._store(replace(stored, resumed_from=resumed_from))
 
-    def _write(
-        self,
-        key: RunKey,
-        config: RunConfig | None,
-        logits: Mapping[str, Tensor],
-        *,
-        more: Mapping[str, Any] | None = None,
-        curves: Mapping[str, list[float]] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        card: Mapping[str, Any] | None = None,
-        resumed_from: Sequence[Mapping[str, str]] = (),
-    ) -> None:
-        arrays: dict[str, NDArray[Any]] = {}
+    def _scored(self, logits: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Metrics and arrays of a result with these logits, [B] by split."""
         metrics: dict[str, Any] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for split, suffix in (("test", ""), ("validation", "_val")):
-            arrays[f"scores_{split}"] = scores = logits[split].numpy()
+            scores = logits[split].numpy()
+            arrays[f"scores_{split}"] = scores
             jets = self.prepared.shared_arrays(split)
             metrics |= evaluate(jets["labels"], scores, jets["weights"], suffix=suffix)
-        self._store(
-            StoredResult(
-                *key,
-                config,
-                metrics=metrics | dict(more or {}),
-                curves=curves or {},
-                arrays=arrays,
-                state=state or {},
-                card=card,
-            ),
-            resumed_from,
-        )
+        return metrics, arrays
 
-    def _store(self, result: StoredResult, resumed_from: Sequence[Mapping[str, str]]) -> None:
+    def _store(self, result: StoredResult) -> None:
         here = training_environment(self.settings.device)
         with suppress(AlreadyStored):  # by another process that trained the same run: the first one counts
-            self.store.write(replace(result, environment=here, resumed_from=resumed_from))
+            self.store.write(replace(result, environment=here))

@@ -1,4 +1,4 @@
-"""A worker: takes packs of a study, trains what they lack, stores each result, and says what became of them.
+"""A worker: takes packs of a study, trains what they are missing, stores each result, and reports what became of them.
 
 Any number of workers may be at one study, each a process that needs nothing but the study's folder (and the files of
 jets that its settings name). They share the packs through claims; a pack whose worker is gone is taken over.
@@ -6,7 +6,9 @@ jets that its settings name). They share the packs through claims; a pack whose 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from kdfast._version import __version__
 from kdfast.distill.pack import Targets
 from kdfast.errors import ConfigError, StudyError
+from kdfast.interrupt import stoppable
 from kdfast.models.tagger import Tagger
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures
 from kdfast.store.claims import LEASE, Claim, Claims
@@ -27,11 +30,19 @@ from kdfast.store.packs import TEACHER, PlannedPack, find, missing, no_packs, pl
 from kdfast.store.settings import StudySettings, check_counts
 from kdfast.store.store import StudyStore
 from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
-from kdfast.study.interrupt import stoppable
 from kdfast.study.progress import SweepProgress
 from kdfast.study.training import StudyTraining
 
-__all__ = ["Outcome", "PackRunner", "open_inputs", "try_again", "work"]
+__all__ = [
+    "Outcome",
+    "PackRunner",
+    "UnitFailed",
+    "open_inputs",
+    "record_lost",
+    "study_digest",
+    "try_again",
+    "work",
+]
 
 
 @dataclass
@@ -45,16 +56,31 @@ class Outcome:
     left: list[str] = field(default_factory=list)
 
 
+class UnitFailed(Exception):
+    """A pack, or the teacher, has failed with an error that does not concern the rest of the study."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(name, error)
+        self.name, self.error = name, error
+
+
 class _GivenUp(StudyError):
-    """A pack, or the teacher, that has failed too often to be tried unasked."""
+    """A pack, or the teacher, that has failed too often to be tried again without a request."""
 
 
 def try_again(store: StudyStore, *names: str) -> None:
-    """Notes a user's wish to try also those of these packs (or the teacher) that were given up."""
+    """Asks for another try of those of these packs (or the teacher) that were given up."""
     failed = failures(store.attempts())
     for name in names:
         if failed[name] >= GIVEN_UP:
             store.write_attempt(Attempt(name, "retry"))
+
+
+def record_lost(store: StudyStore, claim: Claim, members: Iterable[RunKey]) -> None:
+    """Stores the attempt that was cut off where the claim was taken over. members: the runs that it was to train."""
+    before = claim.taken_from
+    if before is not None:
+        store.write_attempt(Attempt.lost(claim.name, before.host, before.pid, members))
 
 
 class PackRunner:
@@ -71,12 +97,11 @@ class PackRunner:
         self.training, self.store, self.claims = training, training.store, claims
         self._external, self._targets = teacher, targets
         self._said: set[str] = set()
-        self._failed: Exception | None = None  # the last fault of a pack, or of the teacher
 
     def targets(self, *, retry: bool = False) -> Targets:
         """The teacher's targets. The teacher is trained first where it is not stored, by one process of all.
 
-        retry: also where it has failed too often, which otherwise raises StudyError.
+        retry: also where it has failed too often. Raises UnitFailed where its training fails.
         """
         if retry:
             try_again(self.store, TEACHER)
@@ -94,9 +119,9 @@ class PackRunner:
     def run(
         self, packs: Sequence[PlannedPack], *, max_packs: int | None = None, wait: bool = True, retry: bool = False
     ) -> Outcome:
-        """Trains what the packs lack, in their order, and does not stop for one that fails.
+        """Trains what the packs are missing, in their order, and does not stop for one that fails.
 
-        max_packs: takes no more than so many. wait: for the packs that others hold, until they are done or given up;
+        max_packs: takes at most this many. wait: for the packs that others hold, until they are done or given up;
         else only until each holder has given a sign of life. retry: tries also those that have failed too often.
         Where the teacher fails, it is in `failed`, and all packs are left. Raises StudyError where the folder can't be
         written, and SweepInterrupted.
@@ -119,11 +144,9 @@ class PackRunner:
                         continue
                     try:
                         taken += self.attempt(pack, pending[number + 1 :])
-                    except Exception as error:
-                        if error is not self._failed:  # of the study, not of the pack
-                            raise
-                        taken += not isinstance(error, _GivenUp)
-                        outcome.failed[pack.id] = error
+                    except UnitFailed as failed:
+                        taken += not isinstance(failed.error, _GivenUp)
+                        outcome.failed[pack.id] = failed.error
                     else:
                         if self._is_left(pack, outcome):  # others hold it, or have taken it over
                             held.append(pack)
@@ -147,16 +170,13 @@ class PackRunner:
         """Whether the teacher's targets are there; a teacher that fails is noted."""
         try:
             self.targets(retry=retry)
-        except Exception as error:
-            if error is not self._failed:  # of the study, not of the teacher
-                raise
-            outcome.failed[TEACHER] = error
+        except UnitFailed as failed:
+            outcome.failed[TEACHER] = failed.error
         return self._targets is not None
 
     def attempt(self, pack: PlannedPack, later: Sequence[PlannedPack] = (), *, retry: bool = False) -> bool:
-        """Trains what the pack lacks, under its claim, until that is lost. False: another process holds it. later:
-        packs that come after it, for the progress. retry: also where it has failed too often, which otherwise raises
-        StudyError."""
+        """Trains what the pack is missing, under its claim, until that is lost. False: another process holds it. later:
+        packs that come after it, for the progress. retry: also where it has failed too often. Raises UnitFailed."""
         if retry:
             try_again(self.store, pack.id)
         claim = self.claims.take(pack.id)
@@ -179,18 +199,17 @@ class PackRunner:
 
     @contextmanager
     def _recorded(self, name: str, claim: Claim, pack: PlannedPack | None = None) -> Iterator[None]:
-        """Stores an attempt where the one before was cut off, and where this one fails."""
+        """Stores an attempt where the one before was cut off, and where this one fails; raises UnitFailed then."""
         members = [RunKey.teacher(self.training.settings.data.seed)] if pack is None else pack.keys
-        if (before := claim.taken_from) is not None:
-            self.store.write_attempt(Attempt.lost(name, before.host, before.pid, members))
+        record_lost(self.store, claim, members)
         try:
             yield
         except Exception as error:
-            if not isinstance(error.__cause__, OSError):  # of the folder, which can't be written then
-                if not isinstance(error, _GivenUp):
-                    self.store.write_attempt(Attempt.failed(name, error, members))
-                self._failed = error
-            raise
+            if isinstance(error.__cause__, OSError):  # of the folder, which can't be written then
+                raise
+            if not isinstance(error, _GivenUp):
+                self.store.write_attempt(Attempt.failed(name, error, members))
+            raise UnitFailed(name, error) from error
 
     def _refuse_given_up(self, name: str) -> None:
         """To be asked under the claim: until then others may have failed at it."""
@@ -204,6 +223,12 @@ class PackRunner:
             self._said.add(why)
             self.training.shown.say(why)
         self.training.stop.wait(min(5.0, self.claims.lease / 10))
+
+
+def study_digest(store: StudyStore) -> str:
+    """Tells a study from another one in a folder of the same path."""
+    described = json.dumps([store.settings, store.provenance], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def open_inputs(store: StudyStore) -> tuple[StudySettings, Inputs]:
@@ -235,14 +260,40 @@ def work(
     lease: float = LEASE,
     progress: bool = True,
 ) -> Outcome:
-    """Trains packs of a planned study that are not done, sharing them with all other workers on it.
+    """Train packs of a planned study that are not done, sharing them with all other workers on it.
 
-    pack: only this one ("teacher": the teacher alone). array_index: only the pack of this number, counted from 0.
-    max_packs: no more than so many. None of them: all. A pack that was named is waited for while another worker holds
-    it. retry: also packs that have failed too often to be tried unasked. threads: of the training; None:
-    torch.get_num_threads(). lease: seconds without a sign of life after which a worker counts as gone.
+    Parameters
+    ----------
+    study : path
+        Folder of a study that `kdfast.sweep(…, plan_only=True)` has planned.
+    pack : str, optional
+        Only this pack, e.g. "seed42.003", or "teacher". It is waited for while another worker holds it.
+    array_index : int, optional
+        Only the pack with this number, counted from 0; otherwise as `pack`.
+    max_packs : int, optional
+        At most this many packs. None: all.
+    retry : bool
+        Also try packs that have failed three times.
+    threads : int, optional
+        Threads of the training. None: `torch.get_num_threads()`.
+    lease : float
+        Seconds without a sign of life after which another worker counts as gone.
+    progress : bool
+        Show progress on stderr.
 
-    Raises ConfigError for an unknown pack, StudyError, SweepInterrupted when stopped by a signal.
+    Returns
+    -------
+    Outcome
+        What became of the packs, by their ids.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown pack, or a number out of range.
+    StudyError
+        For a study that has no packs, is of another version, is damaged or can't be written.
+    SweepInterrupted
+        On a signal; running members have checkpoints.
     """
     check_counts(threads=threads, max_packs=max_packs)
     if lease <= 0:

@@ -1,4 +1,4 @@
-"""Stopping a sweep on a signal without losing what has been trained."""
+"""Signals: stopping a sweep without losing what has been trained, and any command by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,18 +11,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from kdfast.errors import KdfastError
 
-__all__ = ["SIGNALS", "Stop", "SweepInterrupted", "stoppable"]
+__all__ = ["SIGNALS", "Interrupted", "Stop", "SweepInterrupted", "interruptible", "stoppable"]
 
 # Ctrl-C, a batch system's end, and the warning that it can be asked to send before that.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class SweepInterrupted(KeyboardInterrupt):
-    """A sweep has stopped on a signal. What had finished is stored, running members have checkpoints; the same call
-    goes on.
+class Interrupted(KeyboardInterrupt):
+    """A command has stopped on a signal. exit_code: its exit status.
+
+    A class of its own: where just a KeyboardInterrupt has left an exec, as in imports, Python ends itself by SIGINT at
+    its end, whatever exit status it is given.
+    """
+
+    exit_code = 128 + signal.SIGINT
+
+
+class SweepInterrupted(Interrupted):
+    """A sweep has stopped on a signal. Finished members are stored, running ones have checkpoints; the same call
+    resumes it.
 
     signum: the signal. exit_code: a command line's status, 130 for Ctrl-C, else 75 (EX_TEMPFAIL: run it again).
     """
@@ -30,10 +41,8 @@ class SweepInterrupted(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + signal.SIGINT if self.signum == signal.SIGINT else os.EX_TEMPFAIL
+        if signum != signal.SIGINT:
+            self.exit_code = os.EX_TEMPFAIL
 
 
 @dataclass
@@ -71,7 +80,7 @@ class Stop:
         self.check()
 
     def interrupted(self) -> SweepInterrupted:
-        text = f"stopped: what has finished is stored in {self.where}; the same command goes on from there"
+        text = f"stopped: finished runs are stored in {self.where}; rerun the same command to resume"
         return SweepInterrupted(text, self.signum)
 
 
@@ -89,9 +98,6 @@ def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) ->
     lose their patience. ends: the process ends with this block (a command's): the end is then that of the process,
     as an interpreter takes a second to go, and a signal in it would take the exit status' place.
 
-    An unexpected error that comes after the signal is part of the interruption: a module that is being imported may
-    swallow the exception, and lacks something then (torch goes on without numpy, which can't be imported twice).
-
     SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts. Outside the
     main thread, where Python allows no handlers, nothing is installed.
     """
@@ -101,6 +107,7 @@ def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) ->
         return
     if _open is not None:
         stop, listeners = _open
+        stop.check()  # an import may have swallowed it
         listeners.append(say)
         try:
             yield stop
@@ -108,37 +115,72 @@ def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) ->
             listeners.pop()
         return
     stop, listeners = Stop(where), [say]
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def restore(number: signal.Signals) -> None:
-        handler = before[number]
-        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: was not Python's
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if stop.event.is_set():
             return
-        restore(signal.SIGINT)
+        _set(signal.SIGINT, before[signal.SIGINT])
         stop.signum = signum
         stop.event.set()
         if not stop.deferrals:
             raise stop.interrupted()
-        listeners[-1]("stopping: running members are saved, to go on with the same command")
+        listeners[-1]("stopping: saving the running members; rerun the same command to resume")
 
+    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         _open = stop, listeners
-        for number in before:
+        for number in SIGNALS:
             signal.signal(number, handle)
-        yield stop
+        with _errors_after(stop.event.is_set, stop.interrupted):
+            yield stop
+    finally:
+        _open = None
+        for number, handler in before.items():
+            ended = ends and stop.event.is_set() and number != signal.SIGINT
+            _set(number, signal.SIG_IGN if ended else handler)  # ignored to the end, unlike by a handler in Python
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside the `with` block Ctrl-C raises Interrupted, in the main thread and where it is Python's default."""
+    caught: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        raise Interrupted("interrupted")
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        with _errors_after(lambda: bool(caught), lambda: Interrupted("interrupted")):
+            yield
+    finally:
+        _set(signal.SIGINT, before)
+
+
+@contextmanager
+def _errors_after(stopped: Callable[[], bool], interrupted: Callable[[], Interrupted]) -> Iterator[None]:
+    """An unexpected error that comes after the signal is part of the interruption: a module that is being imported may
+    swallow the exception and miss something then (torch continues without numpy, which can't be imported twice)."""
+    try:
+        yield
     except (KdfastError, OSError):
         raise
     except Exception as error:
-        if stop.event.is_set():
-            raise stop.interrupted() from error
+        if stopped():
+            raise interrupted() from error
         raise
-    finally:
-        _open = None
-        for number in before:
-            if ends and stop.event.is_set() and number != signal.SIGINT:
-                signal.signal(number, signal.SIG_IGN)  # which holds to the end; handlers in Python do not
-            else:
-                restore(number)
+
+
+def _set(number: signal.Signals, handler: Any) -> None:
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: was not Python's
+
+
+def dask_setup(worker: Any) -> None:
+    """As a preload of Dask workers that Ctrl-C in a terminal, or a batch system, reaches as well: the client stops
+    them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
