@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import TimeoutError as AsyncTimeoutError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdfast.errors import BackendError, ClusterError, ConfigError
+from kdfast.study.plan import Budget
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["EXPECTED", "check_client", "connected", "on_gpu", "tasks_at_once"]
+__all__ = ["budget", "check_client", "connected", "on_gpu", "tasks_at_once"]
 
 # Tasks at once that a plan is made for while no worker is there yet, as in an adaptive cluster: packs are small then.
-EXPECTED = 16
+_EXPECTED = 16
 
 
 def _distributed() -> Any:
@@ -85,6 +87,12 @@ def tasks_at_once(client: Client, device: str) -> int:
     """How many tasks of a sweep the workers that are there now run at the same time."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return int(sum(w["resources"].get("GPU", 0) if on_gpu(device) else w["nthreads"] for w in workers))
+
+
+def budget(client: Client, device: str, given: Budget) -> Budget:
+    """What a sweep on these workers may use: each task one thread, and as many of them as there are now."""
+    workers = given.workers or tasks_at_once(client, device) or _EXPECTED
+    return replace(given, threads=1, workers=workers)
 
 
 def on_gpu(device: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ from kdfast.store.key import RunKey
 from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settings
 from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.setting_errors import SettingError
-from kdfast.store.settings import GIVEN, StudySettings, check_counts
+from kdfast.store.settings import GIVEN, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_cluster, dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, describe_anew, external_teacher, write_inputs
-from kdfast.study.plan import MemberCost, calibrate, free_memory, members_per_pack, plan
+from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.training import StudyTraining
@@ -165,12 +165,10 @@ def sweep(
         resolved,
         Path(out),
         Given(jets, hlt_jets, None if teacher_file else teacher),
+        Budget(threads, workers, pack_size),
         resume=resume,
         progress=progress,
-        threads=threads,
         plan_only=plan_only,
-        pack_size=pack_size,
-        workers=workers,
         client=client,
     )
 
@@ -200,76 +198,45 @@ def _paths(data: Any) -> list[str] | None:
 def run_study(
     settings: StudySettings,
     out: Path,
-    given: Given | None = None,
+    given: Given,
+    budget: Budget,
     *,
     resume: bool = True,
     progress: bool = True,
-    threads: int | None = None,
     plan_only: bool = False,
-    pack_size: int | None = None,
-    workers: int | None = None,
     client: Client | None = None,
 ) -> StudyResults:
-    """Runs what the settings ask for and the folder does not hold yet; `sweep` says the rest."""
-    check_counts(threads=threads, pack_size=pack_size, workers=workers)
-    given = given or Given()
-    if given.jets is not None and settings.data.paths:
-        raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
-    if given.hlt_jets is None and settings.hlt == GIVEN:
-        hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
-        raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
+    """Runs what the settings ask for and the folder does not hold yet; see `sweep`."""
+    _check_given(settings, given)
     if client is not None:
         dask_cluster.check_client(client)
-        if threads is not None:
+        if budget.threads is not None:
             raise ConfigError("the workers of a cluster have their own", where="threads", hint="leave it out")
     elif not plan_only:
         _check_device(settings)
     settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()
     if exists and not resume:
-        hint = "give another folder, or leave out --no-resume (in Python, resume=False) to go on with it"
+        hint = "give another folder, or leave out --no-resume (in Python, resume=False) to resume it"
         raise StudyError("holds a study already", where=str(out), hint=hint)
     teacher = external_teacher(settings, given)
     if exists:  # before the work of reading the data
         refuse_another(StudyStore.open(out), decisive(settings, given, teacher))
     with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
         inputs = Inputs.load(settings, given, teacher)
-        prepared, deciding = inputs.prepared, decisive(settings, given, teacher, inputs)
         elsewhere = plan_only or client is not None  # other processes train
-        provenance = {
-            "decisive": deciding,
-            "environment": planned_environment(settings.device) if elsewhere else environment(settings.device),
-            "given": given.names(),
-        }
-        store = StudyStore.create_or_open(out, settings.table(), provenance)
-        refuse_another(store, deciding)
-        if not elsewhere:  # else the workers tell
-            warn_of_other_environment(store, settings.device)
+        store = _open(settings, out, given, inputs, elsewhere)
         with store.writing():
-            for split in ("validation", "test"):
-                store.write_shared(split, prepared.shared_arrays(split))
-            store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: older studies lack it
-            sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
-            shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {out}")
-            if elsewhere:
-                write_inputs(store, given, inputs)  # before the packs: workers may be waiting for them
-            for change in describe_anew(store, settings, given, held=elsewhere):
-                shown.say(f"{out / 'study.toml'}: {change}")
+            _describe(settings, store, given, inputs, shown, elsewhere)
             if client is not None:
-                threads = 1
-                workers = workers or dask_cluster.tasks_at_once(client, settings.device) or dask_cluster.EXPECTED
-            packs, pack_size = _plan(
-                settings, store, inputs, threads or torch.get_num_threads(), workers, pack_size, shown
-            )
+                budget = dask_cluster.budget(client, settings.device, budget)
+            packs, pack_size = _plan(settings, store, inputs, budget, shown)
             if not plan_only:
                 if client is not None:
                     outcome = dask_engine.run_packs(client, store, settings, packs, pack_size, shown, stop)
                 else:
-                    training = StudyTraining(settings, store, prepared, shown, stop, threads)
-                    runner = PackRunner(training, teacher, Claims(store.path / "claims"))
-                    outcome = runner.teacher(retry=True)
-                    if not outcome.failed:
-                        outcome = runner.run(packs, retry=True)
+                    training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
+                    outcome = PackRunner(training, teacher, Claims(store.path / "claims")).sweep(packs)
                 for error in outcome.failed.values():
                     raise error
                 shown.say("writing the report")
@@ -277,54 +244,91 @@ def run_study(
     return open_study(out)
 
 
+def _check_given(settings: StudySettings, given: Given) -> None:
+    """Raises ConfigError where settings and what is given in Python contradict each other."""
+    if given.jets is not None and settings.data.paths:
+        raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
+    if given.hlt_jets is None and settings.hlt == GIVEN:
+        hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
+        raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
+
+
+def _open(settings: StudySettings, out: Path, given: Given, inputs: Inputs, elsewhere: bool) -> StudyStore:
+    """The study's folder, made where it is not there. Raises StudyError where it holds another study."""
+    deciding = decisive(settings, given, inputs.teacher, inputs)
+    provenance = {
+        "decisive": deciding,
+        "environment": planned_environment(settings.device) if elsewhere else environment(settings.device),
+        "given": given.names(),
+    }
+    store = StudyStore.create_or_open(out, settings.table(), provenance)
+    refuse_another(store, deciding)
+    if not elsewhere:  # else the workers warn
+        warn_of_other_environment(store, settings.device)
+    return store
+
+
+def _describe(
+    settings: StudySettings, store: StudyStore, given: Given, inputs: Inputs, shown: SweepProgress, elsewhere: bool
+) -> None:
+    """Stores what all results share, and what other processes need to open the study."""
+    prepared = inputs.prepared
+    for split in ("validation", "test"):
+        store.write_shared(split, prepared.shared_arrays(split))
+    store.write_shared("test_kinematics", prepared.kinematics("test"))  # apart: missing in older studies
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
+    shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {store.path}")
+    if elsewhere:
+        write_inputs(store, given, inputs)  # before the packs: workers may be waiting for them
+    for change in describe_anew(store, settings, given, held=elsewhere):
+        shown.say(f"{store.path / 'study.toml'}: {change}")
+
+
 def _plan(
-    settings: StudySettings,
-    store: StudyStore,
-    inputs: Inputs,
-    threads: int,
-    workers: int | None,
-    pack_size: int | None,
-    shown: SweepProgress,
+    settings: StudySettings, store: StudyStore, inputs: Inputs, budget: Budget, shown: SweepProgress
 ) -> tuple[list[PlannedPack], int]:
     """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of them a new
     pack has at most."""
     runs, cost = settings.runs(), MemberCost()
     names = {"baseline", *(run.name for run in runs)}
-    wanted = {(seed, name) for seed in settings.seeds for name in names}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
     sizes = model_config(settings.model)
     checkpoint = checkpoint_bytes(sizes)
+    threads, workers = budget.threads or torch.get_num_threads(), budget.workers or 1
+    pack_size = budget.pack_size
     if pack_size is None:
+        wanted = {(seed, name) for seed in settings.seeds for name in names}
         if not wanted <= known and not lock_step:
             hlt, recipe = inputs.prepared.hlt, settings.recipe.student()
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
-        pack_size = members_per_pack(
-            1 + len(runs), cost, threads, workers or 1, free_memory(), checkpoint if lock_step else 0
-        )
+        at_once = checkpoint if lock_step else 0
+        pack_size = members_per_pack(1 + len(runs), cost, threads, workers, free_memory(), at_once)
     packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
     seeds = set(settings.seeds)
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
-    keys = {RunKey.of(run, seed) for seed in seeds for run in (None, *runs)}
-    done = sum(store.has(key) for key in keys)  # and not damaged
+    _say_what_is_stored(store, {RunKey.of(run, seed) for seed in seeds for run in (None, *runs)}, shown)
+    if new:
+        members, largest = sum(len(pack.runs) for pack in new), max(len(pack.runs) for pack in new)
+        packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
+        took = ""
+        if cost.seconds > 0:  # not nan
+            each = "one thread" if threads == 1 else f"{threads} threads"
+            of_workers = f" of {workers} workers" if budget.workers else ""
+            took = f", up to {duration(members * cost.seconds / threads / workers)} on {each}{of_workers}"
+        at_once = largest if lock_step else min(largest, threads)
+        disk = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
+        shown.say(f"plan: {members} runs in {packs_of}{took}; {disk}")
+    return chosen, pack_size
+
+
+def _say_what_is_stored(store: StudyStore, wanted: Collection[RunKey], shown: SweepProgress) -> None:
+    done = sum(store.has(key) for key in wanted)  # and not damaged
     if done:
         shown.say(f"{done} of {len(wanted)} runs are stored, {len(wanted) - done} to go")
         for stored in store.results():
             if stored.kind == "student" and stored.status == "done":
                 shown.best(stored.name, stored.metrics["auc_val"])
-    if new:
-        members = sum(len(pack.runs) for pack in new)
-        took = ""
-        if cost.seconds > 0:
-            time = duration(members * cost.seconds / threads / (workers or 1))
-            took = f", up to {time} on {threads} threads" + (f" of {workers} workers" if workers else "")
-            took = took.replace(" 1 threads", " one thread")
-        largest = max(len(pack.runs) for pack in new)
-        packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
-        at_once = largest if lock_step else min(largest, threads)
-        disk = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
-        shown.say(f"plan: {members} runs in {packs_of}{took}; {disk}")
-    return chosen, pack_size
 
 
 def _check_device(settings: StudySettings) -> None:

@@ -19,9 +19,10 @@ from kdfast.distill.trainer import train_pack
 from kdfast.models.config import ModelConfig
 from kdfast.store.key import run_name
 from kdfast.store.packs import PlannedPack, missing, place, planned, write_pack
+from kdfast.store.settings import check_counts
 from kdfast.store.store import StudyStore
 
-__all__ = ["MemberCost", "calibrate", "free_memory", "members_per_pack", "plan"]
+__all__ = ["Budget", "MemberCost", "calibrate", "free_memory", "members_per_pack", "plan"]
 
 # Aim for the time that a pack takes: it is the unit of sharing and, without a checkpoint, what a lost machine costs.
 PACK_SECONDS = 600.0
@@ -65,6 +66,22 @@ def plan(
             write_pack(store, pack)
             new.append(pack)
     return sorted([*packs, *new], key=place), new
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a sweep may use. Raises ConfigError for numbers below 1.
+
+    threads: of the training on the CPU, or of each worker; None: torch's. workers: that packs are planned for; None:
+    one. pack_size: runs of a pack; None: see `members_per_pack`.
+    """
+
+    threads: int | None = None
+    workers: int | None = None
+    pack_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(**vars(self))
 
 
 @dataclass(frozen=True)

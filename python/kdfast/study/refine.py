@@ -19,6 +19,7 @@ from kdfast.store.store import StudyStore
 from kdfast.store.table import combined_score, in_order, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, stored_inputs
+from kdfast.study.plan import Budget
 from kdfast.study.results import StudyResults, open_study
 
 __all__ = ["leaders", "refine"]
@@ -92,8 +93,8 @@ def refine(
         StudySettings.resolve(settings, data_given=True),
         Path(study),
         given,
+        Budget(threads),
         progress=progress,
-        threads=threads,
     )
 
 

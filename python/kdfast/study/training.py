@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
-from kdfast.distill.pack import Member, MemberResult, Pack, Recipe, Targets, View
+from kdfast.distill.pack import Member, MemberResult, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack

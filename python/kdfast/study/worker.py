@@ -159,6 +159,11 @@ class PackRunner:
                 self._wait(f"{names}: held by other processes, waiting until they are done or silent")
         return outcome
 
+    def sweep(self, packs: Sequence[PlannedPack]) -> Outcome:
+        """Trains teacher and packs, also those that have failed too often, and waits for what others hold."""
+        outcome = self.teacher(retry=True)
+        return outcome if outcome.failed else self.run(packs, retry=True)
+
     def teacher(self, *, retry: bool = False) -> Outcome:
         """Trains the teacher alone, where it is not stored."""
         outcome = Outcome()
