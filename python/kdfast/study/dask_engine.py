@@ -14,7 +14,6 @@ import platform
 import secrets
 import threading
 import time
-from asyncio import CancelledError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -137,8 +136,9 @@ class _Sweep:
         while self.running or self.again:
             self.stop.wait(_POLL)
             _check(self.client)
-            for future, result in self.ended.next_batch(block=False):
-                self.take(future, result)
+            batch = self.ended.next_batch(block=False)
+            while batch:  # a future that is kept would be computed again with its worker's loss
+                self.take(*batch.pop())
             if time.monotonic() - looked > _LOOK:
                 self.look()
                 looked = time.monotonic()
@@ -189,10 +189,10 @@ class _Sweep:
     def take(self, future: Future, result: Any) -> None:
         """What a task that has ended means."""
         pack = self.running.pop(future)
-        if isinstance(result, CancelledError):
-            raise _lost("the tasks were cancelled by another client, or the cluster was restarted")
         if future.status == "error":
             self.fail(pack, future.exception())
+        elif not isinstance(result, bool):  # an error of cancelling
+            raise _lost("the tasks were cancelled by another client, or the cluster was restarted")
         elif pack.id == TEACHER:
             self.begin()
         elif not missing(self.store, pack).runs:
