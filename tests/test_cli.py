@@ -156,6 +156,7 @@ def test_errors_are_two_lines_and_status_2(capsys, tmp_path, monkeypatch, argume
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback():
     process = start("status", "nowhere", "--debug")
     _, errors = process.communicate()
@@ -165,7 +166,8 @@ def test_debug_shows_the_traceback():
 
 
 def test_sweep_prints_the_best_and_the_files(study, capsys):
-    assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
+    with undrawn_figures():
+        assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
     captured = capsys.readouterr()
     assert "1 of 1 students are done" in captured.out
     assert "models/best_student.safetensors is the best by AUC" in captured.out

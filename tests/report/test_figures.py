@@ -313,6 +313,7 @@ def test_files(files, drawings, name):
     assert {r[1:] for r in references if r.startswith("#")} <= set(ids)
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_files(analysis, store, files):
     with figure_style():
         again = {drawing.name: exports(drawing) for drawing in draw(analysis, store)}

@@ -338,6 +338,7 @@ def start_writer(store, *, pause_before=None):
     return subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=environment())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause_before", ["fsync", "rename"])
 def test_killed_in_mid_write(store, pause_before):
     store.write(make_result())
