@@ -1,5 +1,6 @@
 // What a kernel source (csrc/<op>/<op>.cu) includes. nvcc compiles it for GPUs; any C++20 compiler compiles the same
-// source over csrc/emulator/, which runs it on a CPU and finds what a GPU would not forgive (docs/explanation/emulator.md).
+// source over csrc/emulator/, which runs it on a CPU and finds what a GPU would not forgive
+// (docs/explanation/emulator.md).
 //
 // Kernels are written in CUDA's own words (__global__, threadIdx, __syncthreads, __shfl_xor_sync, __ballot_sync,
 // atomicAdd, float4 …), but for these, in kdfast::gpu on both sides:
