@@ -345,6 +345,7 @@ def test_predict_does_not_replace_what_it_reads(study, jets_file, tmp_path, caps
     assert [path.read_bytes() for path in (model, jets)] == before
 
 
+@pytest.mark.filterwarnings("default::kdfast.errors.KdfastWarning")
 def test_predict_keeps_labels_and_says_why_it_cannot_write(tmp_path, capsys):
     tagger = Tagger(
         JetTransformer(ModelConfig(width=8, layers=1, heads=2, ffn=8)),
@@ -397,6 +398,7 @@ def test_a_reader_that_stops_reading_is_no_error():
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.filterwarnings("default::kdfast.errors.KdfastWarning")
 def test_warnings_are_one_line(capsys, monkeypatch):
     def examine():
         warnings.warn("a slower path", KdfastWarning, stacklevel=1)

@@ -65,8 +65,8 @@ def _is_metric(metrics: dict[str, int | float]) -> dict[str, int | float]:
             raise ValueError(f"{name} is {value}, and must be a whole number from 0 on")
         if name.startswith("auc") and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, and must lie in [0, 1]")
-        if name.startswith("bkg_rej") and value < 0:
-            raise ValueError(f"{name} is {value}, and must not be negative")
+        if name.startswith("bkg_rej") and value <= 0:
+            raise ValueError(f"{name} is {value}, and must be positive")
     return metrics
 
 
@@ -76,6 +76,8 @@ def _run(run: Any) -> Any:
         return run
     if not all(value is None or type(value) in (int, float, str) for value in run.values()):
         raise ValueError("a configuration holds numbers and a shape")
+    if any(run.get(name, 0) is None for name in ("temp_init", "alpha_init", "shape")):
+        raise ValueError("temperature, alpha and shape must not be null")
     try:
         return RunConfig(**run)
     except (TypeError, OverflowError) as error:
@@ -127,8 +129,8 @@ class _File(Document):
 
 
 class _Import(Document):
-    files: tuple[_File, ...] = ()
-    notes: tuple[str, ...] = ()
+    files: tuple[_File, ...]
+    notes: tuple[str, ...]
 
 
 class _Data(Document):
@@ -143,7 +145,7 @@ class ProvenanceDocument(Document):
     """What a study was made with, as far as the program reads it; other keys are shown as they are."""
 
     format: int = Field(ge=1, le=FORMAT)
-    decisive: _Decisive | None = None
+    decisive: _Decisive = _Decisive()
     environment: dict[str, str] = {}
     given: tuple[str, ...] = ()
     imported: _Import | None = None
@@ -214,14 +216,15 @@ def parse(kind: type[D], content: bytes, where: str, file: str | None = None, hi
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        faults = error.errors(include_url=False, include_input=False)
     found = faults[0]
     if any(fault["loc"] == () and fault["type"] == "json_invalid" for fault in faults):
         raise DamagedError(Fault.UNREADABLE, where=where, file=file, detail=found["msg"], hint=hint)
     if "format" in kind.model_fields:
         check_format(_format(content), where if file is None else f"{where}/{file}")
     place = ".".join(map(str, found["loc"]))
-    message = found["msg"].removeprefix("Value error, ").rstrip(".")
+    cause = found.get("ctx", {}).get("error")  # of a check of ours, without pydantic's prefix
+    message = str(found["msg"] if cause is None else cause).rstrip(".")
     detail = f"{place}: {message}" if place else message
     raise DamagedError(Fault.CONTENT, where=where, file=file, detail=detail[:300], hint=hint)
 

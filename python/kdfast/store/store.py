@@ -329,7 +329,12 @@ def check_description(path: Path) -> None:
 
 
 def _description_manifest(path: Path) -> bytes | None:
-    return read(path / MANIFEST) if os.path.lexists(path / MANIFEST) else None
+    try:
+        return read(path / MANIFEST)
+    except DamagedError as error:
+        if error.fault is Fault.MISSING:  # also while `describe` writes
+            return None
+        raise
 
 
 def _exists(path: Path) -> bool:
