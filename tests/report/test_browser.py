@@ -8,6 +8,7 @@ import pytest
 
 from kdfast.report.page import comparison_files
 from kdfast.report.two_studies import compare
+from tests.report.fake_study import SMALL_GRID, make_study
 
 pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390)
@@ -189,8 +190,10 @@ def test_figures_have_names_for_screen_readers(shown):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_of_two_studies(browser, store, tmp_path, width):
-    """The study compared with itself."""
+def test_the_page_of_two_studies(browser, tmp_path, width):
+    """A study compared with itself."""
+    provenance = {"decisive": {"data": {"fingerprint": "f" * 64}}}
+    store = make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2), jets=1200, provenance=provenance)
     path = tmp_path / "comparison.html"
     path.write_bytes(comparison_files(compare(store, store))["comparison.html"])
     at_width(browser, width)
