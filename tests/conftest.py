@@ -28,13 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    named = any("::" in argument for argument in config.args)
-    if not config.getoption("quick") or named:
+    if not config.getoption("quick"):
         return
+    named = tuple(argument for argument in config.args if "::" in argument)
     tests = defaultdict(list)
     for item in items:
         tests[item.nodeid.split("[")[0]].append(item)
     chosen = {item for cases in tests.values() for item in sample(cases) if item.get_closest_marker("slow") is None}
+    chosen |= {item for item in items if item.nodeid.startswith(named)}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
 
