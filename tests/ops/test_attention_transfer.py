@@ -68,7 +68,7 @@ def test_the_reference_is_the_term_of_each_member() -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 70), min_size=1, max_size=40),
-    members=st.integers(1, 3),
+    members=st.integers(4, 8),  # of a single loss PyTorch's error is chance
     padding=st.integers(0, 40),
     seed=st.integers(0, 1000),
 )
