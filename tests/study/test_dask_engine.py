@@ -249,6 +249,7 @@ def test_workers_that_can_not_be_used_are_named(tmp_path, client, monkeypatch):
         small_sweep(tmp_path / "folder", epochs=2, client=client)
 
 
+@pytest.mark.filterwarnings("always::kdfast.errors.KdfastWarning")
 def test_another_environment_of_a_worker_is_told(tmp_path, client, monkeypatch):
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: told.put(str(message)))

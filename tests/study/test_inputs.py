@@ -1,5 +1,6 @@
 """What later calls say of a study's files, device and checkpoints, and who opens the study then."""
 
+import fcntl
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import kdfast
 from kdfast import report
 from kdfast.errors import StudyError
 from kdfast.store import store as store_module
+from kdfast.store.locks import locked
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import verify
 from kdfast.study.refine import refine
@@ -140,7 +142,8 @@ def test_who_opens_or_verifies_a_study_meanwhile_finds_no_damage(tmp_path):
     def write() -> None:
         while not stop.is_set():
             for device in ("cpu", "auto"):
-                store.describe({"device": device}, {})
+                with locked(tmp_path, fcntl.LOCK_EX):
+                    store.describe({"device": device}, {})
 
     writer = threading.Thread(target=write)
     writer.start()
