@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.metrics import background_rejection, roc_auc
@@ -16,6 +18,7 @@ from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER, draw, exports, figure_style
 from kdfast.report.figures.configurations import configuration_figures
 from kdfast.report.figures.performance import ShownNetwork, TestSample
+from kdfast.report.figures.style import CONTEXT, FONT_SIZE, HALF, ROLES, STRATEGIES, WIDE
 from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from kdfast.study.imports import import_study
@@ -66,6 +69,26 @@ def test_axes_and_words(drawings, name):
         assert axes.get_xlabel() or not panels.is_last_row(), (name, "x axis")
         shared = axes.get_shared_y_axes().joined(axes, drawing.figure.axes[0]) and not panels.is_first_col()
         assert axes.get_ylabel() or shared or name == "leaders", (name, "y axis")
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_one_size_of_text_and_two_widths(drawings, files, name):
+    """Drawn as paths, which need no font; signs of formulas alone are smaller."""
+    figure = drawings[name].figure
+    assert {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()} == {FONT_SIZE}
+    assert figure.get_size_inches()[0] == (WIDE if drawings[name].wide else HALF)
+    assert "<text" not in files[name]["svg"].decode()
+
+
+COLORS = [CONTEXT, *(role["color"] for role in ROLES.values()), *(color for _, color, _ in STRATEGIES.values())]
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_colours_stand_out_on_white(color):
+    """Contrast of at least 3:1, as WCAG defines it."""
+    channels = np.array(to_rgb(color))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) >= 3.0
 
 
 def test_the_users_own_settings_stay(store, analysis):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdfast.report.figures.style import ROLES, STRATEGIES, Drawing, axes_grid, error_bars, said
+from kdfast.report.figures.style import HALF, ROLES, STRATEGIES, WIDE, Drawing, axes_grid, error_bars, said
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
 from kdfast.report.schema import SIGNIFICANT, Analysis, Configuration, Estimate, Metric
@@ -18,6 +18,8 @@ __all__ = ["configuration_figures", "draw_differences"]
 
 # Names that fit next to the points of one figure.
 _LEADERS = 20
+# Columns of a heat map whose numbers fit next to each other in half the width of a figure.
+_CELLS = 5
 _METRICS: tuple[tuple[Metric, str], ...] = (("auc", "AUC"), ("rejection", r"1/$ε_B$ at $ε_S$ = 50 %"))
 _WORDS = {"auc": "AUC", "rejection": "rejection at 50 %"}
 
@@ -75,7 +77,7 @@ def _best_names(rows: Sequence[Configuration]) -> str:
 
 
 def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
-    figure, axes = axes_grid(2, 1, size=(10.0, 6.0))
+    figure, axes = axes_grid(2, 1, size=(WIDE, 5.6))
     for panel, (metric, label) in zip(axes[:, 0], _METRICS, strict=True):
         ordered = sorted(rows, key=lambda row: -_estimate(row, metric).value)
         known = any(_in_set(row, metric) for row in ordered)
@@ -84,7 +86,7 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
             for inside in (True, False):
                 chosen = [i for i, r in enumerate(ordered) if r.strategy == strategy and _in_set(r, metric) == inside]
                 if chosen:
-                    outside = {} if inside or not known else {"alpha": 0.45, "markerfacecolor": "white"}
+                    outside = {} if inside or not known else {"markerfacecolor": "white"}
                     estimates = [_estimate(ordered[i], metric) for i in chosen]
                     error_bars(panel, np.array(chosen) + 1, estimates, **options, **outside)
             if metric == "auc" and any(row.strategy == strategy for row in rows):
@@ -145,7 +147,7 @@ def _room_above(axes: Any, share: float = 0.2) -> None:
 def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     leaders = sorted(rows, key=lambda row: row.rank_auc)[:_LEADERS]
     compared = all(row.auc_vs_baseline and row.rejection_vs_baseline for row in leaders)
-    figure, axes = axes_grid(1, 2, size=(10.0, 1.4 + 0.24 * len(leaders)), sharey=True)
+    figure, axes = axes_grid(1, 2, size=(WIDE, 1.5 + 0.23 * len(leaders)), sharey=True)
     for panel, (metric, label) in zip(axes[0], _METRICS, strict=True):
         known = any(_in_set(row, metric) for row in rows)
         for i, row in enumerate(leaders):
@@ -166,11 +168,11 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
             )
         if compared:
             panel.axvline(0.0, linewidth=1.2, **ROLES["baseline"])
-        panel.set_xlabel(f"{label} relative to the baseline" if compared else label)
+        panel.set_xlabel(f"{label}\nrelative to the baseline" if compared else label)
         panel.grid(axis="y", color="0.92")
         panel.set_axisbelow(True)
         panel.tick_params(axis="y", which="both", left=False, right=False)
-    axes[0, 0].set_yticks(np.arange(len(leaders)), [row.run_name for row in leaders], fontsize=9)
+    axes[0, 0].set_yticks(np.arange(len(leaders)), [row.run_name for row in leaders])
     axes[0, 0].set_ylim(len(leaders) - 0.3, -0.7)
     return Drawing(
         "leaders",
@@ -191,12 +193,12 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
 
 
 def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(6.4, 5.2))
+    figure, ((axes,),) = axes_grid(size=(HALF, 4.7))
     for strategy, (name, color, marker) in STRATEGIES.items():
         chosen = [row for row in rows if row.strategy == strategy]
         if chosen:
             x, y = ([_estimate(row, metric).value for row in chosen] for metric in ("auc", "rejection"))
-            axes.plot(x, y, linestyle="none", marker=marker, markersize=5, color=color, alpha=0.75, label=name)
+            axes.plot(x, y, linestyle="none", marker=marker, markersize=5, color=color, label=name)
     front = sorted((row for row in rows if row.pareto), key=lambda row: row.auc.value)
     x, y = ([_estimate(row, metric).value for row in front] for metric in ("auc", "rejection"))
     axes.plot(x, y, drawstyle="steps-pre", color="black", linewidth=1.2, label="Pareto front")
@@ -232,15 +234,17 @@ def _heat_maps(analysis: Analysis) -> Drawing:
     grid = analysis.grid
     assert grid is not None
     temps, alphas = grid.temp_init, grid.alpha_init
-    height = 1.6 + 0.42 * len(temps)
-    figure, axes = axes_grid(1, 2, size=(2.2 + 1.1 * max(2 * len(alphas), 6), max(height, 3.2)))
-    for panel, (metric, label), form in zip(axes[0], _METRICS, ("{:.4f}", "{:.2f}"), strict=True):
+    height = max(1.6 + 0.34 * len(temps), 3.0)
+    stacked = len(alphas) > _CELLS
+    shape, size = ((2, 1), (WIDE, 2 * height)) if stacked else ((1, 2), (WIDE, height))
+    figure, axes = axes_grid(*shape, size=size)
+    for panel, (metric, label), form in zip(axes.flat, _METRICS, ("{:.4f}", "{:.2f}"), strict=True):
         values = np.array([[np.nan if v is None else v for v in row] for row in getattr(grid, metric)], np.float64)
         mesh = panel.pcolormesh(values, cmap="cividis", edgecolors="white", linewidth=1)
         middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
-        for i, j in np.argwhere(np.isfinite(values)):
+        for i, j in np.argwhere(np.isfinite(values)) if len(alphas) <= 2.5 * _CELLS else ():
             color = "white" if values[i, j] < middle else "black"
-            panel.text(j + 0.5, i + 0.5, form.format(values[i, j]), ha="center", va="center", color=color, fontsize=10)
+            panel.text(j + 0.5, i + 0.5, form.format(values[i, j]), ha="center", va="center", color=color)
         panel.set_xticks(np.arange(len(alphas)) + 0.5, [f"{a:g}" for a in alphas])
         panel.set_yticks(np.arange(len(temps)) + 0.5, [f"{t:g}" for t in temps])
         panel.tick_params(which="both", length=0)
@@ -264,7 +268,7 @@ def _heat_maps(analysis: Analysis) -> Drawing:
 
 
 def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
-    figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
+    figure, axes = axes_grid(1, 2, size=(WIDE, 3.7))
     present = [name for name in STRATEGIES if any(row.strategy == name for row in rows)]
     rng = np.random.default_rng(0)
     said_of = []
@@ -273,7 +277,7 @@ def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
             _, color, marker = STRATEGIES[strategy]
             values = [_estimate(row, metric).value for row in rows if row.strategy == strategy]
             places = i + rng.uniform(-0.22, 0.22, len(values))
-            panel.plot(places, values, linestyle="none", marker=marker, markersize=4, color=color, alpha=0.6)
+            panel.plot(places, values, linestyle="none", marker=marker, markersize=4, color=color)
             mean = float(np.mean(values))
             std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             panel.errorbar(i, mean, yerr=std, color="black", marker="_", markersize=18, capsize=4)
@@ -303,7 +307,7 @@ def draw_differences(comparison: StudyComparison) -> list[Drawing]:
     rows = [row for row in comparison.rows if row.kind == "student" and row.auc.change.low is not None]
     if not rows:
         return []
-    figure, axes = axes_grid(2, 1, size=(10.0, 6.0), sharex=True)
+    figure, axes = axes_grid(2, 1, size=(WIDE, 5.6), sharex=True)
     labels: dict[Metric, str] = {"auc": "Δ AUC", "rejection": r"Ratio of 1/$ε_B$ at 50 %"}
     for panel, (metric, label) in zip(axes[:, 0], labels.items(), strict=True):
         compared = [(i, found) for i, row in enumerate(rows, 1) if (found := getattr(row, metric)) is not None]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.metrics import RocCurve, roc_curve
-from kdfast.report.figures.style import ROLES, Drawing, axes_grid, error_bars, said
+from kdfast.report.figures.style import HALF, ROLES, WIDE, Drawing, axes_grid, error_bars, filled, said
 from kdfast.report.layout import with_error
 from kdfast.report.sampling import Estimates, quantile, rejection_estimates
 from kdfast.report.schema import Analysis, Estimate, Network
@@ -111,22 +111,18 @@ def _jets(analysis: Analysis) -> str:
     return "" if test is None else f"{test.signal:,} signal, {test.background:,} background test jets"
 
 
-def _in_two_lines(label: str) -> str:
-    """For the title of a narrow panel."""
-    return label.replace(": ", ":\n")
-
-
 def _numbers(networks: Sequence[ShownNetwork]) -> str:
     return "; ".join(f"{n.label}: AUC {said(n.auc, 4)}, rejection at 50 % {said(n.rejection, 2)}" for n in networks)
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
+def _legend_above(figure: Figure, axes: Axes, width: int = 46) -> None:
     """Names of configurations are long: inside the axes they would lie on the curves."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", fontsize=9, borderaxespad=0.2)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, [filled(label, width) for label in labels], loc="outside upper left", borderaxespad=0.2)
 
 
 def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(6.4, 6.4))
+    figure, ((axes,),) = axes_grid(size=(HALF, 5.4))
     for k, network in enumerate(sample.networks):
         style = ROLES[network.style]
         curve = sample.curves[k]
@@ -178,7 +174,7 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     reference = styles.index("baseline") if "baseline" in styles else None
     with_ratio = reference is not None and len(styles) > 1
     figure, axes = axes_grid(
-        2 if with_ratio else 1, 1, size=(6.4, 6.4), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
+        2 if with_ratio else 1, 1, size=(HALF, 5.4), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
     )
     top = axes[0, 0]
     reached = [10.0]
@@ -233,7 +229,7 @@ def _ratio_limits(sample: TestSample, reference: int) -> tuple[float, float]:
 
 def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
     shown = [network for network in sample.networks if network.style in ("teacher", "baseline", "student")]
-    figure, axes = axes_grid(1, len(shown), size=(3.4 * max(len(shown), 2), 3.6), sharey=True)
+    figure, axes = axes_grid(1, len(shown), size=(WIDE, 3.6), sharey=True)
     means = []
     for column, network in enumerate(shown):
         panel = axes[0, column]
@@ -247,7 +243,7 @@ def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
             color = ROLES["student" if label else "baseline"]["color"]
             panel.stairs(counts, edges, color=color, linestyle=line, label=name.capitalize(), fill=False, linewidth=1.4)
             means.append(f"{network.label}, {name}: mean {np.average(network.scores[chosen]):.2f}")
-        panel.set_title(_in_two_lines(network.label), loc="left", fontsize=10)
+        panel.set_title(filled(network.label, 30), loc="left")
         panel.set_xlabel("Score (logit)")
     low, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(max(low, 0.0), 1.25 * high)
@@ -264,7 +260,7 @@ def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
 
 
 def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(6.4, 5.2))
+    figure, ((axes,),) = axes_grid(size=(HALF, 4.7))
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
     said_of = []
     for curve in analysis.calibration:
@@ -278,7 +274,7 @@ def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
     axes.set_ylim(0, 1)
     axes.set_xlabel("Predicted probability of signal")
     axes.set_ylabel("Share of signal")
-    axes.legend(loc="upper left")
+    _legend_above(figure, axes)
     return Drawing(
         "calibration",
         "Calibration of the scores",
@@ -290,7 +286,7 @@ def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
 
 
 def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
+    figure, axes = axes_grid(1, 2, size=(WIDE, 4.0))
     roles = list(dict.fromkeys(b.role for b in analysis.by_pt))
     edges = sorted({edge for b in analysis.by_pt for edge in (b.pt_low, b.pt_high)})
     said_of = []
@@ -313,9 +309,7 @@ def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
     axes[0, 0].set_ylabel("AUC")
     axes[0, 1].set_yscale("log")
     axes[0, 1].set_ylabel(r"1/$ε_B$ at $ε_S$ = 50 %")
-    axes[0, 1].legend()
-    low, high = axes[0, 1].get_ylim()
-    axes[0, 1].set_ylim(low, high**1.25 / low**0.25)
+    _legend_above(figure, axes[0, 0], 100)
     return Drawing(
         "by_pt",
         "Performance by jet pT",
@@ -329,7 +323,7 @@ def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
 
 def _mass(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
     found = [m for m in analysis.mass_sculpting if m.efficiency == 50]
-    figure, axes = axes_grid(1, len(found), size=(3.4 * max(len(found), 2), 3.6), sharey=True)
+    figure, axes = axes_grid(1, len(found), size=(WIDE, 3.6), sharey=True)
     said_of = []
     for column, m in enumerate(found):
         panel, edges = axes[0, column], np.array(m.edges)
@@ -339,7 +333,7 @@ def _mass(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
             100 * np.array(m.passing) / widths, edges, color=ROLES[m.role]["color"], linewidth=1.5, label="That passes"
         )
         label = shown[m.role].label if m.role in shown else m.role
-        panel.set_title(f"{_in_two_lines(label)}\n{m.survivors:,} jets pass", loc="left", fontsize=10)
+        panel.set_title(f"{filled(label, 30)}\n{m.survivors:,} jets pass", loc="left")
         panel.set_xlabel("Jet mass [GeV]")
         panel.set_xlim(edges[0], edges[-1])
         said_of.append(

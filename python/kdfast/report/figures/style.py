@@ -1,13 +1,15 @@
 """How every figure looks, and how one drawing becomes an SVG for the page, a PDF and a PNG.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles and markers tell the same
-apart in grey.
+Colours are Okabe and Ito's, which colour-blind readers tell apart, the light ones darkened to a contrast of
+at least 3:1 on white; line styles and markers tell the same apart in grey. All text has one size: figures are
+WIDE, or two of them (HALF) share a row, and page and print scale both alike.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +25,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "CONTEXT",
+    "FONT_SIZE",
+    "HALF",
     "ROLES",
     "STRATEGIES",
+    "WIDE",
     "Drawing",
     "axes_grid",
     "error_bars",
     "exports",
     "figure_style",
+    "filled",
     "said",
 ]
+
+# Widths in inches, and the size of all text in points: on A4 between its margins at least 9 points.
+WIDE = 8.8
+HALF = 4.3
+FONT_SIZE = 11
 
 # Networks: teacher, baseline, then the best students.
 ROLES: dict[str, dict[str, Any]] = {
@@ -39,19 +51,31 @@ ROLES: dict[str, dict[str, Any]] = {
     "baseline": {"color": "#D55E00", "linestyle": "--"},
     "student": {"color": "#0072B2", "linestyle": "-"},
     "student 2": {"color": "#009E73", "linestyle": "-."},
-    "student 3": {"color": "#CC79A7", "linestyle": ":"},
+    "student 3": {"color": "#B8578D", "linestyle": ":"},
 }
+
+# Grey of what is drawn for context: all other students.
+CONTEXT = "#949494"
 
 # Label, colour and marker of each strategy.
 STRATEGIES: dict[str, tuple[str, str, str]] = {
     "baseline": ("T, α constant", "#444444", "o"),
-    "tempanneal": ("T annealed", "#E69F00", "s"),
+    "tempanneal": ("T annealed", "#B97700", "s"),
     "alphasched": ("α scheduled", "#009E73", "^"),
-    "combined": ("both", "#56B4E9", "D"),
+    "combined": ("both", "#2A8FD0", "D"),
 }
 
 _DPI = 130
 _FONT = "TeX Gyre Heros"
+_TEXT = (
+    "font.size",
+    "axes.labelsize",
+    "axes.titlesize",
+    "xtick.labelsize",
+    "ytick.labelsize",
+    "legend.fontsize",
+    "legend.title_fontsize",
+)
 
 
 @dataclass(frozen=True)
@@ -78,13 +102,7 @@ def figure_style() -> Iterator[None]:
 
     own = {
         "figure.constrained_layout.use": True,
-        "font.size": 12,
-        "axes.labelsize": 13,
-        "xtick.labelsize": 11,
-        "ytick.labelsize": 11,
-        "axes.titlesize": 12,
-        "legend.fontsize": 10,
-        "legend.title_fontsize": 10,
+        **dict.fromkeys(_TEXT, FONT_SIZE),
         "lines.linewidth": 1.6,
         "axes.labelpad": 3,
         "axes.autolimit_mode": "data",
@@ -96,7 +114,7 @@ def figure_style() -> Iterator[None]:
         "ytick.major.size": 8,
         "ytick.minor.size": 4,
         "xtick.major.size": 6,
-        "svg.fonttype": "none",  # text stays text: small files, and readers can search it
+        "svg.fonttype": "path",  # looks the same where the fonts are missing
         "font.sans-serif": [_FONT, "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
         "mathtext.fontset": "custom",
         "mathtext.rm": _FONT,
@@ -127,6 +145,14 @@ def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequenc
     ends = np.array([[e.value if e.low is None else e.low, e.value if e.high is None else e.high] for e in estimates])
     lengths = np.where(limits, 0.5 * values, np.abs(ends.T - values))
     axes.errorbar(x, values, yerr=lengths, lolims=limits, linestyle="none", **options)
+
+
+def filled(label: str, width: int) -> str:
+    """A label in lines of at most `width` characters, broken between words: names, and numbers with what
+    they belong to, stay whole."""
+    together = re.sub(r"(?<=seed) |(?<=AUC) | (?=±)|(?<=±) ", "\N{NO-BREAK SPACE}", label)
+    lines = textwrap.fill(together, width, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def said(estimate: Estimate | None, digits: int) -> str:
@@ -171,7 +197,6 @@ def _inline(svg: str, drawing: Drawing) -> str:
 
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(f"'{_FONT}'(?!,)", f"'{_FONT}', Helvetica, Arial, sans-serif", svg)  # formulas name one font alone
     svg = re.sub(r' id="image[0-9a-f]+"', "", svg)  # equal for equal images, and nothing refers to it
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{drawing.name}-\1"', svg)
     svg = re.sub(r'\b(xlink:href="|href="|url\()#', rf"\1#{drawing.name}-", svg)

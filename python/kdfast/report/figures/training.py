@@ -9,7 +9,7 @@ import numpy as np
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
-from kdfast.report.figures.style import ROLES, Drawing, axes_grid
+from kdfast.report.figures.style import CONTEXT, ROLES, WIDE, Drawing, axes_grid
 from kdfast.report.schema import Analysis, Setting
 
 __all__ = ["Curves", "training_figures"]
@@ -42,7 +42,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _schedules(analysis: Analysis, leaders: Sequence[str], epochs: int | None) -> Drawing:
-    figure, axes = axes_grid(1, 2, size=(10.0, 3.8))
+    figure, axes = axes_grid(1, 2, size=(WIDE, 3.5))
     steps = epochs if epochs and epochs > 1 else 101
     x = np.arange(1, steps + 1) if epochs and epochs > 1 else np.linspace(0.0, 100.0, steps)
     configs = {row.run_name: _config(row) for row in analysis.runs}
@@ -52,7 +52,7 @@ def _schedules(analysis: Analysis, leaders: Sequence[str], epochs: int | None) -
 
     for column, (panel, label) in enumerate(zip(axes[0], ("Temperature T", "Mixing weight α"), strict=True)):
         for curve in {tuple(values(config)[column]) for config in configs.values()}:
-            panel.plot(x, curve, color="0.85", linewidth=1, zorder=0)
+            panel.plot(x, curve, color=CONTEXT, linewidth=0.6, zorder=0)
         for number, name in enumerate(leaders):
             panel.plot(x, values(configs[name])[column], label=name, **_style(number))
         panel.set_xlabel("Epoch" if epochs and epochs > 1 else "Share of the training [%]")
@@ -83,7 +83,7 @@ def _span(first: float, last: float | None) -> str:
 def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves]) -> Drawing:
     from matplotlib.collections import LineCollection
 
-    figure, axes = axes_grid(1, 2, size=(10.0, 4.2))
+    figure, axes = axes_grid(1, 2, size=(WIDE, 3.9))
     names = (("loss", "Training loss"), ("auc_val", "AUC on validation jets"))
     labels: dict[str, str] = {network.role: network.label for network in analysis.networks}
     with_curves = [run for run in analysis.runs if run.curves]
@@ -91,7 +91,7 @@ def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, othe
     for panel, (name, label) in zip(axes[0], names, strict=True):
         lines = [_points(run.curves, name) for run in with_curves]
         # hundreds of lines: as an image inside the vector figure
-        panel.add_collection(LineCollection(lines, colors="0.8", linewidths=0.6, rasterized=True, zorder=0))
+        panel.add_collection(LineCollection(lines, colors=CONTEXT, linewidths=0.4, rasterized=True, zorder=0))
         for number, leader in enumerate(leaders):
             if leader in of_one_seed:  # the students and the baseline of a seed compare; other seeds have other luck
                 points = _points(of_one_seed[leader], name)
