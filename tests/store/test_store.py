@@ -26,6 +26,7 @@ from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load
 from kdfast.store import store as store_module
 from kdfast.store.documents import FORMAT
 from kdfast.store.key import RunKey
+from kdfast.store.locks import is_held
 from kdfast.store.store import StoredResult, StudyStore, _create
 from kdfast.store.verify import repair, verify
 from tests.study.small_sweep import small_sweep
@@ -405,14 +406,14 @@ flock = fcntl.flock
 def test_one_writing_process_on_nfs(store, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
     other = StudyStore.open(store.path)
-    assert not store.is_written()
+    assert not is_held(store.path)
     with store.writing():
-        assert other.is_written()
+        assert is_held(other.path)
         with pytest.raises(StudyError, match="another process is working on this study"), other.writing():
             pass
         with pytest.raises(StudyError, match="a sweep is working on this study"):
             repair(store.path)
-    assert not store.is_written()
+    assert not is_held(store.path)
     with other.writing():
         pass
 

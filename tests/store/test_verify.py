@@ -42,8 +42,6 @@ def study(tmp_path_factory):
     for place in ("inputs/jets", "checkpoints/student.x.seed42/000010"):
         (path / place).parent.mkdir(parents=True, exist_ok=True)
         commit(path / place, {"tensors.safetensors": b"0123456789" * 10})
-    (path / ".index").mkdir()  # as older versions left it
-    (path / ".index" / "host.sqlite").write_bytes(b"no database")
     return path
 
 
@@ -55,7 +53,7 @@ def copy(study, tmp_path):
 
 
 def files_of(path):
-    passed_over = {"claims", ".index", ".lock", ".report.lock"}
+    passed_over = {"claims", ".lock", ".report.lock"}
     return sorted(p for p in path.rglob("*") if p.is_file() and not passed_over & set(p.parts))
 
 
@@ -219,12 +217,12 @@ def test_what_only_a_user_can_put_right(copy, capsys):
     assert out.splitlines()[-1] == f"  study.toml: can't be repaired: {advice}"
     with pytest.raises(StudyError, match=r"study.toml does not match its checksum\nrestore it from a copy; if it is "):
         StudyStore.open(copy)
-    (copy / "manifest.json").unlink()  # as the hint says; and so are older studies
+    (copy / "manifest.json").unlink()  # as the hint says
     assert StudyStore.open(copy).settings == {"seeds": [1]}
     found = verify(copy)
     assert found.intact
     (note,) = found.notes
-    assert "study.toml and provenance.json have no checksums: the study is of an older version" in note
+    assert "study.toml and provenance.json have no checksums" in note
 
 
 def test_no_study(tmp_path, capsys):

@@ -19,56 +19,27 @@ PRECISIONS = ("fp32", "bf16")
 class Recipe(BaseModel):
     """How every member is trained; the defaults are the study's.
 
-    Each field's description says what it is: `Recipe.model_fields`, or the table of `python -m
-    kdfast.store.keywords`.
+    `python -m kdfast.store.keywords` prints them as a table.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    epochs: int = Field(
-        default=50,
-        ge=1,
-        description="Planned epochs of students and baseline.",
-    )
-    batch_size: int = Field(
-        default=512,
-        ge=2,
-        description="Jets per batch; the last, partial batch of an epoch is dropped.",
-    )
-    learning_rate: float = Field(
-        default=5e-4,
-        gt=0,
-        allow_inf_nan=False,
-        description="Learning rate after the warm-up; it then decays as a cosine.",
-    )
-    weight_decay: float = Field(
-        default=1e-5,
-        ge=0,
-        allow_inf_nan=False,
-        description="Weight decay of AdamW.",
-    )
-    warmup_epochs: int = Field(
-        default=3,
-        ge=0,
-        description="Epochs of linear warm-up of the learning rate.",
-    )
-    clip_norm: float = Field(
-        default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Maximum norm of the gradient; a larger gradient is scaled down to it.",
-    )
-    patience: int = Field(
-        default=20,
-        ge=1,
-        description="Stop a student or the baseline after N epochs without a better validation AUC.",
-    )
-    attention_weight: float = Field(
-        default=0.2,
-        ge=0,
-        allow_inf_nan=False,
-        description="Weight of the attention-transfer term.",
-    )
+    epochs: int = Field(default=50, ge=1)
+    """Planned epochs of students and baseline."""
+    batch_size: int = Field(default=512, ge=2)
+    """Jets per batch; the last, partial batch of an epoch is dropped."""
+    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
+    """Learning rate after the warm-up; it then decays as a cosine."""
+    weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
+    """Weight decay of AdamW."""
+    warmup_epochs: int = Field(default=3, ge=0)
+    """Epochs of linear warm-up of the learning rate."""
+    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
+    patience: int = Field(default=20, ge=1)
+    """Stop a student or the baseline after N epochs without a better validation AUC."""
+    attention_weight: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+    """Weight of the attention-transfer term."""
 
 
 def check_precision(name: str) -> None:

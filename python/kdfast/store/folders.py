@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdfast.errors import DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, writing_errors
@@ -38,11 +38,14 @@ __all__ = [
     "manifest_bytes",
     "read",
     "read_checked",
+    "read_each",
     "refuse_link",
     "refuse_links",
     "remove",
     "remove_leftovers",
 ]
+
+T = TypeVar("T")
 
 LEFTOVERS = ".*.tmp"
 
@@ -130,6 +133,18 @@ def folders(parent: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     return [parent / name for name in sorted(names)]
+
+
+def read_each(paths: Iterable[Path], read: Callable[[Path], T]) -> tuple[list[T], dict[Path, StudyError]]:
+    """What can be read of some folders, and for each of the others why it can't."""
+    found: list[T] = []
+    damaged: dict[Path, StudyError] = {}
+    for folder in paths:
+        try:
+            found.append(read(folder))
+        except StudyError as error:
+            damaged[folder] = error
+    return found, damaged
 
 
 def read_checked(folder: Path, file: str) -> bytes:

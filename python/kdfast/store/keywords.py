@@ -12,21 +12,12 @@ from os import PathLike
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdfast.errors import suggest
 from kdfast.store.setting_errors import SettingError, UnknownSetting
-from kdfast.store.settings import (
-    DEMO,
-    DataSettings,
-    GridLists,
-    HLTFiles,
-    RecipeSettings,
-    Shown,
-    StudySettings,
-)
+from kdfast.store.settings import DEMO, DataSettings, GridLists, HLTFiles, RecipeSettings, Shown, StudySettings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -52,9 +43,9 @@ __all__ = [
 
 
 class SweepSettings(TypedDict, total=False):
-    """The settings that `sweep` takes as keywords, for editors and type checkers (a test compares it with the models).
+    """The settings that `sweep` takes as keywords, for editors and type checkers. None: not given.
 
-    Their meaning, bounds and defaults are those of the models in store/settings.py. None: not given.
+    Their meaning, bounds and defaults are those of the models in store/settings.py; a test compares the two.
     """
 
     grid: str | Mapping[str, Any] | Sequence[RunConfig | str] | None
@@ -142,38 +133,23 @@ def _plain(value: Any, shown: Shown) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-_SIGNS = {
-    annotated_types.Ge: ("≥", "ge"),
-    annotated_types.Gt: (">", "gt"),
-    annotated_types.Le: ("≤", "le"),
-    annotated_types.Lt: ("<", "lt"),
-}
-
-
 def _bounds(field: FieldInfo) -> str:
     """A number's bounds as text, without those of its representation (2³² and above)."""
     bounds = []
-    for item in field.metadata:
-        sign, name = _SIGNS.get(type(item), ("", ""))
-        if sign and getattr(item, name) < 2**32:
-            bounds.append(f"{sign} {getattr(item, name):g}")
+    for sign, name in (("≥", "ge"), (">", "gt"), ("≤", "le"), ("<", "lt")):
+        values = (getattr(item, name, None) for item in field.metadata)
+        bounds += [f"{sign} {value:g}" for value in values if value is not None and value < 2**32]
     return ", ".join(bounds)
 
 
-_TABLES = {
-    "Top level": tuple(
-        each for each in _settings(StudySettings, (), "", DEMO) if each.path[0] not in ("data", "recipe")
-    ),
-    "[data]": tuple(_settings(DataSettings, ("data",), "Data", {})),
-    "[recipe]": tuple(_settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"])),
-    "[grid]": tuple(_settings(GridLists, ("grid",), "Your own grid", {})),
-    "[hlt]": tuple(_settings(HLTFiles, ("hlt",), "Data", {})),
-}
-SETTINGS = (*_TABLES["Top level"], *_TABLES["[data]"], *_TABLES["[recipe]"])
+_TOP = tuple(each for each in _settings(StudySettings, (), "", DEMO) if each.path[0] not in ("data", "recipe"))
+_DATA = tuple(_settings(DataSettings, ("data",), "Data", {}))
+_RECIPE = tuple(_settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"]))
+SETTINGS = (*_TOP, *_DATA, *_RECIPE)
 
 # What the keywords `grid` and `hlt` take as mappings, and the command line as options.
-GRID_LISTS = _TABLES["[grid]"]
-HLT_FILES = _TABLES["[hlt]"]
+GRID_LISTS = tuple(_settings(GridLists, ("grid",), "Your own grid", {}))
+HLT_FILES = tuple(_settings(HLTFiles, ("hlt",), "Data", {}))
 
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
 
@@ -211,38 +187,45 @@ def with_settings(signature: Signature) -> Signature:
 
 def by_keyword(error: SettingError) -> SettingError:
     """The error with the setting's keyword in place of its path."""
-    return error.named(_name(error.path, {setting.path: setting.keyword for setting in SETTINGS}))
+    return _named(error, {setting.path: setting.keyword for setting in SETTINGS})
 
 
 def by_option(error: SettingError) -> SettingError:
     """The error with the setting's option in place of its path."""
-    settings = (*SETTINGS, *GRID_LISTS, *HLT_FILES)
-    return error.named(_name(error.path, {setting.path: setting.option for setting in settings}))
+    return _named(error, {setting.path: setting.option for setting in (*SETTINGS, *GRID_LISTS, *HLT_FILES)})
 
 
-def _name(path: tuple[str, ...], names: Mapping[tuple[str, ...], str]) -> str:
-    """The name of the setting, or that of the setting that it is inside, with the rest of the path."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in names:
-            return ".".join((names[path[:length]], *path[length:]))
-    return ".".join(path)
+def _named(error: SettingError, names: Mapping[tuple[str, ...], str]) -> SettingError:
+    """The error with the name of the setting, or of the one that it is inside and the rest of the path."""
+    for length in range(len(error.path), 0, -1):
+        name = names.get(error.path[:length])
+        if name is not None:
+            return error.named(".".join((name, *error.path[length:])))
+    return error
 
 
 def settings_table() -> str:
     """All settings in Markdown, a section and a table for each table of study.toml."""
-    return "\n".join(f"## {title}\n\n{_markdown(settings)}" for title, settings in _TABLES.items())
+    tables = {"Top level": _TOP, "[data]": _DATA, "[recipe]": _RECIPE, "[grid]": GRID_LISTS, "[hlt]": HLT_FILES}
+    lines = []
+    for title, settings in tables.items():
+        lines += [
+            f"## {title}\n",
+            "| key | `kdfast.sweep` | `kdfast sweep` | default | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_row(setting) for setting in settings]
+        lines.append("")
+    return "\n".join(lines)
 
 
-def _markdown(settings: Sequence[Setting]) -> str:
-    rows = ["| key | `kdfast.sweep` | `kdfast sweep` | default | meaning |", "|---|---|---|---|---|"]
-    for setting in settings:
-        keyword = f"{setting.keyword}=" if setting in SETTINGS else f'{setting.path[0]}={{"{setting.path[1]}": …}}'
-        option = setting.option if setting.option == setting.metavar else f"{setting.option} {setting.metavar}"
-        default = f"{setting.default} (demo: {setting.demo})" if setting.demo else setting.default
-        meaning = f"{setting.description} ({setting.bounds})" if setting.bounds else setting.description
-        cells = [f"`{setting.path[-1]}`", f"`{keyword}`", f"`{option}`", default, meaning]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
+def _row(setting: Setting) -> str:
+    keyword = f"{setting.keyword}=" if setting in SETTINGS else f'{setting.path[0]}={{"{setting.path[1]}": …}}'
+    option = setting.option if setting.option == setting.metavar else f"{setting.option} {setting.metavar}"
+    default = f"{setting.default} (demo: {setting.demo})" if setting.demo else setting.default
+    meaning = f"{setting.description} ({setting.bounds})" if setting.bounds else setting.description
+    cells = [f"`{setting.path[-1]}`", f"`{keyword}`", f"`{option}`", default, meaning]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

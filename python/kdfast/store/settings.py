@@ -8,8 +8,9 @@ store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from operator import index
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,6 @@ from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.setting_errors import SettingError, in_words
-from kdfast.store.setting_values import as_paths, as_seeds, as_shares, or_all
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,7 +73,7 @@ def check_counts(**counts: Any) -> None:
 class _Table(BaseModel):
     """A table of settings. None of them is a truth value, which pydantic would read as the number 1 or 0."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -84,56 +84,57 @@ class _Table(BaseModel):
         return value
 
 
-Paths = Annotated[tuple[str, ...], BeforeValidator(as_paths)]
-Shares = Annotated[tuple[float, float, float], BeforeValidator(as_shares)]
+def _as_paths(paths: Any) -> list[str]:
+    entries = [paths] if isinstance(paths, (str, PathLike)) else paths
+    if not isinstance(entries, Sequence) or not all(isinstance(entry, (str, PathLike)) for entry in entries):
+        raise ConfigError(f"must be a path or a list of paths, is {paths!r}", hint='e.g. paths = ["train_*.h5"]')
+    return [str(fspath(entry)) for entry in entries]
+
+
+def _as_shares(value: Any) -> Any:
+    three = isinstance(value, (list, tuple)) and len(value) == 3
+    numbers = three and all(isinstance(item, (int, float)) and item > 0 for item in value)
+    if not numbers or abs(sum(value) - 1) > 1e-6:
+        raise ConfigError(f"must be three numbers > 0 that add up to 1, is {value!r}")
+    return value
+
+
+def _as_number_or_all(value: Any) -> Any:
+    """TOML has no None; the text "all" means the same."""
+    if isinstance(value, str) and value != "all" and not value.isdecimal():
+        raise ConfigError(f'must be a whole number ≥ 1 or "all", is {value!r}')
+    return None if value == "all" else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
+Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
+NumberOrAll = Annotated[int | None, Field(ge=1), BeforeValidator(_as_number_or_all)]
 
 
 class DataSettings(_Table):
     """[data]: which jets, and how they are split."""
 
-    paths: Annotated[Paths, Shown(keyword="data", option="DATA", metavar="DATA", unset="the bundled sample")] = Field(
-        default=(),
-        description="Files of jets (ATLAS Top Tagging HDF5), or patterns of them.",
-    )
-    max_jets: Annotated[int | None, Field(ge=1), Shown(unset="all")] = Field(
-        default=None,
-        description="Read only the first N jets.",
-    )
-    max_constituents: Annotated[
-        int | None, Field(ge=1), BeforeValidator(or_all), Shown(metavar="N|all", kind=str, unset="all")
-    ] = Field(
-        default=40,
-        description="Keep the N hardest constituents of each jet.",
-    )
-    on_bad: Annotated[Literal["error", "drop"], Shown(metavar="error|drop")] = Field(
-        default="error",
-        description="On a bad jet: stop with an error, or drop and count it.",
-    )
-    fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = Field(
-        default=(0.70, 0.15, 0.15),
-        description="Shares of the training, validation and test jets, stratified by label.",
-    )
-    seed: Annotated[int, Shown(keyword="data_seed", option="--data-seed")] = Field(
-        default=42,
-        ge=0,
-        lt=2**32,
-        description="Seed of the split, the HLT emulation and the teacher.",
-    )
+    paths: Annotated[Paths, Shown(keyword="data", option="DATA", metavar="DATA", unset="the bundled sample")] = ()
+    """Files of jets (ATLAS Top Tagging HDF5), or patterns of them."""
+    max_jets: Annotated[int | None, Field(ge=1), Shown(unset="all")] = None
+    """Read only the first N jets."""
+    max_constituents: Annotated[NumberOrAll, Shown(metavar="N|all", kind=str, unset="all")] = 40
+    """Keep the N hardest constituents of each jet."""
+    on_bad: Annotated[Literal["error", "drop"], Shown(metavar="error|drop")] = "error"
+    """On a bad jet: stop with an error, or drop and count it."""
+    fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = (0.70, 0.15, 0.15)
+    """Shares of the training, validation and test jets, stratified by label."""
+    seed: Annotated[int, Field(ge=0, lt=2**32), Shown(keyword="data_seed", option="--data-seed")] = 42
+    """Seed of the split, the HLT emulation and the teacher."""
 
 
 class RecipeSettings(Recipe, _Table):
     """[recipe]: how each model is trained (see Recipe), and the teacher's own settings."""
 
-    teacher_epochs: Annotated[int | None, Shown(unset="as epochs")] = Field(
-        default=None,
-        ge=1,
-        description="Planned epochs of the teacher.",
-    )
-    teacher_patience: int = Field(
-        default=15,
-        ge=1,
-        description="Stop the teacher after N epochs without a better validation AUC.",
-    )
+    teacher_epochs: Annotated[int | None, Field(ge=1), Shown(unset="as epochs")] = None
+    """Planned epochs of the teacher."""
+    teacher_patience: int = Field(default=15, ge=1)
+    """Stop the teacher after N epochs without a better validation AUC."""
 
     def student(self) -> Recipe:
         """The recipe of students and baseline."""
@@ -148,32 +149,23 @@ class RecipeSettings(Recipe, _Table):
 class GridLists(_Table):
     """[grid]: your own grid, the arguments of kdfast.grid."""
 
-    temperature: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])] = Field(
-        description="Temperatures T, > 0.",
-    )
-    alpha: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])] = Field(
-        description="Weights α of the distillation term, 0 to 1.",
-    )
-    temperature_final: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])] = Field(
-        default=(),
-        description="Final temperatures: adds schedules from each T to each of these.",
-    )
-    alpha_final: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])] = Field(
-        default=(),
-        description="Final weights: adds schedules from each α to each of these.",
-    )
-    shape: Annotated[str, Shown(metavar="|".join(SHAPES))] = Field(
-        default="linear",
-        description="Shape of the schedules.",
-    )
+    temperature: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])]
+    """Temperatures T, > 0."""
+    alpha: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])]
+    """Weights α of the distillation term, 0 to 1."""
+    temperature_final: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])] = ()
+    """Final temperatures: adds schedules from each T to each of these."""
+    alpha_final: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])] = ()
+    """Final weights: adds schedules from each α to each of these."""
+    shape: Annotated[str, Shown(metavar="|".join(SHAPES))] = "linear"
+    """Shape of the schedules."""
 
 
 class HLTFiles(_Table):
     """[hlt] of a study without emulation: the files of the same jets, in the same order, as a trigger saw them."""
 
-    paths: Annotated[Paths, Shown(keyword="hlt_data", option="--hlt-data", metavar="FILE", kind=list[str])] = Field(
-        description="Instead of an emulation: files of the same jets, in the same order, as a trigger saw them.",
-    )
+    paths: Annotated[Paths, Shown(keyword="hlt_data", option="--hlt-data", metavar="FILE", kind=list[str])]
+    """Instead of an emulation: files of the same jets, in the same order, as a trigger saw them."""
 
 
 # In [data]: where the jets are and which of them are read. The jets' fingerprint decides, not these.
@@ -236,6 +228,25 @@ def _as_grid(value: Any) -> str | GridLists | tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _as_seeds(seeds: Any) -> tuple[int, ...]:
+    one_or_many = ConfigError(f"must be a whole number or a list of them, is {seeds!r}", hint="e.g. seeds = [42, 43]")
+    if isinstance(seeds, (str, bytes, Mapping)):
+        raise one_or_many
+    entries = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    if not entries:
+        raise ConfigError("is empty", hint="e.g. seeds = [42]")
+    if any(isinstance(entry, bool) for entry in entries):
+        raise one_or_many
+    try:
+        return tuple(dict.fromkeys(index(entry) for entry in entries))
+    except TypeError:
+        raise one_or_many from None
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[
+    tuple[Seed, ...], BeforeValidator(_as_seeds), Shown(option="--seed", metavar="N", kind=list[int], panel="Grid")
+]
 Sizes = Annotated[str | ModelConfig, BeforeValidator(_as_model), Shown(metavar="PRESET", panel="Models")]
 Hlt = Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt), Shown(metavar="PRESET", panel="Data")]
 Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), Shown(metavar="PRESET", panel="Grid")]
@@ -244,53 +255,30 @@ Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), S
 class StudySettings(_Table):
     """All settings of a study; the defaults are the published study's.
 
-    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's
-    defaults.
+    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
-        BeforeValidator(as_seeds),
-        Shown(option="--seed", metavar="N", kind=list[int], panel="Grid"),
-    ] = Field(
-        default=(42,),
-        description="Seeds of initial weights, batches and dropout; each trains a baseline and the whole grid.",
-    )
-    grid: Grid = Field(
-        default="study",
-        description="Grid of T and α: study (132 runs), wide (378), or lists of your own.",
-    )
-    hlt: Hlt = Field(
-        default="nominal",
-        description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or a table [hlt].",
-    )
+    seeds: Seeds = (42,)
+    """Seeds of initial weights, batches and dropout; each trains a baseline and the whole grid."""
+    grid: Grid = "study"
+    """Grid of T and α: study (132 runs), wide (378), or lists of your own."""
+    hlt: Hlt = Field(default="nominal", description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or a table [hlt].")
     model: Sizes = Field(
-        default="study",
-        description=f"Size of students and baseline: {', '.join(PRESETS)}, or a table [model].",
+        default="study", description=f"Size of students and baseline: {', '.join(PRESETS)}, or a table [model]."
     )
     teacher_model: Sizes = Field(
-        default="study",
-        description=f"Size of the teacher: {', '.join(PRESETS)}, or a table [teacher_model].",
+        default="study", description=f"Size of the teacher: {', '.join(PRESETS)}, or a table [teacher_model]."
     )
-    teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = Field(
-        default=None,
-        description="A trained teacher (.safetensors), or its logits for all jets (.npy).",
-    )
-    precision: Annotated[str, Shown(metavar="|".join(PRECISIONS), panel="Running")] = Field(
-        default="fp32",
-        description="Precision of matrix products: fp32, or bf16, which is faster.",
-    )
-    device: Annotated[str, Shown(metavar="NAME", panel="Running")] = Field(
-        default="auto",
-        description="Where to train: auto and cpu (the CPU), cuda (all GPUs) or cuda:1 (one of them).",
-    )
-    checkpoint_every: Annotated[float, Shown(panel="Running")] = Field(
-        default=300.0,
-        ge=0,
-        description="Seconds between checkpoints of a running member.",
-    )
+    teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = None
+    """A trained teacher (.safetensors), or its logits for all jets (.npy)."""
+    precision: Annotated[str, Shown(metavar="|".join(PRECISIONS), panel="Running")] = "fp32"
+    """Precision of matrix products: fp32, or bf16, which is faster."""
+    device: Annotated[str, Shown(metavar="NAME", panel="Running")] = "auto"
+    """Where to train: auto and cpu (the CPU), cuda (all GPUs) or cuda:1 (one of them)."""
+    checkpoint_every: Annotated[float, Field(ge=0), Shown(panel="Running")] = 300.0
+    """Seconds between checkpoints of a running member."""
     data: DataSettings = DataSettings()
     recipe: RecipeSettings = RecipeSettings()
 
@@ -316,17 +304,9 @@ class StudySettings(_Table):
 
     def table(self) -> dict[str, Any]:
         """The settings as TOML has them: numbers, text, lists and tables, without those that are None."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, BaseModel):
-                return plain({name: getattr(value, name) for name in type(value).model_fields})
-            if isinstance(value, HLTConfig):
-                return asdict(value)
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items() if item is not None}
-            return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-        table: dict[str, Any] = plain(self)
+        table = self.model_dump(mode="json", exclude_none=True)
+        if isinstance(self.hlt, HLTConfig):
+            table["hlt"] = asdict(self.hlt)  # 1 stays 1, and does not become 1.0
         table["data"].setdefault("max_constituents", "all")
         return table
 
@@ -365,29 +345,34 @@ class StudySettings(_Table):
         """Defaults, then `config` (a TOML file or a table like it), then `overrides` (a table; None: not given).
 
         The defaults are the study's if data are given, here or in either table, otherwise the demo's. Raises
-        ConfigError that names the file, the key, and for a misspelt key the nearest known one; SettingError
-        for a value in `overrides`.
+        ConfigError that names the file and the key, SettingError for a value in `overrides`.
         """
-        given = _read_toml(Path(config)) if isinstance(config, (str, PathLike)) else dict(config or {})
+        source = ""
+        if isinstance(config, (str, PathLike)):
+            source = fspath(config)
+            given = _read_toml(Path(config))
+        else:
+            given = dict(config or {})
         overrides = _without_none(overrides or {})
-        source = fspath(config) if isinstance(config, (str, PathLike)) else ""
+
+        def where(*path: str) -> str:
+            key = ".".join(path)
+            return f"{source}, {key}" if source else key
+
         for key in ("data", "recipe"):
             table = given.get(key, {})
-            if not isinstance(table, (Mapping, BaseModel)):
-                where = f"{source}, {key}" if source else key
+            if not isinstance(table, Mapping):
                 hint = f"e.g. data = {{ paths = [{table!r}] }}" if key == "data" and isinstance(table, str) else None
-                raise ConfigError(f"must be a table, is {table!r}", where=where, hint=hint)
+                raise ConfigError(f"must be a table, is {table!r}", where=where(key), hint=hint)
         asked = _merge(given, overrides)
-        data = asked.get("data")
-        data_given = data_given or (isinstance(data, Mapping) and bool(data.get("paths")))
+        data_given = data_given or bool(asked.get("data", {}).get("paths"))
         try:
             return cls.model_validate(asked if data_given else _merge(DEMO, asked))
         except ValidationError as error:
             path, fault = in_words(error, cls)
-            if _stands_in(overrides, path):
+            if _is_given(overrides, path):
                 raise SettingError(fault.what, path=path, hint=fault.hint) from None
-            key = ".".join(path)
-            raise ConfigError(fault.what, where=f"{source}, {key}" if source else key, hint=fault.hint) from None
+            raise ConfigError(fault.what, where=where(*path), hint=fault.hint) from None
 
 
 # The demo: the bundled sample on two cores in minutes, with settings that give meaningful results. On the test
@@ -431,7 +416,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is no valid TOML ({error})", where=str(path)) from None
 
 
-def _stands_in(table: Any, path: Sequence[str]) -> bool:
+def _is_given(table: Any, path: Sequence[str]) -> bool:
     """Whether a table gives the setting at this path, or the whole that it is a part of (see _merge)."""
     whole = path[:2] if path[0] in ("data", "recipe") else path[:1]
     for key in whole:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from kdfast.errors import StudyError
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures, read_attempt
-from kdfast.store.folders import check_complete, folders, manifest
+from kdfast.store.folders import check_complete, folders, manifest, read_each
 from kdfast.store.key import RunKey
+from kdfast.store.locks import is_held
 from kdfast.store.packs import PlannedPack, at_work, read_pack
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 
 __all__ = ["RunStatus", "StudyStatus", "study_status"]
-
-T = TypeVar("T")
 
 # Results that the rate is taken from: the last ones stored.
 _STRETCH = 100
@@ -99,63 +97,49 @@ def study_status(store: StudyStore) -> StudyStatus:
 
     Works also on a study that is being made, is read-only or has parts missing.
     """
-    stored, unreadable = store.readable(complete=True)
-    damaged = {folder: error.what for folder, error in unreadable.items()}
-    _, shared = _readable(store.path / "shared", lambda folder: check_complete(folder, manifest(folder)))
-    damaged |= {store.path / name: what for name, what in shared.items()}
-    attempts, broken = _readable(store.path / "attempts", read_attempt)
-    packs, more = _readable(store.path / "packs", read_pack)
-    runs = _runs(store, stored, damaged, attempts, packs)
-    runs += [RunStatus("folder", name, None, "damaged", what) for name, what in (broken | more).items()]
+    path = store.path
+    stored, damaged = store.complete()
+    _, shared = read_each(folders(path / "shared"), lambda folder: check_complete(folder, manifest(folder)))
+    attempts, broken = read_each(folders(path / "attempts"), read_attempt)
+    packs, more = read_each(folders(path / "packs"), read_pack)
+    state = _state(store, stored, attempts, packs)
+    for key in state:
+        error = damaged.pop(path / "results" / key.folder, None)
+        if error is not None:
+            state[key] = ("damaged", error.what)
+    runs = [RunStatus(*key, *status) for key, status in state.items()]
+    for folder, error in (damaged | shared | broken | more).items():
+        runs.append(RunStatus("folder", str(folder.relative_to(path)), None, "damaged", error.what))
     per_hour = _per_hour(stored)
     missing = sum(run.status == "missing" for run in runs)
     return StudyStatus(
-        str(store.path),
+        str(path),
         runs,
-        _running(store.path),
-        store.is_written(),
+        _running(path),
+        is_held(path),
         per_hour,
         missing / per_hour * 3600 if missing and per_hour else None,
     )
 
 
-def _readable(parent: Path, read: Callable[[Path], T]) -> tuple[list[T], dict[str, str]]:
-    """What can be read of the folders in parent, and for the others, by their path in the study, why they can't."""
-    found, broken = [], {}
-    for folder in folders(parent):
-        try:
-            found.append(read(folder))
-        except StudyError as error:
-            broken[f"{parent.name}/{folder.name}"] = error.what
-    return found, broken
-
-
-def _runs(
-    store: StudyStore,
-    stored: Sequence[StoredResult],
-    damaged: dict[Path, str],
-    attempts: Sequence[Attempt],
-    packs: Sequence[PlannedPack],
-) -> list[RunStatus]:
+def _state(
+    store: StudyStore, stored: Sequence[StoredResult], attempts: Sequence[Attempt], packs: Sequence[PlannedPack]
+) -> dict[RunKey, tuple[str, str]]:
+    """Status and message of each run that is wanted or stored."""
     wanted = _of_settings(store)
     for pack in packs:  # later calls may have asked for more than the settings
         wanted += pack.keys
-    wanted = list(dict.fromkeys(wanted))
     state = dict.fromkeys(wanted, ("missing", ""))
-    tried, often = _tried(attempts), failures(attempts)
-    for run in wanted:
-        if (last := tried.get(run)) is not None and often[last.name]:
-            times = "once" if often[last.name] == 1 else f"{often[last.name]} times"
-            why = last.error or f"lost with {last.host}, process {last.pid}"
-            state[run] = "failed" if often[last.name] >= GIVEN_UP else "missing", f"tried {times}: {why}"
-    for result in stored:
-        state[result.key] = (result.status, result.message)
-    left = {path.name: what for path, what in damaged.items()}
-    for run in wanted:
-        if what := left.pop(run.folder, None):
-            state[run] = ("damaged", what)
-    runs = [RunStatus(*run, *values) for run, values in state.items()]
-    return runs + [RunStatus("folder", name, None, "damaged", what) for name, what in left.items()]
+    often = failures(attempts)
+    last = {key: attempt for attempt in attempts if attempt.ended != "retry" for key in attempt.members}
+    for key in state.keys() & last.keys():
+        attempt = last[key]
+        count = often[attempt.name]
+        if count:
+            why = attempt.error or f"lost with {attempt.host}, process {attempt.pid}"
+            status = "failed" if count >= GIVEN_UP else "missing"
+            state[key] = (status, f"tried {'once' if count == 1 else f'{count} times'}: {why}")
+    return state | {result.key: (result.status, result.message) for result in stored}
 
 
 def _of_settings(store: StudyStore) -> list[RunKey]:
@@ -168,11 +152,6 @@ def _of_settings(store: StudyStore) -> list[RunKey]:
         wanted.append(RunKey.of(None, seed))
         wanted += [RunKey.of(config, seed) for config in settings.runs()]
     return wanted
-
-
-def _tried(attempts: Sequence[Attempt]) -> dict[RunKey, Attempt]:
-    """The last attempt at each result."""
-    return {key: attempt for attempt in attempts if attempt.ended != "retry" for key in attempt.members}
 
 
 def _running(path: Path) -> list[dict[str, Any]]:

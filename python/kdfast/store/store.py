@@ -1,21 +1,6 @@
 """A study on disk: one immutable folder per result (folders.py says how they are written and checked).
 
-STUDY/
-    study.toml                  settings
-    provenance.json             format, versions, fingerprint of the data, instruction set
-    manifest.json               checksums of these two
-    results/KIND.NAME.seedN/    one trained network: manifest.json, result.json (settings, metrics, curves, model
-                                card), arrays.safetensors (scores per jet), weights.safetensors
-    shared/NAME/                what all results share (labels, weights, index of a split, kinematics of the test
-                                jets): manifest.json, arrays.safetensors
-    packs/ID/                   runs that one process trains together (packs.py)
-    claims/NAME/                which process works on what (claims.py)
-    attempts/NAME.NNN/          an attempt at a unit of work that failed (attempts.py)
-    checkpoints/…               of members that are not finished (checkpoints.py)
-    targets/                    cache of teacher outputs
-    .lock, .report.lock         held by the sweep that makes the study, and while its report is written
-    damaged/                    what `kdfast verify --repair` moved aside
-    results_summary.csv, …      derived from the above; can always be rebuilt
+docs/reference/study-folder.md describes the files of a study.
 """
 
 from __future__ import annotations
@@ -23,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +30,14 @@ from kdfast.store.folders import (
     manifest_bytes,
     read,
     read_checked,
+    read_each,
     refuse_link,
     refuse_links,
     remove,
     remove_leftovers,
 )
 from kdfast.store.key import RunKey, safe_name
-from kdfast.store.locks import LOCK, exclusively, is_held
+from kdfast.store.locks import LOCK, exclusively
 from kdfast.store.result import StoredResult, array_bytes, load_arrays, load_result, result_files
 
 if sys.version_info >= (3, 11):
@@ -59,7 +45,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["StoredResult", "StudyStore", "check_description", "read_description"]
+__all__ = ["StoredResult", "StudyStore", "check_description", "read_description", "require_study"]
 
 # What a study's folder may hold, with the number of levels of folders in it.
 _FOLDERS = {
@@ -73,8 +59,6 @@ _FOLDERS = {
     "claims": 1,
     "damaged": 1,
 }
-
-_NO_STUDY = "give the folder that `kdfast sweep --out` wrote"
 
 
 class StudyStore:
@@ -95,10 +79,12 @@ class StudyStore:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-        self.path, self.settings, self.provenance = path, settings, provenance
+        self.path = path
+        self.settings = settings
+        self.provenance = provenance
         self.targets_cache = path / "targets"
-        self._results, self._shared = path / "results", path / "shared"
-        self._attempts = path / "attempts"
+        self._results = path / "results"
+        self._shared = path / "shared"
         self._intact: set[RunKey] = set()
 
     # ---- opening
@@ -111,7 +97,7 @@ class StudyStore:
         of killed writers are removed. Refuses a folder that holds other things.
         """
         path = Path(path)
-        if not _exists(path / "provenance.json"):
+        if not _is_study(path):
             _create(path, settings, provenance)
         store = cls.open(path)
         store._remove_leftovers()
@@ -129,50 +115,24 @@ class StudyStore:
                 refuse_links(path / folder, levels)
         return cls(path, settings, provenance)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Holds the study for one writing process; a second one gets a BusyError. A killed process lets go of it."""
-        with _held(self.path):
-            yield
-
-    def is_written(self) -> bool:
-        """Whether a process holds the study by `writing`."""
-        return is_held(self.path)
+    def writing(self) -> AbstractContextManager[None]:
+        """Holds the study for one writing process; a second one gets a BusyError. A killed process releases it."""
+        return _held(self.path)
 
     # ---- reading
 
-    def results(self, *, skip: Collection[Path] = ()) -> list[StoredResult]:
-        """All results but those of the folders to skip, sorted by kind, name and seed.
+    def results(self) -> list[StoredResult]:
+        """All results, sorted by kind, name and seed. Raises StudyError for the first damaged one."""
+        return [load_result(folder) for folder in folders(self._results)]
 
-        Raises StudyError for the first damaged one.
-        """
-        found, damaged = self.readable(skip=skip)
-        for error in damaged.values():
-            raise error
-        return found
+    def complete(self) -> tuple[list[StoredResult], dict[Path, StudyError]]:
+        """All results that can be read and have all their files, and for the folders of the others what is wrong."""
 
-    def readable(
-        self, *, skip: Collection[Path] = (), complete: bool = False
-    ) -> tuple[list[StoredResult], dict[Path, StudyError]]:
-        """All results but those to skip that can be read, and for the folders of the others why they can't.
+        def load(folder: Path) -> StoredResult:
+            check_complete(folder, manifest(folder))
+            return load_result(folder)
 
-        complete: one with a missing file counts among the others.
-        """
-        found: list[StoredResult] = []
-        damaged: dict[Path, StudyError] = {}
-        left_out = set(skip)
-        for folder in folders(self._results):
-            if folder in left_out:
-                continue
-            try:
-                result = load_result(folder)
-                if complete:
-                    check_complete(folder, manifest(folder))
-            except StudyError as error:
-                damaged[folder] = error
-            else:
-                found.append(result)
-        return found, damaged
+        return read_each(folders(self._results), load)
 
     def get(self, key: RunKey) -> StoredResult:
         """One result. Raises StudyError where it is missing or damaged."""
@@ -210,7 +170,7 @@ class StudyStore:
 
     def attempts(self, name: str | None = None) -> list[Attempt]:
         """The attempts that failed, of all units of work or of one, by unit and number."""
-        return read_attempts(self._attempts, name)
+        return read_attempts(self.path / "attempts", name)
 
     def model_file(self, result: StoredResult) -> bytes:
         """A result's weights as the bytes of a model file (that of a result with a card)."""
@@ -231,7 +191,7 @@ class StudyStore:
     # ---- writing
 
     def write(self, result: StoredResult) -> Path:
-        """Stores a result, whole or not at all, and returns its folder. What is stored is never changed."""
+        """Stores a result, whole or not at all, and returns its folder. A stored result is never changed."""
         folder = self._results / result.key.folder
         try:
             commit(folder, result_files(result))
@@ -260,7 +220,7 @@ class StudyStore:
     def write_attempt(self, attempt: Attempt) -> Path:
         """Stores an attempt that failed, under the next number of its unit of work."""
         safe_name(attempt.name)
-        return write_attempt(self._attempts, attempt)
+        return write_attempt(self.path / "attempts", attempt)
 
     def write_shared(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Stores what all results share: "validation" and "test" with arrays labels, weights, index [B], and
@@ -294,11 +254,26 @@ class StudyStore:
 # ---- description
 
 
+def require_study(path: Path) -> None:
+    """Raises StudyError where there is no study."""
+    if not _is_study(path):
+        what = "holds no study" if path.exists() else "does not exist"
+        raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
+
+
+def _is_study(path: Path) -> bool:
+    try:
+        (path / "provenance.json").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # e.g. a parent without the permission to enter it
+        raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
+    return True
+
+
 def read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and provenance of the study at path; their checksums are not looked at. Raises StudyError."""
-    if not _exists(path / "provenance.json"):
-        what = "holds no study" if path.exists() else "does not exist"
-        raise StudyError(what, where=str(path), hint=_NO_STUDY)
+    require_study(path)
     file = path / "provenance.json"
     content = read(file)
     parse(ProvenanceDocument, content, str(file), hint="restore it from a copy")
@@ -313,19 +288,23 @@ def read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_description(path: Path) -> None:
-    """Checks study.toml and provenance.json against their checksums; studies of older versions have none.
+    """Checks study.toml and provenance.json against their checksums, if there are any (see `StudyStore.describe`).
 
     Raises DamagedError where they are not as they were written.
     """
-    while (listing := _description_manifest(path)) is not None:
+    while True:
+        listing = _description_manifest(path)
+        if listing is None:
+            return
         try:
             check_folder(path)
             return
         except DamagedError as error:
             if _description_manifest(path) != listing:
                 continue  # `describe` was writing them
+            fault, file, detail = error.fault, error.file, error.detail
             hint = f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
-            raise DamagedError(error.fault, where=str(path), file=error.file, detail=error.detail, hint=hint) from None
+            raise DamagedError(fault, where=str(path), file=file, detail=detail, hint=hint) from None
 
 
 def _description_manifest(path: Path) -> bytes | None:
@@ -337,16 +316,8 @@ def _description_manifest(path: Path) -> bytes | None:
         raise
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:  # a parent that may not be entered
-        raise StudyError(f"can't be read: {error.strerror}", where=str(path)) from error
-
-
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """See StudyStore.writing."""
     with exclusively(path) as held:
         if not held:
             hint = "wait until it has ended; `kdfast status` shows its progress"
@@ -355,18 +326,14 @@ def _held(path: Path) -> Iterator[None]:
 
 
 def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-    own = {LOCK, "study.toml", MANIFEST, "results", "shared", "targets"}  # a killed creation may have left these
-    other = StudyError("is no study and is not empty", where=str(path), hint="give a new or an empty folder")
+    described = _described(settings, provenance)
     with writing_errors(path):
-        if path.exists() and not (path.is_dir() and _is_free(path, own)):
-            raise other
-        described = _described(settings, provenance)
+        _refuse_other_content(path)
         path.mkdir(parents=True, exist_ok=True)
         with _held(path):
-            if _exists(path / "provenance.json"):  # another process was first
+            if _is_study(path):  # another process was first
                 return
-            if not _is_free(path, own):
-                raise other
+            _refuse_other_content(path)
             for folder in ("results", "shared", "targets"):
                 (path / folder).mkdir(exist_ok=True)
             write_content(path / "study.toml", described["study.toml"])
@@ -375,14 +342,19 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
         fsync_folder(path.absolute().parent)
 
 
+def _refuse_other_content(path: Path) -> None:
+    """Raises StudyError for a folder that holds other things than a study, or than a killed `_create` left."""
+    if not path.exists() or _is_study(path):
+        return
+    own = {LOCK, "study.toml", MANIFEST, "provenance.json", "results", "shared", "targets"}
+    if not path.is_dir() or any(item.name not in own and item.suffix != ".tmp" for item in path.iterdir()):
+        hint = "give a new or an empty folder"
+        raise StudyError("is no study and is not empty", where=str(path), hint=hint)
+
+
 def _described(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, bytes]:
     """The files of a description, but for their manifest."""
     return {
         "study.toml": tomli_w.dumps(settings).encode(),
         "provenance.json": json_bytes({"format": FORMAT, **provenance}),
     }
-
-
-def _is_free(path: Path, own: Collection[str]) -> bool:
-    """Whether a folder is a study, or can become one."""
-    return _exists(path / "provenance.json") or all(p.name in own or p.suffix == ".tmp" for p in path.iterdir())

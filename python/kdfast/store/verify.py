@@ -1,4 +1,4 @@
-"""Whether a study is as it was written: every file of it is hashed again, and what is damaged can be put aside."""
+"""Whether a study is as it was written: every file is hashed again, and what is damaged can be moved aside."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.process import is_writing
 from kdfast.store.attempts import read_attempt
 from kdfast.store.documents import MANIFEST, ManifestDocument, json_bytes, parse
-from kdfast.store.folders import LEFTOVERS, hash_file, read, refuse_link
+from kdfast.store.folders import LEFTOVERS, damage, hash_file, read, refuse_link
 from kdfast.store.locks import LOCK, REPORT_CHECKSUMS, REPORT_LOCK, exclusively, is_held, locked
 from kdfast.store.packs import at_work, read_pack
 from kdfast.store.result import load_result
-from kdfast.store.store import check_description, read_description
+from kdfast.store.store import check_description, read_description, require_study
 
 __all__ = ["Finding", "Verification", "repair", "verify"]
 
 Remedy = Literal["aside", "remove", ""]
 
-# Folders of committed folders, what may be done with a damaged one of them, and the reader of one, if it has one.
-_COMMITTED: dict[str, tuple[Remedy, Callable[[Path], object] | None]] = {
+Reader = Callable[[Path], object]
+
+# Folders of committed folders, what `repair` does with a damaged one of them, and the reader of one, if it has one.
+_COMMITTED: dict[str, tuple[Remedy, Reader | None]] = {
     "results": ("aside", load_result),
     "shared": ("aside", None),
     "attempts": ("aside", read_attempt),
@@ -40,13 +42,12 @@ _COMMITTED: dict[str, tuple[Remedy, Callable[[Path], object] | None]] = {
     "inputs": ("aside", None),
     "checkpoints": ("remove", None),
 }
+# Claims and logs change all the time; what is in damaged/ is known to be.
+_NOT_CHECKED = ("claims", "damaged", "logs", LOCK, REPORT_LOCK, REPORT_CHECKSUMS)
 _DESCRIPTION = (MANIFEST, "study.toml", "provenance.json")
-# Claims and logs are written to all the time; what is in damaged/ is known to be. Older versions kept an .index.
-_PASSED_OVER = ("claims", "damaged", "logs", LOCK, REPORT_LOCK, REPORT_CHECKSUMS, ".index")
 
 _LISTED = re.compile(r"([0-9a-f]{64})  ((?:[A-Za-z0-9_][\w.+-]*/)?[A-Za-z0-9_][\w.+-]*)")
 _TARGETS = re.compile(r"[0-9a-f]{64}\.([0-9a-f]{64})\.safetensors")
-_OLD_TARGETS = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Finding:
     detail : str
         More about the fault, in words.
     of_report : bool
-        Whether it is a file of the report, or the list of them.
+        Whether it is a file of the report, or report.sha256.
     """
 
     path: str
@@ -80,9 +81,7 @@ class Finding:
     @property
     def what(self) -> str:
         """The fault in words."""
-        text = f"{self.fault.value} ({self.detail})" if self.detail else self.fault.value
-        listed = self.of_report and self.fault is Fault.CHANGED
-        return f"{text} in {REPORT_CHECKSUMS}" if listed else text
+        return f"{self.fault.value} ({self.detail})" if self.detail else self.fault.value
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,11 @@ class Verification:
 
 
 def verify(study: str | Path, *, progress: bool = False) -> Verification:
-    """Hashes every file of a study again, also where the study can't be opened any more.
+    """Hashes every file of a study again, even if the study can't be opened any more.
 
-    Looks at every folder with a manifest, the study's description, targets, report, files that no manifest lists, what
-    killed writers left, and results whose content contradicts their name. Holds the study's lock; where a sweep holds
-    it, or a worker is at work, what these may be writing is named in the notes and not judged.
+    Checks every folder with a manifest, the study's description, targets, report, files that no manifest lists, what
+    killed writers left, and results whose content contradicts their name. Holds the study's lock. While a sweep holds
+    it, or a worker is at work, what these may be writing is named in the notes and not checked.
 
     Parameters
     ----------
@@ -132,17 +131,10 @@ def verify(study: str | Path, *, progress: bool = False) -> Verification:
     StudyError
         Where there is no study, or one of a newer format.
     """
-    path = _study(study)
+    path = Path(study)
+    require_study(path)
     with locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
         return _verify(path, progress, sweeping=held is False)
-
-
-def _study(study: str | Path) -> Path:
-    path = Path(study)
-    if not os.path.lexists(path / "provenance.json"):
-        what = "holds no study" if path.exists() else "does not exist"
-        raise StudyError(what, where=str(path), hint="give the folder that `kdfast sweep --out` wrote")
-    return path
 
 
 def _verify(path: Path, progress: bool, *, sweeping: bool) -> Verification:
@@ -169,7 +161,7 @@ def _bar(path: Path, shown: bool) -> Iterator[Callable[[int], object]]:
 
 @dataclass
 class _Check:
-    """One walk through a study."""
+    """One walk through a study. sweeping: another process holds the study."""
 
     path: Path
     tick: Callable[[int], object]
@@ -184,7 +176,6 @@ class _Check:
         path: Path,
         fault: Fault,
         remedy: Remedy,
-        *,
         unit: Path | None = None,
         detail: str = "",
         of_report: bool = False,
@@ -192,25 +183,26 @@ class _Check:
         below = str((unit or path).relative_to(self.path))
         self.findings.append(Finding(str(path.relative_to(self.path)), fault, remedy, below, detail, of_report))
 
-    def damaged(self, path: Path, error: DamagedError, remedy: Remedy, unit: Path | None = None) -> None:
-        self.found(path, error.fault, remedy, unit=unit, detail="" if error.fault is Fault.LINK else error.detail)
+    @contextmanager
+    def judging(self, remedy: Remedy, unit: Path | None = None, of_report: bool = False) -> Iterator[None]:
+        """A DamagedError inside the `with` block becomes a finding."""
+        try:
+            yield
+        except DamagedError as error:
+            path = Path(error.where or "", error.file or "")
+            detail = "" if error.fault is Fault.LINK else error.detail
+            self.found(path, error.fault, remedy, unit, detail, of_report)
 
-    def compare(
-        self, folder: Path, file: str, digest: str, remedy: Remedy, *, unit: Path | None = None, of_report: bool = False
-    ) -> None:
-        """Hashes a file; one with another digest is a finding."""
+    def compare(self, folder: Path, file: str, digest: str, listed_in: str = "") -> None:
+        """Hashes a file. Raises DamagedError if it has another digest."""
 
         def tick(size: int) -> None:
             self.bytes += size
             self.tick(size)
 
         self.files += 1
-        try:
-            fault = None if hash_file(folder, file, tick) == digest else Fault.CHANGED
-        except DamagedError as error:
-            fault = error.fault
-        if fault is not None:
-            self.found(folder / file, fault, remedy, unit=unit, of_report=of_report)
+        if hash_file(folder, file, tick) != digest:
+            raise damage(folder, Fault.CHANGED, file, listed_in)
 
     def everything(self) -> None:
         self.description()
@@ -227,42 +219,38 @@ class _Check:
                 self.targets(path)
             elif name == "claims" and entry.is_dir():
                 self.links(path)
-            elif name not in (*_DESCRIPTION, *_PASSED_OVER) and reported:
+            elif name not in (*_DESCRIPTION, *_NOT_CHECKED) and reported:
                 self.unlisted(path, reported)
 
     def description(self) -> None:
-        try:
+        with self.judging(""):
             read_description(self.path)
-        except DamagedError as error:
-            self.damaged(Path(error.where or ""), error, "")
         if not os.path.lexists(self.path / MANIFEST):
-            what = "the study is of an older version, or a sweep is writing them, or was killed then"
+            what = "a sweep is writing them, or was killed while it did, or the manifest was deleted"
             self.notes.append(f"study.toml and provenance.json have no checksums: {what}")
         elif not self.sweeping:
             self.listed(self.path, "")
         else:
-            try:
+            with self.judging(""):
                 check_description(self.path)
-            except DamagedError as error:
-                self.damaged(self.path / (error.file or ""), error, "")
 
     def listed(self, folder: Path, remedy: Remedy) -> set[str]:
         """Checks what a folder's manifest lists; returns the names."""
         unit = folder if remedy else None
         self.files += 1
-        try:
+        names = {MANIFEST}
+        with self.judging(remedy, unit):
             content = read(folder / MANIFEST)
-            document = parse(ManifestDocument, content, str(folder))
-        except DamagedError as error:
-            self.damaged(folder / MANIFEST, error, remedy, unit)
-            return set()
-        if json_bytes(document.model_dump()) != content:
-            self.found(folder / MANIFEST, Fault.NOT_CANONICAL, remedy, unit=unit)
-        for name, digest in document.files.items():
-            self.compare(folder, name, digest, remedy, unit=unit)
-        return {*document.files, MANIFEST}
+            document = parse(ManifestDocument, content, str(folder), MANIFEST)
+            if json_bytes(document.model_dump()) != content:
+                self.found(folder / MANIFEST, Fault.NOT_CANONICAL, remedy, unit)
+            for name, digest in document.files.items():
+                names.add(name)
+                with self.judging(remedy, unit):
+                    self.compare(folder, name, digest)
+        return names
 
-    def parent(self, parent: Path, remedy: Remedy, reader: Callable[[Path], object] | None) -> None:
+    def parent(self, parent: Path, remedy: Remedy, reader: Reader | None) -> None:
         """Checks the committed folders in parent; of checkpoints, those in its folders."""
         for entry in _entries(parent):
             path = parent / entry.name
@@ -277,21 +265,20 @@ class _Check:
             else:
                 self.committed(path, remedy, reader)
 
-    def committed(self, folder: Path, remedy: Remedy, reader: Callable[[Path], object] | None) -> None:
+    def committed(self, folder: Path, remedy: Remedy, reader: Reader | None) -> None:
         before = len(self.findings)
         names = self.listed(folder, remedy)
         if not folder.exists():  # removed meanwhile, as a checkpoint may be
             del self.findings[before:]
-        if len(self.findings) > before or not folder.exists():
+            return
+        if len(self.findings) > before:
             return
         for entry in _entries(folder):
             if entry.name not in names:
                 self.found(folder / entry.name, Fault.UNLISTED, "aside")
         if reader is not None:
-            try:
+            with self.judging(remedy, folder):
                 reader(folder)
-            except DamagedError as error:
-                self.damaged(folder / (error.file or ""), error, remedy, folder)
 
     def links(self, folder: Path) -> None:
         """Names the links in a folder and its folders."""
@@ -301,7 +288,7 @@ class _Check:
                     self.found(path, Fault.LINK, "aside")
 
     def leftover(self, path: Path) -> None:
-        """Whether a writer of this machine has ended is known; one of another machine has, if nobody is at work."""
+        """Of this machine's writers it is known whether they have ended; others have, if no process is at work."""
         writing = is_writing(path.name)
         if writing or not os.path.lexists(path):
             return
@@ -322,16 +309,15 @@ class _Check:
             path = folder / entry.name
             named = _TARGETS.fullmatch(entry.name)
             if named:
-                self.compare(folder, entry.name, named[1], "remove")
-            elif _OLD_TARGETS.fullmatch(entry.name):
-                self.notes.append(f"targets/{entry.name} is of an older version: it is not used any more")
+                with self.judging("remove"):
+                    self.compare(folder, entry.name, named[1])
             elif fnmatch(entry.name, LEFTOVERS):
                 self.leftover(path)
             else:
                 self.found(path, Fault.UNLISTED, "aside")
 
     def report(self) -> set[str]:
-        """Checks the report's files; returns their names, none where they have no checksums, or are being written."""
+        """Checks the report's files; returns their names, or none if they have no checksums or are being written."""
         if self.sweeping or is_held(self.path, REPORT_LOCK):
             self.notes.append("the report and its models were not checked: a sweep or a report is being written")
             return set()
@@ -354,7 +340,8 @@ class _Check:
             file = self.path / listed[2]
             names.add(listed[2])
             if not file.parent.is_symlink():  # else a finding of its own
-                self.compare(file.parent, file.name, listed[1], "remove", of_report=True)
+                with self.judging("remove", of_report=True):
+                    self.compare(file.parent, file.name, listed[1], f"in {REPORT_CHECKSUMS}")
         return names
 
     def unlisted(self, path: Path, reported: set[str]) -> None:
@@ -375,10 +362,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, list[str]]:
-    """Verifies a study and puts right what can be; returns what was found, and what was done, a line each.
+    """Verifies a study and repairs what it can; returns what was found, and what was done, a line each.
 
-    What is damaged moves into damaged/ with a note why; caches, leftovers and derived files that are damaged are
-    removed. The next sweep makes anew what is missing (results, shared arrays, targets), and `kdfast report` the
+    Damaged folders move into damaged/ with a note that gives the reason; damaged caches, leftovers and derived files
+    are removed. The next sweep makes the missing parts anew (results, shared arrays, targets), and `kdfast report` the
     report.
 
     Raises
@@ -386,9 +373,10 @@ def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, 
     BusyError
         While a sweep or a worker is at work on the study.
     StudyError
-        Where it can't be written. Its `done` says what had been put right before.
+        Where it can't be written. Its `done` lists what had been repaired before.
     """
-    path = _study(study)
+    path = Path(study)
+    require_study(path)
     with exclusively(path) as held:
         if not held:
             hint = "repair it when that has ended"
@@ -451,7 +439,7 @@ def _move_aside(study: Path, unit: str, why: list[str]) -> str:
 
 
 def _remove(path: Path) -> str:
-    """What became of it."""
+    """Removes a file or folder; returns what happened."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):
