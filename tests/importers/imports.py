@@ -7,7 +7,7 @@ import numpy as np
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import KdfastWarning
-from kdfast.importers.lines import Line
+from kdfast.importers.found import Line
 from kdfast.store.grid import grid
 from kdfast.study.imports import import_study
 from tests.report.study_logs import Job

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from kdfast.distill.schedules import RunConfig
-from kdfast.importers.found import Notes
-from kdfast.importers.lines import LONGEST_LINE, read_lines
+from kdfast.importers.found import LONGEST_LINE, Notes, read_lines
 from kdfast.importers.run_log import read_run_log
 from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
@@ -236,7 +235,7 @@ import resource, sys
 from pathlib import Path
 from kdfast.importers.csv_table import read_csv
 from kdfast.importers.found import Notes
-from kdfast.importers.lines import read_lines
+from kdfast.importers.found import read_lines
 from kdfast.importers.run_log import read_run_log
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 path = Path(sys.argv[1])

@@ -1,7 +1,6 @@
 """Claims: one process at a time, taken over from the dead and the silent, without comparing clocks."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from kdfast.errors import StudyError
 from kdfast.store import claims as module
 from kdfast.store.claims import Claims
+from tests.store.studies import ELSEWHERE
 
 HOLD = """
 import sys, time
@@ -94,16 +94,6 @@ def test_the_copy_of_a_study_is_nobody_s(tmp_path):
     process.wait()
 
 
-def test_a_claim_of_an_older_version(tmp_path):
-    """Its line tells no inode."""
-    (tmp_path / "pack").mkdir()
-    line = json.dumps(module._identity(""))
-    assert "inode" not in line
-    (tmp_path / "pack" / "000001.claim").write_text(line + "\n...")
-    assert Claims(tmp_path).holders()[0].alive
-    assert Claims(tmp_path).take("pack") is None
-
-
 TWO_USERS = """
 import os, signal, sys
 from pathlib import Path
@@ -153,7 +143,7 @@ def test_the_silent_are_taken_over_and_learn_of_it(tmp_path, monkeypatch):
     """As on another machine, whose processes can't be looked at."""
     held = Claims(tmp_path, beat=0.2)
     claim = held.take("pack")
-    monkeypatch.setattr(module, "_this_process", lambda: module._Process("elsewhere", 1, "another machine", ""))
+    monkeypatch.setattr(module, "_this_process", lambda: ELSEWHERE)
     watcher = Claims(tmp_path, lease=0.3, beat=0.05)
     assert watcher.take("pack") is None
     time.sleep(0.4)
@@ -167,7 +157,7 @@ def test_the_silent_are_taken_over_and_learn_of_it(tmp_path, monkeypatch):
 
 def test_who_beats_is_not_taken_over(tmp_path, monkeypatch):
     claim = Claims(tmp_path, beat=0.05).take("pack")
-    monkeypatch.setattr(module, "_this_process", lambda: module._Process("elsewhere", 1, "another machine", ""))
+    monkeypatch.setattr(module, "_this_process", lambda: ELSEWHERE)
     watcher = Claims(tmp_path, lease=0.5)
     with claim:
         for _ in range(15):
@@ -223,11 +213,11 @@ def test_one_that_was_taken_over_meanwhile(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
-    def full(owner):
+    def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_identity", full)
+        patch.setattr(module, "_this_process", full)
         with pytest.raises(StudyError, match="No space left"):
             Claims(tmp_path).take("pack")
     assert not list(tmp_path.rglob("*.claim"))
@@ -238,13 +228,13 @@ def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
 
 def test_a_reader_never_sees_half_a_claim(tmp_path, monkeypatch):
     """Another process looks while the claim is being written."""
-    seen, genuine = [], module._identity
+    seen, genuine = [], module._this_process
 
-    def looked_at(owner):
+    def looked_at():
         seen.append(Claims(tmp_path).holders())
-        return genuine(owner)
+        return genuine()
 
-    monkeypatch.setattr(module, "_identity", looked_at)
+    monkeypatch.setattr(module, "_this_process", looked_at)
     with Claims(tmp_path).take("pack"):
         assert seen == [[]]
 

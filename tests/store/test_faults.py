@@ -1,14 +1,12 @@
 """Disks that fill, places that can't be written, strangers' studies: an error that says what, and nothing lost."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,21 +25,17 @@ from kdfast.store.store import StudyStore
 from kdfast.store.verify import repair, verify
 from kdfast.study.results import open_study
 from tests.report.fake_study import SMALL_GRID, make_study
-from tests.store.test_store import PROVENANCE, SETTINGS, environment, flip_a_bit, make_result
+from tests.store.studies import (
+    CLAIM,
+    PROVENANCE,
+    SETTINGS,
+    environment,
+    flip_a_bit,
+    make_result,
+    mounted,
+    wait_until,
+)
 from tests.study.small_sweep import small_sweep
-
-
-@contextmanager
-def mounted(*options, where):
-    """A mount for the time of the block; the test is skipped where that is not permitted."""
-    where.mkdir(exist_ok=True)
-    mount = shutil.which("mount")
-    if not mount or subprocess.run([mount, *options, str(where)], capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
 @pytest.fixture
@@ -74,6 +68,8 @@ def test_a_full_disk_is_read_verified_and_named(small_disk):
     ):
         with pytest.raises(StudyError, match="can't be written: No space left on device\nmake room and run the same"):
             write()
+    assert list((store.path / "results").iterdir()) == [folder]
+    assert not store.has(RunKey("student", make_result().name, 43))
     again = StudyStore.open(store.path)
     assert [r.key.folder for r in again.results()] == [folder.name]
     assert again.has(RunKey("student", make_result().name, 42))
@@ -88,21 +84,28 @@ def test_a_full_disk_is_read_verified_and_named(small_disk):
     assert repair(store.path)[1] == [f"results/{folder.name}: moved to damaged/results.{folder.name}.1"]
     assert verify(store.path).intact
     store.write_shared("test", arrays)
-    StudyStore.open(store.path).write(make_result())
+    for seed in (42, 43):
+        StudyStore.open(store.path).write(make_result(seed=seed))
     assert verify(store.path).intact
 
 
 def test_a_disk_that_fills_during_a_sweep_leaves_a_study_without_fault(small_disk):
-    """With the whole program: what is there verifies, and with room the same sweep ends."""
+    """With the whole program: what is there verifies and is kept, and with room the same sweep ends."""
     subprocess.run(["mount", "-o", "remount,size=280k", str(small_disk)], check=True)
     with pytest.raises(StudyError, match=r"can't be written: No space left on device\nmake room"):
         small_sweep(small_disk / "study")
-    found = verify(small_disk / "study")
-    assert found.findings == ()
-    stored = len(StudyStore.open(small_disk / "study").results())
-    assert 0 < stored < 6
+    assert verify(small_disk / "study").findings == ()
+    stored = metrics_of(small_disk / "study")
+    assert 0 < len(stored) < 6
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert small_sweep(small_disk / "study").verify().intact
+    results = small_sweep(small_disk / "study")
+    assert (results.results["status"] == "done").all()
+    assert results.verify().intact
+    assert stored.items() <= metrics_of(small_disk / "study").items()
+
+
+def metrics_of(study):
+    return {result.key: result.metrics for result in StudyStore.open(study).results()}
 
 
 # ---- places that may not be written
@@ -162,25 +165,21 @@ def test_permission_lost_half_way():
     place = Path(tempfile.mkdtemp(prefix="kdfast"))  # below pytest's folder others may not look
     try:
         place.chmod(0o777)
-        run = [*as_nobody(), sys.executable, "-m", "tests.study.small_sweep", str(place / "study"), "40"]
+        study = place / "study"
+        run = [*as_nobody(), sys.executable, "-m", "tests.study.small_sweep", str(study), "40"]
         quiet = environment() | {"HOME": str(place), "MPLCONFIGDIR": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
-        root = Path(__file__).parents[2]
-        sweep = subprocess.Popen(run, cwd=root, env=quiet, stderr=subprocess.PIPE, text=True)
-        results = place / "study" / "results"
-        deadline = time.monotonic() + 120
-        while not list(results.glob("baseline.*")) and sweep.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        results.chmod(0o555)
+        sweep = subprocess.Popen(run, env=quiet, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: list(study.glob("results/baseline.*")) or sweep.poll() is not None)
+        (study / "results").chmod(0o555)
         error = sweep.communicate(timeout=120)[1]
         assert sweep.returncode == 2, error
         assert re.search(r"/results/student\..*: can't be written: Permission denied", error)
-        stored = {result.key: result.metrics for result in StudyStore.open(place / "study").results()}
+        stored = metrics_of(study)
         assert 2 <= len(stored) < 6
-        assert verify(place / "study").findings == ()
-        results.chmod(0o755)
-        subprocess.run(run, cwd=root, env=quiet, check=True, capture_output=True)
-        again = {result.key: result.metrics for result in StudyStore.open(place / "study").results()}
+        assert verify(study).findings == ()
+        (study / "results").chmod(0o755)
+        subprocess.run(run, env=quiet, check=True, capture_output=True)
+        again = metrics_of(study)
         assert len(again) == 6
         assert stored.items() <= again.items()
     finally:
@@ -314,7 +313,6 @@ def test_a_pipe_among_the_claims_is_not_waited_for(tmp_path):
             pass
 
 
-WHO = {"host": "elsewhere", "pid": 7, "machine": "m", "started": "1", "version": "0", "since": "then"}
 ENDLESS, DEEP = b'{"seed": 1e999, "pid": 1e999, "runs": [], "format": 1}', b'{"a":' * 100_000
 
 
@@ -329,8 +327,8 @@ def foreign(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("²", json.dumps(WHO).encode()),  # a digit, and no number
-        ("000001", json.dumps(WHO).replace("7", "1e999").encode()),
+        ("²", CLAIM.encode()),  # a digit, and no number
+        ("000001", CLAIM.replace("7", "1e999").encode()),
         ("000001", DEEP),
     ],
 )

@@ -26,6 +26,8 @@ VALUES = {
     "fractions": (0.5, 0.25, 0.25),
 }
 
+DEFAULTS = {"grid": "study", "hlt": "nominal", "seeds": (42,), "precision": "fp32", "device": "auto"}
+
 
 @pytest.fixture
 def resolved(monkeypatch):
@@ -55,30 +57,10 @@ def test_every_setting_is_described():
 
 def test_the_signature_shows_names_and_defaults():
     parameters = inspect.signature(kdfast.sweep).parameters
-    assert list(parameters)[:12] == [
-        *(
-            "data",
-            "out",
-            "grid",
-            "model",
-            "hlt",
-            "teacher",
-            "epochs",
-            "seeds",
-            "batch_size",
-            "max_constituents",
-        ),
-        *("precision", "device"),
-    ]
-    shown = {name: parameters[name].default for name in ("grid", "hlt", "seeds", "precision", "device", "model")}
-    assert shown == {
-        "grid": "study",
-        "hlt": "nominal",
-        "seeds": (42,),
-        "precision": "fp32",
-        "device": "auto",
-        "model": None,
-    }
+    first = "data out grid model hlt teacher epochs seeds batch_size max_constituents precision device"
+    assert list(parameters)[:12] == first.split()
+    defaults = {name: parameters[name].default for name in ("grid", "hlt", "seeds", "precision", "device", "model")}
+    assert defaults == DEFAULTS | {"model": None}
     assert set(KEYWORDS) < set(parameters)
 
 
@@ -94,27 +76,13 @@ def test_every_setting_is_a_keyword(resolved, keyword):
 
 
 def test_a_keyword_takes_precedence_over_the_file_even_if_it_is_the_default(resolved, tmp_path):
-    file = {
-        "grid": "wide",
-        "hlt": "mild",
-        "seeds": [1],
-        "precision": "bf16",
-        "device": "cuda",
-        "recipe": {"epochs": 3},
-    }
-    StudySettings.resolve(file).write_toml(tmp_path / "study.toml")
-    defaults = {"grid": "study", "hlt": "nominal", "seeds": (42,), "precision": "fp32", "device": "auto"}
-    settings = resolved(config=tmp_path / "study.toml", **defaults)
-    assert {name: getattr(settings, name) for name in defaults} == defaults
+    file = {"grid": "wide", "hlt": "mild", "seeds": (1,), "precision": "bf16", "device": "cuda"}
+    StudySettings.resolve({**file, "recipe": {"epochs": 3}}).write_toml(tmp_path / "study.toml")
+    settings = resolved(config=tmp_path / "study.toml", **DEFAULTS)
+    assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
     assert settings.recipe.epochs == 3
     kept = resolved(config=tmp_path / "study.toml")
-    assert (kept.grid, kept.hlt, kept.seeds, kept.precision, kept.device) == (
-        "wide",
-        "mild",
-        (1,),
-        "bf16",
-        "cuda",
-    )
+    assert {name: getattr(kept, name) for name in file} == file
 
 
 @pytest.mark.parametrize(

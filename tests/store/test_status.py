@@ -24,7 +24,7 @@ from kdfast.store.store import StudyStore
 from kdfast.study.plan import plan
 from kdfast.study.results import open_study
 from tests.report.fake_study import make_study
-from tests.store.test_store import PROVENANCE, environment, make_result
+from tests.store.studies import PROVENANCE, claim_elsewhere, environment, make_result, start_sweep, wait_until
 
 GRID = {"grid": ["baseline_T3.0_A0.5", "baseline_T7.0_A0.5"], "seeds": [1, 2]}
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
@@ -36,12 +36,20 @@ def store(tmp_path):
     return StudyStore.create_or_open(tmp_path / "study", GRID, PROVENANCE)
 
 
-def store_run(store, name, seed, kind="student", *, at=None, seconds=10.0, status="done", message=""):
+def store_run(store, name, seed, kind="student", *, at="", seconds=10.0, status="done", message=""):
     config = make_result().config if kind == "student" else None
-    stored = "" if at is None else at.isoformat()
+    stored = at.isoformat() if isinstance(at, datetime) else at
     metrics = {"seconds": seconds, "auc": 0.8}
     result = replace(make_result(name, seed), kind=kind, config=config, metrics=metrics, status=status, message=message)
     return store.write(replace(result, stored=stored))
+
+
+def store_all(store, *seeds, **options):
+    """A baseline and the grid of these seeds; options: of the students."""
+    for seed in seeds:
+        store_run(store, "baseline", seed, "baseline")
+        for name in GRID["grid"]:
+            store_run(store, name, seed, **options)
 
 
 def by_run(store):
@@ -67,10 +75,7 @@ def test_counts_and_messages(store, capsys):
 
 
 def test_runs_that_were_planned_later_are_missing_too(store, capsys):
-    for seed in (1, 2):
-        store_run(store, "baseline", seed, "baseline")
-        for name in GRID["grid"]:
-            store_run(store, name, seed)
+    store_all(store, 1, 2)
     store_run(store, "teacher", 42, "teacher")
     assert main(["status", str(store.path), "--quiet"]) == 0
     packs, _ = plan(store, [3], grid(temperature=[3.0], alpha=[0.9]), 1)
@@ -157,7 +162,7 @@ def test_attempts_of_several_processes_get_numbers_of_their_own(store):
         ([(NOW, 3600)] * 4 + [(NOW + 50 * HOUR, 3600)] * 4, 4.0),  # and another after a pause
         ([(NOW, 1800), (NOW + HOUR / 4, 1800)], 2 / 0.75),  # two threads
         ([(NOW, 3600), (NOW - 24 * HOUR, 3600)], 1.0),  # the clock set back
-        ([(None, 3600), (NOW, 3600)], 1.0),  # one of an older version
+        ([(None, 3600), (NOW, 3600)], 1.0),  # one whose time is no time
         ([(NOW, 0)], None),
         ([], None),
     ],
@@ -166,30 +171,11 @@ def test_rate(store, stored, per_hour):
     runs = [(f"baseline_T{t}.0_A0.5", seed) for t in (3, 7, 10, 20) for seed in (1, 2)]
     store_run(store, "teacher", 42, "teacher", at=NOW, seconds=1e6)
     for (name, seed), (at, seconds) in zip(runs, stored, strict=False):
-        folder = store_run(store, name, seed, at=at or NOW, seconds=seconds)
-        if at is None:
-            shutil.rmtree(folder)
-            result = make_result(name, seed)
-            folder = store.write(replace(result, stored="some day", metrics={"seconds": seconds}))
+        store_run(store, name, seed, at=at or "some day", seconds=seconds)
     status = study_status(StudyStore.open(store.path))
     assert status.per_hour == (None if per_hour is None else pytest.approx(per_hour))
     missing = status.counts.get("missing", 0)
     assert status.seconds_left == (pytest.approx(missing / per_hour * 3600) if per_hour and missing else None)
-
-
-def test_results_of_older_versions_have_no_time(store):
-    """A result.json without `stored`, as format 1 began."""
-    from kdfast.store.folders import commit
-
-    folder = store_run(store, "baseline_T3.0_A0.5", 1)
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
-    document = json.loads(files["result.json"])
-    del document["stored"]
-    shutil.rmtree(folder)
-    commit(folder, files | {"result.json": json.dumps(document).encode()})
-    (result,) = StudyStore.open(store.path).results()
-    assert result.stored == ""
-    assert study_status(store).per_hour is None
 
 
 @pytest.mark.slow
@@ -214,15 +200,15 @@ def test_a_study_of_which_hardly_anything_is_there(store, capsys):
 @pytest.mark.slow
 def test_while_a_sweep_runs_and_until_it_is_done(tmp_path, capsys):
     out = tmp_path / "study"
-    run = [sys.executable, "-m", "tests.study.small_sweep", str(out), "100"]
-    sweep = subprocess.Popen(run, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + 120
-    while not list(out.glob("results/student.*")):
-        assert time.monotonic() < deadline
+    sweep = start_sweep(out, 100)
+
+    def has_begun():
         assert sweep.poll() is None
         if (out / "provenance.json").exists():
             assert main(["status", str(out), "--quiet"]) == 1  # at any moment
-        time.sleep(0.02)
+        return list(out.glob("results/student.*"))
+
+    wait_until(has_begun)
     sweep.send_signal(signal.SIGSTOP)
     try:
         assert main(["status", str(out), "--json"]) == 1
@@ -246,10 +232,8 @@ def test_while_a_sweep_runs_and_until_it_is_done(tmp_path, capsys):
 
 
 def test_a_watch_ends_where_nothing_more_is_to_come(store, capsys):
-    for seed in (1, 2):
-        store_run(store, "baseline", seed, "baseline")
-        for name in GRID["grid"]:
-            store_run(store, name, seed, status="diverged" if seed == 1 else "done")
+    store_all(store, 1, status="diverged")
+    store_all(store, 2)
     store_run(store, "teacher", 42, "teacher")
     assert main(["status", str(store.path), "--watch"]) == 1
     assert "7 runs, 5 done, 2 diverged" in capsys.readouterr().out
@@ -264,20 +248,14 @@ def test_a_watch_that_goes_to_a_file_says_each_change(store, tmp_path):
         watching = subprocess.Popen(watch, stdout=file, env=environment())
 
     def wait_for(counts):
-        deadline = time.monotonic() + 60
-        while counts not in log.read_text():
-            assert time.monotonic() < deadline
-            assert watching.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: counts in log.read_text() or watching.poll() is not None)
+        assert counts in log.read_text()
 
     try:
         wait_for("7 runs, 7 missing\n")
         store_run(store, "teacher", 42, "teacher")
         wait_for("7 runs, 6 missing, 1 done\n")
-        for seed in (1, 2):
-            store_run(store, "baseline", seed, "baseline")
-            for name in GRID["grid"]:
-                store_run(store, name, seed)
+        store_all(store, 1, 2)
         assert watching.wait(60) == 0
     finally:
         watching.kill()
@@ -290,10 +268,8 @@ def test_a_watch_that_goes_to_a_file_says_each_change(store, tmp_path):
 def test_a_claim_that_a_lost_machine_left_is_not_waited_for(store, capsys):
     """Of packs that are done, though a run of theirs has diverged: --watch ends."""
     (pack, *_), _ = plan(store, [1, 2], grid(temperature=[3.0, 7.0], alpha=[0.5]), 3)
-    who = {"host": "elsewhere", "pid": 7, "machine": "m", "started": "1", "version": "0", "since": "then"}
     for name in (pack.id, "teacher"):
-        (store.path / "claims" / name).mkdir(parents=True)
-        (store.path / "claims" / name / "000001.claim").write_text(json.dumps(who) + "\n")
+        claim_elsewhere(store.path, name)
     for seed in (1, 2):
         store_run(store, "baseline", seed, "baseline")
         store_run(store, "baseline_T3.0_A0.5", seed)

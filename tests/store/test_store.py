@@ -12,13 +12,11 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.files import write_content
 from kdfast.jets.features import Standardisation
@@ -27,29 +25,9 @@ from kdfast.store import store as store_module
 from kdfast.store.documents import FORMAT
 from kdfast.store.key import RunKey
 from kdfast.store.locks import is_held
-from kdfast.store.store import StoredResult, StudyStore, _create
+from kdfast.store.store import StudyStore, _create
 from kdfast.store.verify import repair, verify
-from tests.study.small_sweep import small_sweep
-
-SETTINGS = {"data": "sample", "model": {"width": 32, "dropout": 0.1}, "seeds": [42, 43]}
-PROVENANCE = {"kdfast": "0.1.0", "isa": "avx2", "data": "0123abcd"}
-
-
-def make_result(name="combined_T3.0to1.0_A0.9to0.1", seed=42, jets=50):
-    rng = np.random.default_rng(seed)
-    buffer = torch.arange(12.0)
-    return StoredResult(
-        kind="student",
-        name=name,
-        seed=seed,
-        config=RunConfig(3.0, 0.9, 1.0, 0.1),
-        metrics={"auc": 0.1 + 0.2, "n_bkg_50": np.int64(3), "best_epoch": 7},
-        curves={"loss": [1 / 3, 0.1, float("nan"), float("inf")], "auc_val": [0.5, 0.6]},
-        arrays={"scores_validation": rng.normal(size=jets), "scores_test": rng.normal(size=jets).astype(np.float32)},
-        # views of one flat buffer, one of them not contiguous
-        state={"w": buffer[:6].view(2, 3).T, "b": buffer[6:], "n": torch.tensor(3)},
-        card={"view": "hlt", "mean": [0.5, 1e-3]},
-    )
+from tests.store.studies import PROVENANCE, SETTINGS, environment, flip_a_bit, make_result
 
 
 @pytest.fixture
@@ -215,12 +193,6 @@ def test_a_newer_format_is_refused(store):
 # ---- damage
 
 
-def flip_a_bit(path: Path, at: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(at * len(content))] ^= 4
-    path.write_bytes(bytes(content))
-
-
 @pytest.mark.parametrize("at", [0.0, 0.3, 0.99])
 @pytest.mark.parametrize(
     ("file", "use"),
@@ -305,7 +277,7 @@ def test_unknown_kind(store):
 
 WRITER = """
     import sys
-    from tests.store.test_store import make_result
+    from tests.store.studies import make_result
     from kdfast.store.store import StudyStore
     store = StudyStore.open(sys.argv[1])
     results = [make_result(seed=seed, jets=20_000) for seed in range(1000, 1200)]
@@ -323,11 +295,6 @@ PAUSE = """
         time.sleep(600)
     os.CALL = pause
 """
-
-
-def environment():
-    root = Path(__file__).parents[2]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
 
 
 def start_writer(store, *, pause_before=None):
@@ -453,26 +420,6 @@ def test_full_disk_by_file_size_limit(store):
     store.write(make_result(seed=43))
 
 
-def test_full_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if (
-        not mount
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode
-    ):
-        pytest.skip("needs the right to mount a small disk")
-    try:
-        store = StudyStore.create_or_open(disk / "study", SETTINGS, PROVENANCE)
-        folder = store.write(make_result())
-        with pytest.raises(StudyError, match=r"can't be written: No space left on device\nmake room"):
-            store.write(make_result(seed=43, jets=50_000))
-        is_unchanged_and_writable_again(store, folder)
-        store.write(make_result(seed=43))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_unwritable_folder(store, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
@@ -494,26 +441,3 @@ def test_read_only_study_can_be_read(store):
     finally:
         store.path.chmod(0o755)
         (store.path / "results").chmod(0o755)
-
-
-def test_a_sweep_on_a_full_disk_keeps_what_is_stored(tmp_path):
-    """The whole sweep, on a disk that has room for the first few results only."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = [shutil.which("mount"), "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
-    if mount[0] is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    try:
-        with pytest.raises(StudyError, match=r"can't be written: No space left on device\nmake room"):
-            small_sweep(disk / "study")
-        store = StudyStore.open(disk / "study")
-        stored = {result.key: result.metrics for result in store.results()}
-        assert stored
-        assert verify(store.path).findings == ()
-        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-        results = small_sweep(disk / "study")
-        assert (results.results["status"] == "done").all()
-        again = {result.key: result.metrics for result in store.results()}
-        assert stored.items() <= again.items()
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # cached targets may still be mapped

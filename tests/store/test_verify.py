@@ -1,15 +1,12 @@
 """`kdfast verify`: it finds a flipped bit in any file, what should not be there, and puts right what can be."""
 
 import fcntl
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from threading import Timer
 
 import numpy as np
@@ -28,7 +25,7 @@ from kdfast.store.locks import locked
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import repair, verify
 from kdfast.study.results import open_study
-from tests.store.test_store import environment
+from tests.store.studies import claim_elsewhere, environment, start_sweep, wait_until
 from tests.study.small_sweep import small_sweep
 
 
@@ -234,18 +231,9 @@ def test_no_study(tmp_path, capsys):
 @pytest.mark.slow
 def test_no_repair_while_a_sweep_is_at_work(tmp_path):
     out = tmp_path / "study"
-    root = Path(__file__).parents[2]
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "tests.study.small_sweep", str(out), "400"],
-        cwd=root,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
+    sweep = start_sweep(out, 400)
     try:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("results/teacher.*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: list(out.glob("results/teacher.*")))
         for _ in range(10):  # a reader at any moment finds no fault with a study that is being made
             assert verify(out).findings == ()
         with pytest.raises(StudyError, match="a sweep is working on this study\nrepair it when that has ended"):
@@ -255,14 +243,6 @@ def test_no_repair_while_a_sweep_is_at_work(tmp_path):
         sweep.wait()
     repair(out)
     assert verify(out).intact
-
-
-def claim_elsewhere(study, pack):
-    """As a worker of another machine leaves it that is lost, or holds it."""
-    folder = study / "claims" / pack
-    folder.mkdir(parents=True, exist_ok=True)
-    who = {"host": "elsewhere", "pid": 7, "machine": "m", "started": "1", "version": "0", "since": "then"}
-    (folder / "000099.claim").write_text(json.dumps(who) + "\n")
 
 
 ELSEWHERE = f".student.x.seed42.{'a' * 8}-{'b' * 8}-{'c' * 8}.7-1.{'d' * 8}.tmp"  # a temporary name

@@ -78,7 +78,7 @@ class Worker:
 
     def __init__(self, world: World, number: int) -> None:
         self.world, self.asleep, self.waits = world, False, False
-        self.identity = claims_module._Process(f"node{number}", number, f"machine {number}", "1")
+        self.identity = {"host": f"node{number}", "pid": number, "machine": f"machine {number}", "started": "1"}
         self.claims: list[claims_module.Claim] = []
         self.greenlet = greenlet(self.work)
         self.greenlet.worker = self
@@ -159,8 +159,8 @@ def simulated(world: World) -> Iterator[None]:
         patch.setattr(folders_module, "fsync_folder", giving_way(lambda folder: None))
         clocks = SimpleNamespace(monotonic=lambda: world.now)
         patch.setattr(claims_module, "time", clocks)
-        identity = lambda: current().identity if current() else claims_module._Process("hub", 0, "hub", "")  # noqa: E731
-        patch.setattr(claims_module, "_this_process", identity)
+        hub = {"host": "hub", "pid": 0, "machine": "hub", "started": ""}
+        patch.setattr(claims_module, "_this_process", lambda: current().identity if current() else hub)
         patch.setattr(claims_module.Claim, "__enter__", enter)
         patch.setattr(claims_module.Claim, "__exit__", leave)
         yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,10 +19,10 @@ from pathlib import Path
 from kdfast.errors import ConfigError, DataError, StudyError
 from kdfast.files import fsync_folder, writing_errors
 from kdfast.importers.csv_table import columns_of, read_csv
-from kdfast.importers.found import Found, Notes
-from kdfast.importers.lines import read_lines
+from kdfast.importers.found import Found, Notes, read_lines
 from kdfast.importers.run_log import read_run_log
 from kdfast.importers.search_results import read_search_results
+from kdfast.process import temporary_name
 from kdfast.store.identity import environment
 from kdfast.store.store import StoredResult, StudyStore
 
@@ -85,12 +84,12 @@ def _read(files: Sequence[Path], seed: int, notes: Notes) -> list[Found]:
     kinds = {path: _kind_of(path) for path in files}
     for path in sorted(files, key=lambda path: list(_READERS).index(kinds[path])):
         for found in _READERS[kinds[path]](path, read_lines(path, notes), notes):
-            own_seed = seed if found.seed is None or found.kind == "teacher" else found.seed  # a study has one teacher
-            key = found.kind, found.name, own_seed
+            own_seed = seed if found.seed is None or found.kind == "teacher" else found.seed  # one teacher a study
+            key = (found.kind, found.name, own_seed)
             before = kept.get(key)
             if before is not None and not found.agrees(before):
-                notes.add(found.place, f"{found.name} is given again: {found}; before: {before} ({before.place}); "
-                          "the last one counts")  # fmt: skip
+                again = f"{found}; before: {before} ({before.place}); the last one counts"
+                notes.add(found.place, f"{found.name} is given again: {again}")
             kept[key] = replace(found, seed=own_seed)
     return list(kept.values())
 
@@ -114,7 +113,7 @@ def _write(out: Path, results: Sequence[Found], files: Sequence[Path], notes: No
     }
     imported = {"files": [_described(path) for path in files], "notes": notes.texts}
     out = out.absolute()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(out)
     try:
         store = StudyStore.create_or_open(temporary, settings, {"imported": imported, "environment": environment()})
         for found in results:
@@ -146,6 +145,6 @@ def _stored(found: Found) -> StoredResult:
 def _described(path: Path) -> dict[str, str | int]:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -14,8 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from kdfast.errors import DataError
-from kdfast.importers.found import Found, Notes, Numbers, Place, configuration, measured
-from kdfast.importers.lines import Line
+from kdfast.importers.found import Found, Line, Notes, Numbers, Place, configuration, measured
 
 __all__ = ["columns_of", "read_csv"]
 

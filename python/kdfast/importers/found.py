@@ -1,11 +1,11 @@
-"""One result as a file gives it, and the warnings that a file causes."""
+"""What the readers share: the lines of a file, the warnings that it causes, and one result as it gives it."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,31 @@ from typing import NamedTuple
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 
-__all__ = ["Found", "Notes", "Numbers", "Place", "configuration", "measured"]
+__all__ = [
+    "KNOWN_FILES",
+    "NUMBER",
+    "Found",
+    "Line",
+    "Notes",
+    "Numbers",
+    "Place",
+    "configuration",
+    "measured",
+    "read_lines",
+]
 
 # Warnings about one file that are shown in full.
 _FEW = 20
+
+# A number as these files have it, as a group of a pattern.
+NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
+
+KNOWN_FILES = "give run logs (.out), hyperparameter_search_results.txt, or a CSV"
+
+# Longer lines are read in pieces, so that memory stays flat.
+LONGEST_LINE = 1 << 16
+_HEAD = 1 << 13
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
 class Place(NamedTuple):
@@ -51,6 +72,51 @@ class Notes:
     def _warn(self, text: str) -> None:
         self.texts.append(text)
         warnings.warn(text, KdfastWarning, stacklevel=4)
+
+
+class Line(NamedTuple):
+    """A line's number, counted from 1, and its text. whole: whether its end was written, too."""
+
+    number: int
+    text: str
+    whole: bool = True
+
+
+def read_lines(path: Path, notes: Notes | None = None) -> Iterator[Line]:
+    """Yields the lines of a text file, which may be huge. A progress bar's carriage returns end a text, but not a line.
+
+    Bytes that are not text are replaced, with a warning. Raises DataError for a file that can't be read, is empty,
+    or is binary.
+    """
+    number = 1
+    sound = True
+    try:
+        encoding = _encoding_of(path)
+        with open(path, encoding=encoding, errors="replace", newline="") as file:
+            for text in iter(lambda: file.readline(LONGEST_LINE), ""):
+                if sound and notes is not None and "\ufffd" in text:
+                    sound = False
+                    notes.add(Place(path, number), f"bytes that are not {encoding} text are replaced by �")
+                yield Line(number, text.rstrip("\r\n"), whole=text[-1] in "\r\n")
+                number += text[-1] == "\n"
+    except FileNotFoundError:
+        raise DataError("there is no such file", where=str(path), hint="check the path") from None
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror})", where=str(path)) from error
+
+
+def _encoding_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    if not head.strip():
+        raise DataError("is empty", where=f"{path}, line 1", hint="remove it, or copy it again")
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    if b"\0" in head:
+        line = head.count(b"\n", 0, head.index(b"\0")) + 1
+        raise DataError("is a binary file, not text", where=f"{path}, line {line}", hint=KNOWN_FILES)
+    return "utf-8"
 
 
 class Numbers(NamedTuple):

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdfast.errors import DataError
-from kdfast.importers.found import Found, Notes, Numbers, Place, configuration, measured
-from kdfast.importers.lines import KNOWN_FILES, NUMBER, Line
+from kdfast.importers.found import KNOWN_FILES, NUMBER, Found, Line, Notes, Numbers, Place, configuration, measured
 
 __all__ = ["read_run_log"]
 

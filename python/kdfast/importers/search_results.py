@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kdfast.errors import DataError
-from kdfast.importers.found import Found, Notes, Numbers, Place, configuration, measured
-from kdfast.importers.lines import NUMBER, Line
+from kdfast.importers.found import NUMBER, Found, Line, Notes, Numbers, Place, configuration, measured
 
 __all__ = ["read_search_results"]
 

@@ -36,23 +36,10 @@ def now() -> str:
 class Attempt:
     """One attempt at a unit of work, or a user's request to try it again.
 
-    Attributes
-    ----------
-    name : str
-        Of the unit: a pack's id, or "teacher".
-    ended : str
-        "error"; "lost" (its claim was taken over; host and pid are then those of the process that held it); or
-        "retry" (a user asked to try again: earlier failures no longer count).
-    error, traceback : str
-        Type and text of the error, and where it was raised.
-    members : tuple of RunKey
-        The results that it was to make.
-    what : Mapping
-        More of what was tried.
-    host, pid, kdfast, when
-        The process, its version of kdfast, and the time (UTC, ISO 8601).
-    number : int
-        Counted from 1 for each unit; given when stored.
+    name: of the unit, a pack's id or "teacher". ended: "error"; "lost" (its claim was taken over; host and pid are
+    those of the process that held it); or "retry" (a user asked for it: earlier failures no longer count). members:
+    the results that it was to make. what: more of what was tried. host, pid, kdfast, when: the process, its version of
+    kdfast, and the time (UTC, ISO 8601). number: counted from 1 for each unit; given when stored.
     """
 
     name: str

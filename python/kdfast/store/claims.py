@@ -20,10 +20,11 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from kdfast._version import __version__
 from kdfast.errors import DamagedError
@@ -35,7 +36,8 @@ from kdfast.store.folders import folders
 __all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
 
 # Seconds. A lease is longer than the 60 s for which an NFS client may believe an old file size.
-LEASE, BEAT = 180.0, 15.0
+LEASE = 180.0
+BEAT = 15.0
 
 _RELEASED = b"\nreleased\n"
 
@@ -49,6 +51,7 @@ class Holder:
 
     alive: False where it is known to be gone: a process of this machine that has ended, one of this machine that
     claimed it in another folder, of which this one is a copy, or one whose claim is torn. owner: see Claims.
+    size: of the file, which grows with each heartbeat. released: it was given back.
     """
 
     name: str
@@ -58,7 +61,9 @@ class Holder:
     version: str
     since: str
     alive: bool
-    owner: str = ""
+    owner: str
+    size: int
+    released: bool
 
 
 class Claims:
@@ -70,17 +75,23 @@ class Claims:
     """
 
     def __init__(self, folder: Path, *, lease: float = LEASE, beat: float = BEAT, owner: str = "") -> None:
-        self.folder, self.lease, self.beat, self.owner = folder, lease, beat, owner
-        self._seen: dict[str, tuple[int, int, float]] = {}  # by name: generation, size, when it was first that size
+        self.folder = folder
+        self.lease = lease
+        self.beat = beat
+        self.owner = owner
+        self._seen: dict[str, tuple[Holder, float]] = {}  # by name: the holder, and when its file was first that size
         self._beating: set[str] = set()
 
     def take(self, name: str) -> Claim | None:
-        """The claim, as a context manager that beats while it is held, or None: another process holds it, or has not
-        been silent for a lease since this object first looked. Raises StudyError where the folder can't be written."""
+        """The claim, as a context manager that beats while it is held.
+
+        None: another process holds it, or has not been silent for a lease since this object first looked. Raises
+        StudyError where the folder can't be written.
+        """
         held = self._latest(name)
-        if held is not None and not self._may_be_taken_over(name, *held):
+        if held is not None and not self._may_be_taken_over(held):
             return None
-        generation = 1 if held is None else held[0] + 1
+        generation = 1 if held is None else held.generation + 1
         path = self.folder / name / f"{generation:06}.claim"
         with writing_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,70 +107,70 @@ class Claims:
                     other.unlink()
         if overtaken:
             return None
-        before = None if held is None else _holder(name, *held)
-        return Claim(path, self.beat, before)
+        return Claim(path, self.beat, taken_from=None if held is None or held.released else held)
 
     def _write(self, path: Path) -> bool:
         """Makes a claim's file appear whole; False: it is there already."""
         temporary = temporary_name(self.folder / f"{path.parent.name}.{path.stem}")
         try:
             self._fill(temporary)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return os.stat(temporary).st_nlink == 2  # made, and NFS had lost the first answer
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                with suppress(FileExistsError):
-                    self._fill(path)  # one that is read before it is filled is taken over, which costs time alone
-                    return True
-                return False
+            os.link(temporary, path)
             return True
+        except FileExistsError:
+            return os.stat(temporary).st_nlink == 2  # made, and NFS had lost the first answer
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with suppress(FileExistsError):
+                self._fill(path)  # one that is read before it is filled is taken over, which costs time alone
+                return True
+            return False
         finally:
             temporary.unlink(missing_ok=True)
 
     def _fill(self, path: Path) -> None:
         """Makes a file that says who claims."""
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with open(path, "xb") as file:
-            who = _identity(self.owner) | {"inode": os.fstat(file.fileno()).st_ino}
-            file.write(json.dumps(who).encode() + b"\n")
+            more = {
+                "version": __version__,
+                "since": since,
+                "owner": self.owner,
+                "inode": os.fstat(file.fileno()).st_ino,
+            }
+            file.write(json.dumps(_this_process() | more).encode() + b"\n")
 
     def holders(self) -> list[Holder]:
         """Who holds what has not been given back, by name."""
-        found = []
-        for folder in folders(self.folder):
-            latest = self._latest(folder.name)
-            if latest is not None and (holder := _holder(folder.name, *latest)) is not None:
-                found.append(holder)
-        return found
+        latest = (self._latest(folder.name) for folder in folders(self.folder))
+        return [holder for holder in latest if holder is not None and not holder.released]
 
     def is_beating(self, name: str) -> bool:
         """Whether a claim that `take` was refused has been seen to beat, or to change hands, between two calls."""
         return name in self._beating
 
-    def _latest(self, name: str) -> tuple[int, bytes, int] | None:
-        """Generation, content and inode of the highest one."""
+    def _latest(self, name: str) -> Holder | None:
+        """The one of the highest generation."""
         for _ in range(3):  # one that was listed may be gone when it is read: a higher one is there
             try:
                 path = max((self.folder / name).glob("*.claim"), key=_generation, default=None)
-                return None if path is None else (_generation(path), *_content(path))
+                return None if path is None else _read(path)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ESTALE):
                     raise
         return None
 
-    def _may_be_taken_over(self, name: str, generation: int, content: bytes, inode: int) -> bool:
-        holder = _holder(name, generation, content, inode)
-        if holder is None or not holder.alive or (self.owner and holder.owner == self.owner):
+    def _may_be_taken_over(self, holder: Holder) -> bool:
+        if holder.released or not holder.alive or (self.owner and holder.owner == self.owner):
             return True
-        now, seen = time.monotonic(), self._seen.get(name)
-        if seen is None or seen[:2] != (generation, len(content)):
-            if seen is not None:
-                self._beating.add(name)
-            self._seen[name] = (generation, len(content), now)
-            return False
-        return now - seen[2] >= self.lease
+        now = time.monotonic()
+        before, since = self._seen.get(holder.name, (None, now))
+        if before is not None and (before.generation, before.size) == (holder.generation, holder.size):
+            return now - since >= self.lease
+        if before is not None:
+            self._beating.add(holder.name)
+        self._seen[holder.name] = (holder, now)
+        return False
 
 
 class Claim:
@@ -170,9 +181,12 @@ class Claim:
     """
 
     def __init__(self, path: Path, seconds: float, taken_from: Holder | None = None) -> None:
+        self.name = path.parent.name
         self.taken_from = taken_from
-        self.name, self.lost = path.parent.name, threading.Event()
-        self._path, self._seconds, self._end = path, seconds, threading.Event()
+        self.lost = threading.Event()
+        self._path = path
+        self._seconds = seconds
+        self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"kdfast-claim-{self.name}", daemon=True)
 
     def __enter__(self) -> Claim:
@@ -214,54 +228,34 @@ class Claim:
                 os.close(descriptor)
 
 
-def _content(path: Path) -> tuple[bytes, int]:
-    """Content and inode of a claim's file; of a link or pipe nothing, as of one that is torn."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return b"", 0
-        raise
-    with open(descriptor, "rb") as file:
-        return file.read(), os.fstat(descriptor).st_ino
-
-
 def _generation(path: Path) -> int:
     return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else 0
 
 
-@dataclass(frozen=True)
-class _Process:
-    """A process. machine, started: as kdfast.process gives them."""
-
-    host: str
-    pid: int
-    machine: str
-    started: str
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "machine": machine(), "started": started(pid)}
 
 
-def _identity(owner: str) -> dict[str, str | int]:
-    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {**asdict(_this_process()), "version": __version__, "since": since, "owner": owner}
-
-
-def _this_process() -> _Process:
-    return _Process(socket.gethostname(), os.getpid(), machine(), started(os.getpid()))
-
-
-def _holder(name: str, generation: int, content: bytes, inode: int) -> Holder | None:
-    """None: given back."""
-    if content.endswith(_RELEASED):
-        return None
+def _read(path: Path) -> Holder:
+    """Who made a claim. A link, a pipe, or a file without a first line is torn: a claim appears whole."""
+    content = b""
+    inode = 0
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            content = file.read()
+            inode = os.fstat(descriptor).st_ino
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    name, generation = path.parent.name, _generation(path)
+    size, released = len(content), content.endswith(_RELEASED)
     try:
         who = parse(ClaimDocument, content.partition(b"\n")[0], name)
-    except DamagedError:  # torn: a claim appears whole
-        return Holder(name, generation, "unknown", 0, "unknown", "unknown", False)
-    there = inode if who.inode is None else who.inode
+    except DamagedError:
+        return Holder(name, generation, "unknown", 0, "unknown", "unknown", False, "", size, released)
     # Inodes are compared on one machine alone: not every network file system shows all its clients the same.
-    gone = (
-        bool(who.machine)
-        and who.machine == _this_process().machine
-        and (there != inode or is_running(who.pid, who.started) is False)
-    )
-    return Holder(name, generation, who.host, who.pid, who.version, who.since, not gone, who.owner)
+    here = bool(who.machine) and who.machine == _this_process()["machine"]
+    gone = here and (who.inode != inode or is_running(who.pid, who.started) is False)
+    return Holder(name, generation, who.host, who.pid, who.version, who.since, not gone, who.owner, size, released)

@@ -41,8 +41,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 # Background jets that survive at each working point, on the test and on the validation jets, and numbers of epochs.
-SURVIVORS = tuple(f"n_bkg_{point}{suffix}" for suffix in ("", "_val") for point in WORKING_POINTS)
-INTEGER_METRICS = (*SURVIVORS, "best_epoch", "epochs")
+_SURVIVORS = tuple(f"n_bkg_{point}{suffix}" for suffix in ("", "_val") for point in WORKING_POINTS)
+INTEGER_METRICS = (*_SURVIVORS, "best_epoch", "epochs")
 
 _LARGEST = 1e18  # more than any number of jets or seconds; its square is still a float
 
@@ -193,7 +193,7 @@ class CheckpointDocument(Document):
 
 
 class ClaimDocument(Document):
-    """Who made a claim. inode: of the file that was claimed with (None: an older version's)."""
+    """Who made a claim. inode: of the file that was claimed with."""
 
     host: str
     pid: Integer
@@ -201,8 +201,8 @@ class ClaimDocument(Document):
     started: str
     version: str
     since: str
-    owner: str = ""
-    inode: int | None = None
+    owner: str
+    inode: int
 
 
 D = TypeVar("D", bound=Document)
@@ -216,32 +216,20 @@ def parse(kind: type[D], content: bytes, where: str, file: str | None = None, hi
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
-    found = faults[0]
-    if any(fault["loc"] == () and fault["type"] == "json_invalid" for fault in faults):
-        raise DamagedError(Fault.UNREADABLE, where=where, file=file, detail=found["msg"], hint=hint)
-    if "format" in kind.model_fields:
-        check_format(_format(content), where if file is None else f"{where}/{file}")
-    place = ".".join(map(str, found["loc"]))
-    cause = found.get("ctx", {}).get("error")  # of a check of ours, without pydantic's prefix
-    message = str(found["msg"] if cause is None else cause).rstrip(".")
-    detail = f"{place}: {message}" if place else message
+        faults = error.errors(include_url=False)
+    for fault in faults:
+        if fault["loc"] == ("format",) and fault["type"] == "less_than_equal":
+            what = f"was written by a newer kdfast (format {fault['input']}; this one reads up to {FORMAT})"
+            place = where if file is None else f"{where}/{file}"
+            raise NewerFormatError(what, where=place, hint="upgrade kdfast to read it")
+    first = faults[0]
+    if first["type"] == "json_invalid":
+        raise DamagedError(Fault.UNREADABLE, where=where, file=file, detail=first["msg"], hint=hint)
+    key = ".".join(map(str, first["loc"]))
+    cause = first.get("ctx", {}).get("error")  # of a check of ours, without pydantic's prefix
+    message = str(first["msg"] if cause is None else cause).rstrip(".")
+    detail = f"{key}: {message}" if key else message
     raise DamagedError(Fault.CONTENT, where=where, file=file, detail=detail[:300], hint=hint)
-
-
-def _format(content: bytes) -> Any:
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return FORMAT
-    return document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
-
-
-def check_format(version: Any, where: str) -> None:
-    """Raises NewerFormatError for a layout that this version of kdfast does not know."""
-    if type(version) is int and version > FORMAT:
-        what = f"was written by a newer kdfast (format {version}; this one reads up to {FORMAT})"
-        raise NewerFormatError(what, where=where, hint="upgrade kdfast to read it")
 
 
 # ---- writing

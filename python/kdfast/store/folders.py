@@ -185,7 +185,7 @@ def hash_file(folder: Path, file: str, tick: Callable[[int], Any] = lambda size:
     """SHA-256 of a folder's file. tick: called with the number of bytes of each part that is done."""
     digest = hashlib.sha256()
     with _opened(folder, file) as descriptor:
-        while block := os.read(descriptor, _BLOCK):
+        for block in _blocks(descriptor):
             digest.update(block)
             tick(len(block))
     return digest.hexdigest()
@@ -201,10 +201,11 @@ def read(path: Path) -> bytes:
 
 def _content(folder: Path, file: str) -> bytes:
     with _opened(folder, file) as descriptor:
-        blocks = []
-        while block := os.read(descriptor, _BLOCK):
-            blocks.append(block)
-    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        return b"".join(_blocks(descriptor))
+
+
+def _blocks(descriptor: int) -> Iterator[bytes]:
+    return iter(lambda: os.read(descriptor, _BLOCK), b"")
 
 
 @contextmanager

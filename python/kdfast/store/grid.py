@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import TypedDict
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, suggest
@@ -12,15 +11,8 @@ from kdfast.errors import ConfigError, suggest
 __all__ = ["GRIDS", "grid"]
 
 
-class _Lists(TypedDict):
-    temperature: Sequence[float]
-    alpha: Sequence[float]
-    temperature_final: Sequence[float]
-    alpha_final: Sequence[float]
-
-
 # A preset keeps only final values strictly below their initial one.
-GRIDS: dict[str, _Lists] = {
+GRIDS: dict[str, dict[str, Sequence[float]]] = {
     # The 132 configurations of the study.
     "study": {
         "temperature": (3.0, 5.0, 7.0, 10.0),
@@ -87,46 +79,36 @@ def grid(
     tempanneal_T3.0to1.0_A0.5
     tempanneal_T5.0to1.0_A0.5
     """
-    temps_final = _numbers("temperature_final", temperature_final)
-    alphas_final = _numbers("alpha_final", alpha_final)
+    finals = {
+        "temperature_final": _numbers("temperature_final", temperature_final),
+        "alpha_final": _numbers("alpha_final", alpha_final),
+    }
     if preset is not None:
-        if temperature is not None or alpha is not None or temps_final or alphas_final:
+        if temperature is not None or alpha is not None or any(finals.values()):
             raise ConfigError("takes a preset or lists, not both", where="grid")
         if preset not in GRIDS:
             raise ConfigError(f"unknown preset {preset!r}", where="grid", hint=suggest(str(preset), list(GRIDS)))
-        return _configurations(**GRIDS[preset], shape=shape, only_falling=True)
+        return _configurations(GRIDS[preset], shape, only_falling=True)
     if temperature is None or alpha is None:
         raise ConfigError("needs a preset, or both temperature and alpha", where="grid", hint='e.g. grid("study")')
-    return _configurations(
-        temperature=_numbers("temperature", temperature),
-        alpha=_numbers("alpha", alpha),
-        temperature_final=temps_final,
-        alpha_final=alphas_final,
-        shape=shape,
-        only_falling=False,
-    )
+    lists = {"temperature": _numbers("temperature", temperature), "alpha": _numbers("alpha", alpha), **finals}
+    return _configurations(lists, shape, only_falling=False)
 
 
-def _configurations(
-    temperature: Sequence[float],
-    alpha: Sequence[float],
-    temperature_final: Sequence[float],
-    alpha_final: Sequence[float],
-    shape: str,
-    only_falling: bool,
-) -> list[RunConfig]:
+def _configurations(lists: Mapping[str, Sequence[float]], shape: str, only_falling: bool) -> list[RunConfig]:
     def allowed(initial: float, final: float | None) -> bool:
         return final is None or (final < initial if only_falling else final != initial)
 
     configs: dict[str, RunConfig] = {}  # by name, so that repetitions count once
-    constant: tuple[None] = (None,)
+    constant = (None,)
+    annealed, scheduled = lists["temperature_final"], lists["alpha_final"]
     for temp_finals, alpha_finals in (
         (constant, constant),
-        (temperature_final, constant),
-        (constant, alpha_final),
-        (temperature_final, alpha_final),
+        (annealed, constant),
+        (constant, scheduled),
+        (annealed, scheduled),
     ):
-        for temp, temp_final, a, a_final in product(temperature, temp_finals, alpha, alpha_finals):
+        for temp, temp_final, a, a_final in product(lists["temperature"], temp_finals, lists["alpha"], alpha_finals):
             if allowed(temp, temp_final) and allowed(a, a_final):
                 config = RunConfig(temp, a, temp_final, a_final, shape)
                 configs.setdefault(config.name, config)

@@ -109,7 +109,8 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
 def differing(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The settings that differ between two tables, by their dotted names, with both values (None: not there)."""
     for key in dict.fromkeys([*there, *here]):
-        old, new = there.get(key), here.get(key)
+        old = there.get(key)
+        new = here.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differing(old, new, f"{prefix}{key}.")
         elif old != new:
@@ -125,8 +126,7 @@ def shown_setting(value: Any) -> str:
 
 
 def other_environment(store: StudyStore, device: str = "cpu") -> str | None:
-    """What differs where a study is resumed in another environment: new results may then differ from an uninterrupted
-    run's in their last bits. None: nothing."""
+    """The warning if a study is resumed in another environment, where results may differ in their last bits."""
     there = {"device": "cpu"} | store.provenance.get("environment", {})
     here = environment(device)
     if there["device"].startswith("cuda"):  # planned where no GPU's name was known
@@ -140,5 +140,6 @@ def other_environment(store: StudyStore, device: str = "cpu") -> str | None:
 
 def warn_of_other_environment(store: StudyStore, device: str = "cpu") -> None:
     """Warns of what `other_environment` finds."""
-    if (message := other_environment(store, device)) is not None:
+    message = other_environment(store, device)
+    if message is not None:
         warnings.warn(message, KdfastWarning, stacklevel=4)

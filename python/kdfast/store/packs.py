@@ -45,18 +45,8 @@ TEACHER = "teacher"
 class PlannedPack:
     """Some runs of one seed.
 
-    Attributes
-    ----------
-    id : str
-        E.g. "seed42.003".
-    seed : int
-        Of all its runs.
-    runs : tuple
-        Configurations; None: the baseline.
-    threads : int, optional
-        Of the worker that it was planned for.
-    seconds : float, optional
-        The time that such a worker takes for it, by a calibration.
+    id: e.g. "seed42.003". runs: configurations; None: the baseline. threads: of the worker that it was planned for.
+    seconds: that such a worker takes for it, by a calibration.
     """
 
     id: str
@@ -119,12 +109,11 @@ def _is_done(path: Path, name: str) -> bool:
     if name == TEACHER:
         keys = (RunKey.parse(folder.name) for folder in folders(results))
         return any(key is not None and key.kind == TEACHER for key in keys)
-    for pack in (name, name.rpartition(".")[0]):
-        if pack and (path / "packs" / pack).is_dir():
+    for pack in filter(None, (name, name.rpartition(".")[0])):
+        folder = path / "packs" / pack
+        if folder.is_dir():
             try:
-                return all(
-                    os.path.lexists(path / "results" / key.folder) for key in read_pack(path / "packs" / pack).keys
-                )
+                return all(os.path.lexists(results / key.folder) for key in read_pack(folder).keys)
             except StudyError:  # a finding
                 return False
     return False
@@ -147,7 +136,7 @@ def place(pack: PlannedPack) -> tuple[int, int]:
 
 
 def find(packs: Sequence[PlannedPack], name: str) -> PlannedPack:
-    """The pack with this id. Raises ConfigError that names the nearest one."""
+    """The pack with this id. Raises ConfigError that suggests the nearest one."""
     for pack in packs:
         if pack.id == name:
             return pack
@@ -158,7 +147,9 @@ def find(packs: Sequence[PlannedPack], name: str) -> PlannedPack:
 def no_packs(store: StudyStore, purpose: str) -> StudyError:
     """Says that a study has none for this purpose, and what to do."""
     if "imported" in store.provenance:
-        what, hint = "was imported: it has", "run a sweep of these configurations with `kdfast sweep`"
+        what = "was imported: it has"
+        hint = "run a sweep of these configurations with `kdfast sweep`"
     else:
-        what, hint = "has", "`kdfast sweep --plan-only` makes them"
+        what = "has"
+        hint = "`kdfast sweep --plan-only` makes them"
     return StudyError(f"{what} no packs {purpose}", where=str(store.path), hint=hint)

@@ -195,7 +195,8 @@ def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
         if key not in known:
             raise ConfigError(f"unknown key {key!r}", hint=suggest(str(key), known))
     needed = [field.name for field in fields(HLTConfig) if field.default is MISSING]
-    if missing := [key for key in needed if key not in value]:
+    missing = [key for key in needed if key not in value]
+    if missing:
         raise ConfigError(f"{', '.join(missing)} missing", hint=f"give all of {', '.join(needed)}, {presets}")
     return HLTConfig(**value)
 
@@ -205,7 +206,8 @@ def _as_model(value: Any) -> str | ModelConfig:
         return value
     config = model_config(value, where="")
     for name in ("num_features", "num_classes"):
-        given, needed = getattr(config, name), ModelConfig.model_fields[name].default
+        given = getattr(config, name)
+        needed = ModelConfig.model_fields[name].default
         if given != needed:
             raise ConfigError(f"{name} is {needed} in a study, not {given}", hint="leave it out")
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -27,14 +28,8 @@ _STRETCH = 100
 class RunStatus:
     """A run that the study's settings or its packs ask for, or that is there.
 
-    Attributes
-    ----------
-    kind, run_name, seed
-        Which run: see RunKey. kind "folder": a damaged one that is no result's.
-    status : str
-        "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing".
-    message : str
-        Why.
+    kind, run_name, seed: which run (see RunKey); kind "folder": a damaged folder of the study that is no run's.
+    status: "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing"; message says why.
     """
 
     kind: str
@@ -48,20 +43,9 @@ class RunStatus:
 class StudyStatus:
     """A study at one moment.
 
-    Attributes
-    ----------
-    study : str
-        The study's folder.
-    runs : list of RunStatus
-        All runs.
-    running : list of dict
-        The processes that hold packs that are not done: pack, host, pid, version, since.
-    sweeping : bool
-        Whether a process that this machine knows of is making or finishing the study.
-    per_hour : float, optional
-        Students and baselines stored per hour of work, over the last 100 of them; None: not known.
-    seconds_left : float, optional
-        For what is missing, at that rate.
+    running: the processes that hold packs that are not done (pack, host, pid, version, since). sweeping: whether a
+    process that this machine knows of is making or finishing the study. per_hour: students and baselines stored per
+    hour of work, over the last 100 of them; None: not known. seconds_left: for what is missing, at that rate.
     """
 
     study: str
@@ -74,8 +58,8 @@ class StudyStatus:
     @property
     def counts(self) -> dict[str, int]:
         """Runs by status, the most frequent first."""
-        found = [run.status for run in self.runs]
-        return {name: found.count(name) for name in sorted(set(found), key=lambda name: (-found.count(name), name))}
+        counts = Counter(sorted(run.status for run in self.runs))
+        return dict(counts.most_common())
 
     @property
     def finished(self) -> bool:
@@ -165,20 +149,21 @@ def _running(path: Path) -> list[dict[str, Any]]:
 def _per_hour(stored: Collection[StoredResult]) -> float | None:
     """Results per hour of work: how many there are of the last ones, over the time in which any of them was trained.
 
-    So pauses do not count, and members that are trained together do. Times are those of the machines' clocks: of one
-    that was set back the rate is wrong and still a rate.
+    So pauses do not count, and members that are trained together do. Times are those of the machines' clocks: if one
+    was set back, the rate is wrong but finite.
     """
     spans = []
     for result in stored:
         try:
             stored_at = datetime.fromisoformat(result.stored)
             seconds = max(0.0, float(result.metrics.get("seconds", 0.0)))
-        except (ValueError, TypeError):  # of an older version
+        except (ValueError, TypeError):
             continue
         if result.kind != "teacher" and stored_at.tzinfo is not None:  # a teacher takes its own time
             spans.append((stored_at.timestamp(), seconds))
     last = sorted(spans)[-_STRETCH:]
-    busy, until = 0.0, -math.inf
+    busy = 0.0
+    until = -math.inf
     for begin, end in sorted((end - seconds, end) for end, seconds in last):
         busy += max(0.0, end - max(begin, until))
         until = max(until, end)

@@ -25,7 +25,6 @@ from kdfast.store.folders import (
     check_folder,
     commit,
     folders,
-    hash_file,
     manifest,
     manifest_bytes,
     read,
@@ -47,35 +46,16 @@ else:
 
 __all__ = ["StoredResult", "StudyStore", "check_description", "read_description", "require_study"]
 
-# What a study's folder may hold, with the number of levels of folders in it.
-_FOLDERS = {
-    "results": 1,
-    "shared": 1,
-    "attempts": 1,
-    "packs": 1,
-    "inputs": 1,
-    "checkpoints": 2,
-    "targets": 1,
-    "claims": 1,
-    "damaged": 1,
-}
+_FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "targets", "claims", "damaged")
 
 
 class StudyStore:
     """The folder of one study. Make one with `create_or_open` or `open`.
 
-    Every method raises StudyError, which names the file or folder, for what can't be read or written or is damaged.
+    path: the study's folder. settings, provenance: the content of study.toml and provenance.json. targets_cache: the
+    folder for teacher outputs.
 
-    Attributes
-    ----------
-    path : Path
-        The study's folder.
-    settings : dict
-        The content of study.toml.
-    provenance : dict
-        The content of provenance.json: versions, fingerprints, environment.
-    targets_cache : Path
-        The folder for teacher outputs.
+    Every method raises StudyError, which names the file or folder, for what can't be read or written or is damaged.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -109,10 +89,10 @@ class StudyStore:
         path = Path(path)
         settings, provenance = read_description(path)
         check_description(path)
-        for folder, levels in _FOLDERS.items():
+        for folder in _FOLDERS:
             refuse_link(path / folder)
             with suppress(FileNotFoundError, NotADirectoryError):
-                refuse_links(path / folder, levels)
+                refuse_links(path / folder, levels=2 if folder == "checkpoints" else 1)
         return cls(path, settings, provenance)
 
     def writing(self) -> AbstractContextManager[None]:
@@ -163,11 +143,6 @@ class StudyStore:
             self._intact.add(key)
         return True
 
-    def digest(self, key: RunKey) -> str | None:
-        """SHA-256 of a result's manifest, which tells it from another one of its name; None: it is not there."""
-        folder = self._results / key.folder
-        return hash_file(folder, MANIFEST) if os.path.lexists(folder) else None
-
     def attempts(self, name: str | None = None) -> list[Attempt]:
         """The attempts that failed, of all units of work or of one, by unit and number."""
         return read_attempts(self.path / "attempts", name)
@@ -215,7 +190,8 @@ class StudyStore:
             fsync_folder(self.path)
             for name, content in (*described.items(), (MANIFEST, manifest_bytes(described))):
                 write_content(self.path / name, content)
-        self.settings, self.provenance = settings, provenance
+        self.settings = settings
+        self.provenance = provenance
 
     def write_attempt(self, attempt: Attempt) -> Path:
         """Stores an attempt that failed, under the next number of its unit of work."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdfast.errors import ConfigError, StudyError, suggest
-from kdfast.metrics import WORKING_POINTS
+from kdfast.store.documents import INTEGER_METRICS
 from kdfast.store.store import StoredResult
 
 __all__ = [
@@ -76,15 +76,14 @@ NEED_SCORES = (
     "jet by jet comparison with another study",
 )
 
-_SURVIVORS = tuple(f"n_bkg_{point}{suffix}" for suffix in ("", "_val") for point in WORKING_POINTS)
-_INTEGERS = ("seed", *_SURVIVORS, "best_epoch", "epochs")
-_MORE = (*(name for name in _SURVIVORS if name not in COLUMNS), "bkg_rej_30_val", "bkg_rej_80_val")
+_MORE = (*(name for name in INTEGER_METRICS if name not in COLUMNS), "bkg_rej_30_val", "bkg_rej_80_val")
 
 
 def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
-    """A row per student in the order of the grid: the columns COLUMNS, then n_bkg_30 and n_bkg_80, n_bkg_30_val
-    and n_bkg_80_val, bkg_rej_30_val and bkg_rej_80_val. A diverged run has its status and no metrics. auc_baseline: of
-    the same seed."""
+    """A row per student in the order of the grid, with COLUMNS and then the numbers at the other working points.
+
+    A diverged run has its status and no metrics. auc_baseline: of the same seed.
+    """
     baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
     teachers = [result.metrics for result in results if result.kind == "teacher"]
     rows = []
@@ -111,8 +110,10 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
     rows.sort(key=_place)
     columns = [*COLUMNS, *_MORE]
     table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns)
-    texts = ("run_name", "strategy", "status")
-    return table.astype({c: str if c in texts else "Int64" if c in _INTEGERS else np.float64 for c in columns})
+    kinds: dict[str, Any] = dict.fromkeys(columns, np.float64)
+    kinds |= dict.fromkeys(("seed", *INTEGER_METRICS), "Int64")
+    kinds |= dict.fromkeys(("run_name", "strategy", "status"), str)
+    return table.astype(kinds)
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -141,38 +142,41 @@ def is_limited(table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def in_order(table: pd.DataFrame, column: str) -> pd.Series:
-    """A rejection for putting rows in order: inf where it is a lower limit, as that of no survivor may lie below the
-    value of one survivor. All limits are equal."""
+    """A rejection for putting rows in order: inf for lower limits, which may lie below the value of one survivor."""
     return table[column].mask(is_limited(table, column), np.inf)
 
 
 def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
-    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table, which
-    lower limits of the rejection count as.
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table.
 
-    suffix: "" for the test jets, "_val" for validation."""
+    Lower limits of the rejection count as the largest. suffix: "" for the test jets, "_val" for validation.
+    """
 
     def scaled(values: pd.Series) -> pd.Series:
         low, high = values.min(), values.max()
         return (values - low) / (high - low) if high > low else values * 0.0
 
-    auc, rejection = table[f"auc{suffix}" if suffix else "auc_student"], table[f"bkg_rej_50{suffix}"]
-    return (scaled(auc) + scaled(rejection.mask(is_limited(table, f"bkg_rej_50{suffix}"), rejection.max()))) / 2.0
+    auc = table[f"auc{suffix}" if suffix else "auc_student"]
+    rejection = table[f"bkg_rej_50{suffix}"]
+    rejection = rejection.mask(is_limited(table, f"bkg_rej_50{suffix}"), rejection.max())
+    return (scaled(auc) + scaled(rejection)) / 2.0
 
 
 def selected_on(table: pd.DataFrame, metric: str) -> str:
-    """The jets on which the best run by a key of METRICS is chosen: "validation", or "test" where a run that is done
-    has no validation numbers (an imported one)."""
+    """The jets on which the best run by a key of METRICS is chosen.
+
+    "validation", or "test" where a run that is done has no validation numbers (an imported one).
+    """
     done = table[table["status"] == "done"]
     columns = ["auc_val", "bkg_rej_50_val"] if metric == "combined" else [f"{metric}_val"]
     return "validation" if done[columns].notna().all(axis=None) else "test"
 
 
 def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
-    """The row that is best by a key of METRICS, on the jets that `selected_on` says; of equal ones, as lower
-    limits of a rejection are, the one with the highest AUC.
+    """The row that is best by a key of METRICS, on the jets that `selected_on` names.
 
-    Raises ConfigError for an unknown metric, StudyError where no run has finished.
+    Of equal ones, as lower limits of a rejection are, the one with the highest AUC. Raises ConfigError for an unknown
+    metric, StudyError if no run has finished.
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}", where="metric", hint=suggest(metric, list(METRICS)))
@@ -183,8 +187,10 @@ def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
     auc = done["auc_val" if suffix else "auc_student"]
     if metric == "auc":
         values = auc
+    elif metric == "combined":
+        values = combined_score(done, suffix)
     else:
-        values = combined_score(done, suffix) if metric == "combined" else in_order(done, f"{metric}{suffix}")
+        values = in_order(done, f"{metric}{suffix}")
     if values.isna().all():
         raise StudyError(f"no run of this study has a {METRICS[metric]}")
     highest = values == values.max()

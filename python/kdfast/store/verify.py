@@ -54,21 +54,9 @@ _TARGETS = re.compile(r"[0-9a-f]{64}\.([0-9a-f]{64})\.safetensors")
 class Finding:
     """Something that is not as it was written.
 
-    Attributes
-    ----------
-    path : str
-        Below the study's folder.
-    fault : Fault
-        What is wrong with it.
-    remedy : str
-        What `repair` does to `unit`: "aside" (moves it into damaged/), "remove" (it is a cache, a leftover, or
-        derived), or "" (nothing: a user must).
-    unit : str
-        The path that has to go as a whole.
-    detail : str
-        More about the fault, in words.
-    of_report : bool
-        Whether it is a file of the report, or report.sha256.
+    path: below the study's folder. fault, detail: what is wrong with it. remedy: what `repair` does to `unit`, the
+    path that has to go as a whole: "aside" (moves it into damaged/), "remove" (a cache, a leftover, or derived), or ""
+    (nothing: a user must). of_report: whether it is a file of the report, or report.sha256.
     """
 
     path: str
@@ -88,16 +76,8 @@ class Finding:
 class Verification:
     """What `verify` found.
 
-    Attributes
-    ----------
-    study : Path
-        The study's folder.
-    findings : tuple of Finding
-        What is not as it was written.
-    notes : tuple of str
-        What could not be checked, and why; no fault.
-    files, bytes : int
-        How much was hashed.
+    findings: what is not as it was written. notes: what could not be checked, and why. files, bytes: how much was
+    hashed.
     """
 
     study: Path
@@ -208,7 +188,8 @@ class _Check:
         self.description()
         reported = self.report()
         for entry in _entries(self.path):
-            path, name = self.path / entry.name, entry.name
+            name = entry.name
+            path = self.path / name
             if entry.is_symlink():
                 self.found(path, Fault.LINK, "" if name == "damaged" else "aside")
             elif fnmatch(name, LEFTOVERS):
