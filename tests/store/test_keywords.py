@@ -9,6 +9,7 @@ from kdfast.errors import ConfigError
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, SweepSettings, nested, settings_table
 from kdfast.store.settings import StudySettings
 from kdfast.study import driver
+from tests.store.test_settings import write_toml
 
 KEYWORDS = {setting.keyword: setting for setting in SETTINGS if setting.keyword != "data"}
 
@@ -77,7 +78,7 @@ def test_every_setting_is_a_keyword(resolved, keyword):
 
 def test_a_keyword_takes_precedence_over_the_file_even_if_it_is_the_default(resolved, tmp_path):
     file = {"grid": "wide", "hlt": "mild", "seeds": (1,), "precision": "bf16", "device": "cuda"}
-    StudySettings.resolve({**file, "recipe": {"epochs": 3}}).write_toml(tmp_path / "study.toml")
+    write_toml(StudySettings.resolve({**file, "recipe": {"epochs": 3}}), tmp_path / "study.toml")
     settings = resolved(config=tmp_path / "study.toml", **DEFAULTS)
     assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
     assert settings.recipe.epochs == 3

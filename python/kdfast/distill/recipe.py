@@ -42,14 +42,16 @@ class Recipe(BaseModel):
     """Weight of the attention-transfer term."""
 
 
-def check_precision(name: str) -> None:
-    """Raises ConfigError unless it is one of PRECISIONS."""
+def check_precision(name: str) -> str:
+    """The name. Raises ConfigError unless it is one of PRECISIONS."""
     if name not in PRECISIONS:
         raise ConfigError(f"unknown precision {name!r}", where="precision", hint=suggest(name, list(PRECISIONS)))
+    return name
 
 
-def check_device_name(name: str) -> None:
-    """Raises ConfigError unless it is "auto", "cpu", "cuda" or "cuda:" and a number."""
+def check_device_name(name: str) -> str:
+    """The name. Raises ConfigError unless it is "auto", "cpu", "cuda" or "cuda:" and a number."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         hint = suggest(name.lower().replace("gpu", "cuda"), ["auto", "cpu", "cuda", "cuda:0"])
         raise ConfigError(f"unknown device {name!r}", where="device", hint=hint)
+    return name

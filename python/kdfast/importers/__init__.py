@@ -1,8 +1,8 @@
 """Results of other people's jobs as a study: run logs, their summary file, or a CSV.
 
-Such a study has the store's own format and opens like any other. Its runs have test results and no scores per jet, so
-its report leaves out what needs scores (StudyResults.impossible). Its settings are its runs and seeds alone: the files
-do not say how the networks were trained.
+Such a study has the store's own format and opens like any other. Its runs have test results and no scores per
+jet, so its report leaves out what needs scores (StudyResults.impossible). Its settings are its runs and seeds
+alone: the files do not say how the networks were trained.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
 
 
 def _read(files: Sequence[Path], seed: int, notes: Notes) -> list[Found]:
-    """One result for each kind, name and seed: the last one read, with a warning where an earlier one differs."""
+    """One result for each kind, name and seed: the last one read, with a warning if an earlier one differs."""
     kept: dict[tuple[str, str, int], Found] = {}
     kinds = {path: _kind_of(path) for path in files}
     for path in sorted(files, key=lambda path: list(_READERS).index(kinds[path])):

@@ -1,6 +1,7 @@
 """A CSV with a row for each run: its name or T and α, the student's AUC and its background rejection.
 
-Unlike a log, a table is right or refused: a wrong cell, or a row of another length, is an error with its line.
+Unlike a log, a table is right or refused: a wrong cell, or a row of another length, is an error with its
+line.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _Metrics(BaseModel):
 
 
 class _Row(_Metrics):
-    """One row. RunConfig checks T and α, `measured` the student's AUC and rejection, which are NaN if it diverged."""
+    """One row. RunConfig checks T and α; `measured` checks AUC and rejection, which are NaN if it diverged."""
 
     run_name: str | None = None
     strategy: str | None = None
@@ -59,7 +60,8 @@ class _Row(_Metrics):
         return None if cell == "" or (not needed and cell.lower() in ("nan", "none", "constant")) else cell
 
 
-# Other names of columns, in small letters and with _ for anything else. Where a table has several, the first counts.
+# Other names of columns, in small letters and with _ for anything else. Where a table has several, the first
+# counts.
 _OTHER_NAMES = {
     "run_name": ("run_name", "run", "name", "config", "configuration"),
     "temp_init": ("temp_init", "temperature_init", "t_init", "temperature", "temp", "t"),

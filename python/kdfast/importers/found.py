@@ -83,10 +83,10 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, notes: Notes | None = None) -> Iterator[Line]:
-    """Yields the lines of a text file, which may be huge. A progress bar's carriage returns end a text, but not a line.
+    """Yields the lines of a text file, which may be huge. A carriage return ends a text, but not a line.
 
-    Bytes that are not text are replaced, with a warning. Raises DataError for a file that can't be read, is empty,
-    or is binary.
+    Bytes that are not text are replaced, with a warning. Raises DataError for a file that can't be read, is
+    empty, or is binary.
     """
     number = 1
     sound = True
@@ -132,8 +132,8 @@ class Numbers(NamedTuple):
 class Found:
     """One network's result in one file.
 
-    kind: "student", "baseline" or "teacher". config: a student's, else None. seed: None where the file has none.
-    diverged: why it is no result, "" for one that is. metrics, curves: by the names of StoredResult.
+    kind: "student", "baseline" or "teacher". config: a student's, else None. seed: None where the file has
+    none. diverged: why it is no result, "" for one that is. metrics, curves: by the names of StoredResult.
     """
 
     kind: str
@@ -190,7 +190,7 @@ def configuration(name: str | None, numbers: Numbers | None, place: Place, notes
 
 
 def measured(auc: float, rejection: float, place: Place) -> tuple[dict[str, float], str]:
-    """A network's metrics, or none and the reason where it diverged (NaN). Raises DataError for impossible values."""
+    """A network's metrics, or none and the reason if it diverged (NaN). Raises DataError for impossible values."""
     if math.isnan(auc) or math.isnan(rejection):
         return {}, "the AUC is NaN" if math.isnan(auc) else "the rejection is NaN"
     if not 0.0 <= auc <= 1.0:

@@ -1,7 +1,7 @@
-"""The run log of a job, transformer_<job id>.out: free text with a banner, progress, and result lines at the end.
+"""The run log of a job, transformer_<job id>.out: free text with a banner, progress, and results at the end.
 
-One pass, line by line. A second job ID, run name or folder begins another run: requeued jobs append to their log. Older
-logs have no banner; there the command line and the folder of the results name the run.
+One pass, line by line. A second job ID, run name or folder begins another run: requeued jobs append to their
+log. Older logs have no banner; there the command line and the folder of the results name the run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def read_run_log(path: Path, lines: Iterable[Line], notes: Notes) -> Iterator[Fo
     Raises DataError for a text without a line of a run log.
     """
     run = _Run(Place(path, 1))
-    number, whole, known = 1, True, False
+    number = 1
+    whole = True
+    known = False
     for number, text, whole in lines:
         match = _LINE.match(text)
         if match is None or match.lastgroup is None:
@@ -169,7 +171,7 @@ def _name(run: _Run) -> str | None:
 
 
 def _numbers(run: _Run) -> Numbers | None:
-    """T and α of a complete banner; else of the command line, which leaves out what is constant; else None."""
+    """T and α of a complete banner, or of the command line, which leaves out what is constant; or None."""
     if run.banner.keys() >= set(Numbers._fields):
         given = run.banner
     else:

@@ -1,7 +1,7 @@
 """hyperparameter_search_results.txt: a header, then a block for each run, appended by many jobs.
 
-Only a block whose lines are complete and in order counts: two jobs that write at once mix theirs, and a killed one
-leaves its block unfinished.
+Only a block whose lines are complete and in order counts: two jobs that write at once mix theirs, and a
+killed one leaves its block unfinished.
 """
 
 from __future__ import annotations

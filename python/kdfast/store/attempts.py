@@ -1,4 +1,4 @@
-"""Attempts at a unit of work (a pack, or the teacher) that failed: attempts/NAME.NNN/ holds one, and never changes."""
+"""Attempts at a unit of work (a pack, or the teacher) that failed: one folder attempts/NAME.NNN/ each."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def now() -> str:
 class Attempt:
     """One attempt at a unit of work, or a user's request to try it again.
 
-    name: of the unit, a pack's id or "teacher". ended: "error"; "lost" (its claim was taken over; host and pid are
-    those of the process that held it); or "retry" (a user asked for it: earlier failures no longer count). members:
-    the results that it was to make. what: more of what was tried. host, pid, kdfast, when: the process, its version of
-    kdfast, and the time (UTC, ISO 8601). number: counted from 1 for each unit; given when stored.
+    name: of the unit, a pack's id or "teacher". ended: "error"; "lost" (its claim was taken over; host and
+    pid are those of the process that held it); or "retry" (a user asked for it: earlier failures no longer
+    count). members: the results that it was to make. what: more of what was tried. host, pid, kdfast, when:
+    the process, its version of kdfast, and the time (UTC, ISO 8601). number: counted from 1 for each unit;
+    given when stored.
     """
 
     name: str
@@ -67,11 +68,14 @@ class Attempt:
 
 
 def failures(attempts: Iterable[Attempt]) -> Counter[str]:
-    """How often each unit has failed since a user last asked to try it again. A lost attempt is no failure: batch
-    systems and users end processes for reasons of their own."""
+    """How often each unit has failed since a user last asked to try it again. A lost attempt is no failure:
+    batch systems and users end processes for reasons of their own."""
     count: Counter[str] = Counter()
     for attempt in sorted(attempts, key=lambda attempt: attempt.number):
-        count[attempt.name] = 0 if attempt.ended == "retry" else count[attempt.name] + (attempt.ended == "error")
+        if attempt.ended == "retry":
+            count[attempt.name] = 0
+        else:
+            count[attempt.name] += attempt.ended == "error"
     return count
 
 

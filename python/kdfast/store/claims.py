@@ -1,14 +1,15 @@
 """Claims: which process works on what, recorded in files that work on local disks, NFS and Lustre.
 
-A process writes a claim under a temporary name and links it to claims/NAME/000001.claim, so that of several processes
-one gets it, and a claim is never seen half-written by a reader. Its first line says who (JSON); each heartbeat adds a
-byte; a last line gives it back. The holder of the highest generation holds the claim. It is taken over by making the
-next generation, at once where the holder is known to have ended, or where the file is torn (by a power cut), else once
-the file has not grown for a lease, by the clock that only runs forward (time.monotonic) of the process that watches
-it: clocks of two machines are never compared, and setting one back changes nothing.
+A process writes a claim under a temporary name and links it to claims/NAME/000001.claim, so that of several
+processes one gets it, and a claim is never seen half-written by a reader. Its first line says who (JSON);
+each heartbeat adds a byte; a last line gives it back. The holder of the highest generation holds the claim.
+It is taken over by making the next generation, at once where the holder is known to have ended, or where the
+file is torn (by a power cut), else once the file has not grown for a lease, by the clock that only runs
+forward (time.monotonic) of the process that watches it: clocks of two machines are never compared, and
+setting one back changes nothing.
 
-A claim saves work and guards nothing: results are committed whole and once (store/folders.py), so two processes that
-both believe to hold a claim lose time and no result.
+A claim saves work and guards nothing: results are committed whole and once (store/folders.py), so two
+processes that both believe to hold a claim lose time and no result.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the claim `name`: host, process, version of kdfast, and since when (UTC, by that machine's clock).
+    """Who holds the claim `name`, and since when (UTC, by that machine's clock). version: of kdfast.
 
-    alive: False where it is known to be gone: a process of this machine that has ended, one of this machine that
-    claimed it in another folder, of which this one is a copy, or one whose claim is torn. owner: see Claims.
-    size: of the file, which grows with each heartbeat. released: it was given back.
+    alive: False where it is known to be gone: a process of this machine that has ended, one of this machine
+    that claimed it in another folder, of which this one is a copy, or one whose claim is torn. owner: see
+    Claims. size: of the file, which grows with each heartbeat. released: it was given back.
     """
 
     name: str
@@ -69,9 +70,9 @@ class Holder:
 class Claims:
     """The claims in a folder, as one process makes and watches them.
 
-    lease: seconds without a heartbeat after which a claim is taken over. beat: seconds between heartbeats. owner: a
-    name that several processes share, of which a scheduler lets one at a time work on a name: they take over each
-    other's claims at once, as the scheduler knows which of them is gone.
+    lease: seconds without a heartbeat after which a claim is taken over. beat: seconds between heartbeats.
+    owner: a name that several processes share, of which a scheduler lets one at a time work on a name: they
+    take over each other's claims at once, as the scheduler knows which of them is gone.
     """
 
     def __init__(self, folder: Path, *, lease: float = LEASE, beat: float = BEAT, owner: str = "") -> None:
@@ -79,14 +80,14 @@ class Claims:
         self.lease = lease
         self.beat = beat
         self.owner = owner
-        self._seen: dict[str, tuple[Holder, float]] = {}  # by name: the holder, and when its file was first that size
+        self._seen: dict[str, tuple[Holder, float]] = {}  # by name: holder, and when its file was first that size
         self._beating: set[str] = set()
 
     def take(self, name: str) -> Claim | None:
         """The claim, as a context manager that beats while it is held.
 
-        None: another process holds it, or has not been silent for a lease since this object first looked. Raises
-        StudyError where the folder can't be written.
+        None: another process holds it, or has not been silent for a lease since this object first looked.
+        Raises StudyError where the folder can't be written.
         """
         held = self._latest(name)
         if held is not None and not self._may_be_taken_over(held):
@@ -98,8 +99,8 @@ class Claims:
             if not self._write(path):
                 return None  # another was first
         others = list(path.parent.glob("*.claim"))
-        # A higher one: what was looked at above has been taken over, and removed, since (or a network file system
-        # showed an old listing).
+        # A higher one: what was looked at above has been taken over, and removed, since (or a network file
+        # system showed an old listing).
         overtaken = any(_generation(other) > generation for other in others)
         for other in others:
             if _generation(other) < generation + overtaken:
@@ -146,7 +147,7 @@ class Claims:
         return [holder for holder in latest if holder is not None and not holder.released]
 
     def is_beating(self, name: str) -> bool:
-        """Whether a claim that `take` was refused has been seen to beat, or to change hands, between two calls."""
+        """Whether a claim that `take` did not get was seen to beat, or to change hands, between two calls."""
         return name in self._beating
 
     def _latest(self, name: str) -> Holder | None:
@@ -176,8 +177,8 @@ class Claims:
 class Claim:
     """A claim that this process holds; inside its `with` block a thread beats, and the end gives it back.
 
-    lost: set when another process has taken it over, as this one was silent for too long. taken_from: who held it
-    before and did not give it back.
+    lost: set when another process has taken it over, as this one was silent for too long. taken_from: who
+    held it before and did not give it back.
     """
 
     def __init__(self, path: Path, seconds: float, taken_from: Holder | None = None) -> None:
@@ -203,7 +204,8 @@ class Claim:
     def beat(self) -> None:
         """Shows that this process is alive, or finds that the claim is lost."""
         with suppress(OSError):  # a network file system that is away: the claim may go stale
-            if any(_generation(other) > _generation(self._path) for other in self._path.parent.glob("*.claim")):
+            mine = _generation(self._path)
+            if any(_generation(other) > mine for other in self._path.parent.glob("*.claim")):
                 self.lost.set()
             else:
                 self._append(b".")
@@ -218,8 +220,8 @@ class Claim:
             self.beat()
 
     def _append(self, content: bytes) -> None:
-        # Opened each time: that is when other clients of NFS see it. A full disk or a lost folder only lets the claim
-        # go stale.
+        # Opened each time: that is when other clients of NFS see it. A full disk or a lost folder only lets
+        # the claim go stale.
         with suppress(OSError):
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
             try:

@@ -1,7 +1,7 @@
 """The JSON documents of a study: what each may hold, checked once, where it is read.
 
-A study may be damaged in ways that no checksum tells, or come from a stranger who has computed the checksums anew.
-So each document has a model of the types and ranges that the rest of the program relies on.
+A study may be damaged in ways that no checksum tells, or come from a stranger who has computed the checksums
+anew. So each document has a model of the types and ranges that the rest of the program relies on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
-# Background jets that survive at each working point, on the test and on the validation jets, and numbers of epochs.
+# Background jets that survive at each working point, on the test and on the validation jets, and numbers of
+# epochs.
 _SURVIVORS = tuple(f"n_bkg_{point}{suffix}" for suffix in ("", "_val") for point in WORKING_POINTS)
 INTEGER_METRICS = (*_SURVIVORS, "best_epoch", "epochs")
 
@@ -181,7 +182,7 @@ class AttemptDocument(Document):
 
 
 class CheckpointDocument(Document):
-    """A checkpoint without its tensors. belongs_to: the settings of the run. environments: that trained it."""
+    """A checkpoint without its tensors. belongs_to: the run's settings. environments: that trained it."""
 
     belongs_to: dict[str, Any]
     environments: tuple[dict[str, str], ...]
@@ -236,7 +237,7 @@ def parse(kind: type[D], content: bytes, where: str, file: str | None = None, hi
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """JSON text. Floats are written so that they come back bit for bit; NaN and infinity are refused (ValueError)."""
+    """JSON text. Floats come back bit for bit; NaN and infinity are refused (ValueError)."""
     return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False, default=_plain).encode()
 
 
@@ -247,6 +248,6 @@ def _plain(value: Any) -> Any:
 
 
 def json_number(value: float) -> float | str:
-    """JSON has no NaN and no infinity (the loss of a diverged run): they become "nan", "inf", which float() reads."""
+    """A number as JSON can hold it: NaN and infinity (of a diverged run) become text that float() reads."""
     value = float(value)
     return value if math.isfinite(value) else repr(value)

@@ -1,9 +1,9 @@
 """Immutable folders: whole or absent on disk, and checked when read.
 
-A folder is written under a hidden temporary name, its files and itself made durable (fsync), renamed, and the rename
-made durable. So a kill or a full disk at any moment leaves it whole, or leaves a hidden folder that nobody reads.
-Its manifest.json holds the format version and the SHA-256 of each file; every reader of a file checks it. A study may
-come from a stranger: links, devices and names that lead out of a folder are refused.
+A folder is written under a hidden temporary name, its files and itself made durable (fsync), renamed, and the
+rename made durable. So a kill or a full disk at any moment leaves it whole, or leaves a hidden folder that
+nobody reads. Its manifest.json holds the format version and the SHA-256 of each file; every reader of a file
+checks it. A study may come from a stranger: links, devices and names that lead out of a folder are refused.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def remove(folder: Path) -> None:
 def remove_leftovers(parent: Path) -> None:
     """Removes what processes of this machine that have ended left half-written in parent.
 
-    Whether another machine's process has ended can't be known here, as locks do not work over every network file
-    system: `kdfast verify --repair` removes what it left.
+    Whether another machine's process has ended can't be known here, as locks do not work over every network
+    file system: `kdfast verify --repair` removes what it left.
     """
     for leftover in parent.glob(LEFTOVERS):
         if is_writing(leftover.name) is False:
@@ -129,10 +129,10 @@ def folders(parent: Path) -> list[Path]:
     """The committed folders in parent, sorted. (Links are refused when a study is opened.)"""
     try:
         with os.scandir(parent) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    return [parent / name for name in sorted(names)]
+    return [parent / name for name in sorted(names) if not name.startswith(".")]
 
 
 def read_each(paths: Iterable[Path], read: Callable[[Path], T]) -> tuple[list[T], dict[Path, StudyError]]:
@@ -249,7 +249,7 @@ def refuse_link(path: Path) -> None:
 
 
 def refuse_links(parent: Path, levels: int) -> None:
-    """Raises DamagedError for the first link in a folder. levels: of folders that are looked into, from this one."""
+    """Raises DamagedError for the first link in a folder. levels: of folders to look into, from this one."""
     with os.scandir(parent) as entries:
         for entry in entries:
             if entry.is_symlink():

@@ -107,7 +107,7 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The settings that differ between two tables, by their dotted names, with both values (None: not there)."""
+    """The settings that differ between two tables: dotted name, and both values (None: not there)."""
     for key in dict.fromkeys([*there, *here]):
         old = there.get(key)
         new = here.get(key)
@@ -126,7 +126,7 @@ def shown_setting(value: Any) -> str:
 
 
 def other_environment(store: StudyStore, device: str = "cpu") -> str | None:
-    """The warning if a study is resumed in another environment, where results may differ in their last bits."""
+    """The warning for a study that is resumed in another environment, where last bits may differ."""
     there = {"device": "cpu"} | store.provenance.get("environment", {})
     here = environment(device)
     if there["device"].startswith("cuda"):  # planned where no GPU's name was known

@@ -18,8 +18,8 @@ _FOLDER = re.compile(rf"({'|'.join(KINDS)})\.(.+)\.seed(-?\d+)", re.ASCII)
 class RunKey(NamedTuple):
     """What makes two runs the same run, in one study or in two.
 
-    kind: "teacher", "baseline" (a student trained without a teacher) or "student". name: unique together with kind
-    and seed.
+    kind: "teacher", "baseline" (a student trained without a teacher) or "student". name: unique together with
+    kind and seed.
     """
 
     kind: str

@@ -31,10 +31,11 @@ _NO_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, 
 
 @contextmanager
 def locked(folder: Path, how: int, name: str = LOCK) -> Iterator[bool | None]:
-    """Holds a lock inside the `with` block. how: as flock(2) takes it; LOCK_EX makes the file where there is none.
+    """Holds a lock inside the `with` block. how: as flock(2) takes it; LOCK_EX makes a missing file.
 
-    Yields True where it is held, False where another process holds it, None where there are no locks: on a file system
-    without them, in a folder that may not be written, and for LOCK_SH where nobody ever held it exclusively.
+    Yields True where it is held, False where another process holds it, None where there are no locks: on a
+    file system without them, in a folder that may not be written, and for LOCK_SH where nobody ever held it
+    exclusively.
     """
     descriptor = _lock_file(folder / name, make=bool(how & fcntl.LOCK_EX))
     if descriptor is None:
@@ -74,8 +75,8 @@ def is_held(study: Path, name: str = LOCK) -> bool:
 
 
 def _lock_file(path: Path, make: bool) -> int | None:
-    """Opens the lock's file: for writing where it may be made, as NFS needs that for an exclusive lock (it becomes a
-    lock of the file's bytes), else for reading, which a shared one needs."""
+    """Opens the lock's file: for writing where it may be made, as NFS needs that for an exclusive lock (it
+    becomes a lock of the file's bytes), else for reading, which a shared one needs."""
     for flags in (*([os.O_RDWR | os.O_CREAT] if make else []), os.O_RDONLY):
         try:
             return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

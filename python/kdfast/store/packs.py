@@ -1,7 +1,7 @@
 """The packs of a study as they are stored: each the members of one seed that one process trains together.
 
-A pack is a committed folder packs/ID/ with the runs that it holds. It is what a worker claims, a task of a cluster's
-scheduler, an index of a job array. `kdfast.study.plan` decides what goes into one.
+A pack is a committed folder packs/ID/ with the runs that it holds. It is what a worker claims, a task of a
+cluster's scheduler, an index of a job array. `kdfast.study.plan` decides what goes into one.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ TEACHER = "teacher"
 class PlannedPack:
     """Some runs of one seed.
 
-    id: e.g. "seed42.003". runs: configurations; None: the baseline. threads: of the worker that it was planned for.
-    seconds: that such a worker takes for it, by a calibration.
+    id: e.g. "seed42.003". runs: configurations; None: the baseline. threads: of the worker that it was
+    planned for. seconds: that such a worker takes for it, by a calibration.
     """
 
     id: str
@@ -77,10 +77,17 @@ def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:
 
 
 def missing(store: StudyStore, pack: PlannedPack, stored: Collection[RunKey] | None = None) -> PlannedPack:
-    """The pack with only those of its runs that are not stored. stored: the store's keys, if they are known."""
-    runs = zip(pack.runs, pack.keys, strict=True)
-    left = (run for run, key in runs if not (store.is_stored(key) if stored is None else key in stored))
+    """The pack with only those of its runs that are not stored. stored: the store's keys, if known."""
+
+    def is_stored(key: RunKey) -> bool:
+        return _is_stored(store.path, key) if stored is None else key in stored
+
+    left = (run for run, key in zip(pack.runs, pack.keys, strict=True) if not is_stored(key))
     return replace(pack, runs=tuple(left))
+
+
+def _is_stored(study: Path, key: RunKey) -> bool:
+    return os.path.lexists(study / "results" / key.folder)
 
 
 def planned(store: StudyStore) -> list[PlannedPack]:
@@ -97,7 +104,7 @@ def read_pack(folder: Path) -> PlannedPack:
 
 
 def at_work(path: Path) -> list[Holder]:
-    """Who holds what is not done in a study's folder. (A claim of what is done is left by a machine that was lost.)"""
+    """Who holds claims of what is not done. (A lost machine leaves claims of what is done.)"""
     if (path / "claims").is_symlink():
         return []  # a finding
     return [h for h in Claims(path / "claims").holders() if h.alive and not _is_done(path, h.name)]
@@ -105,15 +112,14 @@ def at_work(path: Path) -> list[Holder]:
 
 def _is_done(path: Path, name: str) -> bool:
     """Whether all results of a pack, or of the one that it is a part of, are there."""
-    results = path / "results"
     if name == TEACHER:
-        keys = (RunKey.parse(folder.name) for folder in folders(results))
+        keys = (RunKey.parse(folder.name) for folder in folders(path / "results"))
         return any(key is not None and key.kind == TEACHER for key in keys)
     for pack in filter(None, (name, name.rpartition(".")[0])):
         folder = path / "packs" / pack
         if folder.is_dir():
             try:
-                return all(os.path.lexists(results / key.folder) for key in read_pack(folder).keys)
+                return all(_is_stored(path, key) for key in read_pack(folder).keys)
             except StudyError:  # a finding
                 return False
     return False

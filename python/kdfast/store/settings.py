@@ -15,13 +15,11 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from kdfast.distill.recipe import PRECISIONS, Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError, suggest
-from kdfast.files import write_atomically
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
 from kdfast.store.grid import GRIDS, grid
@@ -162,7 +160,7 @@ class GridLists(_Table):
 
 
 class HLTFiles(_Table):
-    """[hlt] of a study without emulation: the files of the same jets, in the same order, as a trigger saw them."""
+    """[hlt] of a study without emulation."""
 
     paths: Annotated[Paths, Shown(keyword="hlt_data", option="--hlt-data", metavar="FILE", kind=list[str])]
     """Instead of an emulation: files of the same jets, in the same order, as a trigger saw them."""
@@ -253,11 +251,16 @@ Sizes = Annotated[str | ModelConfig, BeforeValidator(_as_model), Shown(metavar="
 Hlt = Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt), Shown(metavar="PRESET", panel="Data")]
 Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), Shown(metavar="PRESET", panel="Grid")]
 
+Precision = Annotated[str, AfterValidator(check_precision), Shown(metavar="|".join(PRECISIONS), panel="Running")]
+# Whether this machine has the device is not checked: the file may be read elsewhere.
+Device = Annotated[str, AfterValidator(check_device_name), Shown(metavar="NAME", panel="Running")]
+
 
 class StudySettings(_Table):
     """All settings of a study; the defaults are the published study's.
 
-    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's defaults.
+    `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's
+    defaults.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -275,26 +278,14 @@ class StudySettings(_Table):
     )
     teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = None
     """A trained teacher (.safetensors), or its logits for all jets (.npy)."""
-    precision: Annotated[str, Shown(metavar="|".join(PRECISIONS), panel="Running")] = "fp32"
+    precision: Precision = "fp32"
     """Precision of matrix products: fp32, or bf16, which is faster."""
-    device: Annotated[str, Shown(metavar="NAME", panel="Running")] = "auto"
+    device: Device = "auto"
     """Where to train: auto and cpu (the CPU), cuda (all GPUs) or cuda:1 (one of them)."""
     checkpoint_every: Annotated[float, Field(ge=0), Shown(panel="Running")] = 300.0
     """Seconds between checkpoints of a running member."""
     data: DataSettings = DataSettings()
     recipe: RecipeSettings = RecipeSettings()
-
-    @field_validator("precision")
-    @classmethod
-    def _precision(cls, precision: str) -> str:
-        check_precision(precision)
-        return precision
-
-    @field_validator("device")
-    @classmethod
-    def _device(cls, device: str) -> str:
-        check_device_name(device)  # not whether this machine has it: the file may be read elsewhere
-        return device
 
     def runs(self) -> list[RunConfig]:
         """The grid's configurations."""
@@ -312,15 +303,11 @@ class StudySettings(_Table):
         table["data"].setdefault("max_constituents", "all")
         return table
 
-    def write_toml(self, path: str | Path) -> None:
-        """Writes all settings; `StudySettings.resolve` reads them back."""
-        write_atomically(Path(path), lambda file: tomli_w.dump(self.table(), file))
-
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on, with presets as numbers.
 
-        Left out is what may differ within a study: seeds and grid, which only add runs; the places of data, HLT
-        jets and teacher, which their fingerprints identify; device and checkpoints.
+        Left out is what may differ within a study: seeds and grid, which only add runs; the places of data,
+        HLT jets and teacher, which their fingerprints identify; device and checkpoints.
         """
         table = self.table()
         for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
@@ -344,7 +331,7 @@ class StudySettings(_Table):
         *,
         data_given: bool = False,
     ) -> StudySettings:
-        """Defaults, then `config` (a TOML file or a table like it), then `overrides` (a table; None: not given).
+        """Defaults, then `config` (a TOML file or such a table), then `overrides` (a table; None: not given).
 
         The defaults are the study's if data are given, here or in either table, otherwise the demo's. Raises
         ConfigError that names the file and the key, SettingError for a value in `overrides`.
@@ -377,10 +364,10 @@ class StudySettings(_Table):
             raise ConfigError(fault.what, where=where(*path), hint=fault.hint) from None
 
 
-# The demo: the bundled sample on two cores in minutes, with settings that give meaningful results. On the test
-# jets the teacher reaches an AUC of 0.967 and the baseline 0.925 (0.936 with three times the epochs). Twice the
-# rate gains more in these few epochs (0.927), but then training is chaotic: other rounding (another instruction
-# set, the references) moves students' AUC by 0.003, and at this rate by less than 0.0001.
+# The demo: the bundled sample on two cores in minutes, with settings that give meaningful results. On the
+# test jets the teacher reaches an AUC of 0.967 and the baseline 0.925 (0.936 with three times the epochs).
+# Twice the rate gains more in these few epochs (0.927), but then training is chaotic: other rounding (another
+# instruction set, the references) moves students' AUC by 0.003, and at this rate by less than 0.0001.
 DEMO: dict[str, Any] = {
     "model": "small",
     "teacher_model": "medium",
@@ -396,10 +383,10 @@ DEMO: dict[str, Any] = {
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Tables merge key by key in [data] and [recipe]; everything else is replaced whole."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = key in ("data", "recipe") and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
+    merged = {**base, **over}
+    for key in ("data", "recipe"):
+        if isinstance(base.get(key), Mapping) and isinstance(over.get(key), Mapping):
+            merged[key] = {**base[key], **over[key]}
     return merged
 
 

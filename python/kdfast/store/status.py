@@ -1,4 +1,4 @@
-"""What of a study is done, failed, missing or damaged, where it is being worked on, and how long it will take."""
+"""What of a study is done, failed, missing or damaged, who is working on it, and how long it will take."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _STRETCH = 100
 class RunStatus:
     """A run that the study's settings or its packs ask for, or that is there.
 
-    kind, run_name, seed: which run (see RunKey); kind "folder": a damaged folder of the study that is no run's.
-    status: "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing"; message says why.
+    kind, run_name, seed: which run (see RunKey); kind "folder": a damaged folder of the study that is no
+    run's. status: "done", "diverged", "damaged", "failed" (given up after some attempts) or "missing";
+    message says why.
     """
 
     kind: str
@@ -43,9 +44,10 @@ class RunStatus:
 class StudyStatus:
     """A study at one moment.
 
-    running: the processes that hold packs that are not done (pack, host, pid, version, since). sweeping: whether a
-    process that this machine knows of is making or finishing the study. per_hour: students and baselines stored per
-    hour of work, over the last 100 of them; None: not known. seconds_left: for what is missing, at that rate.
+    running: the processes that hold packs that are not done (pack, host, pid, version, since). sweeping:
+    whether a process that this machine knows of is making or finishing the study. per_hour: students and
+    baselines stored per hour of work, over the last 100 of them; None: not known. seconds_left: for what is
+    missing, at that rate.
     """
 
     study: str
@@ -77,7 +79,7 @@ class StudyStatus:
 
 
 def study_status(store: StudyStore) -> StudyStatus:
-    """What is done, failed, missing or damaged; no arrays, weights or targets are hashed (`verify` does that).
+    """What is done, failed, missing or damaged; hashes no arrays, weights or targets (`verify` does that).
 
     Works also on a study that is being made, is read-only or has parts missing.
     """
@@ -147,10 +149,10 @@ def _running(path: Path) -> list[dict[str, Any]]:
 
 
 def _per_hour(stored: Collection[StoredResult]) -> float | None:
-    """Results per hour of work: how many there are of the last ones, over the time in which any of them was trained.
+    """Results per hour of work: the number of the last ones over the time in which any of them was trained.
 
-    So pauses do not count, and members that are trained together do. Times are those of the machines' clocks: if one
-    was set back, the rate is wrong but finite.
+    So pauses do not count, and members that are trained together do. Times are those of the machines' clocks:
+    if one was set back, the rate is wrong but finite.
     """
     spans = []
     for result in stored:

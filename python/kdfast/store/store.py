@@ -52,10 +52,11 @@ _FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "
 class StudyStore:
     """The folder of one study. Make one with `create_or_open` or `open`.
 
-    path: the study's folder. settings, provenance: the content of study.toml and provenance.json. targets_cache: the
-    folder for teacher outputs.
+    path: the study's folder. settings, provenance: the content of study.toml and provenance.json.
+    targets_cache: the folder for teacher outputs.
 
-    Every method raises StudyError, which names the file or folder, for what can't be read or written or is damaged.
+    Every method raises StudyError, which names the file or folder, for what can't be read or written or is
+    damaged.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -73,8 +74,8 @@ class StudyStore:
     def create_or_open(cls, path: str | Path, settings: dict[str, Any], provenance: dict[str, Any]) -> StudyStore:
         """Opens the study at path, or makes one with these settings and provenance where there is none.
 
-        Of an existing study the stored settings count (`.settings`); comparing them is the caller's part. Leftovers
-        of killed writers are removed. Refuses a folder that holds other things.
+        Of an existing study the stored settings count (`.settings`); comparing them is the caller's part.
+        Leftovers of killed writers are removed. Refuses a folder that holds other things.
         """
         path = Path(path)
         if not _is_study(path):
@@ -85,7 +86,7 @@ class StudyStore:
 
     @classmethod
     def open(cls, path: str | Path) -> StudyStore:
-        """Opens an existing study, which may be read-only. Raises StudyError also for one with symbolic links."""
+        """Opens an existing study, which may be read-only. Raises StudyError for one with symbolic links."""
         path = Path(path)
         settings, provenance = read_description(path)
         check_description(path)
@@ -96,7 +97,7 @@ class StudyStore:
         return cls(path, settings, provenance)
 
     def writing(self) -> AbstractContextManager[None]:
-        """Holds the study for one writing process; a second one gets a BusyError. A killed process releases it."""
+        """Holds the study for one writing process, until it ends; a second one gets a BusyError."""
         return _held(self.path)
 
     # ---- reading
@@ -106,7 +107,7 @@ class StudyStore:
         return [load_result(folder) for folder in folders(self._results)]
 
     def complete(self) -> tuple[list[StoredResult], dict[Path, StudyError]]:
-        """All results that can be read and have all their files, and for the folders of the others what is wrong."""
+        """All results that can be read and have all their files, and what is wrong with the others, by folder."""
 
         def load(folder: Path) -> StoredResult:
             check_complete(folder, manifest(folder))
@@ -125,10 +126,6 @@ class StudyStore:
         """The results that are there, by a listing; their content is checked where it is used."""
         keys = (RunKey.parse(folder.name) for folder in folders(self._results))
         return {key for key in keys if key is not None}
-
-    def is_stored(self, key: RunKey) -> bool:
-        """Whether one result is there; see `keys`."""
-        return os.path.lexists(self._results / key.folder)
 
     def has(self, key: RunKey) -> bool:
         """Whether the result is there. Raises DamagedError where it is not as it was written.
@@ -170,14 +167,14 @@ class StudyStore:
         folder = self._results / result.key.folder
         try:
             commit(folder, result_files(result))
-        finally:  # also of one that is stored already: the checkpoints may have come after the other process's removal
+        finally:  # also if it is stored already: checkpoints may have come after the other process's removal
             if folder.exists():
                 self._remove_checkpoints(folder.name)
         self._intact.add(result.key)
         return folder
 
     def describe(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-        """Writes the study's description anew where it is another one; the caller holds the study (`writing`).
+        """Writes the study's description anew if it has changed; the caller holds the study (`writing`).
 
         If it is killed, the description has no checksums until the next call.
         """
@@ -264,7 +261,7 @@ def read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_description(path: Path) -> None:
-    """Checks study.toml and provenance.json against their checksums, if there are any (see `StudyStore.describe`).
+    """Checks study.toml and provenance.json against their checksums, if there are any (see `describe`).
 
     Raises DamagedError where they are not as they were written.
     """
@@ -319,7 +316,7 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
 
 
 def _refuse_other_content(path: Path) -> None:
-    """Raises StudyError for a folder that holds other things than a study, or than a killed `_create` left."""
+    """Raises StudyError for a folder that holds more than a study, or than a killed `_create` left."""
     if not path.exists() or _is_study(path):
         return
     own = {LOCK, "study.toml", MANIFEST, "provenance.json", "results", "shared", "targets"}

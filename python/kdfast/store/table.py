@@ -31,7 +31,8 @@ __all__ = [
 # Strategies in the order of the grid: constant, T annealed, α scheduled, both.
 STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
 
-# Columns of results_summary.csv. Test jets, unless the name ends in _val. An empty *_final: the value is constant.
+# Columns of results_summary.csv. Test jets, unless the name ends in _val. An empty *_final: the value is
+# constant.
 COLUMNS = (
     "run_name",
     "strategy",
@@ -80,7 +81,7 @@ _MORE = (*(name for name in INTEGER_METRICS if name not in COLUMNS), "bkg_rej_30
 
 
 def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
-    """A row per student in the order of the grid, with COLUMNS and then the numbers at the other working points.
+    """A row per student in the order of the grid: COLUMNS, then the numbers at the other working points.
 
     A diverged run has its status and no metrics. auc_baseline: of the same seed.
     """
@@ -132,28 +133,30 @@ def csv_text(table: pd.DataFrame) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in table[list(COLUMNS)].itertuples(index=False):
-        writer.writerow("" if pd.isna(value) else repr(value) if isinstance(value, float) else value for value in row)
+        known = ["" if pd.isna(value) else value for value in row]
+        writer.writerow(repr(value) if isinstance(value, float) else value for value in known)
     return buffer.getvalue()
 
 
 def is_limited(table: pd.DataFrame, column: str) -> pd.Series:
-    """Whether the rejection of a column (bkg_rej_…) is a lower limit: no background survives, n_bkg_… is 0."""
+    """Whether a rejection (bkg_rej_…) is a lower limit: no background survives, n_bkg_… is 0."""
     return table[column.replace("bkg_rej", "n_bkg")].eq(0).fillna(False).astype(bool)
 
 
 def in_order(table: pd.DataFrame, column: str) -> pd.Series:
-    """A rejection for putting rows in order: inf for lower limits, which may lie below the value of one survivor."""
+    """A rejection to sort by: inf for lower limits, which may lie below the rejection of one survivor."""
     return table[column].mask(is_limited(table, column), np.inf)
 
 
 def combined_score(table: pd.DataFrame, suffix: str = "") -> pd.Series:
-    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the smallest and the largest in the table.
+    """Mean of AUC and rejection at 50 %, each scaled to 0…1 between the table's smallest and largest.
 
     Lower limits of the rejection count as the largest. suffix: "" for the test jets, "_val" for validation.
     """
 
     def scaled(values: pd.Series) -> pd.Series:
-        low, high = values.min(), values.max()
+        low = values.min()
+        high = values.max()
         return (values - low) / (high - low) if high > low else values * 0.0
 
     auc = table[f"auc{suffix}" if suffix else "auc_student"]
@@ -175,8 +178,8 @@ def selected_on(table: pd.DataFrame, metric: str) -> str:
 def select_best(table: pd.DataFrame, metric: str) -> pd.Series:
     """The row that is best by a key of METRICS, on the jets that `selected_on` names.
 
-    Of equal ones, as lower limits of a rejection are, the one with the highest AUC. Raises ConfigError for an unknown
-    metric, StudyError if no run has finished.
+    Of equal ones, as lower limits of a rejection are, the one with the highest AUC. Raises ConfigError for an
+    unknown metric, StudyError if no run has finished.
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}", where="metric", hint=suggest(metric, list(METRICS)))

@@ -1,4 +1,4 @@
-"""Whether a study is as it was written: every file is hashed again, and what is damaged can be moved aside."""
+"""Checks that a study is as it was written: hashes every file again, and can move aside what is damaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ Remedy = Literal["aside", "remove", ""]
 
 Reader = Callable[[Path], object]
 
-# Folders of committed folders, what `repair` does with a damaged one of them, and the reader of one, if it has one.
+# Folders of committed folders, what `repair` does with a damaged one of them, and the reader of one, if it
+# has one.
 _COMMITTED: dict[str, tuple[Remedy, Reader | None]] = {
     "results": ("aside", load_result),
     "shared": ("aside", None),
@@ -54,9 +55,10 @@ _TARGETS = re.compile(r"[0-9a-f]{64}\.([0-9a-f]{64})\.safetensors")
 class Finding:
     """Something that is not as it was written.
 
-    path: below the study's folder. fault, detail: what is wrong with it. remedy: what `repair` does to `unit`, the
-    path that has to go as a whole: "aside" (moves it into damaged/), "remove" (a cache, a leftover, or derived), or ""
-    (nothing: a user must). of_report: whether it is a file of the report, or report.sha256.
+    path: below the study's folder. fault, detail: what is wrong with it. remedy: what `repair` does to
+    `unit`, the path that has to go as a whole: "aside" (moves it into damaged/), "remove" (a cache, a
+    leftover, or derived), or "" (nothing: a user must). of_report: whether it is a file of the report, or
+    report.sha256.
     """
 
     path: str
@@ -76,8 +78,8 @@ class Finding:
 class Verification:
     """What `verify` found.
 
-    findings: what is not as it was written. notes: what could not be checked, and why. files, bytes: how much was
-    hashed.
+    findings: what is not as it was written. notes: what could not be checked, and why. files, bytes: how much
+    was hashed.
     """
 
     study: Path
@@ -95,9 +97,10 @@ class Verification:
 def verify(study: str | Path, *, progress: bool = False) -> Verification:
     """Hashes every file of a study again, even if the study can't be opened any more.
 
-    Checks every folder with a manifest, the study's description, targets, report, files that no manifest lists, what
-    killed writers left, and results whose content contradicts their name. Holds the study's lock. While a sweep holds
-    it, or a worker is at work, what these may be writing is named in the notes and not checked.
+    Checks every folder with a manifest, the study's description, targets, report, files that no manifest
+    lists, what killed writers left, and results whose content contradicts their name. Holds the study's lock.
+    While a sweep holds it, or a worker is at work, what these may be writing is named in the notes and not
+    checked.
 
     Parameters
     ----------
@@ -160,8 +163,9 @@ class _Check:
         detail: str = "",
         of_report: bool = False,
     ) -> None:
-        below = str((unit or path).relative_to(self.path))
-        self.findings.append(Finding(str(path.relative_to(self.path)), fault, remedy, below, detail, of_report))
+        unit = path if unit is None else unit
+        names = [str(each.relative_to(self.path)) for each in (path, unit)]
+        self.findings.append(Finding(names[0], fault, remedy, names[1], detail, of_report))
 
     @contextmanager
     def judging(self, remedy: Remedy, unit: Path | None = None, of_report: bool = False) -> Iterator[None]:
@@ -269,7 +273,7 @@ class _Check:
                     self.found(path, Fault.LINK, "aside")
 
     def leftover(self, path: Path) -> None:
-        """Of this machine's writers it is known whether they have ended; others have, if no process is at work."""
+        """A writer of this machine is known to have ended or not; of others, none is left if none is at work."""
         writing = is_writing(path.name)
         if writing or not os.path.lexists(path):
             return
@@ -298,13 +302,13 @@ class _Check:
                 self.found(path, Fault.UNLISTED, "aside")
 
     def report(self) -> set[str]:
-        """Checks the report's files; returns their names, or none if they have no checksums or are being written."""
+        """Checks the report's files; returns their names, none if they have no checksums or are being written."""
         if self.sweeping or is_held(self.path, REPORT_LOCK):
             self.notes.append("the report and its models were not checked: a sweep or a report is being written")
             return set()
         path = self.path / REPORT_CHECKSUMS
         if not os.path.lexists(path):
-            if os.path.lexists(self.path / "report.json") or os.path.lexists(self.path / "results_summary.csv"):
+            if any(os.path.lexists(self.path / name) for name in ("report.json", "results_summary.csv")):
                 self.notes.append("the report has no checksums: `kdfast report` writes it anew with them")
             return set()
         self.files += 1
@@ -345,9 +349,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, list[str]]:
     """Verifies a study and repairs what it can; returns what was found, and what was done, a line each.
 
-    Damaged folders move into damaged/ with a note that gives the reason; damaged caches, leftovers and derived files
-    are removed. The next sweep makes the missing parts anew (results, shared arrays, targets), and `kdfast report` the
-    report.
+    Damaged folders move into damaged/ with a note that gives the reason; damaged caches, leftovers and
+    derived files are removed. The next sweep makes the missing parts anew (results, shared arrays, targets),
+    and `kdfast report` the report.
 
     Raises
     ------
@@ -380,7 +384,10 @@ def _put_right(path: Path, verification: Verification, done: list[str]) -> None:
         _refuse_at_work(path)  # workers take no lock, and may have started meanwhile
         why = [f"{f.path}: {f.what}" for f in findings if f.unit == unit]
         with writing_errors(path / unit):
-            done.append(_move_aside(path, unit, why) if remedy == "aside" else f"{unit}: {_remove(path / unit)}")
+            if remedy == "aside":
+                done.append(_move_aside(path, unit, why))
+            else:
+                done.append(f"{unit}: {_remove(path / unit)}")
     if any(f.of_report for f in findings):  # the report is no longer what the list says
         with writing_errors(path):
             removed = _remove(path / REPORT_CHECKSUMS)
@@ -392,8 +399,9 @@ def _by_hand(path: Path, finding: Finding) -> str:
     """What a user can do where there is no remedy."""
     if finding.fault is Fault.LINK:
         return "put a folder in its place"
-    intended = finding.fault is Fault.CHANGED
-    return "restore it from a copy" + (f"; if it is meant to be so, delete {path / MANIFEST}" if intended else "")
+    if finding.fault is Fault.CHANGED:
+        return f"restore it from a copy; if it is meant to be so, delete {path / MANIFEST}"
+    return "restore it from a copy"
 
 
 def _refuse_at_work(path: Path) -> None:
