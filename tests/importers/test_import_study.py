@@ -55,7 +55,7 @@ def test_an_imported_study_is_reported(tmp_path, capsys):
 
 
 def test_an_import_is_complete_as_it_is(tmp_path, capsys):
-    """Whatever its files lack: a teacher, a baseline, a seed of a configuration."""
+    """Also without a teacher, a baseline, or a seed of a configuration."""
     (tmp_path / "mine.csv").write_text(
         "temperature,alpha,seed,auc,bkg_rej_50\n3,0.5,1,0.8,8\n3,0.5,2,0.81,9\n7,0.5,1,0.8,8\n"
     )

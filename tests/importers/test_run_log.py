@@ -1,4 +1,4 @@
-"""Logs of jobs: what they say comes back, and damage is told."""
+"""Logs of jobs: what they say comes back, and damage is an error."""
 
 import re
 import subprocess

@@ -30,9 +30,8 @@ if claim:
 
 
 def other(folder: Path, seconds: float = 60) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
+    run = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

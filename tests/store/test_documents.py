@@ -31,7 +31,7 @@ DEEP: Any = "deep"
 for _ in range(50):
     DEEP = [DEEP]
 
-# What stands in place of a value: other types, null, nesting, and numbers that no column of a table holds.
+# What replaces a value: other types, null, nesting, and numbers that no column of a table holds.
 VALUES = [None, True, "text", "", -1, 0, 1.5, 10**30, 1e308, -1e308, [], [None], {}, {"a": {"b": 1}}, DEEP, "\x00", "²"]
 LITERALS = ["NaN", "Infinity", "1e999", '"\\ud800"']  # that json.dumps writes not, or not so
 PLACEHOLDER = "in place of a literal"
@@ -187,7 +187,7 @@ def try_all(original: Path, other: Path, study: Path, number: int, every: int) -
     return f"{file.relative_to(study)}: {tried} mutations, {usable} of them still readable"
 
 
-REPORTED = 25  # a whole report with its figures takes seconds: one is written for every so many readable documents
+REPORTED = 25  # a whole report with its figures takes seconds: one is written for every 25th readable document
 CASES = [(0, number) for number in range(10)] + [(2, 8)]  # which study, and of its documents
 MORE = 1 if os.environ.get("KDFAST_MUTATIONS") == "all" else 4
 

@@ -355,9 +355,8 @@ def test_documents_of_any_content_are_damage(foreign, capsys, name, content):
     assert main(["status", str(foreign)]) == 1
     assert "1 damaged" in capsys.readouterr().out
     assert main(["verify", str(foreign)]) == 1
-    assert (
-        f"{folder.relative_to(foreign)}/{file}: {'can' if content == DEEP else 'has unexp'}" in capsys.readouterr().out
-    )
+    what = "can't be read" if content == DEEP else "has unexpected content"
+    assert f"{folder.relative_to(foreign)}/{file}: {what}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [b"1e999", b'"\\ud800"', b"[" * 900 + b"]" * 900, b"[" * 100_000])
@@ -424,7 +423,7 @@ def test_no_file_can_run_code():
 
 
 def test_numbers_of_another_study_are_not_taken(stranger, tmp_path):
-    """A whole result from elsewhere under another name is told by its content."""
+    """A whole result from elsewhere under another name is recognized by its content."""
     other = StudyStore.create_or_open(tmp_path / "other", SETTINGS, PROVENANCE)
     folder = other.write(replace(make_result(seed=7), message="of another"))
     shutil.copytree(folder, stranger / "results" / make_result(seed=8).key.folder)

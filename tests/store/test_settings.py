@@ -1,4 +1,4 @@
-"""Settings: defaults, TOML there and back, and what bad ones are told."""
+"""Settings: defaults, TOML written and read back, and errors."""
 
 import re
 from dataclasses import asdict
@@ -24,11 +24,8 @@ def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_a
     study = StudySettings.resolve(overrides={"data": {"paths": ["jets.h5"]}})
     assert (study.model, study.teacher_model, study.hlt) == ("study", "study", "nominal")
     assert (study.recipe.epochs, study.recipe.batch_size, study.data.max_constituents) == (50, 512, 40)
-    assert (study.recipe.teacher().epochs, study.recipe.teacher().patience, study.recipe.student().patience) == (
-        50,
-        15,
-        20,
-    )
+    teacher = study.recipe.teacher()
+    assert (teacher.epochs, teacher.patience, study.recipe.student().patience) == (50, 15, 20)
     assert StudySettings.resolve(data_given=True) == StudySettings()
     demo = StudySettings.resolve()
     assert (demo.model, demo.teacher_model, demo.hlt) == ("small", "medium", "nominal")
@@ -95,6 +92,10 @@ def test_what_decides_results():
         assert StudySettings.resolve(overrides=other).decisive() != demo.decisive()
 
 
+LISTS = "[grid]\ntemperature = [3]\nalpha = [0.5]\n"
+MISSING = ("merge_radius", "pt_resolution", "angular_resolution", "loss")
+SHARES = "must be three numbers > 0 that add up to 1"
+SIZES = "]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\n"
 NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nangular_resolution = 0\nloss = 0\n"
 
 
@@ -106,40 +107,25 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ("[recipe]\nepochs = 0", "FILE, recipe.epochs: must be ≥ 1, is 0"),
         ('[recipe]\nepochs = "many"', "FILE, recipe.epochs: must be a whole number, is 'many'"),
         ("[data]\nmax_jet = 3", "did you mean 'max_jets'?"),
-        (
-            "[data]\nfractions = [0.7, 0.2, 0.2]",
-            "FILE, data.fractions: must be three numbers > 0 that add up to 1, is [0.7, 0.2, 0.2]",
-        ),
-        (
-            "[data]\nfractions = [0.7, 0.3]",
-            "FILE, data.fractions: must be three numbers > 0 that add up to 1, is [0.7, 0.3]",
-        ),
+        ("[data]\nfractions = [0.7, 0.2, 0.2]", f"FILE, data.fractions: {SHARES}, is [0.7, 0.2, 0.2]"),
+        ("[data]\nfractions = [0.7, 0.3]", f"FILE, data.fractions: {SHARES}, is [0.7, 0.3]"),
         ('[data]\non_bad = "skip"', "FILE, data.on_bad: must be 'error' or 'drop', is 'skip'"),
         ('grid = "studdy"', "FILE, grid: unknown grid 'studdy'\ndid you mean 'study'?"),
         ("grid = 3", "FILE, grid: must be a preset's name, lists or runs, is 3"),
         ("grid = []", "FILE, grid: has no configuration"),
         ('grid = ["baseline_T0.0_A0.5"]', "FILE, grid: 'baseline_T0.0_A0.5', temp_init: temperature must be finite"),
         ("[grid]\ntemperature = [3]\nalpha = [1.5]", "FILE, grid: alpha_init: α must lie in [0, 1], is 1.5"),
-        (
-            "[grid]\ntemperature = [3]\nalpha = [0.5]\ntemp_final = [1]",
-            "FILE, grid.temp_final: unknown key 'temp_final'",
-        ),
+        (f"{LISTS}temp_final = [1]", "FILE, grid.temp_final: unknown key 'temp_final'"),
         ("[grid]\ntemperature = []\nalpha = [0.5]", "FILE, grid: has no configuration"),
         ('hlt = "nomnal"', "FILE, hlt: unknown HLT preset 'nomnal'\ndid you mean 'nominal'?"),
         ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
-        (
-            "[hlt]\npt_threshold = 1",
-            "FILE, hlt: merge_radius, pt_resolution, angular_resolution, loss missing\ngive all of",
-        ),
+        ("[hlt]\npt_threshold = 1", f"FILE, hlt: {', '.join(MISSING)} missing\ngive all of"),
         ('model = "tiny"', "FILE, model: unknown model preset 'tiny'"),
         ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is no multiple of heads 4"),
         ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
+        (f"[model{SIZES}num_features = 5", "FILE, model: num_features is 7 in a study, not 5\nleave it out"),
         (
-            "[model]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\nnum_features = 5",
-            "FILE, model: num_features is 7 in a study, not 5\nleave it out",
-        ),
-        (
-            "[teacher_model]\nwidth = 8\nlayers = 1\nheads = 1\nffn = 8\nnum_classes = 2",
+            f"[teacher_model{SIZES}num_classes = 2",
             "FILE, teacher_model: num_classes is 1 in a study, not 2\nleave it out",
         ),
         ("seeds = []", "FILE, seeds: is empty"),
@@ -211,14 +197,8 @@ def test_any_value_of_any_key_is_refused_in_words_or_comes_back(tmp_path, wrong)
         "hlt": {"pt_threshold": 1, "merge_radius": 0.1, "pt_resolution": 0.2, "angular_resolution": 0, "loss": 0},
         "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32},
     }
-    fields = [DataSettings, RecipeSettings, GridLists]
-    keys = dict(
-        zip(
-            tables,
-            [*(kind.model_fields for kind in fields), asdict(HLT_PRESETS["study"]), ModelConfig.model_fields],
-            strict=True,
-        )
-    )
+    models = {"data": DataSettings, "recipe": RecipeSettings, "grid": GridLists, "model": ModelConfig}
+    keys = {name: model.model_fields for name, model in models.items()} | {"hlt": asdict(HLT_PRESETS["study"])}
     cases = [{key: wrong} for key in StudySettings.model_fields]
     cases += [{table: {**tables[table], key: wrong}} for table in tables for key in keys[table]]
     refused = []

@@ -72,12 +72,8 @@ def test_results_are_sorted_and_complete(store):
     for seed in (43, 42):
         store.write(make_result(seed=seed))
         store.write(replace(make_result("teacher", seed), kind="teacher", config=None, card=None))
-    assert [(r.kind, r.seed) for r in store.results()] == [
-        ("student", 42),
-        ("student", 43),
-        ("teacher", 42),
-        ("teacher", 43),
-    ]
+    expected = [("student", 42), ("student", 43), ("teacher", 42), ("teacher", 43)]
+    assert [(result.kind, result.seed) for result in store.results()] == expected
     assert store.get(RunKey.teacher(43)).config is None
     with pytest.raises(StudyError, match="there is no teacher 'teacher' with seed 7"):
         store.get(RunKey.teacher(7))
@@ -348,7 +344,7 @@ def test_killed_at_any_moment_loses_nothing_reported(store):
 def test_one_writing_process(store):
     with store.writing():
         code = (
-            "import sys; from kdfast.store.store import StudyStore\nwith StudyStore.open(sys.argv[1]).writing(): pass"
+            "import sys\nfrom kdfast.store.store import StudyStore\nwith StudyStore.open(sys.argv[1]).writing(): pass"
         )
         run = [sys.executable, "-c", code, str(store.path)]
         second = subprocess.run(run, capture_output=True, text=True, env=environment())

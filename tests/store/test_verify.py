@@ -1,4 +1,4 @@
-"""`kdfast verify`: it finds a flipped bit in any file, what should not be there, and puts right what can be."""
+"""`kdfast verify`: it finds a flipped bit in any file and what should not be there, and repairs what it can."""
 
 import fcntl
 import os
@@ -31,7 +31,7 @@ from tests.study.small_sweep import small_sweep
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A whole study, with an attempt, a pack, an input and a checkpoint beside."""
+    """A whole study, with an attempt, a pack, an input and a checkpoint."""
     path = tmp_path_factory.mktemp("verify") / "study"
     small_sweep(path)
     store = StudyStore.open(path)
@@ -149,7 +149,7 @@ def test_what_should_not_be_there_is_named(copy):
 
 
 def test_repair_and_sweep_again_give_the_same_study(copy, capsys):
-    """With the real program: what is damaged goes aside, and the same sweep makes it anew to the same bits."""
+    """With the real program: what is damaged goes aside, and the same sweep replaces it bit for bit."""
     before, csv = everything(copy), (copy / "results_summary.csv").read_bytes()
     victims = sorted((copy / "results").glob("student.*"))[:2]
     flip(victims[0] / "weights.safetensors", np.random.default_rng(3))
@@ -176,7 +176,7 @@ def test_repair_and_sweep_again_give_the_same_study(copy, capsys):
         "shared/test: moved to damaged/shared.test.1",
         "checkpoints/student.x.seed42/000010: removed",
         "results/.left.1.0a.tmp: removed",
-        f"report.sha256: removed; `kdfast report {copy}` writes the report anew",
+        f"report.sha256: removed; `kdfast report {copy}` writes the report again",
     ):
         assert f"  {line}\n" in done.stdout
     aside = copy / "damaged" / f"results.{victims[0].name}.1"

@@ -1,15 +1,15 @@
 """Claims: which process works on what, recorded in files that work on local disks, NFS and Lustre.
 
-A process writes a claim under a temporary name and links it to claims/NAME/000001.claim, so that of several
-processes one gets it, and a claim is never seen half-written by a reader. Its first line says who (JSON);
-each heartbeat adds a byte; a last line gives it back. The holder of the highest generation holds the claim.
-It is taken over by making the next generation, at once where the holder is known to have ended, or where the
-file is torn (by a power cut), else once the file has not grown for a lease, by the clock that only runs
-forward (time.monotonic) of the process that watches it: clocks of two machines are never compared, and
-setting one back changes nothing.
+A process writes a claim under a temporary name and links it to claims/NAME/000001.claim. So one of several
+processes gets it, and no reader sees half of it. Its first line names the process (JSON), each heartbeat adds
+a byte, and a last line gives it back. The file with the highest number (generation) counts.
 
-A claim saves work and guards nothing: results are committed whole and once (store/folders.py), so two
-processes that both believe to hold a claim lose time and no result.
+A claim is taken over by making the next generation: at once if its holder is known to have ended or the file
+is torn (by a power cut), otherwise when the file has not grown for a lease. The process that watches measures
+the lease with time.monotonic, so clocks of two machines are never compared.
+
+A claim saves work and protects nothing: results are committed whole and once (store/folders.py), so two
+processes that both believe that they hold a claim lose time and no result.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class Holder:
     """Who holds the claim `name`, and since when (UTC, by that machine's clock). version: of kdfast.
 
-    alive: False where it is known to be gone: a process of this machine that has ended, one of this machine
-    that claimed it in another folder, of which this one is a copy, or one whose claim is torn. owner: see
-    Claims. size: of the file, which grows with each heartbeat. released: it was given back.
+    alive: False if it is known to be gone: a process of this machine that has ended, or that claimed it in
+    another folder, of which this one is a copy; or a torn claim. owner: see Claims. size: of the file, which
+    grows with each heartbeat. released: it was given back.
     """
 
     name: str
@@ -71,8 +71,8 @@ class Claims:
     """The claims in a folder, as one process makes and watches them.
 
     lease: seconds without a heartbeat after which a claim is taken over. beat: seconds between heartbeats.
-    owner: a name that several processes share, of which a scheduler lets one at a time work on a name: they
-    take over each other's claims at once, as the scheduler knows which of them is gone.
+    owner: a name that several processes share, if a scheduler lets only one of them at a time work on a name:
+    they take over each other's claims at once, as the scheduler knows which of them is gone.
     """
 
     def __init__(self, folder: Path, *, lease: float = LEASE, beat: float = BEAT, owner: str = "") -> None:
@@ -99,8 +99,8 @@ class Claims:
             if not self._write(path):
                 return None  # another was first
         others = list(path.parent.glob("*.claim"))
-        # A higher one: what was looked at above has been taken over, and removed, since (or a network file
-        # system showed an old listing).
+        # A higher one: the claim above has been taken over and removed since (or a network file system showed
+        # an old listing).
         overtaken = any(_generation(other) > generation for other in others)
         for other in others:
             if _generation(other) < generation + overtaken:
@@ -123,7 +123,7 @@ class Claims:
             if error.errno not in _NO_LINKS:
                 raise
             with suppress(FileExistsError):
-                self._fill(path)  # one that is read before it is filled is taken over, which costs time alone
+                self._fill(path)  # one that is read before it is filled is taken over: that costs time only
                 return True
             return False
         finally:

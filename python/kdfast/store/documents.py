@@ -1,7 +1,7 @@
 """The JSON documents of a study: what each may hold, checked once, where it is read.
 
-A study may be damaged in ways that no checksum tells, or come from a stranger who has computed the checksums
-anew. So each document has a model of the types and ranges that the rest of the program relies on.
+A study may be damaged in ways that checksums don't show, or come from somebody who computed the checksums
+again. So each document has a model of the types and ranges that the rest of the program relies on.
 """
 
 from __future__ import annotations

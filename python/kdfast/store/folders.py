@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 LEFTOVERS = ".*.tmp"
 
-REPAIR_HINT = "`kdfast verify --repair` moves it aside; the same sweep again makes anew what is missing"
+REPAIR_HINT = "`kdfast verify --repair` moves it aside; then rerun the same sweep to replace it"
 
 _BLOCK = 1 << 20  # bytes read at once
 

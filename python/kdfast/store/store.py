@@ -156,7 +156,7 @@ class StudyStore:
         """The arrays that `write_shared` stored under this name."""
         folder = self._shared / name
         if not folder.exists():
-            hint = "run the same sweep again: it is made anew"
+            hint = "rerun the same sweep: it writes them again"
             raise StudyError(f"there are no shared arrays {name!r}", where=str(self.path), hint=hint)
         return load_arrays(folder)
 
@@ -174,7 +174,7 @@ class StudyStore:
         return folder
 
     def describe(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-        """Writes the study's description anew if it has changed; the caller holds the study (`writing`).
+        """Writes the study's description again if it has changed; the caller holds the study (`writing`).
 
         If it is killed, the description has no checksums until the next call.
         """

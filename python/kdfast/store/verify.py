@@ -191,21 +191,25 @@ class _Check:
     def everything(self) -> None:
         self.description()
         reported = self.report()
-        for entry in _entries(self.path):
-            name = entry.name
-            path = self.path / name
-            if entry.is_symlink():
-                self.found(path, Fault.LINK, "" if name == "damaged" else "aside")
-            elif fnmatch(name, LEFTOVERS):
-                self.leftover(path)
-            elif name in _COMMITTED and entry.is_dir():
-                self.parent(path, *_COMMITTED[name])
-            elif name == "targets" and entry.is_dir():
+        for path in self.entries(self.path):
+            if path.name in _COMMITTED and path.is_dir():
+                self.parent(path, *_COMMITTED[path.name])
+            elif path.name == "targets" and path.is_dir():
                 self.targets(path)
-            elif name == "claims" and entry.is_dir():
+            elif path.name == "claims" and path.is_dir():
                 self.links(path)
-            elif name not in (*_DESCRIPTION, *_NOT_CHECKED) and reported:
+            elif path.name not in (*_DESCRIPTION, *_NOT_CHECKED) and reported:
                 self.unlisted(path, reported)
+
+    def entries(self, folder: Path) -> Iterator[Path]:
+        """What is in a folder, without links and leftovers, which become findings."""
+        for path in _inside(folder):
+            if path.is_symlink():
+                self.found(path, Fault.LINK, "" if path == self.path / "damaged" else "aside")
+            elif fnmatch(path.name, LEFTOVERS):
+                self.leftover(path)
+            else:
+                yield path
 
     def description(self) -> None:
         with self.judging(""):
@@ -237,13 +241,8 @@ class _Check:
 
     def parent(self, parent: Path, remedy: Remedy, reader: Reader | None) -> None:
         """Checks the committed folders in parent; of checkpoints, those in its folders."""
-        for entry in _entries(parent):
-            path = parent / entry.name
-            if entry.is_symlink():
-                self.found(path, Fault.LINK, "aside")
-            elif fnmatch(entry.name, LEFTOVERS):
-                self.leftover(path)
-            elif not entry.is_dir():
+        for path in self.entries(parent):
+            if not path.is_dir():
                 self.found(path, Fault.UNLISTED, "aside")
             elif parent == self.path / "checkpoints":
                 self.parent(path, remedy, reader)
@@ -258,9 +257,9 @@ class _Check:
             return
         if len(self.findings) > before:
             return
-        for entry in _entries(folder):
-            if entry.name not in names:
-                self.found(folder / entry.name, Fault.UNLISTED, "aside")
+        for path in _inside(folder):
+            if path.name not in names:
+                self.found(path, Fault.UNLISTED, "aside")
         if reader is not None:
             with self.judging(remedy, folder):
                 reader(folder)
@@ -268,9 +267,9 @@ class _Check:
     def links(self, folder: Path) -> None:
         """Names the links in a folder and its folders."""
         for parent, names, files in os.walk(folder):
-            for path in (Path(parent, name) for name in sorted((*names, *files))):
-                if path.is_symlink():
-                    self.found(path, Fault.LINK, "aside")
+            for name in sorted((*names, *files)):
+                if Path(parent, name).is_symlink():
+                    self.found(Path(parent, name), Fault.LINK, "aside")
 
     def leftover(self, path: Path) -> None:
         """A writer of this machine is known to have ended or not; of others, none is left if none is at work."""
@@ -290,16 +289,13 @@ class _Check:
         return ", ".join(f"{h.host}, process {h.pid}, is working on {h.name}" for h in at_work(self.path)[:1])
 
     def targets(self, folder: Path) -> None:
-        for entry in _entries(folder):
-            path = folder / entry.name
-            named = _TARGETS.fullmatch(entry.name)
-            if named:
-                with self.judging("remove"):
-                    self.compare(folder, entry.name, named[1])
-            elif fnmatch(entry.name, LEFTOVERS):
-                self.leftover(path)
-            else:
+        for path in self.entries(folder):
+            named = _TARGETS.fullmatch(path.name)
+            if named is None:
                 self.found(path, Fault.UNLISTED, "aside")
+            else:
+                with self.judging("remove"):
+                    self.compare(folder, path.name, named[1])
 
     def report(self) -> set[str]:
         """Checks the report's files; returns their names, none if they have no checksums or are being written."""
@@ -309,7 +305,7 @@ class _Check:
         path = self.path / REPORT_CHECKSUMS
         if not os.path.lexists(path):
             if any(os.path.lexists(self.path / name) for name in ("report.json", "results_summary.csv")):
-                self.notes.append("the report has no checksums: `kdfast report` writes it anew with them")
+                self.notes.append("the report has no checksums: `kdfast report` writes it again, with checksums")
             return set()
         self.files += 1
         try:
@@ -336,10 +332,10 @@ class _Check:
         self.notes += [f"{name} is no file of kdfast's" for name in names if name not in reported]
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; nothing where it has been removed meanwhile."""
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if it has been removed meanwhile."""
+    with suppress(FileNotFoundError):
+        return sorted(folder.iterdir())
     return []
 
 
@@ -350,7 +346,7 @@ def repair(study: str | Path, *, progress: bool = False) -> tuple[Verification, 
     """Verifies a study and repairs what it can; returns what was found, and what was done, a line each.
 
     Damaged folders move into damaged/ with a note that gives the reason; damaged caches, leftovers and
-    derived files are removed. The next sweep makes the missing parts anew (results, shared arrays, targets),
+    derived files are removed. The next sweep replaces what is then missing (results, shared arrays, targets),
     and `kdfast report` the report.
 
     Raises
@@ -391,7 +387,7 @@ def _put_right(path: Path, verification: Verification, done: list[str]) -> None:
     if any(f.of_report for f in findings):  # the report is no longer what the list says
         with writing_errors(path):
             removed = _remove(path / REPORT_CHECKSUMS)
-        done.append(f"{REPORT_CHECKSUMS}: {removed}; `kdfast report {path}` writes the report anew")
+        done.append(f"{REPORT_CHECKSUMS}: {removed}; `kdfast report {path}` writes the report again")
     done += [f"{f.path}: can't be repaired: {_by_hand(path, f)}" for f in findings if not f.remedy]
 
 
