@@ -16,8 +16,8 @@ from typing import Any
 
 from kdfast._version import __version__
 from kdfast.errors import Fault, StudyError
-from kdfast.store.documents import AttemptDocument, json_bytes, parse
-from kdfast.store.folders import REPAIR_HINT, AlreadyStored, commit, damage, folders, read_checked
+from kdfast.store.documents import AttemptDocument, json_bytes
+from kdfast.store.folders import AlreadyStored, commit, damage, folders, read_checked, read_document
 from kdfast.store.key import RunKey
 
 __all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
@@ -104,9 +104,8 @@ def read_attempts(parent: Path, name: str | None = None) -> list[Attempt]:
 def read_attempt(folder: Path) -> Attempt:
     """The attempt in a folder. Raises DamagedError where it is not as it was written."""
     name, number = _split(folder)
-    content = read_checked(folder, "attempt.json")
+    document = read_document(folder, "attempt.json", AttemptDocument)
     trace = read_checked(folder, "traceback.txt").decode(errors="replace")
-    document = parse(AttemptDocument, content, str(folder), "attempt.json", REPAIR_HINT)
     if document.name != name:
         raise damage(folder, Fault.CONTENT, "attempt.json", f"it holds an attempt at {document.name}")
     fields = dict(document) | {"members": document.runs}

@@ -42,6 +42,10 @@ BEAT = 15.0
 
 _RELEASED = b"\nreleased\n"
 
+_TORN = ClaimDocument(
+    host="unknown", pid=0, machine="", started="", version="unknown", since="unknown", owner="", inode=0
+)
+
 # Errors of a file system without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -61,8 +65,8 @@ class Holder:
     pid: int
     version: str
     since: str
-    alive: bool
     owner: str
+    alive: bool
     size: int
     released: bool
 
@@ -251,13 +255,22 @@ def _read(path: Path) -> Holder:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-    name, generation = path.parent.name, _generation(path)
-    size, released = len(content), content.endswith(_RELEASED)
     try:
-        who = parse(ClaimDocument, content.partition(b"\n")[0], name)
+        who = parse(ClaimDocument, content.partition(b"\n")[0], path.parent.name)
     except DamagedError:
-        return Holder(name, generation, "unknown", 0, "unknown", "unknown", False, "", size, released)
-    # Inodes are compared on one machine alone: not every network file system shows all its clients the same.
+        who = _TORN
+    # Inodes are compared on one machine only: some network file systems show different ones to their clients.
     here = bool(who.machine) and who.machine == _this_process()["machine"]
-    gone = here and (who.inode != inode or is_running(who.pid, who.started) is False)
-    return Holder(name, generation, who.host, who.pid, who.version, who.since, not gone, who.owner, size, released)
+    gone = who is _TORN or (here and (who.inode != inode or is_running(who.pid, who.started) is False))
+    return Holder(
+        name=path.parent.name,
+        generation=_generation(path),
+        host=who.host,
+        pid=who.pid,
+        version=who.version,
+        since=who.since,
+        owner=who.owner,
+        alive=not gone,
+        size=len(content),
+        released=content.endswith(_RELEASED),
+    )

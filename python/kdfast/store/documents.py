@@ -26,6 +26,7 @@ __all__ = [
     "AttemptDocument",
     "CheckpointDocument",
     "ClaimDocument",
+    "Document",
     "ManifestDocument",
     "PackDocument",
     "ProvenanceDocument",

@@ -21,11 +21,10 @@ from typing import Any, TypeVar
 from kdfast.errors import DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, writing_errors
 from kdfast.process import is_writing, temporary_name
-from kdfast.store.documents import FORMAT, MANIFEST, ManifestDocument, json_bytes, parse
+from kdfast.store.documents import FORMAT, MANIFEST, Document, ManifestDocument, json_bytes, parse
 
 __all__ = [
     "LEFTOVERS",
-    "REPAIR_HINT",
     "AlreadyStored",
     "check_complete",
     "check_folder",
@@ -38,6 +37,7 @@ __all__ = [
     "manifest_bytes",
     "read",
     "read_checked",
+    "read_document",
     "read_each",
     "refuse_link",
     "refuse_links",
@@ -46,10 +46,11 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+D = TypeVar("D", bound=Document)
 
 LEFTOVERS = ".*.tmp"
 
-REPAIR_HINT = "`kdfast verify --repair` moves it aside; then rerun the same sweep to replace it"
+_REPAIR_HINT = "`kdfast verify --repair` moves it aside; then rerun the same sweep to replace it"
 
 _BLOCK = 1 << 20  # bytes read at once
 
@@ -158,6 +159,11 @@ def read_checked(folder: Path, file: str) -> bytes:
     return content
 
 
+def read_document(folder: Path, file: str, kind: type[D]) -> D:
+    """A document of a committed folder. Raises DamagedError, NewerFormatError."""
+    return parse(kind, read_checked(folder, file), str(folder), file, _REPAIR_HINT)
+
+
 def check_folder(folder: Path) -> None:
     """Checks every file of a committed folder. Raises DamagedError that names the first damaged one."""
     for file, digest in manifest(folder).items():
@@ -178,7 +184,7 @@ def check_complete(folder: Path, files: Iterable[str]) -> None:
 
 def manifest(folder: Path) -> dict[str, str]:
     """SHA-256 by file, as a committed folder's manifest lists them."""
-    return parse(ManifestDocument, _content(folder, MANIFEST), str(folder), MANIFEST, REPAIR_HINT).files
+    return parse(ManifestDocument, _content(folder, MANIFEST), str(folder), MANIFEST, _REPAIR_HINT).files
 
 
 def hash_file(folder: Path, file: str, tick: Callable[[int], Any] = lambda size: None) -> str:
@@ -236,7 +242,7 @@ def _unreadable(folder: Path, file: str, error: OSError) -> DamagedError:
 
 def damage(folder: Path, fault: Fault, file: str | None = None, detail: str = "") -> DamagedError:
     """The error for a committed folder that is not as it was written."""
-    return DamagedError(fault, where=str(folder), file=file, detail=detail, hint=REPAIR_HINT)
+    return DamagedError(fault, where=str(folder), file=file, detail=detail, hint=_REPAIR_HINT)
 
 
 # ---- links

@@ -18,8 +18,8 @@ from kdfast.distill.pack import Member
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
-from kdfast.store.documents import PackDocument, json_bytes, parse
-from kdfast.store.folders import REPAIR_HINT, commit, damage, folders, read_checked
+from kdfast.store.documents import PackDocument, json_bytes
+from kdfast.store.folders import commit, damage, folders, read_document
 from kdfast.store.key import RunKey, run_name
 from kdfast.store.store import StudyStore
 
@@ -97,7 +97,7 @@ def planned(store: StudyStore) -> list[PlannedPack]:
 
 def read_pack(folder: Path) -> PlannedPack:
     """The pack in a folder. Raises DamagedError where it is not as it was written."""
-    document = parse(PackDocument, read_checked(folder, "pack.json"), str(folder), "pack.json", REPAIR_HINT)
+    document = read_document(folder, "pack.json", PackDocument)
     if re.fullmatch(rf"seed{document.seed}\.\d+", folder.name, re.ASCII) is None:
         raise damage(folder, Fault.CONTENT, "pack.json", f"it holds a pack of seed {document.seed}")
     return PlannedPack(folder.name, **dict(document))

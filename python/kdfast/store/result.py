@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import Fault
 from kdfast.store.attempts import now
-from kdfast.store.documents import ResultDocument, json_bytes, json_number, parse
-from kdfast.store.folders import REPAIR_HINT, damage, read_checked
+from kdfast.store.documents import ResultDocument, json_bytes, json_number
+from kdfast.store.folders import damage, read_checked, read_document
 from kdfast.store.key import RunKey
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def result_files(result: StoredResult) -> dict[str, bytes]:
 
 def load_result(folder: Path) -> StoredResult:
     """The result in a folder. Raises DamagedError where it is not as it was written, or of another run."""
-    content = read_checked(folder, "result.json")
-    document = parse(ResultDocument, content, str(folder), "result.json", REPAIR_HINT)
+    document = read_document(folder, "result.json", ResultDocument)
     named = f"{document.kind}.{document.name}.seed{document.seed}"
     if named != folder.name or RunKey.parse(named) is None:
         raise damage(folder, Fault.CONTENT, "result.json", f"it holds {named}")

@@ -34,14 +34,14 @@ from kdfast.files import writing_errors
 from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
-from kdfast.store.documents import CheckpointDocument, json_bytes, json_number, parse
+from kdfast.store.documents import CheckpointDocument, json_bytes, json_number
 from kdfast.store.folders import (
-    REPAIR_HINT,
     AlreadyStored,
     commit,
     damage,
     folders,
     read_checked,
+    read_document,
     remove,
     remove_leftovers,
 )
@@ -190,8 +190,8 @@ def _files(at: MemberCheckpoint, document: Mapping[str, Any]) -> dict[str, bytes
 
 def _read(folder: Path) -> tuple[CheckpointDocument, MemberCheckpoint]:
     """Raises StudyError unless it is what was written."""
-    content, tensors = read_checked(folder, "checkpoint.json"), read_checked(folder, "tensors.safetensors")
-    document = parse(CheckpointDocument, content, str(folder), "checkpoint.json", REPAIR_HINT)
+    document = read_document(folder, "checkpoint.json", CheckpointDocument)
+    tensors = read_checked(folder, "tensors.safetensors")
     try:
         found = load(tensors)
         sums = found.pop("sums")
