@@ -180,14 +180,14 @@ def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
         if value not in HLT_PRESETS and value != GIVEN:
             raise ConfigError(f"unknown HLT preset {value!r}", hint=suggest(value, list(HLT_PRESETS)))
         return value
-    presets = f"or name a preset: {', '.join(HLT_PRESETS)}"
-    if isinstance(value, Mapping) and "paths" in value:
+    name_a_preset = f"name a preset: {', '.join(HLT_PRESETS)}"
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"must be a preset's name or a table of numbers, is {value!r}", hint=name_a_preset)
+    if "paths" in value:
         files = HLTFiles.model_validate(value)
         if not files.paths:
-            raise ConfigError("names no file of HLT jets", hint=presets[3:])
+            raise ConfigError("names no file of HLT jets", hint=name_a_preset)
         return files
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"must be a preset's name or a table of numbers, is {value!r}", hint=presets[3:])
     known = [field.name for field in fields(HLTConfig)]
     for key in value:
         if key not in known:
@@ -195,7 +195,8 @@ def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
     needed = [field.name for field in fields(HLTConfig) if field.default is MISSING]
     missing = [key for key in needed if key not in value]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} missing", hint=f"give all of {', '.join(needed)}, {presets}")
+        hint = f"give all of {', '.join(needed)}, or {name_a_preset}"
+        raise ConfigError(f"{', '.join(missing)} missing", hint=hint)
     return HLTConfig(**value)
 
 
