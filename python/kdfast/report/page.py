@@ -1,5 +1,5 @@
-"""report.html: the whole report as one file that needs neither network nor scripts; scripts only sort its
-tables."""
+"""report.html: the whole report as one file that needs neither network nor scripts; scripts sort and filter
+its tables, and draw the explorer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tomli_w
 from markupsafe import Markup
 
 from kdfast.metrics import WORKING_POINTS
+from kdfast.report.explorer import explorer
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.records import planned_settings
@@ -53,6 +54,7 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         study=study,
         a=analysis,
         view=ReportView(analysis),
+        explorer=explorer(analysis),
         figures=figures,
         data="".join(f"{shlex.quote(path)} " for path in paths),
         settings=tomli_w.dumps(study.settings),

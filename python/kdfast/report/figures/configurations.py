@@ -77,7 +77,7 @@ def _best_names(rows: Sequence[Configuration]) -> str:
 
 
 def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
-    figure, axes = axes_grid(2, 1, size=(WIDE, 5.6))
+    figure, axes = axes_grid(2, 1, size=(WIDE, 4.6))
     for panel, (metric, label) in zip(axes[:, 0], _METRICS, strict=True):
         ordered = sorted(rows, key=lambda row: -_estimate(row, metric).value)
         known = any(_in_set(row, metric) for row in ordered)
@@ -147,7 +147,7 @@ def _room_above(axes: Any, share: float = 0.2) -> None:
 def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     leaders = sorted(rows, key=lambda row: row.rank_auc)[:_LEADERS]
     compared = all(row.auc_vs_baseline and row.rejection_vs_baseline for row in leaders)
-    figure, axes = axes_grid(1, 2, size=(WIDE, 1.5 + 0.23 * len(leaders)), sharey=True)
+    figure, axes = axes_grid(1, 2, size=(WIDE, 1.3 + 0.2 * len(leaders)), sharey=True)
     for panel, (metric, label) in zip(axes[0], _METRICS, strict=True):
         known = any(_in_set(row, metric) for row in rows)
         for i, row in enumerate(leaders):
@@ -193,7 +193,7 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
 
 
 def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(HALF, 4.7))
+    figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
     for strategy, (name, color, marker) in STRATEGIES.items():
         chosen = [row for row in rows if row.strategy == strategy]
         if chosen:
@@ -234,7 +234,7 @@ def _heat_maps(analysis: Analysis) -> Drawing:
     grid = analysis.grid
     assert grid is not None
     temps, alphas = grid.temp_init, grid.alpha_init
-    height = max(1.6 + 0.34 * len(temps), 3.0)
+    height = max(1.5 + 0.32 * len(temps), 2.6)
     stacked = len(alphas) > _CELLS
     shape, size = ((2, 1), (WIDE, 2 * height)) if stacked else ((1, 2), (WIDE, height))
     figure, axes = axes_grid(*shape, size=size)
@@ -268,7 +268,7 @@ def _heat_maps(analysis: Analysis) -> Drawing:
 
 
 def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
-    figure, axes = axes_grid(1, 2, size=(WIDE, 3.7))
+    figure, axes = axes_grid(1, 2, size=(WIDE, 3.2))
     present = [name for name in STRATEGIES if any(row.strategy == name for row in rows)]
     rng = np.random.default_rng(0)
     said_of = []
@@ -307,7 +307,7 @@ def draw_differences(comparison: StudyComparison) -> list[Drawing]:
     rows = [row for row in comparison.rows if row.kind == "student" and row.auc.change.low is not None]
     if not rows:
         return []
-    figure, axes = axes_grid(2, 1, size=(WIDE, 5.6), sharex=True)
+    figure, axes = axes_grid(2, 1, size=(WIDE, 5.0), sharex=True)
     labels: dict[Metric, str] = {"auc": "Δ AUC", "rejection": r"Ratio of 1/$ε_B$ at 50 %"}
     for panel, (metric, label) in zip(axes[:, 0], labels.items(), strict=True):
         compared = [(i, found) for i, row in enumerate(rows, 1) if (found := getattr(row, metric)) is not None]

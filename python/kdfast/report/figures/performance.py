@@ -122,7 +122,7 @@ def _legend_above(figure: Figure, axes: Axes, width: int = 46) -> None:
 
 
 def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(HALF, 5.4))
+    figure, ((axes,),) = axes_grid(size=(HALF, 4.8))
     for k, network in enumerate(sample.networks):
         style = ROLES[network.style]
         curve = sample.curves[k]
@@ -174,7 +174,7 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     reference = styles.index("baseline") if "baseline" in styles else None
     with_ratio = reference is not None and len(styles) > 1
     figure, axes = axes_grid(
-        2 if with_ratio else 1, 1, size=(HALF, 5.4), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
+        2 if with_ratio else 1, 1, size=(HALF, 4.8), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
     )
     top = axes[0, 0]
     reached = [10.0]
@@ -229,7 +229,7 @@ def _ratio_limits(sample: TestSample, reference: int) -> tuple[float, float]:
 
 def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
     shown = [network for network in sample.networks if network.style in ("teacher", "baseline", "student")]
-    figure, axes = axes_grid(1, len(shown), size=(WIDE, 3.6), sharey=True)
+    figure, axes = axes_grid(1, len(shown), size=(WIDE, 3.1), sharey=True)
     means = []
     for column, network in enumerate(shown):
         panel = axes[0, column]
@@ -260,7 +260,7 @@ def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
 
 
 def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(HALF, 4.7))
+    figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
     said_of = []
     for curve in analysis.calibration:
@@ -286,7 +286,7 @@ def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
 
 
 def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    figure, axes = axes_grid(1, 2, size=(WIDE, 4.0))
+    figure, axes = axes_grid(1, 2, size=(WIDE, 3.5))
     roles = list(dict.fromkeys(b.role for b in analysis.by_pt))
     edges = sorted({edge for b in analysis.by_pt for edge in (b.pt_low, b.pt_high)})
     said_of = []
@@ -323,7 +323,7 @@ def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
 
 def _mass(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
     found = [m for m in analysis.mass_sculpting if m.efficiency == 50]
-    figure, axes = axes_grid(1, len(found), size=(WIDE, 3.6), sharey=True)
+    figure, axes = axes_grid(1, len(found), size=(WIDE, 3.1), sharey=True)
     said_of = []
     for column, m in enumerate(found):
         panel, edges = axes[0, column], np.array(m.edges)
