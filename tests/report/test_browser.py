@@ -9,9 +9,10 @@ import pytest
 
 from kdfast.report.analysis import analyse
 from kdfast.report.figures.style import FONT_SIZE, STRATEGIES
-from kdfast.report.page import comparison_files, page_files
+from kdfast.report.page import comparison_files, page, page_files
 from kdfast.report.two_studies import compare
 from tests.report.fake_study import SMALL_GRID, make_study
+from tests.report.test_page import HOSTILE, with_names
 
 try:
     from selenium.webdriver.common.action_chains import ActionChains
@@ -383,6 +384,31 @@ def test_names_sort_as_people_do_and_unknown_values_come_last(shown, analysis):
         values = column(shown, table, 3)
         assert values[-diverged:] == [""] * diverged
         assert "" not in values[:-diverged]
+
+
+def test_names_are_text_in_scripts_too(browser, analysis, tmp_path):
+    path = tmp_path / "report.html"
+    analysis = with_names(analysis, HOSTILE)
+    path.write_text(page(analysis, []), encoding="utf-8")
+    at_width(browser, 1280)
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    for name in HOSTILE:
+        i, run = next((i, run) for i, run in enumerate(analysis.runs) if run.run_name == name and run.auc)
+        browser.execute_script(
+            "filters.get('runs-table').rows[arguments[0]].cells[0].dispatchEvent("
+            "new PointerEvent('pointerover', {bubbles: true}))",
+            i,
+        )
+        expected = f"{name}, seed {run.seed}: "
+        WebDriverWait(browser, 5).until(
+            lambda browser, expected=expected: (
+                browser.find_element("id", "explorer-run").get_property("textContent").startswith(expected)
+            )
+        )
+    assert browser.execute_script("return typeof hacked") == "undefined"
+    assert browser.find_elements("css selector", "img") == []
+    assert browser.get_log("browser") == []
 
 
 def test_it_reads_without_scripts(browser, report_page, analysis):

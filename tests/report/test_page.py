@@ -1,15 +1,18 @@
 """report.html as text: whole, self-contained, accessible, and with the analysis' numbers."""
 
+import json
 import re
 import shlex
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
+from kdfast.report.explorer import MOST_CURVES, explorer
 from kdfast.report.page import page, page_files
 from kdfast.report.schema import Analysis
 from kdfast.store.settings import StudySettings
@@ -128,6 +131,53 @@ def test_names_are_text(html, text):
     (heading,) = html.all("h1")
     assert heading[1] == "a <b>bold & study"
     assert "<b>" not in text
+
+
+HOSTILE = [
+    "</script><script>hacked = 1</script>",
+    "<!--<script>",
+    "\u2028\u2029",
+    "<img src=x onerror='hacked=1'>",
+    "__proto__",
+]
+
+
+def with_names(analysis, names):
+    """The analysis, with these as the names of its first configurations, as an import may have any."""
+    text = analysis.model_dump_json()
+    for row, name in zip(analysis.configurations, names, strict=False):
+        text = text.replace(json.dumps(row.run_name), json.dumps(name))
+    return Analysis.model_validate_json(text)
+
+
+def test_the_explorer_s_data(analysis):
+    """The runs in the order of their table, whatever their names, and their curves."""
+    analysis = with_names(analysis, HOSTILE)
+    shown = Page(page(analysis, []))
+    (found,) = shown.all("script", id="explorer-data")
+    data = json.loads(found[1])
+    assert data["names"] == [run.run_name for run in analysis.runs]
+    assert set(HOSTILE) <= set(data["names"])
+    assert len(shown.all("script")) == 3
+    axes = {axis["key"]: axis["values"] for axis in data["axes"]}
+    assert list(axes)[-3:] == ["auc", "rejection", "auc_gain"]
+    for i, run in enumerate(analysis.runs):
+        assert axes["temp_init"][i] == run.temp_init
+        assert axes["temp_final"][i] == (run.temp_init if run.temp_final is None else run.temp_final)
+        assert axes["auc"][i] == (None if run.auc is None else round(run.auc.value, 5))
+        curve = np.cumsum(data["curves"]["auc_val"]["values"][i]) / 1e4
+        np.testing.assert_allclose(curve, run.curves.get("auc_val", []), atol=0.6e-4)
+
+
+def test_learning_curves_with_gaps_and_of_many_runs(analysis):
+    first, *others = analysis.runs
+    runs = [first.model_copy(update={"curves": {"auc_val": [0.5, None, 0.75], "epoch": [5, 10, 15]}}), *others]
+    data = json.loads(str(explorer(analysis.model_copy(update={"runs": runs})).json))
+    assert data["curves"]["auc_val"]["values"][0] == [5000, None, 2500]
+    assert data["epochs"][0] == [5, 10, 15]
+    many = explorer(analysis.model_copy(update={"runs": analysis.runs * (MOST_CURVES // len(analysis.runs) + 1)}))
+    assert many.curves_left_out
+    assert json.loads(str(many.json))["curves"] == {}
 
 
 def test_headline(html, analysis):

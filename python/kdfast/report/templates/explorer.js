@@ -3,7 +3,7 @@
 // Names come from the page's JSON and may be anybody's: they are set as text only.
 "use strict";
 {
-  const MOST_LINES = 600; // drawn of the selected, and of the others; beyond, every nth
+  const MOST_LINES = 600; // drawn of the selected, and of the others; of more, one in 2, 3, …
   const MOST_CURVES = 150;
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
   const filter = filters.get("runs-table");
@@ -362,7 +362,7 @@
     const chosen = selected().length;
     const words = chosen < runs.length ? `${chosen} of ${runs.length} runs selected` : `All ${runs.length} runs`;
     const drawn = thinned(selected(), MOST_LINES).length;
-    element("count").textContent = drawn < chosen ? `${words}; every ${Math.ceil(chosen / MOST_LINES)}th is drawn as a line` : words;
+    element("count").textContent = drawn < chosen ? `${words}; lines: one in ${Math.ceil(chosen / MOST_LINES)}` : words;
     const run = pointed ?? held;
     element("run").textContent = run === null ? "Point at a dot, or at a row of the table, to see its run." : described(run);
     const lines = thinned(selected(), MOST_CURVES).length;

@@ -2,6 +2,8 @@
 // parts that open for a link. Without scripts the tables are in the order of the report, and whole.
 "use strict";
 
+const MANY_ROWS = 2000;
+
 // Shows the rows of a table that meet every condition. A condition has a name, under which another replaces it.
 class TableFilter {
   constructor(table, controls) {
@@ -47,12 +49,18 @@ class TableFilter {
     this.conditions.set(name, test);
     const tests = [...this.conditions.values()];
     this.kept = this.rows.map((_, row) => tests.every((each) => each(row)));
-    this.rows.forEach((row, i) => {
-      if (row.hidden === this.kept[i]) row.hidden = !this.kept[i];
-    });
+    clearTimeout(this.waiting);
+    if (this.rows.length < MANY_ROWS) this.show();
+    else this.waiting = setTimeout(() => this.show(), 200); // laying them out takes a second: not with every change
     const count = this.kept.filter(Boolean).length;
     this.output.textContent = count < this.rows.length ? `${count} of ${this.rows.length} rows` : "";
     this.table.dispatchEvent(new Event("filtered"));
+  }
+
+  show() {
+    this.rows.forEach((row, i) => {
+      if (row.hidden === this.kept[i]) row.hidden = !this.kept[i];
+    });
   }
 }
 
