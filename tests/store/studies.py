@@ -17,6 +17,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.store.store import StoredResult
 
 SETTINGS = {"data": "sample", "model": {"width": 32, "dropout": 0.1}, "seeds": [42, 43]}
+FILES_OF_A_RESULT = ["manifest.json", "result.json", "arrays.safetensors", "weights.safetensors"]
 PROVENANCE = {"kdfast": "0.1.0", "isa": "avx2", "data": "0123abcd"}
 
 
@@ -77,7 +78,8 @@ def mounted(*options, where):
     """A mount for the time of the block; the test is skipped where that is not permitted."""
     where.mkdir(exist_ok=True)
     mount = shutil.which("mount")
-    if not mount or subprocess.run([mount, *options, str(where)], capture_output=True, check=False).returncode:
+    run = [str(mount), *options, str(where)]
+    if mount is None or subprocess.run(run, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
     try:
         yield where

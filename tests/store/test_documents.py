@@ -1,4 +1,4 @@
-"""Documents of any content, with the checksums that belong to them: a typed error or an answer, and no traceback."""
+"""Documents of any content, with the right checksums: a typed error or an answer, and no traceback."""
 
 import contextlib
 import json
@@ -68,7 +68,7 @@ def removed(document: Any, at: tuple[Any, ...]) -> Any:
 
 
 def mutations(document: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Each value replaced, removed, or with something added, one at a time; what was done, and the new content."""
+    """Each value replaced, removed, or with something added: what was done, and the new content."""
     for at in places(document):
         name = ".".join(map(str, at))
         for value in VALUES:
@@ -187,7 +187,7 @@ def try_all(original: Path, other: Path, study: Path, number: int, every: int) -
     return f"{file.relative_to(study)}: {tried} mutations, {usable} of them still readable"
 
 
-REPORTED = 25  # a whole report with its figures takes seconds: one is written for every 25th readable document
+REPORTED = 25  # a report takes seconds: one is written for every 25th readable document
 CASES = [(0, number) for number in range(10)] + [(2, 8)]  # which study, and of its documents
 MORE = 1 if os.environ.get("KDFAST_MUTATIONS") == "all" else 4
 

@@ -1,4 +1,4 @@
-"""Disks that fill, places that can't be written, strangers' studies: an error that says what, and nothing lost."""
+"""Full disks, places that can't be written, untrusted studies: errors that say what, and nothing lost."""
 
 import os
 import re
@@ -27,6 +27,7 @@ from kdfast.study.results import open_study
 from tests.report.fake_study import SMALL_GRID, make_study
 from tests.store.studies import (
     CLAIM,
+    FILES_OF_A_RESULT,
     PROVENANCE,
     SETTINGS,
     environment,
@@ -120,7 +121,7 @@ def test_a_read_only_file_system(tmp_path):
         reads_and_refuses_to_write(seen, tmp_path, "Read-only file system")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the read-only file system tests the same")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folders_without_the_right_to_write(tmp_path):
     make_study(tmp_path / "study", list(SMALL_GRID)[:1])
     parents = [tmp_path / "study", *(p for p in (tmp_path / "study").iterdir() if p.is_dir())]
@@ -161,7 +162,7 @@ def as_nobody():
 
 @pytest.mark.slow
 def test_permission_lost_half_way():
-    """With the real program: a sweep that may suddenly not write any more keeps what it has stored and says why."""
+    """With the real program: a sweep that loses the right to write keeps what it has stored and says why."""
     place = Path(tempfile.mkdtemp(prefix="kdfast"))  # below pytest's folder others may not look
     try:
         place.chmod(0o777)
@@ -224,7 +225,7 @@ def test_names_that_leave_the_folder(stranger, name):
     assert "which is no file of this folder" in verify(stranger).findings[0].what
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "result.json", "arrays.safetensors", "weights.safetensors"])
+@pytest.mark.parametrize("file", FILES_OF_A_RESULT)
 def test_a_linked_file_is_refused(stranger, tmp_path, file):
     """Even if what it points to is right."""
     path = first_result(stranger) / file

@@ -40,8 +40,8 @@ def store_run(store, name, seed, kind="student", *, at="", seconds=10.0, status=
     config = make_result().config if kind == "student" else None
     stored = at.isoformat() if isinstance(at, datetime) else at
     metrics = {"seconds": seconds, "auc": 0.8}
-    result = replace(make_result(name, seed), kind=kind, config=config, metrics=metrics, status=status, message=message)
-    return store.write(replace(result, stored=stored))
+    result = replace(make_result(name, seed), kind=kind, config=config, metrics=metrics, stored=stored)
+    return store.write(replace(result, status=status, message=message))
 
 
 def store_all(store, *seeds, **options):

@@ -1,4 +1,4 @@
-"""The store: what is written comes back, whole or not at all; damage, full disks and killed writers are found."""
+"""The store: what is written comes back, whole or not at all; damage and killed writers are found."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ from kdfast.store.key import RunKey
 from kdfast.store.locks import is_held
 from kdfast.store.store import StudyStore, _create
 from kdfast.store.verify import repair, verify
-from tests.store.studies import PROVENANCE, SETTINGS, environment, flip_a_bit, make_result
+from tests.store.studies import FILES_OF_A_RESULT, PROVENANCE, SETTINGS, environment, flip_a_bit, make_result
 
 
 @pytest.fixture
@@ -233,13 +233,13 @@ def test_every_byte_of_the_manifest_counts(store):
                 unnoticed.append(bytes(changed))
             except StudyError:
                 pass
-    # a change that nobody notices must also change nothing that is read: the white space, and an older format's number
+    # a change that nobody notices changes nothing that is read: white space, and an older format's number
     expected = json.loads(content)["files"]
     for changed in unnoticed:
         assert json.loads(changed)["files"] == expected
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "result.json", "arrays.safetensors", "weights.safetensors"])
+@pytest.mark.parametrize("file", FILES_OF_A_RESULT)
 def test_a_missing_file_is_found(store, file):
     folder = store.write(make_result())
     (folder / file).unlink()
@@ -354,8 +354,8 @@ def test_one_writing_process(store):
 
 
 def flock_of_nfs(descriptor, how):
-    """Linux turns a flock of NFS into a lock of the file's bytes: an exclusive one wants a file open for writing, a
-    shared one a file open for reading (flock(2))."""
+    """Linux turns a flock of NFS into a lock of the file's bytes (flock(2)): an exclusive one needs a file that is
+    open for writing, a shared one a file that is open for reading."""
     if not how & fcntl.LOCK_UN:
         mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
         if mode == (os.O_RDONLY if how & fcntl.LOCK_EX else os.O_WRONLY):

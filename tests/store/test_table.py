@@ -91,7 +91,7 @@ def test_combined_score_is_the_mean_of_two_scaled_numbers():
 @pytest.mark.parametrize("metric", ["bkg_rej_30", "bkg_rej_50", "bkg_rej_80"])
 @pytest.mark.parametrize("suffix", ["", "_val"])
 def test_a_limit_is_not_below_what_was_measured(metric, suffix):
-    """Of no survivor the limit is n_B/1.14, of one the rejection is n_B: the order is that of the survivors."""
+    """The limit for no survivor is n_B/1.14, the rejection for one is n_B: fewer survivors rank higher."""
     found = [metrics(0.9, 250.0, 0.9, 250.0), metrics(0.95, 219.3, 0.95, 219.3), metrics(0.93, 219.3, 0.93, 219.3)]
     for numbers in found:
         for name in [name for name in numbers if suffix == "" and name.endswith("_val")]:

@@ -1,4 +1,4 @@
-"""`kdfast verify`: it finds a flipped bit in any file and what should not be there, and repairs what it can."""
+"""`kdfast verify` finds a flipped bit in any file and what should not be there, and repairs what it can."""
 
 import fcntl
 import os

@@ -79,7 +79,7 @@ def _files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
 
 
 def _read(files: Sequence[Path], seed: int, notes: Notes) -> list[Found]:
-    """One result for each kind, name and seed: the last one read, with a warning if an earlier one differs."""
+    """The last result read of each kind, name and seed, with a warning if an earlier one differs."""
     kept: dict[tuple[str, str, int], Found] = {}
     kinds = {path: _kind_of(path) for path in files}
     for path in sorted(files, key=lambda path: list(_READERS).index(kinds[path])):

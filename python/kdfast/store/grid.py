@@ -42,14 +42,12 @@ def grid(
     """Return the configurations of a grid, in the order: constant, T annealed, α scheduled, both.
 
     Give either a preset or lists of your own. Each T is combined with each α: once constant, and once for
-    each final value. A final value may be above the initial one; one that is equal to it is left out, and so
-    are repetitions.
+    each final value that differs from the initial one, also above it. Repetitions are left out.
 
     Parameters
     ----------
     preset
-        ``"study"``, the 132 configurations of the study, or ``"wide"``, 378 with T from 1 to 50 and α up to
-        1.
+        ``"study"``, the 132 configurations of the study, or ``"wide"``, 378 with T from 1 to 50.
     temperature
         Initial temperatures T > 0, one or several.
     alpha
@@ -57,7 +55,7 @@ def grid(
     temperature_final, alpha_final
         Values in the last epoch.
     shape
-        Shape of the schedules: ``"linear"``, ``"cosine"`` or ``"step"``. It may be combined with a preset.
+        Shape of the schedules: ``"linear"``, ``"cosine"`` or ``"step"``; also of a preset.
 
     Returns
     -------
@@ -79,19 +77,18 @@ def grid(
     tempanneal_T3.0to1.0_A0.5
     tempanneal_T5.0to1.0_A0.5
     """
-    finals = {
-        "temperature_final": _numbers("temperature_final", temperature_final),
-        "alpha_final": _numbers("alpha_final", alpha_final),
-    }
+    temps_final = _numbers("temperature_final", temperature_final)
+    alphas_final = _numbers("alpha_final", alpha_final)
     if preset is not None:
-        if temperature is not None or alpha is not None or any(finals.values()):
+        if temperature is not None or alpha is not None or temps_final or alphas_final:
             raise ConfigError("takes a preset or lists, not both", where="grid")
         if preset not in GRIDS:
             raise ConfigError(f"unknown preset {preset!r}", where="grid", hint=suggest(str(preset), list(GRIDS)))
         return _configurations(GRIDS[preset], shape, only_falling=True)
     if temperature is None or alpha is None:
         raise ConfigError("needs a preset, or both temperature and alpha", where="grid", hint='e.g. grid("study")')
-    lists = {"temperature": _numbers("temperature", temperature), "alpha": _numbers("alpha", alpha), **finals}
+    lists = {"temperature": _numbers("temperature", temperature), "alpha": _numbers("alpha", alpha)}
+    lists |= {"temperature_final": temps_final, "alpha_final": alphas_final}
     return _configurations(lists, shape, only_falling=False)
 
 
