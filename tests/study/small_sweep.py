@@ -9,7 +9,7 @@ from kdfast.errors import KdfastError
 from kdfast.interrupt import SweepInterrupted
 from kdfast.jets.packed import PackedJets
 from kdfast.store.grid import grid
-from kdfast.study.dask_cluster import connected
+from kdfast.study.dask_engine import connected
 from kdfast.study.driver import sweep
 from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets

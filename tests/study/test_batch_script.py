@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from kdfast.store.store import StudyStore
 from kdfast.study.batch_script import htcondor_dag, slurm_script
 from kdfast.study.plan import MemberCost, plan
 from kdfast.study.worker import work
-from tests.study.small_sweep import GRID, small_sweep
+from tests.study.processes import wait_until
+from tests.study.small_sweep import GRID
 
 # Keeps the words that it was called with, a JSON list a line, and answers with a job's number, as `sbatch --parsable`
 # does on one of several clusters.
@@ -32,11 +32,9 @@ with open(os.environ["CALLS"], "a+") as file:
 ODD = 'it\'s "an odd" $(touch oops) `x` %j \\ \N{GREEK SMALL LETTER ALPHA}'
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("planned") / ODD
-    small_sweep(path, plan_only=True, pack_size=2, threads=3)
-    return path
+@pytest.fixture
+def study(plan_in, tmp_path) -> Path:
+    return plan_in(tmp_path / ODD)
 
 
 @pytest.fixture
@@ -61,6 +59,13 @@ def script(study: Path, path: Path, **options) -> Path:
     path.write_text(slurm_script(study, **options))
     subprocess.run(["bash", "-n", path], check=True)
     return path
+
+
+def script_with_its_own_python(study: Path, **options) -> Path:
+    """Beside the study, as is the Python."""
+    text = slurm_script(study, **options).replace(f"python={sys.executable}", f"python={study.parent}/python")
+    (study.parent / "mine.slurm").write_text(text)
+    return study.parent / "mine.slurm"
 
 
 def bash(file: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -122,24 +127,21 @@ def test_a_job_trains_its_pack(study, tmp_path, cluster):
         ("report", ["report", "STUDY"]),
     ],
 )
-def test_what_a_job_runs(tmp_path, monkeypatch, role, expected):
+def test_what_a_job_runs(study, tmp_path, monkeypatch, role, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    small_sweep(tmp_path / ODD, plan_only=True, pack_size=2)
-    text = slurm_script(tmp_path / ODD, retry=True).replace(f"python={sys.executable}", f"python={tmp_path}/python")
-    (tmp_path / "mine.slurm").write_text(text)
+    file = script_with_its_own_python(study, retry=True)
     notes = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('OMP_NUM_THREADS')]))"
     program(tmp_path / "python", f"#!{sys.executable}\n{notes}\n")
-    done = bash(tmp_path / "mine.slurm", role, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="4", SLURM_ARRAY_TASK_ID="2")
+    done = bash(file, role, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="4", SLURM_ARRAY_TASK_ID="2")
     words, threads = json.loads(done.stdout)
-    assert words == ["-m", "kdfast", *(str(tmp_path / ODD) if word == "STUDY" else word for word in expected)]
+    assert words == ["-m", "kdfast", *(str(study) if word == "STUDY" else word for word in expected)]
     assert threads == (None if role == "report" else "4")
-    assert bash(tmp_path / "mine.slurm", "other").returncode == 2
+    assert bash(file, "other").returncode == 2
 
 
-def test_what_is_stored_is_not_submitted(tmp_path, cluster):
-    small_sweep(tmp_path / "study", plan_only=True, pack_size=2, progress=False)
-    work(tmp_path / "study", pack="seed42.001", progress=False)
-    done = bash(script(tmp_path / "study", tmp_path / "mine.slurm"))
+def test_what_is_stored_is_not_submitted(study, tmp_path, cluster):
+    work(study, pack="seed42.001", progress=False)
+    done = bash(script(study, tmp_path / "mine.slurm"))
     assert done.stdout.splitlines()[0] == "packs: array 101 of 2, report: job 102"
     array, _ = cluster()
     assert value(array, "array") == "0-1"
@@ -150,15 +152,13 @@ def test_what_is_stored_is_not_submitted(tmp_path, cluster):
     ("number", "code", "requeued"),
     [(signal.SIGUSR1, 75, "5_0\n"), (signal.SIGUSR1, 1, ""), (signal.SIGTERM, 75, "")],
 )
-def test_a_job_is_requeued_when_its_limit_is_near(study_of_a_stand_in, tmp_path, cluster, number, code, requeued):
+def test_a_job_is_requeued_when_its_limit_is_near(study, tmp_path, cluster, number, code, requeued):
     """And not when its pack failed, or when someone ends the job: SLURM then sends TERM to the worker as well."""
-    file = study_of_a_stand_in(code)
+    file = script_with_its_own_python(study)
+    program(tmp_path / "python", STAND_IN.format(python=sys.executable, code=code))
     job = {"SLURM_JOB_ID": "6", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "SLURM_CPUS_PER_TASK": "1"}
     process = subprocess.Popen(["bash", file, "pack"], env=os.environ | job, cwd=tmp_path, start_new_session=True)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "ready").exists, "the stand-in is ready", 30)
     if number == signal.SIGTERM:
         os.killpg(process.pid, number)
     else:
@@ -169,37 +169,25 @@ def test_a_job_is_requeued_when_its_limit_is_near(study_of_a_stand_in, tmp_path,
     assert (tmp_path / "ready").read_text() == f"{number}\n"
 
 
-@pytest.fixture
-def study_of_a_stand_in(study, tmp_path):
-    """Makes a file whose Python is a stand-in that notes the signal it gets, takes a moment, and exits with a code."""
-
-    def make(code: int) -> Path:
-        other = tmp_path / "study"
-        small_sweep(other, plan_only=True)
-        text = slurm_script(other).replace(f"python={sys.executable}", f"python={tmp_path}/python")
-        program(
-            tmp_path / "python",
-            f"#!{sys.executable}\n"
-            "import os, pathlib, signal, sys, time\n"
-            "ready = pathlib.Path('ready')\n"
-            "def stop(number, frame):\n"
-            "    with ready.open('a') as file: print(number, file=file)\n"
-            "    time.sleep(0.5)\n"
-            f"    os._exit({code})\n"
-            "signal.signal(signal.SIGUSR1, stop), signal.signal(signal.SIGTERM, stop)\n"
-            "ready.touch()\n"
-            "time.sleep(60)\n",
-        )
-        (tmp_path / "mine.slurm").write_text(text)
-        return tmp_path / "mine.slurm"
-
-    return make
+# A stand-in of Python that notes the signal it gets, takes a moment, and exits with a code.
+STAND_IN = """#!{python}
+import os, pathlib, signal, time
+ready = pathlib.Path("ready")
+def stop(number, frame):
+    with ready.open("a") as file:
+        print(number, file=file)
+    time.sleep(0.5)
+    os._exit({code})
+signal.signal(signal.SIGUSR1, stop), signal.signal(signal.SIGTERM, stop)
+ready.touch()
+time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize(("refused", "taken_back"), [("teacher", ""), ("pack", "101\n"), ("report", "101 102\n")])
-def test_nothing_is_left_of_a_submission_that_fails(study_of_a_stand_in, tmp_path, cluster, refused, taken_back):
+def test_nothing_is_left_of_a_submission_that_fails(study, tmp_path, cluster, refused, taken_back):
     """Where the cluster refuses one of the three jobs."""
-    file = study_of_a_stand_in(0)
+    file = script(study, tmp_path / "mine.slurm")
     refusing = SBATCH.format(python=sys.executable) + f"    sys.exit('no' if sys.argv[-1] == {refused!r} else 0)\n"
     program(tmp_path / "commands" / "sbatch", refusing)
     program(tmp_path / "commands" / "scancel", '#!/bin/sh\necho "$@" > "$CALLS.scancel"\n')
@@ -209,10 +197,9 @@ def test_nothing_is_left_of_a_submission_that_fails(study_of_a_stand_in, tmp_pat
     assert (calls.read_text() if calls.exists() else "") == taken_back
 
 
-def test_a_dag_of_htcondor(tmp_path):
+def test_a_dag_of_htcondor(plan_in, tmp_path):
     """ci has no HTCondor; docs/how-to/clusters.md says what was tried with one."""
-    study = tmp_path / "a $(HOME) study"
-    small_sweep(study, plan_only=True, pack_size=2, threads=3)
+    study = plan_in(tmp_path / "a $(HOME) study")
     work(study, pack="seed42.001", progress=False)
     lines = htcondor_dag(study, submit=['+JobFlavour = "workday"']).splitlines()
     assert [line for line in lines if line.startswith(("JOB", "VARS", "PARENT", "RETRY"))] == [
@@ -233,8 +220,7 @@ def test_a_dag_of_htcondor(tmp_path):
     assert (worker["request_cpus"], worker["request_memory"], worker["+JobFlavour"]) == ("3", "2GB", '"workday"')
     assert worker["on_exit_remove"] == "ExitCode =!= 75"
     assert (study / "logs").is_dir()
-    small_sweep(tmp_path / "new", plan_only=True)
-    lines = htcondor_dag(tmp_path / "new", cpus=2, memory="4GB").splitlines()
+    lines = htcondor_dag(plan_in(tmp_path / "new"), cpus=2, memory="4GB").splitlines()
     assert "JOB teacher worker" in lines
     assert "PARENT teacher CHILD seed42_000" in lines
     assert "    request_memory = 4GB" in lines
@@ -265,9 +251,8 @@ def test_errors(tmp_path, capfd):
     assert capfd.readouterr().err.startswith(f"kdfast: {tmp_path / 'none'}: does not exist")
 
 
-def test_the_command_prints_the_file(study_of_a_stand_in, tmp_path, capfdbinary):
-    study_of_a_stand_in(0)
-    study, options = tmp_path / "study", ["--time=5", "--cpus=2", "--memory=1G", "--partition=a", "--account=b"]
+def test_the_command_prints_the_file(study, capfdbinary):
+    options = ["--time=5", "--cpus=2", "--memory=1G", "--partition=a", "--account=b"]
     assert main(["script", "slurm", str(study), *options, "--sbatch", "--qos=c", "--retry"]) == 0
     expected = slurm_script(
         study, time="5", cpus=2, memory="1G", partition="a", account="b", sbatch=["--qos=c"], retry=True

@@ -300,9 +300,8 @@ def test_with_a_result_its_checkpoints_go_and_its_environment_stays(tmp_path):
     assert list((out / "checkpoints").iterdir()) == []
 
 
-def test_results_of_older_studies_open(tmp_path):
-    out = tmp_path / "study"
-    small_sweep(out)
+def test_results_of_older_studies_open(swept, tmp_path):
+    out = shutil.copytree(swept.path, tmp_path / "study")
     folder = next((out / "results").glob("student.*"))
     document = json.loads((folder / "result.json").read_bytes())
     assert document.pop("environment")["torch"] == torch.__version__
@@ -321,7 +320,6 @@ def test_a_result_that_can_not_be_written_is_the_usual_error_and_its_checkpoint_
         if folder.name.startswith("student."):
             raise StudyError("can't be written: No space left on device", where=str(folder))
         return genuine(folder, files)
-        genuine(folder, files)
 
     monkeypatch.setattr("kdfast.store.store.commit", commit)
     with pytest.raises(StudyError, match="No space left on device"):

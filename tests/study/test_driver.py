@@ -25,9 +25,9 @@ from kdfast.study.worker import work
 from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> StudyResults:
-    return small_sweep(tmp_path_factory.mktemp("sweep") / "study")
+@pytest.fixture
+def study(swept) -> StudyResults:
+    return swept
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from kdfast.interrupt import SIGNALS, Stop, SweepInterrupted, stoppable
 from kdfast.store.store import StudyStore
 from kdfast.store.table import csv_text, results_table
 from kdfast.study.progress import SweepProgress
+from tests.study.processes import finish, start, wait_until
 from tests.study.small_sweep import GRID, small_sweep
 
 EPOCHS = 400  # enough that a signal comes while members are running
@@ -44,11 +45,9 @@ def uninterrupted(tmp_path_factory) -> bytes:
     return table(out)
 
 
-def start(out: Path, *more: str, code: str | None = None) -> subprocess.Popen[str]:
+def start_sweep(out: Path, *more: str, code: str | None = None) -> subprocess.Popen[str]:
     run = ["-m", "tests.study.small_sweep"] if code is None else ["-c", textwrap.dedent(code)]
-    command = [sys.executable, *run, str(out), str(EPOCHS), *more]
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return start(*run, str(out), str(EPOCHS), *more)
 
 
 # Each step takes 5 ms more: the teacher a second, students several.
@@ -66,10 +65,7 @@ SLOW = """
 
 
 def wait_for(out: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 120
-    while not list(out.glob(pattern)):
-        assert time.monotonic() < deadline, f"there is no {pattern}"
-        time.sleep(0.01)
+    wait_until(lambda: list(out.glob(pattern)), f"there is a {pattern}")
 
 
 def stop(process: subprocess.Popen[str], number: int) -> list[str]:
@@ -118,7 +114,7 @@ def assert_went_on(before: dict[str, int], first: dict[str, int]) -> None:
 @pytest.mark.parametrize("pattern", ["teacher.*", "student.*"])
 def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
     out = tmp_path / "study"
-    process = start(out)
+    process = start_sweep(out)
     wait_for(out, f"results/{pattern}")
     process.kill()
     process.communicate()
@@ -135,7 +131,7 @@ def test_killed_and_started_again(tmp_path, uninterrupted, pattern):
 @pytest.mark.parametrize("member", ["teacher.*", "student.*"])
 def test_killed_after_a_checkpoint_it_goes_on_inside_the_member(tmp_path, uninterrupted, monkeypatch, member):
     out = tmp_path / "study"
-    process = start(out, "0.1", code=SLOW)
+    process = start_sweep(out, "0.1", code=SLOW)
     wait_for(out, f"checkpoints/{member}/0*")
     process.kill()
     process.communicate()
@@ -149,7 +145,7 @@ def test_killed_after_a_checkpoint_it_goes_on_inside_the_member(tmp_path, uninte
 @pytest.mark.parametrize("number", SIGNALS)
 def test_stopped_by_a_signal_it_goes_on_inside_the_members(tmp_path, uninterrupted, monkeypatch, number):
     out = tmp_path / "study"
-    process = start(out, code=SLOW)
+    process = start_sweep(out, code=SLOW)
     wait_for(out, "results/teacher.*")
     time.sleep(0.8)  # members run, and no interval has passed yet
     lines = stop(process, number)
@@ -187,7 +183,7 @@ STAGES = """
 )
 def test_stopped_outside_the_training(tmp_path, stage, number):
     out = tmp_path / "study"
-    process = start(out, code=STAGES.replace("STAGE", stage))
+    process = start_sweep(out, code=STAGES.replace("STAGE", stage))
     assert process.stdout.readline() == "slow\n"
     lines = stop(process, number)
     assert lines[-1] == f"stopped: finished runs are stored in {out}; rerun the same command to resume"
@@ -226,17 +222,11 @@ runpy.run_module("kdfast", run_name="__main__", alter_sys=True)
 def test_stopped_while_torch_is_imported(tmp_path, command, number, expected, torch):
     (tmp_path / "torch.py").write_text(torch)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    process = subprocess.Popen(
-        [sys.executable, "-c", WITH_SIGINT, *command, str(tmp_path / "study")],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("-c", WITH_SIGINT, *command, str(tmp_path / "study"), env=os.environ | {"PYTHONPATH": path})
     assert process.stdout.readline() == "importing\n"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors[:16]) == expected
+    status, _, errors = finish(process)
+    assert (status, errors[:16]) == expected
     assert "Traceback" not in errors
 
 

@@ -24,20 +24,12 @@ from kdfast.study import driver
 from kdfast.study import worker as module
 from kdfast.study.results import open_study
 from kdfast.study.worker import work
+from tests.study.processes import ROOT, finish, start, wait_until
 from tests.study.small_sweep import GRID, small_jets, small_sweep
 
-ROOT = Path(__file__).parents[2]
 
-
-def start(study: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "import sys; from kdfast.cli import main; sys.exit(main())"]
-    command += ["worker", "--store", str(study), *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, errors = process.communicate(timeout=120)
-    return process.returncode, out, errors
+def start_worker(study: Path, *options: str) -> subprocess.Popen[str]:
+    return start("-m", "kdfast", "worker", "--store", str(study), *options)
 
 
 def table(study: Path) -> str:
@@ -69,28 +61,25 @@ def study(plan, tmp_path) -> Path:
 
 
 def test_three_workers_at_once_share_the_study(study, alone):
-    ended = [finish(process) for process in [start(study) for _ in range(3)]]
+    ended = [finish(process) for process in [start_worker(study) for _ in range(3)]]
     assert [status for status, *_ in ended] == [0, 0, 0], ended
     assert table(study) == alone
     assert not list(study.glob("results/.*"))
     assert Claims(study / "claims").holders() == []
     before = {path: path.stat().st_mtime_ns for path in study.glob("results/*")}
-    status, out, _ = finish(start(study))
+    status, out, _ = finish(start_worker(study))
     assert (status, out) == (0, f"{study}: 3 packs done; run `kdfast report {study}` to write the report\n")
     assert {path: path.stat().st_mtime_ns for path in study.glob("results/*")} == before
 
 
 def test_a_killed_workers_pack_is_taken_over(study, alone):
-    first = start(study, "--array-index", "0")
-    deadline = time.monotonic() + 60
-    while not list(study.glob("claims/seed42.000/*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    first = start_worker(study, "--array-index", "0")
+    wait_until(lambda: list(study.glob("claims/seed42.000/*")), "it has its claim")
     first.kill()
     first.communicate()
     (holder,) = [holder for holder in Claims(study / "claims").holders() if holder.name == "seed42.000"]
     assert (holder.pid, holder.alive) == (first.pid, False)
-    assert finish(start(study))[0] == 0
+    assert finish(start_worker(study))[0] == 0
     assert table(study) == alone
     (attempt,) = StudyStore.open(study).attempts()
     assert (attempt.name, attempt.ended, attempt.pid) == ("seed42.000", "lost", first.pid)
@@ -127,7 +116,7 @@ def test_a_pack_that_another_worker_is_at_is_left_or_waited_for(study):
     with claim:
         outcome = work(study, lease=5, progress=False)
         assert outcome.elsewhere == ["seed42.002"]
-        waiting = start(study, "--pack", "seed42.002", "--lease", "30")
+        waiting = start_worker(study, "--pack", "seed42.002", "--lease", "30")
         time.sleep(3)
         assert waiting.poll() is None
     assert finish(waiting)[0] == 0
@@ -177,15 +166,15 @@ def test_a_teacher_that_fails_is_given_up(tmp_path):
         return [attempt.ended for attempt in StudyStore.open(study).attempts() if attempt.name == "teacher"]
 
     for number, options in enumerate([(), ("--pack", "teacher"), ()], start=1):
-        status, _, errors = finish(start(study, *options))
+        status, _, errors = finish(start_worker(study, *options))
         assert (status, tries()) == (1, ["error"] * number), errors
         assert "kdfast: pack teacher failed:" in errors
         assert "the teacher diverged" in errors
     for options in [(), ("--pack", "teacher"), ("--array-index", "0")]:
-        status, _, errors = finish(start(study, *options))
+        status, _, errors = finish(start_worker(study, *options))
         assert (status, tries()) == (1, ["error"] * 3)
         assert "teacher has failed 3 times\nkdfast status says of what; --retry tries it again" in errors
-    status, _, errors = finish(start(study, "--retry", "--pack", "teacher"))
+    status, _, errors = finish(start_worker(study, "--retry", "--pack", "teacher"))
     assert (status, tries()) == (1, [*["error"] * 3, "retry", "error"])
     assert "the teacher diverged" in errors
     for _ in range(2):
@@ -200,7 +189,7 @@ def test_a_pack_that_others_have_failed_at_meanwhile_is_given_up(study):
     work(study, pack="teacher", progress=False)
     store = StudyStore.open(study)
     with Claims(study / "claims", beat=0.1).take("seed42.000"):
-        waiting = start(study, "--pack", "seed42.000", "--lease", "40")
+        waiting = start_worker(study, "--pack", "seed42.000", "--lease", "40")
         while "seed42.000: held by other processes" not in waiting.stderr.readline():
             assert waiting.poll() is None
         for _ in range(3):
@@ -227,7 +216,7 @@ def test_a_damaged_teacher_is_a_study_that_can_not_be_used(study, options):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    status, _, errors = finish(start(study, *options))
+    status, _, errors = finish(start_worker(study, *options))
     assert status == 2, errors
     assert "is damaged: weights.safetensors does not match its checksum\n`kdfast verify --repair`" in errors
     assert "pack teacher failed" not in errors
@@ -247,10 +236,10 @@ def test_what_was_given_in_python_is_in_the_folder(tmp_path):
     given = {"hlt": emulate_hlt(jets, "severe"), "teacher": jets.labels * 4.0 - 2.0}
     expected = small_sweep(tmp_path / "swept", **given)
     small_sweep(tmp_path / "study", plan_only=True, **given)
-    assert finish(start(tmp_path / "study"))[0] == 0
+    assert finish(start_worker(tmp_path / "study"))[0] == 0
     assert table(tmp_path / "study") == (expected.path / "results_summary.csv").read_text()
     shutil.rmtree(tmp_path / "swept" / "results" / "baseline.baseline.seed42")
-    status, _, errors = finish(start(tmp_path / "swept"))
+    status, _, errors = finish(start_worker(tmp_path / "swept"))
     assert status == 2
     assert "was given its jets in Python, and does not hold them" in errors
 
@@ -269,8 +258,8 @@ def test_packs_appear_when_workers_can_open_the_study(tmp_path, monkeypatch):
     assert planned(StudyStore.open(tmp_path / "study"))
 
 
-def test_changed_jets_are_refused(tmp_path):
-    small_sweep(tmp_path / "study", plan_only=True)
+def test_changed_jets_are_refused(plan_in, tmp_path):
+    plan_in(tmp_path / "study")
     (tmp_path / "other").mkdir()
     small_sweep(tmp_path / "other" / "study", small_jets()[:350], plan_only=True)
     shutil.rmtree(tmp_path / "study" / "inputs")
@@ -301,11 +290,8 @@ def test_bad_arguments(study, tmp_path):
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_stopped_by_a_signal(study, alone, number, expected):
-    process = start(study)
-    deadline = time.monotonic() + 60
-    while not list(study.glob("results/student*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process = start_worker(study)
+    wait_until(lambda: list(study.glob("results/student*")), "a student is stored")
     os.kill(process.pid, number)
     for more in itertools.cycle((signal.SIGTERM, signal.SIGUSR1)):  # until the interpreter has ended, too
         if process.poll() is not None:
@@ -315,7 +301,7 @@ def test_stopped_by_a_signal(study, alone, number, expected):
     status, _, _ = finish(process)
     assert status == expected
     assert Claims(study / "claims").holders() == []
-    assert finish(start(study))[0] == 0
+    assert finish(start_worker(study))[0] == 0
     assert table(study) == alone
 
 
@@ -324,7 +310,7 @@ def test_stopped_while_it_starts(tmp_path, monkeypatch, number, expected):
     """A slow file system may take a minute to import torch from."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
-    process = start(tmp_path / "study")
+    process = start_worker(tmp_path / "study")
     assert process.stdout.readline() == "importing\n"
     os.kill(process.pid, number)
     status, _, errors = finish(process)

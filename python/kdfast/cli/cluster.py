@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdfast.cli.common import Quiet, app
+from kdfast.cli.common import Quiet, Threads, app
 from kdfast.messages import drop
 
 if TYPE_CHECKING:
@@ -22,6 +22,14 @@ app.add_typer(script, name="script", help="Print a submit file for a batch syste
 
 Planned = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a planned study.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Also retry packs that have failed three times.")]
+Lease = Annotated[
+    float,
+    typer.Option(
+        min=30,  # twice claims.BEAT: with less, packs of live workers would be taken over
+        metavar="SECONDS",
+        help="Time without a sign of life after which another worker's pack is taken over.",
+    ),
+]
 Cpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs per job.", show_default="as planned")]
 
 
@@ -38,18 +46,8 @@ def worker(
     ] = None,
     max_packs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N packs.")] = None,
     retry: Retry = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="all cores")
-    ] = None,
-    lease: Annotated[
-        float,
-        # Two of claims.BEAT: with less, packs of live workers would be taken over.
-        typer.Option(
-            min=30,
-            metavar="SECONDS",
-            help="Time without a sign of life after which another worker's pack is taken over.",
-        ),
-    ] = 180,
+    threads: Threads = None,
+    lease: Lease = 180,
     quiet: Quiet = False,
 ) -> None:
     """Train the packs of a planned study, alongside other workers.

@@ -17,7 +17,7 @@ from kdfast._version import __version__
 if TYPE_CHECKING:
     from kdfast.study.results import StudyResults
 
-__all__ = ["Quiet", "app", "console", "given", "print_results"]
+__all__ = ["Quiet", "Threads", "app", "console", "given", "print_results"]
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and warnings.")]
 
 
@@ -97,9 +98,10 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
             best = results.best(metric)
             name = f"{best['run_name']}, seed {best['seed']}" if several else best["run_name"]
             limit = ">" if pd.notna(best["n_bkg_50"]) and best["n_bkg_50"] == 0 else ""
-            numbers = ("-" if pd.isna(n := best[column]) else f"{n:.4f}" for column in ("auc_baseline", "auc_teacher"))
-            auc, rejection = f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"
-            shown.add_row(label, name, auc, rejection, *numbers)
+            numbers = [f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"]
+            for column in ("auc_baseline", "auc_teacher"):
+                numbers.append("-" if pd.isna(best[column]) else f"{best[column]:.4f}")
+            shown.add_row(label, name, *numbers)
         console().print(shown)
         if (folder / "models" / "best_student.safetensors").exists():
             typer.echo("models/best_student.safetensors is the best by AUC")

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as here:
         here.callback(messages.end)
         here.enter_context(redirect_stderr(cast(TextIO, messages)))
-        # Printing must not fail: stdout gets what it can't encode as escapes; if it is closed, output is discarded.
+        # Printing must not fail: what stdout can't encode becomes escapes; a closed one discards all.
         if sys.stdout is None:
             nowhere = here.enter_context(open(os.devnull, "w", encoding="utf-8"))
             here.enter_context(redirect_stdout(nowhere))

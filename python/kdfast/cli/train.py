@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdfast.cli.common import Quiet, app, given, print_results
+from kdfast.cli.common import Quiet, Threads, app, given, print_results
 from kdfast.cli.options import InSections, setting_argument, with_options
 from kdfast.interrupt import stoppable
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, by_option
@@ -28,7 +28,7 @@ Config = Annotated[
     typer.Option("--config", metavar="TOML", help="File of settings. Other options take precedence over it."),
 ]
 Resume = Annotated[bool, typer.Option(help="Resume a study that exists, or refuse it.")]
-Threads = Annotated[int | None, _running(min=1, metavar="N", help="CPU threads.", show_default="all cores")]
+SweepThreads = Annotated[int | None, _running(min=1, metavar="N", help="CPU threads.", show_default="all cores")]
 PlanOnly = Annotated[
     bool,
     _running("--plan-only", help="Train nothing; write the packs of runs that `kdfast worker` then trains."),
@@ -75,7 +75,7 @@ def sweep(
     config: Config = None,
     resume: Resume = True,
     quiet: Quiet = False,
-    threads: Threads = None,
+    threads: SweepThreads = None,
     plan_only: PlanOnly = False,
     workers: Workers = None,
     pack_size: PackSize = None,
@@ -84,12 +84,12 @@ def sweep(
 ) -> None:
     """Train a teacher, a baseline and a grid of distilled students.
 
-    Without DATA this is the demo: small models on the bundled sample, minutes on two cores. With DATA the defaults are
-    those of the published study. Jets are read in MeV; all settings are in GeV.
+    Without DATA this is the demo: small models on the bundled sample, minutes on two cores. With DATA the
+    defaults are those of the published study. Jets are read in MeV; all settings are in GeV.
 
-    Each result is stored as soon as it is finished, and running members save checkpoints. After Ctrl-C, a kill, a
-    batch system's signal or a full disk, rerun the same command to resume. Exit status: 130 after Ctrl-C, 75 after
-    SIGTERM or SIGUSR1.
+    Each result is stored as soon as it is finished, and running members save checkpoints. After Ctrl-C, a
+    kill, a batch system's signal or a full disk, rerun the same command to resume. Exit status: 130 after
+    Ctrl-C, 75 after SIGTERM or SIGUSR1.
 
     \b
     Examples:
@@ -110,7 +110,7 @@ def sweep(
     with stoppable(typer.echo, out, ends=True), ExitStack() as cluster:
         # A batch system may stop it before torch is imported, and while a cluster starts or ends.
         from kdfast import sweep as run
-        from kdfast.study.dask_cluster import connected
+        from kdfast.study.dask_engine import connected
 
         try:
             if dask is None:
@@ -158,9 +158,7 @@ def refine(
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="Rank by the mean validation auc, bkg_rej_50 or combined.")
     ] = "auc",
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="all cores")
-    ] = None,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Train the best configurations of a study with more seeds.

@@ -1,7 +1,7 @@
 """Files to submit to a batch system: a planned study as jobs of SLURM or HTCondor.
 
-Each job is a `kdfast worker` for one pack, of the Python that made the file. Packs go by name, not by number, so that
-planning more of them does not change what a job that waits in a queue will do.
+Each job is a `kdfast worker` for one pack, of the Python that made the file. Packs go by name, not by number,
+so that planning more of them does not change what a job that waits in a queue will do.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["htcondor_dag", "slurm_script"]
 
-# Seconds between the warning and the time limit. A worker needs up to ten to save its members; SLURM may warn a minute
-# earlier or later.
+# Seconds between the warning and the time limit. A worker needs up to ten to save its members; SLURM may warn
+# a minute earlier or later.
 WARNING = 120
 
 # A job that has been requeued this often gives up: it never gets far enough to save anything.
@@ -53,56 +53,34 @@ def slurm_script(
 ) -> str:
     """A bash script that submits a planned study's teacher, the packs that are not done, and the report.
 
-    Parameters
-    ----------
-    study : path
-        Folder of the planned study.
-    time : str, optional
-        Time limit of each job, as sbatch takes it. None: from the plan.
-    cpus : int, optional
-        CPUs of each job. None: the threads that it was planned for.
-    memory, partition, account : str, optional
-        Options of sbatch. None: the cluster's defaults.
-    sbatch : sequence of str
-        More options of sbatch, quoted as for a shell; they take precedence over all others.
-    retry : bool
-        Also submit packs that have failed three times.
+    time, cpus: of each job; None: as planned. memory, partition, account: None: the cluster's defaults.
+    sbatch: more of its options, quoted as for a shell; they take precedence. retry: submits also packs that
+    have failed three times.
 
-    Raises
-    ------
-    ConfigError
-        For options that can't be split into words.
-    StudyError
-        For a study without packs, or with nothing left to do.
+    Raises ConfigError for options that can't be split into words, StudyError for a study without packs to
+    submit.
     """
     try:
         more = [word for options in sbatch for word in shlex.split(options)]
     except ValueError as error:
         raise ConfigError(f"can't be split into words: {error}", where="sbatch", hint="quote as for a shell") from None
-    store, packs = _left(study)
-    path, name = str(store.path.absolute()), _job_name(store)
+    jobs = _jobs(study, cpus, retry)
+    folder = Path(jobs["study"])
+    name = "kdfast-" + re.sub(r"[^\w.-]", "_", folder.name, flags=re.ASCII)
     options = {
-        "time": time or _minutes(packs),
-        "cpus-per-task": cpus or _threads(packs),
+        "time": time or _minutes(jobs["packs"]),
+        "cpus-per-task": jobs["cpus"],
         "mem": memory,
         "partition": partition,
         "account": account,
-        "gpus": 1 if _on_gpu(store) else None,
+        "gpus": 1 if jobs["gpu"] else None,
         "signal": f"B:USR1@{WARNING}",
         "open-mode": "append",  # of the log: a requeued job appends to it
     }
     words = [f"--{option}={value}" for option, value in options.items() if value is not None]
-    return _render(
-        "slurm.sh",
-        study=path,
-        name=name,
-        packs=packs,
-        teacher=not _has_teacher(store),
-        restarts=RESTARTS,
-        retry=retry,
-        options=[*words, "--requeue", *more],
-        log=path.replace("\\", r"\\").replace("%", "%%") + f"/logs/{name}",
-    )
+    log = str(folder).replace("\\", r"\\").replace("%", "%%") + f"/logs/{name}"
+    options_of_all = [*words, "--requeue", *more]
+    return _render("slurm.sh", **jobs, name=name, restarts=RESTARTS, options=options_of_all, log=log)
 
 
 def htcondor_dag(
@@ -115,45 +93,21 @@ def htcondor_dag(
 ) -> str:
     """A file for condor_submit_dag: a planned study's teacher, the packs that are not done, and the report.
 
-    All machines must see the study under the same path. Its folder logs/ is made here.
+    All machines must see the study under the same path; its folder logs/ is made here. cpus, memory: of each
+    job (no cpus: as planned). submit: more lines of the submit descriptions; they take precedence. retry: as in
+    `slurm_script`.
 
-    Parameters
-    ----------
-    study : path
-        Folder of the planned study.
-    cpus : int, optional
-        CPUs of each job. None: the threads that it was planned for.
-    memory : str
-        Memory of each job.
-    submit : sequence of str
-        More lines of the submit descriptions; they take precedence over all others.
-    retry : bool
-        Also submit packs that have failed three times.
-
-    Raises
-    ------
-    StudyError
-        For a study without packs, with nothing left to do, or whose folder logs/ can't be made.
+    Raises StudyError for a study without packs to submit, or whose folder logs/ can't be made.
     """
-    store, packs = _left(study)
-    logs = store.path.absolute() / "logs"
+    jobs = _jobs(study, cpus, retry)
+    logs = Path(jobs["study"]) / "logs"
     with writing_errors(logs):  # HTCondor makes no folders
         logs.mkdir(exist_ok=True)
-    return _render(
-        "htcondor.dag",
-        study=str(store.path.absolute()),
-        packs=packs,
-        teacher=not _has_teacher(store),
-        cpus=cpus or _threads(packs),
-        memory=memory,
-        gpu=_on_gpu(store),
-        submit=submit,
-        retry=retry,
-    )
+    return _render("htcondor.dag", **jobs, memory=memory, submit=submit)
 
 
-def _left(study: str | PathLike[str]) -> tuple[StudyStore, list[PlannedPack]]:
-    """The study, and its packs that are not done."""
+def _jobs(study: str | PathLike[str], cpus: int | None, retry: bool) -> dict[str, Any]:
+    """What the files of both systems say: of the study, and of its packs that are not done."""
     store = StudyStore.open(Path(study))
     packs = planned(store)
     if not packs:
@@ -162,24 +116,14 @@ def _left(study: str | PathLike[str]) -> tuple[StudyStore, list[PlannedPack]]:
     if not left:
         hint = f"`kdfast report {shlex.quote(str(store.path))}` writes its report"
         raise StudyError(f"all {len(packs)} packs are done: nothing to submit", where=str(store.path), hint=hint)
-    return store, left
-
-
-def _has_teacher(store: StudyStore) -> bool:
-    return store.has(RunKey.teacher(store.settings["data"]["seed"]))
-
-
-def _on_gpu(store: StudyStore) -> bool:
-    return str(store.settings.get("device", "")).startswith("cuda")
-
-
-def _job_name(store: StudyStore) -> str:
-    """Letters, digits and ._- alone."""
-    return "kdfast-" + re.sub(r"[^\w.-]", "_", store.path.absolute().name, flags=re.ASCII)
-
-
-def _threads(packs: Sequence[PlannedPack]) -> int:
-    return max(pack.threads or 1 for pack in packs)
+    return {
+        "study": str(store.path.absolute()),
+        "packs": left,
+        "teacher": not store.has(RunKey.teacher(store.settings["data"]["seed"])),
+        "cpus": cpus or max(pack.threads or 1 for pack in left),
+        "gpu": str(store.settings.get("device", "")).startswith("cuda"),
+        "retry": retry,
+    }
 
 
 def _minutes(packs: Sequence[PlannedPack]) -> int:

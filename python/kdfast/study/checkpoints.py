@@ -1,13 +1,13 @@
 """Members' checkpoints on disk, with which a sweep resumes inside a member.
 
-STUDY/checkpoints/KIND.NAME.seedN/STEP/ is a committed folder (folders.py): manifest.json, checkpoint.json (what it
-belongs to, where it was trained, curves, numbers), tensors.safetensors. The newest intact one is used; once a newer one
-is committed those before it and the unusable ones of its member go, and with the member's result all of them
-(StudyStore.write).
+STUDY/checkpoints/KIND.NAME.seedN/STEP/ is a committed folder (folders.py): manifest.json, checkpoint.json
+(what it belongs to, where it was trained, curves, numbers), tensors.safetensors. The newest intact one is
+used; once a newer one is committed those before it and the unusable ones of its member go, and with the
+member's result all of them (StudyStore.write).
 
-On disk they take at most twice `checkpoint_bytes` (the old one until the new one is there) for each member that runs at
-the moment, 132 members or 5,000, and once for each that was stopped and has not gone on: for the study's model, of 1.3
-million parameters, 2 × 21 MB for each thread of the CPU engine or each member of a GPU's pack.
+On disk they take at most twice `checkpoint_bytes` (the old one until the new one is there) for each member
+that is running, and once for each that was stopped: for the study's model, of 1.3 million parameters,
+2 × 21 MB for each thread of the CPU engine or each member of a GPU's pack.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ __all__ = ["StudyCheckpoints", "checkpoint_bytes"]
 class StudyCheckpoints:
     """distill.checkpoint.Checkpoints of one pack, in a study's folder.
 
-    study: its path. decisive: the settings that its results depend on. keys: by member, the name of its result's
-    folder. environment: this process's, of which `host` decides nothing. say: shows a line.
+    study: its path. decisive: the settings that its results depend on. keys: by member, the name of its
+    result's folder. environment: this process's, of which `host` decides nothing. say: shows a line.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ class StudyCheckpoints:
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
-    """Bytes on disk of one member's checkpoint, but for its curves (some 200 an epoch): four float32 a parameter, the
-    weights, both moments and the best weights."""
+    """Bytes on disk of one member's checkpoint, but for its curves (some 200 an epoch): four float32 a
+    parameter, the weights, both moments and the best weights."""
     network = JetTransformer(model)
     learner = {**FlatAdamW(network, 0.0, 1.0).tensors(), "running": flatten_running(network)}
     files = _files(MemberCheckpoint(learner=learner, best_state=dict(network.state_dict())), {})

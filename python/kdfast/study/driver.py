@@ -1,4 +1,4 @@
-"""The sweep: one teacher, and for each seed a baseline and the grid's students, each result stored as it comes."""
+"""The sweep: one teacher, and for each seed a baseline and the grid's students."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import GIVEN, StudySettings
 from kdfast.store.store import StudyStore
-from kdfast.study import dask_cluster, dask_engine
+from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
-from kdfast.study.inputs import Given, Inputs, absolute_paths, decisive, describe_anew, external_teacher, write_inputs
+from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, write_inputs
 from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
@@ -65,13 +65,13 @@ def sweep(
 ) -> StudyResults:
     """Train a teacher, a baseline and a grid of distilled students.
 
-    Each result is stored in the folder `out` as soon as it is finished. A call that finds the same study there trains
-    only what is missing: an interrupted sweep resumes, and other seeds and grids add runs. A study with other settings
-    is refused.
+    Each result is stored in the folder `out` as soon as it is finished. A call that finds the same study
+    there trains only what is missing: an interrupted sweep resumes, and other seeds and grids add runs. A
+    study with other settings is refused.
 
-    Every setting of a study is a keyword. The parameters below are the main ones; ``python -m kdfast.store.keywords``
-    prints a table of all. A setting that is neither a keyword nor in `config` has the published study's value if data
-    are given, otherwise the demo's; so has one that is None.
+    Every setting of a study is a keyword. The parameters below are the main ones; ``python -m
+    kdfast.store.keywords`` prints a table of all. A setting that is neither a keyword nor in `config` has the
+    published study's value if data are given, otherwise the demo's; so has one that is None.
 
     Parameters
     ----------
@@ -80,19 +80,19 @@ def sweep(
     out
         Folder of the study.
     grid
-        ``"study"``, ``"wide"``, what `kdfast.grid` returns, names of runs, or a mapping of `kdfast.grid`'s arguments.
+        ``"study"``, ``"wide"``, what `kdfast.grid` returns or a mapping of its arguments, or names of runs.
     model, teacher_model
-        Sizes of the students (and the baseline) and of the teacher: a preset, a ModelConfig or a mapping of numbers.
+        Sizes of students and baseline, and of the teacher: a preset, ModelConfig or mapping of numbers.
     hlt
-        HLT emulation: a preset, an HLTConfig or a mapping of numbers. Or the same jets, in the same order, as a real
-        trigger saw them: as jets, or as ``{"paths": files}``.
+        HLT emulation: a preset, an HLTConfig or a mapping of numbers. Or the same jets, in the same order, as
+        a real trigger saw them: as jets, or as ``{"paths": files}``.
     teacher
-        A trained teacher (a file or Tagger), or its logits (an array or .npy file) for all jets, in their order after
-        `max_jets`; with logits there is no attention-transfer term. None: train a teacher.
+        A trained teacher (a file or Tagger), or its logits (an array or .npy file) for all jets, in their
+        order after `max_jets`; with logits there is no attention-transfer term. None: train a teacher.
     epochs, batch_size, learning_rate, warmup_epochs, …
         The recipe of students and baseline; `teacher_epochs` and `teacher_patience` are the teacher's.
     seeds
-        Seeds of initial weights, batches and dropout. Each trains its own baseline and grid; the teacher is shared.
+        Seeds of initial weights, batches and dropout. Each has its baseline and grid; all share the teacher.
     max_jets, max_constituents
         Number of jets to read, and of constituents to keep of each jet (``"all"``: all).
     precision
@@ -115,7 +115,7 @@ def sweep(
     pack_size
         Runs in a pack. None: chosen from memory, threads, workers and the measured time of a few steps.
     workers
-        Number of workers to plan for. With `client`: of tasks at a time (None: as many as its workers take now).
+        Number of workers to plan for. With `client`: of tasks at a time (None: what its workers take now).
     client
         A distributed.Client. The workers of its cluster train, one pack for each thread or GPU.
 
@@ -127,7 +127,7 @@ def sweep(
     Raises
     ------
     ConfigError
-        For a setting that can't be used; the message names the keyword. For an unknown keyword it is a TypeError too.
+        For a setting that can't be used, by its keyword. For an unknown keyword it is a TypeError too.
     DataError, ModelError
         For jets, logits or a model file that can't be used.
     StudyError
@@ -137,8 +137,8 @@ def sweep(
     ClusterError
         If the cluster is lost.
     SweepInterrupted
-        On SIGINT, SIGTERM or SIGUSR1 (it is a KeyboardInterrupt). Finished members are stored, running ones have
-        checkpoints, and the same call resumes.
+        On SIGINT, SIGTERM or SIGUSR1 (it is a KeyboardInterrupt). Finished members are stored, running ones
+        have checkpoints, and the same call resumes.
 
     References
     ----------
@@ -152,7 +152,7 @@ def sweep(
     jets = data if isinstance(data, PackedJets) else None
     hlt, teacher = settings.get("hlt"), settings.get("teacher")
     hlt_jets = hlt if isinstance(hlt, PackedJets) else None
-    teacher_file = _text(teacher)
+    teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
     overrides = nested(settings, known=inspect.signature(sweep).parameters)
     overrides["data"]["paths"] = None if jets is not None else _paths(data)
     overrides["hlt"] = hlt if hlt_jets is None else GIVEN
@@ -175,11 +175,6 @@ def sweep(
 
 # What editors and help() show: each setting by name, with its default.
 sweep.__signature__ = with_settings(inspect.signature(sweep))  # type: ignore[attr-defined]
-
-
-def _text(teacher: Any) -> str | None:
-    """A path as text; None for anything else."""
-    return fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
 
 
 def _paths(data: Any) -> list[str] | None:
@@ -209,9 +204,7 @@ def run_study(
     """Runs what the settings ask for and the folder does not hold yet; see `sweep`."""
     _check_given(settings, given)
     if client is not None:
-        dask_cluster.check_client(client)
-        if budget.threads is not None:
-            raise ConfigError("the workers of a cluster have their own", where="threads", hint="leave it out")
+        budget = dask_engine.budget(client, settings.device, budget)
     elif not plan_only:
         _check_device(settings)
     settings = absolute_paths(settings)
@@ -219,25 +212,28 @@ def run_study(
     if exists and not resume:
         hint = "give another folder, or leave out --no-resume (in Python, resume=False) to resume it"
         raise StudyError("holds a study already", where=str(out), hint=hint)
-    teacher = external_teacher(settings, given)
-    if exists:  # before the work of reading the data
-        refuse_another(StudyStore.open(out), decisive(settings, given, teacher))
     with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
-        inputs = Inputs.load(settings, given, teacher)
+        inputs = Inputs.load(settings, given, StudyStore.open(out) if exists else None)
         elsewhere = plan_only or client is not None  # other processes train
-        store = _open(settings, out, given, inputs, elsewhere)
+        provenance = {
+            "decisive": inputs.decisive,
+            "environment": planned_environment(settings.device) if elsewhere else environment(settings.device),
+            "given": given.names(),
+        }
+        store = StudyStore.create_or_open(out, settings.table(), provenance)
+        refuse_another(store, inputs.decisive)  # made by another process meanwhile
+        if not elsewhere:  # else the workers warn
+            warn_of_other_environment(store, settings.device)
         with store.writing():
-            _describe(settings, store, given, inputs, shown, elsewhere)
-            if client is not None:
-                budget = dask_cluster.budget(client, settings.device, budget)
+            _describe(settings, store, inputs, shown, elsewhere)
             packs, pack_size = _plan(settings, store, inputs, budget, shown)
             if not plan_only:
+                training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
                 if client is not None:
-                    outcome = dask_engine.run_packs(client, store, settings, packs, pack_size, shown, stop)
+                    failed = dask_engine.run_packs(client, training, packs, pack_size)
                 else:
-                    training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
-                    outcome = PackRunner(training, teacher, Claims(store.path / "claims")).sweep(packs)
-                for error in outcome.failed.values():
+                    failed = PackRunner(training, inputs.teacher, Claims(store.path / "claims")).sweep(packs).failed
+                for error in failed.values():
                     raise error
                 shown.say("writing the report")
                 report.write(store)
@@ -253,23 +249,8 @@ def _check_given(settings: StudySettings, given: Given) -> None:
         raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
 
 
-def _open(settings: StudySettings, out: Path, given: Given, inputs: Inputs, elsewhere: bool) -> StudyStore:
-    """The study's folder, made where it is not there. Raises StudyError where it holds another study."""
-    deciding = decisive(settings, given, inputs.teacher, inputs)
-    provenance = {
-        "decisive": deciding,
-        "environment": planned_environment(settings.device) if elsewhere else environment(settings.device),
-        "given": given.names(),
-    }
-    store = StudyStore.create_or_open(out, settings.table(), provenance)
-    refuse_another(store, deciding)
-    if not elsewhere:  # else the workers warn
-        warn_of_other_environment(store, settings.device)
-    return store
-
-
 def _describe(
-    settings: StudySettings, store: StudyStore, given: Given, inputs: Inputs, shown: SweepProgress, elsewhere: bool
+    settings: StudySettings, store: StudyStore, inputs: Inputs, shown: SweepProgress, elsewhere: bool
 ) -> None:
     """Stores what all results share, and what other processes need to open the study."""
     prepared = inputs.prepared
@@ -279,16 +260,16 @@ def _describe(
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in prepared.positions.items())
     shown.say(f"{len(prepared.jets):,} jets ({sizes}); results go to {store.path}")
     if elsewhere:
-        write_inputs(store, given, inputs)  # before the packs: workers may be waiting for them
-    for change in describe_anew(store, settings, given, held=elsewhere):
+        write_inputs(store, inputs)  # before the packs: workers may be waiting for them
+    for change in describe_anew(store, settings, inputs.given, held=elsewhere):
         shown.say(f"{store.path / 'study.toml'}: {change}")
 
 
 def _plan(
     settings: StudySettings, store: StudyStore, inputs: Inputs, budget: Budget, shown: SweepProgress
 ) -> tuple[list[PlannedPack], int]:
-    """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of them a new
-    pack has at most."""
+    """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of
+    them a new pack has at most."""
     runs, cost = settings.runs(), MemberCost()
     names = {"baseline", *(run.name for run in runs)}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
@@ -309,7 +290,8 @@ def _plan(
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
     _say_what_is_stored(store, {RunKey.of(run, seed) for seed in seeds for run in (None, *runs)}, shown)
     if new:
-        members, largest = sum(len(pack.runs) for pack in new), max(len(pack.runs) for pack in new)
+        members = sum(len(pack.runs) for pack in new)
+        largest = max(len(pack.runs) for pack in new)
         packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
         took = ""
         if cost.seconds > 0:  # not nan

@@ -1,7 +1,7 @@
-"""What a study is trained on, as any process can open it: its settings' files, or what it was given in Python.
+"""What a study is trained on, as any process can open it: files, or what it was given in Python.
 
-inputs/jets, inputs/hlt_jets, inputs/teacher: committed folders with what no settings hold. They are written if other
-processes will work on the study (workers, a cluster), so that its folder is all they need.
+inputs/jets, inputs/hlt_jets, inputs/teacher: committed folders with what no settings hold. They are written
+if other processes will work on the study (workers, a cluster), so that its folder is all they need.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.store.folders import commit, read_checked
-from kdfast.store.identity import differing, shown_setting, teacher_fingerprint
+from kdfast.store.identity import differing, refuse_another, shown_setting, teacher_fingerprint
 from kdfast.store.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.prepare import PreparedData, load, prepare
@@ -29,15 +29,13 @@ __all__ = [
     "Given",
     "Inputs",
     "absolute_paths",
-    "decisive",
     "describe_anew",
-    "external_teacher",
     "stored_inputs",
     "write_inputs",
 ]
 
 
-# What a study can be given in Python, in words, and the argument of kdfast.sweep and kdfast.refine that gives it.
+# What a study can be given in Python, in words, and the argument of kdfast.sweep and kdfast.refine for it.
 _IN_PYTHON = {
     "jets": ("jets", "data"),
     "hlt_jets": ("HLT jets", "hlt"),
@@ -63,48 +61,52 @@ class Given:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The jets, prepared, the teacher that the study was given (a Tagger, logits [N] of all jets, or None), and the
-    fingerprint of HLT jets that are not emulated."""
+    """What a study is trained on. given: what of it is given in Python. prepared: the jets. teacher: that the study
+    was given, a Tagger, logits [N] of all jets, or None. decisive: what makes the study this study."""
 
+    given: Given
     prepared: PreparedData
     teacher: Tagger | NDArray[np.float32] | None
-    hlt_fingerprint: str | None = None
+    decisive: dict[str, Any]
 
     @classmethod
-    def load(cls, settings: StudySettings, given: Given, teacher: Tagger | NDArray[np.float32] | None) -> Inputs:
-        """Reads and prepares the jets. teacher: as `external_teacher` gives it."""
+    def load(cls, settings: StudySettings, given: Given, store: StudyStore | None = None) -> Inputs:
+        """Reads and prepares the jets. store: of the study, if there is one. Raises StudyError where it holds
+        another study, before the work of reading the data where that is possible."""
+        teacher, hlt_jets = _external_teacher(settings, given), given.hlt_jets
+        if store is not None:
+            refuse_another(store, _decisive(settings, teacher, hlt_jets))
         jets = load(given.jets, settings.data)
         if isinstance(teacher, np.ndarray) and len(teacher) != len(jets):
             hint = "give a logit for every jet, in the data's order (after max_jets, where that is set)"
             raise DataError(f"{len(teacher)} logits for {len(jets)} jets", where="teacher", hint=hint)
-        hlt_jets = given.hlt_jets
         if hlt_jets is None and isinstance(settings.hlt, HLTFiles):
             from kdfast.jets.readers import load_jets
 
-            # All constituents: these files may store fewer than `max_constituents`, to which `prepare` cuts them.
-            hlt_jets = load_jets(settings.hlt.paths, max_jets=settings.data.max_jets, on_bad=settings.data.on_bad)
-        fingerprint_of_hlt = None if hlt_jets is None else fingerprint(hlt_jets)
-        return cls(prepare(jets, settings, hlt_jets), teacher, fingerprint_of_hlt)
+            # All constituents: `prepare` cuts them to `max_constituents`, and files may store fewer.
+            data = settings.data
+            hlt_jets = load_jets(settings.hlt.paths, max_jets=data.max_jets, on_bad=data.on_bad)
+        decisive = _decisive(settings, teacher, hlt_jets)
+        decisive["data"]["fingerprint"] = fingerprint(jets)
+        if store is not None:
+            refuse_another(store, decisive)
+        return cls(given, prepare(jets, settings, hlt_jets), teacher, decisive)
 
 
-def decisive(
-    settings: StudySettings, given: Given, teacher: Tagger | NDArray[np.float32] | None, inputs: Inputs | None = None
+def _decisive(
+    settings: StudySettings, teacher: Tagger | NDArray[np.float32] | None, hlt_jets: PackedJets | None
 ) -> dict[str, Any]:
-    """What makes the study this study; the data's fingerprint is in it where inputs are given."""
+    """What makes the study this study, but for the data's fingerprint."""
     table = settings.decisive()
     if teacher is not None:  # then nothing of a teacher's training decides a result
         del table["teacher_model"], table["recipe"]["teacher_epochs"], table["recipe"]["teacher_patience"]
         table["teacher"] = teacher_fingerprint(teacher)
-    hlt = None if given.hlt_jets is None else fingerprint(given.hlt_jets)
-    if inputs is not None:
-        table["data"]["fingerprint"] = fingerprint(inputs.prepared.jets)
-        hlt = inputs.hlt_fingerprint
-    if hlt is not None:
-        table["hlt"] = f"jets {hlt[:16]}"
+    if hlt_jets is not None:
+        table["hlt"] = f"jets {fingerprint(hlt_jets)[:16]}"
     return table
 
 
-def external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[np.float32] | None:
+def _external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[np.float32] | None:
     """The teacher that the study was given, checked as far as it can be without the jets."""
     teacher = given.teacher
     if teacher is None and settings.teacher is not None:
@@ -148,9 +150,9 @@ def _stored_logits(file: Path) -> NDArray[Any]:
 # ---- in the study's folder
 
 
-def write_inputs(store: StudyStore, given: Given, inputs: Inputs) -> None:
-    """Stores what was given in Python, so that other processes can open the study. Repeating it changes nothing."""
-    folder, teacher = store.path / "inputs", inputs.teacher
+def write_inputs(store: StudyStore, inputs: Inputs) -> None:
+    """Stores what was given in Python, so that other processes can open the study."""
+    folder, given, teacher = store.path / "inputs", inputs.given, inputs.teacher
     # The jets as the settings cut them: these may be cut otherwise when they are given again.
     jets = None if given.jets is None else inputs.prepared.jets
     files = {
@@ -207,16 +209,16 @@ def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
 
 
 def _given(store: StudyStore) -> set[str]:
-    """Names (see Given) of what the study was given in Python, by the last call that says where its inputs are."""
+    """Names (see Given) of what the study was given in Python."""
     return {*store.provenance.get("given", ())}
 
 
 def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, held: bool) -> list[str]:
-    """Rewrites the settings that decide no result for all who open the study from now on: device, checkpoints, and
-    where jets, HLT jets and teacher are. Returns the changes in words.
+    """Rewrites the settings that decide no result for all who open the study from now on: device,
+    checkpoints, and where jets, HLT jets and teacher are. Returns the changes in words.
 
-    held: `write_inputs` has stored what is given in Python. Otherwise that does not replace files, as nobody else could
-    open the study. The caller holds the study (StudyStore.writing).
+    held: `write_inputs` has stored what is given in Python. Otherwise that does not replace files, as nobody
+    else could open the study. The caller holds the study (StudyStore.writing).
     """
     here, table, names = settings.table(), dict(store.settings), _given(store)
     found, taken = {"device", "checkpoint_every"}, {*given.names()}

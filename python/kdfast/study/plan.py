@@ -24,10 +24,10 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["Budget", "MemberCost", "calibrate", "free_memory", "members_per_pack", "plan"]
 
-# Aim for the time that a pack takes: it is the unit of sharing and, without a checkpoint, what a lost machine costs.
+# Aim for the time that a pack takes: the unit of sharing and, without checkpoints, what a lost machine costs.
 PACK_SECONDS = 600.0
-# Limit of all checkpoints of a pack whose members run at once (on GPUs): what a disk can write in the seconds that a
-# batch system leaves.
+# Limit of all checkpoints of a pack whose members run at once (on GPUs): what a disk can write in the seconds
+# that a batch system leaves.
 CHECKPOINT_BYTES = 2 << 30
 # Packs for each worker, so that the wait for the last one is short.
 PACKS_PER_WORKER = 4
@@ -44,9 +44,9 @@ def plan(
 ) -> tuple[list[PlannedPack], list[PlannedPack]]:
     """Writes packs of up to `members` runs for what is neither in a pack nor stored.
 
-    threads: that a worker is to have. cost: of a member; both are stored for scripts that submit the packs as jobs.
+    threads: of a worker. cost: of a member. Both are stored for scripts that submit the packs as jobs.
 
-    Returns (all of the study's packs, those of them that are new). The caller holds the study (StudyStore.writing).
+    Returns all of the study's packs, and the new ones. The caller holds the study (StudyStore.writing).
     """
     packs, stored = planned(store), store.keys()
     held = {(pack.seed, member.name) for pack in packs for member in pack.members}
@@ -72,8 +72,8 @@ def plan(
 class Budget:
     """What a sweep may use. Raises ConfigError for numbers below 1.
 
-    threads: of the training on the CPU, or of each worker; None: torch's. workers: that packs are planned for; None:
-    one. pack_size: runs of a pack; None: see `members_per_pack`.
+    threads: of the training on the CPU, or of each worker; None: torch's. workers: that packs are planned
+    for; None: one. pack_size: runs of a pack; None: see `members_per_pack`.
     """
 
     threads: int | None = None
@@ -86,8 +86,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class MemberCost:
-    """What one member takes on one thread of this machine. seconds: if it spares no epoch; nan where not known.
-    memory: bytes while it runs."""
+    """What one member takes on one thread of this machine. seconds: if it spares no epoch; nan where not
+    known. memory: bytes while it runs."""
 
     seconds: float = math.nan
     memory: int = 0
@@ -112,8 +112,8 @@ def calibrate(model: ModelConfig, recipe: Recipe, train: View, validation: View,
         pass
     if len(reports) < epochs:  # it diverged
         return MemberCost()
-    # The quickest: the first finds cold caches, and others may share the machine. A jet's evaluation is a third of its
-    # step.
+    # The quickest: the first finds cold caches, and others may share the machine. A jet's evaluation is a
+    # third of its step.
     seconds_per_jet = min(report.seconds / (report.jets + len(some) / 3) for report in reports)
     return MemberCost(recipe.epochs * seconds_per_jet * (len(train) + len(validation) / 3), max(0, most - before))
 
@@ -145,9 +145,9 @@ def members_per_pack(
 ) -> int:
     """The number of a seed's runs that a pack should have.
 
-    A pack takes about PACK_SECONDS and fills the threads, each worker gets several, and no more runs train at once than
-    fit into the free bytes (0: not known). checkpoint: bytes of one member's, where all members of a pack run at once:
-    together they stay below CHECKPOINT_BYTES.
+    A pack takes about PACK_SECONDS and fills the threads, each worker gets several, and no more runs train at
+    once than fit into the free bytes (0: not known). checkpoint: bytes of one member's, where all members of
+    a pack run at once: together they stay below CHECKPOINT_BYTES.
     """
     if checkpoint:
         at_once = max(1, CHECKPOINT_BYTES // checkpoint)

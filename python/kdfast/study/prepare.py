@@ -28,8 +28,8 @@ CLASSES = {0: "background", 1: "signal"}
 class PreparedData:
     """A study's jets, split and seen both ways.
 
-    positions: by split, of its jets among all jets (rising). labels, weights, index: by split, [B] of its jets.
-    offline, hlt: by split, what the teacher and what students see, standardised by the same numbers.
+    positions: by split, of its jets among all jets (rising). labels, weights, index: by split, [B] of its
+    jets. offline, hlt: by split, what the teacher and what students see, standardised by the same numbers.
     offline_preparation, hlt_preparation: how to make the two from jets as they are read.
     """
 
@@ -46,8 +46,9 @@ class PreparedData:
         return {"labels": self.jets.labels[part], "weights": self.jets.weights[part], "index": self.jets.index[part]}
 
     def kinematics(self, split: str) -> dict[str, NDArray[Any]]:
-        """pt, eta, mass (GeV) of a split's jets, in the order of `shared_arrays`: for a report's tables by pT and of
-        the mass of the background that passes. As the experiment stored them, so the same for every view."""
+        """pt, eta, mass (GeV) of a split's jets, in the order of `shared_arrays`: for a report's tables by pT
+        and of the mass of the background that passes. As the experiment stored them, so the same for every
+        view."""
         p4 = self.jets.p4[self.positions[split]]
         return {"pt": p4[:, 0], "eta": p4[:, 1], "mass": p4[:, 3]}
 
@@ -57,7 +58,7 @@ class PreparedData:
 
 
 def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
-    """The jets given in Python, or those of the settings' files, or, where there are none, the bundled sample.
+    """The jets given in Python, or those of the settings' files; without both the bundled sample.
 
     Cut to the settings' max_jets (the first ones) and max_constituents (the hardest ones).
     Raises DataError for jets that can't be trained on; the readers' own errors name file, dataset and row.
@@ -85,9 +86,9 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
 def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | None = None) -> PreparedData:
     """Splits the jets and makes both views of each split.
 
-    hlt_jets: the same jets, in the same order, as a real trigger saw them; None: they are emulated with settings.hlt.
-    The split (stratified by label) and the emulation depend on settings.data.seed alone.
-    Raises DataError: one class only, in all or in a split; a split without weight or without a constituent; HLT jets
+    hlt_jets: the same jets, in the same order, as a real trigger saw them; None: they are emulated with
+    settings.hlt. The split (stratified by label) and the emulation depend on settings.data.seed alone. Raises
+    DataError: one class only, in all or in a split; a split without weight or without a constituent; HLT jets
     that are not the same jets.
     """
     if hlt_jets is not None:
@@ -97,8 +98,8 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
     assert not isinstance(hlt, HLTFiles), "Inputs.load reads them"
     seed, constituents = settings.data.seed, settings.data.max_constituents
 
-    # The standardisation comes from the offline view of the training jets, which a first preparation (that does not
-    # standardise) makes.
+    # The standardisation comes from the offline view of the training jets, which a first preparation (that
+    # does not standardise) makes.
     unit = Standardisation(torch.zeros(7), torch.ones(7))
     first = Preparation("offline", hlt, seed, constituents, unit)
     train = first.view_of(jets[positions["train"]])

@@ -37,10 +37,10 @@ class _Live(Progress):
 
 
 class SweepProgress:
-    """Takes the trainer's events, from any thread, and shows members done, epoch, jets/s, time left and best so far.
+    """Takes the trainer's events, from any thread; shows members done, epoch, jets/s, time left, best so far.
 
-    Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so that stdout
-    has only results. Lines that can't be written there are lost; the sweep continues.
+    Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so
+    that stdout has only results. Lines that can't be written there are lost; the sweep continues.
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
@@ -72,8 +72,8 @@ class SweepProgress:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, what: str, *, members: int, epochs: int, done: int = 0, later: int = 0) -> None:
-        """A pack starts: `what` it is, members to train, planned epochs of each, members done in earlier runs, and
-        members of packs that come after it."""
+        """A pack starts: `what` it is, members to train, planned epochs of each, members done in earlier
+        runs, and members of packs that come after it."""
         with self._lock:
             self._what, self._members, self._done = what, members + done, done
             self._epochs, self._epochs_left, self._epochs_trained = epochs, members * epochs, 0

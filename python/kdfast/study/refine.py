@@ -48,13 +48,13 @@ def refine(
     top : int
         Number of leading configurations: the best by their mean on the validation jets.
     seeds : int
-        Number of seeds that each is trained with in the end. Seeds that were trained or planned already count, even
-        if a run diverged or failed; new ones follow the highest.
+        Number of seeds that each is trained with in the end. Seeds that were trained or planned already
+        count, even if a run diverged or failed; new ones follow the highest.
     metric : {"auc", "bkg_rej_50", "combined"}
         What the configurations are ranked by.
     data, hlt, teacher : PackedJets, PackedJets, Tagger or array, optional
-        What the study's sweep was given in Python: jets, HLT jets, and a teacher or its logits. A study that was
-        planned for workers holds them itself.
+        What the study's sweep was given in Python: jets, HLT jets, and a teacher or its logits. A study that
+        was planned for workers holds them itself.
     progress : bool
         Show progress on stderr.
     threads : int, optional
@@ -112,12 +112,13 @@ def _seeds(known: Collection[int], tried: Collection[int], count: int) -> list[i
 
 
 def leaders(table: pd.DataFrame, top: int, metric: str = "auc") -> tuple[list[str], list[int]]:
-    """The best configurations of a results table by their mean on the validation jets, best first, and the seeds that
-    it goes over.
+    """The best configurations of a results table by their mean on the validation jets, best first, and the
+    seeds that it goes over.
 
-    These are the seeds that every configuration has finished with, so that all are compared on the same ones, and
-    seeds added to some do not change the choice; where there is no such seed, configurations with the fewest take no
-    part. metric: "auc", "bkg_rej_50" or "combined". Raises StudyError where none has finished, or none can be compared.
+    These are the seeds that every configuration has finished with, so that all are compared on the same ones,
+    and seeds added to some do not change the choice; where there is no such seed, configurations with the
+    fewest take no part. metric: "auc", "bkg_rej_50" or "combined". Raises StudyError where none has finished,
+    or none can be compared.
     """
     columns = {"auc": "auc_val", "bkg_rej_50": "bkg_rej_50_val", "combined": "combined_val"}
     if metric not in columns:

@@ -25,8 +25,8 @@ __all__ = ["StudyResults", "open_study"]
 class StudyResults:
     """The results of a study, finished or not.
 
-    `open_study` and `kdfast.sweep` return one. Stored results are read when they are first needed; open the study again
-    to see what has been added since.
+    `open_study` and `kdfast.sweep` return one. Stored results are read when they are first needed; open the
+    study again to see what has been added since.
 
     Attributes
     ----------
@@ -79,13 +79,13 @@ class StudyResults:
 
     @property
     def imported(self) -> dict[str, Any] | None:
-        """Of an imported study: its files (path, bytes, sha256) and the warnings about them. Otherwise None."""
+        """Of an imported study: its files (path, bytes, sha256) and warnings about them; else None."""
         imported: dict[str, Any] | None = self._store.provenance.get("imported")
         return imported
 
     @cached_property
     def has_scores(self) -> pd.Series[bool]:
-        """For each row of `results`: whether its scores per jet are stored. Diverged and imported runs have none."""
+        """For each row of `results`: whether its scores per jet are stored (not if diverged or imported)."""
         stored = {(r.name, r.seed): r.has_scores for r in self._stored if r.kind == "student"}
         keys = zip(self._table["run_name"], self._table["seed"], strict=True)
         return pd.Series([stored[name, int(seed)] for name, seed in keys], self._table.index, dtype=bool)
@@ -131,14 +131,14 @@ class StudyResults:
     def best(self, metric: str = "auc") -> pd.Series[Any]:
         """Return the row of `results` that is best on the validation jets.
 
-        Its metrics are those of the test jets, which the choice does not bias. An imported study may have no validation
-        metrics; the choice is then made on the test jets, and the best value is biased upwards.
+        Its metrics are those of the test jets, which the choice does not bias. An imported study may have no
+        validation metrics; the choice is then made on the test jets, and the best value is biased upwards.
 
         Parameters
         ----------
         metric
-            "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (the mean of AUC and bkg_rej_50, each scaled
-            to 0…1 over the study).
+            "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (the mean of AUC and bkg_rej_50,
+            each scaled to 0…1 over the study).
 
         Raises
         ------
@@ -168,8 +168,8 @@ class StudyResults:
         Returns
         -------
         pandas.DataFrame
-            One row for each jet, with the columns ``split`` ("validation" or "test"), ``index`` (the jet's identity),
-            ``label``, ``weight``, ``score`` (logit) and ``probability`` (of signal).
+            One row for each jet, with the columns ``split`` ("validation" or "test"), ``index`` (the jet's
+            identity), ``label``, ``weight``, ``score`` (logit) and ``probability`` (of signal).
 
         Raises
         ------
@@ -218,7 +218,7 @@ class StudyResults:
         return named[next(iter(named)) if seed is None else seed]
 
     def paired_with(self, other: StudyResults) -> Pairing:
-        """Return the runs and test jets that two studies share, with both studies' scores, or why they can't be paired.
+        """Return the runs and test jets that two studies share, with both scores, or why they can't be paired.
 
         Raises
         ------
@@ -252,8 +252,8 @@ class StudyResults:
         Returns
         -------
         pandas.DataFrame
-            The columns ``kind``, ``run_name``, ``seed``, ``status`` ("done", "diverged", "failed", "missing" or
-            "damaged") and ``message``.
+            The columns ``kind``, ``run_name``, ``seed``, ``status`` ("done", "diverged", "failed", "missing"
+            or "damaged") and ``message``.
         """
         columns = ["kind", "run_name", "seed", "status", "message"]
         table = pd.DataFrame([asdict(run) for run in study_status(self._store).runs], columns=columns)
@@ -270,8 +270,8 @@ class StudyResults:
         Returns
         -------
         Verification
-            ``findings`` lists what is damaged; ``intact`` is whether nothing is. `kdfast verify --repair` also puts
-            damaged folders aside.
+            ``findings`` lists what is damaged; ``intact`` is whether nothing is. `kdfast verify --repair`
+            also puts damaged folders aside.
         """
         return verify(self.path, progress=progress)
 

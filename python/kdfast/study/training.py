@@ -1,4 +1,4 @@
-"""Training a study's networks, teacher, baselines and students, and storing each result as soon as it is there."""
+"""Training a study's teacher, baselines and students, and storing each result as soon as it is there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class StudyTraining:
     def teacher(self, external: Tagger | NDArray[np.float32] | None) -> Targets:
         """Stores the teacher as a result, if it is not there yet, and gives its targets on the training jets.
 
-        external: a trained teacher, or logits [N] for all jets (targets without attention); None: one is trained.
+        external: a trained teacher, logits [N] of all jets (targets without attention), or None: train one.
         """
         key = RunKey.teacher(self.settings.data.seed)  # one per study, whatever the members' seeds
         known = self.store.has(key)
@@ -114,8 +114,8 @@ class StudyTraining:
     ) -> None:
         """Trains the runs of a pack, of which none is stored.
 
-        lost: set when the pack is no longer this process's; it is then given up at the next result. done, later: runs
-        of the pack that are stored, and of packs that come after it, for the progress.
+        lost: set when the pack is no longer this process's; it is then given up at the next result. done,
+        later: runs of the pack that are stored, and of packs that come after it, for the progress.
         """
         recipe, sizes = self.settings.recipe.student(), model_config(self.settings.model)
         trained = self._pack(sizes, pack.members, pack.seed, recipe, self.prepared.hlt, targets)

@@ -1,7 +1,8 @@
-"""A worker: takes packs of a study, trains what they are missing, stores each result, and reports what became of them.
+"""A worker: takes packs of a study, trains what they are missing, and stores each result.
 
-Any number of workers may be at one study, each a process that needs nothing but the study's folder (and the files of
-jets that its settings name). They share the packs through claims; a pack whose worker is gone is taken over.
+Any number of workers may be at one study, each a process that needs nothing but the study's folder (and the
+files of jets that its settings name). They share the packs through claims; a pack whose worker is gone is
+taken over.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from kdfast.interrupt import stoppable
 from kdfast.models.tagger import Tagger
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures
 from kdfast.store.claims import LEASE, Claim, Claims
-from kdfast.store.identity import refuse_another, warn_of_other_environment
+from kdfast.store.identity import warn_of_other_environment
 from kdfast.store.key import RunKey
 from kdfast.store.packs import TEACHER, PlannedPack, find, missing, no_packs, planned
 from kdfast.store.settings import StudySettings, check_counts
 from kdfast.store.store import StudyStore
-from kdfast.study.inputs import Inputs, decisive, external_teacher, stored_inputs
+from kdfast.study.inputs import Inputs, stored_inputs
 from kdfast.study.progress import SweepProgress
 from kdfast.study.training import StudyTraining
 
@@ -38,17 +39,15 @@ __all__ = [
     "PackRunner",
     "UnitFailed",
     "open_inputs",
-    "record_lost",
     "study_digest",
-    "try_again",
     "work",
 ]
 
 
 @dataclass
 class Outcome:
-    """What became of packs, by id: done (every run is stored), failed (and of what), elsewhere (other processes are at
-    them), left (not reached)."""
+    """What became of packs, by id: done (every run is stored), failed (and of what), elsewhere (other
+    processes are at them), left (not reached)."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
@@ -68,71 +67,60 @@ class _GivenUp(StudyError):
     """A pack, or the teacher, that has failed too often to be tried again without a request."""
 
 
-def try_again(store: StudyStore, *names: str) -> None:
-    """Asks for another try of those of these packs (or the teacher) that were given up."""
-    failed = failures(store.attempts())
-    for name in names:
-        if failed[name] >= GIVEN_UP:
-            store.write_attempt(Attempt(name, "retry"))
-
-
-def record_lost(store: StudyStore, claim: Claim, members: Iterable[RunKey]) -> None:
-    """Stores the attempt that was cut off where the claim was taken over. members: the runs that it was to train."""
-    before = claim.taken_from
-    if before is not None:
-        store.write_attempt(Attempt.lost(claim.name, before.host, before.pid, members))
-
-
 class PackRunner:
-    """Trains packs, each under a claim. teacher: a Tagger or logits of all jets that the study was given, or None.
-    targets: the teacher's, where this process has them already."""
+    """Trains packs, each under a claim. teacher: that the study was given: a Tagger, logits, or None."""
 
-    def __init__(
-        self,
-        training: StudyTraining,
-        teacher: Tagger | NDArray[np.float32] | None,
-        claims: Claims,
-        targets: Targets | None = None,
-    ) -> None:
+    def __init__(self, training: StudyTraining, teacher: Tagger | NDArray[np.float32] | None, claims: Claims) -> None:
         self.training, self.store, self.claims = training, training.store, claims
-        self._external, self._targets = teacher, targets
+        self._external = teacher
+        self._targets: Targets | None = None
         self._said: set[str] = set()
 
-    def targets(self, *, retry: bool = False) -> Targets:
-        """The teacher's targets. The teacher is trained first where it is not stored, by one process of all.
+    def sweep(self, packs: Sequence[PlannedPack]) -> Outcome:
+        """Trains teacher and packs, also those that have failed too often, and waits for what others hold."""
+        outcome = self.teacher(retry=True)
+        return outcome if outcome.failed else self.run(packs, retry=True)
 
-        retry: also where it has failed too often. Raises UnitFailed where its training fails.
+    def teacher(self, *, retry: bool = False) -> Outcome:
+        """Trains the teacher where it is not stored, in one process of all, and keeps its targets.
+
+        retry: also where it has failed too often.
         """
         if retry:
-            try_again(self.store, TEACHER)
-        while self._targets is None:
-            if self.store.has(RunKey.teacher(self.training.settings.data.seed)):
-                self._targets = self.training.teacher(self._external)
-            elif (claim := self.claims.take(TEACHER)) is not None:
-                with claim, self._recorded(TEACHER, claim):
-                    self._refuse_given_up(TEACHER)
+            self._try_again([TEACHER])
+        key = RunKey.teacher(self.training.settings.data.seed)
+        try:
+            while self._targets is None:
+                if self.store.has(key):
                     self._targets = self.training.teacher(self._external)
-            else:
-                self._wait("the teacher is being trained by another process: waiting for it")
-        return self._targets
+                elif (claim := self.claims.take(TEACHER)) is not None:
+                    with claim, self._recorded(claim, [key]):
+                        self._targets = self.training.teacher(self._external)
+                else:
+                    self._wait("the teacher is being trained by another process: waiting for it")
+        except UnitFailed as failed:
+            return Outcome(failed={TEACHER: failed.error})
+        return Outcome(done=[TEACHER])
 
     def run(
         self, packs: Sequence[PlannedPack], *, max_packs: int | None = None, wait: bool = True, retry: bool = False
     ) -> Outcome:
         """Trains what the packs are missing, in their order, and does not stop for one that fails.
 
-        max_packs: takes at most this many. wait: for the packs that others hold, until they are done or given up;
-        else only until each holder has given a sign of life. retry: tries also those that have failed too often.
-        Where the teacher fails, it is in `failed`, and all packs are left. Raises StudyError where the folder can't be
-        written, and SweepInterrupted.
+        max_packs: takes at most this many. wait: for the packs that others hold, until they are done or given
+        up; else only until each holder has given a sign of life. retry: tries also those that have failed too
+        often. Where the teacher fails, it is in `failed`, and all packs are left. Raises StudyError where the
+        folder can't be written, and SweepInterrupted.
         """
         outcome, taken, stored = Outcome(), 0, self.store.keys()
         pending = [pack for pack in packs if self._is_left(pack, outcome, stored)]
         if pending and retry:
-            try_again(self.store, *(pack.id for pack in pending))
-        if pending and not self._has_targets(outcome, retry):
-            outcome.left += [pack.id for pack in pending]
-            return outcome
+            self._try_again([pack.id for pack in pending])
+        if pending:
+            outcome.failed = self.teacher(retry=retry).failed
+            if outcome.failed:
+                outcome.left = [pack.id for pack in pending]
+                return outcome
         while pending:
             held: list[PlannedPack] = []
             for number, pack in enumerate(pending):
@@ -143,7 +131,7 @@ class PackRunner:
                         outcome.left.append(pack.id)
                         continue
                     try:
-                        taken += self.attempt(pack, pending[number + 1 :])
+                        taken += self._attempt(pack, pending[number + 1 :])
                     except UnitFailed as failed:
                         taken += not isinstance(failed.error, _GivenUp)
                         outcome.failed[pack.id] = failed.error
@@ -159,41 +147,20 @@ class PackRunner:
                 self._wait(f"{names}: held by other processes, waiting until they are done or silent")
         return outcome
 
-    def sweep(self, packs: Sequence[PlannedPack]) -> Outcome:
-        """Trains teacher and packs, also those that have failed too often, and waits for what others hold."""
-        outcome = self.teacher(retry=True)
-        return outcome if outcome.failed else self.run(packs, retry=True)
-
-    def teacher(self, *, retry: bool = False) -> Outcome:
-        """Trains the teacher alone, where it is not stored."""
-        outcome = Outcome()
-        if self._has_targets(outcome, retry):
-            outcome.done.append(TEACHER)
-        return outcome
-
-    def _has_targets(self, outcome: Outcome, retry: bool) -> bool:
-        """Whether the teacher's targets are there; a teacher that fails is noted."""
-        try:
-            self.targets(retry=retry)
-        except UnitFailed as failed:
-            outcome.failed[TEACHER] = failed.error
-        return self._targets is not None
-
-    def attempt(self, pack: PlannedPack, later: Sequence[PlannedPack] = (), *, retry: bool = False) -> bool:
-        """Trains what the pack is missing, under its claim, until that is lost. False: another process holds it. later:
-        packs that come after it, for the progress. retry: also where it has failed too often. Raises UnitFailed."""
-        if retry:
-            try_again(self.store, pack.id)
+    def _attempt(self, pack: PlannedPack, later: Sequence[PlannedPack]) -> bool:
+        """Trains what the pack is missing, under its claim, until that is lost. False: another process holds
+        it. later: packs that come after it, for the progress. Raises UnitFailed."""
+        assert self._targets is not None, "run has trained the teacher"
         claim = self.claims.take(pack.id)
         if claim is None:
             return False
-        with claim, self._recorded(pack.id, claim, pack):
+        with claim:
             left = missing(self.store, pack)  # now: it may have been finished before it was claimed
             if left.runs:
-                self._refuse_given_up(pack.id)
                 done = len(pack.runs) - len(left.runs)
                 after = sum(len(other.runs) for other in later)  # at most
-                self.training.students(left, self.targets(), lost=claim.lost, done=done, later=after)
+                with self._recorded(claim, pack.keys):
+                    self.training.students(left, self._targets, lost=claim.lost, done=done, later=after)
         return True
 
     def _is_left(self, pack: PlannedPack, outcome: Outcome, stored: Collection[RunKey] | None = None) -> bool:
@@ -203,25 +170,30 @@ class PackRunner:
         return False
 
     @contextmanager
-    def _recorded(self, name: str, claim: Claim, pack: PlannedPack | None = None) -> Iterator[None]:
-        """Stores an attempt where the one before was cut off, and where this one fails; raises UnitFailed then."""
-        members = [RunKey.teacher(self.training.settings.data.seed)] if pack is None else pack.keys
-        record_lost(self.store, claim, members)
+    def _recorded(self, claim: Claim, members: Iterable[RunKey]) -> Iterator[None]:
+        """Stores an attempt where the one before was cut off, and where this one fails; raises UnitFailed
+        then, also where too many have failed. members: the runs to train."""
+        name, before = claim.name, claim.taken_from
+        if before is not None:
+            self.store.write_attempt(Attempt.lost(name, before.host, before.pid, members))
+        if failures(self.store.attempts(name))[name] >= GIVEN_UP:  # asked under the claim: others may have failed since
+            what = f"{name if name == TEACHER else f'pack {name}'} has failed {GIVEN_UP} times"
+            hint = "kdfast status says of what; --retry tries it again"
+            raise UnitFailed(name, _GivenUp(what, where=str(self.store.path), hint=hint))
         try:
             yield
         except Exception as error:
             if isinstance(error.__cause__, OSError):  # of the folder, which can't be written then
                 raise
-            if not isinstance(error, _GivenUp):
-                self.store.write_attempt(Attempt.failed(name, error, members))
+            self.store.write_attempt(Attempt.failed(name, error, members))
             raise UnitFailed(name, error) from error
 
-    def _refuse_given_up(self, name: str) -> None:
-        """To be asked under the claim: until then others may have failed at it."""
-        if failures(self.store.attempts(name))[name] >= GIVEN_UP:
-            what = f"{name if name == TEACHER else f'pack {name}'} has failed {GIVEN_UP} times"
-            hint = "kdfast status says of what; --retry tries it again"
-            raise _GivenUp(what, where=str(self.store.path), hint=hint)
+    def _try_again(self, names: Iterable[str]) -> None:
+        """Asks for another try of those of these packs (or the teacher) that were given up."""
+        failed = failures(self.store.attempts())
+        for name in names:
+            if failed[name] >= GIVEN_UP:
+                self.store.write_attempt(Attempt(name, "retry"))
 
     def _wait(self, why: str) -> None:
         if why not in self._said:
@@ -239,19 +211,14 @@ def study_digest(store: StudyStore) -> str:
 def open_inputs(store: StudyStore) -> tuple[StudySettings, Inputs]:
     """Settings and inputs of a study that was planned, from its folder.
 
-    Raises StudyError where it was planned by another version of kdfast, or its jets or teacher have changed since.
+    Raises StudyError if another version of kdfast planned it, or its jets or teacher have changed since.
     """
     planner = store.provenance.get("environment", {}).get("kdfast")
     if planner != __version__:
         what = f"was planned by kdfast {planner}, this is {__version__}: results of both would not belong together"
         raise StudyError(what, where=str(store.path), hint=f"install kdfast {planner} for this study's workers")
     settings = StudySettings.resolve(store.settings, data_given=True)
-    given = stored_inputs(store)
-    teacher = external_teacher(settings, given)
-    refuse_another(store, decisive(settings, given, teacher))  # before the work of reading the data
-    inputs = Inputs.load(settings, given, teacher)
-    refuse_another(store, decisive(settings, given, teacher, inputs))
-    return settings, inputs
+    return settings, Inputs.load(settings, stored_inputs(store), store)
 
 
 def work(
@@ -265,40 +232,15 @@ def work(
     lease: float = LEASE,
     progress: bool = True,
 ) -> Outcome:
-    """Train packs of a planned study that are not done, sharing them with all other workers on it.
+    """Trains packs of a planned study that are not done, sharing them with all other workers on it.
 
-    Parameters
-    ----------
-    study : path
-        Folder of a study that `kdfast.sweep(…, plan_only=True)` has planned.
-    pack : str, optional
-        Only this pack, e.g. "seed42.003", or "teacher". It is waited for while another worker holds it.
-    array_index : int, optional
-        Only the pack with this number, counted from 0; otherwise as `pack`.
-    max_packs : int, optional
-        At most this many packs. None: all.
-    retry : bool
-        Also try packs that have failed three times.
-    threads : int, optional
-        Threads of the training. None: `torch.get_num_threads()`.
-    lease : float
-        Seconds without a sign of life after which another worker counts as gone.
-    progress : bool
-        Show progress on stderr.
+    pack: only this one, e.g. "seed42.003", or "teacher"; it is waited for while another worker holds it.
+    array_index: likewise the pack of this number, from 0. max_packs: at most this many. retry: also packs
+    that have failed three times. threads: of the training; None: torch's. lease: seconds without a sign of
+    life after which another worker counts as gone.
 
-    Returns
-    -------
-    Outcome
-        What became of the packs, by their ids.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown pack, or a number out of range.
-    StudyError
-        For a study that has no packs, is of another version, is damaged or can't be written.
-    SweepInterrupted
-        On a signal; running members have checkpoints.
+    Raises ConfigError for an unknown pack; StudyError for a study that has no packs, is of another version,
+    is damaged or can't be written; SweepInterrupted on a signal (running members have checkpoints).
     """
     check_counts(threads=threads, max_packs=max_packs)
     if lease <= 0:
@@ -309,6 +251,7 @@ def work(
     packs = planned(store)
     if not packs and pack != TEACHER:
         raise no_packs(store, "to work on")
+    one = pack is not None or array_index is not None
     if array_index is not None:
         if not 0 <= array_index < len(packs):
             hint = f"the study has packs 0 to {len(packs) - 1}"
@@ -318,12 +261,12 @@ def work(
         packs = [] if pack == TEACHER else [find(packs, pack)]
     with SweepProgress(progress) as shown, stoppable(shown.say, store.path) as stop:
         stored = store.keys()
-        if packs and not any(missing(store, one, stored).runs for one in packs):  # before the work of reading the data
-            return Outcome(done=[one.id for one in packs])
+        if packs and not any(missing(store, each, stored).runs for each in packs):  # before the data are read
+            return Outcome(done=[each.id for each in packs])
         settings, inputs = open_inputs(store)
         warn_of_other_environment(store, settings.device)
         training = StudyTraining(settings, store, inputs.prepared, shown, stop, threads)
         runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims", lease=lease))
         if pack == TEACHER:
             return runner.teacher(retry=retry)
-        return runner.run(packs, max_packs=max_packs, wait=pack is not None or array_index is not None, retry=retry)
+        return runner.run(packs, max_packs=max_packs, wait=one, retry=retry)
