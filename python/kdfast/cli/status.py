@@ -43,15 +43,18 @@ def _watch(study: Path, status: StudyStatus) -> StudyStatus:
 
     terminal = console()
     lively = terminal.is_terminal and not terminal.is_dumb_terminal  # elsewhere Live shows nothing until it ends
-    shown, not_before = "", 0.0
+    shown = ""
+    not_before = 0.0
     with Live(console=terminal, auto_refresh=False) if lively else nullcontext() as live:
         while True:
-            text, ends = "\n".join(_lines(status)), status.finished or status.at_rest
+            text = "\n".join(_lines(status))
+            ends = status.finished or status.at_rest
             if live is not None:
                 live.update(Text(text), refresh=True)
             elif text != shown and (ends or time.monotonic() >= not_before):
                 typer.echo(text)
-                shown, not_before = text, time.monotonic() + _PLAIN_INTERVAL
+                shown = text
+                not_before = time.monotonic() + _PLAIN_INTERVAL
             if ends:
                 return status
             time.sleep(_REFRESH)

@@ -68,8 +68,11 @@ class StudyCheckpoints:
         interval: float,
         say: Callable[[str], None],
     ) -> None:
-        self.interval, self._say = interval, say
-        self._folder, self._keys, self._environment = study / "checkpoints", keys, dict(environment)
+        self.interval = interval
+        self._say = say
+        self._folder = study / "checkpoints"
+        self._keys = keys
+        self._environment = dict(environment)
         self._epochs = pack.recipe.epochs
         common = {
             "settings": _fingerprint(json.dumps(decisive, sort_keys=True).encode()),
@@ -89,7 +92,8 @@ class StudyCheckpoints:
         self._before: dict[str, list[dict[str, str]]] = {}  # by member: other environments that trained it
         self._newest: dict[str, Path] = {}  # by member: the intact folder that this process wrote or read
         self._unusable: set[Path] = set()
-        self._lock, self._warned = threading.Lock(), set[str]()
+        self._lock = threading.Lock()
+        self._warned = set[str]()
 
     def load(self, member: str) -> MemberCheckpoint | None:
         """The newest intact checkpoint of the member. Warns of those that it can't use."""

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["budget", "connected", "run_packs", "train"]
 
-# Seconds: between looks at tasks; that tasks have to save their members when the sweep is stopped; after
-# which another client of a network file system sees what a worker has written.
-POLL, GRACE, VISIBLE = 0.5, 10.0, 120.0
+# In seconds.
+POLL = 0.5
+GRACE = 10.0  # that tasks have to save their members when the sweep is stopped
+VISIBLE = 120.0  # after which another client of a network file system sees what a worker has written
 
 # Tasks at once that a plan is made for while no worker is there yet, as in an adaptive cluster.
 EXPECTED = 16
@@ -136,7 +137,9 @@ def run_packs(
     Raises ClusterError where the cluster is lost, KdfastError for what every pack would meet (another version
     on a worker, another folder, a teacher that fails), SweepInterrupted.
     """
-    store, settings, shown = training.store, training.settings, training.shown
+    store = training.store
+    settings = training.settings
+    shown = training.shown
     packs = [left for pack in packs if (left := missing(store, pack)).runs]
     if not packs:
         return {}
@@ -171,7 +174,8 @@ def _in_parts(store: StudyStore, packs: Iterable[PlannedPack], size: int) -> Ite
 
 def _run(client: Client, training: StudyTraining, packs: Sequence[PlannedPack]) -> dict[str, Exception]:
     """Has the workers train these packs, until the results of each are seen here or it has failed."""
-    store, shown = training.store, training.shown
+    store = training.store
+    shown = training.shown
     failed: dict[str, Exception] = {}
     unseen = {key for pack in packs for key in pack.keys}
     running = {_submit(client, training, pack): pack for pack in reversed(packs)}  # `kdfast worker` begins in front
@@ -244,7 +248,8 @@ def _cancel(client: Client, store: StudyStore, running: Iterable[Future]) -> Non
     """Cancels tasks, and waits until those that ran have saved their members."""
     with suppress(Exception):  # the scheduler may be going, too
         client.cancel(list(running))
-    claims, deadline = Claims(store.path / "claims"), time.monotonic() + GRACE
+    claims = Claims(store.path / "claims")
+    deadline = time.monotonic() + GRACE
     while any(holder.alive and holder.owner == client.id for holder in claims.holders()):
         if time.monotonic() > deadline:
             return
@@ -311,7 +316,8 @@ class _Unwanted(threading.Event):
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
-        self._worker, self._key = worker, worker.get_current_task()
+        self._worker = worker
+        self._key = worker.get_current_task()
 
     def is_set(self) -> bool:
         task = self._worker.state.tasks.get(self._key)

@@ -150,7 +150,8 @@ def sweep(
     >>> kdfast.sweep("train_*.h5", "mine", seeds=[1, 2], learning_rate=1e-3, warmup_epochs=1)  # doctest: +SKIP
     """
     jets = data if isinstance(data, PackedJets) else None
-    hlt, teacher = settings.get("hlt"), settings.get("teacher")
+    hlt = settings.get("hlt")
+    teacher = settings.get("teacher")
     hlt_jets = hlt if isinstance(hlt, PackedJets) else None
     teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
     overrides = nested(settings, known=inspect.signature(sweep).parameters)
@@ -270,18 +271,21 @@ def _plan(
 ) -> tuple[list[PlannedPack], int]:
     """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of
     them a new pack has at most."""
-    runs, cost = settings.runs(), MemberCost()
+    runs = settings.runs()
+    cost = MemberCost()
     names = {"baseline", *(run.name for run in runs)}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
     sizes = model_config(settings.model)
     checkpoint = checkpoint_bytes(sizes)
-    threads, workers = budget.threads or torch.get_num_threads(), budget.workers or 1
+    threads = budget.threads or torch.get_num_threads()
+    workers = budget.workers or 1
     pack_size = budget.pack_size
     if pack_size is None:
         wanted = {(seed, name) for seed in settings.seeds for name in names}
         if not wanted <= known and not lock_step:
-            hlt, recipe = inputs.prepared.hlt, settings.recipe.student()
+            hlt = inputs.prepared.hlt
+            recipe = settings.recipe.student()
             cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
         at_once = checkpoint if lock_step else 0
         pack_size = members_per_pack(1 + len(runs), cost, threads, workers, free_memory(), at_once)
@@ -318,5 +322,6 @@ def _check_device(settings: StudySettings) -> None:
     if training_devices(settings.device) == ["cpu"]:
         return
     for name in ("model", "teacher_model"):
-        if (why := cuda_engine.unsupported(model_config(getattr(settings, name)))) is not None:
+        why = cuda_engine.unsupported(model_config(getattr(settings, name)))
+        if why is not None:
             raise BackendError(why, where=name, hint="choose other sizes, or device='cpu'")

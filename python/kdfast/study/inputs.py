@@ -73,7 +73,8 @@ class Inputs:
     def load(cls, settings: StudySettings, given: Given, store: StudyStore | None = None) -> Inputs:
         """Reads and prepares the jets. store: of the study, if there is one. Raises StudyError where it holds
         another study, before the work of reading the data where that is possible."""
-        teacher, hlt_jets = _external_teacher(settings, given), given.hlt_jets
+        teacher = _external_teacher(settings, given)
+        hlt_jets = given.hlt_jets
         if store is not None:
             refuse_another(store, _decisive(settings, teacher, hlt_jets))
         jets = load(given.jets, settings.data)
@@ -132,7 +133,8 @@ def _external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray
         logits = logits[:, 0]
     if logits.ndim != 1:
         raise DataError(f"needs one logit a jet, has shape {list(logits.shape)}", where="teacher", hint=hint)
-    if not (finite := np.isfinite(logits)).all():
+    finite = np.isfinite(logits)
+    if not finite.all():
         row = int(np.argmin(finite))
         raise DataError(f"logit must be finite, is {logits[row]}", where=f"teacher, row {row}")
     return logits
@@ -152,7 +154,9 @@ def _stored_logits(file: Path) -> NDArray[Any]:
 
 def write_inputs(store: StudyStore, inputs: Inputs) -> None:
     """Stores what was given in Python, so that other processes can open the study."""
-    folder, given, teacher = store.path / "inputs", inputs.given, inputs.teacher
+    folder = store.path / "inputs"
+    given = inputs.given
+    teacher = inputs.teacher
     # The jets as the settings cut them: these may be cut otherwise when they are given again.
     jets = None if given.jets is None else inputs.prepared.jets
     files = {
@@ -177,7 +181,9 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
     Raises StudyError where the study was given what is neither.
     """
     again = again or Given()
-    jets, hlt_jets, teacher = again.jets, again.hlt_jets, again.teacher
+    jets = again.jets
+    hlt_jets = again.hlt_jets
+    teacher = again.teacher
     if jets is None:
         jets = _packed(_arrays(store, "jets"))
     if hlt_jets is None:
@@ -220,8 +226,11 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
     held: `write_inputs` has stored what is given in Python. Otherwise that does not replace files, as nobody
     else could open the study. The caller holds the study (StudyStore.writing).
     """
-    here, table, names = settings.table(), dict(store.settings), _given(store)
-    found, taken = {"device", "checkpoint_every"}, {*given.names()}
+    here = settings.table()
+    table = dict(store.settings)
+    names = _given(store)
+    found = {"device", "checkpoint_every"}
+    taken = {*given.names()}
     for group in ({"jets", "hlt_jets"}, {"teacher"}):  # files of jets and of HLT jets are cut alike, by max_jets
         if held or taken & group <= names:
             names = names - group | taken & group

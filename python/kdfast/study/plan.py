@@ -48,7 +48,8 @@ def plan(
 
     Returns all of the study's packs, and the new ones. The caller holds the study (StudyStore.writing).
     """
-    packs, stored = planned(store), store.keys()
+    packs = planned(store)
+    stored = store.keys()
     held = {(pack.seed, member.name) for pack in packs for member in pack.members}
     new: list[PlannedPack] = []
     for seed in seeds:
@@ -95,13 +96,15 @@ class MemberCost:
 
 def calibrate(model: ModelConfig, recipe: Recipe, train: View, validation: View, precision: str) -> MemberCost:
     """Measures a member's cost on the CPU, by a few steps of one."""
-    steps, epochs = 2, 4
+    steps = 2
+    epochs = 4
     few = _first(train, min(len(train), steps * recipe.batch_size))
     some = _first(validation, min(len(validation), recipe.batch_size))
     short = recipe.model_copy(update={"epochs": epochs, "warmup_epochs": 0, "patience": epochs})
     pack = Pack(model, (Member("calibration"),), 0, short, few, some, some, precision=precision)
     reports: list[EpochReport] = []
-    before, most = _resident(), 0
+    before = _resident()
+    most = 0
 
     def on_epoch(report: EpochReport) -> None:
         nonlocal most
@@ -153,8 +156,10 @@ def members_per_pack(
         at_once = max(1, CHECKPOINT_BYTES // checkpoint)
         if at_once < runs:
             return min(at_once, members_per_pack(runs, cost, threads, workers, free))
-    if free and cost.memory and (fit := int(0.8 * free / cost.memory)) < threads:
-        return max(1, fit)  # their steps then share the threads
+    if free and cost.memory:
+        fit = int(0.8 * free / cost.memory)
+        if fit < threads:
+            return max(1, fit)  # their steps then share the threads
     most = runs
     if cost.seconds > 0:  # not nan
         most = int(min(runs, PACK_SECONDS * threads / cost.seconds))

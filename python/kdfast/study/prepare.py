@@ -96,7 +96,8 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
     positions = _split(jets, settings.data)
     hlt = settings.hlt if hlt_jets is None else None
     assert not isinstance(hlt, HLTFiles), "Inputs.load reads them"
-    seed, constituents = settings.data.seed, settings.data.max_constituents
+    seed = settings.data.seed
+    constituents = settings.data.max_constituents
 
     # The standardisation comes from the offline view of the training jets, which a first preparation (that
     # does not standardise) makes.
@@ -122,7 +123,8 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
 def _view(preparation: Preparation, jets: PackedJets) -> View:
     seen = preparation.view_of(jets)
     inputs, offsets = preparation.inputs(seen)
-    labels, weights = torch.from_numpy(jets.labels.astype(np.float32)), torch.from_numpy(jets.weights)
+    labels = torch.from_numpy(jets.labels.astype(np.float32))
+    weights = torch.from_numpy(jets.weights)
     return View(inputs, offsets, labels, weights)
 
 
@@ -164,13 +166,16 @@ def _check(jets: PackedJets, where: str) -> None:
     """What every entrance must refuse, whoever made the jets."""
     if not len(jets):
         raise DataError("there are no jets", where=where)
-    if (bad := ~np.isin(jets.labels, list(CLASSES))).any():
+    bad = ~np.isin(jets.labels, list(CLASSES))
+    if bad.any():
         row = int(np.argmax(bad))
         raise DataError(f"label must be 0 or 1, is {jets.labels[row]}", where=f"{where}, row {row}")
-    if (bad := ~(np.isfinite(jets.weights) & (jets.weights >= 0))).any():
+    bad = ~(np.isfinite(jets.weights) & (jets.weights >= 0))
+    if bad.any():
         row = int(np.argmax(bad))
         raise DataError(f"weight must be finite and ≥ 0, is {jets.weights[row]}", where=f"{where}, row {row}")
-    if (bad := ~(np.isfinite(jets.constituents).all(axis=1) & (jets.constituents[:, 0] >= 0))).any():
+    bad = ~(np.isfinite(jets.constituents).all(axis=1) & (jets.constituents[:, 0] >= 0))
+    if bad.any():
         row = int(np.searchsorted(jets.offsets, np.argmax(bad), side="right")) - 1
         pt, eta, phi, energy = jets.constituents[np.argmax(bad)].tolist()
         raise DataError(
@@ -187,7 +192,8 @@ def _paired(jets: PackedJets, hlt_jets: PackedJets) -> PackedJets:
             hint="give the same jets in the same order (after max_jets, where that is set)",
         )
     for name in ("index", "labels"):
-        if (different := getattr(hlt_jets, name) != getattr(jets, name)).any():
+        different = getattr(hlt_jets, name) != getattr(jets, name)
+        if different.any():
             row = int(np.argmax(different))
             values = f"{getattr(hlt_jets, name)[row]}, offline {getattr(jets, name)[row]}"
             raise DataError(

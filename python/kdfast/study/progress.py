@@ -75,11 +75,16 @@ class SweepProgress:
         """A pack starts: `what` it is, members to train, planned epochs of each, members done in earlier
         runs, and members of packs that come after it."""
         with self._lock:
-            self._what, self._members, self._done = what, members + done, done
-            self._epochs, self._epochs_left, self._epochs_trained = epochs, members * epochs, 0
+            self._what = what
+            self._members = members + done
+            self._done = done
+            self._epochs = epochs
+            self._epochs_left = members * epochs
+            self._epochs_trained = 0
             self._later = later * epochs
             self._running: dict[str, int] = {}  # epochs trained, by member
-            self._jets, self._began = 0, time.monotonic()
+            self._jets = 0
+            self._began = time.monotonic()
             if self._live is not None:
                 for task in self._live.task_ids:
                     self._live.remove_task(task)

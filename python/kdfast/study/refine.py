@@ -144,7 +144,8 @@ def _comparable(by_name: Mapping[str, set[int]]) -> tuple[list[str], set[int]]:
     """Configurations with seeds in common, and these; by_name: the seeds of each."""
     for fewest in sorted(set(map(len, by_name.values()))):
         kept = {name: seeds for name, seeds in by_name.items() if len(seeds) >= fewest}
-        if common := set.intersection(*kept.values()):
+        common = set.intersection(*kept.values())
+        if common:
             return list(kept), common
     what = "the configurations of this study have finished with no seed in common: none can be said to lead"
     raise StudyError(what, hint="run the sweep to its end, or sweep all of them with the same seeds")

@@ -65,7 +65,8 @@ class StudyTraining:
                 self._store(StoredResult(*key, metrics=metrics, arrays=arrays))
             return Targets(logits["train"][:, None])
         if external is not None:
-            model, views = external.model, self.prepared.seen_by(external)
+            model = external.model
+            views = self.prepared.seen_by(external)
             if not known:
                 scores = {split: predict_logits(model, views[split]) for split in ("validation", "test")}
                 metrics, arrays = self._scored(scores)
@@ -91,7 +92,8 @@ class StudyTraining:
         return device if device == "cpu" or cuda_engine.unsupported(model.config) is None else "cpu"
 
     def _train_teacher(self, key: RunKey) -> None:
-        recipe, sizes = self.settings.recipe.teacher(), model_config(self.settings.teacher_model)
+        recipe = self.settings.recipe.teacher()
+        sizes = model_config(self.settings.teacher_model)
         pack = self._pack(sizes, (Member("teacher"),), key.seed, recipe, self.prepared.offline)
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
         checkpoints = self._checkpoints(pack, {"teacher": key})
@@ -117,7 +119,8 @@ class StudyTraining:
         lost: set when the pack is no longer this process's; it is then given up at the next result. done,
         later: runs of the pack that are stored, and of packs that come after it, for the progress.
         """
-        recipe, sizes = self.settings.recipe.student(), model_config(self.settings.model)
+        recipe = self.settings.recipe.student()
+        sizes = model_config(self.settings.model)
         trained = self._pack(sizes, pack.members, pack.seed, recipe, self.prepared.hlt, targets)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
         configs = {member.name: member.config for member in pack.members}
@@ -126,7 +129,8 @@ class StudyTraining:
         card = tagger_card(sizes, self.prepared.hlt_preparation)
         with closing(self._results(trained, checkpoints)) as results:
             for result in results:
-                name, config = result.name, configs[result.name]
+                name = result.name
+                config = configs[result.name]
                 if config is not None and result.status == "done":
                     self.shown.best(name, max(result.curves["auc_val"]))
                 self._write_trained(keys[name], config, result, card, checkpoints.resumed_from(name))
@@ -143,7 +147,8 @@ class StudyTraining:
         targets: Targets | None = None,
     ) -> Pack:
         train, validation, test = (views[split] for split in SPLITS)
-        precision, device = self.settings.precision, self.settings.device
+        precision = self.settings.precision
+        device = self.settings.device
         return Pack(sizes, members, seed, recipe, train, validation, test, targets, precision, device)
 
     def _checkpoints(self, pack: Pack, keys: Mapping[str, RunKey]) -> StudyCheckpoints:

@@ -60,7 +60,8 @@ class UnitFailed(Exception):
 
     def __init__(self, name: str, error: Exception) -> None:
         super().__init__(name, error)
-        self.name, self.error = name, error
+        self.name = name
+        self.error = error
 
 
 class _GivenUp(StudyError):
@@ -71,7 +72,9 @@ class PackRunner:
     """Trains packs, each under a claim. teacher: that the study was given: a Tagger, logits, or None."""
 
     def __init__(self, training: StudyTraining, teacher: Tagger | NDArray[np.float32] | None, claims: Claims) -> None:
-        self.training, self.store, self.claims = training, training.store, claims
+        self.training = training
+        self.store = training.store
+        self.claims = claims
         self._external = teacher
         self._targets: Targets | None = None
         self._said: set[str] = set()
@@ -112,7 +115,9 @@ class PackRunner:
         often. Where the teacher fails, it is in `failed`, and all packs are left. Raises StudyError where the
         folder can't be written, and SweepInterrupted.
         """
-        outcome, taken, stored = Outcome(), 0, self.store.keys()
+        outcome = Outcome()
+        taken = 0
+        stored = self.store.keys()
         pending = [pack for pack in packs if self._is_left(pack, outcome, stored)]
         if pending and retry:
             self._try_again([pack.id for pack in pending])
@@ -173,7 +178,8 @@ class PackRunner:
     def _recorded(self, claim: Claim, members: Iterable[RunKey]) -> Iterator[None]:
         """Stores an attempt where the one before was cut off, and where this one fails; raises UnitFailed
         then, also where too many have failed. members: the runs to train."""
-        name, before = claim.name, claim.taken_from
+        name = claim.name
+        before = claim.taken_from
         if before is not None:
             self.store.write_attempt(Attempt.lost(name, before.host, before.pid, members))
         if failures(self.store.attempts(name))[name] >= GIVEN_UP:  # asked under the claim: others may have failed since
