@@ -1,8 +1,6 @@
 """What later calls say of a study's files, device and checkpoints, and who opens the study then."""
 
 import fcntl
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,20 +15,13 @@ from kdfast.store import store as store_module
 from kdfast.store.locks import locked
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import verify
+from kdfast.study.batch_script import slurm_script
 from kdfast.study.refine import refine
-from kdfast.study.worker import open_inputs
+from kdfast.study.worker import open_inputs, work
 from tests.study.small_sweep import small_sweep
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
 JETS = 300
-
-
-def command(*arguments: str) -> tuple[int, str]:
-    """The real program's exit status, and what it says."""
-    line = [sys.executable, "-m", "kdfast", *arguments]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout + done.stderr
 
 
 def jets_file(path: Path, jets: int = JETS, constituents: int | None = None) -> Path:
@@ -47,8 +38,7 @@ def plan(out: Path, data: object, seed: int, **changes: object) -> None:
 
 
 def is_finished_by_a_worker(out: Path, seeds: int) -> None:
-    status, said = command("worker", "--store", str(out))
-    assert status == 0, said
+    assert work(out, progress=False).failed == {}
     assert sum(result.kind == "baseline" for result in StudyStore.open(out).results()) == seeds
     assert verify(out).findings == ()
 
@@ -66,7 +56,7 @@ def test_device_and_checkpoints_are_those_of_the_last_call(tmp_path, capfd):
     store = StudyStore.open(tmp_path)
     assert store.settings == before | {"device": "cuda", "checkpoint_every": 7.0}  # seeds and grid add up elsewhere
     assert verify(tmp_path).findings == ()
-    assert "--gpus" in command("script", "slurm", str(tmp_path))[1]
+    assert "--gpus" in slurm_script(tmp_path)
 
 
 @pytest.mark.slow

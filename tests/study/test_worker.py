@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ from tests.study.small_sweep import GRID, small_jets, small_sweep
 
 def start_worker(study: Path, *options: str) -> subprocess.Popen[str]:
     return start("-m", "kdfast", "worker", "--store", str(study), *options)
+
+
+@pytest.fixture
+def run_worker(capsys) -> Callable[..., tuple[int, str]]:
+    """`kdfast worker` in this process: exit status and stderr."""
+
+    def run(study: Path, *options: str) -> tuple[int, str]:
+        status = main(["worker", "--store", str(study), *options])
+        return status, capsys.readouterr().err
+
+    return run
 
 
 def table(study: Path) -> str:
@@ -156,8 +168,8 @@ def test_a_teacher_that_fails_is_told_by_the_status(study, monkeypatch):
     assert told["teacher"] == "tried once: MemoryError: no memory"
 
 
-def test_a_teacher_that_fails_is_given_up(tmp_path):
-    """With the real program: a recipe by which every teacher diverges."""
+def test_a_teacher_that_fails_is_given_up(tmp_path, run_worker):
+    """By a recipe by which every teacher diverges."""
     study = tmp_path / "study"
     recipe = {"learning_rate": 1e30, "epochs": 2, "batch_size": 32}
     small_sweep(study, epochs=None, batch_size=None, config={"recipe": recipe}, plan_only=True)
@@ -166,15 +178,15 @@ def test_a_teacher_that_fails_is_given_up(tmp_path):
         return [attempt.ended for attempt in StudyStore.open(study).attempts() if attempt.name == "teacher"]
 
     for number, options in enumerate([(), ("--pack", "teacher"), ()], start=1):
-        status, _, errors = finish(start_worker(study, *options))
+        status, errors = run_worker(study, *options)
         assert (status, tries()) == (1, ["error"] * number), errors
         assert "kdfast: pack teacher failed:" in errors
         assert "the teacher diverged" in errors
     for options in [(), ("--pack", "teacher"), ("--array-index", "0")]:
-        status, _, errors = finish(start_worker(study, *options))
+        status, errors = run_worker(study, *options)
         assert (status, tries()) == (1, ["error"] * 3)
         assert "teacher has failed 3 times\nkdfast status says of what; --retry tries it again" in errors
-    status, _, errors = finish(start_worker(study, "--retry", "--pack", "teacher"))
+    status, errors = run_worker(study, "--retry", "--pack", "teacher")
     assert (status, tries()) == (1, [*["error"] * 3, "retry", "error"])
     assert "the teacher diverged" in errors
     for _ in range(2):
@@ -209,14 +221,14 @@ def test_a_pack_that_was_given_up_is_none_of_the_most_that_a_worker_takes(study)
 
 
 @pytest.mark.parametrize("options", [(), ("--pack", "teacher")])
-def test_a_damaged_teacher_is_a_study_that_can_not_be_used(study, options):
+def test_a_damaged_teacher_is_a_study_that_can_not_be_used(study, run_worker, options):
     """By a flipped bit, and not what a pack does: no attempt tells of it, and `kdfast status` sees no weights."""
     work(study, pack="teacher", progress=False)
     weights = study / "results" / "teacher.teacher.seed42" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    status, _, errors = finish(start_worker(study, *options))
+    status, errors = run_worker(study, *options)
     assert status == 2, errors
     assert "is damaged: weights.safetensors does not match its checksum\n`kdfast verify --repair`" in errors
     assert "pack teacher failed" not in errors
@@ -230,16 +242,16 @@ def test_another_version_is_refused(study, monkeypatch):
     assert list((study / "results").iterdir()) == []
 
 
-def test_what_was_given_in_python_is_in_the_folder(tmp_path):
+def test_what_was_given_in_python_is_in_the_folder(tmp_path, run_worker):
     """The plan keeps jets, HLT jets and logits; a study that was swept, not planned, says what it lacks."""
     jets = small_jets()
     given = {"hlt": emulate_hlt(jets, "severe"), "teacher": jets.labels * 4.0 - 2.0}
     expected = small_sweep(tmp_path / "swept", **given)
     small_sweep(tmp_path / "study", plan_only=True, **given)
-    assert finish(start_worker(tmp_path / "study"))[0] == 0
+    assert run_worker(tmp_path / "study")[0] == 0
     assert table(tmp_path / "study") == (expected.path / "results_summary.csv").read_text()
     shutil.rmtree(tmp_path / "swept" / "results" / "baseline.baseline.seed42")
-    status, _, errors = finish(start_worker(tmp_path / "swept"))
+    status, errors = run_worker(tmp_path / "swept")
     assert status == 2
     assert "was given its jets in Python, and does not hold them" in errors
 

@@ -181,25 +181,25 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
     Raises StudyError where the study was given what is neither.
     """
     again = again or Given()
-    jets = again.jets
-    hlt_jets = again.hlt_jets
-    teacher = again.teacher
-    if jets is None:
-        jets = _packed(_arrays(store, "jets"))
-    if hlt_jets is None:
-        hlt_jets = _packed(_arrays(store, "hlt_jets"))
-    if teacher is None:
-        model = store.path / "inputs" / "teacher" / "model.safetensors"
-        if "teacher" in _given(store) and model.exists():
-            read_checked(model.parent, model.name)
-            teacher = load_model(model)
-        elif (arrays := _arrays(store, "teacher")) is not None:
-            teacher = arrays["logits"]
-    return Given(jets, hlt_jets, teacher)
+    return Given(
+        _stored_jets(store, "jets") if again.jets is None else again.jets,
+        _stored_jets(store, "hlt_jets") if again.hlt_jets is None else again.hlt_jets,
+        _stored_teacher(store) if again.teacher is None else again.teacher,
+    )
 
 
-def _packed(arrays: dict[str, NDArray[Any]] | None) -> PackedJets | None:
+def _stored_jets(store: StudyStore, name: str) -> PackedJets | None:
+    arrays = _arrays(store, name)
     return None if arrays is None else PackedJets(**{key: arrays[key] for key in DTYPES})
+
+
+def _stored_teacher(store: StudyStore) -> Tagger | NDArray[np.float32] | None:
+    model = store.path / "inputs" / "teacher" / "model.safetensors"
+    if "teacher" in _given(store) and model.exists():
+        read_checked(model.parent, model.name)
+        return load_model(model)
+    arrays = _arrays(store, "teacher")
+    return None if arrays is None else arrays["logits"]
 
 
 def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
