@@ -30,12 +30,12 @@ def test_a_genuine_log(tmp_path):
     (row,) = (row for _, row in study.results.iterrows())
     assert row["run_name"] == "combined_T10.0to1.0_A0.9to0.3"
     assert (row["strategy"], row["temp_init"], row["temp_final"]) == ("combined", 10.0, 1.0)
-    assert (row["alpha_init"], row["alpha_final"], row["seed"], row["status"]) == (0.9, 0.3, 42, "done")
+    assert (row["alpha_init"], row["alpha_final"], row["seed"], row["status"]) == (0.9, 0.3, 0, "done")
     assert (row["auc_student"], row["bkg_rej_50"], row["auc_val"]) == (0.8909, 12.62, 0.8632)
     assert (row["auc_teacher"], row["auc_baseline"]) == (0.9283, 0.8970)
     store = StudyStore.open(study.path)
-    assert store.get(RunKey.teacher(42)).metrics == {"auc": 0.9283, "bkg_rej_50": 27.55}
-    assert store.get(RunKey.of(None, 42)).metrics == {"auc": 0.8970, "bkg_rej_50": 10.82}
+    assert store.get(RunKey.teacher(0)).metrics == {"auc": 0.9283, "bkg_rej_50": 27.55}
+    assert store.get(RunKey.of(None, 0)).metrics == {"auc": 0.8970, "bkg_rej_50": 10.82}
     assert (study.status()["status"] == "done").all()
 
 
@@ -212,7 +212,7 @@ def test_progress_bars_in_one_line(tmp_path):
     bar = "".join(f"Epoch {n}%|####\r" for n in range(20_000))
     path.write_text(log_text(Job(BOTH, epochs=[(5, 0.7, 0.8, 0.8)])).replace("Ep 5", f"{bar}Ep 5"))
     study = quietly(path, tmp_path / "s")
-    result = StudyStore.open(study.path).get(RunKey("student", BOTH.name, 42))
+    result = StudyStore.open(study.path).get(RunKey("student", BOTH.name, 0))
     assert result.curves["epoch"] == [5]
     assert result.message.endswith(
         f"line {path.read_bytes().decode().split(chr(10)).index(line_of(path, 'Student with')) + 1}"

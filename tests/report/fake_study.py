@@ -37,12 +37,15 @@ def make_study(
     teacher_strength: float = 2.0,
     strength: Callable[[RunConfig | None], float] = separation,
     baseline_seeds: tuple[int, ...] | None = None,
+    settings: dict[str, Any] | None = None,
+    best_epoch: Callable[[RunConfig | None, int], int] = lambda config, seed: 3,
 ) -> StudyStore:
     """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets.
 
     gain: added to the students' separation. strength: the separation of a configuration, of the baseline for None.
-    baseline_seeds: None: the students'."""
-    store = StudyStore.create_or_open(path, SETTINGS, provenance)
+    baseline_seeds: None: the students'. settings: of a new study, over those of the study's grid with these seeds.
+    best_epoch: of six, counted from 0."""
+    store = StudyStore.create_or_open(path, SETTINGS | {"seeds": list(seeds)} | (settings or {}), provenance)
     rng = np.random.default_rng(5)
     splits = {}
     for number, split in enumerate(("validation", "test")):
@@ -73,7 +76,7 @@ def make_study(
                 name,
                 seed,
                 config,
-                metrics={**metrics, "best_epoch": 3, "epochs": 6, "seconds": 12.0},
+                metrics={**metrics, "best_epoch": best_epoch(config, seed), "epochs": 6, "seconds": 12.0},
                 curves={"loss": [0.7, 0.6], "auc_val": [0.7, metrics["auc_val"]]},
                 arrays=scores,
                 state={"w": torch.full((3,), float(seed))},

@@ -1,6 +1,7 @@
 """Paired comparisons on shared jets and seeds: against statsmodels and theory; coverage, false claims by simulation."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,20 +9,17 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from kdfast.report.comparisons import (
-    baseline,
-    benjamini_hochberg,
-    best_of_equals,
-    best_set,
-    configurations,
-    holm,
-    to_separate,
-)
-from kdfast.report.fitting import Contrast, fit
+from kdfast.report.comparisons import baseline, best_of_equals, configurations, holm, to_separate
+from kdfast.report.families import LEVEL_OF_REPORT, AllPairs, adjust
+from kdfast.report.fitting import Contrast, Part, fit
+from kdfast.report.ranking import _best_set, rank_agreement
 from kdfast.report.sampling import Estimates, auc_estimates
 from tests.report.simulated import STUDIES, noise_factor, not_above_binomial, within_binomial
 
 CONFIGS, SEEDS = 6, 4
+
+# Simulated studies where each simulates its own family of tests.
+FAMILIES = 300
 NAMES = [f"c{c}" for c in range(CONFIGS) for _ in range(SEEDS)]
 BLOCKS = [s for _ in range(CONFIGS) for s in range(SEEDS)]
 
@@ -35,6 +33,23 @@ def simulated(truth, seed_spread, studies, seed=0, factor=None):
         values = np.repeat(np.asarray(truth, float), SEEDS) + factor @ rng.normal(size=factor.shape[1])
         values += np.tile(0.004 * rng.normal(size=SEEDS), CONFIGS) + seed_spread * rng.normal(size=len(values))
         yield configurations(Estimates(values, factor), NAMES, BLOCKS)
+
+
+def best_set(students, level=LEVEL_OF_REPORT):
+    """The set of the best, with a level of its own."""
+    study = SimpleNamespace(students={"auc": students}, pairs={"auc": AllPairs(students.noise(), level)})
+    return _best_set(study, "auc")
+
+
+def gains(compared):
+    """Each configuration minus the baseline by name, and (None) their mean."""
+    contrasts, _ = compared.differences()
+    return dict(zip((*compared.students.names, None), contrasts, strict=True))
+
+
+def claims_of(compared, level=LEVEL_OF_REPORT):
+    """Whether any of these is significant, as one family."""
+    return any(one.p_value < LEVEL_OF_REPORT for one in adjust(*compared.differences(), level))
 
 
 # ---- least squares with two sources of error
@@ -62,6 +77,47 @@ def test_fit_with_shared_noise_alone_is_generalised_least_squares_with_its_known
     assert ours.run_variance == 0.0
     solve = np.linalg.inv(x.T @ x) @ x.T
     np.testing.assert_allclose(ours.factor @ ours.factor.T, solve @ factor @ factor.T @ solve.T)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 6, 8, 10, 19, 29])
+@pytest.mark.parametrize("test_variance", [0.0, 1.0, 50.0])
+def test_the_p_value_is_the_level_whose_bounds_reach_the_value(df, test_variance):
+    """A variance of few degrees of freedom has a bound of its own: for all, whatever the jets' part is."""
+    falling = []
+    for value in (0.5, 2.0, 5.0, 20.0, 100.0):
+        part = Part(2.0, 2.0, df)
+        contrast = Contrast(value, test_variance, 2.0, 2.0 * df, (part,))
+        p = contrast.p_value
+        smallest = p < 1.01e-16  # where the search ends
+        assert smallest or p == 1.0 or contrast.half_width(p) == pytest.approx(value, rel=1e-4)
+        assert not smallest or contrast.half_width(p) <= value
+        assert contrast.times(-1.0).p_value == p
+        assert p >= 2.0 * stats.norm.sf(value / math.sqrt(2.0 + test_variance))
+        falling.append(p)
+    assert np.all(np.diff(falling) <= 0.0)
+    assert falling[0] == 1.0 or falling[0] > 0.5
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 6, 8, 10, 19, 29, 40])
+def test_a_variance_from_runs_alone_is_student_s_t(df):
+    for t in (0.5, 2.0, 5.0, 20.0):
+        contrast = Contrast(0.3 * t, 0.0, 0.09, df, (Part(0.09, 0.09, df),))
+        assert contrast.p_value == pytest.approx(2.0 * stats.t.sf(t, df), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("level", [0.05, 0.002])
+def test_few_degrees_of_freedom_hold_small_levels(ratio, level):
+    """Test jets' part of known variance 1, and one of `ratio` of three runs: claims no more often than the level."""
+    rng, studies, df = np.random.default_rng(12), 40_000, 2
+    values = rng.normal(size=studies) + math.sqrt(ratio) * rng.normal(size=studies)
+    estimated = ratio * rng.chisquare(df, studies) / df
+    claims = 0
+    for value, variance in zip(values, estimated, strict=True):
+        contrast = Contrast(value, 1.0, variance, math.inf, (Part(variance, variance, df),))
+        claims += abs(value) > contrast.half_width(level)
+    assert not_above_binomial(claims, studies, level)
 
 
 def test_what_the_design_cannot_tell_is_none():
@@ -124,7 +180,7 @@ def test_means_that_the_runs_do_not_tell(runs):
     assert (difference.run_variance > 0) == (runs > 4)
     compared = baseline(study, Estimates(values[:2] - 0.1, factor[:2]), [0, 1])
     assert compared.value == pytest.approx(values[:2].mean() - 0.1)
-    assert compared.difference("d").value == pytest.approx(0.81 - compared.value)
+    assert gains(compared)["d"].value == pytest.approx(0.81 - compared.value)
 
 
 @pytest.mark.slow
@@ -173,12 +229,12 @@ def with_baseline(seed_spread, studies, seed=0, seeds=SEEDS):
 @pytest.mark.parametrize("seed_spread", [0.0005, 0.005])
 def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
     claims = hits = 0
-    for compared in with_baseline(seed_spread, STUDIES):
-        claims += min(holm([compared.difference(f"c{i}").p_value for i in range(CONFIGS)])) < 0.05
-        low, high = compared.mean_difference().interval
+    for compared in with_baseline(seed_spread, FAMILIES):
+        claims += claims_of(compared)
+        low, high = gains(compared)[None].interval
         hits += low <= 0.0 <= high
-    assert not_above_binomial(claims, STUDIES, 0.05)
-    assert hits / STUDIES >= 0.95 - 3.5 * math.sqrt(0.95 * 0.05 / STUDIES)
+    assert not_above_binomial(claims, FAMILIES, 0.05)
+    assert hits / FAMILIES >= 0.95 - 3.5 * math.sqrt(0.95 * 0.05 / FAMILIES)
 
 
 @pytest.mark.slow
@@ -186,15 +242,9 @@ def test_no_false_gain_over_a_baseline_with_seeds_of_its_own(seed_spread):
 def test_no_false_gain_over_a_baseline_of_few_seeds(seeds):
     """An unfinished study: with one seed's baseline and students of four, another seed's is not known."""
     claims = 0
-    for compared in with_baseline(0.005, STUDIES, seeds=seeds):
-        contrasts = (
-            []
-            if compared is None
-            else [compared.mean_difference(), *(compared.difference(f"c{i}") for i in range(CONFIGS))]
-        )
-        p = [contrast.p_value for contrast in contrasts] or [1.0, 1.0]
-        claims += min(p[0], *holm(p[1:])) < 0.05
-    assert not_above_binomial(claims, STUDIES, 0.05)
+    for compared in with_baseline(0.005, FAMILIES, seeds=seeds):
+        claims += compared is not None and claims_of(compared)
+    assert not_above_binomial(claims, FAMILIES, 0.05)
     assert (compared is None) == (seeds == 1)
 
 
@@ -204,10 +254,52 @@ def test_the_baseline_is_paired_by_seed():
     students = compared.students
     by_seed = students.runs.values[students.rows].mean(axis=1)
     own = compared.value - students.values.mean()
-    assert compared.mean_difference().value == pytest.approx(-own)
-    assert compared.difference("c2").value == pytest.approx(students.values[2] - compared.value)
+    assert gains(compared)[None].value == pytest.approx(-own)
+    assert gains(compared)["c2"].value == pytest.approx(students.values[2] - compared.value)
     assert compared.level.df == SEEDS - 1
     assert compared.value == pytest.approx(own + by_seed.mean())
+
+
+def test_the_covariance_of_gains():
+    """Its diagonal is the squared errors of the contrasts; two gains differ as their configurations do; the last is the
+    mean of the configurations' gains."""
+    (compared,) = with_baseline(0.003, 1)
+    contrasts, covariance = compared.differences()
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), [c.error for c in contrasts])
+    paired = compared.students.difference("c1", "c4")
+    assert contrasts[1].value - contrasts[4].value == pytest.approx(paired.value)
+    assert covariance[1, 1] + covariance[4, 4] - 2 * covariance[1, 4] == pytest.approx(paired.error**2)
+    mean = np.r_[np.full(CONFIGS, 1 / CONFIGS), 0.0]
+    assert contrasts[-1].value == pytest.approx(np.mean([c.value for c in contrasts[:-1]]))
+    np.testing.assert_allclose(mean @ covariance[:, :-1], covariance[-1, :-1])
+    assert mean @ covariance @ mean == pytest.approx(contrasts[-1].error ** 2)
+
+
+def test_the_mean_gain_is_a_paired_t_test():
+    """Without noise that runs share: of the baseline and the mean of the configurations in each seed."""
+    rng = np.random.default_rng(8)
+    values = 0.8 + 0.01 * rng.normal(size=CONFIGS * SEEDS)
+    own = 0.79 + 0.01 * rng.normal(size=SEEDS)
+    students = configurations(Estimates(values, np.zeros((len(values), 1))), NAMES, BLOCKS)
+    compared = baseline(students, Estimates(own, np.zeros((SEEDS, 1))), range(SEEDS))
+    by_seed = values.reshape(CONFIGS, SEEDS).mean(axis=0)
+    theirs = stats.ttest_rel(by_seed, own)
+    mean = gains(compared)[None]
+    assert (mean.df, mean.p_value) == (SEEDS - 1, pytest.approx(theirs.pvalue))
+    np.testing.assert_allclose(mean.interval, theirs.confidence_interval(0.95))
+
+
+def test_four_runs_are_no_certainty():
+    """Two configurations by two seeds, exactly on the model: its one degree of freedom shows no scatter, which is not
+    an error of 0 with p = 0."""
+    values = np.array([0.80, 0.81, 0.82, 0.83])
+    students = configurations(Estimates(values, np.zeros((4, 1))), ["a", "a", "b", "b"], [1, 2, 1, 2])
+    assert students.model.df == 1
+    difference = students.difference("b", "a")
+    assert (difference.value, difference.p_value) == (pytest.approx(0.02), 1.0)
+    assert AllPairs(students.noise(), 0.05).adjust(difference).p_value == 1.0
+    compared = baseline(students, Estimates(values[:2] - 0.1, np.zeros((2, 1))), [1, 2])
+    assert {one.p_value for one in adjust(*compared.differences(), 0.05)} == {1.0}
 
 
 def test_one_configuration_s_seeds():
@@ -218,7 +310,7 @@ def test_one_configuration_s_seeds():
     estimate, expected = study.estimate("a"), stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert (estimate.df, estimate.test_variance) == (2, 0.0)
     np.testing.assert_allclose(estimate.interval, expected)
-    gain = baseline(study, Estimates(own, np.zeros((3, 1))), [1, 2, 3]).difference("a")
+    gain = gains(baseline(study, Estimates(own, np.zeros((3, 1))), [1, 2, 3]))["a"]
     assert gain.p_value == pytest.approx(stats.ttest_rel(values, own).pvalue)
     assert baseline(study, Estimates(own[:1], np.zeros((1, 1))), [1]) is None
 
@@ -227,38 +319,51 @@ def test_one_configuration_s_seeds():
 
 
 @pytest.mark.parametrize("number", [1, 2, 30])
-def test_adjusted_p_values(number):
+def test_holm_s_p_values(number):
     p = np.random.default_rng(number).uniform(size=number) ** 3
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
-    np.testing.assert_allclose(benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1])
-    assert holm([]) == benjamini_hochberg([]) == []
+    assert holm([]) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed_spread", [0.0005, 0.003])
 def test_false_claims_without_an_effect(seed_spread):
-    """Equal configurations: how often any is called better or worse than the first, and how often the set of the best
-    leaves out the first."""
+    """Equal configurations: how often any two are called different, or the set of the best leaves out any."""
     claims = missed = 0
-    for study in simulated([0.8] * CONFIGS, seed_spread, STUDIES, seed=4):
-        p = [study.difference(f"c{i}", "c0").p_value for i in range(1, CONFIGS)]
-        claims += min(holm(p)) < 0.05
-        missed += "c0" not in best_set(study)
-    assert not_above_binomial(claims, STUDIES, 0.05)
-    assert not_above_binomial(missed, STUDIES, 0.05)
+    for study in simulated([0.8] * CONFIGS, seed_spread, FAMILIES, seed=4):
+        pairs = AllPairs(study.noise(), LEVEL_OF_REPORT)
+        p = [pairs.adjust(study.difference(f"c{i}", f"c{j}")).p_value for i in range(CONFIGS) for j in range(i)]
+        claims += min(p) < LEVEL_OF_REPORT
+        missed += len(best_set(study)) < CONFIGS
+    assert not_above_binomial(claims, FAMILIES, 0.05)
+    assert not_above_binomial(missed, FAMILIES, 0.05)
 
 
 @pytest.mark.slow
 def test_the_set_of_the_best():
     """It holds the best in 95 % of studies, and leaves out what is clearly worse."""
     missed = sizes = 0
-    for study in simulated([0.80, 0.80, 0.801, 0.79, 0.79, 0.77], 0.001, STUDIES, seed=5):
+    for study in simulated([0.80, 0.80, 0.801, 0.79, 0.79, 0.77], 0.001, FAMILIES, seed=5):
         inside = best_set(study)
         missed += "c2" not in inside
         sizes += len(inside)
         assert "c5" not in inside
-    assert not_above_binomial(missed, STUDIES, 0.05)
-    assert 2.0 < sizes / STUDIES < 4.0
+    assert not_above_binomial(missed, FAMILIES, 0.05)
+    assert 2.0 < sizes / FAMILIES < 4.0
+
+
+def test_the_set_of_the_best_by_hand():
+    """Those that no other exceeds by more than Tukey's quantile times the error of their difference."""
+    for study in simulated([0.80, 0.80, 0.801, 0.799, 0.798, 0.79], 0.001, 20, seed=6):
+        pairs = AllPairs(study.noise(), LEVEL_OF_REPORT)
+        expected = set()
+        for one in study.names:
+            differences = [study.difference(other, one) for other in study.names if other != one]
+            level = 2.0 * stats.norm.sf(pairs.quantile)
+            beaten = [d.value > d.half_width(level) for d in differences]
+            if not any(beaten):
+                expected.add(one)
+        assert best_set(study) == expected
 
 
 def test_equal_networks():
@@ -266,7 +371,7 @@ def test_equal_networks():
     factor = np.tile(noise_factor(1), (2, 1))
     study = configurations(Estimates(np.array([0.8, 0.8]), factor), ["a", "b"], [1, 1])
     assert study.difference("a", "b").p_value == 1.0
-    assert best_set(study) == ["a", "b"]
+    assert best_set(study) == {"a", "b"}
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
@@ -306,15 +411,74 @@ def test_networks_of_seeds_on_jets():
     labels = np.arange(jets) % 2
     names, blocks = [f"c{c}" for c in range(configs) for _ in range(seeds)], list(range(seeds)) * configs
     claims = hits = 0
-    for _ in range(STUDIES):
+    for _ in range(FAMILIES):
         strength = (
             1.2 + 0.08 * rng.normal(size=(configs * seeds, 1)) + 0.1 * np.tile(rng.normal(size=seeds), configs)[:, None]
         )
         scores = rng.normal(size=jets) + 0.4 * rng.normal(size=(configs * seeds, jets)) + strength * labels
         study = configurations(auc_estimates(labels, scores, np.ones(jets)), names, blocks)
-        contrasts = [study.difference(f"c{i}", "c0") for i in range(1, configs)]
-        claims += min(holm([contrast.p_value for contrast in contrasts])) < 0.05
-        low, high = contrasts[0].interval
+        pairs = AllPairs(study.noise(), LEVEL_OF_REPORT)
+        differences = [study.difference(f"c{i}", f"c{j}") for i in range(configs) for j in range(i)]
+        claims += min(pairs.adjust(difference).p_value for difference in differences) < LEVEL_OF_REPORT
+        low, high = differences[0].interval
         hits += low <= 0.0 <= high
-    assert not_above_binomial(claims, STUDIES, 0.05)
-    assert within_binomial(hits, STUDIES, 0.95)
+    assert not_above_binomial(claims, FAMILIES, 0.05)
+    assert within_binomial(hits, FAMILIES, 0.95)
+
+
+# ---- the order of configurations under different seeds
+
+
+def agreement_of(students, **options):
+    study = SimpleNamespace(students={"auc": students}, comparable=("auc",), stages=1)
+    return rank_agreement(study, **options)
+
+
+def test_rank_agreement_is_the_mean_of_spearman_s():
+    (study,) = simulated([0.8] * CONFIGS, 0.003, 1, seed=9)
+    found = agreement_of(study)
+    by_seed = study.runs.values[study.rows]
+    pairs = [stats.spearmanr(by_seed[i], by_seed[j]).statistic for i in range(SEEDS) for j in range(i)]
+    assert found.rho == pytest.approx(np.mean(pairs))
+    assert (found.seeds, found.configurations) == (SEEDS, CONFIGS)
+    assert found.p_adjusted >= found.p_value
+
+
+def test_equal_configurations_on_common_jets_agree_by_the_jets_alone():
+    """Each configuration's runs fluctuate with the same jets: ρ is what those jets make, and is expected as such."""
+    of_configs = noise_factor(CONFIGS, correlation=0.5)
+    factor = np.repeat(of_configs, SEEDS, axis=0)
+    rhos, expected = [], []
+    for study in simulated([0.8] * CONFIGS, 0.002, 150, seed=10, factor=factor):
+        found = agreement_of(study, simulated=300)
+        rhos.append(found.rho)
+        expected.append(found.expected)
+    assert np.mean(rhos) > 0.4
+    assert np.mean(expected) == pytest.approx(np.mean(rhos), abs=4 * np.std(rhos) / math.sqrt(len(rhos)) + 0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.5, 0.95])
+def test_equal_configurations_do_not_agree(correlation):
+    factor = np.repeat(noise_factor(CONFIGS, correlation=correlation), SEEDS, axis=0)
+    claims = 0
+    for study in simulated([0.8] * CONFIGS, 0.002, FAMILIES, seed=11, factor=factor):
+        claims += agreement_of(study, simulated=400).p_value < 0.05
+    assert not_above_binomial(claims, FAMILIES, 0.05)
+
+
+def test_different_configurations_agree():
+    """Far apart compared with seeds and jets: each study says so, at the report's own level."""
+    truth = 0.8 + 0.02 * np.arange(CONFIGS)
+    for study in simulated(truth, 0.002, 10, seed=12):
+        found = agreement_of(study)
+        assert found.rho > 0.9
+        assert found.p_adjusted < LEVEL_OF_REPORT
+
+
+def test_no_agreement_where_nothing_can_agree():
+    (study,) = simulated([0.8] * CONFIGS, 0.002, 1)
+    assert agreement_of(study.without("c0", "c1", "c2")) is None  # three have few orders
+    assert rank_agreement(SimpleNamespace(students={"auc": study}, comparable=(), stages=1)) is None
+    one = configurations(study.runs.rows(study.rows[0]), study.names, [0] * CONFIGS)
+    assert agreement_of(one) is None

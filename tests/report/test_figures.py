@@ -168,7 +168,7 @@ def test_configurations_in_order_with_the_set_of_the_best(drawings, analysis):
         rows = sorted(analysis.configurations, key=lambda row: -getattr(row, metric).value)
         places = range(1, len(rows) + 1)
         assert [points[place] for place in places] == [getattr(row, metric).value for row in rows]
-        members = {i for i, row in zip(places, rows, strict=True) if getattr(row, f"beside_best_{metric}")}
+        members = {i for i, row in zip(places, rows, strict=True) if getattr(row, f"in_best_set_{metric}")}
         assert filled & set(places) == members
         assert len(members) > 0
 

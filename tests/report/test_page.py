@@ -200,7 +200,7 @@ def test_the_table_of_configurations(html, text, analysis):
         assert cells[1][0] == row.run_name
         assert cells[5] == (f"{row.auc.value:.4f} ± {row.auc.error:.4f}", str(row.auc.value))
         assert cells[8][1] == str(row.rejection.value)
-        assert cells[11][0] == ("yes" if row.beside_best_auc else "no")
+        assert cells[11][0] == ("yes" if row.in_best_set_auc else "no")
 
 
 def test_the_table_of_runs(html, text, analysis):

@@ -93,7 +93,7 @@ def test_scores_that_can_not_be_used_are_named(tmp_path, data):
 
 def test_an_imported_study_has_no_jets(tmp_path):
     first = study(tmp_path / "a", [A, B], np.arange(60))
-    second = import_study(write_logs(tmp_path / "logs", [Job(B), Job(C)]), tmp_path / "b")
+    second = import_study(write_logs(tmp_path / "logs", [Job(B), Job(C)]), tmp_path / "b", seed=42)
     paired = first.paired_with(second)
     assert paired.reasons == (
         "The shared runs have no scores per jet in both studies: a run imported from a log has none.",

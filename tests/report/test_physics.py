@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from kdfast.metrics import background_rejection, roc_auc
 from kdfast.report import physics
+from kdfast.report.families import BUDGET
 from kdfast.report.figures.performance import ShownNetwork, TestSample
 from kdfast.report.sampling import auc_estimates, auc_interval
 from tests.report.simulated import STUDIES, binormal, true_auc, within_binomial
@@ -137,6 +138,32 @@ def test_no_sculpting_is_not_claimed():
     assert within_binomial(claims, studies, 0.05)
 
 
+def test_the_p_value_of_the_mass_is_the_share_of_random_picks():
+    """Of jets picked at random, here by permuting the scores; beyond these few it reaches by a gamma distribution."""
+    rng = np.random.default_rng(8)
+    labels, scores, mass = sculpted(rng, 1500, 0.12)
+    found = physics.mass_sculpting("student", labels, scores, np.ones(1500), mass, 50)
+    background = mass[labels == 0]
+    edges = np.array([-np.inf, *found.edges[1:-1], np.inf])
+    everything = np.histogram(background, edges)[0].astype(float)
+    picks = (rng.choice(background, found.survivors, replace=False) for _ in range(2000))
+    random = np.array([float(physics._divergence(np.histogram(p, edges)[0].astype(float), everything)) for p in picks])
+    share = np.mean(random >= found.divergence)
+    assert 0.005 < share < 0.5
+    assert found.p_value == pytest.approx(share, abs=0.03 + 0.1 * share)
+    assert found.expected_without == pytest.approx(random.mean(), rel=0.03)
+    assert found.p_adjusted == pytest.approx(min(1.0, 80 * found.p_value))
+
+
+def test_strong_sculpting_is_significant_among_all_tests():
+    """More so than a thousand permutations could tell."""
+    labels, scores, mass = sculpted(np.random.default_rng(9), 1500, 1.5)
+    found = physics.mass_sculpting("student", labels, scores, np.ones(1500), mass, 50)
+    assert 0.0 < found.p_value < 1e-4
+    assert found.p_adjusted == pytest.approx(80 * found.p_value)
+    assert found.p_adjusted < 0.05
+
+
 @pytest.mark.slow
 def test_coverage_of_the_divergence():
     """The truth at the same bins and threshold: from 200,000 jets."""
@@ -213,13 +240,14 @@ def test_calibration():
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_coverage_of_slope_and_intercept(weighted):
-    """Weights that spread, so that 1,000 jets fluctuate like 500."""
+    """Weights that spread, so that 1,000 jets fluctuate like 500. At 95 %, of which errors are the measure."""
+    reach = stats.norm.isf(0.025)
     rng, hits, jets = np.random.default_rng(2), np.zeros(2), 1000 if weighted else 400
     for _ in range(STUDIES):
         labels, scores = calibrated(rng, jets)
         weights = rng.exponential(size=jets) if weighted else np.ones(jets)
         found = physics._logistic(labels, scores, weights)
-        hits += [e.low <= truth <= e.high for e, truth in zip(found, (0.0, 1.0), strict=True)]
+        hits += [abs(e.value - truth) <= reach * e.error for e, truth in zip(found, (0.0, 1.0), strict=True)]
     assert all(within_binomial(hit, STUDIES, 0.95) for hit in hits), hits
 
 
@@ -228,6 +256,14 @@ def test_errors_are_statsmodels_where_jets_weigh_alike():
     theirs = sm.GLM(labels, sm.add_constant(scores), sm.families.Binomial()).fit(cov_type="HC0")
     found = physics._logistic(labels, scores, np.full(500, 7.0))
     np.testing.assert_allclose([e.error for e in found], theirs.bse, rtol=1e-6)
+
+
+def test_intervals_of_calibration_are_of_the_report_s_tests():
+    """Slope and intercept are two of twelve tests of networks, which share a part of the report's level."""
+    labels, scores = calibrated(np.random.default_rng(4), 500)
+    reach = stats.norm.isf(BUDGET["physics"] / 12 / 2)
+    for e in physics._logistic(labels, scores, np.ones(500)):
+        assert (e.low, e.high) == pytest.approx((e.value - reach * e.error, e.value + reach * e.error))
 
 
 def test_scores_that_separate_have_no_slope():
@@ -245,14 +281,15 @@ def test_scores_that_separate_have_no_slope():
 def test_fieller():
     """The ends θ solve (gain − θ gap)² = q² Var(gain − θ gap)."""
     v1, v2, v12 = 1e-5, 3e-5, 0.5e-5
-    found = physics.gap_recovered(0.01, 0.05, (v1, v2, v12))
+    quantile = 2.5
+    found = physics.gap_recovered(0.01, 0.05, (v1, v2, v12), quantile)
     assert found.value == pytest.approx(0.2)
     for theta in (found.low, found.high):
         variance = v1 + theta**2 * v2 - 2.0 * theta * v12
-        assert (0.01 - 0.05 * theta) ** 2 == pytest.approx(stats.norm.isf(0.025) ** 2 * variance)
+        assert (0.01 - 0.05 * theta) ** 2 == pytest.approx(quantile**2 * variance)
     assert found.low < 0.2 < found.high
-    assert physics.gap_recovered(0.01, 0.005, (v1, v2, v12)).low is None  # a gap that may be 0
-    assert physics.gap_recovered(0.01, -0.1, (v1, v2, v12)) is None
+    assert physics.gap_recovered(0.01, 0.005, (v1, v2, v12), quantile).low is None  # a gap that may be 0
+    assert physics.gap_recovered(0.01, -0.1, (v1, v2, v12), quantile) is None
 
 
 @pytest.mark.slow
@@ -261,7 +298,8 @@ def test_coverage_of_the_gap_recovered():
     covariance = np.array([[1e-5, 0.5e-5], [0.5e-5, 6e-5]])
     hits = 0
     for gain, gap in rng.multivariate_normal([0.01, 0.04], covariance, size=STUDIES):
-        found = physics.gap_recovered(gain, gap, (covariance[0, 0], covariance[1, 1], covariance[0, 1]))
+        variances = (covariance[0, 0], covariance[1, 1], covariance[0, 1])
+        found = physics.gap_recovered(gain, gap, variances, stats.norm.isf(0.025))
         hits += found is not None and found.low is not None and found.low <= 0.25 <= found.high
     assert within_binomial(hits, STUDIES, 0.95)
     assert math.isfinite(found.value)

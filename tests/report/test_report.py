@@ -175,8 +175,8 @@ def test_a_half_finished_study(tmp_path):
     assert item.what.startswith("128 runs")
     assert "not trained yet: baseline_T3.0_A0.3 (seed 42)" in item.reason
     assert "and 123 more (`kdfast status --json` names them)" in item.reason
-    summary = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
-    assert "128 of 132 runs have no result (see WHAT IS MISSING, AND WHY)." in summary
+    assert "Total Experiments: 4 done of 132 (4 configurations × 1 seed)" in texts["ANALYSIS_SUMMARY.txt"]
+    assert "128 runs that the settings ask for: not trained yet" in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
 
 
 def test_all_diverged(tmp_path):

@@ -6,22 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.metrics import evaluate
 from kdfast.report.page import page as page_of
-from kdfast.report.schema import Claim
+from kdfast.report.schema import Claim, Comparison
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.imports import import_study
 from tests.report.fake_study import PROVENANCE, SETTINGS, make_study
-from tests.report.reported import in_one_line, reported, section, small
+from tests.report.reported import imported, in_one_line, reported, section, small
 
 # What readers of the study's summary look for, in its order.
 HEADINGS = [
     "EXECUTIVE SUMMARY",
-    "KEY METRICS:",
+    "KEY METRICS (AUC; rejection 1/ε_B at 50 % signal efficiency):",
     "PERFORMANCE RANGES:",
     "TOP RESULTS - WINNERS",
     "*** BEST OVERALL AUC: ",
@@ -46,6 +47,7 @@ HEADINGS = [
     "SCENARIO 3: YOU WANT SIMPLICITY AND RELIABILITY",
     "SCENARIO 4: YOU WANT CONSISTENT/PREDICTABLE RESULTS",
     "KEY INSIGHTS AND DISCOVERIES",
+    "Differences against the baseline, and at equal other settings:",
     "STATISTICAL SUMMARY",
     "PERFORMANCE DISTRIBUTION:",
     "TOP QUARTILE CHARACTERISTICS (Top 33 experiments",
@@ -57,6 +59,9 @@ HEADINGS = [
     "FILES GENERATED",
     "END OF ANALYSIS",
 ]
+
+# Absent without scores per jet: nothing is tested then.
+TESTED = ["Key Finding:", "Key Insight:", "Differences against the baseline, and at equal other settings:"]
 
 
 SECTIONS = {
@@ -74,6 +79,7 @@ SECTIONS = {
         "TEMPERATURE × ALPHA: MEAN AUC",
         "TEMPERATURE × ALPHA: MEAN REJECTION",
         "BEST (T_init, α_init) PAIRS",
+        "PLANNED CONTRASTS",
         "CORRELATIONS",
         "LINEAR MODEL",
         "SHARES OF THE VARIANCE",
@@ -117,6 +123,50 @@ def test_every_section_of_the_study_is_there_in_its_order(written):
         place = found
 
 
+def test_the_summary_can_be_read(written):
+    """Not more than 1,300 words, as `wc -w` counts them, rules between sections included."""
+    assert len(written[1]["ANALYSIS_SUMMARY.txt"].split()) <= 1300
+
+
+def test_one_answer_to_each_question(written):
+    """At most one sentence, or that nothing is significant."""
+    whole, texts = written
+    text = texts["ANALYSIS_SUMMARY.txt"]
+    by_topic = {}
+    for finding in whole.findings:
+        by_topic.setdefault(finding.topic, []).append(finding)
+    answers = re.findall(r"Key (?:Finding|Insight):\n((?: +.*\n)+)", text)
+    questions = ["temp_init", "alpha_init", "strategy", "temp_range", "alpha_range"]
+    assert len(answers) == len(questions)
+    for question, answer in zip(questions, answers, strict=True):
+        said = [f for metric in ("auc", "rejection") for f in by_topic[f"{question}_{metric}"] if f.supported]
+        if said:
+            lines = answer.strip().split("\n")
+            assert len(lines) == len(said)
+            for line, f in zip(lines, said, strict=True):
+                names = [f.numbers["reference"], *f.numbers["lower"]] if f.code is not Claim.GROUP_BELOW_ANOTHER else []
+                assert all(name in line for name in names)
+                assert f"{f.numbers['value']:+.{4 if f.numbers['metric'] == 'auc' else 2}f}" in line or not names
+        else:
+            assert answer.strip() == "No significant difference."
+    assert "No significant difference." in text
+
+
+def test_the_table_of_planned_differences(written):
+    """Each with its error, and whether it is established by the tests of all of the report."""
+    whole, texts = written
+    lines = section(texts["ANALYSIS_SUMMARY.txt"], "KEY INSIGHTS AND DISCOVERIES").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split() == ["AUC", "difference", "established"])
+    shown = {re.split(r"  +", line.strip())[0]: re.split(r"  +", line.strip())[1:] for line in lines[first + 2 :]}
+    planned = {f"{c.one} - {c.other}": c.comparison for c in whole.planned if c.metric == "auc"}
+    against = {f"{row.label.split(':')[0]} - baseline": row.comparison for row in whole.verdict.rows}
+    assert set(shown) == set(planned | against)
+    assert {"mean of all 132 - baseline", "chosen - baseline", "high α_init - low α_init"} <= set(shown)
+    for label, compared in (planned | against).items():
+        value = f"{compared.difference.value:+.4f} ± {compared.difference.error:.4f}"
+        assert shown[label] == [value, "yes" if compared.supported else "no"]
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_section_has_content(written, name):
     text = written[1][name]
@@ -147,14 +197,16 @@ def test_texts_show_the_numbers_of_the_object(written):
             *(f"{value:.4f}" for value in shown),
             *(f"{value:.2f}" for value in (group.rejection.mean, group.rejection.std, group.rejection.max)),
         ]
-    for finding in whole.findings:  # each sentence is somewhere
-        words = in_one_line(" ".join(texts.values()))
-        assert finding.text in words, finding.topic
+    words = in_one_line(" ".join(texts.values()))
+    for finding in whole.findings:  # each sentence is somewhere, but for those that are rows of a table
+        if not finding.topic.startswith(("planned_", "shares_")):
+            assert finding.text in words, finding.topic
 
 
 def test_one_seed_compares_networks(written):
     whole, texts = written
-    assert "With one seed the numbers compare trained networks" in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
+    assert "With one seed the numbers compare trained networks" in in_one_line(texts["results_summary.txt"])
+    assert "One seed, one baseline network: not yet a verdict." in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     assert "kdfast refine" in texts["ANALYSIS_SUMMARY.txt"]
     assert any(item.what == "variance between seeds" for item in whole.missing)
     assert all(row.auc.error_runs is None for row in whole.configurations)
@@ -176,19 +228,12 @@ def test_whether_the_chosen_one_is_in_the_best_set(tmp_path, beaten):
     store.write(again)
     whole, texts = reported(store)
     winner = whole.winners[0]
-    assert (winner.wish, winner.configuration, winner.beside_best) == ("auc", name, 3)
+    size = 3 if beaten else 4
+    assert (winner.goal, winner.configuration, winner.best_set_size) == ("auc", name, size)
     text = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
-    scenario = text[text.index("SCENARIO 1") : text.index("SCENARIO 2")]
-    if beaten:
-        assert "Statistically indistinguishable from the best: 3 of 4, the chosen one not among them" in text
-        note = "Note: on the test jets others beat it: it is not among the 3 that are statistically indistinguishable"
-        assert "others are statistically" not in scenario
-    else:
-        assert "Statistically indistinguishable from the best: 3 of 4 " in text
-        assert "the chosen one not among them" not in text[text.index("BEST OVERALL") : text.index("BEST BACKGROUND")]
-        note = "Note: 2 others are statistically indistinguishable from the best, so cost and simplicity may decide"
-    assert note in scenario
-    assert note in text[text.index("PRACTICAL RECOMMENDATIONS") :]
+    best = text[text.index("BEST OVERALL") : text.index("BEST BACKGROUND")]
+    assert f"Statistically indistinguishable from the best: {size} of 4" in best
+    assert (f"{size} of 4, not the chosen one" in best) == beaten
 
 
 def test_several_seeds(tmp_path):
@@ -196,13 +241,14 @@ def test_several_seeds(tmp_path):
     assert whole.study.seeds == [1, 2, 3]
     assert whole.distribution.seed_df == (4 - 1) * (3 - 1)
     assert all(row.runs == 3 and row.auc.error_runs is not None for row in whole.configurations)
-    assert len(whole.rank_agreement) == 3
+    assert (whole.rank_agreement.seeds, whole.rank_agreement.configurations) == (3, 4)
     assert "one seed" not in texts["ANALYSIS_SUMMARY.txt"]
 
 
 def uneven(path):
-    """Two configurations, one of them with a third seed: as after `kdfast refine`."""
-    make_study(path, [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], seeds=(0, 1), jets=300)
+    """Two configurations, of which one still has to be trained with the last of three seeds."""
+    settings = {"seeds": [0, 1, 2]}
+    make_study(path, [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], seeds=(0, 1), jets=300, settings=settings)
     return make_study(path, [RunConfig(3.0, 0.9)], seeds=(2,), jets=300, teacher=False)
 
 
@@ -212,9 +258,10 @@ def test_one_network_is_named_with_its_seed(tmp_path):
     whole, texts = reported(store)
     _, baseline, student = whole.networks
     who = f"{student.run_name}, seed {student.seed}"
-    summary = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
-    assert f"({who}: highest AUC on the validation jets)" in summary
-    assert f"A winner's numbers are means over its seeds; the best single network ({who})" in summary
+    results = in_one_line(texts["results_summary.txt"])
+    assert f"({who})" in results
+    assert "Student above: the one network of highest validation AUC" in results
+    assert f"Best single student: AUC {student.auc.value:.4f} ± " in texts["ANALYSIS_SUMMARY.txt"]
     for topic in ("pt", "mass", "calibration"):
         said = [finding.text for finding in whole.findings if finding.topic == topic]
         assert any(f"he best student ({who})" in text for text in said), topic
@@ -230,7 +277,7 @@ def test_one_run_is_told_in_the_singular(tmp_path):
     told = in_one_line(" ".join([*texts.values(), re.sub("<[^>]*>", "", page_of(whole, []))]))
     assert re.findall(r"(?<![\d.,])1 (?:[a-z]+ )?(?:run|experiment|configuration|network|one|seed)s\b", told) == []
     assert "all 1 " not in told
-    assert "1 configuration, 1 run done" in told
+    assert "1 configuration × 1 seed" in told
     assert "winner's curse" not in told
     assert "baseline_T3.0_A0.9 and the baseline without a teacher" in told
 
@@ -269,8 +316,10 @@ def test_means_that_are_adjusted_are_called_so(tmp_path):
     runs = [run.auc.value for run in whole.runs if run.run_name == lonely.run_name]
     assert abs(lonely.auc.value - np.mean(runs)) > 1e-4
     page = page_of(whole, [])
-    for name in ("ANALYSIS_SUMMARY.txt", "results_summary.txt", "detailed_comparison.txt"):
+    assert whole.refinement is None  # the seeds are the sweep's own
+    for name in ("results_summary.txt", "detailed_comparison.txt"):
         assert "if a seed moved all alike (least-squares mean)" in in_one_line(texts[name])
+    assert "numbers are least-squares means" in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     assert "if a seed moved all alike (least-squares mean)" in page
     assert "eans over each configuration" not in page
     assert "eans over its runs" not in page
@@ -288,7 +337,7 @@ def test_an_imported_baseline_of_auc_0(tmp_path):
     )
     import_study(tmp_path / "runs.csv", tmp_path / "s")
     whole, texts = reported(StudyStore.open(tmp_path / "s"))
-    assert "Improvement over baseline: +0.5000 AUC; errors unknown" in texts["ANALYSIS_SUMMARY.txt"]
+    assert "Difference from baseline: +0.5000 AUC; errors unknown" in texts["ANALYSIS_SUMMARY.txt"]
     assert "refine" not in "".join(texts.values())
     (item,) = (item for item in whole.missing if item.what == "variance between seeds")
     assert item.reason.endswith("; a sweep of the leaders with several seeds would tell more")
@@ -306,14 +355,45 @@ def test_an_imported_study(tmp_path):
     whole, texts = reported(store)
     assert whole.study.selected_on == "test"
     assert whole.configurations[0].auc.error is None
-    assert whole.configurations[0].beside_best_auc is None
+    assert whole.configurations[0].in_best_set_auc is None
     reasons = " ".join(item.reason for item in whole.missing)
     assert "a note" in reasons
     assert "these need scores per jet" in reasons
-    assert "AUC rises with α_init" in texts["ANALYSIS_SUMMARY.txt"]  # by the scatter of configurations
     assert whole.runs[0].auc_gain == pytest.approx(whole.runs[0].auc.value - 0.804)
     assert whole.runs[0].rejection_gain is None
-    assert "look more certain than they are" in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
+    summary = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
+    assert "No established trend (r = +0." in summary
+    assert "Without scores per jet no difference can be established." in summary
     assert "  - Imported from log:3" in texts["ANALYSIS_SUMMARY.txt"]
     for heading in HEADINGS:
-        assert heading in texts["ANALYSIS_SUMMARY.txt"], heading
+        assert (heading in texts["ANALYSIS_SUMMARY.txt"]) == (heading not in TESTED), heading
+
+
+def comparisons_in(value):
+    """Every comparison of a report, wherever it is."""
+    if isinstance(value, Comparison):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from comparisons_in(getattr(value, name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from comparisons_in(item)
+    elif isinstance(value, dict):
+        yield from comparisons_in(list(value.values()))
+
+
+def test_without_scores_nothing_has_a_direction(tmp_path):
+    """However clear it looks: four runs on a line are no p = 0, and nothing is said of any two."""
+    rows = [f"baseline_T{t}_A{a},{0.8 + 0.1 * a:.4f},{8 + a:.2f},0.7" for t in (3.0, 7.0) for a in (0.3, 0.9)]
+    (tmp_path / "runs.csv").write_text("\n".join(["run_name,auc_student,bkg_rej_50,auc_baseline", *rows]) + "\n")
+    whole, texts = reported(imported(tmp_path))
+    compared = list(comparisons_in(whole))
+    assert all((c.p_value, c.p_adjusted, c.supported) == (None, None, False) for c in compared)
+    assert all((c.difference.low, c.difference.high) == (None, None) for c in compared)
+    assert [finding.code for finding in whole.findings] == [Claim.NO_SCORES]
+    assert whole.rank_agreement is None
+    told = in_one_line(" ".join(texts.values()))
+    assert not re.search(r"\b(rises|falls|beats?|is higher|is lower|has a (higher|lower|larger)|p = 0)\b", told)
+    assert "These results have no scores per jet" in whole.verdict.text
+    assert whole.verdict.text in told

@@ -70,7 +70,7 @@ def test_differences_are_those_of_the_stored_numbers(comparison, first, second):
     (mean,) = rows(comparison, "mean")
     assert mean.auc.change.value == pytest.approx(np.mean(gains))
     assert [reason.split(" runs (")[0] for reason in comparison.reasons] == ["Only in first: 2", "Only in second: 4"]
-    assert comparison.settings == [("hlt", "nominal", "mild")]
+    assert sorted(comparison.settings) == [("hlt", "nominal", "mild"), ("seeds", "[1, 2]", "[1, 2, 3]")]
 
 
 def test_a_cause_is_seen_where_it_acts(comparison):

@@ -142,7 +142,9 @@ def import_(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="STUDY", help="A new folder for the study.")],
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of runs whose file gives none.")] = 42,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Seed of runs whose file gives none.", show_default="unknown")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Import the results of other jobs as a study.

@@ -8,6 +8,7 @@ alone: the files do not say how the networks were trained.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -32,15 +33,21 @@ SUMMARY_FILE = "hyperparameter_search_results.txt"
 # Lines after which a file that is neither a CSV nor a summary is taken for a run log.
 _SNIFFED_LINES = 200
 
+# The number under which runs of unknown seed are stored; provenance says that it is none.
+_UNKNOWN = 0
+
+# Shorter tables may be sorted by chance.
+_FEWEST_SORTED = 8
+
 # In this order they are read: of two results of one run the last counts, and a job's own log says most.
 _READERS = {"summary": read_search_results, "table": read_csv, "log": read_run_log}
 
 
 def import_results(
-    paths: str | PathLike[str] | Sequence[str | PathLike[str]], out: str | PathLike[str], *, seed: int = 42
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]], out: str | PathLike[str], *, seed: int | None = None
 ) -> StudyStore:
     """Makes a study of files of other jobs' results; see `kdfast.import_study`."""
-    if not 0 <= seed < 2**63:
+    if seed is not None and not 0 <= seed < 2**63:
         raise ConfigError(f"must lie in [0, 2**63), is {seed}", where="seed")
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -56,9 +63,22 @@ def import_results(
             first = diverged[0]
             what += f" ({len(diverged)} diverged, e.g. {first.name}: {first.diverged}, from {first.place})"
         raise DataError(what, where=", ".join(map(str, files[:3])), hint="see the warnings" if notes.texts else None)
+    _note_choice(students, notes)
     notes.close()
     _write(out, results, files, notes)
     return StudyStore.open(out)
+
+
+def _note_choice(students: Sequence[Found], notes: Notes) -> None:
+    """Names a table that was cut by its results: sorted by AUC, and a part of the grid that its settings span."""
+    auc = [found.metrics["auc"] for found in students if "auc" in found.metrics]
+    if len(auc) < _FEWEST_SORTED or auc != sorted(auc, reverse=True):
+        return
+    settings = [(c.temp_init, c.temp_final, c.alpha_init, c.alpha_final) for found in students if (c := found.config)]
+    if len(set(settings)) < math.prod(len(set(values)) for values in zip(*settings, strict=True)):
+        what = f"its {len(auc)} runs are sorted by AUC and do not fill the grid of their settings: this looks like the "
+        what += "top of a longer table. Runs that were chosen by their results show no effect of settings"
+        notes.add(students[0].place, what)
 
 
 def _files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
@@ -78,9 +98,11 @@ def _files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
     return list({path.resolve(): path for path in files}.values())
 
 
-def _read(files: Sequence[Path], seed: int, notes: Notes) -> list[Found]:
-    """The last result read of each kind, name and seed, with a warning if an earlier one differs."""
-    kept: dict[tuple[str, str, int], Found] = {}
+def _read(files: Sequence[Path], seed: int | None, notes: Notes) -> list[Found]:
+    """The last result read of each kind, name and seed, with a warning if an earlier one differs.
+
+    seed: of runs whose file has none; None leaves it unknown."""
+    kept: dict[tuple[str, str, int | None], Found] = {}
     kinds = {path: _kind_of(path) for path in files}
     for path in sorted(files, key=lambda path: list(_READERS).index(kinds[path])):
         for found in _READERS[kinds[path]](path, read_lines(path, notes), notes):
@@ -108,10 +130,14 @@ def _write(out: Path, results: Sequence[Found], files: Sequence[Path], notes: No
     """Writes the study under a hidden name and then moves it to its place."""
     students = [found for found in results if found.kind == "student"]
     settings = {
-        "seeds": sorted({found.seed for found in students if found.seed is not None}),
+        "seeds": sorted({_UNKNOWN if found.seed is None else found.seed for found in students}),
         "grid": list(dict.fromkeys(found.name for found in students)),
     }
-    imported = {"files": [_described(path) for path in files], "notes": notes.texts}
+    imported = {
+        "files": [_described(path) for path in files],
+        "notes": notes.texts,
+        "seeds": "given" if all(found.seed is not None for found in students) else "unknown",
+    }
     out = out.absolute()
     temporary = temporary_name(out)
     try:
@@ -128,12 +154,11 @@ def _write(out: Path, results: Sequence[Found], files: Sequence[Path], notes: No
 
 
 def _stored(found: Found) -> StoredResult:
-    assert found.seed is not None  # `_read` filled it in
     source = f"from {found.place}"
     return StoredResult(
         kind=found.kind,
         name=found.name,
-        seed=found.seed,
+        seed=_UNKNOWN if found.seed is None else found.seed,
         config=found.config,
         status="diverged" if found.diverged else "done",
         message=f"{found.diverged} ({source})" if found.diverged else source,

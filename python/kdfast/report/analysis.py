@@ -17,11 +17,14 @@ import pandas as pd
 from kdfast._version import __version__
 from kdfast.files import as_text
 from kdfast.metrics import WORKING_POINTS
-from kdfast.report import effects, physics, ranking, schema, summaries
+from kdfast.report import physics, ranking, schema, summaries
+from kdfast.report.families import PHYSICS_LEVEL, alone
 from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
 from kdfast.report.networks import StudyNetworks
 from kdfast.report.records import comparison_of, integer, jet_counts, number, planned_settings, setting_fields
+from kdfast.report.verdict import verdict
+from kdfast.store.result import StoredResult
 from kdfast.store.store import StudyStore
 from kdfast.store.table import STRATEGIES, combined_score, select_best
 
@@ -45,56 +48,95 @@ def analyse(store: StudyStore) -> schema.Analysis:
 
 
 def analyse_networks(study: StudyNetworks) -> schema.Analysis:
-    """The same of results that have been read; their table is `study.table`."""
+    """The same of results that have been read; their table is `study.table`.
+
+    Where configurations that lead were given further seeds (`kdfast refine`), the seeds that chose them are no evidence
+    for them: everything about the sweep rests on the sweep's own seeds, and the leaders are judged by the further ones.
+    """
     described, runs = _study(study), _runs(study)
-    shown = _shown(study)
+    shown = _shown(study, described)
+    sweep, leaders = _stages(study)
     if study.done.empty:
         study.add_missing("tables, comparisons and effects", "no student has finished yet")
         return schema.Analysis(
             study=described, runs=runs, networks=[n for n, _ in shown], missing=study.missing, **_physics(study, shown)
         )
-    if not study.students["auc"].seeds_known:
-        why = "too few runs share configurations and seeds" if study.seeds[1:] else "the study has one seed"
+    if not described.seeds_given:
+        sweep.add_missing(
+            "seeds", "the imported files name none: how many there are, and which runs share one, is not known"
+        )
+    elif not sweep.students["auc"].seeds_known:
+        why = "too few runs share configurations and seeds" if sweep.seeds[1:] else "the study has one seed"
         more = "`kdfast refine` adds seeds"
         if "imported" in study.store.provenance:  # nothing can be added to it
             more = "a sweep of the leaders with several seeds would tell more"
-        study.add_missing(
+        sweep.add_missing(
             "variance between seeds",
             f"{why}: its numbers compare trained networks, not configurations; {more}",
         )
     if study.find("baseline") is None:
         study.add_missing("improvements over the baseline", "no baseline has finished")
-    rows = ranking.configuration_rows(study)
-    groups = summaries.group_tables(study)
-    grid, pairs = summaries.grid_of_settings(study)
+    rows = ranking.configuration_rows(sweep)
+    groups = summaries.group_tables(sweep)
+    grid, pairs = summaries.grid_of_settings(sweep)
     whole = schema.Analysis(
         study=described,
         networks=[network for network, _ in shown],
         runs=runs,
         configurations=rows,
-        mean_vs_baseline=ranking.mean_versus_baseline(study),
-        distribution=summaries.distribution(study),
+        mean_vs_baseline=ranking.mean_versus_baseline(sweep),
+        distribution=summaries.distribution(sweep),
         groups=groups,
+        planned=summaries.planned(sweep),
         grid=grid,
         pairs=pairs,
-        correlations=summaries.correlations(study),
-        importance=summaries.importance(study),
-        models=summaries.linear_models(study),
-        variance_shares=summaries.variance_shares(study),
-        top_quartile=summaries.top_quartile(study),
-        strategies={name: int((study.done["strategy"] == name).sum()) for name in STRATEGIES},
-        winners=ranking.winners(study, rows, groups),
-        top_two=ranking.top_two(study, rows),
-        rank_agreement=[
-            schema.RankAgreement(seeds=(a, b), rho=rho, p_value=p, configurations=n)
-            for a, b, rho, p, n in effects.rank_agreement(
-                study.done["auc_student"], study.done["run_name"], study.done["seed"]
-            )
-        ],
+        correlations=summaries.correlations(sweep),
+        importance=summaries.importance(sweep),
+        models=summaries.linear_models(sweep),
+        variance_shares=summaries.variance_shares(sweep),
+        top_quartile=summaries.top_quartile(sweep),
+        strategies={name: int((sweep.done["strategy"] == name).sum()) for name in STRATEGIES},
+        winners=ranking.winners(sweep, rows, groups),
+        top_two=ranking.top_two(sweep, rows),
+        rank_agreement=ranking.rank_agreement(sweep),
+        convergence=summaries.convergence(study),
+        refinement=None if leaders is None else _refinement(leaders),
         **_physics(study, shown),
-        missing=study.missing,
+        missing=list(dict.fromkeys([*study.missing, *sweep.missing, *(leaders.missing if leaders else ())])),
     )
-    return whole.model_copy(update={"findings": findings(whole)})
+    whole = whole.model_copy(update={"findings": findings(whole)})
+    return whole.model_copy(update={"verdict": verdict(whole)})
+
+
+def _stages(study: StudyNetworks) -> tuple[StudyNetworks, StudyNetworks | None]:
+    """The networks of the sweep's own seeds, and those of seeds that were added for some of its configurations."""
+    settings = planned_settings(study.store.settings, study.store.provenance)
+    if settings is None or study.done.empty:
+        return study, None
+    names = study.done.groupby("seed")["run_name"].nunique()
+    everything = study.done["run_name"].nunique()
+    added = {int(seed) for seed, number in names.items() if seed not in settings.seeds and number < everything}
+    if not added or added == set(study.seeds):
+        return study, None
+    parts: list[list[StoredResult]] = [[], []]
+    for result in study.results:
+        if result.kind == "teacher":
+            parts[0].append(result)
+            parts[1].append(result)
+        else:
+            parts[result.seed in added].append(result)
+    sweep, leaders = (study.part(part, stages=2) for part in parts)
+    return sweep, leaders
+
+
+def _refinement(leaders: StudyNetworks) -> schema.Refinement:
+    rows = ranking.configuration_rows(leaders)
+    return schema.Refinement(
+        seeds=leaders.seeds,
+        configurations=rows,
+        mean_vs_baseline=ranking.mean_versus_baseline(leaders),
+        winners=ranking.winners(leaders, rows, summaries.group_tables(leaders)),
+    )
 
 
 def _study(study: StudyNetworks) -> schema.Study:
@@ -107,17 +149,19 @@ def _study(study: StudyNetworks) -> schema.Study:
         more = f" and {len(absent) - 5} more (`kdfast status --json` names them)" if len(absent) > 5 else ""
         study.add_missing(f"{len(absent)} runs that the settings ask for", f"not trained yet: {few}{more}")
     imported = study.store.provenance.get("imported", {})
-    for note in imported.get("notes", ()) if isinstance(imported, dict) else ():
+    imported = imported if isinstance(imported, dict) else {}
+    for note in imported.get("notes", ()):
         study.add_missing("import", str(note))
     return schema.Study(
         name=as_text(study.store.path.resolve().name),
         seeds=study.seeds,
+        seeds_given=imported.get("seeds") != "unknown",
         configurations=int(study.done["run_name"].nunique()),
         counts=counts,
         test=None if study.jets is None else jet_counts(study.jets.labels, study.jets.weights),
         validation=_validation_jets(study),
         scored=study.have_scores,
-        selected_on=study.selected_on,  # type: ignore[arg-type]
+        selected_on=study.selected_on["auc"],  # type: ignore[arg-type]
         settings=study.store.settings,
         provenance=study.store.provenance,
         kdfast=__version__,
@@ -192,19 +236,23 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
     return found
 
 
-def _shown(study: StudyNetworks) -> list[tuple[schema.Network, int]]:
+def _shown(study: StudyNetworks, described: schema.Study) -> list[tuple[schema.Network, int]]:
     """Teacher, baseline and best student, with their places among the networks."""
     shown: list[tuple[schema.Network, int]] = []
     best = select_best(study.done, "auc") if len(study.done) else None
     seed = None if best is None else int(best["seed"])
     baseline = study.find("baseline", seed) or study.find("baseline")
+
+    def of_seed(number: int | None) -> str:
+        return f", seed {number}" if described.seeds_given else ""
+
     roles = [
         ("teacher", "Teacher (offline view)", study.find("teacher")),
-        ("baseline", f"Baseline (no teacher), seed {baseline.seed if baseline else seed}", baseline),
+        ("baseline", f"Baseline (no teacher){of_seed(baseline.seed if baseline else seed)}", baseline),
     ]
     if best is not None:
         name = str(best["run_name"])
-        roles.append(("student", f"Best student: {name}, seed {seed}", study.find("student", seed, name)))
+        roles.append(("student", f"Best student: {name}{of_seed(seed)}", study.find("student", seed, name)))
     for role, label, result in roles:
         if result is None:
             study.add_missing(f"the {role}", "no finished one is stored")
@@ -279,4 +327,5 @@ def _pt_difference(bins: Sequence[schema.PtBin]) -> schema.PtDifference | None:
     contrast = Contrast(
         bins[-1].auc.value - bins[0].auc.value, bins[0].auc.error ** 2 + bins[-1].auc.error ** 2, 0.0, math.inf
     )
-    return schema.PtDifference(role=bins[0].role, auc=comparison_of(contrast, bins[0].auc.value, False))
+    tested = alone(contrast, PHYSICS_LEVEL)
+    return schema.PtDifference(role=bins[0].role, auc=comparison_of(contrast, bins[0].auc.value, False, tested))

@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdfast.report.fitting import Contrast, Fit, fit, satterthwaite
-from kdfast.report.sampling import LEVEL, Estimates, quantile
+from kdfast.report.sampling import Estimates, quantile
 
 __all__ = [
     "Baseline",
     "Configurations",
     "baseline",
-    "benjamini_hochberg",
     "best_of_equals",
-    "best_set",
     "configurations",
     "holm",
     "to_separate",
@@ -208,26 +206,26 @@ class Baseline:
     def factor(self) -> Floats:
         return np.asarray(self.students.factor.mean(axis=0) + self.level.factor[0])
 
-    def difference(self, name: str) -> Contrast:
-        """A configuration minus the baseline, paired."""
-        weights = np.zeros(len(self.students.names))
-        weights[self.students.index(name)] = 1.0
-        return self._difference(weights)
-
-    def mean_difference(self) -> Contrast:
-        """The mean of the configurations minus the baseline."""
-        return self._difference(np.full(len(self.students.names), 1.0 / len(self.students.names)))
-
-    def _difference(self, weights: Floats) -> Contrast:
+    def differences(self) -> tuple[list[Contrast], Floats]:
+        """Each configuration minus the baseline, and last their mean minus the baseline, all paired; with their
+        covariance [C + 1, C + 1]."""
         students = self.students
-        own = float(self.level.spread[0, 0])
-        centred = weights - 1.0 / len(students.names)
+        number = len(students.names)
+        weights = np.vstack([np.eye(number), np.full((1, number), 1.0 / number)])
+        centred = weights - 1.0 / number
         factor = weights @ students.factor - self.factor
-        unit = float(centred @ students.spread @ centred)
-        test = float(factor @ factor)
-        run = students.model.cautious_variance * unit + self.run_variance
-        parts = (students.model.uncertain * unit, students.model.df), (self.level.uncertain * own, self.level.df)
-        return Contrast(float(weights @ students.values) - self.value, test, run, satterthwaite(test + run, *parts))
+        test = factor @ factor.T
+        units = centred @ students.spread @ centred.T
+        covariance = test + students.model.cautious_variance * units + self.run_variance
+        own = float(self.level.spread[0, 0])
+        contrasts = []
+        for i, value in enumerate(weights @ students.values - self.value):
+            run = students.model.cautious_variance * float(units[i, i]) + self.run_variance
+            rest = (students.model.uncertain * float(units[i, i]), students.model.df)
+            df = satterthwaite(float(test[i, i]) + run, rest, (self.level.uncertain * own, self.level.df))
+            parts = students.model.part(float(units[i, i])) + self.level.part(own)
+            contrasts.append(Contrast(float(value), float(test[i, i]), run, df, parts))
+        return contrasts, covariance
 
 
 def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) -> Baseline | None:
@@ -274,67 +272,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return found.tolist()
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """scipy's: rejecting those below 5 % keeps the expected share of false ones among them below 5 %."""
-    return np.asarray(stats.false_discovery_control(p_values)).tolist() if len(p_values) else []
-
-
-def best_set(estimates: Configurations, *, seed: int = 0) -> list[str]:
-    """The configurations that are statistically indistinguishable from the best: those that no other beats.
-
-    Hsu's multiple comparisons with the best: a configuration c is out where some other j exceeds it by more
-    than q_c · σ_jc. q_c is the 95 % quantile of max_j (x_j − x_c)/σ_jc over configurations that are all
-    equal, simulated with the estimated covariance (scipy and statsmodels have it for independent groups
-    only). So the truly best configuration is in the set in at least 95 % of studies.
-    """
-    covariance = estimates.noise()
-    values = estimates.values
-    diagonal = np.diag(covariance)
-    errors = np.sqrt(np.maximum(diagonal[:, None] + diagonal[None, :] - 2.0 * covariance, 0.0))
-    draws = _draws(covariance, seed)
-    inside = []
-    for c, name in enumerate(estimates.names):
-        excess, sigma = values - values[c], errors[:, c]
-        other = sigma > 1e-12
-        if not other.any() or (excess[~other] > 0).any():
-            beaten = bool((excess[~other] > 0).any())  # equal networks but for a constant: no error at all
-        else:
-            highest = ((draws[:, other] - draws[:, [c]]) / sigma[other].astype(np.float32)).max(axis=1)
-            critical = float(np.quantile(highest, LEVEL))
-            j = int(np.argmax(np.where(other, excess / np.where(other, sigma, 1.0), -np.inf)))
-            df = estimates.difference(estimates.names[j], name).df
-            if math.isfinite(df):  # the same tail probability in Student's t
-                critical = float(stats.t.isf(stats.norm.sf(critical), df))
-            beaten = bool(excess[j] > critical * sigma[j])
-        if not beaten:
-            inside.append(name)
-    return inside
-
-
 def best_of_equals(selection: Floats, reported: Floats | None = None, *, seed: int = 0) -> float:
     """How much the best of n equal configurations exceeds its true value on average (winner's curse).
 
-    selection [n, n]: covariance of the numbers that the choice looks at. reported [n, n]: covariance
-    between these and the numbers that are then quoted (None: the same numbers). Independent errors σ give
-    2.6 σ for 132.
+    selection [n, n]: covariance of the numbers that the choice looks at. reported [n, n]: covariance between these and
+    the numbers that are then quoted (None: the same numbers). Independent errors σ give 2.6 σ for 132. What all
+    configurations share changes no choice and adds nothing on average: it is left out, so that it adds no noise here.
     """
-    if len(selection) < 2:
+    number = len(selection)
+    if number < 2:
         return 0.0
-    draws = _draws(selection, seed).astype(np.float64)
+    centre = np.eye(number) - 1.0 / number
+    chosen_by = centre @ selection @ centre
+    values, vectors = np.linalg.eigh(chosen_by)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))  # rounding makes some of them negative
+    draws = np.random.default_rng(seed).standard_normal((_DRAWS, number)) @ root.T
     winner = draws.argmax(axis=1)
-    if reported is None:
-        return max(0.0, float(draws[np.arange(len(draws)), winner].mean()))
-    # the quoted numbers' expectation, given those that the choice looked at
-    expected = draws @ np.linalg.pinv(selection, hermitian=True) @ reported
-    return max(0.0, float(expected[np.arange(len(draws)), winner].mean()))
-
-
-def _draws(covariance: Floats, seed: int) -> NDArray[np.float32]:
-    """[draws, n] of a normal distribution around 0; negative eigenvalues (rounding) count as 0."""
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    normal = np.random.default_rng(seed).standard_normal((_DRAWS, len(covariance)), np.float32)
-    return normal @ root.T.astype(np.float32)
+    quoted = draws
+    if reported is not None:  # the quoted numbers' expectation, given those that the choice looked at
+        quoted = draws @ np.linalg.pinv(chosen_by, hermitian=True) @ (centre @ reported @ centre)
+    return max(0.0, float(quoted[np.arange(len(draws)), winner].mean()))
 
 
 def to_separate(difference: Contrast, *, seeds: int, jets: int, power: float = 0.8) -> tuple[int | None, int | None]:

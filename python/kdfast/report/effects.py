@@ -1,16 +1,15 @@
-"""What temperature and mixing weight do: marginal tables, correlations, a linear model, shares of variance.
+"""What temperature, mixing weight and their schedules do: effects at equal other settings, all of one family of tests.
 
-Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two
-parts, as everywhere: the test jets that all share, and the scatter of configurations about the model, which
-seeds are part of.
+Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two parts, as
+everywhere: the test jets that all share, and the scatter of configurations about the model, which seeds are part of.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -18,56 +17,227 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.report.comparisons import Configurations, holm
-from kdfast.report.fitting import Contrast, Fit, fit, satterthwaite
+from kdfast.report.comparisons import Configurations
+from kdfast.report.families import Adjusted, adjust
+from kdfast.report.fitting import Contrast, Fit, Part, fit, satterthwaite
 from kdfast.report.sampling import LEVEL, Estimates
 
 __all__ = [
+    "PLANNED",
+    "TABLES",
     "Correlation",
-    "GroupDifference",
+    "Effects",
     "LinearModel",
     "correlation",
-    "equal_spread",
-    "group_differences",
+    "group_labels",
     "linear_model",
-    "rank_agreement",
-    "seen_over_seeds",
     "settings_frame",
-    "slopes",
     "variance_shares",
 ]
 
 Floats = NDArray[np.float64]
 
+# A scatter about a model that is known with fewer degrees of freedom is no basis of a test.
+_LEAST_DF = 3
+
+# Planned contrasts: by question, the table of groups whose columns are held equal, and the two sides.
+PLANNED: dict[str, tuple[str, str, str]] = {
+    "temperature": ("temp_init", "high T_init", "low T_init"),
+    "annealing": ("temp_range", "T annealed", "T constant"),
+    "alpha": ("alpha_init", "high α_init", "low α_init"),
+    "scheduling": ("alpha_range", "α scheduled", "α constant"),
+}
+
+# Tables of groups, and the settings that their comparisons hold equal (columns of settings_frame).
+TABLES: dict[str, list[str]] = {
+    "temp_init": ["alpha_init", "temp_level", "alpha_level"],
+    "alpha_init": ["temp_init", "temp_level", "alpha_level"],
+    "strategy": ["temp_init", "alpha_init"],
+    "temp_range": ["alpha_init", "alpha_level"],
+    "alpha_range": ["temp_init", "temp_level"],
+}
+
 
 def settings_frame(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init,
-    alpha_final (NaN: constant), and the values of the last epoch, temp_last and alpha_last (the initial
-    ones where constant)."""
+    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init, alpha_final (NaN:
+    constant); the values of the last epoch, temp_last and alpha_last (the initial ones where constant); temp_level and
+    alpha_level, the final ones with −1 for constant."""
     columns = ["strategy", "temp_init", "temp_final", "alpha_init", "alpha_final"]
     frame = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names), columns].copy()
-    frame["temp_last"] = frame["temp_final"].fillna(frame["temp_init"])
-    frame["alpha_last"] = frame["alpha_final"].fillna(frame["alpha_init"])
+    for quantity in ("temp", "alpha"):
+        final = frame[f"{quantity}_final"]
+        frame[f"{quantity}_last"] = final.fillna(frame[f"{quantity}_init"])
+        frame[f"{quantity}_level"] = final.fillna(-1.0)
     return frame
 
 
-def seen_over_seeds(estimates: Configurations, model: Fit, weights: Floats) -> Contrast | None:
-    """A contrast of a model of the configurations' estimates, as seeds and configurations let it be known.
+def group_labels(settings: pd.DataFrame) -> dict[str, pd.Series]:
+    """Labels of the configurations by table; of a range only those that have one."""
+    found = {
+        "temp_init": settings["temp_init"].map(str),
+        "alpha_init": settings["alpha_init"].map(str),
+        "strategy": settings["strategy"],
+    }
+    for quantity in ("temp", "alpha"):
+        last = settings[f"{quantity}_final"]
+        first = settings[f"{quantity}_init"]
+        found[f"{quantity}_range"] = (first.map(str) + " → " + last.map(str)).where(last.notna()).dropna()
+    return {setting: labels for setting, labels in found.items() if len(labels)}
 
-    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations
-    about the model what is more than the rest of a run. With one the latter includes both.
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast of configurations. direction [C]: its weights on their estimates; scatter: σ of configurations about
+    its model."""
+
+    contrast: Contrast
+    direction: Floats
+    scatter: float
+
+
+class Effects:
+    """All tested effects of settings on one metric, as one family.
+
+    By key: ("planned", question); ("pair", table, group, other), for all pairs of groups of a table; ("slope", setting)
+    for the simple slopes behind the correlations; ("importance",), |slope · standard deviation| of α_init minus that
+    of T_init. Those that the grid can't determine are absent.
+    """
+
+    def __init__(self, estimates: Configurations, settings: pd.DataFrame, level: float) -> None:
+        self._estimates = estimates
+        self._settings = settings
+        self._level = level
+
+    @cached_property
+    def found(self) -> dict[tuple[str, ...], Effect]:
+        """Every effect by its key."""
+        found: dict[tuple[str, ...], Effect] = {}
+        for question in PLANNED:
+            found |= self._planned(question)
+        for table, labels in group_labels(self._settings).items():
+            found |= self._pairs(table, labels)
+        return found | self._slopes()
+
+    @cached_property
+    def adjusted(self) -> dict[tuple[str, ...], Adjusted]:
+        """The same, tested as one family. As likely false as any other: the direction that the data chose."""
+        effects = list(self.found.values())
+        directions = np.array([effect.direction for effect in effects]).reshape(len(effects), -1)
+        scatter = np.array([effect.scatter for effect in effects])
+        factor = directions @ self._estimates.factor
+        covariance = factor @ factor.T + np.outer(scatter, scatter) * (directions @ directions.T)
+        tested = adjust([effect.contrast for effect in effects], covariance, self._level)
+        return dict(zip(self.found, tested, strict=True))
+
+    def _planned(self, question: str) -> dict[tuple[str, ...], Effect]:
+        """Schedules against constant values; the upper half of the initial values against the lower half."""
+        table, _, _ = PLANNED[question]
+        quantity, kind = table.split("_")
+        if kind == "range":
+            high = self._settings[f"{quantity}_final"].notna()
+            held = [f"{other}_init" for other in ("temp", "alpha")]
+            held.append("alpha_level" if quantity == "temp" else "temp_level")
+            sides = high.map({True: "high", False: "low"})
+        else:
+            held = TABLES[table]
+            values = self._settings[table]
+            levels = np.sort(values.unique())
+            sides = pd.Series(index=values.index, dtype=object)
+            sides[values.isin(levels[: len(levels) // 2])] = "low"
+            sides[values.isin(levels[(len(levels) + 1) // 2 :])] = "high"
+        compared = _compared(self._estimates, self._settings, sides.dropna(), held)
+        if ("high", "low") in compared:
+            return {("planned", question): compared["high", "low"]}
+        if ("low", "high") in compared:
+            effect = compared["low", "high"]
+            turned = replace(effect, contrast=effect.contrast.times(-1.0), direction=-effect.direction)
+            return {("planned", question): turned}
+        return {}
+
+    def _pairs(self, table: str, labels: pd.Series) -> dict[tuple[str, ...], Effect]:
+        compared = _compared(self._estimates, self._settings, labels, TABLES[table])
+        return {("pair", table, *pair): effect for pair, effect in compared.items()}
+
+    def _slopes(self) -> dict[tuple[str, ...], Effect]:
+        columns = {name: self._settings[name].to_numpy(np.float64) for name in ("temp_init", "alpha_init")}
+        varying = {name: values for name, values in columns.items() if np.ptp(values) > 0}
+        found: dict[tuple[str, ...], Effect] = {}
+        for name, values in varying.items():
+            model = _model(self._estimates, [np.ones(len(values)), values])
+            if model is not None and (effect := _effect(self._estimates, model, np.array([0.0, 1.0]))) is not None:
+                found["slope", name] = effect
+        if len(varying) == 2:
+            model = _model(self._estimates, [np.ones(len(self._settings)), *varying.values()])
+            if model is not None:
+                deviations = [float(np.std(values)) for values in varying.values()]
+                scaled = np.sign(model.coefficients[1:]) * deviations
+                effect = _effect(self._estimates, model, np.array([0.0, -scaled[0], scaled[1]]))
+                if effect is not None:
+                    found["importance",] = effect
+        return found
+
+
+def _compared(
+    estimates: Configurations, settings: pd.DataFrame, groups: pd.Series, held: Sequence[str]
+) -> dict[tuple[str, str], Effect]:
+    """Each group minus each later one, in a linear model with other settings as factors, so that groups with different
+    shares of, say, high α compare like with like. Pairs that the design can't separate from these are absent.
+
+    groups: labels of the configurations that take part. held: columns of settings.
+    """
+    others = settings.loc[groups.index, list(held)]
+    levels = list(dict.fromkeys(groups))
+    columns = [(groups == level).to_numpy(np.float64) for level in levels]
+    for name in others:
+        columns += [(others[name] == value).to_numpy(np.float64) for value in sorted(others[name].unique())[1:]]
+    part = estimates.without(*(name for name in settings.index if name not in groups.index))
+    model = _model(part, columns) if len(levels) > 1 else None
+    if model is None:
+        return {}
+    place = [estimates.index(name) for name in part.names]
+    found = {}
+    for i, j in combinations(range(len(levels)), 2):
+        weights = np.zeros(len(columns))
+        weights[i], weights[j] = 1.0, -1.0
+        effect = _effect(part, model, weights)
+        if effect is not None:
+            direction = np.zeros(len(estimates.names))
+            direction[place] = effect.direction
+            found[levels[i], levels[j]] = Effect(effect.contrast, direction, effect.scatter)
+    return found
+
+
+def _model(estimates: Configurations, columns: Sequence[Floats]) -> Fit | None:
+    """None where too few degrees of freedom tell how configurations scatter about it."""
+    model = fit(Estimates(estimates.values, estimates.factor), np.column_stack(columns))
+    return model if model.df >= _LEAST_DF else None
+
+
+def _effect(estimates: Configurations, model: Fit, weights: Floats) -> Effect | None:
+    """A contrast of a model of the configurations' estimates; None where the design can't tell it.
+
+    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations about the
+    model what is more than the rest of a run. With one the latter includes both.
     """
     contrast = model.contrast(weights)
-    by_seed = estimates.by_seed(weights @ model.solve)
-    if contrast is None or by_seed is None:
-        return contrast
-    unit = float(weights @ model.spread @ weights)
-    number = float(by_seed.spread[0, 0])
-    misfit = max(0.0, model.run_variance - estimates.model.run_variance * float(np.diag(estimates.spread).mean()))
-    run = misfit * unit + by_seed.cautious_variance * number
-    parts = (model.uncertain * unit if misfit > 0 else 0.0, model.df), (by_seed.uncertain * number, by_seed.df)
-    df = satterthwaite(contrast.test_variance + run, *parts)
-    return Contrast(contrast.value, contrast.test_variance, run, df)
+    if contrast is None:
+        return None
+    direction = weights @ model.solve
+    by_seed = estimates.by_seed(direction)
+    if by_seed is not None:
+        unit = float(weights @ model.spread @ weights)
+        number = float(by_seed.spread[0, 0])
+        misfit = max(0.0, model.run_variance - estimates.model.run_variance * float(np.diag(estimates.spread).mean()))
+        run = misfit * unit + by_seed.cautious_variance * number
+        fluctuates = model.uncertain * unit if misfit > 0 else 0.0
+        df = satterthwaite(
+            contrast.test_variance + run, (fluctuates, model.df), (by_seed.uncertain * number, by_seed.df)
+        )
+        parts = by_seed.part(number)
+        if misfit > 0:
+            parts += (Part(misfit * unit, fluctuates, model.df),)
+        contrast = Contrast(contrast.value, contrast.test_variance, run, df, parts)
+    return Effect(contrast, direction, math.sqrt(model.cautious_variance))
 
 
 # ---- correlation
@@ -93,97 +263,26 @@ def correlation(x: Floats, y: Floats) -> Correlation | None:
     return Correlation(float(result.statistic), float(interval.low), float(interval.high), float(result.pvalue), len(x))
 
 
-def slopes(estimates: Configurations, *settings: Floats) -> list[Contrast] | None:
-    """Slopes [settings] of one linear model of the metric on these settings [C], and, for two of them,
-    |slope · standard deviation| of the second minus that of the first. None where the design does not
-    determine them."""
-    design = np.column_stack([np.ones(len(estimates.values)), *settings])
-    model = fit(Estimates(estimates.values, estimates.factor), design)
-    if model.df < 1:
-        return None
-    combinations_ = list(np.eye(design.shape[1])[1:])
-    if len(settings) == 2:
-        scaled = np.sign(model.coefficients[1:]) * np.std(design[:, 1:], axis=0)
-        combinations_.append(np.array([0.0, -scaled[0], scaled[1]]))
-    found = [c for weights in combinations_ if (c := seen_over_seeds(estimates, model, weights)) is not None]
-    return found if len(found) == len(combinations_) else None
-
-
-# ---- groups
-
-
-@dataclass(frozen=True)
-class GroupDifference:
-    """A group's mean minus the reference group's, as a contrast. p_holm: its p-value after Holm's
-    correction for all pairs of groups, so that the reference may be chosen by the same data."""
-
-    group: str
-    contrast: Contrast
-    p_holm: float
-
-
-def group_differences(
-    estimates: Configurations, groups: pd.Series, others: pd.DataFrame, reference: str
-) -> list[GroupDifference]:
-    """Each group against the reference, adjusted for other settings.
-
-    groups [C]: a label for each configuration. others: columns [C] whose values enter the model as factors,
-    so that groups with different shares of, say, high α compare like with like. Groups that the design
-    can't separate from these are left out; none where no degree of freedom is left.
-    """
-    levels = list(dict.fromkeys(groups))
-    own = [(groups == level).to_numpy(np.float64) for level in levels]
-    factors = [
-        (others[column] == value).to_numpy(np.float64)
-        for column in others
-        for value in sorted(others[column].unique())[1:]
-    ]
-    design = np.column_stack([*own, *factors])
-    model = fit(Estimates(estimates.values, estimates.factor), design)
-    if model.df < 1:
-        return []
-    pairs = []
-    for i, j in combinations(range(len(levels)), 2):
-        if levels[i] == reference:
-            i, j = j, i  # group minus reference
-        weights = np.zeros(design.shape[1])
-        weights[i], weights[j] = 1.0, -1.0
-        if (contrast := seen_over_seeds(estimates, model, weights)) is not None:
-            pairs.append((levels[i], levels[j], contrast))
-    p_holm = holm([contrast.p_value for _, _, contrast in pairs])
-    return [GroupDifference(a, c, p) for (a, b, c), p in zip(pairs, p_holm, strict=True) if b == reference]
-
-
-def equal_spread(groups: Sequence[Floats]) -> float | None:
-    """p-value of the hypothesis that groups scatter alike: scipy's Brown–Forsythe test (Levene's about the
-    medians). None unless at least two groups have three members, and any of them scatters."""
-    enough = [group for group in groups if len(group) >= 3]
-    if len(enough) < 2 or not any(np.ptp(group) > 0 for group in enough):
-        return None
-    p = float(stats.levene(*enough, center="median").pvalue)
-    return p if math.isfinite(p) else None
-
-
 # ---- the linear model
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main
-    effects. untold: terms that the design does not determine. df: residual degrees of freedom."""
+    """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main effects.
+    undetermined: terms that the design does not determine. df: residual degrees of freedom."""
 
     settings: list[str]
     slopes: dict[str, Contrast]
-    untold: list[str]
+    undetermined: list[str]
     df: int
     r_squared: float
 
 
 def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearModel | None:
-    """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred.
+    """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred: a description, not tested.
 
-    Settings that do not vary are left out, and last values that are the initial ones in every
-    configuration; None where nothing varies, no degree of freedom is left, or no slope is determined.
+    Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
+    nothing varies, too few degrees of freedom are left, or no slope is determined.
     """
     main = {
         "ln T_init": np.log(settings["temp_init"].to_numpy()),
@@ -198,14 +297,14 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearMod
     terms = dict(main) | {f"{a} × {b}": main[a] * main[b] for a, b in combinations(main, 2)}
     if not terms:
         return None
-    design = np.column_stack([np.ones(len(settings)), *terms.values()])
-    model = fit(Estimates(estimates.values, estimates.factor), design)
-    if model.df < 1:
+    model = _model(estimates, [np.ones(len(settings)), *terms.values()])
+    if model is None:
         return None
     slopes = {}
-    for i, name in enumerate(terms, start=1):
-        if (contrast := seen_over_seeds(estimates, model, np.eye(design.shape[1])[i])) is not None:
-            slopes[name] = contrast
+    for name, weights in zip(terms, np.eye(len(terms) + 1)[1:], strict=True):
+        effect = _effect(estimates, model, weights)
+        if effect is not None:
+            slopes[name] = effect.contrast
     if not slopes:
         return None
     total = float(np.square(estimates.values - estimates.values.mean()).sum())
@@ -216,75 +315,51 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearMod
 # ---- shares of variance
 
 
-def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> tuple[dict[str, float], float] | str:
-    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and
-    the rest.
+def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> dict[str, tuple[float, float]] | str:
+    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and the rest;
+    each with the share that noise (test jets, and seeds where there are several) is expected to make of it.
 
-    statsmodels' analysis of variance with sums of squares of type II (each factor after all others): a
-    functional analysis of variance on the grid. In a grid that is not fully crossed the shares need not add
-    up to 1. With them comes the share that noise (test jets, and seeds where there are several) is expected
-    to make by itself. Returns the reason where the settings can't be separated.
+    Analysis of variance with sums of squares of type II (each factor after all others, the product after both): a
+    functional analysis of variance on the grid. A term's sum of squares is yᵀ Q y with a projection Q, and noise of
+    covariance V makes tr(Q V) of it on average. In a grid that is not fully crossed the shares need not add up to 1.
+    Returns the reason where the settings can't be separated.
     """
-    # not statsmodels.api, whose import takes as long as the rest
-    from statsmodels.regression.linear_model import OLS
-    from statsmodels.stats.anova import anova_lm
-
-    frame = pd.DataFrame(
-        {
-            "y": estimates.values - estimates.values.mean(),
-            "T_init": settings["temp_init"].to_numpy(),
-            "T_final": settings["temp_final"].fillna(-1.0).to_numpy(),  # −1: constant, a level of its own
-            "alpha_init": settings["alpha_init"].to_numpy(),
-            "alpha_final": settings["alpha_final"].fillna(-1.0).to_numpy(),
-        }
-    )
-    factors = [name for name in ("T_init", "T_final", "alpha_init", "alpha_final") if frame[name].nunique() > 1]
+    symbols = {"temp_init": "T_init", "temp_level": "T_final", "alpha_init": "α_init", "alpha_level": "α_final"}
+    factors = {symbol: settings[column] for column, symbol in symbols.items() if settings[column].nunique() > 1}
+    values = estimates.values - estimates.values.mean()
+    total = float(values @ values)
     if not factors:
         return "the grid varies no setting"
-    total = float(np.square(frame["y"]).sum())
     if total == 0.0:
         return "all configurations have the same value"
-    terms = [f"C({name})" for name in factors]
-    if {"T_init", "alpha_init"} <= set(factors):
-        terms.append("C(T_init):C(alpha_init)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rank deficiency is asked for below
-        model = OLS.from_formula("y ~ " + " + ".join(terms), frame).fit()
-    if model.df_resid < 1 or np.linalg.matrix_rank(model.model.exog) < model.model.exog.shape[1]:
-        return "the grid is too small, or its settings change together, so that their shares can't be separated"
-    table = anova_lm(model, typ=2)
-    names = dict(zip(terms, [*factors, "T_init × α_init"], strict=False))
-    symbols = {"alpha_init": "α_init", "alpha_final": "α_final"}
-    shares = {}
-    for term, row in table.iterrows():
-        name = names.get(str(term), "rest")
-        shares[symbols.get(name, name)] = float(row["sum_sq"]) / total
+    columns = {symbol: _levels(setting) for symbol, setting in factors.items()}
+    product = "T_init × α_init"
+    parents = ("T_init", "α_init")
+    if set(parents) <= set(factors):
+        temperatures, alphas = (columns[parent] for parent in parents)
+        columns[product] = np.hstack([column[:, None] * alphas for column in temperatures.T])
     noise = estimates.noise()
-    n = len(noise)
-    expected = float(np.trace(noise) - noise.sum() / n) / total
-    return shares, expected
 
+    def sums(names: Iterable[str]) -> tuple[float, float, int]:
+        """Sum of squares that these terms take, that which noise is expected to make of it, and their rank."""
+        design = np.hstack([np.ones((len(values), 1)), *(columns[name] for name in names)])
+        left, singular, _ = np.linalg.svd(design, full_matrices=False)
+        basis = left[:, singular > 1e-10 * singular[0]]
+        return float(np.square(basis.T @ values).sum()), float(np.sum(basis * (noise @ basis))), basis.shape[1]
 
-# ---- agreement between seeds
-
-
-def rank_agreement(values: pd.Series, names: pd.Series, seeds: pd.Series) -> list[tuple[int, int, float, float, int]]:
-    """Spearman's ρ of the configurations' order under two seeds, with its p-value (one-sided, ρ > 0) and
-    the number of configurations that both have, for each pair of seeds; pairs with fewer than 4 in common
-    are left out."""
-    table = pd.DataFrame({"v": values, "name": names, "seed": seeds}).pivot(index="name", columns="seed", values="v")
-    found = []
-    for a, b in combinations(sorted(table.columns), 2):
-        both = table[[a, b]].dropna()
-        if len(both) >= 4 and both[a].nunique() > 1 and both[b].nunique() > 1:
-            rho, p = stats.spearmanr(both[a], both[b], alternative="greater")
-            if len(both) < 8:  # Student's t is far off: all orders instead
-                p = stats.permutation_test(
-                    (both[a],),
-                    lambda x, y=both[b]: stats.spearmanr(x, y).statistic,
-                    permutation_type="pairings",
-                    alternative="greater",
-                    n_resamples=5040,
-                ).pvalue
-            found.append((int(a), int(b), float(rho), float(p), len(both)))
+    taken, expected, rank = sums(columns)
+    if rank < 1 + sum(part.shape[1] for part in columns.values()) or rank == len(values):
+        return "the grid is too small, or its settings change together, so that their shares can't be separated"
+    found = {}
+    for symbol in columns:
+        among = [name for name in columns if not (name == product and symbol in parents)]
+        with_it = sums(among)
+        without = sums(name for name in among if name != symbol)
+        found[symbol] = ((with_it[0] - without[0]) / total, (with_it[1] - without[1]) / total)
+    found["rest"] = (1.0 - taken / total, (float(np.trace(noise)) - expected) / total)
     return found
+
+
+def _levels(setting: pd.Series) -> Floats:
+    """[C, levels − 1]: a factor's columns, one for each level but the first."""
+    return np.column_stack([(setting == level).to_numpy(np.float64) for level in sorted(setting.unique())[1:]])

@@ -1,9 +1,9 @@
 """The report's statements. Each has a code, the numbers that it states, and a sentence of them
 (templates/findings.j2).
 
-A difference or an effect is claimed only where a test supports it at the 5 % level, after correction for
-the number of comparisons where there are several; else the statement says "not significantly different",
-with the interval.
+A direction (higher, lower, rises, falls) is stated only where its family of tests supports it (families.py); else the
+statement says "not significantly different", with the interval. Without scores per jet nothing is tested, and nothing
+is stated but that.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from kdfast.report.schema import (
     Claim,
     Comparison,
     Configuration,
+    Convergence,
     Estimate,
     Finding,
     GroupTable,
-    Importance,
     Metric,
 )
 
 __all__ = [
     "NO_TEACHER",
     "beats_baseline",
+    "converged",
     "finding",
     "findings",
     "group_finding",
@@ -45,14 +46,18 @@ _METRICS: dict[Metric, int] = {"auc": 4, "rejection": 2}
 
 def findings(analysis: Analysis) -> list[Finding]:
     """All statements, by topic."""
+    if not analysis.study.scored:
+        return [*_precision(analysis), *_convergence(analysis)]
     return [
         *_precision(analysis),
+        *_convergence(analysis),
         *_baseline(analysis),
+        *_refined(analysis),
         *_best(analysis),
         *_seeds(analysis),
+        *_planned(analysis),
         *_groups(analysis),
         *_effects(analysis),
-        *_consistency(analysis),
         *_choices(analysis),
         *_gap(analysis),
         *_pt(analysis),
@@ -85,8 +90,8 @@ def versus(topic: str, one: str, other: str, comparison: Comparison, metric: Met
         code = Claim.NOT_DIFFERENT
     else:
         code = Claim.HIGHER if difference.value > 0 else Claim.LOWER
-    tests = {"p_value": comparison.p_value, "p_holm": comparison.p_holm}
-    needed = {"seeds_needed": None, "jets_needed": None} | more
+    tests = {"p_value": comparison.p_value, "p_adjusted": comparison.p_adjusted}
+    needed = {"seeds_needed": None, "jets_needed": None, "at_equal_settings": False} | more
     return finding(topic, code, supported, one=one, other=other, metric=metric, **_ends(difference), **tests, **needed)
 
 
@@ -106,10 +111,9 @@ def _kind(analysis: Analysis) -> str:
 
 
 def _scope(analysis: Analysis) -> dict[str, Any]:
-    """How far statements on settings go: what is seen among networks of one seed need not hold for another,
-    and without scores per jet the error that all runs share is not in it."""
+    """How far statements on settings go: what is seen among networks of one seed need not hold for another."""
     seeds = "known" if seeds_are_known(analysis) else "one" if len(analysis.study.seeds) == 1 else "unknown"
-    return {"scope_seeds": seeds, "scored": analysis.study.scored}
+    return {"scope_seeds": seeds}
 
 
 # ---- what the numbers support
@@ -139,7 +143,22 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
             "paired": paired if paired is not None and round(paired, digits) > 0.0 else None,
             "kind": _kind(analysis),
         }
-        yield finding("precision", Claim.SPREAD, True, **numbers)
+        yield finding("precision", Claim.SPREAD, False, **numbers)
+
+
+def _convergence(analysis: Analysis) -> Iterator[Finding]:
+    c = analysis.convergence
+    if c is None:
+        return
+    slope = None if c.slope is None or c.slope.error is None else {"value": c.slope.value, "error": c.slope.error}
+    numbers: dict[str, Any] = {"runs": c.runs, "late": c.late, "stopped": c.stopped, "slope": slope}
+    numbers["groups"] = {name: list(counts) for name, counts in c.groups.items()}
+    yield finding("convergence", Claim.CONVERGENCE, converged(c), **numbers)
+
+
+def converged(convergence: Convergence) -> bool:
+    """Whether at most a tenth of the runs were best among their last epochs."""
+    return convergence.late <= convergence.runs / 10
 
 
 def _baseline(analysis: Analysis) -> Iterator[Finding]:
@@ -169,29 +188,41 @@ def _baseline(analysis: Analysis) -> Iterator[Finding]:
             yield versus("improvement", chosen.run_name, NO_TEACHER, comparison, metric)
 
 
+def _refined(analysis: Analysis) -> Iterator[Finding]:
+    """The leaders against the baseline, by the seeds that did not choose them."""
+    if analysis.refinement is None:
+        return
+    for row in analysis.refinement.configurations:
+        for metric in _METRICS:
+            comparison = getattr(row, f"{metric}_vs_baseline")
+            if comparison is not None:
+                one = f"With {row.runs} further seeds, {row.run_name}"
+                yield versus("refined", one, NO_TEACHER, comparison, metric)
+
+
 def _chosen(analysis: Analysis) -> Configuration | None:
     """The configuration that is chosen for its AUC."""
-    names = [winner.configuration for winner in analysis.winners if winner.wish == "auc"]
+    names = [winner.configuration for winner in analysis.winners if winner.goal == "auc"]
     return next((row for row in analysis.configurations if row.run_name in names), None)
 
 
 def _best(analysis: Analysis) -> Iterator[Finding]:
     n = len(analysis.configurations)
     for winner in analysis.winners:
-        if winner.beside_best is None or n < 2:
+        if winner.best_set_size is None or n < 2:
             continue
-        metric: Metric = "auc" if winner.wish == "auc" else "rejection"
+        metric: Metric = "auc" if winner.goal == "auc" else "rejection"
         excess = winner.excess_on_test
         shown = excess is not None and round(excess, _METRICS[metric]) > 0.0
         numbers: dict[str, Any] = {
             "metric": metric,
             "kind": _kind(analysis),
-            "size": winner.beside_best,
+            "size": winner.best_set_size,
             "of": n,
             "excess": excess if shown else None,
             "excess_chosen": winner.excess_chosen,
         }
-        yield finding(f"best_{winner.wish}", Claim.BEST_SET, winner.beside_best < n, **numbers)
+        yield finding(f"best_{winner.goal}", Claim.BEST_SET, winner.best_set_size < n, **numbers)
     for two in analysis.top_two:
         needed = {"seeds_needed": two.seeds_needed, "jets_needed": two.jets_needed}
         yield versus("top_two", two.first, two.second, two.difference, two.metric, **needed)
@@ -200,12 +231,20 @@ def _best(analysis: Analysis) -> Iterator[Finding]:
 def _seeds(analysis: Analysis) -> Iterator[Finding]:
     if not seeds_are_known(analysis):
         yield finding("seeds", Claim.SEED_VARIANCE_UNKNOWN, False, seeds=len(analysis.study.seeds))
-    for agreement in analysis.rank_agreement:
-        numbers: dict[str, Any] = {"seeds": list(agreement.seeds), "rho": agreement.rho, "p_value": agreement.p_value}
-        yield finding("seeds", Claim.RANK_AGREEMENT, agreement.p_value < SIGNIFICANT, **numbers)
+    if analysis.rank_agreement is not None:
+        agreement = analysis.rank_agreement
+        supported = agreement.p_adjusted < SIGNIFICANT
+        yield finding("seeds", Claim.RANK_AGREEMENT, supported, **agreement.model_dump())
 
 
 # ---- effects of settings
+
+
+def _planned(analysis: Analysis) -> Iterator[Finding]:
+    for contrast in analysis.planned:
+        topic = f"planned_{contrast.question}_{contrast.metric}"
+        one, other = first_upper(contrast.one), contrast.other
+        yield versus(topic, one, other, contrast.comparison, contrast.metric, at_equal_settings=True)
 
 
 def _groups(analysis: Analysis) -> Iterator[Finding]:
@@ -250,57 +289,21 @@ def group_finding(table: GroupTable, metric: Metric, **scope: Any) -> Finding | 
         code = Claim.GROUP_HIGHEST
     else:
         code = Claim.GROUP_HIGHER_THAN_SOME if lower else Claim.GROUP_NOT_DIFFERENT
-    scope = {"scope_seeds": "known", "scored": True} | scope
+    scope = {"scope_seeds": "known"} | scope
     return finding(f"{table.setting}_{metric}", code, bool(significant), **numbers, **scope)
 
 
 def _effects(analysis: Analysis) -> Iterator[Finding]:
     scope = _scope(analysis)
     for c in analysis.correlations:
-        supported = c.slope_p_holm < SIGNIFICANT and c.slope.excludes(0.0)
-        numbers: dict[str, Any] = {"metric": c.metric, "setting": c.setting, "r": c.r, **_ends(c.slope)}
-        yield finding(f"correlation_{c.metric}", Claim.TREND, supported, **numbers, **scope)
+        numbers: dict[str, Any] = {"metric": c.metric, "setting": c.setting, "r": c.r, **_ends(c.slope.difference)}
+        yield finding(f"correlation_{c.metric}", Claim.TREND, c.slope.supported, **numbers, **scope)
     for importance in analysis.importance:
-        yield _importance(importance, scope)
-    for model in analysis.models:
-        terms = [{"name": t.name, **_ends(t.slope)} for t in model.terms if t.p_holm < SIGNIFICANT]
-        products = {1: [], 2: ["their product"]}.get(len(model.settings), ["their products"])
-        numbers = {
-            "metric": model.metric,
-            "settings": [*model.settings, *products],
-            "r_squared": model.r_squared,
-            "df": model.df,
-            "terms": terms,
-            "unresolved": model.untold,
-        }
-        yield finding(f"model_{model.metric}", Claim.SLOPES, bool(terms), **numbers, **scope)
+        numbers = {"metric": importance.metric, **_ends(importance.difference.difference)}
+        yield finding("importance", Claim.IMPORTANCE, importance.difference.supported, **numbers, **scope)
     for shares in analysis.variance_shares:
-        numbers = {
-            "metric": shares.metric,
-            "shares": shares.shares,
-            "expected_noise": shares.expected_noise,
-        }
-        yield finding(f"shares_{shares.metric}", Claim.SHARES, True, **numbers, **scope)
-
-
-def _importance(importance: Importance, scope: dict[str, Any]) -> Finding:
-    numbers: dict[str, Any] = {"metric": importance.metric, **_ends(importance.difference.difference)}
-    return finding("importance", Claim.IMPORTANCE, importance.difference.supported, **numbers, **scope)
-
-
-def _consistency(analysis: Analysis) -> Iterator[Finding]:
-    for table in analysis.groups:
-        if table.setting != "strategy" or table.spread_p_value is None:
-            continue
-        known = [g for g in table.groups if g.consistency is not None]
-        steadiest = max(known, key=lambda g: g.consistency or 0.0)
-        numbers: dict[str, Any] = {
-            "strategy": steadiest.label,
-            "std": steadiest.auc.std,
-            "p_value": table.spread_p_value,
-        }
-        supported = table.spread_p_value < SIGNIFICANT
-        yield finding("consistency", Claim.CONSISTENCY, supported, **numbers, **_scope(analysis))
+        numbers = {"metric": shares.metric, "shares": shares.shares, "noise": shares.noise}
+        yield finding(f"shares_{shares.metric}", Claim.SHARES, False, **numbers, **scope)
 
 
 def _choices(analysis: Analysis) -> Iterator[Finding]:
@@ -312,9 +315,9 @@ def _choices(analysis: Analysis) -> Iterator[Finding]:
         for metric in _METRICS:
             comparison = getattr(winner, f"{metric}_vs_best")
             if comparison is not None:
-                yield versus(f"choice_{winner.wish}", winner.configuration, first.run_name, comparison, metric)
+                yield versus(f"choice_{winner.goal}", winner.configuration, first.run_name, comparison, metric)
     if len(rows) > 1 and not any(row.rejection.lower_limit for row in rows):
-        yield finding("pareto", Claim.PARETO, True, front=[row.run_name for row in rows if row.pareto])
+        yield finding("pareto", Claim.PARETO, False, front=[row.run_name for row in rows if row.pareto])
 
 
 def _gap(analysis: Analysis) -> Iterator[Finding]:
@@ -358,10 +361,10 @@ def _mass(analysis: Analysis) -> Iterator[Finding]:
             "corrected": mass.corrected,
             "low": mass.low,
             "high": mass.high,
-            "p_value": mass.p_value,
+            "p_adjusted": mass.p_adjusted,
             "survivors": mass.survivors,
         }
-        yield finding("mass", Claim.MASS, mass.p_value < SIGNIFICANT, **numbers)
+        yield finding("mass", Claim.MASS, mass.p_adjusted < SIGNIFICANT, **numbers)
 
 
 def _calibration(analysis: Analysis) -> Iterator[Finding]:

@@ -14,32 +14,54 @@ statsmodels has either part alone (OLS: F = 0; GLS: σ² = 0) but not their sum,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special
 
 from kdfast.report.sampling import Estimates, quantile
 
-__all__ = ["ROUNDING", "Contrast", "Fit", "fit", "satterthwaite"]
+__all__ = ["ROUNDING", "Contrast", "Fit", "Part", "fit", "satterthwaite"]
 
 Floats = NDArray[np.float64]
+
+# A variance of as many degrees of freedom needs no separate treatment, even at a level of 0.1 %.
+_WELL_KNOWN = 30
+
+# Logarithm of the smallest level that is searched; scipy's quantiles of Student's t fail at far smaller ones.
+_LOWEST = math.log(1e-16)
 
 # Differences and errors below this are those of floating-point sums of equal numbers.
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a run-to-run variance that is estimated: the variance, with what fluctuates in its estimate (a mean
+    square that may hold test jets, too), and the estimate's degrees of freedom."""
+
+    variance: float
+    mean_square: float
+    df: float
+
+
+@dataclass(frozen=True)
 class Contrast:
-    """A linear combination of coefficients: value, its variances from the test jets and from run to run,
-    and the degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no
-    part)."""
+    """A linear combination of coefficients: value, its variances from the test jets and from run to run, and the
+    degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no part). parts: those
+    of the run-to-run variance that are estimated."""
 
     value: float
     test_variance: float
     run_variance: float
     df: float
+    parts: tuple[Part, ...] = ()
+
+    def times(self, sign: float) -> Contrast:
+        """sign: 1 or −1, which turns a difference round."""
+        return replace(self, value=sign * self.value)
 
     @property
     def error(self) -> float:
@@ -47,16 +69,49 @@ class Contrast:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Pointwise, by Satterthwaite's degrees of freedom."""
         half = quantile(self.df) * self.error
         return self.value - half, self.value + half
 
-    @property
+    def half_width(self, level: float) -> float:
+        """How far a two-sided test's bounds lie from the value.
+
+        Satterthwaite's approximation fails at the small levels of many tests: where a variance of few degrees of
+        freedom comes out small by chance, the test jets' part makes it look well known. So such a part has Student's t
+        of its own, the rest the normal quantile, each at half of the level; their sum holds whatever the parts are.
+        """
+        loose = [part for part in self.parts if part.df < _WELL_KNOWN]
+        if not loose:
+            return _quantile(level, self.df) * self.error
+        known = self.test_variance + self.run_variance - sum(part.variance for part in loose)
+        spread = math.sqrt(sum(part.mean_square for part in loose))
+        df = min(part.df for part in loose)
+        if known <= ROUNDING * spread**2:
+            return _quantile(level, df) * spread
+        return _quantile(level / 2.0, math.inf) * math.sqrt(known) + _quantile(level / 2.0, df) * spread
+
+    @cached_property
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the combination is 0."""
-        if self.error < ROUNDING:
-            return 1.0 if abs(self.value) < ROUNDING else 0.0
-        t = abs(self.value) / self.error
-        return float(2.0 * (stats.t.sf(t, self.df) if math.isfinite(self.df) else stats.norm.sf(t)))
+        """Two-sided, of the hypothesis that the combination is 0: the level at which `half_width` reaches the value; 1
+        where no error is known."""
+        distance = abs(self.value)
+        if self.error < ROUNDING or distance < ROUNDING:
+            return 1.0
+        if not any(part.df < _WELL_KNOWN for part in self.parts):
+            t = distance / self.error
+            return float(2.0 * (special.stdtr(self.df, -t) if math.isfinite(self.df) else special.ndtr(-t)))
+
+        def beyond(log_level: float) -> float:
+            return self.half_width(math.exp(log_level)) - distance
+
+        if beyond(_LOWEST) <= 0.0:
+            return math.exp(_LOWEST)
+        return float(math.exp(optimize.brentq(beyond, _LOWEST, 0.0, xtol=1e-6))) if beyond(0.0) < 0.0 else 1.0
+
+
+def _quantile(level: float, df: float) -> float:
+    """Of a two-sided test: Student's t, or the normal distribution for infinitely many degrees of freedom."""
+    return float(-special.stdtrit(df, level / 2.0) if math.isfinite(df) else -special.ndtri(level / 2.0))
 
 
 @dataclass(frozen=True)
@@ -90,7 +145,12 @@ class Fit:
         """A combination whose test-jet variance is |factor|² and whose run-to-run variance is σ² · unit."""
         test = float(factor @ factor)
         run = self.cautious_variance * unit
-        return Contrast(value, test, run, satterthwaite(test + run, (self.uncertain * unit, self.df)))
+        df = satterthwaite(test + run, (self.uncertain * unit, self.df))
+        return Contrast(value, test, run, df, self.part(unit))
+
+    def part(self, unit: float) -> tuple[Part, ...]:
+        """σ² · unit as a part of a variance; none where it is unknown."""
+        return (Part(self.cautious_variance * unit, self.uncertain * unit, self.df),) if self.df and unit > 0.0 else ()
 
     @property
     def cautious_variance(self) -> float:

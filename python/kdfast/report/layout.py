@@ -10,9 +10,9 @@ from typing import Any
 from kdfast.report.schema import Estimate, Setting
 
 __all__ = [
+    "GOALS",
     "STRATEGY_NAMES",
     "WIDTH",
-    "WISHES",
     "alpha_span",
     "at_least",
     "columns",
@@ -36,14 +36,14 @@ __all__ = [
 WIDTH = 100
 
 STRATEGY_NAMES = {
-    "baseline": "Constant (baseline)",
+    "baseline": "Constant T and α",
     "tempanneal": "Temperature annealing",
     "alphasched": "Alpha scheduling",
     "combined": "Combined (temp + alpha)",
 }
 
-# What a configuration is chosen for: schema.Winner.wish, in words.
-WISHES = {
+# What a configuration is chosen for: schema.Winner.goal, in words.
+GOALS = {
     "auc": "Highest AUC",
     "rejection": "Highest rejection at 50 %",
     "combined": "Best combined score",
@@ -96,7 +96,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def first_upper(text: str) -> str:
-    return text[0].upper() + text[1:]
+    """A symbol of a setting, as α, stays as it is."""
+    return text if text[0] in "α" else text[0].upper() + text[1:]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -163,18 +164,9 @@ def p_value(p: float | None) -> str:
 
 
 def p_text(numbers: Mapping[str, Any]) -> str:
-    """The p-value that decides: the adjusted one (p_holm) where there is one, with the other where they
-    disagree."""
-
-    def shown(p: float) -> str:
-        return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
-
-    own = numbers["p_value"]
-    adjusted = numbers["p_holm"]
-    if adjusted is None:
-        return shown(own)
-    unadjusted = f"{shown(own)} unadjusted, " if own < 0.05 <= adjusted else ""
-    return f"{unadjusted}{shown(adjusted)} after Holm's correction"
+    """The p-value that decides, adjusted for all statements of the report."""
+    p = numbers["p_adjusted"]
+    return "adjusted p < 0.0001" if p < 1e-4 else f"adjusted p = {p:.2g}"
 
 
 # ---- settings

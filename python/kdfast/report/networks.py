@@ -17,6 +17,7 @@ from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import effects, physics, schema
 from kdfast.report.comparisons import Baseline, Configurations, baseline, configurations
+from kdfast.report.families import Adjusted, AllPairs, adjust, level_of
 from kdfast.report.pairing import fault_of_scores
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.store.key import RunKey
@@ -43,8 +44,10 @@ class StudyNetworks:
     """What the parts of one analysis of a store's results share: networks, their table, and what is
     missing."""
 
-    def __init__(self, store: StudyStore, results: Iterable[StoredResult]) -> None:
+    def __init__(self, store: StudyStore, results: Iterable[StoredResult], *, stages: int = 1) -> None:
+        """stages: number of such objects of which one report speaks: they share its error budget."""
         self.store = store
+        self.stages = stages
         self.missing: list[schema.Missing] = []
         self.results = self._distinct(results)
         self.jets = self._test_jets()
@@ -56,7 +59,12 @@ class StudyNetworks:
         self.table = table
         self.done = table[table["status"] == "done"].reset_index(drop=True)
         self.seeds = sorted(set(map(int, self.done["seed"])))
-        self.selected_on = selected_on(table, "combined")  # one kind of jets for all goals
+        columns = {"auc": "auc", "rejection": "bkg_rej_50", "combined": "combined"}
+        self.selected_on = {quantity: selected_on(table, column) for quantity, column in columns.items()}
+
+    def part(self, results: Iterable[StoredResult], *, stages: int) -> StudyNetworks:
+        """Some of the results by themselves."""
+        return StudyNetworks(self.store, results, stages=stages)
 
     def add_missing(self, what: str, reason: str) -> None:
         self.missing.append(schema.Missing(what=what, reason=reason))
@@ -259,6 +267,39 @@ class StudyNetworks:
             reason = f"{have} both a baseline and students: what another seed would do to the baseline is unknown"
             self.add_missing("tests of improvements over the baseline", reason)
         return found
+
+    # ---- families of tests (families.py): by metric, none where a metric's errors are unknown
+
+    @cached_property
+    def against_baseline(self) -> dict[schema.Metric, dict[str | None, Adjusted]]:
+        """Configurations, and (None) their mean, minus the baseline."""
+        found = {}
+        for metric in self.tested:
+            compared = self.baselines.get(metric)
+            if compared is not None:
+                tested = adjust(*compared.differences(), level_of("main", metric, self.stages))
+                found[metric] = dict(zip((*compared.students.names, None), tested, strict=True))
+        return found
+
+    @cached_property
+    def pairs(self) -> dict[schema.Metric, AllPairs]:
+        """Configurations against each other. Half of the level by AUC is for their order under different seeds."""
+        levels = {metric: level_of("choices", metric, self.stages) for metric in METRICS}
+        levels["auc"] /= 2.0
+        return {metric: AllPairs(self.students[metric].noise(), levels[metric]) for metric in self.comparable}
+
+    @cached_property
+    def effects(self) -> dict[schema.Metric, effects.Effects]:
+        """Effects of settings, also where they can only be described (`comparable` says which are tested)."""
+        return {
+            metric: effects.Effects(self.students[metric], self.settings, level_of("effects", metric, self.stages))
+            for metric in self.modelled
+        }
+
+    @cached_property
+    def tested(self) -> tuple[schema.Metric, ...]:
+        """The metrics by which configurations without a lower limit are compared with the baseline."""
+        return tuple(self.students) if self.have_scores else ()
 
     @cached_property
     def settings(self) -> pd.DataFrame:

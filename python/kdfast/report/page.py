@@ -18,7 +18,7 @@ from kdfast.report.figures import Drawing, draw, draw_differences, exports, figu
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.records import planned_settings
 from kdfast.report.rendering import TEMPLATES, environment, text_of
-from kdfast.report.schema import Analysis, Comparison, Estimate
+from kdfast.report.schema import Analysis, Comparison, Estimate, VerdictRow
 from kdfast.report.two_studies import StudyComparison
 from kdfast.report.view import ReportView
 from kdfast.store.store import StudyStore
@@ -59,10 +59,35 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
         data="".join(f"{shlex.quote(path)} " for path in paths),
         settings=tomli_w.dumps(study.settings),
         added=_added(analysis),
+        forest=_forest(analysis),
         provenance=json.dumps(study.provenance, indent=1, ensure_ascii=False),
         points=[str(point) for point in WORKING_POINTS],
         labels={name: label for name, (label, _, _) in STRATEGIES.items()},
     )
+
+
+def _forest(analysis: Analysis) -> list[tuple[VerdictRow, dict[str, str]]]:
+    """The verdict's comparisons, each with its places in percent of the width: of 0, value, and the interval."""
+    rows = [] if analysis.verdict is None else analysis.verdict.rows
+    ends = [0.0]
+    for row in rows:
+        difference = row.comparison.difference
+        ends += [end for end in (difference.low, difference.value, difference.high) if end is not None]
+    low = min(ends)
+    width = (max(ends) - low) * 1.1 or 1.0
+
+    def place(value: float) -> float:
+        return 100.0 * (value - low) / width + 4.5
+
+    found = []
+    for row in rows:
+        difference = row.comparison.difference
+        first = difference.value if difference.low is None else difference.low
+        last = difference.value if difference.high is None else difference.high
+        places = {"zero": place(0.0), "value": place(difference.value), "low": place(first)}
+        places["width"] = place(last) - place(first)
+        found.append((row, {name: f"{x:.2f}" for name, x in places.items()}))
+    return found
 
 
 def _added(analysis: Analysis) -> list[str]:
@@ -129,7 +154,9 @@ def _difference(comparison: Comparison | None, digits: int) -> Markup:
 
 
 def _p_cell(comparison: Comparison) -> Markup:
-    p = comparison.p_value if comparison.p_holm is None else comparison.p_holm
+    p = comparison.p_adjusted
+    if p is None:
+        return Markup('<td data-value="">–</td>')
     return Markup('<td data-value="{}">{}</td>').format(p, "< 0.001" if p < 0.001 else f"{p:.3f}")
 
 

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import brier_score_loss, log_loss
 from statsmodels.stats.proportion import proportion_confint
 
 from kdfast.metrics import background_rejection, roc_curve
+from kdfast.report.families import LEVEL_OF_REPORT, PHYSICS_LEVEL, critical
 from kdfast.report.sampling import (
     LEVEL,
     auc_estimates,
     auc_interval,
-    quantile,
     rejection_estimates,
     rejection_interval,
 )
@@ -177,8 +178,19 @@ def mass_sculpting(
         low=max(0.0, float(low)),
         high=max(observed, float(high)),  # near 0 the correction overshoots; the observed one is too high on average
         expected_without=float(random.mean()),
-        p_value=float((1 + (random >= observed).sum()) / (1 + _REPLICATES)),
+        p_adjusted=min(1.0, _tail(random, observed) * LEVEL_OF_REPORT / PHYSICS_LEVEL),
+        p_value=_tail(random, observed),
     )
+
+
+def _tail(random: Floats, observed: float) -> float:
+    """Chance of a divergence at least as large as the observed one: of a gamma distribution with the mean and variance
+    of the permutations (divergences are nearly χ²), which reaches further than their number does."""
+    mean = float(random.mean())
+    variance = float(random.var())
+    if variance == 0.0:
+        return 1.0
+    return float(stats.gamma.sf(observed, mean**2 / variance, scale=variance / mean))
 
 
 def _resampled_divergences(
@@ -276,8 +288,9 @@ def _logistic(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> tup
     bread = np.linalg.inv(design.T @ (design * (scaled * p * (1.0 - p))[:, None]))
     scatter = design * (scaled * (labels - p))[:, None]
     errors = np.sqrt(np.diag(bread @ (scatter.T @ scatter) @ bread))
+    reach = critical(PHYSICS_LEVEL)
     found = [
-        Estimate(value=float(v), error=float(e), low=float(v - quantile() * e), high=float(v + quantile() * e))
+        Estimate(value=float(v), error=float(e), low=float(v - reach * e), high=float(v + reach * e))
         for v, e in zip(result.params, errors, strict=True)
     ]
     return found[0], found[1]
@@ -294,19 +307,18 @@ class Recovered(NamedTuple):
     high: float | None
 
 
-def gap_recovered(
-    gain: float, gap: float, variances: tuple[float, float, float], df: float = math.inf
-) -> Recovered | None:
+def gap_recovered(gain: float, gap: float, variances: tuple[float, float, float], quantile: float) -> Recovered | None:
     """(student − baseline)/(teacher − baseline) = gain/gap, with Fieller's interval (Biometrika 41, 1954,
     175).
 
     variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q
-    σ(gain − θ gap). Neither scipy nor statsmodels has it. None where the teacher is not above the baseline.
+    σ(gain − θ gap), q the quantile. Neither scipy nor statsmodels has it. None where the teacher is not above the
+    baseline.
     """
     if gap <= 0:
         return None
     v1, v2, v12 = variances
-    q2 = quantile(df) ** 2
+    q2 = quantile**2
     a = gap**2 - q2 * v2
     b = gain * gap - q2 * v12
     c = gain**2 - q2 * v1

@@ -10,23 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from kdfast.report import physics, schema
-from kdfast.report.comparisons import (
-    benjamini_hochberg,
-    best_of_equals,
-    best_set,
-    configurations,
-    holm,
-    to_separate,
-)
+from kdfast.report.comparisons import best_of_equals, configurations, to_separate
+from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of
 from kdfast.report.fitting import Contrast
 from kdfast.report.networks import METRICS, StudyNetworks, means_of
 from kdfast.report.records import comparison_of, number, setting_fields
 from kdfast.report.sampling import Estimates, auc_interval, quantile
 from kdfast.store.table import combined_score, in_order, is_limited
 
-__all__ = ["configuration_rows", "mean_versus_baseline", "top_two", "winners"]
+__all__ = ["configuration_rows", "mean_versus_baseline", "rank_agreement", "top_two", "winners"]
 
 Floats = NDArray[np.float64]
 
@@ -39,15 +34,17 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
     fewest = study.done.groupby("run_name")[["n_bkg_50", "n_bkg_50_val"]].min()  # 0: a lower limit, as one run's is
     frame = frame.join(fewest)
     limited_on_validation = set(frame.index[is_limited(frame, "bkg_rej_50_val")])
-    if study.selected_on == "validation":
+    if study.selected_on["auc"] == "validation":
         frame["auc_val"] = _validation_means(study, "auc_val")
+    if study.selected_on["rejection"] == "validation":
         frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val", limited_on_validation)
+    if study.selected_on["combined"] == "validation":
         frame["combined_val"] = combined_score(frame, "_val")
     frame["combined"] = combined_score(frame)
     ranked = frame[["auc_student", "combined"]].assign(bkg_rej_50=in_order(frame, "bkg_rej_50"))
     ranks = ranked.rank(ascending=False, method="min").astype(int)
     versus = {metric: _versus_baseline(study, metric) for metric in METRICS}
-    best = {m: set(best_set(study.students[m])) for m in study.comparable}
+    best = {metric: _best_set(study, metric) for metric in study.comparable}
     spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
     found = []
     for name in names:
@@ -72,8 +69,8 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
                 combined_validation=number(row.get("combined_val")),
                 auc_vs_baseline=versus["auc"].get(name),
                 rejection_vs_baseline=versus["rejection"].get(name),
-                beside_best_auc=name in best["auc"] if "auc" in best else None,
-                beside_best_rejection=name in best["rejection"] if "rejection" in best else None,
+                in_best_set_auc=name in best["auc"] if "auc" in best else None,
+                in_best_set_rejection=name in best["rejection"] if "rejection" in best else None,
                 pareto=not dominated,
                 gap_recovered_auc=_gap(study, "auc", name),
                 gap_recovered_rejection=_gap(study, "rejection", name),
@@ -142,46 +139,54 @@ def _validation_means(study: StudyNetworks, column: str, limited: Collection[str
 
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
-    baseline = study.baselines.get(metric) if study.have_scores else None
-    if baseline is None:
-        return {}
-    differences = {name: baseline.difference(name) for name in baseline.students.names}
-    p_values = [contrast.p_value for contrast in differences.values()]
-    corrections = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
-    return {
-        name: comparison_of(contrast, baseline.value, baseline.students.seeds_known, *p_adjusted)
-        for (name, contrast), p_adjusted in zip(differences.items(), corrections, strict=True)
-    }
+    tested = study.against_baseline.get(metric, {})
+    return {name: _against(study, metric, found) for name, found in tested.items() if name is not None}
+
+
+def _against(study: StudyNetworks, metric: schema.Metric, adjusted: Adjusted) -> schema.Comparison:
+    baseline = study.baselines[metric]
+    return comparison_of(adjusted.contrast, baseline.value, baseline.students.seeds_known, adjusted)
 
 
 def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
-    found = {}
-    for metric in study.comparable:
-        baseline = study.baselines.get(metric)
-        if baseline is not None:
-            found[metric] = comparison_of(baseline.mean_difference(), baseline.value, baseline.students.seeds_known)
-    return found
+    """By metric; not the rejection where one of the configurations has only a limit."""
+    tested = study.against_baseline
+    return {metric: _against(study, metric, tested[metric][None]) for metric in study.comparable if metric in tested}
+
+
+def _best_set(study: StudyNetworks, metric: schema.Metric) -> set[str]:
+    """The configurations that are statistically indistinguishable from the best: those that no other beats, all pairs
+    taken together. The truly best one is among them in more than 95 % of studies."""
+    students = study.students[metric]
+    pairs = study.pairs[metric]
+    errors = np.where(pairs.errors > 0.0, pairs.errors, np.inf)
+    t = (students.values[:, None] - students.values[None, :]) / errors
+    inside = set()
+    for c, name in enumerate(students.names):
+        rival = students.names[int(np.argmax(t[:, c]))]
+        if rival == name or pairs.adjust(students.difference(rival, name)).low <= 0.0:
+            inside.add(name)
+    return inside
 
 
 def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
-    baseline = study.baselines.get(metric) if study.have_scores else None
-    if baseline is None or metric not in study.teachers or name not in baseline.students.names:
+    """With the quantile of the simultaneous interval of the gain, so that the two agree."""
+    tested = study.against_baseline.get(metric, {}).get(name)
+    if tested is None or metric not in study.teachers:
         return None
+    baseline = study.baselines[metric]
     students = baseline.students
-    gain = baseline.difference(name)
+    gain = tested.contrast
     single = study.metric(metric).rows([study.teachers[metric]])
     of_gain = students.factor[students.index(name)] - baseline.factor
     of_gap = single.factor[0] - baseline.factor
-    found = physics.gap_recovered(
-        gain.value,
-        float(single.values[0]) - baseline.value,
-        (
-            gain.test_variance + gain.run_variance,
-            float(of_gap @ of_gap) + baseline.run_variance + students.common_variance / students.seeds,
-            float(of_gain @ of_gap) + baseline.run_variance,
-        ),
-        gain.df,
+    variances = (
+        gain.test_variance + gain.run_variance,
+        float(of_gap @ of_gap) + baseline.run_variance + students.common_variance / students.seeds,
+        float(of_gain @ of_gap) + baseline.run_variance,
     )
+    quantile = (tested.high - tested.low) / (2.0 * gain.error) if gain.error > 0.0 else 0.0
+    found = physics.gap_recovered(gain.value, float(single.values[0]) - baseline.value, variances, quantile)
     return None if found is None else schema.Estimate(value=found.value, low=found.low, high=found.high)
 
 
@@ -189,7 +194,7 @@ def winners(
     study: StudyNetworks, rows: Sequence[schema.Configuration], groups: Sequence[schema.GroupTable]
 ) -> list[schema.Winner]:
     constant = [row for row in rows if row.strategy == "baseline"]
-    wishes: list[tuple[str, str, Sequence[schema.Configuration]]] = [
+    goals: list[tuple[str, str, Sequence[schema.Configuration]]] = [
         ("auc", "auc", rows),
         ("rejection", "rejection", rows),
         ("combined", "combined", rows),
@@ -199,7 +204,7 @@ def winners(
     consistent = [group for group in strategies.groups if group.consistency is not None]
     if consistent:
         steadiest = max(consistent, key=lambda group: group.consistency or 0.0).label
-        wishes.append(("consistent", "auc", [row for row in rows if row.strategy == steadiest]))
+        goals.append(("consistent", "auc", [row for row in rows if row.strategy == steadiest]))
 
     def on_test(row: schema.Configuration, quantity: str) -> float:
         value = getattr(row, quantity)
@@ -209,32 +214,34 @@ def winners(
 
     def on_validation(row: schema.Configuration, quantity: str) -> float:
         limit = quantity == "rejection" and row.rejection_validation_limit
-        return math.inf if limit else float(getattr(row, f"{quantity}_validation"))
+        value = getattr(row, f"{quantity}_validation")
+        return math.inf if limit else -math.inf if value is None else float(value)
 
     winners: list[schema.Winner] = []
-    for wish, quantity, among in wishes:
+    for goal, quantity, among in goals:
         if not among:
             continue
-        if study.selected_on == "validation":
+        if study.selected_on[quantity] == "validation":
             chosen = max(among, key=lambda row: (on_validation(row, quantity), on_validation(row, "auc")))
         else:
             chosen = max(among, key=lambda row: on_test(row, quantity))
         highest = max(among, key=lambda row: (on_test(row, quantity), row is chosen))
         more: dict[str, Any] = {}
-        if wish in study.comparable:
-            more |= _excess(study, wish)
-            more["beside_best"] = sum(bool(getattr(row, f"beside_best_{wish}")) for row in rows)
+        if goal in study.comparable:
+            more |= _excess(study, goal)
+            more["best_set_size"] = sum(bool(getattr(row, f"in_best_set_{goal}")) for row in rows)
         value = getattr(chosen, f"{quantity}_validation")
         first = winners[0].configuration if winners else chosen.run_name
         for metric in study.comparable if chosen.run_name != first else ():
             students = study.students[metric]
             reference = float(students.values[students.index(first)])
-            contrast = students.difference(chosen.run_name, first)
-            more[f"{metric}_vs_best"] = comparison_of(contrast, reference, students.seeds_known)
+            tested = study.pairs[metric].adjust(students.difference(chosen.run_name, first))
+            more[f"{metric}_vs_best"] = comparison_of(tested.contrast, reference, students.seeds_known, tested)
         winners.append(
             schema.Winner(
-                wish=wish,  # type: ignore[arg-type]
+                goal=goal,  # type: ignore[arg-type]
                 configuration=chosen.run_name,
+                selected_on=study.selected_on[quantity],  # type: ignore[arg-type]
                 value_validation=value,
                 highest_on_test=highest.run_name,
                 **more,
@@ -247,7 +254,7 @@ def _excess(study: StudyNetworks, metric: schema.Metric) -> dict[str, float | No
     """Winner's curse of a choice on the test jets, and of one on validation quoted from test."""
     students = study.students[metric]
     excess: dict[str, float | None] = {"excess_on_test": best_of_equals(students.noise())}
-    if students.seeds_known and study.selected_on == "validation" and study.jets is not None:
+    if students.seeds_known and study.selected_on[metric] == "validation" and study.jets is not None:
         validation = len(study.store.shared("validation")["labels"])
         from_seeds = students.model.cautious_variance * students.spread
         # as many jets of the same kind: the test jets' covariance, scaled
@@ -264,6 +271,7 @@ def top_two(study: StudyNetworks, rows: Sequence[schema.Configuration]) -> list[
         students = study.students[metric]
         first, second = (students.names[i] for i in np.argsort(-students.values, kind="stable")[:2])
         contrast = students.difference(first, second)
+        tested = study.pairs[metric].adjust(contrast)
         seeds, jets = to_separate(contrast, seeds=students.seeds, jets=len(study.jets.labels))
         reference = float(students.values[students.index(second)])
         found.append(
@@ -271,9 +279,46 @@ def top_two(study: StudyNetworks, rows: Sequence[schema.Configuration]) -> list[
                 metric=metric,
                 first=first,
                 second=second,
-                difference=comparison_of(contrast, reference, students.seeds_known),
+                difference=comparison_of(contrast, reference, students.seeds_known, tested),
                 seeds_needed=seeds if students.seeds_known else None,
                 jets_needed=jets,
             )
         )
     return found
+
+
+def rank_agreement(study: StudyNetworks, *, simulated: int = 4000) -> schema.RankAgreement | None:
+    """Whether seeds agree on the order of configurations by AUC, more than equal configurations on the same test jets
+    would; None with fewer than two seeds or four configurations that all have them, or where nothing is tested."""
+    students = study.students["auc"]
+    seeds, number = students.rows.shape
+    if seeds < 2 or number < 4 or "auc" not in study.comparable:
+        return None
+    rows = students.rows.ravel()
+    factor = students.runs.factor[rows]
+    covariance = factor @ factor.T + (students.model.run_variance + 1e-18) * np.eye(len(rows))
+    root = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / len(rows) * np.eye(len(rows)))
+    draws = np.random.default_rng(0).standard_normal((simulated, len(rows))) @ root.T
+    expected = _mean_rho(draws.reshape(simulated, seeds, number))
+    rho = float(_mean_rho(students.runs.values[students.rows][None])[0])
+    p = float((1 + (expected >= rho).sum()) / (1 + simulated))
+    level = level_of("choices", "auc", study.stages) / 2.0
+    return schema.RankAgreement(
+        seeds=seeds,
+        rho=rho,
+        expected=float(expected.mean()),
+        p_value=p,
+        p_adjusted=min(1.0, p * LEVEL_OF_REPORT / level),
+        configurations=number,
+    )
+
+
+def _mean_rho(values: Floats) -> Floats:
+    """[studies] from [studies, seeds, C]: Spearman's ρ averaged over all pairs of seeds."""
+    seeds = values.shape[1]
+    ranks = stats.rankdata(values, axis=2)
+    ranks -= ranks.mean(axis=2, keepdims=True)
+    length = np.linalg.norm(ranks, axis=2, keepdims=True)
+    unit = ranks / np.where(length > 0.0, length, 1.0)
+    together = np.square(unit.sum(axis=1)).sum(axis=1)  # Σ over all pairs, and each seed with itself
+    return np.asarray((together - seeds) / (seeds * (seeds - 1)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError
 from kdfast.report import schema
+from kdfast.report.families import Adjusted
 from kdfast.report.fitting import ROUNDING, Contrast
 from kdfast.store.settings import StudySettings
 
@@ -99,13 +100,17 @@ def estimate_of(contrast: Contrast, seeds_known: bool = True) -> schema.Estimate
 
 
 def comparison_of(
-    contrast: Contrast, reference: float, seeds_known: bool, holm: float | None = None, bh: float | None = None
+    contrast: Contrast, reference: float, seeds_known: bool, adjusted: Adjusted | None = None
 ) -> schema.Comparison:
+    """adjusted: the contrast as one of its family. None: it is described and not tested, without an interval."""
     difference = estimate_of(contrast, seeds_known)
+    low = high = None
+    if adjusted is not None and math.isfinite(adjusted.high):
+        low, high = adjusted.low, adjusted.high
+    difference = difference.model_copy(update={"low": low, "high": high})
     return schema.Comparison(
         difference=difference,
         relative=difference.value / reference if reference else None,
-        p_value=contrast.p_value,
-        p_holm=holm,
-        p_bh=bh,
+        p_value=None if adjusted is None else contrast.p_value,
+        p_adjusted=None if adjusted is None else adjusted.p_value,
     )

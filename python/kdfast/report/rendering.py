@@ -38,7 +38,7 @@ def environment(*, html: bool = False) -> Environment:
         "section": _section,
         "strategies": layout.STRATEGY_NAMES,
         "title": layout.title,
-        "wishes": layout.WISHES,
+        "goals": layout.GOALS,
     }
     found.filters |= {name: function for name in layout.__all__ if callable(function := getattr(layout, name))}
     found.filters |= {"columns": _columns, "numbered": _numbered, "paragraph": _paragraph, "sentences": _sentences}
@@ -69,11 +69,13 @@ def _numbered(block: str) -> str:
     return "".join(layout.wrapped(line, f"  {number}. ") + "\n" for number, line in lines)
 
 
-def _sentences(findings: Sequence[Finding], indent: int = 2) -> str:
+def _sentences(
+    findings: Sequence[Finding], indent: int = 2, otherwise: str = "The data do not allow a statement."
+) -> str:
     """A list of statements, the same one once: two goals may choose the same configuration."""
     bullet = " " * indent + "- "
     different = [
         f for i, f in enumerate(findings) if all(f.numbers != g.numbers or f.code != g.code for g in findings[:i])
     ]
     lines = [layout.wrapped(finding.text, bullet) for finding in different]
-    return "\n".join(lines) or " " * indent + "The data do not allow a statement."
+    return "\n".join(lines) or " " * indent + otherwise

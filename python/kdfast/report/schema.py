@@ -52,7 +52,7 @@ __all__ = [
 SIGNIFICANT = 0.05
 
 # Version of report.json. A field that is added keeps it; one that changes its meaning or goes away raises it.
-FORMAT = 1
+FORMAT = 2
 
 Metric = Literal["auc", "rejection"]
 """AUC, or background rejection at 50 % signal efficiency."""
@@ -85,23 +85,22 @@ class Estimate(Record):
 
 
 class Comparison(Record):
-    """A difference on common test jets and seeds, with tests of the hypothesis that there is none."""
+    """A difference on common test jets and seeds, tested as one of its family (families.py)."""
 
     difference: Estimate
+    """Its interval is simultaneous with all others of the report: together they hold in 95 % of studies."""
     relative: float | None
     """The difference over the reference's value."""
-    p_value: float
-    """Two-sided: DeLong's test of an AUC, a bootstrap over jets for a rejection, with the seeds' variance."""
-    p_holm: float | None = None
-    """Adjusted over all configurations (Holm): the chance of one false finding among all is below this."""
-    p_bh: float | None = None
-    """Adjusted over all configurations (Benjamini–Hochberg): the expected share of false findings."""
+    p_value: float | None
+    """Two-sided, by itself: DeLong's test of an AUC, a bootstrap over jets for a rejection, with the seeds'
+    variance. Null where nothing is tested."""
+    p_adjusted: float | None = None
+    """Adjusted for all directional statements of the report: below 5 % the difference is supported."""
 
     @property
     def supported(self) -> bool:
-        """Whether a difference is there: p (adjusted, where it is) below 5 %, and the interval without 0."""
-        p = self.p_value if self.p_holm is None else self.p_holm
-        return p < SIGNIFICANT and self.difference.excludes(0.0)
+        """Whether a difference is there."""
+        return self.p_adjusted is not None and self.p_adjusted < SIGNIFICANT and self.difference.excludes(0.0)
 
 
 class Jets(Record):
@@ -120,6 +119,8 @@ class Study(Record):
     name: str
     """Name of the study's folder."""
     seeds: list[int]
+    seeds_given: bool = True
+    """False for imported results whose files do not say: then `seeds` is a placeholder."""
     configurations: int
     """Different ones with at least one run that is done."""
     counts: dict[str, int]
@@ -129,7 +130,7 @@ class Study(Record):
     scored: bool = False
     """Whether all networks have scores on the test jets, from which errors and tests come."""
     selected_on: Literal["validation", "test"]
-    """Where best runs are chosen; "test" only where a study has no validation numbers."""
+    """Where best runs are chosen by AUC; "test" only where a study has no validation AUC."""
     settings: dict[str, Any]
     """study.toml."""
     provenance: dict[str, Any]
@@ -214,9 +215,9 @@ class Configuration(Setting):
     combined_validation: float | None
     auc_vs_baseline: Comparison | None = None
     rejection_vs_baseline: Comparison | None = None
-    beside_best_auc: bool | None = None
+    in_best_set_auc: bool | None = None
     """In the 95 % confidence set of the best by AUC: no other configuration beats it."""
-    beside_best_rejection: bool | None = None
+    in_best_set_rejection: bool | None = None
     pareto: bool
     """No other configuration has both a higher AUC and a higher rejection."""
     gap_recovered_auc: Estimate | None = None
@@ -264,8 +265,8 @@ class Group(Record):
     """Mean minus that of the strategy `baseline`; strategies only."""
     auc_difference: Comparison | None = None
     rejection_difference: Comparison | None = None
-    """To the table's reference group, at equal other settings (linear model), p_holm over all pairs of
-    groups; null for the reference itself and where the grid can't tell."""
+    """Relative to the table's reference group, at equal other settings (linear model); null for the reference itself
+    and where the grid does not determine it."""
 
 
 class GroupTable(Record):
@@ -277,9 +278,6 @@ class GroupTable(Record):
     reference_rejection: str | None
     """The group with the highest mean rejection, likewise; null where a run's rejection is a lower limit."""
     groups: list[Group]
-    spread_p_value: float | None = None
-    """Of the hypothesis that all groups have the same spread of AUC over configurations (Brown–Forsythe
-    test)."""
 
 
 class Pair(Record):
@@ -320,11 +318,8 @@ class Correlation(Record):
     """Over configurations' means (runs of one configuration are not independent), interval by Fisher's z:
     the scatter of points alone. That they share test jets is not in it."""
     points: int
-    slope: Estimate
-    slope_p_value: float
-    """Metric per unit of T or α, with the test jets' part of the error."""
-    slope_p_holm: float
-    """Adjusted over the slopes of all settings and metrics (Holm): what sentences go by."""
+    slope: Comparison
+    """Metric per unit of T or α, with the test jets' part of the error: what statements rest on."""
 
 
 class Importance(Record):
@@ -341,8 +336,7 @@ class Term(Record):
 
     name: str
     slope: Estimate
-    p_value: float
-    p_holm: float
+    """With a pointwise interval: a description, no test."""
 
 
 class LinearModel(Record):
@@ -353,7 +347,7 @@ class LinearModel(Record):
     settings: list[str]
     """Those of the four that vary; a last value only where it is not the initial one throughout."""
     terms: list[Term]
-    untold: list[str]
+    undetermined: list[str]
     """Terms whose slope the grid can't tell, as they change together with others."""
     df: int
     r_squared: float
@@ -364,8 +358,14 @@ class VarianceShares(Record):
 
     metric: Metric
     shares: dict[str, float]
-    expected_noise: float
-    """The share that test jets (and seeds, where there are several) are expected to make by themselves."""
+    noise: dict[str, float]
+    """The part of each share that test jets (and seeds, where there are several) are expected to make by
+    themselves."""
+
+    @property
+    def expected_noise(self) -> float:
+        """The share of the whole variance that noise is expected to make."""
+        return sum(self.noise.values())
 
 
 class Distribution(Record):
@@ -408,8 +408,10 @@ class TopQuartile(Record):
 class Winner(Record):
     """The configuration for one goal, chosen on validation."""
 
-    wish: Literal["auc", "rejection", "combined", "constant", "consistent"]
+    goal: Literal["auc", "rejection", "combined", "constant", "consistent"]
     configuration: str
+    selected_on: Literal["validation", "test"]
+    """The jets on which it was chosen; "test" where runs have no validation numbers for this goal."""
     value_validation: float | None
     """Of the quantity that the choice looked at."""
     highest_on_test: str
@@ -419,7 +421,7 @@ class Winner(Record):
     average."""
     excess_chosen: float | None = None
     """The same for a choice on validation and a number from test: what the seeds' luck adds."""
-    beside_best: int | None = None
+    best_set_size: int | None = None
     """Size of the confidence set of the best (auc, rejection)."""
     auc_vs_best: Comparison | None = None
     rejection_vs_best: Comparison | None = None
@@ -440,13 +442,74 @@ class TopTwo(Record):
 
 
 class RankAgreement(Record):
-    """Spearman's ρ of the configurations' order by AUC under two seeds."""
+    """Spearman's ρ of the configurations' order by AUC under two seeds, averaged over all pairs of seeds."""
 
-    seeds: tuple[int, int]
+    seeds: int
     rho: float
+    expected: float
+    """Mean of equal configurations: the test jets that all seeds share favour the same ones."""
     p_value: float
-    """One-sided, ρ > 0."""
+    """Share of simulated studies of equal configurations with a ρ at least as large."""
+    p_adjusted: float
     configurations: int
+
+
+class PlannedContrast(Record):
+    """A contrast that a reader expects, at equal other settings."""
+
+    question: Literal["temperature", "annealing", "alpha", "scheduling"]
+    metric: Metric
+    one: str
+    other: str
+    comparison: Comparison
+    """one minus other."""
+
+
+class Convergence(Record):
+    """Whether the students had stopped to improve when their training ended."""
+
+    runs: int
+    late: int
+    """Runs whose best epoch is among the last tenth of the epochs that they could have had."""
+    stopped: int
+    """Runs that patience ended early."""
+    slope: Estimate | None
+    """Change of the validation AUC per epoch over the last quarter of the epochs, mean over runs."""
+    groups: dict[str, tuple[int, int]]
+    """By strategy: late runs, and runs."""
+
+
+class Refinement(Record):
+    """Configurations that lead, with seeds that did not choose them."""
+
+    seeds: list[int]
+    configurations: list[Configuration]
+    """Sorted by AUC, the highest first."""
+    mean_vs_baseline: dict[Metric, Comparison]
+    winners: list[Winner]
+
+
+class Light(Record):
+    """One of the three things that decide how far a study can be believed."""
+
+    about: Literal["seeds", "test jets", "convergence"]
+    state: Literal["good", "fair", "poor", "unknown"]
+    text: str
+    advice: str
+
+
+class VerdictRow(Record):
+    label: str
+    comparison: Comparison
+
+
+class Verdict(Record):
+    """The first screen of a report."""
+
+    text: str
+    rows: list[VerdictRow]
+    """Mean of the sweep, the chosen configuration and the best constant one, each minus the baseline (AUC)."""
+    lights: list[Light]
 
 
 class PtBin(Record):
@@ -495,7 +558,9 @@ class MassSculpting(Record):
     expected_without: float
     """Mean for the same number of background jets picked at random."""
     p_value: float
-    """Share of such picks with a divergence at least as large."""
+    """Chance of a divergence at least as large among such picks."""
+    p_adjusted: float
+    """Adjusted for all directional statements of the report."""
 
 
 class CalibrationBin(Record):
@@ -543,9 +608,8 @@ class Claim(str, Enum):
     GROUP_BELOW_ANOTHER = "group_below_another"
     TREND = "trend"
     IMPORTANCE = "importance"
-    SLOPES = "slopes"
     SHARES = "shares"
-    CONSISTENCY = "consistency"
+    CONVERGENCE = "convergence"
     PARETO = "pareto"
     GAP = "gap"
     GAP_UNCERTAIN = "gap_uncertain"
@@ -594,7 +658,11 @@ class Analysis(Record):
     """Runs by strategy."""
     winners: list[Winner] = []
     top_two: list[TopTwo] = []
-    rank_agreement: list[RankAgreement] = []
+    rank_agreement: RankAgreement | None = None
+    planned: list[PlannedContrast] = []
+    convergence: Convergence | None = None
+    refinement: Refinement | None = None
+    verdict: Verdict | None = None
     by_pt: list[PtBin] = []
     pt_differences: list[PtDifference] = []
     mass_sculpting: list[MassSculpting] = []

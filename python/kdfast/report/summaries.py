@@ -8,69 +8,48 @@ import numpy as np
 import pandas as pd
 
 from kdfast.report import effects, schema
-from kdfast.report.comparisons import holm
+from kdfast.report.effects import PLANNED, group_labels
 from kdfast.report.networks import METRICS, StudyNetworks
-from kdfast.report.records import comparison_of, estimate_of, number, summary
+from kdfast.report.records import comparison_of, estimate_of, number, planned_settings, summary
 from kdfast.report.sampling import Estimates
 from kdfast.store.table import STRATEGIES
 
 _COLUMNS: dict[schema.Metric, str] = {"auc": "auc_student", "rejection": "bkg_rej_50"}
 
 __all__ = [
+    "convergence",
     "correlations",
     "distribution",
     "grid_of_settings",
     "group_tables",
     "importance",
     "linear_models",
+    "planned",
     "top_quartile",
     "variance_shares",
 ]
 
 
 def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
-    frame = study.settings.copy()
-    frame["tf"] = frame["temp_final"].fillna(-1.0)
-    frame["af"] = frame["alpha_final"].fillna(-1.0)
-    labels = {
-        "temp_init": frame["temp_init"].map(str),
-        "alpha_init": frame["alpha_init"].map(str),
-        "strategy": frame["strategy"],
-        "temp_range": _ranges(frame, "temp"),
-        "alpha_range": _ranges(frame, "alpha"),
-    }
-    others = {
-        "temp_init": ["alpha_init", "tf", "af"],
-        "alpha_init": ["temp_init", "tf", "af"],
-        "strategy": ["temp_init", "alpha_init"],
-        "temp_range": ["alpha_init", "af"],
-        "alpha_range": ["temp_init", "tf"],
-    }
-    return [
-        _group_table(study, setting, groups.dropna(), frame[others[setting]])
-        for setting, groups in labels.items()
-        if groups.notna().any()
-    ]
+    return [_group_table(study, setting, groups) for setting, groups in group_labels(study.settings).items()]
 
 
-def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, others: pd.DataFrame) -> schema.GroupTable:
+def _group_table(study: StudyNetworks, setting: str, groups: pd.Series) -> schema.GroupTable:
     runs = study.done.assign(group=study.done["run_name"].map(groups)).dropna(subset=["group"])
     means = runs.groupby("group", sort=False)[["auc_student", "bkg_rej_50"]].mean()
     constant = means.loc["baseline"] if setting == "strategy" and "baseline" in means.index else None
-    outside = [name for name in study.settings.index if name not in groups.index]
     references: dict[str, str] = {}
     differences: dict[str, dict[str, schema.Comparison]] = {metric: {} for metric in METRICS}
     for metric in study.modelled:
         column = _COLUMNS[metric]
-        references[metric] = str(means[column].idxmax())
-        estimates = study.students[metric].without(*outside)
-        for found in effects.group_differences(estimates, groups, others.loc[groups.index], references[metric]):
-            differences[metric][found.group] = comparison_of(
-                found.contrast, float(means.loc[references[metric], column]), True, found.p_holm
-            )
+        reference = str(means[column].idxmax())
+        references[metric] = reference
+        highest = float(means.loc[reference, column])
+        for label in means.index:
+            compared = _effect(study, metric, ("pair", setting, str(label), reference), highest)
+            if compared is not None:
+                differences[metric][str(label)] = compared
     rows = []
-    centres = [study.students["auc"].values[[study.students["auc"].index(n) for n in own]] for own in _members(groups)]
-    spread = effects.equal_spread(centres)
     order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
     for label in order:
         own = runs[runs["group"] == label]
@@ -96,8 +75,42 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series, others: 
         reference=references["auc"],
         reference_rejection=references.get("rejection"),
         groups=rows,
-        spread_p_value=spread,
     )
+
+
+def _effect(
+    study: StudyNetworks, metric: schema.Metric, key: tuple[str, ...], reference: float
+) -> schema.Comparison | None:
+    """An effect by its key (`Effects`), tested where errors are known; of a pair in either order."""
+    found = study.effects[metric].found
+    sign = 1.0
+    if key not in found and key[0] == "pair":
+        key, sign = (*key[:2], key[3], key[2]), -1.0
+    if key not in found:
+        return None
+    if metric in study.comparable:
+        tested = study.effects[metric].adjusted[key].times(sign)
+        return comparison_of(tested.contrast, reference, True, tested)
+    return comparison_of(found[key].contrast.times(sign), reference, True)
+
+
+def planned(study: StudyNetworks) -> list[schema.PlannedContrast]:
+    """The contrasts that a reader expects: high against low, scheduled against constant, at equal other settings."""
+    found = []
+    for question, (_, one, other) in PLANNED.items():
+        for metric in study.modelled:
+            compared = _effect(study, metric, ("planned", question), 0.0)
+            if compared is not None:
+                found.append(
+                    schema.PlannedContrast(
+                        question=question,  # type: ignore[arg-type]
+                        metric=metric,
+                        one=one,
+                        other=other,
+                        comparison=compared,
+                    )
+                )
+    return found
 
 
 def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[schema.Pair]]:
@@ -142,7 +155,7 @@ def correlations(study: StudyNetworks) -> list[schema.Correlation]:
             runs = effects.correlation(
                 study.done[setting].to_numpy(np.float64), study.done[column].to_numpy(np.float64)
             )
-            slope = effects.slopes(study.students[metric], values)
+            slope = _effect(study, metric, ("slope", setting), 0.0)
             if own is not None and runs is not None and slope is not None:
                 found.append(
                     schema.Correlation(
@@ -154,23 +167,15 @@ def correlations(study: StudyNetworks) -> list[schema.Correlation]:
                         high=own.high,
                         p_value=own.p_value,
                         points=own.n,
-                        slope=estimate_of(slope[0]),
-                        slope_p_value=slope[0].p_value,
-                        slope_p_holm=1.0,
+                        slope=slope,
                     )
                 )
-    adjusted = holm([c.slope_p_value for c in found])
-    return [c.model_copy(update={"slope_p_holm": p}) for c, p in zip(found, adjusted, strict=True)]
+    return found
 
 
 def importance(study: StudyNetworks) -> list[schema.Importance]:
-    settings = [study.settings[name].to_numpy(np.float64) for name in ("temp_init", "alpha_init")]
-    found = []
-    for metric in study.modelled:
-        slopes = effects.slopes(study.students[metric], *settings)
-        if slopes is not None and all(np.ptp(values) > 0 for values in settings):
-            found.append(schema.Importance(metric=metric, difference=comparison_of(slopes[2], 0.0, True)))
-    return found
+    compared = {metric: _effect(study, metric, ("importance",), 0.0) for metric in study.modelled}
+    return [schema.Importance(metric=metric, difference=c) for metric, c in compared.items() if c is not None]
 
 
 def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
@@ -181,20 +186,16 @@ def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
             reason = "too few configurations, or T and α do not vary, or only together"
             study.add_missing(f"linear model of {metric}", reason)
             continue
-        if fitted.untold:
+        if fitted.undetermined:
             reason = "these settings change together with others in this grid"
-            study.add_missing(f"slopes of {metric} with {', '.join(fitted.untold)}", reason)
-        slopes = fitted.slopes
-        terms = [
-            schema.Term(name=name, slope=estimate_of(contrast), p_value=contrast.p_value, p_holm=p)
-            for (name, contrast), p in zip(slopes.items(), holm([c.p_value for c in slopes.values()]), strict=True)
-        ]
+            study.add_missing(f"slopes of {metric} with {', '.join(fitted.undetermined)}", reason)
+        terms = [schema.Term(name=name, slope=estimate_of(contrast)) for name, contrast in fitted.slopes.items()]
         found.append(
             schema.LinearModel(
                 metric=metric,
                 settings=fitted.settings,
                 terms=terms,
-                untold=fitted.untold,
+                undetermined=fitted.undetermined,
                 df=fitted.df,
                 r_squared=fitted.r_squared,
             )
@@ -209,7 +210,13 @@ def variance_shares(study: StudyNetworks) -> list[schema.VarianceShares]:
         if isinstance(shares, str):
             study.add_missing(f"shares of the variance of {metric}", shares)
         else:
-            found.append(schema.VarianceShares(metric=metric, shares=shares[0], expected_noise=shares[1]))
+            found.append(
+                schema.VarianceShares(
+                    metric=metric,
+                    shares={name: share for name, (share, _) in shares.items()},
+                    noise={name: noise for name, (_, noise) in shares.items()},
+                )
+            )
     return found
 
 
@@ -281,20 +288,46 @@ def _limits(runs: pd.DataFrame) -> int:
     return int((runs["n_bkg_50"] == 0).sum())
 
 
-def _ranges(frame: pd.DataFrame, quantity: str) -> pd.Series:
-    """ "10.0 → 2.0" for each configuration, missing where the value is constant."""
-    first = frame[f"{quantity}_init"]
-    last = frame[f"{quantity}_final"]
-    return (first.map(str) + " → " + last.map(str)).where(last.notna())
-
-
-def _members(groups: pd.Series) -> list[list[str]]:
-    """The configurations of each group."""
-    return [list(own.index) for _, own in groups.groupby(groups)]
-
-
 def _in_order(means: pd.DataFrame, setting: str) -> list[str]:
     """Values rising; ranges by mean AUC, the highest first."""
     if setting.endswith("range"):
         return [str(label) for label in means["auc_student"].sort_values(ascending=False, kind="stable").index]
     return sorted((str(label) for label in means.index), key=float)
+
+
+def convergence(study: StudyNetworks) -> schema.Convergence | None:
+    """None where no run has its epochs, as imported ones."""
+    runs = study.done.dropna(subset=["best_epoch", "epochs"])
+    if runs.empty:
+        return None
+    asked = _epochs_asked(study)
+    possible = runs["epochs"] if asked is None else np.maximum(runs["epochs"], asked)
+    late = runs["best_epoch"] + 1 > possible - np.maximum(1, np.floor(possible / 10))
+    curves = {(r.name, r.seed): np.asarray(r.curves.get("auc_val", ()), np.float64) for r in study.networks}
+    slopes = []
+    for name, seed in zip(runs["run_name"], runs["seed"], strict=True):
+        curve = curves[name, int(seed)]
+        last = curve[-max(3, len(curve) // 4) :]
+        if len(last) >= 3 and np.isfinite(last).all():
+            slopes.append(np.polyfit(np.arange(len(last)), last, 1)[0])
+    slope = None
+    if len(slopes) > 1:
+        error = float(np.std(slopes, ddof=1)) / math.sqrt(len(slopes))
+        slope = schema.Estimate(value=float(np.mean(slopes)), error=error)
+    by_strategy = late.groupby(runs["strategy"]).agg(["sum", "size"])
+    return schema.Convergence(
+        runs=len(runs),
+        late=int(late.sum()),
+        stopped=int((runs["epochs"] < possible).sum()),
+        slope=slope,
+        groups={
+            name: (int(by_strategy.loc[name, "sum"]), int(by_strategy.loc[name, "size"]))
+            for name in STRATEGIES
+            if name in by_strategy.index
+        },
+    )
+
+
+def _epochs_asked(study: StudyNetworks) -> int | None:
+    settings = planned_settings(study.store.settings, study.store.provenance)
+    return None if settings is None else settings.recipe.epochs

@@ -8,8 +8,8 @@ from functools import cached_property
 from kdfast.report.findings import NO_TEACHER, beats_baseline, seeds_are_known, versus
 from kdfast.report.layout import counted
 from kdfast.report.schema import (
-    SIGNIFICANT,
     Analysis,
+    Comparison,
     Configuration,
     Correlation,
     Finding,
@@ -41,15 +41,24 @@ class ReportView:
         """Tables of groups by setting."""
         return {table.setting: table for table in self.analysis.groups}
 
+    @property
+    def leaders(self) -> bool:
+        """Whether leading configurations are judged by seeds that did not choose them."""
+        return self.analysis.refinement is not None
+
     @cached_property
     def rows(self) -> dict[str, Configuration]:
-        """Configurations by name."""
-        return {row.run_name: row for row in self.analysis.configurations}
+        """The configurations among which winners are chosen, by name: the leaders, or all."""
+        refinement = self.analysis.refinement
+        rows = self.analysis.configurations if refinement is None else refinement.configurations
+        return {row.run_name: row for row in rows}
 
     @cached_property
     def winners(self) -> dict[str, Winner]:
         """By goal."""
-        return {winner.wish: winner for winner in self.analysis.winners}
+        refinement = self.analysis.refinement
+        winners = self.analysis.winners if refinement is None else refinement.winners
+        return {winner.goal: winner for winner in winners}
 
     @cached_property
     def networks(self) -> dict[str, Network]:
@@ -84,6 +93,8 @@ class ReportView:
         seeds = sorted({row.runs for row in self.analysis.configurations})
         if not seeds:
             return text
+        if not self.analysis.study.seeds_given:
+            return f"{text}, seeds not given"
         if len(seeds) == 1:
             return f"{text} × {counted(seeds[0], 'seed')}"
         return f"{text}, with {seeds[0]} to {seeds[-1]} seeds each"
@@ -92,8 +103,10 @@ class ReportView:
     def adjusted(self) -> str:
         """ADJUSTED_MEANS where a configuration's number is another than its runs' mean; else empty."""
         values: dict[str, list[float]] = {}
+        refinement = self.analysis.refinement
+        further = [] if refinement is None else refinement.seeds
         for run in self.analysis.runs:
-            if run.auc is not None:
+            if run.auc is not None and run.seed not in further:
                 values.setdefault(run.run_name, []).append(run.auc.value)
         for row in self.analysis.configurations:
             own = values[row.run_name]
@@ -112,9 +125,15 @@ class ReportView:
     def diverged(self) -> list[Run]:
         return [run for run in self.analysis.runs if run.status == "diverged"]
 
-    def runs_of(self, name: str) -> list[Run]:
-        """A configuration's runs that have numbers."""
-        return [run for run in self.analysis.runs if run.run_name == name and run.auc is not None]
+    def runs_of(self, row: Configuration) -> list[Run]:
+        """The runs that a configuration's numbers are means of."""
+        refinement = self.analysis.refinement
+        further = [] if refinement is None else refinement.seeds
+        return [
+            run
+            for run in self.analysis.runs
+            if run.run_name == row.run_name and run.auc is not None and (run.seed in further) == self.leaders
+        ]
 
     def limited_runs(self, point: str) -> int:
         """Number of runs in which no background survives at a signal efficiency in percent."""
@@ -125,20 +144,33 @@ class ReportView:
         chosen = [finding for finding in self.analysis.findings if finding.topic in topics]
         return sorted(chosen, key=lambda finding: topics.index(finding.topic))
 
+    def supported(self, *topics: str) -> list[Finding]:
+        """Those of them that state a direction."""
+        return [finding for finding in self.said(*topics) if finding.supported]
+
+    def insights(self) -> list[Finding]:
+        """What is established besides the tables by setting; of the networks shown, for the best student."""
+        found = self.supported("refined", "importance", "correlation_auc", "best_auc", "seeds", "gap")
+        return found + [f for f in self.supported("pt", "mass") if "the best student" in f.text.lower()]
+
+    def questions(self) -> list[tuple[str, Comparison]]:
+        """The planned comparisons of AUC."""
+        rows = [] if self.analysis.verdict is None else self.analysis.verdict.rows
+        found = [(f"{row.label.split(':')[0]} - baseline", row.comparison) for row in rows]
+        return found + [(f"{c.one} - {c.other}", c.comparison) for c in self.analysis.planned if c.metric == "auc"]
+
     def trend(self, setting: str) -> Correlation | None:
         """The correlation of AUC with a setting."""
         found = (c for c in self.analysis.correlations if c.setting == setting and c.metric == "auc")
         return next(found, None)
-
-    def trend_is_significant(self, trend: Correlation) -> bool:
-        return trend.slope_p_holm < SIGNIFICANT
 
     # ---- configurations
 
     def ranked(self, quantity: str, most: int) -> list[Configuration]:
         """The best configurations by auc, rejection or combined: by validation where there is one."""
         ordered = sorted(self.analysis.configurations, key=lambda row: getattr(row, f"rank_{quantity}"))
-        if self.analysis.study.selected_on == "validation":
+        chosen = [winner for winner in self.analysis.winners if winner.goal == quantity]
+        if chosen and chosen[0].selected_on == "validation":
 
             def chosen_by(row: Configuration) -> tuple[bool, float]:
                 limit = quantity == "rejection" and row.rejection_validation_limit
@@ -151,11 +183,11 @@ class ReportView:
         """Whether the chosen configuration is in the confidence set of the best on the test jets. One that
         is chosen on validation may be beaten there."""
         row = self.rows[winner.configuration]
-        return bool(row.beside_best_auc if winner.wish == "auc" else row.beside_best_rejection)
+        return bool(row.in_best_set_auc if winner.goal == "auc" else row.in_best_set_rejection)
 
-    def first_wish(self, name: str) -> str:
+    def first_goal(self, name: str) -> str:
         """The first goal for which a configuration is chosen."""
-        return next(winner.wish for winner in self.analysis.winners if winner.configuration == name)
+        return next(winner.goal for winner in self.winners.values() if winner.configuration == name)
 
     def beats_baseline(self, row: Configuration) -> bool:
         return beats_baseline(row)
@@ -169,7 +201,7 @@ class ReportView:
 
     @property
     def any_beats_baseline(self) -> bool:
-        return any(beats_baseline(row) for row in self.analysis.configurations)
+        return any(beats_baseline(row) for row in self.rows.values())
 
     @property
     def networks_have_errors(self) -> bool:
@@ -182,7 +214,7 @@ class ReportView:
     @property
     def compared(self) -> bool:
         """Whether configurations are compared with the baseline."""
-        return any(row.auc_vs_baseline for row in self.analysis.configurations)
+        return any(row.auc_vs_baseline for row in self.rows.values())
 
     # ---- groups
 
@@ -195,7 +227,7 @@ class ReportView:
     def is_best(self, table: GroupTable, group: Group) -> bool:
         """Whether a group beats every other."""
         others = [other.auc_difference for other in table.groups if other.label != group.label]
-        return all(c is not None and (c.p_holm or 0.0) < SIGNIFICANT and c.difference.value < 0 for c in others)
+        return all(c is not None and c.supported and c.difference.value < 0 for c in others)
 
     def edges(self) -> list[tuple[str, str, str]]:
         """Settings whose best value, with a significant effect, lies at the edge of the grid: symbol,

@@ -133,6 +133,7 @@ class _File(Document):
 class _Import(Document):
     files: tuple[_File, ...]
     notes: tuple[str, ...]
+    seeds: Literal["given", "unknown"] = "given"
 
 
 class _Data(Document):

@@ -12,7 +12,7 @@ __all__ = ["import_study"]
 
 
 def import_study(
-    paths: str | PathLike[str] | Sequence[str | PathLike[str]], out: str | PathLike[str], *, seed: int = 42
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]], out: str | PathLike[str], *, seed: int | None = None
 ) -> StudyResults:
     """Make a study of other jobs' run logs, summary files or CSV files.
 
@@ -23,7 +23,8 @@ def import_study(
     out
         A new or empty folder for the study; it appears completely or not at all.
     seed
-        Of runs whose file does not give one.
+        Of runs whose file does not give one. None leaves it unknown: these runs are stored under the number 0, and the
+        report names no seed.
 
     Returns
     -------

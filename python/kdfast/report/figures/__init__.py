@@ -78,8 +78,8 @@ def _leaders(analysis: Analysis) -> list[str]:
     """The best configurations by AUC, rejection and combined score, each once; first that of the student
     shown."""
     student = [network.run_name for network in analysis.networks if network.role == "student"]
-    wishes = [w.configuration for w in analysis.winners if w.wish in ("auc", "rejection", "combined")]
-    return list(dict.fromkeys([*student, *wishes]))[:3]
+    goals = [w.configuration for w in analysis.winners if w.goal in ("auc", "rejection", "combined")]
+    return list(dict.fromkeys([*student, *goals]))[:3]
 
 
 def _networks(

@@ -46,7 +46,7 @@ def _estimate(row: Configuration, metric: str) -> Estimate:
 
 
 def _in_set(row: Configuration, metric: str) -> bool:
-    return bool(getattr(row, f"beside_best_{metric}"))
+    return bool(getattr(row, f"in_best_set_{metric}"))
 
 
 def _references(axes: Any, analysis: Analysis, metric: str) -> None:
@@ -62,7 +62,7 @@ def _references(axes: Any, analysis: Analysis, metric: str) -> None:
 def _sizes(analysis: Analysis, metric: str) -> str:
     """How many configurations are indistinguishable from the best, in words."""
     rows = analysis.configurations
-    if all(getattr(row, f"beside_best_{metric}") is None for row in rows):
+    if all(getattr(row, f"in_best_set_{metric}") is None for row in rows):
         return f"by {_WORDS[metric]} unknown"
     count = sum(_in_set(row, metric) for row in rows)
     return f"by {_WORDS[metric]} {count} of {len(rows)}"
@@ -102,7 +102,7 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     caption = "Every configuration, the highest first"
     if any(row.auc.error is not None for row in rows):
         caption += (
-            ", with 95 % intervals. Filled: statistically indistinguishable from the best (95 % confidence set: "
+            ", with 95 % intervals. Filled: statistically indistinguishable from the best ("
             f"{_sizes(analysis, 'auc')}, {_sizes(analysis, 'rejection')})"
         )
     if analysis.distribution is not None and analysis.distribution.auc_paired_error is not None:

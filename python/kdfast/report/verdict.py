@@ -1,0 +1,124 @@
+"""The first screen of a report: the answer in a few sentences, three comparisons, and what limits the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdfast.report.findings import converged, seeds_are_known
+from kdfast.report.rendering import environment
+from kdfast.report.schema import Analysis, Comparison, Configuration, Light, Verdict, VerdictRow, Winner
+
+__all__ = ["verdict"]
+
+# From so many seeds on a mean over seeds has a variance that is known well enough (four degrees of freedom).
+_ENOUGH_SEEDS = 5
+
+
+def verdict(analysis: Analysis) -> Verdict:
+    """The answer to the question whether a teacher helps, with its limits."""
+    lights = [_seeds(analysis), _jets(analysis), _convergence(analysis)]
+    template = environment().get_template("verdict.txt.j2")
+    judged = _judged(analysis)
+    compared = [row.auc_vs_baseline for row in judged if row.auc_vs_baseline is not None]
+    text = template.render(
+        a=analysis,
+        d=analysis.distribution,
+        kind="configurations" if seeds_are_known(analysis) else "students",
+        compared=len(compared),
+        higher=_counted(compared, 1.0),
+        lower=_counted(compared, -1.0),
+        mean=_mean(analysis),
+        baseline=_baseline_value(compared, judged),
+        advice=[light.advice for light in lights if light.advice],
+    )
+    return Verdict(text=" ".join(text.split()), rows=_rows(analysis), lights=lights)
+
+
+def _judged(analysis: Analysis) -> Sequence[Configuration]:
+    """The leaders where further seeds judge them; else all configurations."""
+    return analysis.configurations if analysis.refinement is None else analysis.refinement.configurations
+
+
+def _winners(analysis: Analysis) -> Sequence[Winner]:
+    return analysis.winners if analysis.refinement is None else analysis.refinement.winners
+
+
+def _mean(analysis: Analysis) -> Comparison | None:
+    return analysis.mean_vs_baseline.get("auc")
+
+
+def _counted(compared: Sequence[Comparison], sign: float) -> int:
+    return sum(c.supported and sign * c.difference.value > 0.0 for c in compared)
+
+
+def _baseline_value(compared: Sequence[Comparison], rows: Sequence[Configuration]) -> float | None:
+    """AUC of the baseline over the same seeds as the configurations."""
+    if not compared:
+        return None
+    row = next(row for row in rows if row.auc_vs_baseline is not None)
+    return row.auc.value - compared[0].difference.value
+
+
+def _rows(analysis: Analysis) -> list[VerdictRow]:
+    found = []
+    mean = _mean(analysis)
+    if mean is not None and len(analysis.configurations) > 1:
+        found.append(VerdictRow(label=f"mean of all {len(analysis.configurations)}", comparison=mean))
+    rows = {row.run_name: row for row in _judged(analysis)}
+    words = {"auc": "chosen", "constant": "best with constant T and α"}
+    for winner in _winners(analysis):
+        comparison = rows[winner.configuration].auc_vs_baseline
+        if winner.goal in words and comparison is not None:
+            label = f"{words[winner.goal]}: {winner.configuration}"
+            found.append(VerdictRow(label=label, comparison=comparison))
+    return found
+
+
+# ---- what limits the answer
+
+
+def _seeds(analysis: Analysis) -> Light:
+    number = len(analysis.study.seeds)
+    if not analysis.study.seeds_given:
+        return Light(about="seeds", state="unknown", text="the imported files name no seeds", advice="")
+    if number == 1 or not seeds_are_known(analysis):
+        text = "one seed: trained networks are compared, not configurations"
+        if number > 1:
+            text = "too few runs share seeds: trained networks are compared, not configurations"
+        imported = "imported" in analysis.study.provenance
+        advice = "" if imported else "train with five seeds, or give the leaders more (kdfast refine)"
+        return Light(about="seeds", state="poor", text=text, advice=advice)
+    if number < _ENOUGH_SEEDS:
+        advice = f"train with {_ENOUGH_SEEDS} seeds"
+        text = f"{number} seeds: the variance between seeds is known roughly"
+        return Light(about="seeds", state="fair", text=text, advice=advice)
+    return Light(about="seeds", state="good", text=f"{number} seeds", advice="")
+
+
+def _jets(analysis: Analysis) -> Light:
+    """Whether the test jets resolve differences as large as the spread of the configurations."""
+    d = analysis.distribution
+    test = analysis.study.test
+    if d is None or test is None or d.auc_paired_error is None or d.auc.std is None:
+        text = "no scores per jet: no difference can be tested"
+        return Light(about="test jets", state="unknown", text=text, advice="sweep with kdfast, which keeps the scores")
+    jets = f"{test.signal + test.background:,} test jets tell two {'means' if seeds_are_known(analysis) else 'runs'} "
+    jets += f"apart to ± {d.auc_paired_error:.4f}; all spread by {d.auc.std:.4f}"
+    if d.auc_paired_error <= d.auc.std / 3.0:
+        return Light(about="test jets", state="good", text=jets, advice="")
+    state = "fair" if d.auc_paired_error <= d.auc.std else "poor"
+    return Light(about="test jets", state=state, text=jets, advice="test on more jets")  # type: ignore[arg-type]
+
+
+def _convergence(analysis: Analysis) -> Light:
+    c = analysis.convergence
+    if c is None:
+        return Light(about="convergence", state="unknown", text="no epochs are known", advice="")
+    text = f"{c.late} of {c.runs} runs peak in the last tenth of their epochs"
+    if c.runs == 1:
+        text = f"the run {'peaks' if c.late else 'does not peak'} in the last tenth of its epochs"
+    if converged(c):
+        return Light(about="convergence", state="good", text=text, advice="")
+    state = "fair" if c.late <= c.runs / 3 else "poor"
+    advice = f"train longer ({text})"
+    return Light(about="convergence", state=state, text=text, advice=advice)  # type: ignore[arg-type]
