@@ -1,5 +1,6 @@
 """The figures show the analysis' numbers, say in words what they show, and come out the same each time."""
 
+import math
 import re
 import time
 from dataclasses import replace
@@ -67,7 +68,10 @@ def test_axes_and_words(drawings, name):
             continue
         panels = axes.get_subplotspec()
         assert axes.get_xlabel() or not panels.is_last_row(), (name, "x axis")
-        shared = axes.get_shared_y_axes().joined(axes, drawing.figure.axes[0]) and not panels.is_first_col()
+        group = axes.get_shared_y_axes()
+        shared = not panels.is_first_col() and any(
+            group.joined(axes, a) and a.get_ylabel() for a in drawing.figure.axes
+        )
         assert axes.get_ylabel() or shared or name == "leaders", (name, "y axis")
 
 
@@ -235,8 +239,10 @@ def test_training_curves_are_of_the_best_students_seed(tmp_path):
     assert student.seed == baseline.seed == 1  # not the first of them
     with figure_style():
         drawn = {drawing.name: drawing.figure for drawing in draw(analysis, store)}
-    loss, auc = drawn["training"].axes
-    shown = {text.get_text(): line(auc, text.get_text()).get_ydata()[-1] for text in loss.get_legend().get_texts()}
+    _, auc = drawn["training"].axes
+    shown = {
+        text.get_text(): line(auc, text.get_text()).get_ydata()[-1] for text in drawn["training"].legends[0].get_texts()
+    }
     named = {f"{run.run_name}, seed {run.seed}": run.auc_validation for run in analysis.runs}
     assert shown.pop("Teacher (offline view)") == analysis.networks[0].auc_validation
     assert shown.pop(f"Baseline (no teacher), seed {student.seed}") == baseline.auc_validation
@@ -272,16 +278,55 @@ def test_places_of_configurations_are_whole_numbers(tmp_path, count):
         assert len(ticks) >= 2
 
 
-def test_all_of_the_mass_is_in_sight(drawings, analysis):
-    """What is drawn between the axis' ends adds up to all jets, and to all that pass."""
+def test_all_of_the_mass_is_in_sight(drawings, store):
+    """In bins of one width, what is drawn between the axis' ends adds up to all jets; the ratio is that of two kinds."""
     panels = drawings["mass"].figure.axes
-    for axes, found in zip(panels, [m for m in analysis.mass_sculpting if m.efficiency == 50], strict=True):
-        low, high = axes.get_xlim()
-        for patch in axes.patches:
-            values, edges, _ = patch.get_data()
-            shown = np.diff(np.clip(edges, low, high))
-            assert values @ shown == pytest.approx(100.0)
-            np.testing.assert_array_equal(edges, found.edges)
+    jets = store.shared("test")
+    weights = jets["weights"].astype(float)
+    mass = store.shared("test_kinematics")["mass"]
+    for top, ratio in zip(panels[:3], panels[3:], strict=True):
+        low, high = top.get_xlim()
+        everything, signal, *passing = (patch.get_data() for patch in top.patches)
+        assert len(passing) == 3
+        for values, edges, _ in (everything, signal, *passing):
+            assert np.ptp(np.diff(edges)) == pytest.approx(0.0)
+            assert (low, high) == (edges[0], edges[-1])
+            assert values @ np.diff(edges) == pytest.approx(100.0)
+        middle = slice(1, -1)  # the outer bins hold what lies beyond
+        for label, (values, edges, _) in ((0, everything), (1, signal)):
+            own = jets["labels"] == label
+            counts, _ = np.histogram(mass[own], edges, weights=weights[own])
+            shares = counts / weights[own].sum() / np.diff(edges)
+            np.testing.assert_allclose(values[middle], 100.0 * shares[middle])
+        filled_bins = everything.values > 0.0
+        for patch, found in zip(ratio.patches, passing, strict=True):
+            expected = found.values[filled_bins] / everything.values[filled_bins]
+            np.testing.assert_allclose(patch.get_data().values[filled_bins], expected)
+
+
+def test_students_mass_divergences(drawings, analysis):
+    """Each student's is what the table of the networks shown says of the best one."""
+    best = next(n for n in analysis.networks if n.role == "student")
+    run = next(r for r in analysis.runs if (r.run_name, r.seed) == (best.run_name, best.seed))
+    shown = next(m for m in analysis.mass_sculpting if (m.role, m.efficiency) == ("student", 50))
+    assert run.mass_divergence == pytest.approx(shown.divergence)
+    (axes,) = drawings["sculpting"].figure.axes
+    points = sum(
+        len(line.get_xdata()) for line in axes.lines if line.get_label() in {s[0] for s in STRATEGIES.values()}
+    )
+    assert points == sum(r.mass_divergence is not None for r in analysis.runs)
+
+
+def test_the_ratio_by_pt_is_of_the_same_jets(drawings, analysis):
+    """The ratio of the two rejections of each bin, known better than either, as the jets are shared."""
+    bins = {(b.role, b.pt_low): b for b in analysis.by_pt}
+    assert analysis.pt_ratios
+    for found in analysis.pt_ratios:
+        student, baseline = (bins[role, found.pt_low].rejection for role in ("student", "baseline"))
+        assert found.ratio.value == pytest.approx(student.value / baseline.value)
+        apart = math.hypot(student.error / student.value, baseline.error / baseline.value)
+        assert found.ratio.error / found.ratio.value < apart
+    assert len(drawings["by_pt"].figure.axes) == 3
 
 
 def test_histograms_of_scores_are_normalised(drawings):

@@ -228,12 +228,20 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
                 rejection_gain=None
                 if rejection_there is None or survivors_there == 0 or rejection["50"].lower_limit
                 else rejection["50"].value / rejection_there - 1.0,
+                mass_divergence=_mass_divergence(study, k),
                 best_epoch=integer(best),
                 seconds=seconds,
                 seconds_to_best=None if seconds is None or share is None else seconds * share,
             )
         )
     return found
+
+
+def _mass_divergence(study: StudyNetworks, k: int) -> float | None:
+    jets = study.jets
+    if jets is None or jets.mass is None or not study.have_scores:
+        return None
+    return physics.mass_divergence(jets.labels, study.scores[k], jets.weights, jets.mass)
 
 
 def _shown(study: StudyNetworks, described: schema.Study) -> list[tuple[schema.Network, int]]:
@@ -315,9 +323,20 @@ def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) 
     return {
         "by_pt": by_pt,
         "pt_differences": [d for n, _ in shown if (d := _pt_difference([b for b in by_pt if b.role == n.role]))],
+        "pt_ratios": _pt_ratios(study, shown),
         "mass_sculpting": sculpting,
         "calibration": calibrations,
     }
+
+
+def _pt_ratios(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) -> list[schema.PtRatio]:
+    jets = study.jets
+    place = {network.role: k for network, k in shown}
+    if jets is None or jets.pt is None or not np.isfinite(jets.pt).any() or not {"student", "baseline"} <= set(place):
+        return []
+    edges = physics.pt_edges(jets.pt, jets.labels)
+    scores = (study.scores[place["student"]], study.scores[place["baseline"]])
+    return physics.pt_ratios(jets.labels, *scores, jets.weights, jets.pt, edges)
 
 
 def _pt_difference(bins: Sequence[schema.PtBin]) -> schema.PtDifference | None:

@@ -26,9 +26,18 @@ from kdfast.report.sampling import (
     rejection_estimates,
     rejection_interval,
 )
-from kdfast.report.schema import Calibration, CalibrationBin, Estimate, MassSculpting, PtBin
+from kdfast.report.schema import Calibration, CalibrationBin, Estimate, MassSculpting, PtBin, PtRatio
 
-__all__ = ["Recovered", "calibration", "gap_recovered", "mass_sculpting", "pt_bins", "pt_edges"]
+__all__ = [
+    "Recovered",
+    "calibration",
+    "gap_recovered",
+    "mass_divergence",
+    "mass_sculpting",
+    "pt_bins",
+    "pt_edges",
+    "pt_ratios",
+]
 
 Floats = NDArray[np.float64]
 _REPLICATES = 1000
@@ -97,6 +106,36 @@ def pt_bins(
     return found
 
 
+def pt_ratios(
+    labels: NDArray[np.int64], student: Floats, baseline: Floats, weights: Floats, pt: Floats, edges: Floats
+) -> list[PtRatio]:
+    """Rejections at 50 % of one network over another's within each bin of pT, paired: both are resampled together. Bins
+    with few jets, or without a background jet that survives, are left out."""
+    place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
+    found = []
+    for b in range(len(edges) - 1):
+        inside = (place == b) & (weights > 0) & np.isfinite(pt)
+        y = labels[inside]
+        w = weights[inside]
+        if min(_effective(w[y == 1]), _effective(w[y == 0])) < FEWEST_IN_BIN:
+            continue
+        both = np.stack([student[inside], baseline[inside]])
+        if any(background_rejection(y, scores, 0.5, w).is_lower_limit for scores in both):
+            continue
+        log = rejection_estimates(y, both, w, points=(50,))[50]
+        value = float(log.values[0] - log.values[1])
+        error = float(np.linalg.norm(log.factor[0] - log.factor[1]))
+        half = critical(1.0 - LEVEL) * error
+        ratio = Estimate(
+            value=math.exp(value),
+            error=math.exp(value) * error,
+            low=math.exp(value - half),
+            high=math.exp(value + half),
+        )
+        found.append(PtRatio(pt_low=float(edges[b]), pt_high=float(edges[b + 1]), ratio=ratio))
+    return found
+
+
 def auc_estimate(value: float, error: float, df: float = math.inf) -> Estimate:
     """An AUC with its interval; neither error nor interval where it is 0 or 1, as the jets then tell none."""
     interval = auc_interval(value, error, df)
@@ -147,20 +186,10 @@ def mass_sculpting(
     bootstrap: 2 D − D*). The threshold is held fixed. None where fewer than 30 jets pass: the bootstrap
     does not see what bins that stayed empty by chance might hold.
     """
-    passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
-    background = (labels == 0) & (weights > 0) & np.isfinite(mass)
-    passed = passing[background]
-    w = weights[background]
-    m = mass[background]
-    survivors = int(passed.sum())
-    if survivors < FEWEST_SURVIVORS:
+    chosen = _mass_cells(labels, scores, weights, mass, efficiency)
+    if chosen is None:
         return None
-    bins = min(20, max(4, survivors // 10))
-    edges = np.unique(np.quantile(m, np.linspace(0.0, 1.0, bins + 1)))
-    if len(edges) < 3:
-        return None
-    place = np.clip(np.searchsorted(edges, m, "right") - 1, 0, len(edges) - 2)
-    cells = (np.eye(len(edges) - 1)[place] * w[:, None]).astype(np.float32)  # [jets, bins]
+    edges, cells, passed = chosen
     everything = cells.sum(axis=0)
     observed = float(_divergence(cells[passed].sum(axis=0), everything))
     random, again = _resampled_divergences(cells, passed, np.random.default_rng(seed))
@@ -169,7 +198,7 @@ def mass_sculpting(
     return MassSculpting(
         role=role,  # type: ignore[arg-type]
         efficiency=efficiency,
-        survivors=survivors,
+        survivors=int(passed.sum()),
         edges=edges.tolist(),
         all=(everything / everything.sum()).tolist(),
         passing=(cells[passed].sum(axis=0) / cells[passed].sum()).tolist(),
@@ -181,6 +210,34 @@ def mass_sculpting(
         p_adjusted=min(1.0, _tail(random, observed) * LEVEL_OF_REPORT / PHYSICS_LEVEL),
         p_value=_tail(random, observed),
     )
+
+
+def mass_divergence(
+    labels: NDArray[np.int64], scores: Floats, weights: Floats, mass: Floats, efficiency: int = 50
+) -> float | None:
+    """The divergence alone, as `mass_sculpting` observes it; None where that gives none."""
+    chosen = _mass_cells(labels, scores, weights, mass, efficiency)
+    return None if chosen is None else float(_divergence(chosen[1][chosen[2]].sum(axis=0), chosen[1].sum(axis=0)))
+
+
+def _mass_cells(
+    labels: NDArray[np.int64], scores: Floats, weights: Floats, mass: Floats, efficiency: int
+) -> tuple[Floats, NDArray[np.float32], NDArray[np.bool_]] | None:
+    """Edges of bins equally filled by all background, its weights by bin [jets, bins], and which of its jets pass. None
+    where fewer than 30 pass, or masses do not vary."""
+    passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
+    background = (labels == 0) & (weights > 0) & np.isfinite(mass)
+    passed = passing[background]
+    m = mass[background]
+    survivors = int(passed.sum())
+    if survivors < FEWEST_SURVIVORS:
+        return None
+    bins = min(20, max(4, survivors // 10))
+    edges = np.unique(np.quantile(m, np.linspace(0.0, 1.0, bins + 1)))
+    if len(edges) < 3:
+        return None
+    place = np.clip(np.searchsorted(edges, m, "right") - 1, 0, len(edges) - 2)
+    return edges, (np.eye(len(edges) - 1)[place] * weights[background][:, None]).astype(np.float32), passed
 
 
 def _tail(random: Floats, observed: float) -> float:

@@ -37,6 +37,7 @@ __all__ = [
     "Pair",
     "PtBin",
     "PtDifference",
+    "PtRatio",
     "RankAgreement",
     "Run",
     "SettingTable",
@@ -180,6 +181,9 @@ class Run(Setting):
     """AUC minus that of the baseline of the same seed."""
     rejection_gain: float | None = None
     """Rejection at 50 % over the baseline's of the same seed, minus 1."""
+    mass_divergence: float | None = None
+    """Jensen–Shannon divergence (bits) between the masses of the background that passes at 50 % signal efficiency and
+    of all background, as observed."""
     best_epoch: int | None = None
     """Counted from 0."""
     epochs: int | None = None
@@ -528,6 +532,14 @@ class PtBin(Record):
     """At the threshold that gives 50 % over all test jets."""
 
 
+class PtRatio(Record):
+    """Rejection at 50 % of the best student over the baseline's, on the same jets in a range of jet pT (GeV)."""
+
+    pt_low: float
+    pt_high: float
+    ratio: Estimate
+
+
 class PtDifference(Record):
     """One network's AUC in the highest bin of `by_pt` minus that in its lowest; bins with few jets are in
     neither."""
@@ -665,6 +677,7 @@ class Analysis(Record):
     verdict: Verdict | None = None
     by_pt: list[PtBin] = []
     pt_differences: list[PtDifference] = []
+    pt_ratios: list[PtRatio] = []
     mass_sculpting: list[MassSculpting] = []
     calibration: list[Calibration] = []
     findings: list[Finding] = []

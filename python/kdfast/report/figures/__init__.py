@@ -6,6 +6,7 @@ import numpy as np
 
 from kdfast.report.figures.configurations import configuration_figures, draw_differences
 from kdfast.report.figures.performance import ShownNetwork, TestSample, performance_figures
+from kdfast.report.figures.physics import physics_figures
 from kdfast.report.figures.style import Drawing, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
 from kdfast.report.records import planned_settings
@@ -25,8 +26,10 @@ ORDER = (
     "strategies",
     "pareto",
     "calibration",
+    "sculpting",
     "by_pt",
     "scores",
+    "agreement",
     "mass",
     "schedules",
     "training",
@@ -60,6 +63,9 @@ def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
                 )
                 for style, (label, result) in scored.items()
             ],
+            np.asarray(store.shared("test_kinematics")["mass"], np.float64)
+            if store.has_shared("test_kinematics")
+            else None,
         )
     curves: dict[str, Curves] = {role: networks[role][1].curves for role in ("teacher", "baseline") if role in networks}
     planned = planned_settings(store.settings, store.provenance)
@@ -67,6 +73,7 @@ def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
         drawing.name: drawing
         for drawing in (
             *performance_figures(analysis, sample),
+            *physics_figures(analysis, sample),
             *configuration_figures(analysis),
             *training_figures(analysis, leaders, seed, curves, None if planned is None else planned.recipe.epochs),
         )

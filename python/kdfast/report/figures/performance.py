@@ -1,24 +1,19 @@
-"""Figures of single networks on the test jets: ROC curves, rejection, scores, calibration, by pT, mass."""
+"""Figures of single networks on the test jets: ROC curves, rejection, scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.metrics import RocCurve, roc_curve
-from kdfast.report.figures.style import HALF, ROLES, WIDE, Drawing, axes_grid, error_bars, filled, said
+from kdfast.report.figures.style import HALF, ROLES, WIDE, Drawing, axes_grid, filled, legend_above, said
 from kdfast.report.layout import with_error
 from kdfast.report.sampling import Estimates, quantile, rejection_estimates
-from kdfast.report.schema import Analysis, Estimate, Network
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from kdfast.report.schema import Analysis, Estimate
 
 __all__ = ["ShownNetwork", "TestSample", "performance_figures"]
 
@@ -43,13 +38,15 @@ class ShownNetwork:
 
 @dataclass(frozen=True)
 class TestSample:
-    """The test jets, labels and weights [B], and the networks that are drawn on them."""
+    """The test jets, labels and weights [B], and the networks that are drawn on them. mass [B]: of the jets (GeV), None
+    where it is not stored."""
 
     __test__ = False  # not a test class of pytest's
 
     labels: NDArray[np.int64]
     weights: Floats
     networks: Sequence[ShownNetwork]
+    mass: Floats | None = None
 
     @cached_property
     def curves(self) -> list[RocCurve]:
@@ -91,15 +88,7 @@ def performance_figures(analysis: Analysis, sample: TestSample | None) -> Iterat
     if sample is not None and sample.networks:
         yield _roc(analysis, sample)
         yield _rejection(analysis, sample)
-    shown: dict[str, Network] = {network.role: network for network in analysis.networks}
-    if analysis.calibration:
-        yield _calibration(analysis, shown)
-    if analysis.by_pt:
-        yield _by_pt(analysis, shown)
-    if sample is not None and sample.networks:
         yield _scores(analysis, sample)
-    if any(m.efficiency == 50 for m in analysis.mass_sculpting):
-        yield _mass(analysis, shown)
 
 
 def _shade(network: ShownNetwork) -> float:
@@ -113,12 +102,6 @@ def _jets(analysis: Analysis) -> str:
 
 def _numbers(networks: Sequence[ShownNetwork]) -> str:
     return "; ".join(f"{n.label}: AUC {said(n.auc, 4)}, rejection at 50 % {said(n.rejection, 2)}" for n in networks)
-
-
-def _legend_above(figure: Figure, axes: Axes, width: int = 46) -> None:
-    """Names of configurations are long: inside the axes they would lie on the curves."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, [filled(label, width) for label in labels], loc="outside upper left", borderaxespad=0.2)
 
 
 def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
@@ -140,7 +123,7 @@ def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
     axes.set_ylim(0.0, 1.06)
     axes.set_xlabel(r"Background efficiency $ε_B$")
     axes.set_ylabel(r"Signal efficiency $ε_S$")
-    _legend_above(figure, axes)
+    legend_above(figure, axes)
     return Drawing(
         "roc",
         "ROC curves",
@@ -195,7 +178,7 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     top.set_xlim(0.0, 1.0)
     top.set_ylim(1.0, 3.0 * max(reached))
     top.set_ylabel(r"Background rejection 1/$ε_B$")
-    _legend_above(figure, top)
+    legend_above(figure, top)
     if with_ratio:
         axes[1, 0].axhline(1.0, **ROLES["baseline"])
         axes[1, 0].axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
@@ -254,99 +237,6 @@ def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
         "Score distributions",
         "Scores of the test jets by class, each normalised to 1; the outermost bins hold what lies beyond.",
         "; ".join(means),
-        figure,
-        wide=True,
-    )
-
-
-def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
-    said_of = []
-    for curve in analysis.calibration:
-        style = ROLES[curve.role]
-        predicted, observed = ([getattr(b, name) for b in curve.bins] for name in ("predicted", "observed"))
-        errors = np.abs([[b.low - b.observed for b in curve.bins], [b.high - b.observed for b in curve.bins]])
-        label = shown[curve.role].label if curve.role in shown else curve.role
-        axes.errorbar(predicted, observed, yerr=errors, marker="o", markersize=4, label=label, **style)
-        said_of.append(f"{label}: expected calibration error {curve.expected_error:.3f}, Brier score {curve.brier:.4f}")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("Predicted probability of signal")
-    axes.set_ylabel("Share of signal")
-    _legend_above(figure, axes)
-    return Drawing(
-        "calibration",
-        "Calibration of the scores",
-        "Share of signal against the predicted probability, in bins with equally many test jets; bars: Wilson's 95 % "
-        "intervals. On the dotted line scores are probabilities.",
-        "; ".join(said_of),
-        figure,
-    )
-
-
-def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    figure, axes = axes_grid(1, 2, size=(WIDE, 3.5))
-    roles = list(dict.fromkeys(b.role for b in analysis.by_pt))
-    edges = sorted({edge for b in analysis.by_pt for edge in (b.pt_low, b.pt_high)})
-    said_of = []
-    for number, role in enumerate(roles):
-        bins = [b for b in analysis.by_pt if b.role == role]
-        label = shown[role].label if role in shown else role
-        shift = (number - (len(roles) - 1) / 2) * 0.01 * (edges[-1] - edges[0])
-        centres = np.array([0.5 * (b.pt_low + b.pt_high) + shift for b in bins])
-        options = {"color": ROLES[role]["color"], "marker": "osD"[number], "markersize": 5, "label": label}
-        error_bars(axes[0, 0], centres, [b.auc for b in bins], **options)
-        error_bars(axes[0, 1], centres, [b.rejection for b in bins], **options)
-        said_of.append(
-            f"{label}: " + ", ".join(f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV AUC {b.auc.value:.4f}" for b in bins)
-        )
-    for panel in axes[0]:
-        for edge in edges[1:-1]:
-            panel.axvline(edge, color="0.85", linewidth=0.8, zorder=0)
-        panel.set_xlabel(r"Jet $p_T$ [GeV]")
-        panel.set_xlim(edges[0], edges[-1])
-    axes[0, 0].set_ylabel("AUC")
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].set_ylabel(r"1/$ε_B$ at $ε_S$ = 50 %")
-    _legend_above(figure, axes[0, 0], 100)
-    return Drawing(
-        "by_pt",
-        "Performance by jet pT",
-        "AUC and rejection at 50 % signal efficiency within bins of jet pT that hold equally many test jets; bars: "
-        "95 % intervals, arrows: 68 % lower limits (no background survives). Points of one bin are set apart sideways.",
-        "; ".join(said_of),
-        figure,
-        wide=True,
-    )
-
-
-def _mass(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
-    found = [m for m in analysis.mass_sculpting if m.efficiency == 50]
-    figure, axes = axes_grid(1, len(found), size=(WIDE, 3.1), sharey=True)
-    said_of = []
-    for column, m in enumerate(found):
-        panel, edges = axes[0, column], np.array(m.edges)
-        widths = np.diff(edges)
-        panel.stairs(100 * np.array(m.all) / widths, edges, color="0.55", fill=True, alpha=0.45, label="All background")
-        panel.stairs(
-            100 * np.array(m.passing) / widths, edges, color=ROLES[m.role]["color"], linewidth=1.5, label="That passes"
-        )
-        label = shown[m.role].label if m.role in shown else m.role
-        panel.set_title(f"{filled(label, 30)}\n{m.survivors:,} jets pass", loc="left")
-        panel.set_xlabel("Jet mass [GeV]")
-        panel.set_xlim(edges[0], edges[-1])
-        said_of.append(
-            f"{label}: divergence {m.divergence:.3f} bits, {m.expected_without:.3f} expected without sculpting"
-        )
-    axes[0, 0].set_ylabel("Share of jets per GeV [%]")
-    axes[0, -1].legend()
-    return Drawing(
-        "mass",
-        "Mass of the background that passes",
-        "Jet mass of all background and of the background that passes at 50 % signal efficiency, each normalised to 1; "
-        "bins with equally many jets of all background, so that the last one reaches far.",
-        "; ".join(said_of),
         figure,
         wide=True,
     )

@@ -37,6 +37,7 @@ __all__ = [
     "exports",
     "figure_style",
     "filled",
+    "legend_above",
     "said",
 ]
 
@@ -145,6 +146,13 @@ def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequenc
     ends = np.array([[e.value if e.low is None else e.low, e.value if e.high is None else e.high] for e in estimates])
     lengths = np.where(limits, 0.5 * values, np.abs(ends.T - values))
     axes.errorbar(x, values, yerr=lengths, lolims=limits, linestyle="none", **options)
+
+
+def legend_above(figure: Figure, axes: Axes, width: int = 46, columns: int = 1) -> None:
+    """Names of configurations are long: inside the axes they would lie on the curves."""
+    handles, labels = axes.get_legend_handles_labels()
+    options = {"loc": "outside upper left", "borderaxespad": 0.2, "ncols": columns}
+    figure.legend(handles, [filled(label, width) for label in labels], **options)
 
 
 def filled(label: str, width: int) -> str:

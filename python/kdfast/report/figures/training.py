@@ -9,7 +9,7 @@ import numpy as np
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
-from kdfast.report.figures.style import CONTEXT, ROLES, WIDE, Drawing, axes_grid
+from kdfast.report.figures.style import CONTEXT, ROLES, WIDE, Drawing, axes_grid, legend_above
 from kdfast.report.schema import Analysis, Setting
 
 __all__ = ["Curves", "training_figures"]
@@ -83,8 +83,10 @@ def _span(first: float, last: float | None) -> str:
 def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves]) -> Drawing:
     from matplotlib.collections import LineCollection
 
-    figure, axes = axes_grid(1, 2, size=(WIDE, 3.9))
-    names = (("loss", "Training loss"), ("auc_val", "AUC on validation jets"))
+    names = [("loss", "Training loss"), ("auc_val", "AUC on validation jets")]
+    if any("loss_kd" in run.curves for run in analysis.runs):
+        names = [("loss_label", "Loss of the labels"), ("loss_kd", "Distillation loss"), names[1]]
+    figure, axes = axes_grid(1, len(names), size=(WIDE, 3.9))
     labels: dict[str, str] = {network.role: network.label for network in analysis.networks}
     with_curves = [run for run in analysis.runs if run.curves]
     of_one_seed = {run.run_name: run.curves for run in with_curves if run.seed == seed}
@@ -97,15 +99,14 @@ def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, othe
                 points = _points(of_one_seed[leader], name)
                 panel.plot(*points.T, label=f"{leader}, seed {seed}", marker=".", **_style(number))
         for role, curves in others.items():
-            if role == "baseline" or name == "auc_val":  # the teacher's loss is of other views and has no KD term
+            # the teacher's loss is of other views, and the baseline has no distillation loss
+            if name == "auc_val" or (role == "baseline" and name != "loss_kd"):
                 panel.plot(*_points(curves, name).T, label=labels[role], marker=".", **ROLES[role])
         panel.autoscale_view()
         panel.set_xlabel("Epoch")
         panel.set_ylabel(label)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    low, high = axes[0, 0].get_ylim()
-    axes[0, 0].set_ylim(low, high + 0.35 * (high - low))
-    axes[0, 0].legend(*axes[0, 1].get_legend_handles_labels(), loc="upper right")
+    legend_above(figure, axes[0, -1], columns=2)
     best = max(
         (run for run in with_curves if run.auc_validation is not None),
         key=lambda run: run.auc_validation or 0.0,
@@ -114,8 +115,8 @@ def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, othe
     return Drawing(
         "training",
         "Training curves",
-        "Loss and validation AUC by epoch; grey: all students. The loss holds the distillation term, whose size "
-        "depends on T and α: losses of different configurations do not compare.",
+        "Losses, as they enter the total (with α), and validation AUC by epoch; grey: all students. Losses of "
+        "different T and α do not compare.",
         "no validation AUC is stored"
         if best is None
         else f"highest validation AUC {best.auc_validation:.4f}: {best.run_name}, seed {best.seed}",
