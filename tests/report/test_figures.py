@@ -279,7 +279,7 @@ def test_places_of_configurations_are_whole_numbers(tmp_path, count):
 
 
 def test_all_of_the_mass_is_in_sight(drawings, store):
-    """In bins of one width, what is drawn between the axis' ends adds up to all jets; the ratio is that of two kinds."""
+    """In bins of one width, what is drawn between the axis' ends adds up to all jets; ratios are of two kinds."""
     panels = drawings["mass"].figure.axes
     jets = store.shared("test")
     weights = jets["weights"].astype(float)

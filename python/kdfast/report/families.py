@@ -39,6 +39,7 @@ __all__ = [
     "alone",
     "critical",
     "level_of",
+    "matrix_root",
 ]
 
 Floats = NDArray[np.float64]
@@ -147,19 +148,26 @@ def _normal_quantile(p_value: float) -> float:
 
 
 def _draws(covariance: Floats) -> NDArray[np.float32]:
-    """[draws, m] of a normal distribution with unit variances."""
+    """[draws, m] of a normal distribution with unit variances; 0 where there is none but rounding."""
     number = int(np.clip(_DRAWN_NUMBERS // len(covariance), _FEWEST_DRAWS, _MOST_DRAWS))
     sigma = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    known = sigma > 0.0
+    known = sigma > max(ROUNDING, 1e-6 * float(sigma.max()))
     scale = np.where(known, sigma, 1.0)
-    correlation = covariance / np.outer(scale, scale)
+    correlation = np.clip(covariance / np.outer(scale, scale), -1.0, 1.0)
     correlation[~known] = 0.0
     correlation[:, ~known] = 0.0
-    # Contrasts may depend on each other: a little of the unit matrix keeps the factorisation regular.
-    np.fill_diagonal(correlation, 1.0 + 1e-6)
-    root = linalg.cholesky(correlation, lower=True).astype(np.float32)
+    np.fill_diagonal(correlation, 1.0 + 1e-6)  # contrasts may depend on each other
     normal = np.random.default_rng(0).standard_normal((number, len(covariance)), np.float32)
-    return normal @ root.T
+    return normal @ matrix_root(correlation).T.astype(np.float32) * known.astype(np.float32)
+
+
+def matrix_root(covariance: Floats) -> Floats:
+    """R with R Rᵀ = covariance [m, m], whose rounding may make it slightly indefinite."""
+    try:
+        return np.asarray(linalg.cholesky(covariance, lower=True))
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 class AllPairs:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from kdfast.report import physics, schema
 from kdfast.report.comparisons import best_of_equals, configurations, to_separate
-from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of
+from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of, matrix_root
 from kdfast.report.fitting import Contrast
 from kdfast.report.networks import METRICS, StudyNetworks, means_of
 from kdfast.report.records import comparison_of, number, setting_fields
@@ -297,7 +297,7 @@ def rank_agreement(study: StudyNetworks, *, simulated: int = 4000) -> schema.Ran
     rows = students.rows.ravel()
     factor = students.runs.factor[rows]
     covariance = factor @ factor.T + (students.model.run_variance + 1e-18) * np.eye(len(rows))
-    root = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / len(rows) * np.eye(len(rows)))
+    root = matrix_root(covariance)
     draws = np.random.default_rng(0).standard_normal((simulated, len(rows))) @ root.T
     expected = _mean_rho(draws.reshape(simulated, seeds, number))
     rho = float(_mean_rho(students.runs.values[students.rows][None])[0])

@@ -7,16 +7,15 @@ runs a pack again, it has lost the first worker, and the second try takes its cl
 
 from __future__ import annotations
 
-import pickle
 import platform
 import secrets
 import threading
 import time
 from asyncio import TimeoutError as AsyncTimeoutError
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import lru_cache, partial
+from dataclasses import asdict, replace
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdfast._version import __version__
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, KdfastWarning, StudyError
 from kdfast.interrupt import Stop, SweepInterrupted
 from kdfast.store.attempts import GIVEN_UP
@@ -204,11 +204,19 @@ def _run(client: Client, training: StudyTraining, packs: Sequence[PlannedPack]) 
 def _submit(client: Client, training: StudyTraining, pack: PlannedPack) -> Future:
     """The task of a pack. Errors are retried; workers that die are no errors (Dask's allowed-failures)."""
     store = training.store
-    task = partial(train, str(store.path.absolute()), study_digest(store), client.id, pack)
+
+    def task(*given: Any) -> None:
+        """Code that is no module's, and plain arguments: the scheduler needs neither kdfast nor torch to read them."""
+        import_module("kdfast.study.dask_engine").run_task(*given)
+
     return client.submit(
-        # Bytes, and code that is no module's: the scheduler needs neither kdfast nor torch to read them.
-        lambda pickled: pickle.loads(pickled)(),
-        pickle.dumps(task),
+        task,
+        str(store.path.absolute()),
+        study_digest(store),
+        client.id,
+        pack.id,
+        pack.seed,
+        [None if run is None else asdict(run) for run in pack.runs],
         # The first part groups the tasks: Dask learns how long one takes, by which adaptive clusters grow.
         key=("kdfast-teacher" if pack.id == TEACHER else "kdfast-pack", pack.id, secrets.token_hex(16)),
         resources={"GPU": 1} if training.settings.device.startswith("cuda") else None,
@@ -262,6 +270,14 @@ def _lost() -> ClusterError:
 
 
 # ---- a task
+
+
+def run_task(
+    path: str, digest: str, owner: str, name: str, seed: int, runs: Sequence[Mapping[str, Any] | None]
+) -> None:
+    """`train` with a pack's parts."""
+    configs = tuple(None if run is None else RunConfig(**run) for run in runs)
+    train(path, digest, owner, PlannedPack(name, seed, configs))
 
 
 def train(path: str, digest: str, owner: str, pack: PlannedPack) -> None:
