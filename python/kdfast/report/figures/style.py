@@ -151,8 +151,8 @@ def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequenc
 def legend_above(figure: Figure, axes: Axes, width: int = 46, columns: int = 1) -> None:
     """Names of configurations are long: inside the axes they would lie on the curves."""
     handles, labels = axes.get_legend_handles_labels()
-    options = {"loc": "outside upper left", "borderaxespad": 0.2, "ncols": columns}
-    figure.legend(handles, [filled(label, width) for label in labels], **options)
+    names = [filled(label, width) for label in labels]
+    figure.legend(handles, names, loc="outside upper left", borderaxespad=0.2, ncols=columns)
 
 
 def filled(label: str, width: int) -> str:
