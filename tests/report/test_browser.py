@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from kdfast.report.analysis import analyse
+from kdfast.report.figures import ORDER
 from kdfast.report.figures.style import FONT_SIZE, STRATEGIES
 from kdfast.report.page import comparison_files, page, page_files
 from kdfast.report.two_studies import compare
@@ -104,7 +105,7 @@ def test_no_errors_and_no_requests(shown):
     requested = shown.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [name for name in requested if not name.startswith("data:")] == []
     assert shown.title == "a <b>bold & study: knowledge distillation sweep"
-    assert len(shown.find_elements("css selector", "figure svg")) == 13
+    assert len(shown.find_elements("css selector", "figure svg")) == len(ORDER)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -129,7 +130,7 @@ def test_figures_are_whole_on_a_phone(shown):
         "return [svg.getBoundingClientRect().width, frame.scrollWidth, frame.clientWidth, svg.viewBox.baseVal.width,"
         "getComputedStyle(frame).overflowX]; })"
     )
-    assert len(frames) == 13
+    assert len(frames) == len(ORDER)
     for drawn, reached, inside, points, overflow in frames:
         assert drawn <= reached + 1
         assert reached <= inside or overflow == "auto"
@@ -420,7 +421,7 @@ def test_it_reads_without_scripts(browser, report_page, analysis):
             row.run_name for row in analysis.configurations
         ]
         assert browser.find_elements("css selector", "thead button") == []
-        assert len(browser.find_elements("css selector", "figure svg")) == 13
+        assert len(browser.find_elements("css selector", "figure svg")) == len(ORDER)
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
