@@ -83,11 +83,12 @@ def test_refine_trains_the_leaders_and_the_baseline(study):
     assert all(counts[name] == [5, 6, 7] for name in first)
     assert results.results["auc_baseline"].notna().all()
     report = Analysis.model_validate_json((study / "report.json").read_bytes())
-    assert {row.run_name: row.runs for row in report.configurations} == counts.map(len).to_dict()
+    assert {row.run_name: row.runs for row in report.configurations} == dict.fromkeys(counts.index, 1)
+    assert report.refinement.seeds == [6, 7]  # 5 has chosen them
+    assert {row.run_name: row.runs for row in report.refinement.configurations} == dict.fromkeys(first, 2)
     assert report.study.seeds == [5, 6, 7]
     text = " ".join((study / "results_summary.txt").read_text().split())
-    assert "4 configurations, with 1 to 3 seeds each" in text
-    assert "(least-squares mean)" in text
+    assert "4 configurations × 1 seed; 2 further seeds for 2 leaders" in text
     again = kdfast.refine(study, top=2, seeds=3, data=small_jets(), progress=False)  # all is there
     assert again.results.equals(results.results)
 

@@ -95,9 +95,12 @@ class ReportView:
             return text
         if not self.analysis.study.seeds_given:
             return f"{text}, seeds not given"
-        if len(seeds) == 1:
-            return f"{text} × {counted(seeds[0], 'seed')}"
-        return f"{text}, with {seeds[0]} to {seeds[-1]} seeds each"
+        text += f" × {counted(seeds[0], 'seed')}" if len(seeds) == 1 else f", with {seeds[0]} to {seeds[-1]} seeds each"
+        refinement = self.analysis.refinement
+        if refinement is None:
+            return text
+        further = counted(len(refinement.seeds), "further seed")
+        return f"{text}; {further} for {counted(len(refinement.configurations), 'leader')}"
 
     @cached_property
     def adjusted(self) -> str:
