@@ -192,7 +192,7 @@ def check(world: World, runs: int) -> None:
     assert world.reported <= results
     assert verify(world.path).findings == ()
     left = {holder.host for holder in Claims(world.path / "claims").holders()}
-    assert left <= {worker.identity.host for worker in world.dead}  # killed between their last result and its end
+    assert left <= {worker.identity["host"] for worker in world.dead}  # killed between their last result and its end
 
 
 def finish(world: World) -> None:
