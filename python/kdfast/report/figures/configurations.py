@@ -179,7 +179,8 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         f"The {len(leaders)} configurations of the highest AUC",
         (
             "Differences relative to the baseline (dashed), the student without a teacher, on the same test jets and "
-            "seeds, with 95 % intervals; filled: in the confidence set of the best by that metric. "
+            "seeds; the intervals hold together for the whole report; filled: statistically indistinguishable from the "
+            "best by that metric. "
             "Colours and markers of the strategies as above."
             if compared
             else "Colours and markers of the strategies as above."
