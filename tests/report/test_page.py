@@ -13,6 +13,7 @@ import pytest
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
 from kdfast.report.explorer import MOST_CURVES, explorer
+from kdfast.report.figures import ORDER
 from kdfast.report.page import page, page_files
 from kdfast.report.schema import Analysis
 from kdfast.store.settings import StudySettings
@@ -114,7 +115,7 @@ def test_ids_and_references(html):
 
 def test_figures_have_text_alternatives_and_captions(html):
     figures, captions = html.all("figure"), html.all("figcaption")
-    assert len(figures) == len(captions) == 13
+    assert len(figures) == len(captions) == len(ORDER)
     assert all(text for _, text in captions)
     assert len(html.all("desc")) == 13
     assert all(len(text) > 10 for _, text in html.all("desc"))

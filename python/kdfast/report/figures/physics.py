@@ -217,6 +217,13 @@ def _sculpting(analysis: Analysis) -> Drawing:
     )
 
 
+def _rank_correlation(one: Floats, other: Floats) -> str:
+    """Spearman's ρ as text; – where one of the two does not vary."""
+    if len(one) < 2 or np.ptp(one) == 0.0 or np.ptp(other) == 0.0:
+        return "–"
+    return f"{stats.spearmanr(one, other).statistic:.2f}"
+
+
 def _agreement(sample: TestSample, teacher: ShownNetwork, students: Sequence[ShownNetwork]) -> Drawing:
     figure, axes = axes_grid(1, len(students), size=(WIDE, 3.9), sharey=True, sharex=True)
     rng = np.random.default_rng(0)
@@ -224,7 +231,7 @@ def _agreement(sample: TestSample, teacher: ShownNetwork, students: Sequence[Sho
     for panel, student in zip(axes[0], students, strict=True):
         for name, label, role in (("background", 0, "baseline"), ("signal", 1, "student")):
             jets = np.flatnonzero(sample.labels == label)
-            rho = float(stats.spearmanr(student.scores[jets], teacher.scores[jets]).statistic)
+            rho = _rank_correlation(student.scores[jets], teacher.scores[jets])
             drawn = rng.permutation(jets)[:_MOST_POINTS]
             panel.plot(
                 student.scores[drawn],
@@ -235,9 +242,9 @@ def _agreement(sample: TestSample, teacher: ShownNetwork, students: Sequence[Sho
                 linestyle="none",
                 alpha=0.5,
                 rasterized=True,
-                label=f"{name.capitalize()}: ρ = {rho:.2f}",
+                label=f"{name.capitalize()}: ρ = {rho}",
             )
-            said_of.append(f"{student.label}, {name}: Spearman's ρ {rho:.2f}")
+            said_of.append(f"{student.label}, {name}: Spearman's ρ {rho}")
         panel.set_title(filled(student.label, 44), loc="left")
         panel.set_xlabel("Score (logit)")
         panel.legend(loc="lower right", markerscale=4)
