@@ -78,6 +78,7 @@ def run_benchmarks(select: str | None = None, *, threads: int = 2, save: Path | 
         report = Path(save or Path(scratch) / "bench.json").resolve()
         command = [sys.executable, "-m", "pytest", str(folder), "-q", "-p", "no:cacheprovider"]
         command += ["--benchmark-json", str(report), "--benchmark-columns=median,rounds"]
+        command += ["-W", "default::pytest_benchmark.logger.PytestBenchmarkWarning"]  # that nothing was selected, say
         command += ["-k", select] if select else []
         environment = {**os.environ, "KDFAST_BENCH_THREADS": str(threads)}
         done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
