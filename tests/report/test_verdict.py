@@ -12,7 +12,8 @@ from tests.report.fake_study import SMALL_GRID, make_study
 from tests.report.reported import imported, in_one_line, reported
 
 NOT_YET = "One seed, one baseline network: not yet a verdict."
-WITHOUT = "Until then, train without a teacher."
+WITHOUT = "rain without a teacher."
+UNTIL_THEN = "Until then, "
 
 
 def separations(student, best=None):
@@ -48,6 +49,7 @@ def test_the_answer(tmp_path, seeds, strength, words, better):
     assert found.text.startswith(words.format(one=one, many=many)), found.text
     assert (NOT_YET in found.text) == (len(seeds) == 1)
     assert (WITHOUT in found.text) == (not better)
+    assert (UNTIL_THEN in found.text) == (not better and len(seeds) == 1)
     mean, chosen, constant = found.rows
     assert mean.label == "mean of all 16"
     assert chosen.label.startswith("chosen: ")
@@ -310,6 +312,11 @@ def test_a_refined_study_says_what_judges(refined):
     assert f"Files: results/student.{best.run_name}.seed{{3,4,5}}" in text
     assert summary.count("least-squares") == 0
     assert whole.verdict.text in summary
+
+
+def test_the_seeds_of_leaders_are_the_further_ones(refined):
+    light = lights_of(refined[2].verdict)["seeds"]
+    assert (light.state, light.text) == ("fair", "the leaders are judged by 3 further seeds")
 
 
 def test_statements_on_leaders_and_on_the_sweep(refined):

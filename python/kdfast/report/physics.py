@@ -77,15 +77,11 @@ def pt_bins(
     """One network in each bin of pT; bins with fewer than 20 jets of a class are left out. Jets whose pT is
     not finite are in none, but count for the threshold over all jets."""
     threshold = threshold_at(labels, scores, weights, 0.5)
-    place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
     found = []
-    for b in range(len(edges) - 1):
-        inside = (place == b) & (weights > 0) & np.isfinite(pt)
+    for b, inside in _bins_of_pt(labels, weights, pt, edges):
         y = labels[inside]
         s = scores[inside]
         w = weights[inside]
-        if min(_effective(w[y == 1]), _effective(w[y == 0])) < FEWEST_IN_BIN:
-            continue
         auc = auc_estimates(y, s[None], w)
         rejection = background_rejection(y, s, 0.5, w)
         log_rejection = rejection_estimates(y, s[None], w, points=(50,))[50]
@@ -106,19 +102,26 @@ def pt_bins(
     return found
 
 
+def _bins_of_pt(
+    labels: NDArray[np.int64], weights: Floats, pt: Floats, edges: Floats
+) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """The bins that hold enough jets of either class, and which jets [B] are in them."""
+    place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
+    for b in range(len(edges) - 1):
+        inside = (place == b) & (weights > 0) & np.isfinite(pt)
+        if min(_effective(weights[inside & (labels == label)]) for label in (0, 1)) >= FEWEST_IN_BIN:
+            yield b, inside
+
+
 def pt_ratios(
     labels: NDArray[np.int64], student: Floats, baseline: Floats, weights: Floats, pt: Floats, edges: Floats
 ) -> list[PtRatio]:
     """Rejections at 50 % of one network over another's within each bin of pT, paired: both are resampled together. Bins
     with few jets, or without a background jet that survives, are left out."""
-    place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
     found = []
-    for b in range(len(edges) - 1):
-        inside = (place == b) & (weights > 0) & np.isfinite(pt)
+    for b, inside in _bins_of_pt(labels, weights, pt, edges):
         y = labels[inside]
         w = weights[inside]
-        if min(_effective(w[y == 1]), _effective(w[y == 0])) < FEWEST_IN_BIN:
-            continue
         both = np.stack([student[inside], baseline[inside]])
         if any(background_rejection(y, scores, 0.5, w).is_lower_limit for scores in both):
             continue

@@ -366,11 +366,6 @@ class VarianceShares(Record):
     """The part of each share that test jets (and seeds, where there are several) are expected to make by
     themselves."""
 
-    @property
-    def expected_noise(self) -> float:
-        """The share of the whole variance that noise is expected to make."""
-        return sum(self.noise.values())
-
 
 class Distribution(Record):
     """Of the metrics over all runs, with the error of one."""

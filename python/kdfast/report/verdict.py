@@ -81,6 +81,14 @@ def _seeds(analysis: Analysis) -> Light:
     number = len(analysis.study.seeds)
     if not analysis.study.seeds_given:
         return Light(about="seeds", state="unknown", text="the imported files name no seeds", advice="")
+    if analysis.refinement is not None:
+        number = len(analysis.refinement.seeds)
+        if number >= _ENOUGH_SEEDS:
+            return Light(about="seeds", state="good", text=f"the leaders have {number} further seeds", advice="")
+        text = (
+            f"the leaders are judged by {number} further seeds" if number > 1 else "the leaders have one further seed"
+        )
+        return Light(about="seeds", state="fair", text=text, advice="give the leaders more seeds (kdfast refine)")
     if number == 1 or not seeds_are_known(analysis):
         text = "one seed: trained networks are compared, not configurations"
         if number > 1:
