@@ -53,7 +53,7 @@ def test_every_setting_is_described():
     for setting in settings:
         assert f"| `{setting.path[-1]}` |" in table
     meaning = "Planned epochs of students and baseline. (≥ 1)"
-    assert f"\n| `epochs` | `epochs=` | `--epochs N` | 50 (demo: 5) | {meaning} |\n" in table
+    assert f"\n| `epochs` | `epochs=` | `--epochs N` | 50 (demo: 19) | {meaning} |\n" in table
 
 
 def test_the_signature_shows_names_and_defaults():
@@ -61,7 +61,7 @@ def test_the_signature_shows_names_and_defaults():
     first = "data out grid model hlt teacher epochs seeds batch_size max_constituents precision device"
     assert list(parameters)[:12] == first.split()
     defaults = {name: parameters[name].default for name in ("grid", "hlt", "seeds", "precision", "device", "model")}
-    assert defaults == DEFAULTS | {"model": None}
+    assert defaults == DEFAULTS | {"model": None, "hlt": None}
     assert set(KEYWORDS) < set(parameters)
 
 

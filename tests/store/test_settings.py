@@ -28,9 +28,10 @@ def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_a
     assert (teacher.epochs, teacher.patience, study.recipe.student().patience) == (50, 15, 20)
     assert StudySettings.resolve(data_given=True) == StudySettings()
     demo = StudySettings.resolve()
-    assert (demo.model, demo.teacher_model, demo.hlt) == ("small", "medium", "nominal")
+    assert (demo.model, demo.teacher_model, demo.hlt) == ("demo", "medium", "mild")
+    assert (study.data.fractions, demo.data.fractions) == ((0.70, 0.15, 0.15), (0.15, 0.10, 0.75))
     for settings in (study, demo):
-        assert (settings.data.seed, settings.seeds, settings.data.fractions) == (42, (42,), (0.70, 0.15, 0.15))
+        assert (settings.data.seed, settings.seeds) == (42, (42,))
         assert [run.name for run in settings.runs()] == [run.name for run in grid("study")]
 
 
@@ -64,7 +65,7 @@ def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     settings = StudySettings.resolve(path, {"recipe": {"epochs": 9, "batch_size": None}, "model": None})
     assert (settings.recipe.epochs, settings.recipe.batch_size, settings.seeds) == (9, 64, (1, 2))
     assert settings.hlt == HLTConfig(1, 0.1, 0.2, 0.05, 0)
-    assert settings.model == "small"
+    assert settings.model == "demo"
     assert StudySettings.resolve(path, {"hlt": "severe"}).hlt == "severe"  # replaced whole
 
 
@@ -86,9 +87,9 @@ def test_the_documented_settings_are_the_studys(tmp_path):
 
 def test_what_decides_results():
     demo = StudySettings.resolve()
-    same = {"grid": "wide", "seeds": [1, 2], "device": "cpu", "model": PRESETS["small"]}
+    same = {"grid": "wide", "seeds": [1, 2], "device": "cpu", "model": PRESETS["demo"]}
     assert StudySettings.resolve(overrides=same).decisive() == demo.decisive()
-    for other in ({"recipe": {"epochs": 99}}, {"hlt": "mild"}, {"data": {"seed": 1}}, {"model": "medium"}):
+    for other in ({"recipe": {"epochs": 99}}, {"hlt": "severe"}, {"data": {"seed": 1}}, {"model": "medium"}):
         assert StudySettings.resolve(overrides=other).decisive() != demo.decisive()
 
 
@@ -143,7 +144,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ('data = "jets.h5"', "FILE, data: must be a table, is 'jets.h5'\ne.g. data = { paths = ['jets.h5'] }"),
         ("recipe = 5", "FILE, recipe: must be a table, is 5"),
         ("[recipe]\nepochs = true", "FILE, recipe.epochs: must not be true or false, is True"),
-        ("model = 5", "FILE, model: must be a preset's name or sizes, is 5\npresets: study, medium, small"),
+        ("model = 5", "FILE, model: must be a preset's name or sizes, is 5\npresets: study, medium, demo, small"),
         ("[hlt]\npaths = []", "FILE, hlt: names no file of HLT jets"),
         ('[hlt]\npaths = ["a.h5"]\nloss = 0.1', "FILE, hlt.loss: unknown key 'loss'\nknown: paths"),
         (NUMBERS.replace("loss = 0", "loss = true"), "FILE, hlt: loss: must be a finite number ≥ 0, is True"),

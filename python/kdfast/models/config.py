@@ -63,6 +63,7 @@ class ModelConfig(BaseModel):
 PRESETS = {
     "study": ModelConfig(width=128, layers=6, heads=8, ffn=512),
     "medium": ModelConfig(width=64, layers=3, heads=4, ffn=256),
+    "demo": ModelConfig(width=48, layers=2, heads=2, ffn=96),
     "small": ModelConfig(width=32, layers=2, heads=4, ffn=64),
 }
 

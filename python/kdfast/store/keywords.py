@@ -143,7 +143,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 _TOP = tuple(each for each in _settings(StudySettings, (), "", DEMO) if each.path[0] not in ("data", "recipe"))
-_DATA = tuple(_settings(DataSettings, ("data",), "Data", {}))
+_DATA = tuple(_settings(DataSettings, ("data",), "Data", DEMO["data"]))
 _RECIPE = tuple(_settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"]))
 SETTINGS = (*_TOP, *_DATA, *_RECIPE)
 
