@@ -85,6 +85,7 @@ def test_an_installed_package_says_where_the_benchmarks_are(tmp_path: Path, monk
         find_benchmarks(tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_selected() -> None:
     with pytest.raises(ConfigError, match="no benchmark matches 'there_is_no_such_benchmark'"):
         run_benchmarks("there_is_no_such_benchmark")

@@ -77,6 +77,7 @@ def test_a_stage_that_takes_too_long_may_still_report(stages: ModuleType, tmp_pa
     assert machine.run("quick", [sys.executable, "-c", "raise SystemExit(3)"], time.monotonic() + 30) == (3, "")
 
 
+@pytest.mark.slow
 def test_benchmarks_at_toy_sizes_make_json_and_markdown(stages: ModuleType, tmp_path: Path) -> None:
     """The real benchmarks, by pytest and to their files, on the CPU."""
     report = tmp_path / "report.json"
@@ -110,6 +111,7 @@ def test_benchmarks_are_skipped_with_the_reason() -> None:
     assert "1 skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_stage_of_tests_counts_and_names(stages: ModuleType, tmp_path: Path) -> None:
     folder = tmp_path / "tests/ops"
     folder.mkdir(parents=True)

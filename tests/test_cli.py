@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -25,6 +26,7 @@ from kdfast.jets.features import Standardisation
 from kdfast.jets.sample import sample
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
+from kdfast.report.figures.style import exports
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS
 from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
@@ -42,9 +44,14 @@ def environment(**more):
 
 
 def start(*arguments, **more):
-    code = "import sys; from kdfast.cli import main; sys.exit(main())"
-    run = [sys.executable, "-c", code, *map(str, arguments)]
+    run = [sys.executable, "-m", "tests.study.run_cli", *map(str, arguments)]
     return subprocess.Popen(run, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(**more))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn():
+    with undrawn_figures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +173,14 @@ def test_debug_shows_the_traceback():
 
 
 def test_sweep_prints_the_best_and_the_files(study, capsys):
-    with undrawn_figures():
-        assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
+    assert main(["sweep", "--out", str(study), *TINY]) == 0  # all is there already
     captured = capsys.readouterr()
     assert "1 of 1 students are done" in captured.out
     assert "models/best_student.safetensors is the best by AUC" in captured.out
     assert "ranks the configurations" not in captured.out  # one seed
     assert "baseline_T3.0_A0.5" in captured.out
     assert str(study / "report.html") in captured.out
-    with undrawn_figures():
-        assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
+    assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
@@ -183,8 +188,7 @@ def test_sweep_prints_the_best_and_the_files(study, capsys):
 def test_the_best_networks_in_a_terminal_of_80_columns(tmp_path, capsys, monkeypatch):
     longest = "combined_T10.0to1.0_A0.9to0.3"
     store = make_study(tmp_path / "study", [RunConfig(10.0, 0.9, 1.0, 0.3), RunConfig(7.0, 0.5)], seeds=(1, 2))
-    with undrawn_figures():
-        report.write(store)
+    report.write(store)
     monkeypatch.setattr("kdfast.cli.common.console", lambda: Console(width=80))
     print_results(open_study(store.path))
     out = capsys.readouterr().out
@@ -257,6 +261,7 @@ def test_a_path_that_is_no_text(tmp_path, capsys, without_reports):
     assert main(["sweep", str(tmp_path / "a*.h5"), "--out", str(tmp_path / "study"), "--quiet", *TINY]) == 0
 
 
+@pytest.mark.slow
 def test_a_study_whose_name_is_no_text(study, tmp_path):
     """Where stdout takes UTF-8 alone, as in most terminals."""
     out = tmp_path / os.fsdecode(b"mine\xff")
@@ -288,8 +293,10 @@ def test_without_stdout(study, command):
 def test_status_and_report(study, capsys):
     assert main(["status", str(study)]) == 0
     assert capsys.readouterr().out == f"{study}: 3 runs, 3 done\n"
-    assert main(["report", str(study)]) == 0
+    with patch("kdfast.report.page.exports", exports):  # figures are drawn
+        assert main(["report", str(study)]) == 0
     assert "1 of 1 students are done" in capsys.readouterr().out
+    assert (study / "figures" / "roc.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_status_names_what_is_missing_or_damaged(study, capsys, tmp_path):
@@ -363,6 +370,7 @@ def test_predict_keeps_labels_and_says_why_it_cannot_write(tmp_path, capsys):
         assert f"{place}: can't be written: {reason}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_sweep_that_a_signal_stops(tmp_path, number, status):
     out = tmp_path / "study"

@@ -1,5 +1,5 @@
 """Reports whose figures are made but not drawn: drawing a dozen in three formats is most of a small sweep's time.
-tests/report and tests/test_cli.py draw them."""
+Figures are drawn by tests/report/test_figures.py, test_page.py, test_browser.py and a report of tests/test_cli.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -219,6 +219,7 @@ def test_progress_bars_in_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path):
     """A log of 150 MB, most of it one line, is read within 40 MB."""
     path = tmp_path / "a.out"

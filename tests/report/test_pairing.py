@@ -10,6 +10,7 @@ from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
 from tests.report.study_logs import Job, write_logs
 from tests.study.small_sweep import GRID, small_jets, small_sweep
+from tests.undrawn import undrawn_figures
 
 A, B, C = RunConfig(3.0, 0.5), RunConfig(7.0, 0.5), RunConfig(7.0, 0.9)
 
@@ -102,6 +103,13 @@ def test_an_imported_study_has_no_jets(tmp_path):
     assert {key.kind for key in paired.only_second} == {"teacher", "baseline", "student"}
 
 
+@pytest.fixture
+def _undrawn():
+    with undrawn_figures():
+        yield
+
+
+@pytest.mark.usefixtures("_undrawn")
 def test_two_sweeps(tmp_path):
     """The same jets, another split and other runs: paired AUCs are those of the shared test jets."""
     jets = small_jets()

@@ -26,6 +26,13 @@ from kdfast.store.verify import verify
 from kdfast.study.results import open_study
 from tests.report.fake_study import PROVENANCE, SETTINGS, make_study
 from tests.report.reported import in_one_line, reported, small
+from tests.undrawn import undrawn_figures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn():
+    with undrawn_figures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -240,6 +240,7 @@ def test_a_watch_ends_where_nothing_more_is_to_come(store, capsys):
     assert "exclude each other" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_watch_that_goes_to_a_file_says_each_change(store, tmp_path):
     log = tmp_path / "log"
     watch = [sys.executable, "-m", "tests.study.run_cli", "status", str(store.path), "--watch"]

@@ -323,6 +323,7 @@ def test_killed_in_mid_write(store, pause_before):
     assert len(again.results()) == 2
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_loses_nothing_reported(store):
     """What the writer reported as written is there and intact, and nothing else is half there."""
     for repetition in range(3):

@@ -87,6 +87,7 @@ def test_a_whole_study(study, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_file_is_found_and_never_used(copy):
     expected, rng = everything(copy), np.random.default_rng(11)
     for path in files_of(copy):

@@ -1,8 +1,10 @@
-"""The command `kdfast` as `python -m tests.study.run_cli`."""
+"""The command `kdfast` as `python -m tests.study.run_cli`, without drawing figures."""
 
 import sys
 
 from kdfast.cli import main
+from tests.undrawn import undrawn_figures
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with undrawn_figures():
+        sys.exit(main())

@@ -72,6 +72,7 @@ def study(plan, tmp_path) -> Path:
     return tmp_path / "study"
 
 
+@pytest.mark.slow
 def test_three_workers_at_once_share_the_study(study, alone):
     ended = [finish(process) for process in [start_worker(study) for _ in range(3)]]
     assert [status for status, *_ in ended] == [0, 0, 0], ended
@@ -97,6 +98,7 @@ def test_a_killed_workers_pack_is_taken_over(study, alone):
     assert (attempt.name, attempt.ended, attempt.pid) == ("seed42.000", "lost", first.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["full disk", "reader gone", "none"])
 def test_a_log_that_can_not_be_written_costs_no_training(study, log):
     """Messages are lost then, the last line on stdout too."""
@@ -196,6 +198,7 @@ def test_a_teacher_that_fails_is_given_up(tmp_path, run_worker):
     assert tries()[-2:] == ["retry", "error"]
 
 
+@pytest.mark.slow
 def test_a_pack_that_others_have_failed_at_meanwhile_is_given_up(study):
     """With the real program, which waits for the pack while it fails elsewhere."""
     work(study, pack="teacher", progress=False)
@@ -300,6 +303,7 @@ def test_bad_arguments(study, tmp_path):
         work(StudyStore.create_or_open(tmp_path / "empty", {}, {}).path, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_stopped_by_a_signal(study, alone, number, expected):
     process = start_worker(study)
