@@ -15,13 +15,16 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse_networks
@@ -307,6 +310,11 @@ def published(config: RunConfig) -> float:
     return 0.0103 * config.alpha_init
 
 
+def shifted(difference: float, config: RunConfig) -> float:
+    """Every configuration differs from the baseline by as much."""
+    return difference
+
+
 SETTINGS = {
     f"{seeds} seed{'s' * (seeds > 1)}, σ = {spread}{', heavy tails' * (tails == 'heavy')}": Truth(seeds, spread, tails)
     for seeds in (1, 2, 3, 5)
@@ -321,7 +329,9 @@ EFFECTS = {
     "the published effect of α, one seed, 132 configurations": Truth(
         1, 0.0025, effect=published, configurations=tuple(grid("study"))
     ),
-    "all configurations 0.004 above the baseline, 5 seeds, σ = 0.001": Truth(5, 0.001, effect=lambda config: 0.004),
+    "all configurations 0.004 above the baseline, 5 seeds, σ = 0.001": Truth(5, 0.001, effect=partial(shifted, 0.004)),
+    "all configurations 0.008 above the baseline, 5 seeds, σ = 0.001": Truth(5, 0.001, effect=partial(shifted, 0.008)),
+    "all configurations 0.012 above the baseline, 5 seeds, σ = 0.001": Truth(5, 0.001, effect=partial(shifted, 0.012)),
 }
 
 _PAGE = """# How often a report is wrong
@@ -345,24 +355,28 @@ In the second table there is an effect. *Found*: share of reports that establish
 """
 
 
+def null_row(label: str, number: int) -> str:
+    found = rates(SETTINGS[label], number)
+    return f"| {label} | {number} | {100 * found.false:.1f} % | {100 * found.coverage:.1f} % |"
+
+
+def effect_row(label: str, number: int) -> str:
+    found = rates(EFFECTS[label], number)
+    share = found.alpha if "α" in label else found.mean
+    return f"| {label} | {number} | {100 * share:.0f} % | {100 * found.false:.1f} % | {100 * found.coverage:.1f} % |"
+
+
 def page(number: int) -> str:
-    """Markdown of all simulations."""
-    null = []
-    for label, truth in SETTINGS.items():
-        found = rates(truth, number)
-        null.append(f"| {label} | {number} | {100 * found.false:.1f} % | {100 * found.coverage:.1f} % |")
-        print(null[-1], found.topics, file=sys.stderr, flush=True)
-    effects = []
-    for label, truth in EFFECTS.items():
-        fewer = max(1, number // 4)
-        found = rates(truth, fewer)
-        share = found.alpha if "α" in label else found.mean
-        row = f"| {label} | {fewer} | {100 * share:.0f} % | {100 * found.false:.1f} % | {100 * found.coverage:.1f} % |"
-        effects.append(row)
-        print(row, found.topics, file=sys.stderr, flush=True)
+    """Markdown of all simulations, one setting to a process."""
+    with ProcessPoolExecutor(initializer=threadpool_limits, initargs=(1,)) as pool:
+        effects = [pool.submit(effect_row, label, max(1, number // 4)) for label in EFFECTS]  # the longest first
+        null = [pool.submit(null_row, label, number) for label in SETTINGS]
+        for row in as_completed([*effects, *null]):
+            print(row.result(), file=sys.stderr, flush=True)
     note = " ".join(__doc__.split("\n\n")[1].split())
     command = f"python -m bench.error_rates --studies {number}"
-    return _PAGE.format(command=command, null="\n".join(null), effects="\n".join(effects), note=note)
+    rows = {"null": "\n".join(row.result() for row in null), "effects": "\n".join(row.result() for row in effects)}
+    return _PAGE.format(command=command, note=note, **rows)
 
 
 if __name__ == "__main__":
