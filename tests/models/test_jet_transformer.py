@@ -30,7 +30,9 @@ def randomise(model, seed=1):
             tensor.copy_(noise.abs() + 0.5 if "running_var" in name else tensor + noise)
 
 
-@pytest.mark.parametrize(("preset", "parameters"), [("study", 1_299_329), ("medium", None), ("small", None)])
+@pytest.mark.parametrize(
+    ("preset", "parameters"), [("study", 1_299_329), ("medium", None), ("demo", None), ("small", None)]
+)
 def test_presets(preset, parameters):
     model = JetTransformer(preset)
     assert model.config == PRESETS[preset]

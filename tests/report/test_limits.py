@@ -174,7 +174,7 @@ def test_means_of_limits_are_marked(limits):
     (high,) = (g for g in alpha.groups if g.label == "0.9")
     assert high.rejection.limits == sum(r.survivors["50"] == 0 for r in limits.runs if r.alpha_init == 0.9) > 0
     shown = f">{high.rejection.mean:.2f}"
-    assert f"Alpha 0.9: Mean AUC = {high.auc.mean:.4f}, BKG = {shown}" in texts["ANALYSIS_SUMMARY.txt"]
+    assert f"Alpha 0.9: Mean AUC {high.auc.mean:.4f}, BKG {shown}" in texts["ANALYSIS_SUMMARY.txt"]
     (line,) = [x for x in texts["hyperparameter_analysis.txt"].splitlines() if x.startswith("  0.9  ") and ">" in x]
     assert shown in line.split()
     best = max(r.rejection["50"].value for r in limits.runs)

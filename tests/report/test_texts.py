@@ -232,7 +232,7 @@ def test_whether_the_chosen_one_is_in_the_best_set(tmp_path, beaten):
     assert (winner.goal, winner.configuration, winner.best_set_size) == ("auc", name, size)
     text = in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     best = text[text.index("BEST OVERALL") : text.index("BEST BACKGROUND")]
-    assert f"Statistically indistinguishable from the best: {size} of 4" in best
+    assert f"Indistinguishable from the best: {size} of 4" in best
     assert (f"{size} of 4, not the chosen one" in best) == beaten
 
 
