@@ -18,7 +18,7 @@ KDFAST_INLINE constexpr int64_t round_up(int64_t x, int64_t multiple) {
     return (x + multiple - 1) / multiple * multiple;
 }
 
-// The codes are those of ops/_arrays.py.
+// The codes are those of ops/arrays.py.
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 struct bf16 {

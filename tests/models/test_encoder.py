@@ -18,7 +18,7 @@ from kdfast.distill.recipe import Recipe
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, DataError, ModelError, ResourceError
-from kdfast.models import JetTransformer, ModelConfig
+from kdfast.models import PRESETS, JetTransformer, ModelConfig
 from kdfast.models.encoder import PARTS, Encoder, StepInputs, unsupported
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -158,7 +158,7 @@ def test_step_of_any_shape(case: Case, num_threads: int) -> None:
     check_step(case, num_threads)
 
 
-@pytest.mark.parametrize("preset", ["small", "demo", "medium", "study"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_step_of_the_presets(preset: str) -> None:
     counts = torch.randint(0, 41, (64,), generator=torch.Generator().manual_seed(1)).tolist()
     check_step(Case(JetTransformer(preset).config, counts), 2)

@@ -29,7 +29,7 @@ def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_a
     assert StudySettings.resolve(data_given=True) == StudySettings()
     demo = StudySettings.resolve()
     assert (demo.model, demo.teacher_model, demo.hlt) == ("demo", "medium", "mild")
-    assert (study.data.fractions, demo.data.fractions) == ((0.70, 0.15, 0.15), (0.15, 0.10, 0.75))
+    assert (study.data.fractions, demo.data.fractions) == ((0.70, 0.15, 0.15), (0.10, 0.08, 0.82))
     for settings in (study, demo):
         assert (settings.data.seed, settings.seeds) == (42, (42,))
         assert [run.name for run in settings.runs()] == [run.name for run in grid("study")]
@@ -144,7 +144,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ('data = "jets.h5"', "FILE, data: must be a table, is 'jets.h5'\ne.g. data = { paths = ['jets.h5'] }"),
         ("recipe = 5", "FILE, recipe: must be a table, is 5"),
         ("[recipe]\nepochs = true", "FILE, recipe.epochs: must not be true or false, is True"),
-        ("model = 5", "FILE, model: must be a preset's name or sizes, is 5\npresets: study, medium, demo, small"),
+        ("model = 5", f"FILE, model: must be a preset's name or sizes, is 5\npresets: {', '.join(PRESETS)}"),
         ("[hlt]\npaths = []", "FILE, hlt: names no file of HLT jets"),
         ('[hlt]\npaths = ["a.h5"]\nloss = 0.1', "FILE, hlt.loss: unknown key 'loss'\nknown: paths"),
         (NUMBERS.replace("loss = 0", "loss = true"), "FILE, hlt: loss: must be a finite number ≥ 0, is True"),

@@ -30,13 +30,13 @@ from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import BackendError
 from kdfast.models.config import ModelConfig
-from kdfast.models.encoder import HEAD_DIMS
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
 from kdfast.ops import backend
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_transfer import attention_transfer
+from kdfast.ops.constituent_attention import HEAD_DIMS
 from kdfast.ops.distill_loss import distill_loss
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed

@@ -15,11 +15,11 @@ from kdfast.errors import BackendError, DataError, ResourceError
 from kdfast.models.config import ModelConfig
 from kdfast.ops import backend
 from kdfast.ops.arrays import check_offsets
+from kdfast.ops.constituent_attention import HEAD_DIMS
 from kdfast.ops.philox import dropout_threshold
 
 __all__ = ["PARTS", "Encoder", "StepInputs", "unsupported"]
 
-HEAD_DIMS = (8, 16, 24, 32, 64)
 MAX_FEATURES = 16
 
 # What `seconds` of Encoder.gradient counts; `Part` in csrc/encoder/encoder.h.

@@ -24,7 +24,7 @@ class JetTransformer(nn.Module):
     Parameters
     ----------
     preset : str or ModelConfig, optional
-        "study", "medium" or "small".
+        "study", "medium", "demo" or "small".
     seed : int
         Sets the initial weights, which are float32 whatever torch's default dtype is.
     **sizes

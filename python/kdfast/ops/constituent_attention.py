@@ -27,9 +27,9 @@ from kdfast.ops.memory import empty
 from kdfast.ops.once import without_derivative
 from kdfast.ops.philox import seed_tensor
 
-__all__ = ["constituent_attention", "constituent_attention_qkvpacked", "padded_attention"]
+__all__ = ["HEAD_DIMS", "constituent_attention", "constituent_attention_qkvpacked", "padded_attention"]
 
-_HEAD_DIMS = (8, 16, 24, 32, 64)  # of the compiled kernels
+HEAD_DIMS = (8, 16, 24, 32, 64)  # of the compiled kernels
 
 
 def constituent_attention(
@@ -275,7 +275,7 @@ def kernel_of(q: Tensor) -> str:
     if q.dtype not in DTYPE_CODES:
         return "reference"
     d = q.shape[-1]
-    unsupported = None if d in _HEAD_DIMS else f"head_dim {d} is none of {', '.join(map(str, _HEAD_DIMS))}"
+    unsupported = None if d in HEAD_DIMS else f"head_dim {d} is none of {', '.join(map(str, HEAD_DIMS))}"
     return backend.choose("constituent_attention", q.device.type, unsupported, q.device.index)
 
 

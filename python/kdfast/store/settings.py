@@ -370,13 +370,13 @@ DEMO: dict[str, Any] = {
     "hlt": "mild",
     "model": "demo",
     "teacher_model": "medium",
-    "data": {"fractions": (0.15, 0.1, 0.75)},
+    "data": {"fractions": (0.1, 0.08, 0.82)},
     "recipe": {
-        "epochs": 19,
+        "epochs": 30,
         "batch_size": 128,
-        "learning_rate": 4e-3,
+        "learning_rate": 3e-3,
         "warmup_epochs": 1,
-        "teacher_epochs": 16,
+        "teacher_epochs": 20,
     },
 }
 
