@@ -21,7 +21,7 @@ from kdfast import report
 from kdfast.cli import main
 from kdfast.cli.common import print_results
 from kdfast.distill.schedules import RunConfig
-from kdfast.errors import KdfastWarning
+from kdfast.errors import DataError, KdfastWarning
 from kdfast.jets.features import Standardisation
 from kdfast.jets.sample import sample
 from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
@@ -163,6 +163,19 @@ def test_errors_are_two_lines_and_status_2(capsys, tmp_path, monkeypatch, argume
     assert captured.out == ""
 
 
+def test_hints_name_options(tmp_path, capsys):
+    bad = tmp_path / "bad.h5"
+    with h5py.File(SAMPLE) as source, h5py.File(bad, "w") as file:
+        for name in source:
+            file[name] = source[name][:10]
+        file["fjet_m"][3] = np.nan
+    assert main(["sweep", str(bad), "--out", str(tmp_path / "study")]) == 2
+    hint = "row 3: is not finite (nan)\n--on-bad drop leaves such jets out and counts them\n"
+    assert capsys.readouterr().err.endswith(hint)
+    with pytest.raises(DataError, match="\non_bad='drop' leaves such jets out"):
+        kdfast.load_jets(bad)
+
+
 @pytest.mark.slow
 def test_debug_shows_the_traceback():
     process = start("status", "nowhere", "--debug")
@@ -246,7 +259,7 @@ def test_jets_from_python_are_asked_for_again(tmp_path, capsys, without_reports)
     assert main(["refine", str(out)]) == 2
     assert f"kdfast: {out}: was given its jets in Python, and does not hold them" in capsys.readouterr().err
     assert main(["sweep", str(SAMPLE), "--config", str(out / "study.toml"), "--out", str(tmp_path / "other")]) == 2
-    assert "kdfast: hlt: 'given' needs the HLT jets that were given in Python" in capsys.readouterr().err
+    assert "kdfast: --hlt: 'given' needs the HLT jets that were given in Python" in capsys.readouterr().err
     kdfast.refine(out, seeds=2, data=jets, hlt=jets, progress=False)
     assert open_study(out).settings["hlt"] == "given"
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -31,13 +31,35 @@ class KdfastError(Exception):
     """Base of every error that kdfast raises on purpose.
 
     what: the fault, in a sentence without a full stop. where: file, dataset, row, argument or setting.
-    hint: what the user can do about it.
+    hint: what the user can do about it. settings: values that the hint suggests, by the setting's name; the
+    hint then has `{name}` where it names one.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        self.what, self.where, self.hint = what, where, hint
-        text = f"{where}: {what}" if where else what
-        super().__init__(f"{text}\n{hint}" if hint else text)
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.what, self.where = what, where
+        self._hint, self._settings = hint, dict(settings or {})
+        self.hint = self._spelled("{}={!r}".format)
+        super().__init__(self._text(where, self.hint))
+
+    def text(self, where: str | None, spelled: Callable[[str, Any], str]) -> str:
+        """The error in other words than Python's. where: the place. spelled: gives a setting with a value."""
+        return self._text(where, self._spelled(spelled))
+
+    def _spelled(self, spelled: Callable[[str, Any], str]) -> str | None:
+        if self._hint is None or not self._settings:
+            return self._hint
+        return self._hint.format(**{name: spelled(name, value) for name, value in self._settings.items()})
+
+    def _text(self, where: str | None, hint: str | None) -> str:
+        text = f"{where}: {self.what}" if where else self.what
+        return f"{text}\n{hint}" if hint else text
 
 
 class DataError(KdfastError, ValueError):

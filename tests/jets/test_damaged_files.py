@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from kdfast.errors import DataError, KdfastWarning
@@ -269,3 +271,11 @@ def test_any_damaged_byte_gives_jets_or_an_error(tmp_path: Path) -> None:
             messages.append(str(error))
     assert len(messages) > 20
     assert all(message.startswith(str(path)) for message in messages)
+
+
+@pytest.mark.parametrize("given", [pd.DataFrame({"pt": [1.0]}), {"jets.h5": 1}, [1.0], 3, np.zeros((2, 4)), None])
+def test_what_is_no_path(given: Any) -> None:
+    with pytest.raises(DataError) as error:
+        load_jets(given)
+    what = f"paths: must be paths of files, is {type(given).__name__}\nkdfast.PackedJets.from_padded(x, mask, labels=…)"
+    assert str(error.value).startswith(what)

@@ -29,6 +29,26 @@ def test_no_effect_gives_the_same_jets(jets):
     same(emulate_hlt(jets, NOTHING), jets)
 
 
+def test_a_preset_with_changes():
+    assert HLTConfig.preset("mild") == HLT_PRESETS["mild"]
+    assert HLTConfig.preset("nominal", loss=0.1) == HLTConfig(2.0, 0.10, 0.20, 0.05, 0.1)
+    assert HLTConfig.preset("study", pt_threshold=2.0).log_pt
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("nominl", {}, "preset: unknown HLT preset 'nominl'\ndid you mean 'nominal'?"),
+        ("mild", {"los": 0.1}, "HLTConfig.preset: unknown parameter 'los'\ndid you mean 'loss'?"),
+        ("mild", {"loss": 2}, "loss: is a probability and must lie in [0, 1], is 2"),
+    ],
+)
+def test_a_preset_with_impossible_changes(name, changes, message):
+    with pytest.raises(ConfigError) as error:
+        HLTConfig.preset(name, **changes)
+    assert str(error.value).startswith(message)
+
+
 @pytest.mark.parametrize("preset", HLT_PRESETS)
 def test_a_jet_is_the_same_from_any_batch_and_order(jets, preset):
     whole = emulate_hlt(jets, preset, seed=7)

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from kdfast.errors import ModelError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.models import JetTransformer, Preparation, Tagger, load_model, tagger_card
+from kdfast.ops import backend
+from tests.global_random import unchanged_random_state
 from tests.synthetic import synthetic_jets
 
 
@@ -47,6 +50,13 @@ def test_a_saved_tagger_scores_alike(jets, tmp_path, changes):
     assert ((scores > 0) & (scores < 1)).all()
     if scores.shape[1] > 1:
         np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("forced", [None, "reference"])
+def test_loading_and_scoring_leave_the_global_random_state_alone(jets, tmp_path, forced):
+    tagger_for(jets).save(tmp_path / "tagger.safetensors")
+    with unchanged_random_state(), nullcontext() if forced is None else backend.backend(forced):
+        load_model(tmp_path / "tagger.safetensors").predict(jets)
 
 
 def test_prepared_jets_are_taken_as_they_are(jets):

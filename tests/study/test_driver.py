@@ -22,6 +22,7 @@ from kdfast.store.store import StudyStore
 from kdfast.study import driver, training
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.worker import work
+from tests.global_random import unchanged_random_state
 from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
 
 
@@ -55,6 +56,11 @@ def test_every_run_is_there(study):
     best = study.best("auc")
     assert best["auc_val"] == results["auc_val"].max()
     assert (study.path / "study.toml").exists()
+
+
+def test_a_sweep_leaves_the_global_random_state_alone(tmp_path):
+    with unchanged_random_state():
+        small_sweep(tmp_path / "study", epochs=1)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path, monkeypatch):
@@ -271,6 +277,8 @@ def test_in_bfloat16(study, tmp_path):
         ({"workers": 0}, ConfigError, "workers: must be"),
         ({"threads": 0}, ConfigError, "threads: must be"),
         ({"data": 3}, DataError, "data: must be paths, PackedJets or None, is int"),
+        ({"data": pd.DataFrame({"pt": [1.0]})}, DataError, "data: must be paths, PackedJets or None, is DataFrame"),
+        ({"data": {"jets.h5": 1}}, DataError, "data: must be paths, PackedJets or None, is dict\nkdfast.PackedJets."),
         ({"data": []}, DataError, "data: names no file"),
         ({"data": "nowhere.h5"}, DataError, "nowhere.h5"),
         ({"teacher": np.zeros(399)}, DataError, "teacher: 399 logits for 400 jets"),

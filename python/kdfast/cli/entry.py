@@ -13,6 +13,7 @@ from typing import Any, TextIO, cast
 import typer
 
 from kdfast.cli.common import app
+from kdfast.cli.options import in_options
 from kdfast.errors import KdfastError, KdfastWarning
 from kdfast.interrupt import Interrupted, interruptible
 from kdfast.messages import Messages, drop
@@ -79,6 +80,7 @@ def _run(command: Any, words: list[str], debug: bool) -> int:
     except (KdfastError, OSError) as error:
         if debug:
             raise
-        print(f"kdfast: {error}", file=sys.stderr)
+        text = in_options(error) if isinstance(error, KdfastError) else error
+        print(f"kdfast: {text}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     return 0

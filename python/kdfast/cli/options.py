@@ -9,9 +9,10 @@ from typing import Annotated, Any, get_origin
 import typer
 from typer.core import TyperCommand
 
+from kdfast.errors import ConfigError, KdfastError
 from kdfast.store.keywords import SETTINGS, Setting
 
-__all__ = ["InSections", "setting_argument", "setting_option", "with_options"]
+__all__ = ["InSections", "in_options", "setting_argument", "setting_option", "with_options"]
 
 _SECTIONS = ("Arguments", "Options", "Grid", "Your own grid", "Data", "Models", "Recipe", "Running")
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
@@ -36,6 +37,14 @@ def _option(setting: Setting) -> Any:
         help=setting.help(repeatable),
         rich_help_panel=setting.panel,
     )
+
+
+def in_options(error: KdfastError) -> str:
+    """The error's text with options where it names settings."""
+    where = error.where
+    if isinstance(error, ConfigError) and where in _BY_KEYWORD and where != "data":
+        where = _BY_KEYWORD[where].option
+    return error.text(where, lambda name, value: f"{_BY_KEYWORD[name].option} {value}")
 
 
 def with_options(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -27,7 +27,10 @@ class Faults:
         """Notes that these rows of a file have the fault `what` in a dataset."""
         where = f"{path}, dataset {dataset}, row {rows[0]}"
         if not self.drop:
-            raise DataError(what, where=where, hint=hint or "on_bad='drop' leaves such jets out and counts them")
+            if hint is not None:
+                raise DataError(what, where=where, hint=hint)
+            hint = "{on_bad} leaves such jets out and counts them"
+            raise DataError(what, where=where, hint=hint, settings={"on_bad": "drop"})
         reason = f"{dataset} {what.partition(' (')[0]}"
         self.first.setdefault(reason, where)
         self.counts[reason] = self.counts.get(reason, 0) + len(rows)

@@ -6,7 +6,8 @@ Imports no torch, so that `--help` is quick.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from kdfast.errors import ConfigError, suggest
 
@@ -37,6 +38,11 @@ class HLTConfig:
     ------
     ConfigError
         For values that are negative or not finite, or a loss above 1.
+
+    Examples
+    --------
+    >>> HLTConfig.preset("nominal", loss=0.1)
+    HLTConfig(pt_threshold=2.0, merge_radius=0.1, pt_resolution=0.2, angular_resolution=0.05, loss=0.1, log_pt=False)
     """
 
     pt_threshold: float
@@ -55,6 +61,28 @@ class HLTConfig:
             raise ConfigError(f"must be true or false, is {self.log_pt!r}", where="log_pt")
         if self.loss > 1:
             raise ConfigError(f"is a probability and must lie in [0, 1], is {self.loss}", where="loss")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> HLTConfig:
+        """Return the settings of a preset, with some of them changed.
+
+        Parameters
+        ----------
+        name
+            ``"mild"``, ``"nominal"``, ``"severe"`` or ``"study"``.
+        **changes
+            Parameters of HLTConfig that differ from the preset's.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown preset or parameter (the nearest one is suggested), or a value outside its range.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in changes:
+            if key not in known:
+                raise ConfigError(f"unknown parameter {key!r}", where="HLTConfig.preset", hint=suggest(key, known))
+        return replace(hlt_config(name), **changes)
 
 
 HLT_PRESETS = {

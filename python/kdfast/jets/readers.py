@@ -314,7 +314,8 @@ def _finish(jets: _Packing, sources: list[Source], require_labels: bool, cut: bo
     where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
     jets.faults.warn(jets.rows_read)
     if jets.size == 0:
-        raise DataError("no good jet is left", where=where, hint="on_bad='error' shows the first fault")
+        hint = "{on_bad} shows the first fault"
+        raise DataError("no good jet is left", where=where, hint=hint, settings={"on_bad": "error"})
     jets.constituents.resize((jets.filled, 4), refcheck=False)
     packed = PackedJets(
         jets.constituents,

@@ -6,12 +6,13 @@ the reader open another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "JET",
     "AnyPath",
     "Source",
+    "as_paths",
     "check_same_weights",
     "damage_in",
     "expand",
@@ -40,11 +42,22 @@ CHUNK_CACHE_BYTES = 1 << 20
 AnyPath = str | PathLike[str]
 
 
+def as_paths(paths: Any, *, where: str = "paths", accepted: str = "paths of files") -> list[str]:
+    """A path, or several, as text. Raises DataError for anything else: the columns of a table are not paths."""
+    if isinstance(paths, str | PathLike):
+        return [fspath(paths)]
+    is_table = isinstance(paths, Mapping) or hasattr(paths, "columns")  # both iterate over names
+    entries: list[Any] = list(paths) if isinstance(paths, Iterable) and not is_table else [None]
+    if not all(isinstance(entry, str | PathLike) for entry in entries):
+        hint = "kdfast.PackedJets.from_padded(x, mask, labels=…) packs arrays, such as the columns of a table"
+        raise DataError(f"must be {accepted}, is {type(paths).__name__}", where=where, hint=hint)
+    return [fspath(entry) for entry in entries]
+
+
 def expand(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
     """The files that paths stand for. The same file twice would put one jet into two splits: refused."""
-    given = [paths] if isinstance(paths, str | PathLike) else list(paths)
     files: list[Path] = []
-    for entry in [fspath(path) for path in given]:
+    for entry in as_paths(paths):
         if has_magic(entry) and not Path(entry).exists():
             matches = sorted(glob(entry))
             if not matches:

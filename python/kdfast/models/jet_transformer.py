@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdfast.errors import ConfigError
 from kdfast.models.config import ModelConfig, model_config
-from kdfast.models.layers import BatchNorm, DenseBlock, EncoderLayer, PoolingAttention
+from kdfast.models.layers import BatchNorm, DenseBlock, EncoderLayer, Linear, PoolingAttention
 from kdfast.ops.philox import derive_seed, fold_seed, philox4x32
 
 __all__ = ["JetTransformer", "initialise"]
@@ -67,7 +67,7 @@ class JetTransformer(nn.Module):
         self.dense1 = DenseBlock(width, width, p)
         self.dense2 = DenseBlock(width, width, p)
         self.dense3 = DenseBlock(width, width // 2, p)
-        self.classify = nn.Linear(width // 2, config.num_classes)
+        self.classify = Linear(width // 2, config.num_classes)
         self.float()
         initialise(self, seed)
 

@@ -15,7 +15,18 @@ from kdfast.ops.constituent_attention import constituent_attention_qkvpacked
 from kdfast.ops.dropout import dropout
 from kdfast.ops.philox import fold_seed
 
-__all__ = ["BatchNorm", "DenseBlock", "EncoderLayer", "PoolingAttention"]
+__all__ = ["BatchNorm", "DenseBlock", "EncoderLayer", "Linear", "PoolingAttention"]
+
+
+class Linear(nn.Linear):
+    """A linear layer of zeros, until JetTransformer's `initialise` sets its weights.
+
+    (torch's own draws them from its global generator, which belongs to the user.)
+    """
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -40,7 +51,7 @@ class DenseBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, p: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
+        self.linear = Linear(inputs, outputs)
         self.norm = BatchNorm(outputs)
         self.p = p
 
@@ -58,11 +69,11 @@ class EncoderLayer(nn.Module):
         self.head_dim = width // config.heads
         self.p = config.dropout
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.ffn_in = nn.Linear(width, config.ffn)
-        self.ffn_out = nn.Linear(config.ffn, width)
+        self.ffn_in = Linear(width, config.ffn)
+        self.ffn_out = Linear(config.ffn, width)
 
     def forward(self, x: Tensor, offsets: Tensor, dropout_seed: int | None) -> Tensor:
         qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, self.head_dim)
@@ -90,9 +101,9 @@ class PoolingAttention(nn.Module):
         self.head_dim = width // config.pooling_heads
         self.p = config.dropout
         self.query = nn.Parameter(torch.empty(width))
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, offsets: Tensor, dropout_seed: int | None) -> tuple[Tensor, Tensor]:
         q = self.q(self.query).view(self.heads, self.head_dim) * self.head_dim**-0.5

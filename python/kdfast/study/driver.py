@@ -181,11 +181,9 @@ sweep.__signature__ = with_settings(inspect.signature(sweep))  # type: ignore[at
 def _paths(data: Any) -> list[str] | None:
     if data is None:
         return None
-    try:
-        paths = [fspath(data)] if isinstance(data, (str, PathLike)) else [fspath(path) for path in data]
-    except TypeError:
-        what = f"must be paths, PackedJets or None, is {type(data).__name__}"
-        raise DataError(what, where="data", hint="PackedJets.from_padded packs arrays") from None
+    from kdfast.jets.sources import as_paths
+
+    paths = as_paths(data, where="data", accepted="paths, PackedJets or None")
     if not paths:
         raise DataError("names no file", where="data", hint="None takes the bundled sample")
     return paths
@@ -324,4 +322,4 @@ def _check_device(settings: StudySettings) -> None:
     for name in ("model", "teacher_model"):
         why = cuda_engine.unsupported(model_config(getattr(settings, name)))
         if why is not None:
-            raise BackendError(why, where=name, hint="choose other sizes, or device='cpu'")
+            raise BackendError(why, where=name, hint="choose other sizes, or {device}", settings={"device": "cpu"})
