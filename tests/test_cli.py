@@ -353,6 +353,23 @@ def test_predict_scores_files_without_labels(study, jets_file, tmp_path, capsys)
     np.testing.assert_array_equal(probability, load_model(model).predict(sample()[:300])[:, 0])
 
 
+def test_predict_reads_files_in_gev(study, jets_file, tmp_path, capsys):
+    model, out, file = study / "models" / "best_student.safetensors", tmp_path / "scores.h5", tmp_path / "gev.h5"
+    shutil.copy(jets_file, file)
+    with h5py.File(file, "r+") as there:
+        for name in ("fjet_clus_pt", "fjet_clus_E", "fjet_pt", "fjet_m"):
+            there[name][...] = there[name][...] / np.float32(1000)
+        there["labels"] = np.arange(300) % 2
+    arguments = ["predict", str(model), str(file), "--out", str(out)]
+    assert main(arguments) == 2
+    assert re.search(r"the median jet pT is 0\.\d+ GeV if .*\n.* in GeV: --unit GeV reads", capsys.readouterr().err)
+    assert main(["sweep", str(file), "--out", str(tmp_path / "study")]) == 2
+    assert "\nthe file seems to be in GeV: --unit GeV reads it so" in capsys.readouterr().err
+    assert main([*arguments, "--unit", "GeV"]) == 0
+    with h5py.File(out) as scores:
+        np.testing.assert_array_equal(scores["probability"], load_model(model).predict(sample()[:300])[:, 0])
+
+
 def test_predict_does_not_replace_what_it_reads(study, jets_file, tmp_path, capsys):
     model, jets, link = tmp_path / "model.safetensors", tmp_path / "jets.h5", tmp_path / "link.h5"
     shutil.copy(study / "models" / "best_student.safetensors", model)

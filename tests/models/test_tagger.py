@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from kdfast.errors import ModelError
+from kdfast.errors import DataError, KdfastWarning, ModelError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.models import JetTransformer, Preparation, Tagger, load_model, tagger_card
@@ -64,6 +64,22 @@ def test_prepared_jets_are_taken_as_they_are(jets):
     view = emulate_hlt(jets, "nominal", seed=3)
     assert np.array_equal(tagger.predict(view, prepared=True), tagger.predict(jets))
     assert not np.array_equal(tagger.predict(jets, prepared=True), tagger.predict(jets))
+
+
+def test_jets_of_which_the_threshold_leaves_nothing(jets):
+    tagger = tagger_for(jets, hlt=HLTConfig.preset("nominal", pt_threshold=1e6))
+    with pytest.raises(DataError, match="jets: no jet has a constituent left\nthe pT threshold of the model's view"):
+        tagger.predict(jets)
+    assert tagger.predict(jets[:3]).shape == (3, 1)  # a few jets may be empty
+
+
+def test_equal_scores_are_warned_of(jets):
+    tagger = tagger_for(jets)
+    with torch.no_grad():
+        tagger.model.classify.weight.zero_()
+    with pytest.warns(KdfastWarning, match="the scores of all 60 jets are equal") as caught:
+        tagger.predict(jets)
+    assert caught[0].filename == __file__
 
 
 def test_only_the_hardest_constituents_are_kept(jets):

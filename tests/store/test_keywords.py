@@ -21,6 +21,7 @@ VALUES = {
     "precision": "bf16",
     "device": "cpu",
     "on_bad": "drop",
+    "unit": "GeV",
     "model": "medium",
     "teacher_model": "small",
     "seeds": (7,),

@@ -59,6 +59,29 @@ def test_device_and_checkpoints_are_those_of_the_last_call(tmp_path, capfd):
     assert "--gpus" in slurm_script(tmp_path)
 
 
+def test_files_in_another_unit_are_the_same_study(tmp_path):
+    """The unit only says how files are read; studies of files in MeV do not name it, as those of kdfast 0.2."""
+    gev, mev, out = jets_file(tmp_path / "gev.h5"), jets_file(tmp_path / "mev.h5"), tmp_path / "study"
+    momenta = ("fjet_clus_pt", "fjet_clus_E", "fjet_pt", "fjet_m")
+    with h5py.File(gev, "r+") as file, h5py.File(mev, "r+") as other:
+        for name in momenta:
+            file[name][...] = np.round(file[name][...] / 1000 * 64) / 64  # in GeV and in MeV without rounding
+            other[name][...] = file[name][...] * 1000
+        for each in (file, other):
+            each["fjet_clus_E"][...] *= 2  # not below the rounded momentum
+            pt = each["fjet_clus_pt"]
+            assert (np.diff(pt[...], axis=1) <= 0).all()
+            for name in ("fjet_clus_E", "fjet_clus_eta", "fjet_clus_phi"):
+                each[name][...] = np.where(pt[...] > 0, each[name][...], 0)
+    plan(out, mev, 1)
+    assert "unit" not in StudyStore.open(out).settings["data"]
+    plan(out, gev, 2, unit="GeV")
+    assert StudyStore.open(out).settings["data"]["unit"] == "GeV"
+    assert open_inputs(StudyStore.open(out))[0].data.unit == "GeV"
+    plan(out, mev, 3)
+    assert "unit" not in StudyStore.open(out).settings["data"]
+
+
 @pytest.mark.slow
 def test_files_that_have_moved(tmp_path):
     """Jets, HLT jets and the teacher's logits, which then lie elsewhere, in files that hold more."""

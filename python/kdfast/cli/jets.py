@@ -32,6 +32,7 @@ def predict(
     ],
     max_jets: Annotated[int | None, setting_option("max_jets")] = None,
     on_bad: Annotated[str | None, setting_option("on_bad")] = None,
+    unit: Annotated[str | None, setting_option("unit")] = None,
     prepared: Annotated[
         bool,
         typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them."),
@@ -58,7 +59,7 @@ def predict(
             hint = "give another name: the scores would replace it"
             raise ConfigError("is one of the input files", where=f"--out {out}", hint=hint)
     tagger = load_model(model)
-    jets = load_jets(data, require_labels=False, **given({"max_jets": max_jets, "on_bad": on_bad}))
+    jets = load_jets(data, require_labels=False, **given({"max_jets": max_jets, "on_bad": on_bad, "unit": unit}))
     write_scores(out, tagger, jets, prepared=prepared)
     if not quiet:
         typer.echo(f"{out}: scores of {len(jets):,} jets")

@@ -1,7 +1,8 @@
 """Reading jets from experiments' files into packed jets.
 
 ATLAS Top Tagging Open Data, records 15013 (v1) and 80030 (v2): HDF5 with one row a jet in every dataset,
-constituents padded with zeros behind the last one and sorted by falling pT, momenta in MeV.
+constituents padded with zeros behind the last one and sorted by falling pT, momenta in MeV (or in GeV, where the
+caller says so).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from kdfast.jets.sources import (
     inspect,
     open_file,
 )
+from kdfast.jets.units import PER_GEV, check_file_unit
 
 __all__ = ["load_jets"]
 
-MEV_PER_GEV = np.float32(1000)
 BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
 WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOCK_BYTES
 
@@ -42,11 +43,12 @@ def load_jets(
     max_jets: int | None = None,
     max_constituents: int | None = None,
     on_bad: Literal["error", "drop"] = "error",
+    unit: Literal["MeV", "GeV"] = "MeV",
     require_labels: bool = True,
 ) -> PackedJets:
     """Read jets from one or several files in the ATLAS Top Tagging layout (v1 or v2).
 
-    Momenta are in MeV in files and in GeV in the result. Files are streamed: in addition to the packed
+    Momenta are in `unit` in files and in GeV in the result. Files are streamed: in addition to the packed
     jets, only a few blocks of rows are in memory.
 
     Parameters
@@ -64,6 +66,9 @@ def load_jets(
     on_bad
         ``"error"`` raises at the first bad jet. ``"drop"`` leaves bad jets out and warns how many and why.
         Faults of a whole file (missing datasets, unequal lengths, a truncated file) are errors either way.
+    unit
+        Of momenta, energies and masses in the files: ``"MeV"`` or ``"GeV"``. A file whose median jet pT would
+        be below 5 GeV or above 20 TeV is refused, with the unit that it seems to have.
     require_labels
         False for jets that are only to be scored: files without labels are read with label −1, and weights
         may all be zero.
@@ -84,6 +89,8 @@ def load_jets(
     """
     if on_bad not in ("error", "drop"):
         raise ConfigError(f"must be 'error' or 'drop', is {on_bad!r}", where="on_bad")
+    if unit not in PER_GEV:
+        raise ConfigError(f"must be 'MeV' or 'GeV', is {unit!r}", where="unit")
     limits: dict[str, Any] = {"max_jets": max_jets, "max_constituents": max_constituents}
     for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
@@ -92,7 +99,7 @@ def load_jets(
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if max_jets is None else min(max_jets, rows)
-    jets = _Packing(wanted, Faults(drop=on_bad == "drop"))
+    jets = _Packing(wanted, Faults(drop=on_bad == "drop"), unit)
     first_index = 0
     for source in sources:
         if jets.size < wanted:
@@ -104,8 +111,10 @@ def load_jets(
 class _Packing:
     """The packed jets while they grow; `wanted` bounds their number."""
 
-    def __init__(self, wanted: int, faults: Faults) -> None:
+    def __init__(self, wanted: int, faults: Faults, unit: str) -> None:
         self.wanted, self.faults = wanted, faults
+        self.unit = unit
+        self.per_gev = np.float32(PER_GEV[unit])
         self.size = 0  # jets so far
         self.filled = 0  # constituents so far
         self.rows_read = 0
@@ -135,12 +144,17 @@ def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
         datasets = {name: file[name] for name in names if name}  # kept open: each has a cache of unpacked chunks
         rows_at_once = _rows_at_once(datasets[CONSTITUENTS[0]])
         scratch = np.empty(min(rows_at_once, source.rows) * source.stored, np.float32)
+        before = (jets.size, jets.filled)
         start = 0
         while start < source.rows and jets.size < jets.wanted:
             block_end = start - start % rows_at_once + rows_at_once
             stop = min(block_end, source.rows, start + jets.wanted - jets.size)
             _read_block(_Block(datasets, source, start, stop, scratch, jets.faults), first_index, jets)
             start = stop
+    new = slice(before[0], jets.size)
+    if jets.size > before[0]:
+        constituents = jets.constituents[before[1] : jets.filled]
+        check_file_unit(jets.p4[new], jets.counts[new], constituents, jets.unit, str(source.path))
 
 
 def _rows_at_once(pt: h5py.Dataset) -> int:
@@ -243,7 +257,7 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
         block.reject(name, ~np.isfinite(values), "is not finite", values=values)
         if name == "fjet_pt":
             block.reject(name, values <= 0, "is not positive", values=values)
-        p4[:, k] = values / MEV_PER_GEV if name in ("fjet_pt", "fjet_m") else values
+        p4[:, k] = values / jets.per_gev if name in ("fjet_pt", "fjet_m") else values
     labels = np.full(rows, -1, np.float32)
     if block.source.labels:
         labels = block.read(block.source.labels)
@@ -297,7 +311,7 @@ def _read_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
         block.reject("fjet_clus_E", _jets_with(below, offsets), "is smaller than the momentum pT·cosh η")
     for k, values in enumerate(columns):
         if k in (0, 3):
-            np.divide(values, MEV_PER_GEV, out=packed[:, k])
+            np.divide(values, jets.per_gev, out=packed[:, k])
         else:
             packed[:, k] = values
     return counts
@@ -316,6 +330,8 @@ def _finish(jets: _Packing, sources: list[Source], require_labels: bool, cut: bo
     if jets.size == 0:
         hint = "{on_bad} shows the first fault"
         raise DataError("no good jet is left", where=where, hint=hint, settings={"on_bad": "error"})
+    if not jets.filled:
+        raise DataError("every jet is empty: no constituent has pT > 0", where=f"{where}, dataset fjet_clus_pt")
     jets.constituents.resize((jets.filled, 4), refcheck=False)
     packed = PackedJets(
         jets.constituents,

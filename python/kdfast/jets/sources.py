@@ -171,7 +171,7 @@ def _dataset(file: h5py.File, path: Path, name: str, *, columns: bool = False) -
     if link is None:
         hint = f"the file holds: {', '.join(sorted(file)) or 'nothing'}"
         if name == LABELS:
-            hint += "\nfor jets that are only to be scored: require_labels=False"
+            hint += "\nfor jets that are only to be scored: kdfast predict, or load_jets(…, require_labels=False)"
         raise DataError("is missing", where=where, hint=hint)
     if isinstance(link, h5py.ExternalLink):
         raise DataError(f"is an external link to {link.filename}", where=where, hint="give that file itself")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdfast._version import __version__
-from kdfast.errors import KdfastError, ModelError
+from kdfast.errors import DataError, KdfastError, KdfastWarning, ModelError
 from kdfast.files import write_content, writing_errors
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
+from kdfast.jets.units import check_in_gev
 from kdfast.models.config import ModelConfig
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.jet_transformer import JetTransformer
@@ -29,6 +31,7 @@ from kdfast.models.jet_transformer import JetTransformer
 __all__ = ["Preparation", "Tagger", "load_model", "model_bytes", "tagger_card"]
 
 _FORMAT = 1
+_SEVERAL = 20  # jets: fewer may all be soft, empty or alike
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,23 @@ class Tagger:
         self.preparation = preparation
 
     def logits(self, jets: PackedJets, *, prepared: bool = False) -> Tensor:
-        """[B, C] logits. prepared: the jets are already as the model's view has them (a real trigger's jets)."""
+        """[B, C] logits. prepared: the jets are already as the model's view has them (a real trigger's jets).
+
+        Warnings and errors as in `predict`.
+        """
+        several = len(jets) >= _SEVERAL
+        check_in_gev(jets, "jets", also_soft=several and not prepared)
         view = jets if prepared else self.preparation.view_of(jets)
+        if several and not len(view.constituents):
+            hint = "the pT threshold of the model's view is above that of every constituent: give harder jets"
+            raise DataError("no jet has a constituent left", where="jets", hint=hint)
         inputs, offsets = self.preparation.inputs(view)
         parts = [logits for logits, _, _ in evaluate_model(self.model, inputs, offsets)]
-        return torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
+        logits = torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
+        if several and bool((logits == logits[0]).all()):
+            what = f"the scores of all {len(jets):,} jets are equal"
+            warnings.warn(f"{what}: check the jets, and that the model has learnt", KdfastWarning, stacklevel=3)
+        return logits
 
     def predict(self, jets: PackedJets, *, prepared: bool = False) -> NDArray[np.float32]:
         """Scores of jets.
@@ -150,6 +165,17 @@ class Tagger:
         -------
         ndarray [B, C], float32
             Probability of signal for C = 1, class probabilities otherwise.
+
+        Raises
+        ------
+        DataError
+            For jets that can't be in GeV (see `load_jets`), or of which none has a constituent in the model's
+            view.
+
+        Warns
+        -----
+        KdfastWarning
+            If all scores are equal.
         """
         logits = self.logits(jets, prepared=prepared)
         return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)).numpy()

@@ -62,6 +62,7 @@ class SweepSettings(TypedDict, total=False):
     checkpoint_every: float | None
     max_jets: int | None
     on_bad: Literal["error", "drop"] | None
+    unit: Literal["MeV", "GeV"] | None
     fractions: tuple[float, float, float] | None
     data_seed: int | None
     learning_rate: float | None

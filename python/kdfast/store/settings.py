@@ -120,6 +120,8 @@ class DataSettings(_Table):
     """Keep the N hardest constituents of each jet."""
     on_bad: Annotated[Literal["error", "drop"], Shown(metavar="error|drop")] = "error"
     """On a bad jet: stop with an error, or drop and count it."""
+    unit: Annotated[Literal["MeV", "GeV"], Shown(metavar="MeV|GeV")] = "MeV"
+    """Unit of momenta in the files of jets and of HLT jets."""
     fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = (0.70, 0.15, 0.15)
     """Shares of the training, validation and test jets, stratified by label."""
     seed: Annotated[int, Field(ge=0, lt=2**32), Shown(keyword="data_seed", option="--data-seed")] = 42
@@ -166,8 +168,8 @@ class HLTFiles(_Table):
     """Instead of an emulation: files of the same jets, in the same order, as a trigger saw them."""
 
 
-# In [data]: where the jets are and which of them are read. The jets' fingerprint decides, not these.
-DATA_SOURCE = ("paths", "max_jets", "on_bad")
+# In [data]: where the jets are, in which unit, and which of them are read. The jets' fingerprint decides, not these.
+DATA_SOURCE = ("paths", "max_jets", "on_bad", "unit")
 
 # `hlt` of a study whose HLT jets were given in Python.
 GIVEN = "given"
@@ -302,6 +304,8 @@ class StudySettings(_Table):
         if isinstance(self.hlt, HLTConfig):
             table["hlt"] = asdict(self.hlt)  # 1 stays 1, and does not become 1.0
         table["data"].setdefault("max_constituents", "all")
+        if self.data.unit == "MeV":
+            del table["data"]["unit"]  # so that kdfast 0.2 reads the file too
         return table
 
     def decisive(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kdfast.distill.pack import View
 from kdfast.errors import DataError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.packed import PackedJets
+from kdfast.jets.units import check_in_gev
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
 
@@ -71,6 +72,7 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
             max_jets=settings.max_jets,
             max_constituents=settings.max_constituents,
             on_bad=settings.on_bad,
+            unit=settings.unit,
         )
     elif jets is None:
         from kdfast.jets.sample import sample
@@ -80,6 +82,7 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
         jets = jets[: settings.max_jets]
     jets = jets.hardest(settings.max_constituents)
     _check(jets, "data")
+    check_in_gev(jets, "data")
     return jets
 
 
@@ -202,9 +205,10 @@ def _paired(jets: PackedJets, hlt_jets: PackedJets) -> PackedJets:
                 hint="give the same jets in the same order",
             )
     _check(hlt_jets, "hlt")
+    check_in_gev(hlt_jets, "hlt", also_soft=False)
     return hlt_jets
 
 
 def _no_constituent(which: str) -> DataError:
-    hint = "lower the pT threshold of the HLT settings, and check that momenta are in GeV"
+    hint = "lower the pT threshold of the HLT settings, or give harder jets"
     return DataError("no jet has a constituent left", where=which, hint=hint)

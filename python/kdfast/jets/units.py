@@ -1,0 +1,96 @@
+"""Units of momenta: a file's are MeV or GeV, everything else is GeV. A wrong unit shows in the jets' pT.
+
+The median pT of jets must lie in PLAUSIBLE_PT: reconstructed jets begin at some 20 GeV, and those of the LHC end at
+7 TeV. So a file in GeV that is read as MeV is found if its median is below 5 TeV, and one in MeV that is read as GeV if
+its median is above 20 GeV.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.errors import DataError
+from kdfast.jets.packed import PackedJets, constituent_rows, offsets_of
+
+__all__ = ["PER_GEV", "check_file_unit", "check_in_gev"]
+
+PER_GEV = {"MeV": 1000.0, "GeV": 1.0}
+PLAUSIBLE_PT = (5.0, 20_000.0)  # GeV
+# Of a jet's pT, the part that its stored constituents have: 1, or less where only the hardest are kept.
+PLAUSIBLE_SHARE = (0.005, 30.0)
+LOOKED_AT = 1000  # jets: enough for the order of magnitude of a median
+
+
+def check_file_unit(
+    p4: NDArray[np.float32], counts: NDArray[np.int64], constituents: NDArray[np.float32], unit: str, where: str
+) -> None:
+    """Raises DataError where a file's momenta can't have been in `unit`, from which they were brought to GeV.
+
+    p4 [B, 4], counts [B], constituents [M, 4]: of the file's jets.
+    """
+    rows = _evenly(len(p4))
+    jet_pt = p4[rows, 0]
+    median = float(np.median(jet_pt))
+    if not _is_plausible(median):
+        what = f"the median jet pT is {median:.3g} GeV if the file is in {unit}"
+        other = "GeV" if unit == "MeV" else "MeV"
+        if _is_plausible(median * PER_GEV[unit] / PER_GEV[other]):
+            hint = f"the file seems to be in {other}: {{unit}} reads it so"
+            raise DataError(what, where=where, hint=hint, settings={"unit": other})
+        raise DataError(what, where=where, hint=f"jets of {_RANGE} are expected: bring fjet_pt to MeV or GeV")
+    filled = counts[rows] > 0
+    if not filled.any():
+        return
+    share = float(np.median(_constituent_pt(constituents, counts, rows)[filled] / jet_pt[filled]))
+    if not PLAUSIBLE_SHARE[0] <= share <= PLAUSIBLE_SHARE[1]:
+        what = f"the constituents' pT add up to {share:.3g} of the jets' pT (median)"
+        raise DataError(what, where=where, hint="bring fjet_clus_pt, fjet_clus_E, fjet_pt and fjet_m to one unit")
+
+
+def check_in_gev(jets: PackedJets, where: str, *, also_soft: bool = True) -> None:
+    """Raises DataError where jets that were given in Python can't be in GeV, by the pT of their constituents.
+
+    also_soft: whether jets that seem too soft are refused too, which a few may be, and what a trigger saw. Those whose
+    own pT is not too small are not: they have lost constituents.
+    """
+    rows = np.flatnonzero(jets.counts)
+    rows = rows[_evenly(len(rows))]
+    pt = _constituent_pt(jets.constituents, jets.counts, rows)
+    known = np.isfinite(pt)
+    if not known.any():
+        return
+    median = float(np.median(pt[known]))
+    if median < PLAUSIBLE_PT[0] and not (also_soft and np.median(jets.p4[rows, 0]) < PLAUSIBLE_PT[0]):
+        return
+    if _is_plausible(median):
+        return
+    what = f"the median jet pT is {median:.3g} GeV"
+    hint = f"PackedJets are in GeV, and jets of {_RANGE} are expected"
+    for unit, factor, remedy in (("MeV", 1e-3, "divide"), ("TeV", 1e3, "multiply")):
+        if _is_plausible(median * factor):
+            hint = f"they seem to be in {unit}: {remedy} pt and energy (and p4) by 1000, as PackedJets are in GeV"
+    raise DataError(what, where=where, hint=hint)
+
+
+_RANGE = f"{PLAUSIBLE_PT[0]:g} GeV to {PLAUSIBLE_PT[1] / 1000:g} TeV"
+
+
+def _is_plausible(median: float) -> bool:
+    return PLAUSIBLE_PT[0] <= median <= PLAUSIBLE_PT[1]
+
+
+def _evenly(number: int) -> NDArray[np.int64]:
+    """At most LOOKED_AT of 0 … number − 1, evenly spaced."""
+    return np.linspace(0, number - 1, min(number, LOOKED_AT)).astype(np.int64)
+
+
+def _constituent_pt(
+    constituents: NDArray[np.float32], counts: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The scalar sum of the constituents' pT of the jets at `rows`; 0 for an empty jet."""
+    offsets = offsets_of(counts)
+    pt = constituents[constituent_rows(offsets, rows), 0]
+    jet = np.repeat(np.arange(len(rows)), counts[rows])
+    sums: NDArray[np.float64] = np.bincount(jet, pt.astype(np.float64), minlength=len(rows))
+    return sums
