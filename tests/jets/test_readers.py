@@ -147,7 +147,9 @@ def test_jets_to_be_scored_need_no_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         read.constituents[: len(read.constituents) // 2], in_file_precision(JETS).constituents
     )
-    with pytest.raises(DataError, match=r"dataset labels: is missing\n.*\nfor jets .* scored: require_labels=False"):
+    with pytest.raises(
+        DataError, match=r"dataset labels: is missing\n.*\nfor jets .* scored: .* load_jets\(…, require_labels=False\)"
+    ):
         load_jets(bare)
 
 

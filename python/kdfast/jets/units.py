@@ -92,5 +92,4 @@ def _constituent_pt(
     offsets = offsets_of(counts)
     pt = constituents[constituent_rows(offsets, rows), 0]
     jet = np.repeat(np.arange(len(rows)), counts[rows])
-    sums: NDArray[np.float64] = np.bincount(jet, pt.astype(np.float64), minlength=len(rows))
-    return sums
+    return np.bincount(jet, pt, minlength=len(rows)).astype(np.float64)
