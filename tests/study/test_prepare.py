@@ -1,5 +1,6 @@
 """From jets to views: the split, the two views, and jets that can't be used."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from kdfast.errors import DataError
 from kdfast.jets.features import features
 from kdfast.jets.hlt import emulate_hlt, offline_view
+from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.packed import PackedJets
+from kdfast.jets.pairs import check_pairs
 from kdfast.store.settings import DataSettings, StudySettings
 from kdfast.study.prepare import SPLITS, load, prepare
 from tests.synthetic import synthetic_jets
@@ -122,3 +125,59 @@ def test_bad_hlt_jets_say_what_is_wrong(jets, make, message):
     with pytest.raises(DataError) as error:
         prepare(jets, SETTINGS, make(emulate_hlt(jets, "nominal")))
     assert message in str(error.value)
+
+
+def within_classes(jets: PackedJets, share: float = 1.0) -> np.ndarray:
+    """An order of the jets: a share of them is shuffled within each class, so that labels still agree."""
+    rng = np.random.default_rng(5)
+    order = np.arange(len(jets))
+    for label in (0, 1):
+        rows = np.flatnonzero(jets.labels == label)
+        rows = rows[: int(share * len(rows))]
+        order[rows] = rng.permutation(rows)
+    return order
+
+
+@pytest.mark.parametrize("seen", ["mild", "severe"])
+@pytest.mark.parametrize("share", [1.0, 0.15])
+def test_hlt_jets_shuffled_within_their_class_are_no_pairs(jets, seen, share):
+    order = within_classes(jets, share)
+    trigger = replace(emulate_hlt(jets, seen)[order], index=jets.index)  # as from a file: the row is the index
+    assert np.array_equal(trigger.labels, jets.labels)
+    with pytest.raises(DataError) as error:
+        prepare(jets, SETTINGS, trigger)
+    first = int(np.argmax(order != np.arange(len(jets))))
+    found = re.match(r"hlt, row (\d+): are not the same jets: ΔR (\S+) between the axes, pT", str(error.value))
+    assert found is not None
+    assert first <= int(found[1]) <= first + 5  # strangers may be neighbours
+    assert float(found[2]) > 0.8
+    assert "pairs differ\ngive the same jets in the same order; for all but 5% of them, ΔR must be" in str(error.value)
+
+
+def test_pairs_of_another_pt(jets):
+    harder = replace(jets, p4=jets.p4 * np.float32([4, 1, 1, 4]))
+    with pytest.raises(DataError, match=r"hlt, row 0: are not the same jets: ΔR 0.00 .* 400 of 400 pairs differ"):
+        prepare(jets, SETTINGS, harder)
+
+
+@pytest.mark.parametrize("factor", [1, 0.04])
+@pytest.mark.parametrize("kept", [1, 40])
+@pytest.mark.parametrize("seen", ["mild", "nominal", "severe"])
+def test_views_of_hard_and_soft_jets_are_pairs(jets, factor, kept, seen):
+    """Down to jets of 20 GeV, of which thresholds leave little or nothing."""
+    soft = jets.with_constituents(jets.constituents * np.float32([factor, 1, 1, factor]), jets.offsets)
+    soft = replace(soft, p4=jet_p4(soft.constituents, soft.offsets))
+    trigger = emulate_hlt(soft, seen)
+    trigger = replace(trigger, p4=jet_p4(trigger.constituents, trigger.offsets))
+    check_pairs(soft.hardest(kept), trigger.hardest(kept))
+    around = np.where(soft.constituents[:, 2] > 0, 0, 2 * np.pi).astype(np.float32)
+    turned = soft.with_constituents(soft.constituents + around[:, None] * np.float32([0, 0, 1, 0]), soft.offsets)
+    check_pairs(turned, trigger)
+
+
+def test_a_few_pairs_may_differ(jets):
+    order = np.arange(len(jets))
+    order[:20] = order[:20][::-1]
+    check_pairs(jets, replace(jets[order], index=jets.index, labels=jets.labels))
+    check_pairs(jets[:2], replace(jets[[1, 0]], index=jets.index[:2], labels=jets.labels[:2]))
+    check_pairs(jets[:0], jets[:0])

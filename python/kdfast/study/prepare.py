@@ -15,6 +15,7 @@ from kdfast.distill.pack import View
 from kdfast.errors import DataError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.packed import PackedJets
+from kdfast.jets.pairs import check_pairs
 from kdfast.jets.units import check_in_gev
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
@@ -188,24 +189,9 @@ def _check(jets: PackedJets, where: str) -> None:
 
 
 def _paired(jets: PackedJets, hlt_jets: PackedJets) -> PackedJets:
-    if len(hlt_jets) != len(jets):
-        raise DataError(
-            f"{len(hlt_jets)} HLT jets for {len(jets)} offline jets",
-            where="hlt",
-            hint="give the same jets in the same order (after max_jets, where that is set)",
-        )
-    for name in ("index", "labels"):
-        different = getattr(hlt_jets, name) != getattr(jets, name)
-        if different.any():
-            row = int(np.argmax(different))
-            values = f"{getattr(hlt_jets, name)[row]}, offline {getattr(jets, name)[row]}"
-            raise DataError(
-                f"are not the same jets: {name} {values}",
-                where=f"hlt, row {row}",
-                hint="give the same jets in the same order",
-            )
     _check(hlt_jets, "hlt")
     check_in_gev(hlt_jets, "hlt", also_soft=False)
+    check_pairs(jets, hlt_jets)
     return hlt_jets
 
 
