@@ -37,6 +37,7 @@ SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
 COMMANDS = ["sweep", "status", "verify", "report", "refine", "import", "predict", "generate", "bench", "doctor"]
 TINY = ["--temperature", "3", "--alpha", "0.5", "--epochs", "1", "--teacher-epochs", "1", "--max-jets", "800"]
 TINY += ["--model", "small", "--teacher-model", "small", "--max-constituents", "10", "--batch-size", "64"]
+TINY += ["--warmup-epochs", "1"]
 
 
 def environment(**more):
@@ -253,7 +254,14 @@ def test_what_files_give_is_known_to_later_commands(tmp_path, capsys, without_re
 
 
 def test_jets_from_python_are_asked_for_again(tmp_path, capsys, without_reports):
-    sizes = {"model": "small", "teacher_model": "small", "epochs": 1, "batch_size": 64, "max_constituents": 10}
+    sizes = {
+        "model": "small",
+        "teacher_model": "small",
+        "epochs": 1,
+        "warmup_epochs": 1,
+        "batch_size": 64,
+        "max_constituents": 10,
+    }
     out, jets = tmp_path / "study", sample()[:800]
     kdfast.sweep(jets, out, hlt=jets, grid=kdfast.grid(temperature=3, alpha=0.5), progress=False, **sizes)
     assert main(["refine", str(out)]) == 2

@@ -18,6 +18,7 @@ VALUES = {
     "hlt": "mild",
     "grid": "wide",
     "teacher": "t.npy",
+    "teacher_kind": "probability",
     "precision": "bf16",
     "device": "cpu",
     "on_bad": "drop",

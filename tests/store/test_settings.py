@@ -93,6 +93,24 @@ def test_what_decides_results():
         assert StudySettings.resolve(overrides=other).decisive() != demo.decisive()
 
 
+def test_a_warm_up_that_is_longer_than_the_training_is_shortened():
+    def recipes(epochs, teacher_epochs, warmup):
+        table = {"epochs": epochs, "teacher_epochs": teacher_epochs, "warmup_epochs": warmup}
+        settings = StudySettings.resolve({"recipe": table})
+        trained = (settings.recipe.student(), settings.recipe.teacher())
+        return [each.warmup_epochs for each in trained], settings.decisive()["recipe"]
+
+    for epochs, warmup in ((5, 3), (3, 3), (1, 0)):  # it fits: as in older studies
+        kept, decisive = recipes(epochs, epochs, warmup)
+        assert kept == [warmup, warmup]
+        assert decisive["warmup_epochs"] == warmup
+        assert "teacher_warmup_epochs" not in decisive
+    kept, decisive = recipes(2, 9, 3)
+    assert (kept, decisive["warmup_epochs"], "teacher_warmup_epochs" in decisive) == ([2, 3], 2, False)
+    kept, decisive = recipes(9, 2, 3)
+    assert (kept, decisive["warmup_epochs"], decisive["teacher_warmup_epochs"]) == ([3, 2], 3, 2)
+
+
 LISTS = "[grid]\ntemperature = [3]\nalpha = [0.5]\n"
 MISSING = ("merge_radius", "pt_resolution", "angular_resolution", "loss")
 SHARES = "must be three numbers > 0 that add up to 1"
@@ -106,6 +124,8 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ("sedes = [1]", "FILE, sedes: unknown key 'sedes'\ndid you mean 'seeds'?"),
         ("[recipe]\nepoch = 3", "FILE, recipe.epoch: unknown key 'epoch'\ndid you mean 'epochs'?"),
         ("[recipe]\nepochs = 0", "FILE, recipe.epochs: must be ≥ 1, is 0"),
+        ('[data]\nunit = "TeV"', "FILE, data.unit: must be 'MeV' or 'GeV', is 'TeV'"),
+        ('teacher_kind = "odds"', "FILE, teacher_kind: must be 'logit' or 'probability', is 'odds'"),
         ('[recipe]\nepochs = "many"', "FILE, recipe.epochs: must be a whole number, is 'many'"),
         ("[data]\nmax_jet = 3", "did you mean 'max_jets'?"),
         ("[data]\nfractions = [0.7, 0.2, 0.2]", f"FILE, data.fractions: {SHARES}, is [0.7, 0.2, 0.2]"),

@@ -30,6 +30,7 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
         "model": SIZES,
         "teacher_model": SIZES | {"width": 32, "heads": 2},
         "epochs": 2,
+        "warmup_epochs": 1,
         "batch_size": 32,
         "max_constituents": 15,
         "progress": False,

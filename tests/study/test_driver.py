@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdfast.distill import cpu_engine, cuda_engine, trainer
-from kdfast.errors import BackendError, ConfigError, DataError, ModelError, StudyError
+from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, ModelError, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.models.tagger import load_model
 from kdfast.ops import backend
@@ -283,6 +283,14 @@ def test_in_bfloat16(study, tmp_path):
         ({"data": "nowhere.h5"}, DataError, "nowhere.h5"),
         ({"teacher": np.zeros(399)}, DataError, "teacher: 399 logits for 400 jets"),
         ({"teacher": np.full(400, np.nan)}, DataError, "teacher, row 0: logit must be finite, is nan"),
+        ({"teacher": np.linspace(0, 1, 400)}, DataError, "teacher: the logits of all 400 jets lie in [0, 1], as "
+         "probabilities do\nteacher_kind='probability' takes probabilities"),
+        ({"teacher": np.linspace(0, 1.1, 400), "teacher_kind": "probability"}, DataError,
+         "teacher, row 363: probability must lie in [0, 1], is 1.00"),
+        ({"teacher": np.full(400, np.nan), "teacher_kind": "probability"}, DataError,
+         "teacher, row 0: probability must lie in [0, 1], is nan"),
+        ({"teacher": np.zeros(399), "teacher_kind": "probability"}, DataError, "399 probabilities for 400 jets"),
+        ({"teacher_kind": "probability"}, ConfigError, "teacher_kind: tells what an array or .npy file of a teacher"),
         ({"teacher": np.zeros((400, 2))}, DataError, "teacher: needs one logit a jet, has shape [400, 2]"),
         ({"teacher": object()}, DataError, "teacher: is neither a model nor logits: object"),
         ({"teacher": "nowhere.safetensors"}, ModelError, "nowhere.safetensors: there is no such model file"),
@@ -296,6 +304,43 @@ def test_bad_input_says_what_is_wrong(tmp_path, changes, kind, message):
         small_sweep(tmp_path / "out", **changes)
     assert message in str(error.value)
     assert str(error.value).count("\n") <= 1
+
+
+def test_a_teacher_of_probabilities(tmp_path):
+    """As an array and as a file, planned for workers and by the driver: the same as its logits."""
+    logits = np.random.default_rng(1).normal(0, 3, 400)
+    probabilities = 1 / (1 + np.exp(-logits))
+    probabilities[:2] = (0, 1)
+    logits[:2] = np.log(1e-7 / (1 - 1e-7)) * np.array([1, -1])  # clipped
+    np.save(tmp_path / "p.npy", probabilities)
+    common = {"epochs": 1, "grid": GRID[:1], "teacher_kind": "probability"}
+    tables = []
+    for number, teacher in enumerate((probabilities, tmp_path / "p.npy", probabilities[:, None])):
+        out = tmp_path / str(number)
+        small_sweep(out, teacher=teacher, plan_only=number == 0, **common)
+        if number == 0:
+            assert work(out, progress=False).failed == {}
+        assert StudyStore.open(out).settings["teacher_kind"] == "probability"
+        small_sweep(out, teacher=teacher, **common)  # resumes: it is the same study
+        tables.append(open_study(out).results.to_csv())
+    assert len(set(tables)) == 1
+    of_logits = small_sweep(tmp_path / "logits", teacher=logits, **common | {"teacher_kind": None})
+    name = GRID[0].name
+    np.testing.assert_allclose(open_study(out).scores(name)["score"], of_logits.scores(name)["score"], rtol=1e-3)
+    assert "teacher_kind" not in StudyStore.open(tmp_path / "logits").settings
+
+
+def test_a_warm_up_that_is_longer_than_the_training(tmp_path):
+    with pytest.warns(KdfastWarning) as caught:
+        longer = small_sweep(tmp_path / "a", epochs=1, teacher_epochs=2, warmup_epochs=3, grid=GRID[:1])
+    message = "warmup_epochs is 3, longer than the training: shortened to 1 for the students, to 2 for the teacher"
+    assert [str(warning.message) for warning in caught] == [message]
+    assert caught[0].filename == small_sweep.__code__.co_filename
+    with pytest.warns(KdfastWarning, match="shortened to 1 for the students$"):
+        same = small_sweep(tmp_path / "b", epochs=1, teacher_epochs=2, warmup_epochs=2, grid=GRID[:1])
+    name = GRID[0].name
+    np.testing.assert_array_equal(longer.scores(name)["score"], same.scores(name)["score"])
+    assert longer.path != same.path
 
 
 def test_folders_that_can_not_hold_a_study(tmp_path):

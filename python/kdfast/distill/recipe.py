@@ -33,7 +33,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
     """Weight decay of AdamW."""
     warmup_epochs: int = Field(default=3, ge=0)
-    """Epochs of linear warm-up of the learning rate."""
+    """Epochs of linear warm-up of the learning rate; at most those of the training."""
     clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Maximum norm of the gradient; a larger gradient is scaled down to it."""
     patience: int = Field(default=20, ge=1)

@@ -58,6 +58,7 @@ class SweepSettings(TypedDict, total=False):
     max_constituents: int | Literal["all"] | None
     precision: Literal["fp32", "bf16"] | None
     device: str | None
+    teacher_kind: Literal["logit", "probability"] | None
     teacher_model: str | ModelConfig | Mapping[str, Any] | None
     checkpoint_every: float | None
     max_jets: int | None

@@ -138,12 +138,16 @@ class RecipeSettings(Recipe, _Table):
 
     def student(self) -> Recipe:
         """The recipe of students and baseline."""
-        return Recipe(**self.model_dump(include=set(Recipe.model_fields)))
+        return self._recipe(self.epochs, self.patience)
 
     def teacher(self) -> Recipe:
         """The recipe of the teacher."""
-        epochs = self.teacher_epochs or self.epochs
-        return self.student().model_copy(update={"epochs": epochs, "patience": self.teacher_patience})
+        return self._recipe(self.teacher_epochs or self.epochs, self.teacher_patience)
+
+    def _recipe(self, epochs: int, patience: int) -> Recipe:
+        """A warm-up that is longer than the training is shortened to it: its last epoch has the whole rate."""
+        changes = {"epochs": epochs, "patience": patience, "warmup_epochs": min(self.warmup_epochs, epochs)}
+        return Recipe(**self.model_dump(include=set(Recipe.model_fields)) | changes)
 
 
 class GridLists(_Table):
@@ -281,6 +285,10 @@ class StudySettings(_Table):
     )
     teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = None
     """A trained teacher (.safetensors), or its logits for all jets (.npy)."""
+    teacher_kind: Annotated[Literal["logit", "probability"], Shown(metavar="logit|probability", panel="Models")] = (
+        "logit"
+    )
+    """What the numbers of a teacher are: logits, or probabilities of signal."""
     precision: Precision = "fp32"
     """Precision of matrix products: fp32, or bf16, which is faster."""
     device: Device = "auto"
@@ -306,6 +314,8 @@ class StudySettings(_Table):
         table["data"].setdefault("max_constituents", "all")
         if self.data.unit == "MeV":
             del table["data"]["unit"]  # so that kdfast 0.2 reads the file too
+        if self.teacher_kind == "logit":
+            del table["teacher_kind"]
         return table
 
     def decisive(self) -> dict[str, Any]:
@@ -315,7 +325,7 @@ class StudySettings(_Table):
         HLT jets and teacher, which their fingerprints identify; device and checkpoints.
         """
         table = self.table()
-        for key in ("seeds", "grid", "teacher", "device", "checkpoint_every"):
+        for key in ("seeds", "grid", "teacher", "teacher_kind", "device", "checkpoint_every"):
             table.pop(key, None)
         for key in DATA_SOURCE:
             table["data"].pop(key, None)
@@ -325,7 +335,12 @@ class StudySettings(_Table):
             del table["hlt"]
         else:
             table["hlt"] = asdict(hlt_config(self.hlt))
-        table["recipe"].setdefault("teacher_epochs", self.recipe.epochs)
+        recipe = table["recipe"]
+        recipe.setdefault("teacher_epochs", self.recipe.epochs)
+        warmup = self.recipe.warmup_epochs
+        recipe["warmup_epochs"] = self.recipe.student().warmup_epochs
+        if self.recipe.teacher().warmup_epochs != warmup:  # older versions did not shorten it
+            recipe["teacher_warmup_epochs"] = self.recipe.teacher().warmup_epochs
         return table
 
     @classmethod

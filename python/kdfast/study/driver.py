@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from kdfast import report
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
-from kdfast.errors import BackendError, ConfigError, DataError, StudyError
+from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import model_config
@@ -89,6 +90,8 @@ def sweep(
     teacher
         A trained teacher (a file or Tagger), or its logits (an array or .npy file) for all jets, in their
         order after `max_jets`; with logits there is no attention-transfer term. None: train a teacher.
+    teacher_kind
+        ``"logit"``, or ``"probability"`` where `teacher` is an array or .npy file of probabilities of signal.
     epochs, batch_size, learning_rate, warmup_epochs, …
         The recipe of students and baseline; `teacher_epochs` and `teacher_patience` are the teacher's.
     seeds
@@ -202,6 +205,7 @@ def run_study(
 ) -> StudyResults:
     """Runs what the settings ask for and the folder does not hold yet; see `sweep`."""
     _check_given(settings, given)
+    _warn_of_shortened_warmup(settings, trains_teacher=given.teacher is None and settings.teacher is None)
     if client is not None:
         budget = dask_engine.budget(client, settings.device, budget)
     elif not plan_only:
@@ -246,6 +250,19 @@ def _check_given(settings: StudySettings, given: Given) -> None:
     if given.hlt_jets is None and settings.hlt == GIVEN:
         hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
         raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
+
+
+def _warn_of_shortened_warmup(settings: StudySettings, trains_teacher: bool) -> None:
+    recipe = settings.recipe
+    trained = {"students": recipe.student()}
+    if trains_teacher:
+        trained["teacher"] = recipe.teacher()
+    shortened = [
+        f"to {each.epochs} for the {who}" for who, each in trained.items() if each.warmup_epochs < recipe.warmup_epochs
+    ]
+    if shortened:
+        what = f"warmup_epochs is {recipe.warmup_epochs}, longer than the training: shortened {', '.join(shortened)}"
+        warnings.warn(what, KdfastWarning, stacklevel=4)
 
 
 def _describe(

@@ -6,7 +6,7 @@ if other processes will work on the study (workers, a cluster), so that its fold
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save
 
-from kdfast.errors import ConfigError, DataError, ModelError, StudyError
+from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
@@ -23,6 +23,7 @@ from kdfast.store.folders import commit, read_checked
 from kdfast.store.identity import differing, refuse_another, shown_setting, teacher_fingerprint
 from kdfast.store.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
+from kdfast.study.external_teacher import as_logits, check_values, external_teacher
 from kdfast.study.prepare import PreparedData, load, prepare
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "write_inputs",
 ]
 
+
+# Name of the stored values of a teacher: logits, or what the setting `teacher_kind` says.
+_VALUES = "logits"
 
 # What a study can be given in Python, in words, and the argument of kdfast.sweep and kdfast.refine for it.
 _IN_PYTHON = {
@@ -47,7 +51,8 @@ _IN_PYTHON = {
 class Given:
     """What a study is given in Python and no TOML can hold.
 
-    jets, hlt_jets: instead of files and of the emulation. teacher: a Tagger, or logits for all jets.
+    jets, hlt_jets: instead of files and of the emulation. teacher: a Tagger, or for all jets what the setting
+    `teacher_kind` says.
     """
 
     jets: PackedJets | None = None
@@ -73,14 +78,16 @@ class Inputs:
     def load(cls, settings: StudySettings, given: Given, store: StudyStore | None = None) -> Inputs:
         """Reads and prepares the jets. store: of the study, if there is one. Raises StudyError where it holds
         another study, before the work of reading the data where that is possible."""
-        teacher = _external_teacher(settings, given)
+        values = external_teacher(settings, given.teacher)
+        teacher = as_logits(values, settings.teacher_kind) if isinstance(values, np.ndarray) else values
         hlt_jets = given.hlt_jets
         if store is not None:
             refuse_another(store, _decisive(settings, teacher, hlt_jets))
         jets = load(given.jets, settings.data)
-        if isinstance(teacher, np.ndarray) and len(teacher) != len(jets):
-            hint = "give a logit for every jet, in the data's order (after max_jets, where that is set)"
-            raise DataError(f"{len(teacher)} logits for {len(jets)} jets", where="teacher", hint=hint)
+        if isinstance(values, np.ndarray):
+            check_values(values, settings.teacher_kind, len(jets))
+            if given.teacher is not None:
+                given = replace(given, teacher=values)  # as write_inputs stores it
         if hlt_jets is None and isinstance(settings.hlt, HLTFiles):
             from kdfast.jets.readers import load_jets
 
@@ -101,52 +108,11 @@ def _decisive(
     table = settings.decisive()
     if teacher is not None:  # then nothing of a teacher's training decides a result
         del table["teacher_model"], table["recipe"]["teacher_epochs"], table["recipe"]["teacher_patience"]
+        table["recipe"].pop("teacher_warmup_epochs", None)
         table["teacher"] = teacher_fingerprint(teacher)
     if hlt_jets is not None:
         table["hlt"] = f"jets {fingerprint(hlt_jets)[:16]}"
     return table
-
-
-def _external_teacher(settings: StudySettings, given: Given) -> Tagger | NDArray[np.float32] | None:
-    """The teacher that the study was given, checked as far as it can be without the jets."""
-    teacher = given.teacher
-    if teacher is None and settings.teacher is not None:
-        file = Path(settings.teacher)
-        teacher = _stored_logits(file) if file.suffix == ".npy" else load_model(file)
-    if teacher is None:
-        return None
-    if isinstance(teacher, Tagger):
-        if teacher.model.config.num_classes != 1:
-            classes = teacher.model.config.num_classes
-            raise ModelError(
-                f"has {classes} outputs, students have one", where="teacher", hint="train a binary teacher"
-            )
-        return teacher
-    hint = "give None, a model's file, a Tagger, or an array of logits [jets]"
-    try:
-        logits = np.array(teacher, np.float32)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"is neither a model nor logits: {type(teacher).__name__}", where="teacher", hint=hint
-        ) from None
-    if logits.ndim == 2 and logits.shape[1] == 1:
-        logits = logits[:, 0]
-    if logits.ndim != 1:
-        raise DataError(f"needs one logit a jet, has shape {list(logits.shape)}", where="teacher", hint=hint)
-    finite = np.isfinite(logits)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise DataError(f"logit must be finite, is {logits[row]}", where=f"teacher, row {row}")
-    return logits
-
-
-def _stored_logits(file: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(np.load(file, allow_pickle=False))
-    except OSError as error:
-        raise DataError(f"can't be read ({error.strerror or error})", where=str(file)) from None
-    except (ValueError, EOFError) as error:
-        raise DataError(f"is no array that numpy.save wrote ({error})", where=str(file)) from None
 
 
 # ---- in the study's folder
@@ -166,7 +132,7 @@ def write_inputs(store: StudyStore, inputs: Inputs) -> None:
     }
     if given.teacher is not None and teacher is not None:  # else the settings name a file
         if isinstance(teacher, np.ndarray):
-            files["teacher/arrays.safetensors"] = save({"logits": teacher})
+            files["teacher/arrays.safetensors"] = save({_VALUES: np.ascontiguousarray(given.teacher)})
         else:
             files["teacher/model.safetensors"] = teacher.to_bytes()
     for path, content in files.items():
@@ -193,13 +159,13 @@ def _stored_jets(store: StudyStore, name: str) -> PackedJets | None:
     return None if arrays is None else PackedJets(**{key: arrays[key] for key in DTYPES})
 
 
-def _stored_teacher(store: StudyStore) -> Tagger | NDArray[np.float32] | None:
+def _stored_teacher(store: StudyStore) -> Tagger | NDArray[np.floating] | None:
     model = store.path / "inputs" / "teacher" / "model.safetensors"
     if "teacher" in _given(store) and model.exists():
         read_checked(model.parent, model.name)
         return load_model(model)
     arrays = _arrays(store, "teacher")
-    return None if arrays is None else arrays["logits"]
+    return None if arrays is None else arrays[_VALUES]
 
 
 def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
@@ -240,7 +206,9 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
         table["data"] = kept | {key: here["data"][key] for key in DATA_SOURCE if key in here["data"]}
         if isinstance(settings.hlt, HLTFiles) or settings.hlt == GIVEN:
             table["hlt"] = here["hlt"]
-    for key in found & {"device", "checkpoint_every", "teacher"}:
+    if "teacher" in found:
+        found.add("teacher_kind")
+    for key in found & {"device", "checkpoint_every", "teacher", "teacher_kind"}:
         table.pop(key, None)
         table |= {key: here[key]} if key in here else {}
     provenance = store.provenance | {"given": [name for name in _IN_PYTHON if name in names]}

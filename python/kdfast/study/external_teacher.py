@@ -1,0 +1,89 @@
+"""A teacher that a study is given: a trained model, or a value for each jet, and what can be wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.errors import ConfigError, DataError, ModelError
+from kdfast.models.tagger import Tagger, load_model
+from kdfast.store.settings import StudySettings
+
+__all__ = ["as_logits", "check_values", "external_teacher"]
+
+# A probability is brought to [1e-7, 1 − 1e-7], so that its logit is finite: within ±16.1.
+CLIPPED_PROBABILITY = 1e-7
+
+
+def external_teacher(settings: StudySettings, given: Any) -> Tagger | NDArray[np.floating] | None:
+    """The teacher that the study was given, in Python or by its settings: a Tagger, or values [N], logits (float32) or
+    probabilities (float64). Checked as far as it can be without the jets."""
+    teacher = given
+    if teacher is None and settings.teacher is not None:
+        file = Path(settings.teacher)
+        teacher = _stored_values(file) if file.suffix == ".npy" else load_model(file)
+    if (teacher is None or isinstance(teacher, Tagger)) and settings.teacher_kind != "logit":
+        what = "tells what an array or .npy file of a teacher holds, and there is none"
+        raise ConfigError(what, where="teacher_kind", hint="give the teacher's probabilities, or leave it out")
+    if teacher is None:
+        return None
+    if isinstance(teacher, Tagger):
+        if teacher.model.config.num_classes != 1:
+            what = f"has {teacher.model.config.num_classes} outputs, students have one"
+            raise ModelError(what, where="teacher", hint="train a binary teacher")
+        return teacher
+    return _one_a_jet(teacher, settings.teacher_kind)
+
+
+def _one_a_jet(teacher: Any, kind: str) -> NDArray[np.floating]:
+    hint = "give None, a model's file, a Tagger, or an array of logits [jets]"
+    try:
+        values = np.array(teacher, np.float32 if kind == "logit" else np.float64)
+    except (TypeError, ValueError):
+        what = f"is neither a model nor logits: {type(teacher).__name__}"
+        raise DataError(what, where="teacher", hint=hint) from None
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(f"needs one {kind} a jet, has shape {list(values.shape)}", where="teacher", hint=hint)
+    bad = ~np.isfinite(values)
+    needed = "be finite"
+    if kind == "probability":
+        bad |= (values < 0) | (values > 1)
+        needed = "lie in [0, 1]"
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(f"{kind} must {needed}, is {values[row]}", where=f"teacher, row {row}")
+    return values
+
+
+def as_logits(values: NDArray[np.floating], kind: str) -> NDArray[np.float32]:
+    """Logits [N] of a teacher's values: ln(p / (1 − p)) of probabilities p, clipped to CLIPPED_PROBABILITY."""
+    if kind == "logit":
+        return values.astype(np.float32)
+    p = np.clip(values, CLIPPED_PROBABILITY, 1 - CLIPPED_PROBABILITY)
+    return (np.log(p) - np.log1p(-p)).astype(np.float32)
+
+
+def check_values(values: NDArray[np.floating], kind: str, jets: int) -> None:
+    """Raises DataError where there is not a value for each jet, or where logits seem to be probabilities."""
+    if len(values) != jets:
+        hint = f"give a {kind} for every jet, in the data's order (after max_jets, where that is set)"
+        plural = "logits" if kind == "logit" else "probabilities"
+        raise DataError(f"{len(values)} {plural} for {jets} jets", where="teacher", hint=hint)
+    if kind == "logit" and ((values >= 0) & (values <= 1)).all():
+        what = f"the logits of all {jets:,} jets lie in [0, 1], as probabilities do"
+        hint = "{teacher_kind} takes probabilities"
+        raise DataError(what, where="teacher", hint=hint, settings={"teacher_kind": "probability"})
+
+
+def _stored_values(file: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(file, allow_pickle=False))
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror or error})", where=str(file)) from None
+    except (ValueError, EOFError) as error:
+        raise DataError(f"is no array that numpy.save wrote ({error})", where=str(file)) from None
