@@ -285,10 +285,8 @@ class StudySettings(_Table):
     )
     teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = None
     """A trained teacher (.safetensors), or its logits for all jets (.npy)."""
-    teacher_kind: Annotated[Literal["logit", "probability"], Shown(metavar="logit|probability", panel="Models")] = (
-        "logit"
-    )
-    """What the numbers of a teacher are: logits, or probabilities of signal."""
+    teacher_kind: Annotated[Literal["logit", "probability"], Shown(metavar="KIND", panel="Models")] = "logit"
+    """What the numbers of a teacher are: logit, or probability (of signal)."""
     precision: Precision = "fp32"
     """Precision of matrix products: fp32, or bf16, which is faster."""
     device: Device = "auto"
