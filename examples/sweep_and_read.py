@@ -11,7 +11,7 @@ folder = sys.argv[1] if len(sys.argv) > 1 else "sweep-and-read"
 
 # Four configurations: T is 3 or 7, or falls from there to 1; α is 0.5. Two seeds, each with its own baseline.
 grid = kdfast.grid(temperature=[3, 7], alpha=[0.5], temperature_final=[1])
-study = kdfast.sweep(out=folder, grid=grid, seeds=[1, 2], epochs=3, max_jets=5000, progress=False)
+study = kdfast.sweep(out=folder, grid=grid, seeds=[1, 2], epochs=10, progress=False)
 
 # One row per trained student: a pandas DataFrame.
 columns = ["run_name", "seed", "auc_student", "auc_baseline", "bkg_rej_50"]

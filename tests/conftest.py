@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-QUICK_CASES = 20
+QUICK_CASES = 12
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

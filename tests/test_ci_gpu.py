@@ -102,6 +102,7 @@ def test_benchmarks_at_toy_sizes_make_json_and_markdown(stages: ModuleType, tmp_
     assert sum(line.startswith(("| distill_loss_bandwidth", "| grid")) for line in lines) == 4
 
 
+@pytest.mark.slow
 def test_benchmarks_are_skipped_with_the_reason() -> None:
     command = [sys.executable, "-m", "pytest", "bench/gpu", "-q", "-p", "no:cacheprovider", "--benchmark-disable"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}

@@ -11,6 +11,7 @@ from tests.importers.imports import is_not_there, quietly, warned
 from tests.report.fake_study import make_study
 
 
+@pytest.mark.slow
 def test_a_study_of_kdfast_comes_back_from_its_table(tmp_path):
     path = make_study(tmp_path / "own", seeds=(1, 2), diverged=("baseline_T7.0_A0.5",)).path
     open_study(path).report()

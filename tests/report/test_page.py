@@ -268,7 +268,7 @@ def test_what_it_takes_to_reproduce_a_refinement(tmp_path):
 
 def test_findings_and_what_is_missing(analysis, html, text):
     for item in analysis.missing:
-        assert any(item.what in t and t.endswith(item.reason) for _, t in html.all("li"))
+        assert any(item.what in t and t.endswith(item.reason.replace("`", "")) for _, t in html.all("li"))
     for finding in analysis.findings:
         assert any(finding.text == t for _, t in html.all("li"))
 

@@ -149,6 +149,7 @@ def test_what_should_not_be_there_is_named(copy):
     assert "notes.txt is no file of kdfast's" in verify(copy).notes
 
 
+@pytest.mark.slow
 def test_repair_and_sweep_again_give_the_same_study(copy, capsys):
     """With the real program: what is damaged goes aside, and the same sweep replaces it bit for bit."""
     before, csv = everything(copy), (copy / "results_summary.csv").read_bytes()

@@ -123,6 +123,7 @@ def test_one_pack_and_no_more(study):
     assert (sorted(outcome.done), outcome.left) == (["seed42.000", "seed42.001"], ["seed42.002"])
 
 
+@pytest.mark.slow
 def test_a_pack_that_another_worker_is_at_is_left_or_waited_for(study):
     work(study, pack="teacher", progress=False)
     work(study, max_packs=2, progress=False)
