@@ -1,5 +1,6 @@
 """PackedJets: choosing jets, padding, joining, saving; and what it refuses."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.jets.fingerprint import fingerprint
+from kdfast.jets.fingerprint import fingerprint, jet_hashes, sampled, share_among
 from kdfast.jets.packed import DTYPES, PackedJets, offsets_of
+from tests.synthetic import synthetic_jets
 
 
 def numbered(counts: list[int]) -> PackedJets:
@@ -296,3 +298,26 @@ def test_fingerprint_is_stable() -> None:
     known = "647d201a470fb6ea170ef22c6c8c6d338f69f0eab565f42fd22840d20ec6c4ff"
     assert fingerprint(numbered([2, 0, 3])) == known
     assert fingerprint(numbered([2, 3, 0])) != known
+
+
+def test_hashes_know_a_jet_again() -> None:
+    jets = synthetic_jets(2000, seed=8)
+    hashes = jet_hashes(jets)
+    assert len(np.unique(hashes)) == 2000
+    order = np.random.default_rng(0).permutation(2000)
+    np.testing.assert_array_equal(jet_hashes(jets[order].hardest(3)), hashes[order])
+    mev = np.array([1000, 1, 1, 1000], np.float32)
+    rounded = replace(jets.with_constituents(jets.constituents * mev / mev, jets.offsets), p4=jets.p4 * mev / mev)
+    assert np.mean(jet_hashes(rounded) == hashes) > 0.7
+    sample = sampled(hashes[:1000])
+    assert len(sample) == 256
+    assert sample == sampled(hashes[np.random.default_rng(1).permutation(1000)])
+    assert [share_among(sample, some) for some in (hashes, hashes[1000:], hashes[:0])] == [1, 0, 0]
+    assert 0.3 < share_among(sample, hashes[500:]) < 0.7
+    assert share_among(sampled(hashes[:0]), hashes) == 0
+    assert len(jet_hashes(jets.select_constituents(np.zeros(len(jets.constituents), bool)))) == 2000
+
+
+def test_hashes_are_stable() -> None:
+    """Model files hold them, so they must not change from version to version."""
+    assert sampled(jet_hashes(numbered([2, 0, 3]))) == ["92dc90215a5e3c97", "9570b5118e110dea", "dbfe372f303f5f2b"]

@@ -113,6 +113,8 @@ def rewrite(path, change):
         (lambda path: rewrite(path, lambda state, _: state.pop("classify.bias")), "do not fit together"),
         (lambda path: rewrite(path, lambda _, card: card["model"].update(width=64)), "do not fit together"),
         (lambda path: rewrite(path, lambda _, card: card.pop("preparation")), "do not fit together"),
+        (lambda path: rewrite(path, lambda _, card: card.update(trained_on=["12"])), r"together \(trained_on"),
+        (lambda path: rewrite(path, lambda _, card: card.update(trained_on=7)), r"do not fit together \(trained_on"),
     ],
 )
 def test_bad_files_are_named(jets, tmp_path, damage, message):

@@ -24,6 +24,7 @@ from kdfast.study.results import StudyResults, open_study
 from kdfast.study.worker import work
 from tests.global_random import unchanged_random_state
 from tests.study.small_sweep import GRID, SIZES, small_jets, small_sweep
+from tests.synthetic import synthetic_jets
 
 
 @pytest.fixture
@@ -163,6 +164,29 @@ def test_a_saved_teacher_gives_the_same_students(study, tmp_path):
     with pytest.raises(StudyError, match="teacher"):
         small_sweep(study.path, teacher=tagger)
     small_sweep(other.path, teacher=tagger)  # the same teacher
+
+
+def test_a_teacher_that_was_trained_on_test_jets(study, tmp_path):
+    """Found with another split of the jets, also where they are read anew, in another order and cut otherwise."""
+    file = study.path / "models" / "teacher.safetensors"
+    jets = small_jets()
+    again = replace(jets[::-1], index=jets.index)
+    for changes in ({"data_seed": 7}, {"fractions": (0.5, 0.25, 0.25)}, {"data": again, "max_constituents": 10}):
+        with pytest.raises(DataError) as error:
+            small_sweep(tmp_path / "out", **{"data": jets, "teacher": file} | changes)
+        assert str(error.value).startswith("teacher: was trained on test jets: about ")
+        assert "\nsplit the jets as the teacher's study did (data_seed, fractions, max_jets)" in str(error.value)
+    other = small_sweep(tmp_path / "other", synthetic_jets(400, seed=4), teacher=file, epochs=1, grid=GRID[:1])
+    stored = load_model(other.path / "models" / "teacher.safetensors")
+    assert stored.trained_on == load_model(file).trained_on
+
+
+def test_a_teacher_of_which_nobody_knows_the_training_jets(study, tmp_path):
+    tagger = load_model(study.path / "models" / "teacher.safetensors")
+    assert len(tagger.trained_on) == 256
+    tagger.trained_on = None  # as in files of kdfast 0.2
+    with pytest.warns(KdfastWarning, match="the teacher's file does not say which jets it was trained on"):
+        small_sweep(tmp_path / "study", teacher=tagger, epochs=1, grid=GRID[:1])
 
 
 def test_a_teachers_logits(study, tmp_path):

@@ -1,12 +1,16 @@
-"""A name for the content of jets."""
+"""Names for the content of jets, and of single jets."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdfast.jets.packed import DTYPES, PackedJets
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "jet_hashes", "sampled", "share_among"]
+
+SAMPLED = 256  # jets: a share of 2 % of them is missed with a probability of 0.6 %
 
 
 def fingerprint(jets: PackedJets) -> str:
@@ -21,3 +25,38 @@ def fingerprint(jets: PackedJets) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()
+
+
+def jet_hashes(jets: PackedJets) -> NDArray[np.uint64]:
+    """[B] a hash of each jet's p4 and first constituent.
+
+    It is the same however many constituents are kept, and wherever the jet stands. The last four bits of each number
+    do not count, so that files in MeV and in GeV mostly give the same.
+    """
+    first = np.zeros((len(jets), 4), np.float32)
+    filled = jets.counts > 0
+    first[filled] = jets.constituents[jets.offsets[:-1][filled]]
+    hashes = np.zeros(len(jets), np.uint64)
+    for numbers in (*jets.p4.T, *first.T):
+        bits = np.ascontiguousarray(numbers + np.float32(0)).view(np.uint32).astype(np.uint64)  # −0 becomes 0
+        hashes = _splitmix64(hashes ^ ((bits + np.uint64(8)) >> np.uint64(4)))
+    return hashes
+
+
+def sampled(hashes: NDArray[np.uint64]) -> list[str]:
+    """The SAMPLED smallest hashes, hexadecimal: a random sample of the jets that needs no random numbers."""
+    return [f"{value:016x}" for value in np.unique(hashes)[:SAMPLED].tolist()]
+
+
+def share_among(sample: Sequence[str], hashes: NDArray[np.uint64]) -> float:
+    """The share of a sample's jets that are among the jets with these hashes."""
+    wanted = np.array([int(text, 16) for text in sample], np.uint64)
+    return float(np.isin(wanted, hashes).mean()) if len(wanted) else 0.0
+
+
+def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The mixing function of SplitMix64 (Steele, Lea and Flood, OOPSLA'14); overflow wraps."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,20 @@ class Preparation:
         )
 
 
-def tagger_card(config: ModelConfig, preparation: Preparation) -> dict[str, Any]:
-    """What a model file holds besides the weights, as plain data: its metadata "kdfast" is this as JSON."""
-    return {
+def tagger_card(
+    config: ModelConfig, preparation: Preparation, trained_on: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a model file holds besides the weights, as plain data: its metadata "kdfast" is this as JSON.
+
+    trained_on: a sample of the training jets' hashes (jets.fingerprint.sampled), where it is known.
+    """
+    card = {
         "format": _FORMAT,
         "kdfast": __version__,
         "model": config.model_dump(),
         "preparation": preparation.to_json(),
     }
+    return card if trained_on is None else card | {"trained_on": list(trained_on)}
 
 
 class Tagger:
@@ -113,6 +120,8 @@ class Tagger:
         It is set to evaluation mode.
     preparation : Preparation
         How jets become its inputs.
+    trained_on : sequence of str, optional
+        A sample of the training jets' hashes, as a sweep writes it into a teacher's file.
 
     Examples
     --------
@@ -127,9 +136,12 @@ class Tagger:
     (100, 1)
     """
 
-    def __init__(self, model: JetTransformer, preparation: Preparation) -> None:
+    def __init__(
+        self, model: JetTransformer, preparation: Preparation, trained_on: Sequence[str] | None = None
+    ) -> None:
         self.model = model.eval()
         self.preparation = preparation
+        self.trained_on = trained_on
 
     def logits(self, jets: PackedJets, *, prepared: bool = False) -> Tensor:
         """[B, C] logits. prepared: the jets are already as the model's view has them (a real trigger's jets).
@@ -187,7 +199,8 @@ class Tagger:
 
     def to_bytes(self) -> bytes:
         """The content of a model file."""
-        return model_bytes(self.model.state_dict(), tagger_card(self.model.config, self.preparation))
+        card = tagger_card(self.model.config, self.preparation, self.trained_on)
+        return model_bytes(self.model.state_dict(), card)
 
 
 def model_bytes(state: Mapping[str, Tensor], card: Mapping[str, Any]) -> bytes:
@@ -251,10 +264,21 @@ def load_model(path: str | Path) -> Tagger:
             raise ModelError("is damaged: its content does not match its checksum", where=where, hint=hint)
         model = JetTransformer(ModelConfig(**card["model"]))
         preparation = Preparation.from_json(card["preparation"])
+        trained_on = _sample_in(card)
         model.load_state_dict(state)
     except KdfastError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"its weights and its description do not fit together ({reason})", where=where) from None
-    return Tagger(model, preparation)
+    return Tagger(model, preparation, trained_on)
+
+
+def _sample_in(card: Mapping[str, Any]) -> list[str] | None:
+    """The card's sample of training jets. Raises ValueError for something else."""
+    sample = card.get("trained_on")
+    if sample is None:
+        return None
+    if not isinstance(sample, list) or not all(re.fullmatch("[0-9a-f]{16}", str(text)) for text in sample):
+        raise ValueError("trained_on")
+    return [str(text) for text in sample]

@@ -20,6 +20,7 @@ from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, S
 from kdfast.interrupt import stoppable
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import model_config
+from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
 from kdfast.store.key import RunKey
@@ -30,6 +31,7 @@ from kdfast.store.settings import GIVEN, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
+from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, write_inputs
 from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.progress import SweepProgress, duration
@@ -217,6 +219,8 @@ def run_study(
         raise StudyError("holds a study already", where=str(out), hint=hint)
     with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
         inputs = Inputs.load(settings, given, StudyStore.open(out) if exists else None)
+        if isinstance(inputs.teacher, Tagger):
+            check_training_jets(inputs.teacher, inputs.prepared)
         elsewhere = plan_only or client is not None  # other processes train
         provenance = {
             "decisive": inputs.decisive,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast.errors import ConfigError, DataError, ModelError
+from kdfast.errors import ConfigError, DataError, KdfastWarning, ModelError
+from kdfast.jets.fingerprint import share_among
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.store.settings import StudySettings
+from kdfast.study.prepare import PreparedData
 
-__all__ = ["as_logits", "check_values", "external_teacher"]
+__all__ = ["as_logits", "check_training_jets", "check_values", "external_teacher"]
 
 # A probability is brought to [1e-7, 1 − 1e-7], so that its logit is finite: within ±16.1.
 CLIPPED_PROBABILITY = 1e-7
@@ -78,6 +81,20 @@ def check_values(values: NDArray[np.floating], kind: str, jets: int) -> None:
         what = f"the logits of all {jets:,} jets lie in [0, 1], as probabilities do"
         hint = "{teacher_kind} takes probabilities"
         raise DataError(what, where="teacher", hint=hint, settings={"teacher_kind": "probability"})
+
+
+def check_training_jets(teacher: Tagger, prepared: PreparedData) -> None:
+    """Raises DataError where the teacher was trained on jets of the test split; warns where its file does not say on
+    which jets it was trained."""
+    if teacher.trained_on is None:
+        what = "the teacher's file does not say which jets it was trained on"
+        warnings.warn(f"{what}: make sure that none of them is among the test jets", KdfastWarning, stacklevel=4)
+        return
+    share = share_among(teacher.trained_on, prepared.hashes("test"))
+    if share > 0:
+        what = f"was trained on test jets: about {share:.1%} of its training jets are among them"
+        hint = "split the jets as the teacher's study did (data_seed, fractions, max_jets), or give other jets"
+        raise DataError(what, where="teacher", hint=hint)
 
 
 def _stored_values(file: Path) -> NDArray[Any]:

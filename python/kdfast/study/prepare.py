@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from kdfast.distill.pack import View
 from kdfast.errors import DataError
 from kdfast.jets.features import Standardisation, features
+from kdfast.jets.fingerprint import jet_hashes
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.pairs import check_pairs
 from kdfast.jets.units import check_in_gev
@@ -53,6 +54,10 @@ class PreparedData:
         view."""
         p4 = self.jets.p4[self.positions[split]]
         return {"pt": p4[:, 0], "eta": p4[:, 1], "mass": p4[:, 3]}
+
+    def hashes(self, split: str) -> NDArray[np.uint64]:
+        """Of a split's jets, by which a teacher's training jets are recognised."""
+        return jet_hashes(self.jets)[self.positions[split]]
 
     def seen_by(self, tagger: Tagger) -> dict[str, View]:
         """By split, the jets as a trained tagger sees them: with its own view and standardisation."""

@@ -23,6 +23,7 @@ from kdfast.distill.trainer import train_pack
 from kdfast.errors import StudyError
 from kdfast.files import writing_errors
 from kdfast.interrupt import Stop
+from kdfast.jets.fingerprint import sampled
 from kdfast.metrics import evaluate
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.jet_transformer import JetTransformer
@@ -70,7 +71,7 @@ class StudyTraining:
             if not known:
                 scores = {split: predict_logits(model, views[split]) for split in ("validation", "test")}
                 metrics, arrays = self._scored(scores)
-                card = tagger_card(model.config, external.preparation)
+                card = tagger_card(model.config, external.preparation, external.trained_on)
                 self._store(StoredResult(*key, metrics=metrics, arrays=arrays, state=model.state_dict(), card=card))
         else:
             views = dict(self.prepared.offline)
@@ -97,7 +98,8 @@ class StudyTraining:
         pack = self._pack(sizes, (Member("teacher"),), key.seed, recipe, self.prepared.offline)
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
         checkpoints = self._checkpoints(pack, {"teacher": key})
-        card = tagger_card(sizes, self.prepared.offline_preparation)
+        trained_on = sampled(self.prepared.hashes("train"))
+        card = tagger_card(sizes, self.prepared.offline_preparation, trained_on)
         with closing(self._results(pack, checkpoints)) as results:
             for result in results:
                 if result.status != "done":
