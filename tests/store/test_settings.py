@@ -85,6 +85,18 @@ def test_the_documented_settings_are_the_studys(tmp_path):
     assert trigger.hlt == HLTFiles(paths=("trigger_*.h5",))
 
 
+def test_the_published_study_is_planned_with_its_own_settings():
+    folder = Path(__file__).parents[2] / "examples" / "reproduce_study"
+    published = StudySettings(hlt="study", data=DataSettings(max_jets=30_000))
+    study = StudySettings.resolve(folder / "study.toml", data_given=True)
+    assert study.decisive() == published.decisive()
+    assert len(study.runs()) == 132
+    reduced = StudySettings.resolve(folder / "reduced.toml")  # on the bundled jets
+    changed = {"precision": "bf16", "data": published.model_copy(update={"data": DataSettings()}).decisive()["data"]}
+    assert reduced.decisive() == published.decisive() | changed
+    assert [run.name for run in reduced.runs()] == [f"baseline_T{t}.0_A{a}" for t in (3, 10) for a in (0.3, 0.9)]
+
+
 def test_what_decides_results():
     demo = StudySettings.resolve()
     same = {"grid": "wide", "seeds": [1, 2], "device": "cpu", "model": PRESETS["demo"]}
