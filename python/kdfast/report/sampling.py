@@ -46,6 +46,9 @@ _DRAWN_JETS = 12_000_000
 # Elements of a block of resampled weights [jets, replicates], float32: 64 MB.
 _BLOCK = 16_000_000
 
+# Jets whose weights are summed at once to find a threshold.
+_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Estimates:
@@ -173,7 +176,7 @@ def _resampled_weights(rng: np.random.Generator, weights: Floats, replicates: in
     """[jets, replicates]: how often each jet is drawn, times its weight."""
     n = len(weights)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=replicates).T
-    return (counts * weights[:, None]).astype(np.float32)
+    return (counts * weights[:, None]).astype(np.float32, order="C")
 
 
 def _resampled_background(
@@ -186,13 +189,11 @@ def _resampled_background(
     """ε_B [replicates] at the first threshold that reaches each signal efficiency, by efficiency."""
     order = np.argsort(-signal, kind="stable")
     thresholds = signal[order]
-    reached = np.cumsum(signal_weights[order], axis=0, dtype=np.float64)
+    rounding = 1.0 - len(signal) * float(np.finfo(np.float64).eps)  # must not decide: see `RocCurve.reaching`
+    first = _first_reaching(signal_weights[order], np.array(points) / 100 * rounding)
     order = np.argsort(-background, kind="stable")
     falling = background[order]
     total = background_weights.sum(axis=0, dtype=np.float64)
-    rounding = 1.0 - len(signal) * float(np.finfo(np.float64).eps)  # must not decide: see `RocCurve.reaching`
-    targets = np.outer(reached[-1], np.array(points) / 100 * rounding)  # [replicates, points]
-    first = np.array([np.searchsorted(sums, wanted) for sums, wanted in zip(reached.T, targets, strict=True)])
     survivors = {point: np.searchsorted(-falling, -thresholds[first[:, i]], "right") for i, point in enumerate(points)}
     most = max(1, max(int(count.max()) for count in survivors.values()))
     passed = np.cumsum(background_weights[order[:most]], axis=0, dtype=np.float64)  # the rest passes nowhere
@@ -201,6 +202,25 @@ def _resampled_background(
         weight = np.where(count > 0, passed[count - 1, np.arange(len(count))], 0.0)
         found[point] = np.where(weight > 0, weight, 0.5 * total / len(background)) / total
     return found
+
+
+def _first_reaching(weights: NDArray[np.float32], shares: Floats) -> NDArray[np.intp]:
+    """[replicates, shares]: the first row of weights [jets, replicates] at which their running sum reaches each
+    share of its total. Sums of blocks find the block, and running sums inside it the row."""
+    jets, replicates = weights.shape
+    padded = np.zeros((-(-jets // _ROWS) * _ROWS, replicates), np.float32)
+    padded[:jets] = weights
+    blocks = padded.reshape(-1, _ROWS, replicates)
+    sums = np.cumsum(blocks.sum(axis=1, dtype=np.float64), axis=0)
+    columns = np.arange(replicates)
+    first = np.empty((replicates, len(shares)), np.intp)
+    for i, share in enumerate(shares):
+        wanted = share * sums[-1]
+        block = np.count_nonzero(sums < wanted, axis=0)
+        before = np.where(block > 0, sums[block - 1, columns], 0.0)
+        inside = before[:, None] + np.cumsum(blocks[block, :, columns], axis=1, dtype=np.float64)
+        first[:, i] = block * _ROWS + np.count_nonzero(inside < wanted[:, None], axis=1)
+    return np.minimum(first, jets - 1)
 
 
 def rejection_interval(
