@@ -471,7 +471,7 @@ def test_stopped_by_a_signal_while_the_cluster_starts(out, number, expected):
 
 def test_the_command(tmp_path):
     options = ["--max-jets", "600", "--epochs", "1", "--teacher-epochs", "1", "--temperature", "2", "--alpha", "0.5"]
-    options += ["--model", "small", "--teacher-model", "small"]
+    options += ["--model", "small", "--teacher-model", "small", "--batch-size", "32"]
     for name, more in (("alone", []), ("dask", ["--dask", "local", "--threads", "2"])):
         assert main(["sweep", "--quiet", *options, "--out", str(tmp_path / name), *more]) == 0
     assert table(tmp_path / "dask") == table(tmp_path / "alone")
