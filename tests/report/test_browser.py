@@ -122,6 +122,16 @@ def test_no_horizontal_scroll(shown, width):
     assert outside == []
 
 
+def test_labels_of_the_first_comparisons_are_whole_on_a_phone(shown):
+    """Three lines at most; in a narrow column they broke between letters."""
+    at_width(shown, 390)
+    lines = "parseFloat(getComputedStyle(e).lineHeight) || 1.6 * parseFloat(getComputedStyle(e).fontSize)"
+    script = f"return [...document.querySelectorAll('.forest tbody th')].map(e => e.clientHeight / ({lines}))"
+    heights = shown.execute_script(script)
+    assert len(heights) > 1
+    assert max(heights) < 3.5
+
+
 def test_figures_are_whole_on_a_phone(shown):
     """A figure fits its frame, or the frame scrolls; text is drawn at one scale, and is large enough to read."""
     at_width(shown, 390)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from kdfast.metrics import WORKING_POINTS, background_rejection, roc_auc
 from kdfast.report.sampling import (
+    _first_reaching,
     _resampled_background,
     auc_estimates,
     auc_interval,
@@ -24,6 +25,16 @@ def delong_covariance(labels, scores):
     kernel = (signal[:, :, None] > background[:, None, :]) + 0.5 * (signal[:, :, None] == background[:, None, :])
     by_signal, by_background = kernel.mean(axis=2), kernel.mean(axis=1)
     return np.cov(by_signal) / signal.shape[1] + np.cov(by_background) / background.shape[1]
+
+
+@pytest.mark.parametrize("jets", [1, 3, 63, 64, 65, 500])
+def test_blocks_find_the_rows_that_running_sums_find(jets):
+    weights = np.random.default_rng(jets).poisson(1.0, (jets, 40)).astype(np.float32)
+    weights[0] += 1.0  # none is drawn nowhere
+    shares = np.array([0.01, 0.3, 0.5, 0.8, 1.0])
+    sums = np.cumsum(weights, axis=0, dtype=np.float64)
+    expected = [np.searchsorted(column, shares * column[-1]) for column in sums.T]
+    assert (_first_reaching(weights, shares) == expected).all()
 
 
 @pytest.mark.parametrize("ties", [False, True])

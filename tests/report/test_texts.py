@@ -12,6 +12,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.metrics import evaluate
 from kdfast.report.page import page as page_of
 from kdfast.report.schema import Claim, Comparison
+from kdfast.report.texts import report_texts
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
@@ -208,7 +209,10 @@ def test_one_seed_compares_networks(written):
     assert "With one seed the numbers compare trained networks" in in_one_line(texts["results_summary.txt"])
     assert "One seed, one baseline network: not yet a verdict." in in_one_line(texts["ANALYSIS_SUMMARY.txt"])
     assert "kdfast refine" in texts["ANALYSIS_SUMMARY.txt"]
-    assert any(item.what == "variance between seeds" for item in whole.missing)
+    seeds = [item for item in whole.missing if item.what == "variance between seeds"]
+    assert len(seeds) == 1
+    again = report_texts(whole.model_copy(update={"missing": seeds}))["ANALYSIS_SUMMARY.txt"]
+    assert "Nothing: every run that the settings ask for is there." in again  # the seeds are named above
     assert all(row.auc.error_runs is None for row in whole.configurations)
     assert whole.distribution.auc_seed_std is None
 

@@ -56,6 +56,17 @@ def test_the_answer(tmp_path, seeds, strength, words, better):
     assert constant.label.startswith("best with constant T and α: baseline_")
 
 
+@pytest.mark.parametrize(("strength", "supported"), [(separations(1.25), False), (separations(2.2), True)])
+def test_only_what_is_above_the_baseline_is_recommended(tmp_path, strength, supported):
+    whole = analyse(make_study(tmp_path / "study", SMALL_GRID, strength=strength))
+    text = in_one_line(report_texts(whole)["ANALYSIS_SUMMARY.txt"])
+    for goal, why in (("auc", "highest AUC on validation"), ("constant", "best constant T and α")):
+        name = next(winner.configuration for winner in whole.winners if winner.goal == goal)
+        used = f"✓ Use: {name} ({why})"
+        candidate = f"- Candidate: {name} ({why}; not significantly above the baseline)"
+        assert (used in text, candidate in text) == (supported, not supported)
+
+
 def test_its_numbers(tmp_path):
     """Mean of the students, that of the baseline over the same seeds, and their difference with its error."""
     store = make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2))

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.jets.packed import DTYPES, PackedJets
+from kdfast.ops.philox import splitmix64
 
 __all__ = ["fingerprint", "jet_hashes", "sampled", "share_among"]
 
@@ -39,7 +40,7 @@ def jet_hashes(jets: PackedJets) -> NDArray[np.uint64]:
     hashes = np.zeros(len(jets), np.uint64)
     for numbers in (*jets.p4.T, *first.T):
         bits = np.ascontiguousarray(numbers + np.float32(0)).view(np.uint32).astype(np.uint64)  # −0 becomes 0
-        hashes = _splitmix64(hashes ^ ((bits + np.uint64(8)) >> np.uint64(4)))
+        hashes = splitmix64(hashes ^ ((bits + np.uint64(8)) >> np.uint64(4)))
     return hashes
 
 
@@ -52,11 +53,3 @@ def share_among(sample: Sequence[str], hashes: NDArray[np.uint64]) -> float:
     """The share of a sample's jets that are among the jets with these hashes."""
     wanted = np.array([int(text, 16) for text in sample], np.uint64)
     return float(np.isin(wanted, hashes).mean()) if len(wanted) else 0.0
-
-
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The mixing function of SplitMix64 (Steele, Lea and Flood, OOPSLA'14); overflow wraps."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
