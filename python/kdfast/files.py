@@ -1,21 +1,40 @@
 """Files that appear whole or not at all."""
 
+from __future__ import annotations
+
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from kdfast.errors import KdfastError, StudyError
+from kdfast.errors import ConfigError, KdfastError, StudyError
 from kdfast.process import temporary_name
 
-__all__ = ["as_text", "fsync_folder", "write_atomically", "write_content", "writing_errors"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["as_text", "fsync_folder", "read_toml", "write_atomically", "write_content", "writing_errors"]
 
 
 def as_text(path: str | Path) -> str:
     """A path as any file of text can hold it: what of it is no UTF-8 is shown as an escape."""
     return str(path).encode(errors="backslashreplace").decode()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError that names it."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"can't be read ({error.strerror})", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is no valid TOML ({error})", where=str(path)) from None
 
 
 def fsync_folder(folder: Path) -> None:

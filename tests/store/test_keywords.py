@@ -6,6 +6,7 @@ import pytest
 
 import kdfast
 from kdfast.errors import ConfigError
+from kdfast.jets.columns import column_map
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, SweepSettings, nested, settings_table
 from kdfast.store.settings import StudySettings
 from kdfast.study import driver
@@ -23,6 +24,7 @@ VALUES = {
     "device": "cpu",
     "on_bad": "drop",
     "unit": "GeV",
+    "columns": column_map({"preset": "atlas", "unit": "GeV"}),
     "model": "medium",
     "teacher_model": "small",
     "seeds": (7,),

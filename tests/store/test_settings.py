@@ -137,6 +137,19 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ("[recipe]\nepoch = 3", "FILE, recipe.epoch: unknown key 'epoch'\ndid you mean 'epochs'?"),
         ("[recipe]\nepochs = 0", "FILE, recipe.epochs: must be ≥ 1, is 0"),
         ('[data]\nunit = "TeV"', "FILE, data.unit: must be 'MeV' or 'GeV', is 'TeV'"),
+        (
+            '[data]\ncolumns = "atlsa"',
+            "FILE, data.columns: unknown column map 'atlsa'\ndid you mean 'atlas'? (known: ",
+        ),
+        ('[data.columns]\nunit = "GeV"', "FILE, data.columns: constituents: is missing"),
+        (
+            '[data.columns]\npreset = "atlas"\n[data.columns.jet]\nm = "x"',
+            "FILE, data.columns: jet.m: unknown key 'm'",
+        ),
+        (
+            '[data.columns]\npreset = "atlas"\nunit = "TeV"',
+            "FILE, data.columns: unit: must be 'MeV' or 'GeV', is",
+        ),
         ('teacher_kind = "odds"', "FILE, teacher_kind: must be 'logit' or 'probability', is 'odds'"),
         ('[recipe]\nepochs = "many"', "FILE, recipe.epochs: must be a whole number, is 'many'"),
         ("[data]\nmax_jet = 3", "did you mean 'max_jets'?"),

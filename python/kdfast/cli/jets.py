@@ -19,7 +19,7 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file written by kdfast (.safetensors).")],
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA", help="Files of jets (ATLAS Top Tagging HDF5); labels are not needed."),
+        typer.Argument(metavar="DATA", help="Files of jets; labels are not needed."),
     ],
     out: Annotated[
         Path,
@@ -32,6 +32,7 @@ def predict(
     ],
     max_jets: Annotated[int | None, setting_option("max_jets")] = None,
     on_bad: Annotated[str | None, setting_option("on_bad")] = None,
+    columns: Annotated[str | None, setting_option("columns")] = None,
     unit: Annotated[str | None, setting_option("unit")] = None,
     prepared: Annotated[
         bool,
@@ -59,7 +60,8 @@ def predict(
             hint = "give another name: the scores would replace it"
             raise ConfigError("is one of the input files", where=f"--out {out}", hint=hint)
     tagger = load_model(model)
-    jets = load_jets(data, require_labels=False, **given({"max_jets": max_jets, "on_bad": on_bad, "unit": unit}))
+    how = given({"max_jets": max_jets, "on_bad": on_bad, "columns": columns, "unit": unit})
+    jets = load_jets(data, require_labels=False, **how)
     write_scores(out, tagger, jets, prepared=prepared)
     if not quiet:
         typer.echo(f"{out}: scores of {len(jets):,} jets")

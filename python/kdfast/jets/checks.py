@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdfast.errors import DataError, KdfastWarning
 
-__all__ = ["Faults", "below_momentum", "pt_faults", "pt_is_fine"]
+__all__ = ["Faults", "below_momentum", "jets_with", "pt_faults", "pt_is_fine"]
 
 ENERGY_TOLERANCE = 1e-3  # rounded massless constituents lie just below |p|
 
@@ -23,15 +23,15 @@ class Faults:
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, path: str, dataset: str, rows: NDArray[np.int64], what: str, hint: str | None) -> None:
-        """Notes that these rows of a file have the fault `what` in a dataset."""
-        where = f"{path}, dataset {dataset}, row {rows[0]}"
+    def add(self, place: str, column: str, rows: NDArray[np.int64], what: str, hint: str | None) -> None:
+        """Notes that these rows have the fault `what` in a column, which is at this place."""
+        where = f"{place}, row {rows[0]}"
         if not self.drop:
             if hint is not None:
                 raise DataError(what, where=where, hint=hint)
             hint = "{on_bad} leaves such jets out and counts them"
             raise DataError(what, where=where, hint=hint, settings={"on_bad": "drop"})
-        reason = f"{dataset} {what.partition(' (')[0]}"
+        reason = f"{column} {what.partition(' (')[0]}"
         self.first.setdefault(reason, where)
         self.counts[reason] = self.counts.get(reason, 0) + len(rows)
 
@@ -79,3 +79,9 @@ def below_momentum(pt: NDArray[np.float32], eta: NDArray[np.float32], energy: ND
         momentum *= pt
         momentum *= np.float32((1 - ENERGY_TOLERANCE) / 2)
         return ~(energy >= momentum)
+
+
+def jets_with(constituents: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[B] whether any constituent of a jet is marked in [M]."""
+    before = np.concatenate([[0], np.cumsum(constituents)])
+    return before[offsets[1:]] > before[offsets[:-1]]

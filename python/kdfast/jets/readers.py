@@ -1,34 +1,28 @@
 """Reading jets from experiments' files into packed jets.
 
-ATLAS Top Tagging Open Data, records 15013 (v1) and 80030 (v2): HDF5 with one row a jet in every dataset,
-constituents padded with zeros behind the last one and sorted by falling pT, momenta in MeV (or in GeV, where the
-caller says so).
+A column map (columns.py) says what the files' columns are. Each format's table (table.py) parses; everything is checked
+and packed here, in blocks of rows. Constituents that are stored as they are packed (pt, eta, phi, energy by falling pT,
+padded with zeros), as in the ATLAS Top Tagging Open Data, are copied; those in another form are brought to it first.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning
-from kdfast.jets.checks import Faults, below_momentum, pt_faults, pt_is_fine
+from kdfast.jets.checks import Faults, below_momentum, jets_with, pt_faults, pt_is_fine
+from kdfast.jets.columns import JET, ColumnMap, LabelRule, column_map
+from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.packed import PackedJets, offsets_of
-from kdfast.jets.sources import (
-    CONSTITUENTS,
-    JET,
-    AnyPath,
-    Source,
-    check_same_weights,
-    damage_in,
-    expand,
-    inspect,
-    open_file,
-)
+from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect, open_table
+from kdfast.jets.stored_forms import StoredConstituents, as_packed
+from kdfast.jets.table import Table
 from kdfast.jets.units import PER_GEV, check_file_unit
 
 __all__ = ["load_jets"]
@@ -43,12 +37,13 @@ def load_jets(
     max_jets: int | None = None,
     max_constituents: int | None = None,
     on_bad: Literal["error", "drop"] = "error",
-    unit: Literal["MeV", "GeV"] = "MeV",
+    unit: Literal["MeV", "GeV"] | None = None,
     require_labels: bool = True,
+    columns: str | PathLike[str] | Mapping[str, Any] | ColumnMap | None = None,
 ) -> PackedJets:
-    """Read jets from one or several files in the ATLAS Top Tagging layout (v1 or v2).
+    """Read jets from one or several files, by default in the ATLAS Top Tagging layout (v1 or v2).
 
-    Momenta are in `unit` in files and in GeV in the result. Files are streamed: in addition to the packed
+    Momenta are in GeV in the result. Files are streamed: in addition to the packed
     jets, only a few blocks of rows are in memory.
 
     Parameters
@@ -67,18 +62,23 @@ def load_jets(
         ``"error"`` raises at the first bad jet. ``"drop"`` leaves bad jets out and warns how many and why.
         Faults of a whole file (missing datasets, unequal lengths, a truncated file) are errors either way.
     unit
-        Of momenta, energies and masses in the files: ``"MeV"`` or ``"GeV"``. A file whose median jet pT would
+        Of momenta, energies and masses in the files: ``"MeV"`` or ``"GeV"``. Default: what the column map says,
+        MeV for the ATLAS layout. A file whose median jet pT would
         be below 5 GeV or above 20 TeV is refused, with the unit that it seems to have.
     require_labels
         False for jets that are only to be scored: files without labels are read with label −1, and weights
         may all be zero.
+    columns
+        Which columns of the files hold the jets: a preset's name, a TOML file (``"map.toml"``), or such a table.
+        Default: ``"atlas"``, the layout of the ATLAS Top Tagging Open Data. The how-to "Read your own files"
+        describes presets and maps.
 
     Returns
     -------
     PackedJets
-        A jet's ``index`` is its row, counted across the files. It depends on the list of files, but not on
-        ``max_jets``, dropped jets or the block size. Files without weights (the systematic variations of
-        v2) get weight 1.
+        A jet's ``index`` is its row, counted across the files, or what the map's ``id`` names. A row depends on
+        the list of files, but not on ``max_jets``, dropped jets or the block size. Files without weights (the
+        systematic variations of v2) get weight 1.
 
     Raises
     ------
@@ -89,23 +89,32 @@ def load_jets(
     """
     if on_bad not in ("error", "drop"):
         raise ConfigError(f"must be 'error' or 'drop', is {on_bad!r}", where="on_bad")
-    if unit not in PER_GEV:
+    if unit is not None and unit not in PER_GEV:
         raise ConfigError(f"must be 'MeV' or 'GeV', is {unit!r}", where="unit")
     limits: dict[str, Any] = {"max_jets": max_jets, "max_constituents": max_constituents}
     for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ConfigError(f"must be a whole number from 1 on, is {value!r}", where=name)
-    sources = [inspect(path, max_constituents, require_labels) for path in expand(paths)]
+    layout = _as_map(columns)
+    sources = [inspect(path, layout, max_constituents, require_labels) for path in expand(paths)]
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if max_jets is None else min(max_jets, rows)
-    jets = _Packing(wanted, Faults(drop=on_bad == "drop"), unit)
+    jets = _Packing(wanted, Faults(drop=on_bad == "drop"), unit or layout.unit)
     first_index = 0
     for source in sources:
         if jets.size < wanted:
             _read_file(source, first_index, jets)
         first_index += source.rows
     return _finish(jets, sources, require_labels, cut=wanted < rows)
+
+
+def _as_map(columns: Any) -> ColumnMap:
+    try:
+        return column_map(columns)
+    except ConfigError as error:
+        where = f"columns, {error.where}" if error.where else "columns"
+        raise ConfigError(error.what, where=where, hint=error.hint) from None
 
 
 class _Packing:
@@ -139,28 +148,29 @@ class _Packing:
 
 
 def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
-    with open_file(source.path) as file, damage_in(source.path):
-        names = (*CONSTITUENTS, *JET, source.labels, source.weights)
-        datasets = {name: file[name] for name in names if name}  # kept open: each has a cache of unpacked chunks
-        rows_at_once = _rows_at_once(datasets[CONSTITUENTS[0]])
+    with open_table(source.path) as table, table.reading():
+        for name in source.names:  # opened and checked again, in this file
+            table.column(name)
+        rows_at_once = _rows_at_once(table, source)
         scratch = np.empty(min(rows_at_once, source.rows) * source.stored, np.float32)
         before = (jets.size, jets.filled)
         start = 0
         while start < source.rows and jets.size < jets.wanted:
             block_end = start - start % rows_at_once + rows_at_once
             stop = min(block_end, source.rows, start + jets.wanted - jets.size)
-            _read_block(_Block(datasets, source, start, stop, scratch, jets.faults), first_index, jets)
+            _read_block(_Block(table, source, start, stop, scratch, jets.faults), first_index, jets)
             start = stop
     new = slice(before[0], jets.size)
     if jets.size > before[0]:
         constituents = jets.constituents[before[1] : jets.filled]
-        check_file_unit(jets.p4[new], jets.counts[new], constituents, jets.unit, str(source.path))
+        where = str(source.path)
+        check_file_unit(jets.p4[new], jets.counts[new], constituents, jets.unit, where, source.columns)
 
 
-def _rows_at_once(pt: h5py.Dataset) -> int:
+def _rows_at_once(table: Table, source: Source) -> int:
     """Rows of a block: whole rows of chunks, so that no chunk is unpacked twice."""
-    row_bytes: int = 4 * pt.shape[1]
-    chunk_rows: int = pt.chunks[0] if pt.chunks else 1
+    row_bytes = 4 * source.stored
+    chunk_rows = table.chunk_rows(source.columns.constituents.names[0]) or 1
     rows = max(BLOCK_BYTES // (chunk_rows * row_bytes), 1) * chunk_rows
     return min(rows, max(WIDEST_BLOCK_BYTES // row_bytes, 1))
 
@@ -169,15 +179,9 @@ class _Block:
     """Rows start … stop of a file; `good` [rows] turns False for a jet with a fault (where such jets are dropped)."""
 
     def __init__(
-        self,
-        datasets: dict[str, h5py.Dataset],
-        source: Source,
-        start: int,
-        stop: int,
-        scratch: NDArray[np.float32],
-        faults: Faults,
+        self, table: Table, source: Source, start: int, stop: int, scratch: NDArray[np.float32], faults: Faults
     ) -> None:
-        self.datasets, self.source, self.start, self.stop, self.faults = datasets, source, start, stop, faults
+        self.table, self.source, self.start, self.stop, self.faults = table, source, start, stop, faults
         self.scratch = scratch
         self.good = np.ones(stop - start, np.bool_)
 
@@ -189,46 +193,37 @@ class _Block:
         rows = len(self.good)
         return self._read(name, self.scratch[: rows * columns].reshape(rows, columns))
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """[rows] of a dataset with one value a jet."""
-        dtype = self.datasets[name].dtype  # HDF5 brings floats to float32; it can't convert its booleans
+    def read_slots(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """[rows, slots] of a constituent column, in memory of its own."""
+        return self._read(name, np.empty((len(self.good), self.source.stored), dtype))
+
+    def read(self, name: str) -> NDArray[Any]:
+        """[rows] of a column with one value a jet."""
+        dtype = self.table.column(name).dtype  # HDF5 brings floats to float32; it can't convert its booleans
         return self._read(name, np.empty(len(self.good), np.float32 if dtype.kind == "f" else dtype))
 
-    def _read(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _read(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         """Fills values; with zeros in jets that are dropped."""
         try:
-            self._fill(name, values, self.start, self.stop)
+            self.table.fill(name, self.start, self.stop, values)
         except OSError:
             self._fill_by_chunks(name, values)
         if not self.good.all():
             values[~self.good] = 0
         return values
 
-    def _fill(self, name: str, values: NDArray[np.float32], start: int, stop: int) -> None:
-        # h5py's low-level calls: its slicing syntax costs as much time as a small block
-        dataset = self.datasets[name].id
-        stored = dataset.get_space()
-        shape = (stop - start, *values.shape[1:])
-        stored.select_hyperslab((start, *(0 for _ in shape[1:])), shape)
-        dataset.read(h5py.h5s.create_simple(shape), stored, values[start - self.start : stop - self.start])
-
-    def _fill_by_chunks(self, name: str, values: NDArray[np.float32]) -> None:
+    def _fill_by_chunks(self, name: str, values: NDArray[Any]) -> None:
         """Finds the rows whose chunk can't be read (a filter or its checksum fails)."""
-        chunks = self.datasets[name].chunks
-        step = chunks[0] if chunks else self.stop
+        step = self.table.chunk_rows(name) or self.stop
         for first in range(self.start - self.start % step, self.stop, step):
             start, stop = max(first, self.start), min(first + step, self.stop)
             try:
-                self._fill(name, values, start, stop)
+                self.table.fill(name, start, stop, values[start - self.start : stop - self.start])
             except OSError as error:
                 bad = np.zeros(len(self.good), np.bool_)
                 bad[start - self.start : stop - self.start] = True
-                self.reject(
-                    name,
-                    bad,
-                    f"can't be read here, the file is damaged ({error})",
-                    hint="copy or download the file again",
-                )
+                what = f"can't be read here, the file is damaged ({error})"
+                self.reject(name, bad, what, hint="copy or download the file again")
 
     def reject(
         self,
@@ -243,31 +238,38 @@ class _Block:
         rows = np.flatnonzero(bad & self.good)
         if len(rows):
             shown = what if values is None else f"{what} ({values[rows[0]]:g})"
-            self.faults.add(str(self.source.path), name, self.start + rows, shown, hint)
+            self.faults.add(self.source.where(name), name, self.start + rows, shown, hint)
             self.good[rows] = False
 
 
 def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
     """Reads, checks and appends the block's jets."""
-    counts = _read_constituents(block, jets)
-    rows = len(counts)
-    p4 = np.empty((rows, 4), np.float32)
-    for k, name in enumerate(JET):
-        values = block.read(name)
-        block.reject(name, ~np.isfinite(values), "is not finite", values=values)
-        if name == "fjet_pt":
-            block.reject(name, values <= 0, "is not positive", values=values)
-        p4[:, k] = values / jets.per_gev if name in ("fjet_pt", "fjet_m") else values
-    labels = np.full(rows, -1, np.float32)
-    if block.source.labels:
-        labels = block.read(block.source.labels)
-        unknown = (labels != 0) & (labels != 1)
-        block.reject(block.source.labels, unknown, "is neither 0 (background) nor 1 (signal)", values=labels)
-    weights = np.ones(rows, np.float32)
-    if block.source.weights:
-        weights = block.read(block.source.weights)
-        block.reject(block.source.weights, ~np.isfinite(weights), "is not finite", values=weights)
-        block.reject(block.source.weights, weights < 0, "is negative", values=weights)
+    source = block.source
+    rule = source.columns.label
+    chosen = np.ones(len(block.good), np.bool_)
+    labels = np.full(len(block.good), -1, np.int64)
+    if source.labels and rule is not None and rule.other == "skip":  # first: others' faults do not matter
+        labels = _read_labels(block, rule)
+        chosen = labels >= 0
+        block.good &= chosen
+    if source.columns.is_packed_form:
+        counts = _copy_constituents(block, jets)
+        sums = np.empty((len(counts), 0), np.float32)
+    else:
+        counts, sums = _convert_constituents(block, jets)
+    p4 = _read_jets(block, sums, jets)
+    if source.labels and rule is not None and rule.other == "error":
+        labels = _read_labels(block, rule)
+    weights = np.ones(len(counts), np.float32)
+    if source.weights:
+        weights = block.read(source.weights)
+        block.reject(source.weights, ~np.isfinite(weights), "is not finite", values=weights)
+        block.reject(source.weights, weights < 0, "is negative", values=weights)
+    index = first_index + np.arange(block.start, block.stop)
+    if source.columns.id:
+        index = block.read(source.columns.id)
+        block.reject(source.columns.id, index > np.iinfo(np.int64).max, "does not fit into 64 bits with a sign")
+        index = index.astype(np.int64)
 
     good = block.good
     if not good.all():
@@ -277,26 +279,99 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
         counts, labels, weights, p4 = counts[good], labels[good], weights[good], p4[good]
     new = slice(jets.size, jets.size + len(counts))
     jets.counts[new], jets.labels[new], jets.weights[new], jets.p4[new] = counts, labels, weights, p4
-    jets.index[new] = first_index + block.start + np.flatnonzero(good)
+    jets.index[new] = index[good]
     jets.size, jets.filled = new.stop, jets.filled + int(counts.sum())
-    jets.rows_read += rows
+    jets.rows_read += int(chosen.sum())
 
 
-def _read_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
+def _read_jets(block: _Block, sums: NDArray[np.float32], jets: _Packing) -> NDArray[np.float32]:
+    """[rows, 4] pt, eta, phi, mass of the jets, in GeV: as stored, otherwise the sums of their constituents."""
+    p4 = np.empty((len(block.good), 4), np.float32)
+    for k, key in enumerate(JET):
+        name = getattr(block.source.columns.jet, key)
+        if name is None:
+            p4[:, k] = sums[:, k]
+            continue
+        values = block.read(name)
+        block.reject(name, ~np.isfinite(values), "is not finite", values=values)
+        if key == "pt":
+            block.reject(name, values <= 0, "is not positive", values=values)
+        p4[:, k] = values / jets.per_gev if key in ("pt", "mass") else values
+    if block.source.columns.jet.pt is None:
+        first = block.source.columns.constituents.names[0]
+        block.reject(first, p4[:, 0] <= 0, "has no constituent with pT > 0, so that the jet has no momentum")
+    return p4
+
+
+def _read_labels(block: _Block, rule: LabelRule) -> NDArray[np.int64]:
+    """[rows] 1 for signal, 0 for background; −1 for other jets, which are bad or, where the rule says so, skipped."""
+    if rule.column is not None:
+        values = block.read(rule.column)
+        signal = np.isin(values, rule.signal)
+        background = np.isin(values, rule.background)
+        if not rule.background:
+            block.reject(rule.column, values != np.rint(values), "is not a whole number", values=values)
+            background = ~signal
+        named = (" or ".join(map(str, classes)) for classes in (rule.background, rule.signal))
+        what = "is neither {} (background) nor {} (signal)".format(*named)
+        if rule.other == "error":
+            block.reject(rule.column, ~signal & ~background, what, values=values)
+    else:
+        signal, background = (_read_flags(block, names) for names in (rule.signal, rule.background))
+        block.reject(str(rule.signal[0]), signal & background, "is of a jet that is both signal and background")
+        if not rule.background:
+            background = ~signal
+        elif rule.other == "error":
+            neither = ~signal & ~background
+            block.reject(str(rule.signal[0]), neither, "is of a jet that is neither signal nor background")
+    return np.where(signal, 1, np.where(background, 0, -1))
+
+
+def _read_flags(block: _Block, names: Sequence[int | str]) -> NDArray[np.bool_]:
+    """[rows] whether one of these columns of 0 and 1 is 1."""
+    found = np.zeros(len(block.good), np.bool_)
+    for name in map(str, names):
+        values = block.read(name)
+        block.reject(name, (values != 0) & (values != 1), "is neither 0 nor 1", values=values)
+        found |= values == 1
+    return found
+
+
+def _convert_constituents(block: _Block, jets: _Packing) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Appends the block's constituents, brought to the packed form; the number of each jet [rows], and the sums
+    [rows, 4] of all that are stored, in GeV."""
+    columns = block.source.columns.constituents
+    valid = None if columns.valid is None else block.read_slots(columns.valid, np.uint8) != 0
+    stored = StoredConstituents(
+        block.source.columns, {key: block.read_slots(getattr(columns, key)) for key in columns.form}, valid
+    )
+    packed, counts = as_packed(stored, block)
+    packed[:, [0, 3]] /= jets.per_gev
+    sums = jet_p4(packed, offsets_of(counts))
+    if block.source.width < block.source.stored:
+        place = np.arange(len(packed)) - np.repeat(offsets_of(counts)[:-1], counts)
+        packed = packed[place < block.source.width]
+        counts = np.minimum(counts, block.source.width)
+    jets.room(len(packed), len(counts))[:] = packed
+    return counts, sums
+
+
+def _copy_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
     """Appends the block's constituents to jets.constituents; the number of each jet [rows]."""
     width = block.source.width
+    pt_name, *others = block.source.columns.constituents.names
     # pT is read and checked to the end: the first `width` constituents are the hardest only if all are sorted
-    pt = block.read_padded("fjet_clus_pt", block.source.stored)
+    pt = block.read_padded(pt_name, block.source.stored)
     if not pt_is_fine(pt):
         for what, bad in pt_faults(pt).items():
-            block.reject("fjet_clus_pt", bad, what)
+            block.reject(pt_name, bad, what)
         pt[~block.good] = 0
     filled = pt[:, :width] > 0
     counts = np.where(filled[:, -1], width, filled.argmin(axis=1))
     offsets = offsets_of(counts)
     packed = jets.room(int(offsets[-1]), len(counts))
     columns = [pt[:, :width][filled]]
-    for name in CONSTITUENTS[1:]:
+    for name in others:
         padded = block.read_padded(name, width)
         values = padded[filled]
         columns.append(values)
@@ -305,10 +380,10 @@ def _read_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
             block.reject(name, ((padded != 0) & ~filled).any(axis=1), "is not zero in padding (where pT is zero)")
         finite = np.isfinite(values)
         if not finite.all():
-            block.reject(name, _jets_with(~finite, offsets), "is not finite")
+            block.reject(name, jets_with(~finite, offsets), "is not finite")
     below = below_momentum(columns[0], columns[1], columns[3])
     if below.any():
-        block.reject("fjet_clus_E", _jets_with(below, offsets), "is smaller than the momentum pT·cosh η")
+        block.reject(others[-1], jets_with(below, offsets), "is smaller than the momentum pT·cosh η")
     for k, values in enumerate(columns):
         if k in (0, 3):
             np.divide(values, jets.per_gev, out=packed[:, k])
@@ -317,21 +392,19 @@ def _read_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
     return counts
 
 
-def _jets_with(constituents: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[B] whether any constituent of a jet is marked in [M]."""
-    before = np.concatenate([[0], np.cumsum(constituents)])
-    return before[offsets[1:]] > before[offsets[:-1]]
-
-
 def _finish(jets: _Packing, sources: list[Source], require_labels: bool, cut: bool) -> PackedJets:
     """The packed jets, after the checks that concern all of them."""
     where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
+    columns = sources[0].columns
     jets.faults.warn(jets.rows_read)
+    if jets.size == 0 and not jets.faults.counts:
+        raise DataError("no jet is of a class that the column map names", where=where)
     if jets.size == 0:
         hint = "{on_bad} shows the first fault"
         raise DataError("no good jet is left", where=where, hint=hint, settings={"on_bad": "error"})
     if not jets.filled:
-        raise DataError("every jet is empty: no constituent has pT > 0", where=f"{where}, dataset fjet_clus_pt")
+        place = f"{where}, {sources[0].word} {columns.constituents.names[0]}"
+        raise DataError("every jet is empty: no constituent has pT > 0", where=place)
     jets.constituents.resize((jets.filled, 4), refcheck=False)
     packed = PackedJets(
         jets.constituents,
@@ -341,11 +414,21 @@ def _finish(jets: _Packing, sources: list[Source], require_labels: bool, cut: bo
         p4=jets.p4[: jets.size],
         index=jets.index[: jets.size],
     )
+    if columns.id:
+        _check_different(packed.index, f"{where}, {sources[0].word} {columns.id}")
     if require_labels and not packed.weights.any():
-        raise DataError("all weights are zero", where=f"{where}, dataset {sources[0].weights}")
+        raise DataError("all weights are zero", where=f"{where}, {sources[0].word} {sources[0].weights}")
     if cut and require_labels and np.min(packed.labels) == np.max(packed.labels):
         what = f"the first {len(packed):,} jets of {where} are all of class {packed.labels[0]}"
         warnings.warn(
             f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=3
         )
     return packed
+
+
+def _check_different(index: NDArray[np.int64], where: str) -> None:
+    ordered = np.sort(index)
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(again):
+        what = f"{again[0]} is the id of several jets"
+        raise DataError(what, where=where, hint="leave `id` out of the map: jets are then counted by their rows")

@@ -1,13 +1,8 @@
-"""ATLAS Top Tagging files before they are read: which files are meant, and whether their datasets are what is needed.
-
-Only hard links to datasets whose bytes lie in the file itself are followed, so that a file from elsewhere can't make
-the reader open another one.
-"""
+"""Files of jets before they are read: which files are meant, and whether their columns are what is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from os import PathLike, fspath
@@ -15,31 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
-from kdfast.errors import ConfigError, DataError, KdfastError
+from kdfast.errors import ConfigError, DataError
+from kdfast.jets.columns import JET, ColumnMap, is_default
+from kdfast.jets.hdf5_table import Hdf5Table
+from kdfast.jets.table import Table, check_is_file
 
-__all__ = [
-    "CONSTITUENTS",
-    "JET",
-    "AnyPath",
-    "Source",
-    "as_paths",
-    "check_same_weights",
-    "damage_in",
-    "expand",
-    "inspect",
-    "open_file",
-]
-
-CONSTITUENTS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")
-JET = ("fjet_pt", "fjet_eta", "fjet_phi", "fjet_m")
-LABELS = "labels"
-WEIGHTS = ("weights", "training_weights")  # v1, v2
-# Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets need a cache.
-CHUNK_CACHE_BYTES = 1 << 20
+__all__ = ["AnyPath", "Source", "as_paths", "check_same_weights", "expand", "inspect", "open_table"]
 
 AnyPath = str | PathLike[str]
+
+# What a column may hold, as kinds of numpy's dtypes, and in words.
+FLOATS = ("f", "floats")
+NUMBERS = ("fiub", "numbers")
+WHOLE = ("iu", "whole numbers")
+FLAGS = ("biu", "truth values")
 
 
 def as_paths(paths: Any, *, where: str = "paths", accepted: str = "paths of files") -> list[str]:
@@ -77,127 +62,118 @@ def expand(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Source:
-    """What the headers of one file say."""
+    """What the headers of one file say.
+
+    columns: of the file. stored: constituents a jet, with padding. width: those to take of each jet. labels: the
+    columns that tell the classes, or none. weights: the column of weights, or None.
+    """
 
     path: Path
+    word: str  # what messages call a column
+    columns: ColumnMap
     rows: int
-    stored: int  # constituents a jet, with padding
-    width: int  # constituents to take of each jet
-    labels: str | None
+    stored: int
+    width: int
+    labels: tuple[str, ...]
     weights: str | None
 
+    @property
+    def names(self) -> list[str]:
+        """All columns that are read."""
+        columns, parts = self.columns, self.columns.constituents
+        jet = [getattr(columns.jet, key) for key in JET]
+        return [name for name in (*parts.names, parts.valid, *jet, *self.labels, self.weights, columns.id) if name]
 
-def open_file(path: Path) -> h5py.File:
-    """The file, opened for reading; DataError for what is no readable HDF5 file."""
-    where = str(path)
-    try:
-        with open(path, "rb"):
-            pass
-    except FileNotFoundError as error:
-        raise DataError("there is no such file", where=where, hint="check the path") from error
-    except IsADirectoryError as error:
-        hint = f"name its files, for example {path / '*.h5'}"
-        raise DataError("is a folder, not a file", where=where, hint=hint) from error
-    except OSError as error:
-        raise DataError(f"can't be opened ({error.strerror})", where=where, hint="check its permissions") from error
-    if not h5py.is_hdf5(path):
-        raise DataError("is not an HDF5 file", where=where, hint="load_jets reads ATLAS Top Tagging HDF5 files (.h5)")
-    try:
-        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
-    except OSError as error:
-        if "truncated" in str(error):
-            what = f"is truncated: only {path.stat().st_size:,} bytes are there"
-            raise DataError(what, where=where, hint="copy or download it again") from error
-        raise DataError(f"can't be read as HDF5 ({error})", where=where, hint="copy or download it again") from error
+    def where(self, name: str) -> str:
+        """The place of a column in messages."""
+        return f"{self.path}, {self.word} {name}"
 
 
-@contextmanager
-def damage_in(path: Path) -> Iterator[None]:
-    """Turns what h5py raises for broken structures inside a file into DataError."""
-    try:
-        yield
-    except KdfastError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        what = f"is damaged ({str(error).strip(chr(34))})"
-        raise DataError(what, where=str(path), hint="copy or download it again") from error
+def open_table(path: Path) -> Table:
+    """The file, opened for reading by what its first bytes say that it is; DataError for what is none of these."""
+    check_is_file(path)
+    if h5py.is_hdf5(path):
+        return Hdf5Table(path)
+    raise DataError("is not an HDF5 file", where=str(path), hint="load_jets reads HDF5 files (.h5)")
 
 
-def inspect(path: Path, max_constituents: int | None, require_labels: bool) -> Source:
-    """Checks names, types and shapes of one file's datasets without reading them."""
-    with open_file(path) as file, damage_in(path):
-        _check_listed_fields(file, path)
-        constituents = [_dataset(file, path, name, columns=True) for name in CONSTITUENTS]
-        per_jet = [_dataset(file, path, name) for name in JET]
-        names = list(file)
-        labels = LABELS if require_labels or LABELS in names else None
-        weights = next((name for name in WEIGHTS if name in names), None)
-        per_jet += [_dataset(file, path, name) for name in (labels, weights) if name is not None]
-        rows, stored = constituents[0].shape
-        for dataset in constituents + per_jet:
-            name = dataset.name.lstrip("/")
-            if len(dataset) != rows:
-                what = f"has {len(dataset):,} rows, {CONSTITUENTS[0]} has {rows:,}"
-                raise DataError(what, where=f"{path}, dataset {name}", hint="the file was not written completely")
-            if dataset.ndim == 2 and dataset.shape[1] != stored:
-                what = f"has {dataset.shape[1]} columns, {CONSTITUENTS[0]} has {stored}"
-                raise DataError(what, where=f"{path}, dataset {name}", hint="the constituent datasets must be alike")
-        if rows == 0 or stored == 0:
-            raise DataError("holds no jets" if rows == 0 else "holds no constituents", where=str(path))
+def inspect(path: Path, columns: ColumnMap, max_constituents: int | None, require_labels: bool) -> Source:
+    """Checks names, types and shapes of one file's columns without reading them."""
+    with open_table(path) as table, table.reading():
+        names = columns.constituents.names
+        if isinstance(table, Hdf5Table) and is_default(columns):
+            table.check_listed(names)
+        rule = columns.label
+        labels: tuple[str, ...] = ()
+        if rule is not None and (require_labels or all(map(table.has, rule.names))):
+            labels = rule.names
+        elif rule is None and require_labels:
+            hint = "add a table [label], or score the jets only: kdfast predict, load_jets(…, require_labels=False)"
+            raise ConfigError("has no table [label], which training needs", where="columns", hint=hint)
+        weights = next(filter(table.has, columns.weights), None)
+        if weights is None and len(columns.weights) == 1:
+            weights = columns.weights[0]  # named alone, it must be there
+        asked = [
+            (f"constituents.{key}", name, FLOATS) for key, name in zip(columns.constituents.form, names, strict=True)
+        ]
+        if columns.constituents.valid:
+            asked.append(("constituents.valid", columns.constituents.valid, FLAGS))
+        jet = [(f"jet.{key}", getattr(columns.jet, key), FLOATS) for key in JET]
+        per_jet = [each for each in jet if each[1]]
+        per_jet += [("label", name, NUMBERS) for name in labels]
+        per_jet += [("weights", weights, FLOATS)] if weights else []
+        per_jet += [("id", columns.id, WHOLE)] if columns.id else []
+        rows, stored = _check_shapes(table, columns, asked, per_jet)
         if max_constituents is not None and max_constituents > stored:
             what = f"is {max_constituents}, but only {stored} constituents a jet are stored in {path}"
             raise ConfigError(what, where="max_constituents", hint=f"ask for {stored} at most")
-        return Source(path, rows, stored, max_constituents or stored, labels, weights)
+        return Source(path, table.word, columns, rows, stored, max_constituents or stored, labels, weights)
 
 
-def _check_listed_fields(file: h5py.File, path: Path) -> None:
-    """Some files list their constituent datasets in the attribute `constit`: it must name the four that are read."""
-    if "constit" not in file.attrs:
-        return
-    listed = [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(file.attrs["constit"])]
-    missing = [name for name in CONSTITUENTS if name not in listed]
-    if missing:
-        what = f"lists {', '.join(listed)} but has no {', '.join(missing)}"
-        hint = (
-            "pT, η, φ and energy of the constituents are needed; such a file has been preprocessed for something else"
-        )
-        raise DataError(what, where=f"{path}, attribute constit", hint=hint)
+_Asked = tuple[str, str, tuple[str, str]]  # key of the map, column, what it may hold
 
 
-def _dataset(file: h5py.File, path: Path, name: str, *, columns: bool = False) -> h5py.Dataset:
-    """The dataset, found by a hard link, with its bytes in this file, of numbers, with one or two dimensions."""
-    where = f"{path}, dataset {name}"
-    link = file.get(name, getlink=True) if name in list(file) else None  # `name in file` would follow links
-    if link is None:
-        hint = f"the file holds: {', '.join(sorted(file)) or 'nothing'}"
-        if name == LABELS:
-            hint += "\nfor jets that are only to be scored: kdfast predict, or load_jets(…, require_labels=False)"
-        raise DataError("is missing", where=where, hint=hint)
-    if isinstance(link, h5py.ExternalLink):
-        raise DataError(f"is an external link to {link.filename}", where=where, hint="give that file itself")
-    if not isinstance(link, h5py.HardLink):
-        raise DataError("is a soft link, not a dataset", where=where, hint="links are not followed; copy the dataset")
-    item = file[name]
-    if not isinstance(item, h5py.Dataset):
-        raise DataError("is a group, not a dataset", where=where)
-    if item.external or item.is_virtual:
-        raise DataError("has its bytes in another file", where=where, hint="copy it into one file (h5repack)")
-    properties = item.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    for number in filters:
-        if not h5py.h5z.filter_avail(number):
-            what = f"is packed by a filter that is not installed (number {number} of HDF5's registry)"
-            raise DataError(what, where=where, hint="import hdf5plugin first, or repack the file with gzip (h5repack)")
-    kinds = "fiub" if name == LABELS else "f"
-    if item.dtype.kind not in kinds:
-        raise DataError(f"must hold {'numbers' if name == LABELS else 'floats'}, holds {item.dtype}", where=where)
-    if item.ndim != (2 if columns else 1):
-        shape = "[jets, constituents]" if columns else "[jets]"
-        raise DataError(f"must have the shape {shape}, has {list(item.shape)}", where=where)
-    # HDF5 reads what a writer that died did not come to as zeros: background, without constituents.
-    if item.size and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
-        raise DataError("was not written completely: parts of it have no bytes", where=where, hint="write it again")
-    return item
+def _check_shapes(
+    table: Table, columns: ColumnMap, constituents: Sequence[_Asked], per_jet: Sequence[_Asked]
+) -> tuple[int, int]:
+    """(jets, slots) that all columns have."""
+    first = constituents[0][1]
+    found = []
+    for key, name, (kinds, words) in (*constituents, *per_jet):
+        try:
+            column = table.column(name)
+        except DataError as error:
+            raise _as_asked(error, columns, key) from None
+        if column.dtype.kind not in kinds:
+            raise DataError(f"must hold {words}, holds {column.dtype}", where=table.where(name))
+        per_slot = key.startswith("constituents.")
+        if per_slot != (column.slots is not None):
+            shape = [column.rows] if column.slots is None else [column.rows, column.slots]
+            needed = "[jets, constituents]" if per_slot else "[jets]"
+            raise DataError(f"must have the shape {needed}, has {shape}", where=table.where(name))
+        found.append((name, column))
+    rows, stored = found[0][1].rows, found[0][1].slots
+    assert stored is not None
+    for name, column in found:
+        if column.rows != rows:
+            what = f"has {column.rows:,} rows, {first} has {rows:,}"
+            raise DataError(what, where=table.where(name), hint="the file was not written completely")
+        if column.slots not in (None, stored):
+            what = f"has {column.slots} columns, {first} has {stored}"
+            raise DataError(what, where=table.where(name), hint="the constituent datasets must be alike")
+    if rows == 0 or stored == 0:
+        raise DataError("holds no jets" if rows == 0 else "holds no constituents", where=str(table.path))
+    return rows, stored
+
+
+def _as_asked(error: DataError, columns: ColumnMap, key: str) -> DataError:
+    """The error of a column, with what asks for it."""
+    hint = error.hint
+    if not is_default(columns):
+        hint = f"the map asks for it as {key}" + (f"; {hint}" if hint else "")
+    if key == "label" and error.what == "is missing":
+        hint = f"{hint}\nfor jets that are only to be scored: kdfast predict, or load_jets(…, require_labels=False)"
+    return DataError(error.what, where=error.where, hint=hint)
 
 
 def check_same_weights(sources: list[Source]) -> None:
@@ -206,7 +182,8 @@ def check_same_weights(sources: list[Source]) -> None:
     weighted = [source for source in sources if source.weights]
     if weighted and len(weighted) < len(sources):
         without = next(source for source in sources if not source.weights)
-        what = f"has neither {' nor '.join(WEIGHTS)}, while {weighted[0].path} has {weighted[0].weights}"
+        names = " nor ".join(without.columns.weights)
+        what = f"has neither {names}, while {weighted[0].path} has {weighted[0].weights}"
         raise DataError(what, where=str(without.path), hint="read the files with and without weights separately")
     other = next((source for source in weighted if source.weights != weighted[0].weights), None)
     if other is not None:

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import DataError
+from kdfast.jets.columns import ColumnMap
 from kdfast.jets.packed import PackedJets, constituent_rows, offsets_of
 
 __all__ = ["PER_GEV", "check_file_unit", "check_in_gev"]
 
+IN_UNIT = ("pt", "energy", "mass", "px", "py", "pz")  # what of a constituent a unit applies to
 PER_GEV = {"MeV": 1000.0, "GeV": 1.0}
 PLAUSIBLE_PT = (5.0, 20_000.0)  # GeV
 # Of a jet's pT, the part that its stored constituents have: 1, or less where only the hardest are kept.
@@ -23,12 +25,20 @@ LOOKED_AT = 1000  # jets: enough for the order of magnitude of a median
 
 
 def check_file_unit(
-    p4: NDArray[np.float32], counts: NDArray[np.int64], constituents: NDArray[np.float32], unit: str, where: str
+    p4: NDArray[np.float32],
+    counts: NDArray[np.int64],
+    constituents: NDArray[np.float32],
+    unit: str,
+    where: str,
+    columns: ColumnMap,
 ) -> None:
     """Raises DataError where a file's momenta can't have been in `unit`, from which they were brought to GeV.
 
-    p4 [B, 4], counts [B], constituents [M, 4]: of the file's jets.
+    p4 [B, 4], counts [B], constituents [M, 4]: of the file's jets. columns: of the file, for messages.
     """
+    form = columns.constituents.form
+    momenta = [name for key, name in zip(form, columns.constituents.names, strict=True) if key in IN_UNIT]
+    jet_momenta = [name for name in (columns.jet.pt, columns.jet.mass) if name]
     rows = _evenly(len(p4))
     jet_pt = p4[rows, 0]
     median = float(np.median(jet_pt))
@@ -38,14 +48,16 @@ def check_file_unit(
         if _is_plausible(median * PER_GEV[unit] / PER_GEV[other]):
             hint = f"the file seems to be in {other}: {{unit}} reads it so"
             raise DataError(what, where=where, hint=hint, settings={"unit": other})
-        raise DataError(what, where=where, hint=f"jets of {_RANGE} are expected: bring fjet_pt to MeV or GeV")
+        hint = f"jets of {_RANGE} are expected: bring {(jet_momenta or momenta)[0]} to MeV or GeV"
+        raise DataError(what, where=where, hint=hint)
     filled = counts[rows] > 0
     if not filled.any():
         return
     share = float(np.median(_constituent_pt(constituents, counts, rows)[filled] / jet_pt[filled]))
     if not PLAUSIBLE_SHARE[0] <= share <= PLAUSIBLE_SHARE[1]:
+        names = [*momenta, *jet_momenta]
         what = f"the constituents' pT add up to {share:.3g} of the jets' pT (median)"
-        raise DataError(what, where=where, hint="bring fjet_clus_pt, fjet_clus_E, fjet_pt and fjet_m to one unit")
+        raise DataError(what, where=where, hint=f"bring {', '.join(names[:-1])} and {names[-1]} to one unit")
 
 
 def check_in_gev(jets: PackedJets, where: str, *, also_soft: bool = True) -> None:

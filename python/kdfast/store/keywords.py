@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from kdfast.distill.schedules import RunConfig
+    from kdfast.jets.columns import ColumnMap
     from kdfast.jets.hlt_config import HLTConfig
     from kdfast.jets.packed import PackedJets
     from kdfast.models.config import ModelConfig
@@ -63,6 +64,7 @@ class SweepSettings(TypedDict, total=False):
     checkpoint_every: float | None
     max_jets: int | None
     on_bad: Literal["error", "drop"] | None
+    columns: str | PathLike[str] | Mapping[str, Any] | ColumnMap | None
     unit: Literal["MeV", "GeV"] | None
     fractions: tuple[float, float, float] | None
     data_seed: int | None

@@ -1,15 +1,12 @@
-"""Faults of settings in kdfast's words: which setting, what is wrong, what to do."""
+"""Errors of settings that name them: which setting, what is wrong, what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from kdfast.errors import ConfigError
 
-from kdfast.errors import ConfigError, suggest
-
-__all__ = ["SettingError", "UnknownSetting", "in_words"]
+__all__ = ["SettingError", "UnknownSetting"]
 
 
 class SettingError(ConfigError):
@@ -29,51 +26,3 @@ class SettingError(ConfigError):
 
 class UnknownSetting(ConfigError, TypeError):
     """A keyword that `sweep` does not have."""
-
-
-# Type of a fault that pydantic finds → what it says, with the names of the fault's context.
-_WHAT = {
-    "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be ≥ {ge:g}",
-    "less_than": "must be < {lt}",
-    "less_than_equal": "must be ≤ {le:g}",
-    "finite_number": "must be a finite number",
-    "literal_error": "must be {expected}",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number of fewer digits",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "string_type": "must be text",
-    "tuple_type": "must be a list",
-    "model_type": "must be a table",
-}
-
-
-def in_words(error: ValidationError, model: type[BaseModel]) -> tuple[tuple[str, ...], ConfigError]:
-    """The first fault of a validation of `model`: the path of the setting, and what is wrong with it."""
-    fault = error.errors()[0]
-    path = tuple(part for part in fault["loc"] if isinstance(part, str))  # without positions in lists
-    cause = fault.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        inside = f"{cause.where}: " if cause.where and cause.where not in path else ""
-        return path, ConfigError(f"{inside}{cause.what}", hint=cause.hint)
-    if fault["type"] == "extra_forbidden":
-        *tables, key = path
-        for table in tables:
-            model = _model_of(model, table)
-        return path, ConfigError(f"unknown key {key!r}", hint=suggest(key, list(model.model_fields)))
-    if fault["type"] == "missing":  # only [grid] has keys without a default
-        return path, ConfigError("is missing", hint="a grid of your own needs both temperature and alpha")
-    what = _WHAT[fault["type"]].format(**fault.get("ctx", {})) if fault["type"] in _WHAT else fault["msg"]
-    value = fault["input"]
-    shown = f", is {value!r}" if isinstance(value, (str, int, float)) else ""
-    return path, ConfigError(f"{what}{shown}")
-
-
-def _model_of(model: type[BaseModel], key: str) -> type[BaseModel]:
-    """The model of a table inside another one, e.g. GridLists for `grid`, which may also be text."""
-    annotation: Any = model.model_fields[key].annotation
-    kinds = (annotation, *get_args(annotation))
-    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -7,7 +7,6 @@ store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from operator import index
@@ -20,15 +19,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from kdfast.distill.recipe import PRECISIONS, Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError, suggest
+from kdfast.files import read_toml
+from kdfast.jets.columns import COLUMN_PRESETS, ColumnMap, column_map, is_default
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
 from kdfast.store.grid import GRIDS, grid
-from kdfast.store.setting_errors import SettingError, in_words
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from kdfast.store.setting_errors import SettingError
+from kdfast.validation import in_words
 
 __all__ = [
     "DATA_SOURCE",
@@ -89,6 +86,14 @@ def _as_paths(paths: Any) -> list[str]:
     return [str(fspath(entry)) for entry in entries]
 
 
+def _as_columns(value: Any) -> str | ColumnMap:
+    """A preset stays its name; a file becomes its content, so that study.toml holds it."""
+    if isinstance(value, str) and value in COLUMN_PRESETS:
+        return value
+    columns = column_map(value)
+    return "atlas" if is_default(columns) else columns
+
+
 def _as_shares(value: Any) -> Any:
     three = isinstance(value, (list, tuple)) and len(value) == 3
     numbers = three and all(isinstance(item, (int, float)) and item > 0 for item in value)
@@ -106,6 +111,7 @@ def _as_number_or_all(value: Any) -> Any:
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
 Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
+Columns = Annotated[str | ColumnMap, BeforeValidator(_as_columns)]
 NumberOrAll = Annotated[int | None, Field(ge=1), BeforeValidator(_as_number_or_all)]
 
 
@@ -113,14 +119,16 @@ class DataSettings(_Table):
     """[data]: which jets, and how they are split."""
 
     paths: Annotated[Paths, Shown(keyword="data", option="DATA", metavar="DATA", unset="the bundled sample")] = ()
-    """Files of jets (ATLAS Top Tagging HDF5), or patterns of them."""
+    """Files of jets, or patterns of them."""
     max_jets: Annotated[int | None, Field(ge=1), Shown(unset="all")] = None
     """Read only the first N jets."""
     max_constituents: Annotated[NumberOrAll, Shown(metavar="N|all", kind=str, unset="all")] = 40
     """Keep the N hardest constituents of each jet."""
     on_bad: Annotated[Literal["error", "drop"], Shown(metavar="error|drop")] = "error"
     """On a bad jet: stop with an error, or drop and count it."""
-    unit: Annotated[Literal["MeV", "GeV"], Shown(metavar="MeV|GeV")] = "MeV"
+    columns: Annotated[Columns, Shown(option="--map", metavar="PRESET|FILE")] = "atlas"
+    """Column map of the files of jets and of HLT jets: a preset, or a table (--map: a TOML file)."""
+    unit: Annotated[Literal["MeV", "GeV"] | None, Shown(metavar="MeV|GeV", unset="the map's; MeV for atlas")] = None
     """Unit of momenta in the files of jets and of HLT jets."""
     fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = (0.70, 0.15, 0.15)
     """Shares of the training, validation and test jets, stratified by label."""
@@ -172,8 +180,9 @@ class HLTFiles(_Table):
     """Instead of an emulation: files of the same jets, in the same order, as a trigger saw them."""
 
 
-# In [data]: where the jets are, in which unit, and which of them are read. The jets' fingerprint decides, not these.
-DATA_SOURCE = ("paths", "max_jets", "on_bad", "unit")
+# In [data]: where the jets are, how they are stored, and which of them are read. The jets' fingerprint decides, not
+# these.
+DATA_SOURCE = ("paths", "max_jets", "on_bad", "columns", "unit")
 
 # `hlt` of a study whose HLT jets were given in Python.
 GIVEN = "given"
@@ -310,8 +319,10 @@ class StudySettings(_Table):
         if isinstance(self.hlt, HLTConfig):
             table["hlt"] = asdict(self.hlt)  # 1 stays 1, and does not become 1.0
         table["data"].setdefault("max_constituents", "all")
-        if self.data.unit == "MeV":
-            del table["data"]["unit"]  # so that kdfast 0.2 reads the file too
+        if is_default(self.data.columns):  # so that kdfast 0.2 reads the file too
+            del table["data"]["columns"]
+            if self.data.unit == "MeV":
+                del table["data"]["unit"]
         if self.teacher_kind == "logit":
             del table["teacher_kind"]
         return table
@@ -357,7 +368,7 @@ class StudySettings(_Table):
         source = ""
         if isinstance(config, (str, PathLike)):
             source = fspath(config)
-            given = _read_toml(Path(config))
+            given = read_toml(Path(config))
         else:
             given = dict(config or {})
         overrides = _without_none(overrides or {})
@@ -410,16 +421,6 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in table.items() if v is not None}
     return {k: v for k, v in kept.items() if not (isinstance(v, dict) and not v)}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"can't be read ({error.strerror})", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is no valid TOML ({error})", where=str(path)) from None
 
 
 def _is_given(table: Any, path: Sequence[str]) -> bool:

@@ -93,7 +93,8 @@ class Inputs:
 
             # All constituents: `prepare` cuts them to `max_constituents`, and files may store fewer.
             data = settings.data
-            hlt_jets = load_jets(settings.hlt.paths, max_jets=data.max_jets, on_bad=data.on_bad, unit=data.unit)
+            how: dict[str, Any] = {"on_bad": data.on_bad, "unit": data.unit, "columns": data.columns}
+            hlt_jets = load_jets(settings.hlt.paths, max_jets=data.max_jets, **how)
         decisive = _decisive(settings, teacher, hlt_jets)
         decisive["data"]["fingerprint"] = fingerprint(jets)
         if store is not None:

@@ -79,6 +79,7 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
             max_constituents=settings.max_constituents,
             on_bad=settings.on_bad,
             unit=settings.unit,
+            columns=settings.columns,
         )
     elif jets is None:
         from kdfast.jets.sample import sample

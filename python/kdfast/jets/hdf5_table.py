@@ -1,0 +1,172 @@
+"""HDF5 files: datasets [jets] and [jets, slots], fields of structured ones, entries on an array's last axis.
+
+Only hard links to datasets whose bytes lie in the file itself are followed, so that a file from elsewhere can't make
+the reader open another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast.errors import DataError
+from kdfast.jets.table import COPY_AGAIN, Column, Table
+
+__all__ = ["Hdf5Table"]
+
+# Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets need a cache.
+CHUNK_CACHE_BYTES = 1 << 20
+
+
+class Hdf5Table(Table):
+    """An open HDF5 file. `consts/pt` is a dataset of a group, or a field of a structured dataset; `x/0` the first entry
+    on the last axis of a dataset with one dimension more."""
+
+    format = "HDF5"
+    word = "dataset"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self.file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
+        except OSError as error:
+            if "truncated" in str(error):
+                what = f"is truncated: only {path.stat().st_size:,} bytes are there"
+                raise DataError(what, where=str(path), hint=COPY_AGAIN) from error
+            raise DataError(f"can't be read as HDF5 ({error})", where=str(path), hint=COPY_AGAIN) from error
+        # Kept open: each dataset has a cache of unpacked chunks.
+        self._found: dict[str, tuple[h5py.Dataset, str | int | None]] = {}
+        self._columns: dict[str, Column] = {}
+        self._block: dict[str, tuple[int, int, NDArray[Any]]] = {}  # by dataset: the rows that were read last
+
+    def close(self) -> None:
+        self._found.clear()
+        self._block.clear()
+        self.file.close()
+
+    def names(self) -> list[str]:
+        found: list[str] = []
+        for name in sorted(self.file):
+            item = self.file[name] if isinstance(self.file.get(name, getlink=True), h5py.HardLink) else None
+            if isinstance(item, h5py.Group):
+                found += [f"{name}/{inner}" for inner in sorted(item)]
+            elif isinstance(item, h5py.Dataset) and item.dtype.names:
+                found += [f"{name}/{field}" for field in item.dtype.names]
+            else:
+                found.append(name)
+        return found
+
+    def has(self, name: str) -> bool:
+        place: Any = self.file
+        for part in name.split("/"):
+            if not isinstance(place, h5py.Group):
+                return self._part_of(place, part) is not None
+            if part not in list(place):  # `part in place` would follow links
+                return False
+            if not isinstance(place.get(part, getlink=True), h5py.HardLink):
+                return True  # `column` says what is wrong with it
+            place = place[part]
+        return True
+
+    @staticmethod
+    def _part_of(dataset: h5py.Dataset, part: str) -> str | int | None:
+        """The field, or the position on the last axis, that this part of a name means."""
+        if dataset.dtype.names:
+            return part if part in dataset.dtype.names else None
+        known = part.isascii() and part.isdecimal() and dataset.ndim > 1 and int(part) < dataset.shape[-1]
+        return int(part) if known else None
+
+    def _find(self, name: str) -> tuple[h5py.Dataset, str | int | None]:
+        if name in self._found:
+            return self._found[name]
+        where = self.where(name)
+        if not self.has(name):
+            raise self.missing(name)
+        place: Any = self.file
+        part: str | int | None = None
+        for each in name.split("/"):
+            if isinstance(place, h5py.Dataset):
+                part = self._part_of(place, each)
+                break
+            link = place.get(each, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise DataError(f"is an external link to {link.filename}", where=where, hint="give that file itself")
+            if not isinstance(link, h5py.HardLink):
+                hint = "links are not followed; copy the dataset"
+                raise DataError("is a soft link, not a dataset", where=where, hint=hint)
+            place = place[each]
+        if not isinstance(place, h5py.Dataset):
+            raise DataError("is a group, not a dataset", where=where)
+        self._found[name] = (place, part)
+        return place, part
+
+    def column(self, name: str) -> Column:
+        if name not in self._columns:
+            self._columns[name] = self._checked(name)
+        return self._columns[name]
+
+    def _checked(self, name: str) -> Column:
+        where = self.where(name)
+        item, part = self._find(name)
+        if item.external or item.is_virtual:
+            raise DataError("has its bytes in another file", where=where, hint="copy it into one file (h5repack)")
+        properties = item.id.get_create_plist()
+        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+        for number in filters:
+            if not h5py.h5z.filter_avail(number):
+                what = f"is packed by a filter that is not installed (number {number} of HDF5's registry)"
+                hint = "import hdf5plugin first, or repack the file with gzip (h5repack)"
+                raise DataError(what, where=where, hint=hint)
+        # HDF5 reads what a writer that died did not come to as zeros: background, without constituents.
+        if item.size and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+            what = "was not written completely: parts of it have no bytes"
+            raise DataError(what, where=where, hint="write it again")
+        shape = item.shape[:-1] if isinstance(part, int) else item.shape
+        dtype = item.dtype[part] if isinstance(part, str) else item.dtype
+        if dtype.names:
+            hint = f"name a field: {', '.join(f'{name}/{field}' for field in dtype.names)}"
+            raise DataError("holds several fields", where=where, hint=hint)
+        if len(shape) not in (1, 2):
+            what = f"must have the shape [jets] or [jets, constituents], has {list(shape)}"
+            raise DataError(what, where=where)
+        return Column(shape[0], shape[1] if len(shape) == 2 else None, dtype)
+
+    def chunk_rows(self, name: str) -> int:
+        chunks = self._find(name)[0].chunks
+        return int(chunks[0]) if chunks else 0
+
+    def fill(self, name: str, start: int, stop: int, values: NDArray[Any]) -> None:
+        item, part = self._find(name)
+        if part is None:
+            # h5py's low-level calls: its slicing syntax costs as much time as a small block
+            stored = item.id.get_space()
+            shape = (stop - start, *values.shape[1:])
+            stored.select_hyperslab((start, *(0 for _ in shape[1:])), shape)
+            item.id.read(h5py.h5s.create_simple(shape), stored, values)
+            return
+        # All fields that are asked for at once: the chunks would be unpacked again for each of them.
+        if self._block.get(item.name, (0, 0))[:2] != (start, stop):
+            fields = [each for found, each in self._found.values() if found == item and isinstance(each, str)]
+            self._block[item.name] = (start, stop, (item.fields(fields) if fields else item)[start:stop])
+        block = self._block[item.name][2]
+        read = block[part] if isinstance(part, str) else block[..., part]
+        values[...] = read if values.ndim == 1 else read[:, : values.shape[1]]
+
+    def check_listed(self, needed: Sequence[str]) -> None:
+        """Some files list their constituent datasets in the attribute `constit`: it must name those that are read."""
+        if "constit" not in self.file.attrs:
+            return
+        listed = [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(self.file.attrs["constit"])]
+        missing = [name for name in needed if name not in listed]
+        if missing:
+            what = f"lists {', '.join(listed)} but has no {', '.join(missing)}"
+            hint = (
+                "pT, η, φ and energy of the constituents are needed; such a file has been preprocessed for something "
+                "else"
+            )
+            raise DataError(what, where=f"{self.path}, attribute constit", hint=hint)
