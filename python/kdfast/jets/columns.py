@@ -209,7 +209,15 @@ _SALT = ColumnMap(
     order="sort",
 )
 
-COLUMN_PRESETS: dict[str, ColumnMap] = {"atlas": _ATLAS, "salt": _SALT}
+# Particles (pt, y, phi, PDG id) of quark and gluon jets: massless, so that their rapidity y is η.
+_ENERGYFLOW = ColumnMap(
+    constituents=ConstituentColumns(pt="X/0", rapidity="X/1", phi="X/2"),
+    label=LabelRule(column="y", signal=(1,), background=(0,)),  # quarks, gluons
+    unit="GeV",
+    order="sort",
+)
+
+COLUMN_PRESETS: dict[str, ColumnMap] = {"atlas": _ATLAS, "energyflow": _ENERGYFLOW, "salt": _SALT}
 
 
 def is_default(columns: str | ColumnMap | None) -> bool:

@@ -14,6 +14,7 @@ import h5py
 from kdfast.errors import ConfigError, DataError
 from kdfast.jets.columns import JET, ColumnMap, is_default
 from kdfast.jets.hdf5_table import Hdf5Table
+from kdfast.jets.npz_table import NpzTable
 from kdfast.jets.table import Table, check_is_file
 
 __all__ = ["AnyPath", "Source", "as_paths", "check_same_weights", "expand", "inspect", "open_table"]
@@ -91,10 +92,13 @@ class Source:
 
 def open_table(path: Path) -> Table:
     """The file, opened for reading by what its first bytes say that it is; DataError for what is none of these."""
-    check_is_file(path)
+    start = check_is_file(path)
     if h5py.is_hdf5(path):
         return Hdf5Table(path)
-    raise DataError("is not an HDF5 file", where=str(path), hint="load_jets reads HDF5 files (.h5)")
+    if start.startswith(b"PK\x03\x04"):  # a zip archive
+        return NpzTable(path)
+    hint = "load_jets reads HDF5 files (.h5) and NumPy's .npz files"
+    raise DataError("is not an HDF5 file, nor of another format that is read", where=str(path), hint=hint)
 
 
 def inspect(path: Path, columns: ColumnMap, max_constituents: int | None, require_labels: bool) -> Source:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdfast.jets.checks import below_momentum, jets_with
 from kdfast.jets.columns import ColumnMap
+from kdfast.jets.kinematics import wrap_phi
 from kdfast.jets.packed import offsets_of
 
 __all__ = ["StoredConstituents", "as_packed"]
@@ -67,8 +68,7 @@ def as_packed(stored: StoredConstituents, faults: _Faults) -> tuple[NDArray[np.f
 
 def _rows(slots: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[rows] whether any slot of a jet is marked."""
-    found: NDArray[np.bool_] = slots.any(axis=1)
-    return found
+    return np.logical_or.reduce(slots, axis=1)
 
 
 def _filled(stored: StoredConstituents, faults: _Faults) -> NDArray[np.bool_]:
@@ -108,7 +108,7 @@ def _momenta(
         still = jets_with(pt == 0, offsets)
         faults.reject(stored.name("px"), still, "has no transverse momentum in a slot that is filled")
         return np.stack([pt, np.arcsinh(parts["pz"] / pt), np.arctan2(parts["py"], parts["px"]), parts["energy"]], 1)
-    pt, phi = parts["pt"], parts["phi"]
+    pt, phi = parts["pt"], wrap_phi(parts["phi"])
     eta = parts["eta"] if "eta" in parts else parts["rapidity"]
     if "energy" in parts:
         return np.stack([pt, eta, phi, parts["energy"]], 1)
