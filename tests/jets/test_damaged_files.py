@@ -58,7 +58,7 @@ def virtual(file: h5py.File) -> None:
 
 def unknown_filter(file: h5py.File) -> None:
     with replacing(file, "fjet_clus_E") as name:
-        file.create_dataset(name, (100, 20), np.float32, compression=32001, allow_unknown_filter=True)
+        file.create_dataset(name, (100, 20), np.float32, compression=305, allow_unknown_filter=True)
 
 
 def group(file: h5py.File) -> None:
@@ -119,7 +119,7 @@ STRUCTURE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "virtual": (virtual, "dataset fjet_clus_phi: has its bytes in another file\ncopy it into one file"),
     "unknown filter": (
         unknown_filter,
-        r"dataset fjet_clus_E: is packed by a filter that is not installed \(number 32001.*\nimport hdf5plugin first",
+        r"dataset fjet_clus_E: is packed by a filter that is not installed \(number 305.*\npip install 'kdfast",
     ),
     "group": (group, "dataset fjet_m: is a group, not a dataset"),
     "integers": (of_other("fjet_clus_pt", FLOATS.astype(int)), "dataset fjet_clus_pt: must hold floats, holds int64"),

@@ -209,6 +209,14 @@ _SALT = ColumnMap(
     order="sort",
 )
 
+# The top tagging reference set of Kasieczka, Plehn, Thompson and Russell: a DataFrame with four columns a slot.
+_TOP_REFERENCE = ColumnMap(
+    constituents=ConstituentColumns(px="table/PX_*", py="table/PY_*", pz="table/PZ_*", energy="table/E_*"),
+    label=LabelRule(column="table/is_signal_new", signal=(1,), background=(0,)),
+    unit="GeV",
+    order="sort",  # sorted by pT, but for its rounding
+)
+
 # Particles (pt, y, phi, PDG id) of quark and gluon jets: massless, so that their rapidity y is η.
 _ENERGYFLOW = ColumnMap(
     constituents=ConstituentColumns(pt="X/0", rapidity="X/1", phi="X/2"),
@@ -217,7 +225,12 @@ _ENERGYFLOW = ColumnMap(
     order="sort",
 )
 
-COLUMN_PRESETS: dict[str, ColumnMap] = {"atlas": _ATLAS, "energyflow": _ENERGYFLOW, "salt": _SALT}
+COLUMN_PRESETS: dict[str, ColumnMap] = {
+    "atlas": _ATLAS,
+    "energyflow": _ENERGYFLOW,
+    "salt": _SALT,
+    "top-reference": _TOP_REFERENCE,
+}
 
 
 def is_default(columns: str | ColumnMap | None) -> bool:

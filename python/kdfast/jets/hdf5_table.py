@@ -7,6 +7,8 @@ the reader open another one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import DataError
+from kdfast.jets.pandas_frame import frame_columns, frame_of, is_fixed, numbered
 from kdfast.jets.table import COPY_AGAIN, Column, Table
 
 __all__ = ["Hdf5Table"]
@@ -23,9 +26,29 @@ __all__ = ["Hdf5Table"]
 CHUNK_CACHE_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a column is: a dataset, a field of it, entries on the last axis."""
+
+    dataset: h5py.Dataset
+    field: str | None = None
+    entries: int | NDArray[np.int64] | None = None
+
+
+def _part_of(dataset: h5py.Dataset, parts: Sequence[str]) -> _Place | None:
+    """The field, or the position on the last axis, that the rest of a name means."""
+    part = parts[0]
+    if len(parts) > 1:
+        return None
+    if dataset.dtype.names:
+        return _Place(dataset, part) if part in dataset.dtype.names else None
+    known = part.isascii() and part.isdecimal() and dataset.ndim > 1 and int(part) < dataset.shape[-1]
+    return _Place(dataset, None, int(part)) if known else None
+
+
 class Hdf5Table(Table):
-    """An open HDF5 file. `consts/pt` is a dataset of a group, or a field of a structured dataset; `x/0` the first entry
-    on the last axis of a dataset with one dimension more."""
+    """An open HDF5 file. `consts/pt` is a dataset of a group, a field of a structured dataset, or a column of pandas'
+    DataFrame; `x/0` the first entry on the last axis of a dataset with one dimension more."""
 
     format = "HDF5"
     word = "dataset"
@@ -40,7 +63,7 @@ class Hdf5Table(Table):
                 raise DataError(what, where=str(path), hint=COPY_AGAIN) from error
             raise DataError(f"can't be read as HDF5 ({error})", where=str(path), hint=COPY_AGAIN) from error
         # Kept open: each dataset has a cache of unpacked chunks.
-        self._found: dict[str, tuple[h5py.Dataset, str | int | None]] = {}
+        self._found: dict[str, _Place] = {}
         self._columns: dict[str, Column] = {}
         self._block: dict[str, tuple[int, int, NDArray[Any]]] = {}  # by dataset: the rows that were read last
 
@@ -54,7 +77,8 @@ class Hdf5Table(Table):
         for name in sorted(self.file):
             item = self.file[name] if isinstance(self.file.get(name, getlink=True), h5py.HardLink) else None
             if isinstance(item, h5py.Group):
-                found += [f"{name}/{inner}" for inner in sorted(item)]
+                frame = frame_of(item)
+                found += [f"{name}/{inner}" for inner in (sorted(item) if frame is None else frame_columns(frame))]
             elif isinstance(item, h5py.Dataset) and item.dtype.names:
                 found += [f"{name}/{field}" for field in item.dtype.names]
             else:
@@ -62,48 +86,63 @@ class Hdf5Table(Table):
         return found
 
     def has(self, name: str) -> bool:
-        place: Any = self.file
-        for part in name.split("/"):
-            if not isinstance(place, h5py.Group):
-                return self._part_of(place, part) is not None
-            if part not in list(place):  # `part in place` would follow links
-                return False
-            if not isinstance(place.get(part, getlink=True), h5py.HardLink):
-                return True  # `column` says what is wrong with it
-            place = place[part]
-        return True
+        try:
+            return self._find(name) is not None
+        except DataError:
+            return True  # `column` says what is wrong with it
 
-    @staticmethod
-    def _part_of(dataset: h5py.Dataset, part: str) -> str | int | None:
-        """The field, or the position on the last axis, that this part of a name means."""
-        if dataset.dtype.names:
-            return part if part in dataset.dtype.names else None
-        known = part.isascii() and part.isdecimal() and dataset.ndim > 1 and int(part) < dataset.shape[-1]
-        return int(part) if known else None
+    def _find(self, name: str) -> _Place | None:
+        """Where a column is; None where there is none. Raises DataError for what is not read."""
+        if name not in self._found:
+            place = self._walk(name)
+            if place is None:
+                return None
+            self._found[name] = place
+        return self._found[name]
 
-    def _find(self, name: str) -> tuple[h5py.Dataset, str | int | None]:
-        if name in self._found:
-            return self._found[name]
+    def _walk(self, name: str) -> _Place | None:
         where = self.where(name)
-        if not self.has(name):
-            raise self.missing(name)
-        place: Any = self.file
-        part: str | int | None = None
-        for each in name.split("/"):
-            if isinstance(place, h5py.Dataset):
-                part = self._part_of(place, each)
-                break
-            link = place.get(each, getlink=True)
+        item: Any = self.file
+        parts = name.split("/")
+        for depth, part in enumerate(parts):
+            if isinstance(item, h5py.Dataset):
+                return _part_of(item, parts[depth:])
+            frame = frame_of(item) if depth == len(parts) - 1 else None
+            if frame is not None:
+                return self._in_frame(frame, part, where)
+            if is_fixed(item):
+                hint = 'write it with frame.to_hdf(…, format="table")'
+                raise DataError('is of a DataFrame in pandas\' format "fixed"', where=where, hint=hint)
+            link = item.get(part, getlink=True) if part in list(item) else None  # `part in item` would follow links
+            if link is None:
+                return None
             if isinstance(link, h5py.ExternalLink):
                 raise DataError(f"is an external link to {link.filename}", where=where, hint="give that file itself")
             if not isinstance(link, h5py.HardLink):
                 hint = "links are not followed; copy the dataset"
                 raise DataError("is a soft link, not a dataset", where=where, hint=hint)
-            place = place[each]
-        if not isinstance(place, h5py.Dataset):
+            item = item[part]
+        if not isinstance(item, h5py.Dataset):
             raise DataError("is a group, not a dataset", where=where)
-        self._found[name] = (place, part)
-        return place, part
+        return _Place(item)
+
+    @staticmethod
+    def _in_frame(frame: h5py.Dataset, column: str, where: str) -> _Place | None:
+        """A column of a DataFrame, or one for each slot: `E_*`."""
+        try:
+            columns = frame_columns(frame)
+            found = numbered(columns, column) if "*" in column else columns.get(column)
+        except ValueError as error:
+            raise DataError(
+                str(error), where=where, hint="write the DataFrame again with names that are texts"
+            ) from None
+        return None if found is None else _Place(frame, *found)
+
+    def _place(self, name: str) -> _Place:
+        place = self._find(name)
+        if place is None:
+            raise self.missing(name)
+        return place
 
     def column(self, name: str) -> Column:
         if name not in self._columns:
@@ -112,22 +151,29 @@ class Hdf5Table(Table):
 
     def _checked(self, name: str) -> Column:
         where = self.where(name)
-        item, part = self._find(name)
+        place = self._place(name)
+        item = place.dataset
         if item.external or item.is_virtual:
             raise DataError("has its bytes in another file", where=where, hint="copy it into one file (h5repack)")
         properties = item.id.get_create_plist()
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         for number in filters:
             if not h5py.h5z.filter_avail(number):
+                with suppress(ImportError):
+                    import hdf5plugin  # noqa: F401  (registers Blosc, Zstandard, LZ4 and others)
+            if not h5py.h5z.filter_avail(number):
                 what = f"is packed by a filter that is not installed (number {number} of HDF5's registry)"
-                hint = "import hdf5plugin first, or repack the file with gzip (h5repack)"
+                hint = "pip install 'kdfast[filters]' adds the usual ones; or repack the file with gzip (h5repack)"
                 raise DataError(what, where=where, hint=hint)
         # HDF5 reads what a writer that died did not come to as zeros: background, without constituents.
         if item.size and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
             what = "was not written completely: parts of it have no bytes"
             raise DataError(what, where=where, hint="write it again")
-        shape = item.shape[:-1] if isinstance(part, int) else item.shape
-        dtype = item.dtype[part] if isinstance(part, str) else item.dtype
+        dtype = item.dtype[place.field] if place.field else item.dtype
+        shape = (*item.shape, *dtype.shape)
+        dtype = dtype.base
+        if place.entries is not None:
+            shape = (*shape[:-1], *np.shape(place.entries))
         if dtype.names:
             hint = f"name a field: {', '.join(f'{name}/{field}' for field in dtype.names)}"
             raise DataError("holds several fields", where=where, hint=hint)
@@ -137,12 +183,13 @@ class Hdf5Table(Table):
         return Column(shape[0], shape[1] if len(shape) == 2 else None, dtype)
 
     def chunk_rows(self, name: str) -> int:
-        chunks = self._find(name)[0].chunks
+        chunks = self._place(name).dataset.chunks
         return int(chunks[0]) if chunks else 0
 
     def fill(self, name: str, start: int, stop: int, values: NDArray[Any]) -> None:
-        item, part = self._find(name)
-        if part is None:
+        place = self._place(name)
+        item = place.dataset
+        if place.field is None and place.entries is None:
             # h5py's low-level calls: its slicing syntax costs as much time as a small block
             stored = item.id.get_space()
             shape = (stop - start, *values.shape[1:])
@@ -151,10 +198,11 @@ class Hdf5Table(Table):
             return
         # All fields that are asked for at once: the chunks would be unpacked again for each of them.
         if self._block.get(item.name, (0, 0))[:2] != (start, stop):
-            fields = [each for found, each in self._found.values() if found == item and isinstance(each, str)]
-            self._block[item.name] = (start, stop, (item.fields(fields) if fields else item)[start:stop])
+            fields = {each.field: None for each in self._found.values() if each.dataset == item and each.field}
+            self._block[item.name] = (start, stop, (item.fields([*fields]) if fields else item)[start:stop])
         block = self._block[item.name][2]
-        read = block[part] if isinstance(part, str) else block[..., part]
+        read = block[place.field] if place.field else block
+        read = read if place.entries is None else read[..., place.entries]
         values[...] = read if values.ndim == 1 else read[:, : values.shape[1]]
 
     def check_listed(self, needed: Sequence[str]) -> None:
