@@ -225,9 +225,19 @@ _ENERGYFLOW = ColumnMap(
     order="sort",
 )
 
+# JetClass has ten classes; a map with this preset chooses others.
+_JETCLASS = ColumnMap(
+    constituents=ConstituentColumns(px="tree/part_px", py="tree/part_py", pz="tree/part_pz", energy="tree/part_energy"),
+    jet=JetColumns(pt="tree/jet_pt", eta="tree/jet_eta", phi="tree/jet_phi"),
+    label=LabelRule(signal=("tree/label_Tbqq",), background=("tree/label_QCD",), other="skip"),
+    unit="GeV",
+    order="sort",
+)
+
 COLUMN_PRESETS: dict[str, ColumnMap] = {
     "atlas": _ATLAS,
     "energyflow": _ENERGYFLOW,
+    "jetclass": _JETCLASS,
     "salt": _SALT,
     "top-reference": _TOP_REFERENCE,
 }

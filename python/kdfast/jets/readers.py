@@ -22,7 +22,7 @@ from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.packed import PackedJets, offsets_of
 from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect, open_table
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
-from kdfast.jets.table import Table
+from kdfast.jets.table import RAGGED, Table
 from kdfast.jets.units import PER_GEV, check_file_unit
 
 __all__ = ["load_jets"]
@@ -152,7 +152,8 @@ def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
         for name in source.names:  # opened and checked again, in this file
             table.column(name)
         rows_at_once = _rows_at_once(table, source)
-        scratch = np.empty(min(rows_at_once, source.rows) * source.stored, np.float32)
+        slots = source.stored if source.columns.is_packed_form and source.stored != RAGGED else 0
+        scratch = np.empty(min(rows_at_once, source.rows) * slots, np.float32)
         before = (jets.size, jets.filled)
         start = 0
         while start < source.rows and jets.size < jets.wanted:
@@ -169,8 +170,10 @@ def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
 
 def _rows_at_once(table: Table, source: Source) -> int:
     """Rows of a block: whole rows of chunks, so that no chunk is unpacked twice."""
-    row_bytes = 4 * source.stored
     chunk_rows = table.chunk_rows(source.columns.constituents.names[0]) or 1
+    if source.stored == RAGGED:
+        return chunk_rows
+    row_bytes = 4 * source.stored
     rows = max(BLOCK_BYTES // (chunk_rows * row_bytes), 1) * chunk_rows
     return min(rows, max(WIDEST_BLOCK_BYTES // row_bytes, 1))
 
@@ -183,6 +186,7 @@ class _Block:
     ) -> None:
         self.table, self.source, self.start, self.stop, self.faults = table, source, start, stop, faults
         self.scratch = scratch
+        self.slots = source.stored
         self.good = np.ones(stop - start, np.bool_)
 
     def read_padded(self, name: str, columns: int) -> NDArray[np.float32]:
@@ -195,7 +199,17 @@ class _Block:
 
     def read_slots(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """[rows, slots] of a constituent column, in memory of its own."""
-        return self._read(name, np.empty((len(self.good), self.source.stored), dtype))
+        return self._read(name, np.empty((len(self.good), self.slots), dtype))
+
+    def read_counts(self) -> NDArray[np.int64]:
+        """[rows] constituents, where columns are lists. All of a jet's lists must be as long."""
+        first, *others = self.source.columns.constituents.names
+        counts = self.table.counts(first, self.start, self.stop)
+        for name in others:
+            same = self.table.counts(name, self.start, self.stop) == counts
+            self.reject(name, ~same, f"is not as long as {first}")
+        self.slots = int(np.max(counts, initial=1))
+        return counts
 
     def read(self, name: str) -> NDArray[Any]:
         """[rows] of a column with one value a jet."""
@@ -252,7 +266,7 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
         labels = _read_labels(block, rule)
         chosen = labels >= 0
         block.good &= chosen
-    if source.columns.is_packed_form:
+    if source.columns.is_packed_form and source.stored != RAGGED:
         counts = _copy_constituents(block, jets)
         sums = np.empty((len(counts), 0), np.float32)
     else:
@@ -341,14 +355,19 @@ def _convert_constituents(block: _Block, jets: _Packing) -> tuple[NDArray[np.int
     """Appends the block's constituents, brought to the packed form; the number of each jet [rows], and the sums
     [rows, 4] of all that are stored, in GeV."""
     columns = block.source.columns.constituents
-    valid = None if columns.valid is None else block.read_slots(columns.valid, np.uint8) != 0
+    valid = None
+    if block.source.stored == RAGGED:
+        counts = block.read_counts()
+        valid = np.arange(block.slots) < counts[:, None]
+    elif columns.valid is not None:
+        valid = block.read_slots(columns.valid, np.uint8) != 0
     stored = StoredConstituents(
         block.source.columns, {key: block.read_slots(getattr(columns, key)) for key in columns.form}, valid
     )
     packed, counts = as_packed(stored, block)
     packed[:, [0, 3]] /= jets.per_gev
     sums = jet_p4(packed, offsets_of(counts))
-    if block.source.width < block.source.stored:
+    if block.source.width < block.slots:
         place = np.arange(len(packed)) - np.repeat(offsets_of(counts)[:-1], counts)
         packed = packed[place < block.source.width]
         counts = np.minimum(counts, block.source.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -15,7 +16,8 @@ from kdfast.errors import ConfigError, DataError
 from kdfast.jets.columns import JET, ColumnMap, is_default
 from kdfast.jets.hdf5_table import Hdf5Table
 from kdfast.jets.npz_table import NpzTable
-from kdfast.jets.table import Table, check_is_file
+from kdfast.jets.root_table import RootTable
+from kdfast.jets.table import RAGGED, Table, check_is_file
 
 __all__ = ["AnyPath", "Source", "as_paths", "check_same_weights", "expand", "inspect", "open_table"]
 
@@ -73,7 +75,7 @@ class Source:
     word: str  # what messages call a column
     columns: ColumnMap
     rows: int
-    stored: int
+    stored: int  # or RAGGED
     width: int
     labels: tuple[str, ...]
     weights: str | None
@@ -95,9 +97,11 @@ def open_table(path: Path) -> Table:
     start = check_is_file(path)
     if h5py.is_hdf5(path):
         return Hdf5Table(path)
+    if start.startswith(b"root"):
+        return RootTable(path)
     if start.startswith(b"PK\x03\x04"):  # a zip archive
         return NpzTable(path)
-    hint = "load_jets reads HDF5 files (.h5) and NumPy's .npz files"
+    hint = "load_jets reads HDF5 files (.h5), NumPy's .npz files and ROOT files"
     raise DataError("is not an HDF5 file, nor of another format that is read", where=str(path), hint=hint)
 
 
@@ -128,10 +132,25 @@ def inspect(path: Path, columns: ColumnMap, max_constituents: int | None, requir
         per_jet += [("weights", weights, FLOATS)] if weights else []
         per_jet += [("id", columns.id, WHOLE)] if columns.id else []
         rows, stored = _check_shapes(table, columns, asked, per_jet)
-        if max_constituents is not None and max_constituents > stored:
+        if stored == RAGGED:
+            if columns.constituents.valid:
+                what = "belongs to padded columns, and these are lists of each jet's constituents"
+                raise DataError(
+                    what, where=table.where(columns.constituents.valid), hint="leave `valid` out of the map"
+                )
+        elif max_constituents is not None and max_constituents > stored:
             what = f"is {max_constituents}, but only {stored} constituents a jet are stored in {path}"
             raise ConfigError(what, where="max_constituents", hint=f"ask for {stored} at most")
-        return Source(path, table.word, columns, rows, stored, max_constituents or stored, labels, weights)
+        return Source(
+            path,
+            table.word,
+            columns,
+            rows,
+            stored,
+            max_constituents or (stored if stored != RAGGED else sys.maxsize),
+            labels,
+            weights,
+        )
 
 
 _Asked = tuple[str, str, tuple[str, str]]  # key of the map, column, what it may hold
@@ -152,7 +171,7 @@ def _check_shapes(
             raise DataError(f"must hold {words}, holds {column.dtype}", where=table.where(name))
         per_slot = key.startswith("constituents.")
         if per_slot != (column.slots is not None):
-            shape = [column.rows] if column.slots is None else [column.rows, column.slots]
+            shape = [column.rows] if column.slots is None else [column.rows, max(column.slots, 0) or "lists"]
             needed = "[jets, constituents]" if per_slot else "[jets]"
             raise DataError(f"must have the shape {needed}, has {shape}", where=table.where(name))
         found.append((name, column))

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from kdfast.errors import DataError, KdfastError
 
-__all__ = ["Column", "Table", "check_is_file"]
+__all__ = ["COPY_AGAIN", "RAGGED", "Column", "Table", "check_is_file"]
 
 SHOWN_NAMES = 60
 COPY_AGAIN = "copy or download it again"
+
+
+RAGGED = -1  # in place of a number of slots: each jet has its own, without padding
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Column:
     """What a file's header says of a column."""
 
     rows: int
-    slots: int | None  # constituents a jet, with padding; None: one value a jet
+    slots: int | None  # constituents a jet, with padding, or RAGGED; None: one value a jet
     dtype: np.dtype[Any]
 
 
@@ -64,6 +67,10 @@ class Table(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the file."""
+
+    def counts(self, name: str, start: int, stop: int) -> NDArray[np.int64]:
+        """[stop − start] constituents of rows of a column that is RAGGED."""
+        raise NotImplementedError
 
     def chunk_rows(self, name: str) -> int:
         """Rows that are unpacked together."""
