@@ -18,6 +18,8 @@ _PACKAGES = ("torch", "numpy", "h5py", "pandas", "scipy", "scikit-learn", "safet
 _BF16 = {"amx": "AMX tiles", "avx512bf16": "AVX512_BF16 (on some processors no faster than fp32)"}
 _EXTRAS = {
     "generate": ("pythia8mc", "fastjet"),
+    "filters": ("hdf5plugin",),
+    "root": ("uproot", "awkward"),
     "dask": ("dask", "distributed"),
     "slurm": ("dask-jobqueue",),
     "bench": ("pytest-benchmark",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -141,6 +142,13 @@ def test_a_preset_with_changes() -> None:
     assert not is_default(changed)
     assert is_default(column_map({"preset": "atlas"}))
     assert column_map(changed.model_dump(mode="json", exclude_none=True)) == changed
+
+
+def test_the_documented_maps() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "read-files.md").read_text()
+    maps = [column_map(tomllib.loads(block)) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
+    assert [each.unit for each in maps] == ["GeV", "GeV", "MeV", "GeV"]
+    assert {f"`{name}`" for name in COLUMN_PRESETS} <= set(re.findall("`[a-z-]+`", text))
 
 
 # ── the ATLAS layout under other names ───────────────────────────────────────────────────────────────────────────────

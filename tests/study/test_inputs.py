@@ -7,10 +7,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tomli_w
 
 import kdfast
 from kdfast import report
 from kdfast.errors import StudyError
+from kdfast.jets.columns import column_map
 from kdfast.store import store as store_module
 from kdfast.store.locks import locked
 from kdfast.store.store import StudyStore
@@ -80,6 +82,34 @@ def test_files_in_another_unit_are_the_same_study(tmp_path):
     assert open_inputs(StudyStore.open(out))[0].data.unit == "GeV"
     plan(out, mev, 3)
     assert "unit" not in StudyStore.open(out).settings["data"]
+
+
+def test_files_in_another_layout_are_the_same_study(tmp_path):
+    """A map only says how files are read. The study holds the map's content, and none for the ATLAS layout."""
+    atlas, other, out = jets_file(tmp_path / "atlas.h5"), jets_file(tmp_path / "other.h5"), tmp_path / "study"
+    with h5py.File(other, "r+") as file:
+        file.move("fjet_m", "jets/m")
+        file.move("labels", "is_top")
+    mapped = {"preset": "atlas", "jet": {"mass": "jets/m"}, "label": {"column": "is_top"}}
+    (tmp_path / "map.toml").write_text(tomli_w.dumps(mapped))
+    plan(out, atlas, 1)
+    assert "columns" not in StudyStore.open(out).settings["data"]
+    plan(out, other, 2, columns=tmp_path / "map.toml")
+    (tmp_path / "map.toml").unlink()
+    assert StudyStore.open(out).settings["data"]["columns"]["jet"]["mass"] == "jets/m"
+    assert open_inputs(StudyStore.open(out))[0].data.columns == column_map(mapped)
+    plan(out, atlas, 3)
+    assert "columns" not in StudyStore.open(out).settings["data"]
+
+
+def test_hlt_jets_are_read_by_the_same_map(tmp_path):
+    files, out = [jets_file(tmp_path / "jets.h5"), jets_file(tmp_path / "hlt.h5", constituents=20)], tmp_path / "study"
+    for path in files:
+        with h5py.File(path, "r+") as file:
+            file.move("labels", "is_top")
+    mapped = {"preset": "atlas", "label": {"column": "is_top"}}
+    plan(out, files[0], 1, hlt={"paths": [files[1]]}, columns=mapped)
+    assert open_inputs(StudyStore.open(out))[0].data.columns == column_map(mapped)
 
 
 @pytest.mark.slow
