@@ -100,26 +100,26 @@ def assert_close(read: PackedJets, expected: PackedJets, tolerance: float = 2e-5
     ("given", "message"),
     [
         ("atlsa", "columns: unknown column map 'atlsa'\ndid you mean 'atlas'?"),
-        ("none.toml", "columns, none.toml: can't be read (No such file or directory)"),
+        ("none.toml", "columns: none.toml: can't be read (No such file or directory)"),
         (3, "columns: must be a preset's name, a TOML file or a table, is int"),
-        ({"preset": "alas"}, "columns, preset: unknown preset 'alas'\ndid you mean 'atlas'?"),
-        (own(unit=None), "columns, unit: is missing"),
-        (own(unit="TeV"), "columns, unit: must be 'MeV' or 'GeV', is 'TeV'"),
-        (own(jets={}), "columns, jets: unknown key 'jets'\ndid you mean 'jet'?"),
-        (own(jet={"m": "m"}), "columns, jet.m: unknown key 'm'\nknown: pt, eta, phi, mass"),
-        (own(jet={"pt": 1}), "columns, jet.pt: must be text, is 1"),
-        (own(constituents={"pt": "a", "px": "b"}), "columns, constituents: are given by pt, px\ngive exactly: pt, eta"),
+        ({"preset": "alas"}, "columns: preset: unknown preset 'alas'\ndid you mean 'atlas'?"),
+        (own(unit=None), "columns: unit: is missing"),
+        (own(unit="TeV"), "columns: unit: must be 'MeV' or 'GeV', is 'TeV'"),
+        (own(jets={}), "columns: jets: unknown key 'jets'\ndid you mean 'jet'?"),
+        (own(jet={"m": "m"}), "columns: jet.m: unknown key 'm'\nknown: pt, eta, phi, mass"),
+        (own(jet={"pt": 1}), "columns: jet.pt: must be text, is 1"),
+        (own(constituents={"pt": "a", "px": "b"}), "columns: constituents: are given by pt, px\ngive exactly: pt, eta"),
         (
             own(constituents={"pt": "a", "rapidity": "b", "phi": "c", "mass": "m"}),
-            "columns, constituents: are given by pt, rapidity, phi, mass\ngive exactly",
+            "columns: constituents: are given by pt, rapidity, phi, mass\ngive exactly",
         ),
-        (own(label={"column": "a", "signal": ["b"]}), "columns, label: signal must hold values of the column a, is"),
-        (own(label={"signal": [1]}), "columns, label: signal must hold names of columns, is [1]"),
-        (own(label={"column": "a", "signal": []}), "columns, label: signal is empty"),
-        (own(label={"column": "a", "signal": [1.5]}), "columns, label.signal: must be a list of different whole"),
-        (own(label={"column": "a", "signal": [1, 1]}), "columns, label.signal: must be a list of different whole"),
-        (own(label={"column": "a", "signal": True}), "columns, label.signal: must not be true or false, is True"),
-        (own(label={"column": "a", "signal": 1, "background": 1}), "columns, label: 1 is both signal and background"),
+        (own(label={"column": "a", "signal": ["b"]}), "columns: label: signal must hold values of the column a, is"),
+        (own(label={"signal": [1]}), "columns: label: signal must hold names of columns, is [1]"),
+        (own(label={"column": "a", "signal": []}), "columns: label: signal is empty"),
+        (own(label={"column": "a", "signal": [1.5]}), "columns: label.signal: must be a list of different whole"),
+        (own(label={"column": "a", "signal": [1, 1]}), "columns: label.signal: must be a list of different whole"),
+        (own(label={"column": "a", "signal": True}), "columns: label.signal: must not be true or false, is True"),
+        (own(label={"column": "a", "signal": 1, "background": 1}), "columns: label: 1 is both signal and background"),
     ],
 )
 def test_a_wrong_map_is_refused(given: Any, message: str) -> None:
@@ -131,7 +131,7 @@ def test_a_wrong_map_is_refused(given: Any, message: str) -> None:
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "map.toml"
     path.write_text(OWN.replace("GeV", "TeV"))
-    with pytest.raises(ConfigError, match=r"columns, .*map.toml, unit: must be 'MeV' or 'GeV', is 'TeV'"):
+    with pytest.raises(ConfigError, match=r"columns: .*map.toml, unit: must be 'MeV' or 'GeV', is 'TeV'"):
         load_jets("none.h5", columns=path)
 
 
@@ -161,6 +161,19 @@ def test_the_preset_atlas_is_the_default(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"in MeV: unit=.MeV. reads it so"):
         load_jets(path, columns={"preset": "atlas", "unit": "GeV"})
     assert_same(load_jets(path, columns={"preset": "atlas", "unit": "GeV"}, unit="MeV"), default)
+
+
+def test_a_preset_that_fits_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    atlas = write_atlas(tmp_path / "atlas.h5", JETS, width=SLOTS)
+    salt = write_arrays(tmp_path / "salt.h5", salt_arrays(), chunks=(7, 3))
+    with pytest.raises(
+        DataError, match="consts/pt: is missing\nthe file seems to have the layout atlas: columns='atlas' r"
+    ):
+        load_jets(atlas, columns="salt")
+    with pytest.raises(DataError, match=r"fjet_clus_pt: is missing\n.* the layout salt: columns='salt' reads it so"):
+        load_jets(salt)
+    assert main(["sweep", str(salt), "--out", str(tmp_path / "study")]) == 2
+    assert "\nthe file seems to have the layout salt: --map salt reads it so" in capsys.readouterr().err
 
 
 def test_groups_and_other_names(tmp_path: Path) -> None:

@@ -36,10 +36,11 @@ class NpzTable(Table):
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(f"can't be read as .npz ({error})", where=str(path), hint=COPY_AGAIN) from error
         self._arrays: dict[str, _Stored] = {}
+        self._members: list[IO[bytes]] = []
 
     def close(self) -> None:
-        for array in self._arrays.values():
-            array.file.close()
+        for member in self._members:
+            member.close()
         self._zip.close()
 
     def names(self) -> list[str]:
@@ -75,15 +76,18 @@ class NpzTable(Table):
 
     def _array(self, name: str) -> _Stored:
         if name not in self._arrays:
-            self._arrays[name] = _Stored(self._zip, f"{name}.npy", self.where(name))
+            member = self._zip.open(f"{name}.npy")
+            self._members.append(member)
+            size = self._zip.getinfo(f"{name}.npy").file_size
+            self._arrays[name] = _Stored(member, size, self.where(name))
         return self._arrays[name]
 
 
 class _Stored:
     """One array of the file, unpacked as far as it has been read."""
 
-    def __init__(self, archive: zipfile.ZipFile, member: str, where: str) -> None:
-        self.file: IO[bytes] = archive.open(member)
+    def __init__(self, file: IO[bytes], size: int, where: str) -> None:
+        self.file = file
         version = np.lib.format.read_magic(self.file)
         if version not in HEADERS:
             raise DataError(f"is stored in version {version[0]}.{version[1]} of NumPy's format", where=where)
@@ -97,7 +101,7 @@ class _Stored:
         if self.row_bytes > LONGEST_ROW:
             raise DataError(f"has rows of {self.row_bytes:,} bytes, which is too long", where=where)
         announced = self.file.tell() + self.row_bytes * (self.shape[0] if self.shape else 1)
-        if announced != archive.getinfo(member).file_size:
+        if announced != size:
             what = f"announces the shape {list(self.shape)}, which is not what the file holds"
             raise DataError(what, where=where, hint=COPY_AGAIN)
         self.next_row = 0

@@ -28,6 +28,7 @@ from kdfast.jets.units import PER_GEV, check_file_unit
 __all__ = ["load_jets"]
 
 BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
+MOST_CONSTITUENTS = 4096  # of lists: they are padded for a block of jets, and one long list must not fill the memory
 WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOCK_BYTES
 
 
@@ -100,7 +101,7 @@ def load_jets(
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if max_jets is None else min(max_jets, rows)
-    jets = _Packing(wanted, Faults(drop=on_bad == "drop"), unit or layout.unit)
+    jets = _Packing(wanted, rows, Faults(drop=on_bad == "drop"), unit or layout.unit)
     first_index = 0
     for source in sources:
         if jets.size < wanted:
@@ -113,20 +114,21 @@ def _as_map(columns: Any) -> ColumnMap:
     try:
         return column_map(columns)
     except ConfigError as error:
-        where = f"columns, {error.where}" if error.where else "columns"
-        raise ConfigError(error.what, where=where, hint=error.hint) from None
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        raise ConfigError(what, where="columns", hint=error.hint) from None
 
 
 class _Packing:
-    """The packed jets while they grow; `wanted` bounds their number."""
+    """The packed jets while they grow; `wanted` bounds their number, of all `rows` of the files."""
 
-    def __init__(self, wanted: int, faults: Faults, unit: str) -> None:
-        self.wanted, self.faults = wanted, faults
+    def __init__(self, wanted: int, rows: int, faults: Faults, unit: str) -> None:
+        self.wanted, self.rows, self.faults = wanted, rows, faults
         self.unit = unit
         self.per_gev = np.float32(PER_GEV[unit])
         self.size = 0  # jets so far
         self.filled = 0  # constituents so far
-        self.rows_read = 0
+        self.rows_read = 0  # without jets that are skipped
+        self.rows_passed = 0
         self.constituents = np.empty((0, 4), np.float32)
         self.counts = np.empty(wanted, np.int64)
         self.labels = np.empty(wanted, np.int64)
@@ -142,7 +144,8 @@ class _Packing:
         """
         needed = self.filled + more
         if needed > len(self.constituents):
-            expected = int(1.02 * needed * self.wanted / (self.size + jets))
+            share = max((self.size + jets) / self.wanted, (self.rows_passed + jets) / self.rows)
+            expected = int(1.02 * needed / share)
             self.constituents.resize((max(needed, expected), 4), refcheck=False)
         return self.constituents[self.filled : needed]
 
@@ -208,6 +211,8 @@ class _Block:
         for name in others:
             same = self.table.counts(name, self.start, self.stop) == counts
             self.reject(name, ~same, f"is not as long as {first}")
+        self.reject(first, counts > MOST_CONSTITUENTS, f"has more than {MOST_CONSTITUENTS:,} constituents")
+        counts = np.where(self.good, counts, 0)
         self.slots = int(np.max(counts, initial=1))
         return counts
 
@@ -296,6 +301,7 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
     jets.index[new] = index[good]
     jets.size, jets.filled = new.stop, jets.filled + int(counts.sum())
     jets.rows_read += int(chosen.sum())
+    jets.rows_passed += len(good)
 
 
 def _read_jets(block: _Block, sums: NDArray[np.float32], jets: _Packing) -> NDArray[np.float32]:

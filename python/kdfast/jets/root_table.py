@@ -13,7 +13,7 @@ from kdfast.jets.table import COPY_AGAIN, RAGGED, Column, Table
 
 __all__ = ["RootTable"]
 
-ROWS = 10_000  # of a block
+ROWS = 4_000  # of a block
 
 
 class RootTable(Table):

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.jets.columns import JET, ColumnMap, is_default
+from kdfast.jets.columns import COLUMN_PRESETS, JET, ColumnMap, is_default
 from kdfast.jets.hdf5_table import Hdf5Table
 from kdfast.jets.npz_table import NpzTable
 from kdfast.jets.root_table import RootTable
@@ -166,7 +166,7 @@ def _check_shapes(
         try:
             column = table.column(name)
         except DataError as error:
-            raise _as_asked(error, columns, key) from None
+            raise _as_asked(error, table, columns, key) from None
         if column.dtype.kind not in kinds:
             raise DataError(f"must hold {words}, holds {column.dtype}", where=table.where(name))
         per_slot = key.startswith("constituents.")
@@ -189,9 +189,14 @@ def _check_shapes(
     return rows, stored
 
 
-def _as_asked(error: DataError, columns: ColumnMap, key: str) -> DataError:
-    """The error of a column, with what asks for it."""
+def _as_asked(error: DataError, table: Table, columns: ColumnMap, key: str) -> DataError:
+    """The error of a column, with what asks for it, and the preset that reads the file if there is one."""
     hint = error.hint
+    if error.what == "is missing":
+        fits = [name for name, each in COLUMN_PRESETS.items() if all(map(table.has, each.constituents.names))]
+        if fits and COLUMN_PRESETS[fits[0]].constituents != columns.constituents:
+            hint = f"the file seems to have the layout {fits[0]}: {{columns}} reads it so"
+            return DataError(error.what, where=error.where, hint=hint, settings={"columns": fits[0]})
     if not is_default(columns):
         hint = f"the map asks for it as {key}" + (f"; {hint}" if hint else "")
     if key == "label" and error.what == "is missing":
