@@ -388,6 +388,19 @@ def test_faults_of_skipped_jets_do_not_matter(tmp_path: Path) -> None:
     assert_same(load_jets(path, columns=own(label=label)), JETS[np.arange(60) != 3])
 
 
+def test_a_label_that_is_no_number_is_no_other_class(tmp_path: Path) -> None:
+    arrays = own_arrays()
+    arrays["event/truth"] = arrays["event/truth"].astype(np.float32)
+    arrays["event/truth"][3] = np.nan
+    path = write_arrays(tmp_path / "jets.h5", arrays)
+    for label in ({"background": []}, {"background": [1, 21], "other": "skip"}):
+        table = own(label={"column": "event/truth", "signal": [6]} | label)
+        with pytest.raises(DataError, match=r"event/truth, row 3: is not a whole number \(nan\)"):
+            load_jets(path, columns=table)
+        with pytest.warns(KdfastWarning, match="1 of .* jets dropped: 1 because event/truth is not a whole number"):
+            assert_same(load_jets(path, columns=table, on_bad="drop"), JETS[np.arange(60) != 3])
+
+
 def test_columns_of_zeros_and_ones(tmp_path: Path) -> None:
     arrays = own_arrays()
     for value, name in ((6, "is_top"), (1, "is_u"), (21, "is_g")):

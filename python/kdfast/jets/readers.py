@@ -17,8 +17,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 from kdfast.jets.checks import Faults, below_momentum, jets_with, pt_faults, pt_is_fine
-from kdfast.jets.columns import JET, ColumnMap, LabelRule, column_map
+from kdfast.jets.columns import JET, ColumnMap, column_map
 from kdfast.jets.kinematics import jet_p4
+from kdfast.jets.labels import read_labels
 from kdfast.jets.packed import PackedJets, offsets_of
 from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect, open_table
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
@@ -64,8 +65,8 @@ def load_jets(
         Faults of a whole file (missing datasets, unequal lengths, a truncated file) are errors either way.
     unit
         Of momenta, energies and masses in the files: ``"MeV"`` or ``"GeV"``. Default: what the column map says,
-        MeV for the ATLAS layout. A file whose median jet pT would
-        be below 5 GeV or above 20 TeV is refused, with the unit that it seems to have.
+        MeV for the ATLAS layout. A file whose median jet pT would be below 5 GeV or above 20 TeV is refused,
+        with the unit that it seems to have.
     require_labels
         False for jets that are only to be scored: files without labels are read with label −1, and weights
         may all be zero.
@@ -268,7 +269,7 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
     chosen = np.ones(len(block.good), np.bool_)
     labels = np.full(len(block.good), -1, np.int64)
     if source.labels and rule is not None and rule.other == "skip":  # first: others' faults do not matter
-        labels = _read_labels(block, rule)
+        labels = read_labels(block, rule)
         chosen = labels >= 0
         block.good &= chosen
     if source.columns.is_packed_form and source.stored != RAGGED:
@@ -278,7 +279,7 @@ def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
         counts, sums = _convert_constituents(block, jets)
     p4 = _read_jets(block, sums, jets)
     if source.labels and rule is not None and rule.other == "error":
-        labels = _read_labels(block, rule)
+        labels = read_labels(block, rule)
     weights = np.ones(len(counts), np.float32)
     if source.weights:
         weights = block.read(source.weights)
@@ -321,40 +322,6 @@ def _read_jets(block: _Block, sums: NDArray[np.float32], jets: _Packing) -> NDAr
         first = block.source.columns.constituents.names[0]
         block.reject(first, p4[:, 0] <= 0, "has no constituent with pT > 0, so that the jet has no momentum")
     return p4
-
-
-def _read_labels(block: _Block, rule: LabelRule) -> NDArray[np.int64]:
-    """[rows] 1 for signal, 0 for background; −1 for other jets, which are bad or, where the rule says so, skipped."""
-    if rule.column is not None:
-        values = block.read(rule.column)
-        signal = np.isin(values, rule.signal)
-        background = np.isin(values, rule.background)
-        if not rule.background:
-            block.reject(rule.column, values != np.rint(values), "is not a whole number", values=values)
-            background = ~signal
-        named = (" or ".join(map(str, classes)) for classes in (rule.background, rule.signal))
-        what = "is neither {} (background) nor {} (signal)".format(*named)
-        if rule.other == "error":
-            block.reject(rule.column, ~signal & ~background, what, values=values)
-    else:
-        signal, background = (_read_flags(block, names) for names in (rule.signal, rule.background))
-        block.reject(str(rule.signal[0]), signal & background, "is of a jet that is both signal and background")
-        if not rule.background:
-            background = ~signal
-        elif rule.other == "error":
-            neither = ~signal & ~background
-            block.reject(str(rule.signal[0]), neither, "is of a jet that is neither signal nor background")
-    return np.where(signal, 1, np.where(background, 0, -1))
-
-
-def _read_flags(block: _Block, names: Sequence[int | str]) -> NDArray[np.bool_]:
-    """[rows] whether one of these columns of 0 and 1 is 1."""
-    found = np.zeros(len(block.good), np.bool_)
-    for name in map(str, names):
-        values = block.read(name)
-        block.reject(name, (values != 0) & (values != 1), "is neither 0 nor 1", values=values)
-        found |= values == 1
-    return found
 
 
 def _convert_constituents(block: _Block, jets: _Packing) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
