@@ -412,7 +412,8 @@ def test_names_in_the_report_s_checksums_can_not_leave_the_study(tmp_path):
 
 def test_no_file_can_run_code():
     """Nothing is unpickled: no torch.load, no pickle, no numpy file with objects, no evaluated text."""
-    forbidden = r"pickle(?!=False)|torch\.load|np\.load\((?!.*allow_pickle=False)|\beval\(|\bexec\(|yaml|marshal|shelve"
+    loads = r"\bpickle\b|allow_pickle(?!=False)|torch\.load|np\.load\((?!.*allow_pickle=False)"
+    forbidden = loads + r"|\beval\(|\bexec\(|yaml|marshal|shelve"
     found = [
         f"{path.name}: {line.strip()}"
         for path in Path(kdfast.__file__).parent.rglob("*.py")
