@@ -473,7 +473,7 @@ def expected_of_salt() -> PackedJets:
 
 @pytest.mark.parametrize("block_bytes", [1, 600, 1 << 21])
 def test_structured_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("kdfast.jets.packing.BLOCK_BYTES", block_bytes)
     path = write_arrays(tmp_path / "jets.h5", salt_arrays(), chunks=(7, 3))
     assert_close(load_jets(path, columns="salt"), expected_of_salt(), 1e-6)
 

@@ -54,7 +54,7 @@ def assert_close(read: PackedJets, wanted: PackedJets) -> None:
 def test_energyflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None], block_bytes: int
 ) -> None:
-    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("kdfast.jets.packing.BLOCK_BYTES", block_bytes)
     save(tmp_path / "QG_jets.npz", **energyflow_arrays())
     read = load_jets(tmp_path / "QG_jets.npz", columns="energyflow")
     assert_close(read, expected())

@@ -51,7 +51,7 @@ def assert_close(read: PackedJets, wanted: PackedJets) -> None:
 
 @pytest.mark.parametrize("block_bytes", [1, 600, 1 << 21])
 def test_the_reference_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("kdfast.jets.packing.BLOCK_BYTES", block_bytes)
     path = write(tmp_path / "train.h5")
     read = load_jets(path, columns="top-reference")
     assert_close(read, JETS)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.readers import BLOCK_BYTES, load_jets
+from kdfast.jets.packing import BLOCK_BYTES
+from kdfast.jets.readers import load_jets
 from tests.jets.atlas_files import CONSTITUENTS, atlas_arrays, write_arrays, write_atlas
 from tests.synthetic import synthetic_jets
 
@@ -63,7 +64,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block_bytes", [1, 600, 1 << 21])
 def test_reads_every_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, block_bytes: int) -> None:
-    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("kdfast.jets.packing.BLOCK_BYTES", block_bytes)
     path = write_atlas(tmp_path / "jets.h5", JETS, width=WIDTH, **LAYOUTS[layout])
     assert_same(load_jets(path), in_file_precision(JETS))
 
@@ -228,7 +229,7 @@ BAD_JETS: dict[str, tuple[Callable[[Arrays], None], str, str, int]] = {
 @pytest.mark.parametrize("fault", BAD_JETS)
 @pytest.mark.parametrize("block_bytes", [600, 1 << 21])
 def test_bad_jets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, block_bytes: int) -> None:
-    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("kdfast.jets.packing.BLOCK_BYTES", block_bytes)
     damage, dataset, message, needed = BAD_JETS[fault]
     assert JETS.counts[40] in range(3, 19)
     good = write_atlas(tmp_path / "good.h5", JETS[:10], width=WIDTH, chunks=(7, 20))
@@ -280,7 +281,7 @@ def test_drop_counts_each_jet_once_under_its_first_fault(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("max_jets", [1, 5, 30, 55])
 def test_max_jets_counts_good_jets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_jets: int) -> None:
-    monkeypatch.setattr("kdfast.jets.readers.BLOCK_BYTES", 700)
+    monkeypatch.setattr("kdfast.jets.packing.BLOCK_BYTES", 700)
     bad = np.isin(np.arange(60), [0, 1, 2, 3, 20, 58])
     arrays = atlas_arrays(JETS, width=WIDTH)
     arrays["fjet_clus_eta"][bad, 0] = np.nan

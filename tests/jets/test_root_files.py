@@ -164,6 +164,6 @@ def test_lists_of_unequal_length_and_far_too_long_ones(tmp_path: Path, monkeypat
     with pytest.warns(KdfastWarning, match="1 of 40 jets dropped"):
         read = load_jets(path, columns="jetclass", on_bad="drop")
     assert_close(read, JETS[~IS_OTHER & (np.arange(50) != 9)])
-    monkeypatch.setattr("kdfast.jets.readers.MOST_CONSTITUENTS", int(JETS.counts.max()) - 1)
+    monkeypatch.setattr("kdfast.jets.packing.MOST_CONSTITUENTS", int(JETS.counts.max()) - 1)
     with pytest.raises(DataError, match=r"branch tree/part_px, row .*: has more than 16 constituents"):
         load_jets(write(path), columns="jetclass")

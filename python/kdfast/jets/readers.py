@@ -1,8 +1,9 @@
 """Reading jets from experiments' files into packed jets.
 
 A column map (columns.py) says what the files' columns are. Each format's table (table.py) parses; everything is checked
-and packed here, in blocks of rows. Constituents that are stored as they are packed (pt, eta, phi, energy by falling pT,
-padded with zeros), as in the ATLAS Top Tagging Open Data, are copied; those in another form are brought to it first.
+and packed in blocks of rows (packing.py). Constituents that are stored as they are packed (pt, eta, phi, energy by
+falling pT, padded with zeros), as in the ATLAS Top Tagging Open Data, are copied; those in another form are brought to
+it first.
 """
 
 from __future__ import annotations
@@ -13,24 +14,17 @@ from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning
-from kdfast.jets.checks import Faults, below_momentum, jets_with, pt_faults, pt_is_fine
-from kdfast.jets.columns import JET, ColumnMap, column_map
-from kdfast.jets.kinematics import jet_p4
-from kdfast.jets.labels import read_labels
+from kdfast.jets.checks import Faults
+from kdfast.jets.columns import ColumnMap, column_map
 from kdfast.jets.packed import PackedJets, offsets_of
-from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect, open_table
-from kdfast.jets.stored_forms import StoredConstituents, as_packed
-from kdfast.jets.table import RAGGED, Table
-from kdfast.jets.units import PER_GEV, check_file_unit
+from kdfast.jets.packing import Packing, read_file
+from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect
+from kdfast.jets.units import PER_GEV
 
 __all__ = ["load_jets"]
-
-BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
-MOST_CONSTITUENTS = 4096  # of lists: they are padded for a block of jets, and one long list must not fill the memory
-WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOCK_BYTES
 
 
 def load_jets(
@@ -102,11 +96,11 @@ def load_jets(
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if max_jets is None else min(max_jets, rows)
-    jets = _Packing(wanted, rows, Faults(drop=on_bad == "drop"), unit or layout.unit)
+    jets = Packing(wanted, rows, Faults(drop=on_bad == "drop"), unit or layout.unit)
     first_index = 0
     for source in sources:
         if jets.size < wanted:
-            _read_file(source, first_index, jets)
+            read_file(source, first_index, jets)
         first_index += source.rows
     return _finish(jets, sources, require_labels, cut=wanted < rows)
 
@@ -119,272 +113,7 @@ def _as_map(columns: Any) -> ColumnMap:
         raise ConfigError(what, where="columns", hint=error.hint) from None
 
 
-class _Packing:
-    """The packed jets while they grow; `wanted` bounds their number, of all `rows` of the files."""
-
-    def __init__(self, wanted: int, rows: int, faults: Faults, unit: str) -> None:
-        self.wanted, self.rows, self.faults = wanted, rows, faults
-        self.unit = unit
-        self.per_gev = np.float32(PER_GEV[unit])
-        self.size = 0  # jets so far
-        self.filled = 0  # constituents so far
-        self.rows_read = 0  # without jets that are skipped
-        self.rows_passed = 0
-        self.constituents = np.empty((0, 4), np.float32)
-        self.counts = np.empty(wanted, np.int64)
-        self.labels = np.empty(wanted, np.int64)
-        self.weights = np.empty(wanted, np.float32)
-        self.p4 = np.empty((wanted, 4), np.float32)
-        self.index = np.empty(wanted, np.int64)
-
-    def room(self, more: int, jets: int) -> NDArray[np.float32]:
-        """[more, 4] behind the constituents so far, for `jets` further jets.
-
-        Grows to what all jets will need if they are like those so far (a large array moves in virtual
-        memory only), so that the array is never much larger than the packed jets.
-        """
-        needed = self.filled + more
-        if needed > len(self.constituents):
-            share = max((self.size + jets) / self.wanted, (self.rows_passed + jets) / self.rows)
-            expected = int(1.02 * needed / share)
-            self.constituents.resize((max(needed, expected), 4), refcheck=False)
-        return self.constituents[self.filled : needed]
-
-
-def _read_file(source: Source, first_index: int, jets: _Packing) -> None:
-    with open_table(source.path) as table, table.reading():
-        for name in source.names:  # opened and checked again, in this file
-            table.column(name)
-        rows_at_once = _rows_at_once(table, source)
-        slots = source.stored if source.columns.is_packed_form and source.stored != RAGGED else 0
-        scratch = np.empty(min(rows_at_once, source.rows) * slots, np.float32)
-        before = (jets.size, jets.filled)
-        start = 0
-        while start < source.rows and jets.size < jets.wanted:
-            block_end = start - start % rows_at_once + rows_at_once
-            stop = min(block_end, source.rows, start + jets.wanted - jets.size)
-            _read_block(_Block(table, source, start, stop, scratch, jets.faults), first_index, jets)
-            start = stop
-    new = slice(before[0], jets.size)
-    if jets.size > before[0]:
-        constituents = jets.constituents[before[1] : jets.filled]
-        where = str(source.path)
-        check_file_unit(jets.p4[new], jets.counts[new], constituents, jets.unit, where, source.columns)
-
-
-def _rows_at_once(table: Table, source: Source) -> int:
-    """Rows of a block: whole rows of chunks, so that no chunk is unpacked twice."""
-    chunk_rows = table.chunk_rows(source.columns.constituents.names[0]) or 1
-    if source.stored == RAGGED:
-        return chunk_rows
-    row_bytes = 4 * source.stored
-    rows = max(BLOCK_BYTES // (chunk_rows * row_bytes), 1) * chunk_rows
-    return min(rows, max(WIDEST_BLOCK_BYTES // row_bytes, 1))
-
-
-class _Block:
-    """Rows start … stop of a file; `good` [rows] turns False for a jet with a fault (where such jets are dropped)."""
-
-    def __init__(
-        self, table: Table, source: Source, start: int, stop: int, scratch: NDArray[np.float32], faults: Faults
-    ) -> None:
-        self.table, self.source, self.start, self.stop, self.faults = table, source, start, stop, faults
-        self.scratch = scratch
-        self.slots = source.stored
-        self.good = np.ones(stop - start, np.bool_)
-
-    def read_padded(self, name: str, columns: int) -> NDArray[np.float32]:
-        """[rows, columns] of a constituent dataset in the scratch memory, valid until the next call.
-
-        (New memory for every block costs more than the checks do.)
-        """
-        rows = len(self.good)
-        return self._read(name, self.scratch[: rows * columns].reshape(rows, columns))
-
-    def read_slots(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """[rows, slots] of a constituent column, in memory of its own."""
-        return self._read(name, np.empty((len(self.good), self.slots), dtype))
-
-    def read_counts(self) -> NDArray[np.int64]:
-        """[rows] constituents, where columns are lists. All of a jet's lists must be as long."""
-        first, *others = self.source.columns.constituents.names
-        counts = self.table.counts(first, self.start, self.stop)
-        for name in others:
-            same = self.table.counts(name, self.start, self.stop) == counts
-            self.reject(name, ~same, f"is not as long as {first}")
-        self.reject(first, counts > MOST_CONSTITUENTS, f"has more than {MOST_CONSTITUENTS:,} constituents")
-        counts = np.where(self.good, counts, 0)
-        self.slots = int(np.max(counts, initial=1))
-        return counts
-
-    def read(self, name: str) -> NDArray[Any]:
-        """[rows] of a column with one value a jet."""
-        dtype = self.table.column(name).dtype  # HDF5 brings floats to float32; it can't convert its booleans
-        return self._read(name, np.empty(len(self.good), np.float32 if dtype.kind == "f" else dtype))
-
-    def _read(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        """Fills values; with zeros in jets that are dropped."""
-        try:
-            self.table.fill(name, self.start, self.stop, values)
-        except OSError:
-            self._fill_by_chunks(name, values)
-        if not self.good.all():
-            values[~self.good] = 0
-        return values
-
-    def _fill_by_chunks(self, name: str, values: NDArray[Any]) -> None:
-        """Finds the rows whose chunk can't be read (a filter or its checksum fails)."""
-        step = self.table.chunk_rows(name) or self.stop
-        for first in range(self.start - self.start % step, self.stop, step):
-            start, stop = max(first, self.start), min(first + step, self.stop)
-            try:
-                self.table.fill(name, start, stop, values[start - self.start : stop - self.start])
-            except OSError as error:
-                bad = np.zeros(len(self.good), np.bool_)
-                bad[start - self.start : stop - self.start] = True
-                what = f"can't be read here, the file is damaged ({error})"
-                self.reject(name, bad, what, hint="copy or download the file again")
-
-    def reject(
-        self,
-        name: str,
-        bad: NDArray[np.bool_],
-        what: str,
-        *,
-        values: NDArray[np.float32] | None = None,
-        hint: str | None = None,
-    ) -> None:
-        """Raises for the first of the bad rows [rows], or notes them and marks them as dropped."""
-        rows = np.flatnonzero(bad & self.good)
-        if len(rows):
-            shown = what if values is None else f"{what} ({values[rows[0]]:g})"
-            self.faults.add(self.source.where(name), name, self.start + rows, shown, hint)
-            self.good[rows] = False
-
-
-def _read_block(block: _Block, first_index: int, jets: _Packing) -> None:
-    """Reads, checks and appends the block's jets."""
-    source = block.source
-    rule = source.columns.label
-    chosen = np.ones(len(block.good), np.bool_)
-    labels = np.full(len(block.good), -1, np.int64)
-    if source.labels and rule is not None and rule.other == "skip":  # first: others' faults do not matter
-        labels = read_labels(block, rule)
-        chosen = labels >= 0
-        block.good &= chosen
-    if source.columns.is_packed_form and source.stored != RAGGED:
-        counts = _copy_constituents(block, jets)
-        sums = np.empty((len(counts), 0), np.float32)
-    else:
-        counts, sums = _convert_constituents(block, jets)
-    p4 = _read_jets(block, sums, jets)
-    if source.labels and rule is not None and rule.other == "error":
-        labels = read_labels(block, rule)
-    weights = np.ones(len(counts), np.float32)
-    if source.weights:
-        weights = block.read(source.weights)
-        block.reject(source.weights, ~np.isfinite(weights), "is not finite", values=weights)
-        block.reject(source.weights, weights < 0, "is negative", values=weights)
-    index = first_index + np.arange(block.start, block.stop)
-    if source.columns.id:
-        index = block.read(source.columns.id)
-        block.reject(source.columns.id, index > np.iinfo(np.int64).max, "does not fit into 64 bits with a sign")
-        index = index.astype(np.int64)
-
-    good = block.good
-    if not good.all():
-        here = jets.constituents[jets.filled : jets.filled + counts.sum()]
-        kept = here[np.repeat(good, counts)]
-        here[: len(kept)] = kept
-        counts, labels, weights, p4 = counts[good], labels[good], weights[good], p4[good]
-    new = slice(jets.size, jets.size + len(counts))
-    jets.counts[new], jets.labels[new], jets.weights[new], jets.p4[new] = counts, labels, weights, p4
-    jets.index[new] = index[good]
-    jets.size, jets.filled = new.stop, jets.filled + int(counts.sum())
-    jets.rows_read += int(chosen.sum())
-    jets.rows_passed += len(good)
-
-
-def _read_jets(block: _Block, sums: NDArray[np.float32], jets: _Packing) -> NDArray[np.float32]:
-    """[rows, 4] pt, eta, phi, mass of the jets, in GeV: as stored, otherwise the sums of their constituents."""
-    p4 = np.empty((len(block.good), 4), np.float32)
-    for k, key in enumerate(JET):
-        name = getattr(block.source.columns.jet, key)
-        if name is None:
-            p4[:, k] = sums[:, k]
-            continue
-        values = block.read(name)
-        block.reject(name, ~np.isfinite(values), "is not finite", values=values)
-        if key == "pt":
-            block.reject(name, values <= 0, "is not positive", values=values)
-        p4[:, k] = values / jets.per_gev if key in ("pt", "mass") else values
-    if block.source.columns.jet.pt is None:
-        first = block.source.columns.constituents.names[0]
-        block.reject(first, p4[:, 0] <= 0, "has no constituent with pT > 0, so that the jet has no momentum")
-    return p4
-
-
-def _convert_constituents(block: _Block, jets: _Packing) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Appends the block's constituents, brought to the packed form; the number of each jet [rows], and the sums
-    [rows, 4] of all that are stored, in GeV."""
-    columns = block.source.columns.constituents
-    valid = None
-    if block.source.stored == RAGGED:
-        counts = block.read_counts()
-        valid = np.arange(block.slots) < counts[:, None]
-    elif columns.valid is not None:
-        valid = block.read_slots(columns.valid, np.uint8) != 0
-    stored = StoredConstituents(
-        block.source.columns, {key: block.read_slots(getattr(columns, key)) for key in columns.form}, valid
-    )
-    packed, counts = as_packed(stored, block)
-    packed[:, [0, 3]] /= jets.per_gev
-    sums = jet_p4(packed, offsets_of(counts))
-    if block.source.width < block.slots:
-        place = np.arange(len(packed)) - np.repeat(offsets_of(counts)[:-1], counts)
-        packed = packed[place < block.source.width]
-        counts = np.minimum(counts, block.source.width)
-    jets.room(len(packed), len(counts))[:] = packed
-    return counts, sums
-
-
-def _copy_constituents(block: _Block, jets: _Packing) -> NDArray[np.int64]:
-    """Appends the block's constituents to jets.constituents; the number of each jet [rows]."""
-    width = block.source.width
-    pt_name, *others = block.source.columns.constituents.names
-    # pT is read and checked to the end: the first `width` constituents are the hardest only if all are sorted
-    pt = block.read_padded(pt_name, block.source.stored)
-    if not pt_is_fine(pt):
-        for what, bad in pt_faults(pt).items():
-            block.reject(pt_name, bad, what)
-        pt[~block.good] = 0
-    filled = pt[:, :width] > 0
-    counts = np.where(filled[:, -1], width, filled.argmin(axis=1))
-    offsets = offsets_of(counts)
-    packed = jets.room(int(offsets[-1]), len(counts))
-    columns = [pt[:, :width][filled]]
-    for name in others:
-        padded = block.read_padded(name, width)
-        values = padded[filled]
-        columns.append(values)
-        # the bits show quickly whether the padding holds anything (or −0, which counts as nothing)
-        if np.count_nonzero(padded.view(np.int32)) != np.count_nonzero(values.view(np.int32)):
-            block.reject(name, ((padded != 0) & ~filled).any(axis=1), "is not zero in padding (where pT is zero)")
-        finite = np.isfinite(values)
-        if not finite.all():
-            block.reject(name, jets_with(~finite, offsets), "is not finite")
-    below = below_momentum(columns[0], columns[1], columns[3])
-    if below.any():
-        block.reject(others[-1], jets_with(below, offsets), "is smaller than the momentum pT·cosh η")
-    for k, values in enumerate(columns):
-        if k in (0, 3):
-            np.divide(values, jets.per_gev, out=packed[:, k])
-        else:
-            packed[:, k] = values
-    return counts
-
-
-def _finish(jets: _Packing, sources: list[Source], require_labels: bool, cut: bool) -> PackedJets:
+def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: bool) -> PackedJets:
     """The packed jets, after the checks that concern all of them."""
     where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
     columns = sources[0].columns
