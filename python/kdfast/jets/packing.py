@@ -11,13 +11,13 @@ from kdfast.jets.checks import Faults, below_momentum, jets_with, pt_faults, pt_
 from kdfast.jets.columns import JET
 from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.labels import read_labels
-from kdfast.jets.packed import offsets_of
+from kdfast.jets.packed import PackedJets, offsets_of
 from kdfast.jets.sources import Source, open_table
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
 from kdfast.jets.table import RAGGED, Table
 from kdfast.jets.units import PER_GEV, check_file_unit
 
-__all__ = ["Packing", "read_file"]
+__all__ = ["Packing", "block_rows", "read_file"]
 
 BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
 MOST_CONSTITUENTS = 4096  # of lists: they are padded for a block of jets, and one long list must not fill the memory
@@ -55,19 +55,32 @@ class Packing:
             self.constituents.resize((max(needed, expected), 4), refcheck=False)
         return self.constituents[self.filled : needed]
 
+    def packed(self) -> PackedJets:
+        """The jets so far. Nothing can be appended afterwards."""
+        self.constituents.resize((self.filled, 4), refcheck=False)
+        return PackedJets(
+            self.constituents,
+            offsets_of(self.counts[: self.size]),
+            labels=self.labels[: self.size],
+            weights=self.weights[: self.size],
+            p4=self.p4[: self.size],
+            index=self.index[: self.size],
+        )
 
-def read_file(source: Source, first_index: int, jets: Packing) -> None:
+
+def read_file(source: Source, rows: range, first_index: int, jets: Packing) -> None:
+    """Appends the jets of some rows of a file, whose first row has the index `first_index`."""
     with open_table(source.path) as table, table.reading():
         for name in source.names:  # opened and checked again, in this file
             table.column(name)
         rows_at_once = _rows_at_once(table, source)
         slots = source.stored if source.columns.is_packed_form and source.stored != RAGGED else 0
-        scratch = np.empty(min(rows_at_once, source.rows) * slots, np.float32)
+        scratch = np.empty(min(rows_at_once, len(rows)) * slots, np.float32)
         before = (jets.size, jets.filled)
-        start = 0
-        while start < source.rows and jets.size < jets.wanted:
+        start = rows.start
+        while start < rows.stop and jets.size < jets.wanted:
             block_end = start - start % rows_at_once + rows_at_once
-            stop = min(block_end, source.rows, start + jets.wanted - jets.size)
+            stop = min(block_end, rows.stop, start + jets.wanted - jets.size)
             _read_block(_Block(table, source, start, stop, scratch, jets.faults), first_index, jets)
             start = stop
     new = slice(before[0], jets.size)
@@ -75,6 +88,12 @@ def read_file(source: Source, first_index: int, jets: Packing) -> None:
         constituents = jets.constituents[before[1] : jets.filled]
         where = str(source.path)
         check_file_unit(jets.p4[new], jets.counts[new], constituents, jets.unit, where, source.columns)
+
+
+def block_rows(source: Source) -> int:
+    """Rows of a file that are read as one block."""
+    with open_table(source.path) as table, table.reading():
+        return _rows_at_once(table, source)
 
 
 def _rows_at_once(table: Table, source: Source) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 from kdfast.jets.checks import Faults
 from kdfast.jets.columns import ColumnMap, column_map
-from kdfast.jets.packed import PackedJets, offsets_of
+from kdfast.jets.packed import PackedJets
 from kdfast.jets.packing import Packing, read_file
 from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect
 from kdfast.jets.units import PER_GEV
@@ -100,7 +100,7 @@ def load_jets(
     first_index = 0
     for source in sources:
         if jets.size < wanted:
-            read_file(source, first_index, jets)
+            read_file(source, range(source.rows), first_index, jets)
         first_index += source.rows
     return _finish(jets, sources, require_labels, cut=wanted < rows)
 
@@ -126,15 +126,7 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     if not jets.filled:
         place = f"{where}, {sources[0].word} {columns.constituents.names[0]}"
         raise DataError("every jet is empty: no constituent has pT > 0", where=place)
-    jets.constituents.resize((jets.filled, 4), refcheck=False)
-    packed = PackedJets(
-        jets.constituents,
-        offsets_of(jets.counts[: jets.size]),
-        labels=jets.labels[: jets.size],
-        weights=jets.weights[: jets.size],
-        p4=jets.p4[: jets.size],
-        index=jets.index[: jets.size],
-    )
+    packed = jets.packed()
     if columns.id:
         _check_different(packed.index, f"{where}, {sources[0].word} {columns.id}")
     if require_labels and not packed.weights.any():
