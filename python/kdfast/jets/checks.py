@@ -43,7 +43,7 @@ class Faults:
             f"{n:,} because {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()
         )
         total = sum(self.counts.values())
-        warnings.warn(f"{total:,} of {jets:,} jets dropped: {reasons}", KdfastWarning, stacklevel=4)
+        warnings.warn(f"{total:,} of {jets:,} jets dropped: {reasons}", KdfastWarning, stacklevel=5)
 
 
 def pt_is_fine(pt: NDArray[np.float32]) -> bool:

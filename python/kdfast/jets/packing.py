@@ -13,6 +13,7 @@ from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.labels import read_labels
 from kdfast.jets.packed import PackedJets, offsets_of
 from kdfast.jets.sources import Source, open_table
+from kdfast.jets.splits import SplitRule, read_places
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
 from kdfast.jets.table import RAGGED, Table
 from kdfast.jets.units import PER_GEV, check_file_unit
@@ -25,22 +26,28 @@ WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOC
 
 
 class Packing:
-    """The packed jets while they grow; `wanted` bounds their number, of all `rows` of the files."""
+    """The packed jets while they grow; `wanted` bounds their number, of all `rows` of the files.
 
-    def __init__(self, wanted: int, rows: int, faults: Faults, unit: str) -> None:
+    places [jets]: of each jet's part in splits.PARTS, by the rule of a split; 0 without one.
+    """
+
+    def __init__(self, wanted: int, rows: int, faults: Faults, unit: str, split: SplitRule | None = None) -> None:
         self.wanted, self.rows, self.faults = wanted, rows, faults
+        self.split = split
         self.unit = unit
         self.per_gev = np.float32(PER_GEV[unit])
         self.size = 0  # jets so far
         self.filled = 0  # constituents so far
         self.rows_read = 0  # without jets that are skipped
         self.rows_passed = 0
+        self.in_no_part = 0  # jets that the split leaves out
         self.constituents = np.empty((0, 4), np.float32)
         self.counts = np.empty(wanted, np.int64)
         self.labels = np.empty(wanted, np.int64)
         self.weights = np.empty(wanted, np.float32)
         self.p4 = np.empty((wanted, 4), np.float32)
         self.index = np.empty(wanted, np.int64)
+        self.places = np.zeros(wanted, np.int8)
 
     def room(self, more: int, jets: int) -> NDArray[np.float32]:
         """[more, 4] behind the constituents so far, for `jets` further jets.
@@ -196,6 +203,13 @@ def _read_block(block: _Block, first_index: int, jets: Packing) -> None:
         labels = read_labels(block, rule)
         chosen = labels >= 0
         block.good &= chosen
+    places = np.zeros(len(block.good), np.int8)
+    if jets.split is not None:
+        places = read_places(block, jets.split)
+        left_out = chosen & (places < 0) if jets.split.other == "skip" else np.zeros(len(places), np.bool_)
+        jets.in_no_part += int(left_out.sum())
+        chosen &= ~left_out
+        block.good &= chosen
     if source.columns.is_packed_form and source.stored != RAGGED:
         counts = _copy_constituents(block, jets)
         sums = np.empty((len(counts), 0), np.float32)
@@ -224,6 +238,7 @@ def _read_block(block: _Block, first_index: int, jets: Packing) -> None:
     new = slice(jets.size, jets.size + len(counts))
     jets.counts[new], jets.labels[new], jets.weights[new], jets.p4[new] = counts, labels, weights, p4
     jets.index[new] = index[good]
+    jets.places[new] = places[good]
     jets.size, jets.filled = new.stop, jets.filled + int(counts.sum())
     jets.rows_read += int(chosen.sum())
     jets.rows_passed += len(good)

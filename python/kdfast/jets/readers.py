@@ -22,9 +22,12 @@ from kdfast.jets.columns import ColumnMap, column_map
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.packing import Packing, read_file
 from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect
+from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
-__all__ = ["load_jets"]
+__all__ = ["load_jets", "load_split_jets"]
+
+Paths = AnyPath | Sequence[AnyPath]
 
 
 def load_jets(
@@ -83,6 +86,34 @@ def load_jets(
     ConfigError
         For an argument outside its range.
     """
+    return _load(
+        paths,
+        None,
+        max_jets=max_jets,
+        max_constituents=max_constituents,
+        on_bad=on_bad,
+        unit=unit,
+        require_labels=require_labels,
+        columns=columns,
+    )[0]
+
+
+def load_split_jets(paths: Paths, split: SplitRule, **how: Any) -> tuple[PackedJets, NDArray[np.int8]]:
+    """The jets, and [jets] of each the place of its part in splits.PARTS. how: keywords of `load_jets`."""
+    return _load(paths, split, **how)
+
+
+def _load(
+    paths: Paths,
+    split: SplitRule | None,
+    *,
+    max_jets: int | None = None,
+    max_constituents: int | None = None,
+    on_bad: str = "error",
+    unit: str | None = None,
+    require_labels: bool = True,
+    columns: Any = None,
+) -> tuple[PackedJets, NDArray[np.int8]]:
     if on_bad not in ("error", "drop"):
         raise ConfigError(f"must be 'error' or 'drop', is {on_bad!r}", where="on_bad")
     if unit is not None and unit not in PER_GEV:
@@ -92,17 +123,19 @@ def load_jets(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ConfigError(f"must be a whole number from 1 on, is {value!r}", where=name)
     layout = _as_map(columns)
-    sources = [inspect(path, layout, max_constituents, require_labels) for path in expand(paths)]
+    column = split.column if split else None
+    sources = [inspect(path, layout, max_constituents, require_labels, column) for path in expand(paths)]
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if max_jets is None else min(max_jets, rows)
-    jets = Packing(wanted, rows, Faults(drop=on_bad == "drop"), unit or layout.unit)
+    jets = Packing(wanted, rows, Faults(drop=on_bad == "drop"), unit or layout.unit, split)
     first_index = 0
     for source in sources:
         if jets.size < wanted:
             read_file(source, range(source.rows), first_index, jets)
         first_index += source.rows
-    return _finish(jets, sources, require_labels, cut=wanted < rows)
+    packed = _finish(jets, sources, require_labels, cut=wanted < rows)
+    return packed, jets.places[: jets.size]
 
 
 def _as_map(columns: Any) -> ColumnMap:
@@ -118,6 +151,12 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
     columns = sources[0].columns
     jets.faults.warn(jets.rows_read)
+    if jets.split is not None and jets.in_no_part:
+        what = f"{jets.in_no_part:,} of {jets.rows_read + jets.in_no_part:,} jets left out by the split"
+        why = f"their {jets.split.column} is none of {jets.split.words}"
+        warnings.warn(f"{what}: {why}", KdfastWarning, stacklevel=4)
+        if jets.size == 0:
+            raise DataError(f"no jet is of a part of the split: {why}", where=where)
     if jets.size == 0 and not jets.faults.counts:
         raise DataError("no jet is of a class that the column map names", where=where)
     if jets.size == 0:
@@ -134,7 +173,7 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     if cut and require_labels and np.min(packed.labels) == np.max(packed.labels):
         what = f"the first {len(packed):,} jets of {where} are all of class {packed.labels[0]}"
         warnings.warn(
-            f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=3
+            f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=4
         )
     return packed
 

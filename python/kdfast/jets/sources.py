@@ -68,7 +68,7 @@ class Source:
     """What the headers of one file say.
 
     columns: of the file. stored: constituents a jet, with padding. width: those to take of each jet. labels: the
-    columns that tell the classes, or none. weights: the column of weights, or None.
+    columns that tell the classes, or none. weights, split: the columns of weights and of the split, or None.
     """
 
     path: Path
@@ -79,13 +79,15 @@ class Source:
     width: int
     labels: tuple[str, ...]
     weights: str | None
+    split: str | None = None
 
     @property
     def names(self) -> list[str]:
         """All columns that are read."""
         columns, parts = self.columns, self.columns.constituents
         jet = [getattr(columns.jet, key) for key in JET]
-        return [name for name in (*parts.names, parts.valid, *jet, *self.labels, self.weights, columns.id) if name]
+        others = (*self.labels, self.weights, columns.id, self.split)
+        return [name for name in (*parts.names, parts.valid, *jet, *others) if name]
 
     def where(self, name: str) -> str:
         """The place of a column in messages."""
@@ -105,8 +107,10 @@ def open_table(path: Path) -> Table:
     raise DataError("is not an HDF5 file, nor of another format that is read", where=str(path), hint=hint)
 
 
-def inspect(path: Path, columns: ColumnMap, max_constituents: int | None, require_labels: bool) -> Source:
-    """Checks names, types and shapes of one file's columns without reading them."""
+def inspect(
+    path: Path, columns: ColumnMap, max_constituents: int | None, require_labels: bool, split: str | None = None
+) -> Source:
+    """Checks names, types and shapes of one file's columns without reading them. split: a column that is read too."""
     with open_table(path) as table, table.reading():
         names = columns.constituents.names
         if isinstance(table, Hdf5Table) and is_default(columns):
@@ -131,6 +135,7 @@ def inspect(path: Path, columns: ColumnMap, max_constituents: int | None, requir
         per_jet += [("label", name, NUMBERS) for name in labels]
         per_jet += [("weights", weights, FLOATS)] if weights else []
         per_jet += [("id", columns.id, WHOLE)] if columns.id else []
+        per_jet += [("split", split, NUMBERS)] if split else []
         rows, stored = _check_shapes(table, columns, asked, per_jet)
         if stored == RAGGED:
             if columns.constituents.valid:
@@ -150,6 +155,7 @@ def inspect(path: Path, columns: ColumnMap, max_constituents: int | None, requir
             max_constituents or (stored if stored != RAGGED else sys.maxsize),
             labels,
             weights,
+            split,
         )
 
 
@@ -192,6 +198,8 @@ def _check_shapes(
 def _as_asked(error: DataError, table: Table, columns: ColumnMap, key: str) -> DataError:
     """The error of a column, with what asks for it, and the preset that reads the file if there is one."""
     hint = error.hint
+    if key == "split":
+        return DataError(error.what, where=error.where, hint=f"the split asks for it; {hint}" if hint else None)
     if error.what == "is missing":
         fits = [name for name, each in COLUMN_PRESETS.items() if all(map(table.has, each.constituents.names))]
         if fits and COLUMN_PRESETS[fits[0]].constituents != columns.constituents:
