@@ -175,6 +175,15 @@ def test_hints_name_options(tmp_path, capsys):
     assert capsys.readouterr().err.endswith(hint)
     with pytest.raises(DataError, match="\non_bad='drop' leaves such jets out"):
         kdfast.load_jets(bad)
+    with h5py.File(bad, "r+") as file:
+        for name in ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E"):
+            file[name][...] = file[name][:][:, ::-1]
+        file["fjet_m"][3] = 1e5
+    for on_bad in ("error", "drop"):
+        assert main(["sweep", str(bad), "--on-bad", on_bad, "--out", str(tmp_path / "study")]) == 2
+        assert capsys.readouterr().err.endswith("\n--sort takes constituents in any order\n")
+    assert main(["sweep", str(bad), "--sort", "--out", str(tmp_path / "study")]) == 2
+    assert "too few jets to split" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -248,7 +257,7 @@ def test_what_files_give_is_known_to_later_commands(tmp_path, capsys, without_re
     assert study.settings["hlt"] == {"paths": [str(trigger)]}
     assert study.settings["teacher"] == str(logits)
     assert list(study.results["seed"]) == [42, 43]
-    assert study.results.query("seed == 42").to_csv() == again.results.to_csv()
+    assert study.results[study.results["seed"] == 42].to_csv() == again.results.to_csv()
     assert main(["sweep", str(jets), "--out", out, "--teacher", str(logits), *TINY, "--hlt", "nominal"]) == 2
     assert re.search(r"holds another study: hlt is jets \w+ there, \{pt_threshold", capsys.readouterr().err)
 

@@ -19,6 +19,7 @@ _WHAT = {
     "less_than_equal": "must be ≤ {le:g}",
     "finite_number": "must be a finite number",
     "literal_error": "must be {expected}",
+    "bool_type": "must be true or false",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a whole number of fewer digits",

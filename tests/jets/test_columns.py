@@ -293,7 +293,7 @@ BAD: dict[str, tuple[str, dict[str, Any], Callable[[Arrays], None], str]] = {
     "negative mass": (MASS, {}, put("c/mass", 40, 0, -1), "dataset c/mass, row 40: is negative"),
     "negative pT": (MASS, {"order": "sort"}, put("c/pt", 40, 0, -1), "dataset c/pt, row 40: is negative"),
     "huge η": (MASS, {}, put("c/eta", 40, 0, 200), "dataset c/eta, row 40: is too large for a finite energy"),
-    "unsorted": (MASS, {}, swapped, 'c/pt, row 40: does not fall: .*\norder = "sort" in the column map sorts them'),
+    "unsorted": (MASS, {}, swapped, "c/pt, row 40: does not fall: .*\nsort=True takes constituents in any order"),
     "hole": (MASS, {}, put("c/pt", 40, 29, 1), "dataset c/pt, row 40: has a hole"),
     "padding": (MASS, {}, put("c/eta", 40, 29, 1), "dataset c/eta, row 40: is not zero in padding"),
     "NaN in zeros": (MASS, {}, put("c/eta", 40, 29, np.nan), "dataset c/eta, row 40: is not zero in padding"),

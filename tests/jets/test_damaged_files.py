@@ -81,10 +81,6 @@ def without(name: str) -> Callable[[h5py.File], None]:
     return change
 
 
-def listing_fewer(file: h5py.File) -> None:
-    file.attrs["constit"] = [b"fjet_clus_pt", b"fjet_clus_eta", b"fjet_clus_phi"]
-
-
 def no_rows(file: h5py.File) -> None:
     for name, dataset in list(file.items()):
         empty = np.zeros((0, *dataset.shape[1:]), dataset.dtype)
@@ -142,10 +138,6 @@ STRUCTURE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     ),
     "no constituents": (without("fjet_clus_E"), "dataset fjet_clus_E: is missing\nthe file holds: fjet_Tau1_wta, "),
     "no jet pT": (without("fjet_pt"), "dataset fjet_pt: is missing\nthe file holds: fjet_Tau1_wta, "),
-    "attribute": (
-        listing_fewer,
-        "attribute constit: lists .* but has no fjet_clus_E\npT, η, φ and energy",
-    ),
     "no rows": (no_rows, "jets.h5: holds no jets"),
     "half of the labels": (
         half_written("labels"),

@@ -24,6 +24,7 @@ VALUES = {
     "device": "cpu",
     "on_bad": "drop",
     "unit": "GeV",
+    "sort": True,
     "columns": column_map({"preset": "atlas", "unit": "GeV"}),
     "model": "medium",
     "teacher_model": "small",

@@ -69,6 +69,20 @@ def test_arguments_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert StudySettings.resolve(path, {"hlt": "severe"}).hlt == "severe"  # replaced whole
 
 
+def test_only_a_number_of_constituents_that_was_given_is_asked_for(tmp_path):
+    def asks(config=None, number=None):
+        return StudySettings.resolve(config, {"data": {"max_constituents": number}}).data.asks_for_constituents
+
+    assert not asks()
+    assert asks(number=40)
+    assert not asks(number="all")
+    assert asks({"data": {"max_constituents": 41}})
+    study = StudySettings.resolve(data_given=True).table()  # every study.toml holds the default
+    assert study["data"]["max_constituents"] == 40
+    assert not asks(study)
+    assert asks(study, 40)
+
+
 def test_the_documented_settings_are_the_studys(tmp_path):
     docs = Path(__file__).parents[2] / "docs"
     pages = (docs / "reference" / "settings.md", docs / "how-to" / "sweeps.md")

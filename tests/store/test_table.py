@@ -81,7 +81,7 @@ def test_validation_selects(metric, expected):
 
 
 def test_combined_score_is_the_mean_of_two_scaled_numbers():
-    done = results_table(RESULTS).query("status == 'done'")
+    done = results_table(RESULTS).loc[lambda table: table["status"] == "done"]
     assert dict(zip(done["run_name"], combined_score(done), strict=True)) == pytest.approx(
         {LOW.name: 0.5, HIGH.name: 0.5, OTHER.name: 0.5}
     )

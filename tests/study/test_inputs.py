@@ -11,7 +11,7 @@ import tomli_w
 
 import kdfast
 from kdfast import report
-from kdfast.errors import StudyError
+from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.columns import column_map
 from kdfast.store import store as store_module
 from kdfast.store.locks import locked
@@ -100,6 +100,15 @@ def test_files_in_another_layout_are_the_same_study(tmp_path):
     assert open_inputs(StudyStore.open(out))[0].data.columns == column_map(mapped)
     plan(out, atlas, 3)
     assert "columns" not in StudyStore.open(out).settings["data"]
+
+
+def test_files_may_store_fewer_constituents_than_the_default(tmp_path):
+    path, out = jets_file(tmp_path / "jets.h5", constituents=20), tmp_path / "study"
+    plan(out, path, 1, max_constituents=None)
+    assert StudyStore.open(out).settings["data"]["max_constituents"] == 40
+    assert open_inputs(StudyStore.open(out))[1].prepared.jets.counts.max() == 20
+    with pytest.raises(ConfigError, match="max_constituents: is 40, but only 20 constituents a jet are stored"):
+        plan(out, path, 2, max_constituents=40)
 
 
 def test_hlt_jets_are_read_by_the_same_map(tmp_path):

@@ -34,6 +34,7 @@ def predict(
     on_bad: Annotated[str | None, setting_option("on_bad")] = None,
     columns: Annotated[str | None, setting_option("columns")] = None,
     unit: Annotated[str | None, setting_option("unit")] = None,
+    sort: Annotated[bool | None, setting_option("sort")] = None,
     prepared: Annotated[
         bool,
         typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them."),
@@ -60,7 +61,7 @@ def predict(
             hint = "give another name: the scores would replace it"
             raise ConfigError("is one of the input files", where=f"--out {out}", hint=hint)
     tagger = load_model(model)
-    how = given({"max_jets": max_jets, "on_bad": on_bad, "columns": columns, "unit": unit})
+    how = given({"max_jets": max_jets, "on_bad": on_bad, "columns": columns, "unit": unit, "sort": sort})
     jets = load_jets(data, require_labels=False, **how)
     write_scores(out, tagger, jets, prepared=prepared)
     if not quiet:

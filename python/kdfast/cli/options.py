@@ -33,7 +33,7 @@ def _option(setting: Setting) -> Any:
     repeatable = " Repeatable." if get_origin(setting.kind) is list else ""
     return typer.Option(
         setting.option,
-        metavar=setting.metavar,
+        metavar=setting.metavar or None,
         help=setting.help(repeatable),
         rich_help_panel=setting.panel,
     )
@@ -44,7 +44,12 @@ def in_options(error: KdfastError) -> str:
     where = error.where
     if isinstance(error, ConfigError) and where in _BY_KEYWORD and where != "data":
         where = _BY_KEYWORD[where].option
-    return error.text(where, lambda name, value: f"{_BY_KEYWORD[name].option} {value}")
+    return error.text(where, _spelled)
+
+
+def _spelled(name: str, value: Any) -> str:
+    option = _BY_KEYWORD[name].option
+    return option if value is True else f"{option} {value}"
 
 
 def with_options(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:

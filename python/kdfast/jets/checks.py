@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import DataError, KdfastWarning
 
-__all__ = ["Faults", "below_momentum", "jets_with", "pt_faults", "pt_is_fine"]
+__all__ = ["HOLE", "SORT", "UNSORTED", "Faults", "Remedy", "below_momentum", "jets_with", "pt_faults", "pt_is_fine"]
 
 ENERGY_TOLERANCE = 1e-3  # rounded massless constituents lie just below |p|
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What a user can do about a fault: a hint, and the settings that it names (see KdfastError)."""
+
+    hint: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+SORT = Remedy("{sort} takes constituents in any order", {"sort": True})
+DROP = Remedy("{on_bad} leaves such jets out and counts them", {"on_bad": "drop"})
 
 
 @dataclass
@@ -20,30 +34,39 @@ class Faults:
     """Bad jets met so far: the first one is an error, or all are dropped and counted by reason."""
 
     drop: bool
+    remedy: Remedy | None = None  # of the first fault that has one of its own
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, place: str, column: str, rows: NDArray[np.int64], what: str, hint: str | None) -> None:
+    def add(self, place: str, column: str, rows: NDArray[np.int64], what: str, remedy: Remedy | None) -> None:
         """Notes that these rows have the fault `what` in a column, which is at this place."""
         where = f"{place}, row {rows[0]}"
         if not self.drop:
-            if hint is not None:
-                raise DataError(what, where=where, hint=hint)
-            hint = "{on_bad} leaves such jets out and counts them"
-            raise DataError(what, where=where, hint=hint, settings={"on_bad": "drop"})
+            remedy = remedy or DROP
+            raise DataError(what, where=where, hint=remedy.hint, settings=remedy.settings)
+        self.remedy = self.remedy or remedy
         reason = f"{column} {what.partition(' (')[0]}"
         self.first.setdefault(reason, where)
         self.counts[reason] = self.counts.get(reason, 0) + len(rows)
 
+    def _reasons(self) -> str:
+        return "; ".join(f"{n:,} because {reason} (first: {self.first[reason]})" for reason, n in self.counts.items())
+
     def warn(self, jets: int) -> None:
         """Warns of the jets that were dropped, of all that were read."""
-        if not self.counts:
-            return
-        reasons = "; ".join(
-            f"{n:,} because {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()
-        )
-        total = sum(self.counts.values())
-        warnings.warn(f"{total:,} of {jets:,} jets dropped: {reasons}", KdfastWarning, stacklevel=5)
+        if self.counts:
+            total = sum(self.counts.values())
+            warnings.warn(f"{total:,} of {jets:,} jets dropped: {self._reasons()}", KdfastWarning, stacklevel=5)
+
+    def all_bad(self, where: str) -> DataError:
+        """The error where no jet is left."""
+        remedy = self.remedy or Remedy("check that the column map describes this file")
+        what = f"no good jet is left: {self._reasons()}"
+        return DataError(what, where=where, hint=remedy.hint, settings=remedy.settings)
+
+
+UNSORTED = "does not fall: the constituents are not sorted"
+HOLE = "has a hole: a zero before a filled slot"
 
 
 def pt_is_fine(pt: NDArray[np.float32]) -> bool:
@@ -66,8 +89,8 @@ def pt_faults(pt: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
     return {
         "is not finite": ~np.isfinite(pt).all(axis=1),
         "is negative": (pt < 0).any(axis=1),
-        "has a hole: a zero before a filled slot": (later & ~some).any(axis=1),
-        "does not fall: the constituents are not sorted": rises,
+        HOLE: (later & ~some).any(axis=1),
+        UNSORTED: rises,
     }
 
 

@@ -17,7 +17,7 @@ from kdfast.errors import ConfigError, suggest
 from kdfast.files import read_toml
 from kdfast.validation import in_words
 
-__all__ = ["COLUMN_PRESETS", "JET", "ColumnMap", "LabelRule", "column_map", "is_default"]
+__all__ = ["COLUMN_PRESETS", "JET", "ColumnMap", "LabelRule", "column_map", "has_default_names", "is_default"]
 
 # The forms in which constituents can be stored; energies that are missing are computed, for massless constituents
 # where there is no mass either. Only for massless ones is the rapidity the same as η.
@@ -246,6 +246,11 @@ COLUMN_PRESETS: dict[str, ColumnMap] = {
 def is_default(columns: str | ColumnMap | None) -> bool:
     """Whether this is the layout of the ATLAS Top Tagging Open Data."""
     return columns is None or columns in ("atlas", _ATLAS)
+
+
+def has_default_names(columns: ColumnMap) -> bool:
+    """Whether the columns are those of the ATLAS layout, in whatever order and unit."""
+    return columns.model_copy(update={"order": _ATLAS.order, "unit": _ATLAS.unit}) == _ATLAS
 
 
 def column_map(value: Any) -> ColumnMap:

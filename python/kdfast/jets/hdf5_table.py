@@ -204,17 +204,3 @@ class Hdf5Table(Table):
         read = block[place.field] if place.field else block
         read = read if place.entries is None else read[..., place.entries]
         values[...] = read if values.ndim == 1 else read[:, : values.shape[1]]
-
-    def check_listed(self, needed: Sequence[str]) -> None:
-        """Some files list their constituent datasets in the attribute `constit`: it must name those that are read."""
-        if "constit" not in self.file.attrs:
-            return
-        listed = [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(self.file.attrs["constit"])]
-        missing = [name for name in needed if name not in listed]
-        if missing:
-            what = f"lists {', '.join(listed)} but has no {', '.join(missing)}"
-            hint = (
-                "pT, η, φ and energy of the constituents are needed; such a file has been preprocessed for something "
-                "else"
-            )
-            raise DataError(what, where=f"{self.path}, attribute constit", hint=hint)

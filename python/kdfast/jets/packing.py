@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kdfast.jets.checks import Faults, below_momentum, jets_with, pt_faults, pt_is_fine
+from kdfast.jets.checks import (
+    HOLE,
+    SORT,
+    UNSORTED,
+    Faults,
+    Remedy,
+    below_momentum,
+    jets_with,
+    pt_faults,
+    pt_is_fine,
+)
 from kdfast.jets.columns import JET
 from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.labels import read_labels
@@ -174,7 +184,7 @@ class _Block:
                 bad = np.zeros(len(self.good), np.bool_)
                 bad[start - self.start : stop - self.start] = True
                 what = f"can't be read here, the file is damaged ({error})"
-                self.reject(name, bad, what, hint="copy or download the file again")
+                self.reject(name, bad, what, remedy=Remedy("copy or download the file again"))
 
     def reject(
         self,
@@ -183,13 +193,13 @@ class _Block:
         what: str,
         *,
         values: NDArray[np.float32] | None = None,
-        hint: str | None = None,
+        remedy: Remedy | None = None,
     ) -> None:
         """Raises for the first of the bad rows [rows], or notes them and marks them as dropped."""
         rows = np.flatnonzero(bad & self.good)
         if len(rows):
             shown = what if values is None else f"{what} ({values[rows[0]]:g})"
-            self.faults.add(self.source.where(name), name, self.start + rows, shown, hint)
+            self.faults.add(self.source.where(name), name, self.start + rows, shown, remedy)
             self.good[rows] = False
 
 
@@ -295,7 +305,7 @@ def _copy_constituents(block: _Block, jets: Packing) -> NDArray[np.int64]:
     pt = block.read_padded(pt_name, block.source.stored)
     if not pt_is_fine(pt):
         for what, bad in pt_faults(pt).items():
-            block.reject(pt_name, bad, what)
+            block.reject(pt_name, bad, what, remedy=SORT if what in (HOLE, UNSORTED) else None)
         pt[~block.good] = 0
     filled = pt[:, :width] > 0
     counts = np.where(filled[:, -1], width, filled.argmin(axis=1))

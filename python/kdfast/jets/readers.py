@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, ins
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
-__all__ = ["load_jets", "load_split_jets"]
+__all__ = ["Reading", "load_jets", "load_split_jets", "read_jets"]
 
 Paths = AnyPath | Sequence[AnyPath]
 
@@ -37,6 +38,7 @@ def load_jets(
     max_constituents: int | None = None,
     on_bad: Literal["error", "drop"] = "error",
     unit: Literal["MeV", "GeV"] | None = None,
+    sort: bool = False,
     require_labels: bool = True,
     columns: str | PathLike[str] | Mapping[str, Any] | ColumnMap | None = None,
 ) -> PackedJets:
@@ -64,6 +66,9 @@ def load_jets(
         Of momenta, energies and masses in the files: ``"MeV"`` or ``"GeV"``. Default: what the column map says,
         MeV for the ATLAS layout. A file whose median jet pT would be below 5 GeV or above 20 TeV is refused,
         with the unit that it seems to have.
+    sort
+        True: constituents are stored in any order, and are sorted by falling pT. False: as the column map says; an
+        unsorted jet of the ATLAS layout is a bad jet.
     require_labels
         False for jets that are only to be scored: files without labels are read with label −1, and weights
         may all be zero.
@@ -86,55 +91,67 @@ def load_jets(
     ConfigError
         For an argument outside its range.
     """
-    return _load(
-        paths,
-        None,
-        max_jets=max_jets,
-        max_constituents=max_constituents,
-        on_bad=on_bad,
-        unit=unit,
-        require_labels=require_labels,
-        columns=columns,
-    )[0]
+    reading = Reading(max_jets, max_constituents, on_bad, unit, sort, require_labels, columns)
+    return read_jets(paths, reading)[0]
 
 
 def load_split_jets(paths: Paths, split: SplitRule, **how: Any) -> tuple[PackedJets, NDArray[np.int8]]:
-    """The jets, and [jets] of each the place of its part in splits.PARTS. how: keywords of `load_jets`."""
-    return _load(paths, split, **how)
+    """The jets, and [jets] of each the place of its part in splits.PARTS. how: see Reading."""
+    return read_jets(paths, Reading(split=split, **how))
 
 
-def _load(
-    paths: Paths,
-    split: SplitRule | None,
-    *,
-    max_jets: int | None = None,
-    max_constituents: int | None = None,
-    on_bad: str = "error",
-    unit: str | None = None,
-    require_labels: bool = True,
-    columns: Any = None,
-) -> tuple[PackedJets, NDArray[np.int8]]:
-    if on_bad not in ("error", "drop"):
-        raise ConfigError(f"must be 'error' or 'drop', is {on_bad!r}", where="on_bad")
-    if unit is not None and unit not in PER_GEV:
-        raise ConfigError(f"must be 'MeV' or 'GeV', is {unit!r}", where="unit")
-    limits: dict[str, Any] = {"max_jets": max_jets, "max_constituents": max_constituents}
-    for name, value in limits.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
-            raise ConfigError(f"must be a whole number from 1 on, is {value!r}", where=name)
-    layout = _as_map(columns)
-    column = split.column if split else None
-    sources = [inspect(path, layout, max_constituents, require_labels, column) for path in expand(paths)]
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the arguments of `load_jets`, checked.
+
+    columns: becomes a ColumnMap. exactly: max_constituents is an error where fewer are stored; False: then all that
+    are stored are kept. split: which jets are of which part.
+    """
+
+    max_jets: int | None = None
+    max_constituents: int | None = None
+    on_bad: str = "error"
+    unit: str | None = None
+    sort: bool = False
+    require_labels: bool = True
+    columns: Any = None
+    exactly: bool = True
+    split: SplitRule | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("error", "drop"):
+            raise ConfigError(f"must be 'error' or 'drop', is {self.on_bad!r}", where="on_bad")
+        if self.unit is not None and self.unit not in PER_GEV:
+            raise ConfigError(f"must be 'MeV' or 'GeV', is {self.unit!r}", where="unit")
+        if not isinstance(self.sort, bool):
+            raise ConfigError(f"must be true or false, is {self.sort!r}", where="sort")
+        for name in ("max_jets", "max_constituents"):
+            value: Any = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+                raise ConfigError(f"must be a whole number from 1 on, is {value!r}", where=name)
+        layout = _as_map(self.columns)
+        if self.sort:
+            layout = layout.model_copy(update={"order": "sort"})
+        object.__setattr__(self, "columns", layout)
+
+
+def read_jets(paths: Paths, reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:
+    """The jets, and of each the place of its part (see load_split_jets), empty without a split."""
+    layout: ColumnMap = reading.columns
+    column = reading.split.column if reading.split else None
+    limits = (reading.max_constituents, reading.exactly)
+    sources = [inspect(path, layout, *limits, reading.require_labels, column) for path in expand(paths)]
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
-    wanted = rows if max_jets is None else min(max_jets, rows)
-    jets = Packing(wanted, rows, Faults(drop=on_bad == "drop"), unit or layout.unit, split)
+    wanted = rows if reading.max_jets is None else min(reading.max_jets, rows)
+    faults = Faults(drop=reading.on_bad == "drop")
+    jets = Packing(wanted, rows, faults, reading.unit or layout.unit, reading.split)
     first_index = 0
     for source in sources:
         if jets.size < wanted:
             read_file(source, range(source.rows), first_index, jets)
         first_index += source.rows
-    packed = _finish(jets, sources, require_labels, cut=wanted < rows)
+    packed = _finish(jets, sources, reading.require_labels, cut=wanted < rows)
     return packed, jets.places[: jets.size]
 
 
@@ -150,7 +167,6 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     """The packed jets, after the checks that concern all of them."""
     where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
     columns = sources[0].columns
-    jets.faults.warn(jets.rows_read)
     if jets.split is not None and jets.in_no_part:
         what = f"{jets.in_no_part:,} of {jets.rows_read + jets.in_no_part:,} jets left out by the split"
         why = f"their {jets.split.column} is none of {jets.split.words}"
@@ -160,8 +176,8 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     if jets.size == 0 and not jets.faults.counts:
         raise DataError("no jet is of a class that the column map names", where=where)
     if jets.size == 0:
-        hint = "{on_bad} shows the first fault"
-        raise DataError("no good jet is left", where=where, hint=hint, settings={"on_bad": "error"})
+        raise jets.faults.all_bad(where)
+    jets.faults.warn(jets.rows_read)
     if not jets.filled:
         place = f"{where}, {sources[0].word} {columns.constituents.names[0]}"
         raise DataError("every jet is empty: no constituent has pT > 0", where=place)

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.jets.columns import COLUMN_PRESETS, JET, ColumnMap, is_default
+from kdfast.jets.columns import COLUMN_PRESETS, JET, ColumnMap, has_default_names
 from kdfast.jets.hdf5_table import Hdf5Table
 from kdfast.jets.npz_table import NpzTable
 from kdfast.jets.root_table import RootTable
@@ -108,13 +108,19 @@ def open_table(path: Path) -> Table:
 
 
 def inspect(
-    path: Path, columns: ColumnMap, max_constituents: int | None, require_labels: bool, split: str | None = None
+    path: Path,
+    columns: ColumnMap,
+    max_constituents: int | None,
+    exactly: bool,
+    require_labels: bool,
+    split: str | None = None,
 ) -> Source:
-    """Checks names, types and shapes of one file's columns without reading them. split: a column that is read too."""
+    """Checks names, types and shapes of one file's columns without reading them.
+
+    exactly: see Reading. split: a column that is read too.
+    """
     with open_table(path) as table, table.reading():
         names = columns.constituents.names
-        if isinstance(table, Hdf5Table) and is_default(columns):
-            table.check_listed(names)
         rule = columns.label
         labels: tuple[str, ...] = ()
         if rule is not None and (require_labels or all(map(table.has, rule.names))):
@@ -143,7 +149,7 @@ def inspect(
                 raise DataError(
                     what, where=table.where(columns.constituents.valid), hint="leave `valid` out of the map"
                 )
-        elif max_constituents is not None and max_constituents > stored:
+        elif exactly and max_constituents is not None and max_constituents > stored:
             what = f"is {max_constituents}, but only {stored} constituents a jet are stored in {path}"
             raise ConfigError(what, where="max_constituents", hint=f"ask for {stored} at most")
         return Source(
@@ -152,7 +158,7 @@ def inspect(
             columns,
             rows,
             stored,
-            max_constituents or (stored if stored != RAGGED else sys.maxsize),
+            min(max_constituents or sys.maxsize, stored if stored != RAGGED else sys.maxsize),
             labels,
             weights,
             split,
@@ -205,7 +211,7 @@ def _as_asked(error: DataError, table: Table, columns: ColumnMap, key: str) -> D
         if fits and COLUMN_PRESETS[fits[0]].constituents != columns.constituents:
             hint = f"the file seems to have the layout {fits[0]}: {{columns}} reads it so"
             return DataError(error.what, where=error.where, hint=hint, settings={"columns": fits[0]})
-    if not is_default(columns):
+    if not has_default_names(columns):
         hint = f"the map asks for it as {key}" + (f"; {hint}" if hint else "")
     if key == "label" and error.what == "is missing":
         hint = f"{hint}\nfor jets that are only to be scored: kdfast predict, or load_jets(…, require_labels=False)"

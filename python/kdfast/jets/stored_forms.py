@@ -9,14 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast.jets.checks import below_momentum, jets_with
+from kdfast.jets.checks import HOLE, SORT, UNSORTED, Remedy, below_momentum, jets_with
 from kdfast.jets.columns import ColumnMap
 from kdfast.jets.kinematics import wrap_phi
 from kdfast.jets.packed import offsets_of
 
 __all__ = ["StoredConstituents", "as_packed"]
-
-SORT = 'order = "sort" in the column map sorts them'
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class _Faults(Protocol):
 
     good: NDArray[np.bool_]
 
-    def reject(self, name: str, bad: NDArray[np.bool_], what: str, *, hint: str | None = None) -> Any: ...
+    def reject(self, name: str, bad: NDArray[np.bool_], what: str, *, remedy: Remedy | None = None) -> Any: ...
 
 
 def as_packed(stored: StoredConstituents, faults: _Faults) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -95,7 +93,7 @@ def _filled(stored: StoredConstituents, faults: _Faults) -> NDArray[np.bool_]:
             faults.reject(stored.name(key), bad, "is not zero in padding (where pT is zero)")
     if stored.columns.order == "sorted":
         holes = _rows(filled[:, 1:] & ~filled[:, :-1])
-        faults.reject(stored.name(first), holes, "has a hole: a zero before a filled slot", hint=SORT)
+        faults.reject(stored.name(first), holes, HOLE, remedy=SORT)
     return filled
 
 
@@ -134,7 +132,7 @@ def _check(
         rises = np.zeros(len(pt), np.bool_)
         rises[1:] = pt[1:] > pt[:-1]
         rises[offsets[:-1][np.diff(offsets) > 0]] = False
-        faults.reject(first, jets_with(rises, offsets), "does not fall: the constituents are not sorted", hint=SORT)
+        faults.reject(first, jets_with(rises, offsets), UNSORTED, remedy=SORT)
     if "energy" in stored.values:
         below = below_momentum(pt, packed[:, 1], packed[:, 3])
         faults.reject(stored.name("energy"), jets_with(below, offsets), "is smaller than the momentum pT·cosh η")

@@ -66,6 +66,7 @@ class SweepSettings(TypedDict, total=False):
     on_bad: Literal["error", "drop"] | None
     columns: str | PathLike[str] | Mapping[str, Any] | ColumnMap | None
     unit: Literal["MeV", "GeV"] | None
+    sort: bool | None
     fractions: tuple[float, float, float] | None
     data_seed: int | None
     learning_rate: float | None
@@ -115,7 +116,7 @@ def _settings(model: type[BaseModel], table: tuple[str, ...], panel: str, demo: 
             keyword=shown.keyword or key,
             option=shown.option or f"--{key.replace('_', '-')}",
             kind=kind,
-            metavar=shown.metavar or {int: "N", float: "X"}.get(kind, "NAME"),
+            metavar=shown.metavar or {int: "N", float: "X", bool: ""}.get(kind, "NAME"),
             panel=shown.panel or panel,
             description=field.description or "",
             default="" if field.is_required() else _plain(field.default, shown),
@@ -132,6 +133,8 @@ def _number_type(annotation: Any) -> type | None:
 def _plain(value: Any, shown: Shown) -> str:
     if value is None or value == ():
         return shown.unset
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -225,7 +228,7 @@ def settings_table() -> str:
 
 def _row(setting: Setting) -> str:
     keyword = f"{setting.keyword}=" if setting in SETTINGS else f'{setting.path[0]}={{"{setting.path[1]}": …}}'
-    option = setting.option if setting.option == setting.metavar else f"{setting.option} {setting.metavar}"
+    option = setting.option if setting.metavar in ("", setting.option) else f"{setting.option} {setting.metavar}"
     default = f"{setting.default} (demo: {setting.demo})" if setting.demo else setting.default
     meaning = f"{setting.description} ({setting.bounds})" if setting.bounds else setting.description
     cells = [f"`{setting.path[-1]}`", f"`{keyword}`", f"`{option}`", default, meaning]

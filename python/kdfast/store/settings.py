@@ -14,7 +14,16 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from kdfast.distill.recipe import PRECISIONS, Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import SHAPES, RunConfig
@@ -66,13 +75,15 @@ def check_counts(**counts: Any) -> None:
 
 
 class _Table(BaseModel):
-    """A table of settings. None of them is a truth value, which pydantic would read as the number 1 or 0."""
+    """A table of settings. A number must not be a truth value, which pydantic would read as 1 or 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        if cls.model_fields[str(info.field_name)].annotation is bool:
+            return value
         items = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(item, bool) for item in items):
             raise ConfigError(f"must not be true or false, is {value!r}")
@@ -130,10 +141,17 @@ class DataSettings(_Table):
     """Column map of the files of jets and of HLT jets: a preset, or a table (--map: a TOML file)."""
     unit: Annotated[Literal["MeV", "GeV"] | None, Shown(metavar="MeV|GeV", unset="the map's; MeV for atlas")] = None
     """Unit of momenta in the files of jets and of HLT jets."""
+    sort: Annotated[bool, Field(strict=True), Shown(kind=bool)] = False
+    """Constituents are stored in any order: sort them by falling pT."""
     fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = (0.70, 0.15, 0.15)
     """Shares of the training, validation and test jets, stratified by label."""
     seed: Annotated[int, Field(ge=0, lt=2**32), Shown(keyword="data_seed", option="--data-seed")] = 42
     """Seed of the split, the HLT emulation and the teacher."""
+
+    @property
+    def asks_for_constituents(self) -> bool:
+        """Whether max_constituents was given: then it is an error where files store fewer."""
+        return self.max_constituents is not None and "max_constituents" in self.model_fields_set
 
 
 class RecipeSettings(Recipe, _Table):
@@ -182,7 +200,7 @@ class HLTFiles(_Table):
 
 # In [data]: where the jets are, how they are stored, and which of them are read. The jets' fingerprint decides, not
 # these.
-DATA_SOURCE = ("paths", "max_jets", "on_bad", "columns", "unit")
+DATA_SOURCE = ("paths", "max_jets", "on_bad", "columns", "unit", "sort")
 
 # `hlt` of a study whose HLT jets were given in Python.
 GIVEN = "given"
@@ -323,6 +341,8 @@ class StudySettings(_Table):
             del table["data"]["columns"]
             if self.data.unit == "MeV":
                 del table["data"]["unit"]
+        if not self.data.sort:
+            del table["data"]["sort"]
         if self.teacher_kind == "logit":
             del table["teacher_kind"]
         return table
@@ -383,6 +403,10 @@ class StudySettings(_Table):
                 hint = f"e.g. data = {{ paths = [{table!r}] }}" if key == "data" and isinstance(table, str) else None
                 raise ConfigError(f"must be a table, is {table!r}", where=where(key), hint=hint)
         asked = _merge(given, overrides)
+        if not _is_given(overrides, ("data", "max_constituents")) and isinstance(asked.get("data"), Mapping):
+            # The default's number asks for nothing: every study.toml holds it (see DataSettings.asks_for_constituents).
+            same = asked["data"].get("max_constituents") == DataSettings.model_fields["max_constituents"].default
+            asked["data"] = {k: v for k, v in asked["data"].items() if not (same and k == "max_constituents")}
         data_given = data_given or bool(asked.get("data", {}).get("paths"))
         try:
             return cls.model_validate(asked if data_given else _merge(DEMO, asked))

@@ -24,7 +24,7 @@ from kdfast.store.identity import differing, refuse_another, shown_setting, teac
 from kdfast.store.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.external_teacher import as_logits, check_values, external_teacher
-from kdfast.study.prepare import PreparedData, load, prepare
+from kdfast.study.prepare import PreparedData, load, prepare, reading
 
 __all__ = [
     "Given",
@@ -89,12 +89,11 @@ class Inputs:
             if given.teacher is not None:
                 given = replace(given, teacher=values)  # as write_inputs stores it
         if hlt_jets is None and isinstance(settings.hlt, HLTFiles):
-            from kdfast.jets.readers import load_jets
+            from kdfast.jets.readers import read_jets
 
-            # All constituents: `prepare` cuts them to `max_constituents`, and files may store fewer.
-            data = settings.data
-            how: dict[str, Any] = {"on_bad": data.on_bad, "unit": data.unit, "columns": data.columns}
-            hlt_jets = load_jets(settings.hlt.paths, max_jets=data.max_jets, **how)
+            # `prepare` cuts them to `max_constituents`; files may store fewer.
+            how = replace(reading(settings.data), max_constituents=None, exactly=False)
+            hlt_jets = read_jets(settings.hlt.paths, how)[0]
         decisive = _decisive(settings, teacher, hlt_jets)
         decisive["data"]["fingerprint"] = fingerprint(jets)
         if store is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from kdfast.jets.units import check_in_gev
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
 
-__all__ = ["SPLITS", "PreparedData", "load", "prepare"]
+if TYPE_CHECKING:
+    from kdfast.jets.readers import Reading
+
+__all__ = ["SPLITS", "PreparedData", "load", "prepare", "reading"]
 
 SPLITS = ("train", "validation", "test")
 CLASSES = {0: "background", 1: "signal"}
@@ -71,16 +74,9 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
     Raises DataError for jets that can't be trained on; the readers' own errors name file, dataset and row.
     """
     if jets is None and settings.paths:
-        from kdfast.jets.readers import load_jets
+        from kdfast.jets.readers import read_jets
 
-        jets = load_jets(
-            settings.paths,
-            max_jets=settings.max_jets,
-            max_constituents=settings.max_constituents,
-            on_bad=settings.on_bad,
-            unit=settings.unit,
-            columns=settings.columns,
-        )
+        jets = read_jets(settings.paths, reading(settings))[0]
     elif jets is None:
         from kdfast.jets.sample import sample
 
@@ -91,6 +87,22 @@ def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
     _check(jets, "data")
     check_in_gev(jets, "data")
     return jets
+
+
+def reading(settings: DataSettings) -> Reading:
+    """How the settings' files are read."""
+    from kdfast.jets.readers import Reading
+
+    return Reading(
+        settings.max_jets,
+        settings.max_constituents,
+        settings.on_bad,
+        settings.unit,
+        settings.sort,
+        require_labels=True,
+        columns=settings.columns,
+        exactly=settings.asks_for_constituents,
+    )
 
 
 def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | None = None) -> PreparedData:
