@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning
-from kdfast.jets.readers import load_jets, load_split_jets
+from kdfast.jets.packed import PackedJets
+from kdfast.jets.readers import Reading, load_jets, read_jets
 from kdfast.jets.splits import SplitRule, split_rule
 from tests.jets.atlas_files import atlas_arrays, write_arrays
 from tests.synthetic import synthetic_jets
@@ -21,6 +22,10 @@ FOLD = np.arange(40) % 5
 
 def write(path: Path, fold: NDArray[Any] = FOLD, **more: NDArray[Any]) -> Path:
     return write_arrays(path, atlas_arrays(JETS, width=20) | {"fold": fold} | more)
+
+
+def load_split_jets(paths: Any, rule: SplitRule, **how: Any) -> tuple[PackedJets, NDArray[np.int8]]:
+    return read_jets(paths, Reading(split=rule, **how))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import kdfast
 from kdfast.errors import ConfigError
 from kdfast.jets.columns import column_map
+from kdfast.jets.splits import split_rule
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, SweepSettings, nested, settings_table
 from kdfast.store.settings import StudySettings
 from kdfast.study import driver
@@ -30,6 +31,9 @@ VALUES = {
     "teacher_model": "small",
     "seeds": (7,),
     "fractions": (0.5, 0.25, 0.25),
+    "validation_data": ("v.h5",),
+    "test_data": ("t.h5",),
+    "split": split_rule("fold validation=3"),
 }
 
 DEFAULTS = {"grid": "study", "hlt": "nominal", "seeds": (42,), "precision": "fp32", "device": "auto"}

@@ -139,11 +139,12 @@ def _keywords(options: dict[str, Any]) -> dict[str, Any]:
         raise typer.BadParameter(f"--grid and {option} exclude each other: give a preset or lists of your own")
     if lists:
         keywords["grid"] = lists
-    files = keywords.pop("hlt_data", None)
+    files = {each.path[1]: keywords.pop(each.keyword) for each in HLT_FILES if each.keyword in keywords}
     if "hlt" in keywords and files:
-        raise typer.BadParameter("--hlt and --hlt-data exclude each other: HLT jets are emulated or read from files")
+        option = next(each.option for each in HLT_FILES if each.path[1] in files)
+        raise typer.BadParameter(f"--hlt and {option} exclude each other: HLT jets are emulated or read from files")
     if files:
-        keywords["hlt"] = {"paths": files}
+        keywords["hlt"] = files
     return keywords
 
 

@@ -21,26 +21,28 @@ MOST_THAT_DIFFER = 0.05  # of the pairs
 ALWAYS_ALLOWED = 2  # pairs, of a few jets
 
 
-def check_pairs(jets: PackedJets, hlt_jets: PackedJets) -> None:
+def check_pairs(jets: PackedJets, hlt_jets: PackedJets, where: str = "hlt") -> None:
     """Raises DataError, which names the first row, where hlt_jets are not the same jets in the same order.
+
+    where: the HLT jets in messages.
 
     Their number, index and labels must agree, and but for MOST_THAT_DIFFER of the pairs axis and pT as well. Pairs of
     which one has no constituent have no axis to compare.
     """
     if len(hlt_jets) != len(jets):
         hint = "give the same jets in the same order (after max_jets, where that is set)"
-        raise DataError(f"{len(hlt_jets)} HLT jets for {len(jets)} offline jets", where="hlt", hint=hint)
+        raise DataError(f"{len(hlt_jets)} HLT jets for {len(jets)} offline jets", where=where, hint=hint)
     for name in ("index", "labels"):
         different = getattr(hlt_jets, name) != getattr(jets, name)
         if different.any():
             row = int(np.argmax(different))
             values = f"{getattr(hlt_jets, name)[row]}, offline {getattr(jets, name)[row]}"
             hint = "give the same jets in the same order"
-            raise DataError(f"are not the same jets: {name} {values}", where=f"hlt, row {row}", hint=hint)
-    _check_axes_and_pt(jets, hlt_jets)
+            raise DataError(f"are not the same jets: {name} {values}", where=f"{where}, row {row}", hint=hint)
+    _check_axes_and_pt(jets, hlt_jets, where)
 
 
-def _check_axes_and_pt(jets: PackedJets, hlt_jets: PackedJets) -> None:
+def _check_axes_and_pt(jets: PackedJets, hlt_jets: PackedJets, where: str) -> None:
     rows = np.flatnonzero((jets.counts > 0) & (hlt_jets.counts > 0))
     offline = jet_p4(jets.constituents, jets.offsets)[rows].astype(np.float64)
     seen = jet_p4(hlt_jets.constituents, hlt_jets.offsets)[rows].astype(np.float64)
@@ -62,4 +64,4 @@ def _check_axes_and_pt(jets: PackedJets, hlt_jets: PackedJets) -> None:
         f"give the same jets in the same order; for all but {MOST_THAT_DIFFER:.0%} of them, ΔR must be below "
         f"{LARGEST_DISTANCE} and the ratio of pT between 1/30 and {PT_RATIO[1]:g}"
     )
-    raise DataError(what, where=f"hlt, row {rows[first]}", hint=hint)
+    raise DataError(what, where=f"{where}, row {rows[first]}", hint=hint)

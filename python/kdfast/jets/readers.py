@@ -26,7 +26,7 @@ from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, ins
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
-__all__ = ["Reading", "load_jets", "load_split_jets", "read_jets"]
+__all__ = ["Reading", "load_jets", "read_jets"]
 
 Paths = AnyPath | Sequence[AnyPath]
 
@@ -95,11 +95,6 @@ def load_jets(
     return read_jets(paths, reading)[0]
 
 
-def load_split_jets(paths: Paths, split: SplitRule, **how: Any) -> tuple[PackedJets, NDArray[np.int8]]:
-    """The jets, and [jets] of each the place of its part in splits.PARTS. how: see Reading."""
-    return read_jets(paths, Reading(split=split, **how))
-
-
 @dataclass(frozen=True)
 class Reading:
     """How files are read: the arguments of `load_jets`, checked.
@@ -136,7 +131,7 @@ class Reading:
 
 
 def read_jets(paths: Paths, reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:
-    """The jets, and of each the place of its part (see load_split_jets), empty without a split."""
+    """The jets, and [jets] the place of each jet's part in splits.PARTS, 0 without a split."""
     layout: ColumnMap = reading.columns
     column = reading.split.column if reading.split else None
     limits = (reading.max_constituents, reading.exactly)

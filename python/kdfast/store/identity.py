@@ -82,21 +82,17 @@ def teacher_fingerprint(teacher: Tagger | NDArray[np.float32]) -> str:
 def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
     """Raises StudyError where the store's study was made with other decisive settings, and names them.
 
-    The fingerprints of the data and of HLT jets are compared once they are known.
+    The fingerprints of the data, of their split and of HLT jets are compared once they are known.
     """
     there = store.provenance.get("decisive")
     if there is None:
         raise StudyError("does not say what it was made with", where=str(store.path), hint="use another folder")
     here = json.loads(json.dumps(decisive))
     if "fingerprint" not in here["data"]:
-        here["data"]["fingerprint"] = there.get("data", {}).get("fingerprint")
+        data = there.get("data", {})
+        here["data"] |= {key: data[key] for key in data if key.endswith("fingerprint")}
     here.setdefault("hlt", there.get("hlt"))
-    found = [
-        "the jets are others"
-        if key.endswith("fingerprint")
-        else f"{key} is {shown_setting(old)} there, {shown_setting(new)} here"
-        for key, old, new in differing(there, here)
-    ]
+    found = [_difference(key, old, new) for key, old, new in differing(there, here)]
     if found:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise StudyError(
@@ -104,6 +100,24 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
             where=str(store.path),
             hint="give another folder, or the settings of this one (see its study.toml)",
         )
+
+
+# What the fingerprints in [data] are of.
+_FINGERPRINTS = {
+    "data.fingerprint": "the jets are others",
+    "data.validation_fingerprint": "the validation jets are others",
+    "data.test_fingerprint": "the test jets are others",
+    "data.split_fingerprint": "the split by a column is another",
+}
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if key in _FINGERPRINTS:
+        return _FINGERPRINTS[key]
+    if key == "data.fractions" and None in (old, new):
+        what = {True: "by fractions", False: "by files or a column alone"}
+        return f"the jets are split {what[old is not None]} there, {what[new is not None]} here"
+    return f"{key} is {shown_setting(old)} there, {shown_setting(new)} here"
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

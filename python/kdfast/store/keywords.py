@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdfast.jets.columns import ColumnMap
     from kdfast.jets.hlt_config import HLTConfig
     from kdfast.jets.packed import PackedJets
+    from kdfast.jets.splits import SplitRule
     from kdfast.models.config import ModelConfig
     from kdfast.models.tagger import Tagger
 
@@ -51,7 +52,7 @@ class SweepSettings(TypedDict, total=False):
 
     grid: str | Mapping[str, Any] | Sequence[RunConfig | str] | None
     model: str | ModelConfig | Mapping[str, Any] | None
-    hlt: str | HLTConfig | Mapping[str, Any] | PackedJets | None
+    hlt: str | HLTConfig | Mapping[str, Any] | PackedJets | Sequence[PackedJets] | None
     teacher: str | PathLike[str] | Tagger | ArrayLike | None
     epochs: int | None
     seeds: int | Sequence[int] | None
@@ -62,6 +63,9 @@ class SweepSettings(TypedDict, total=False):
     teacher_kind: Literal["logit", "probability"] | None
     teacher_model: str | ModelConfig | Mapping[str, Any] | None
     checkpoint_every: float | None
+    validation_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | None
+    test_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | None
+    split: str | Mapping[str, Any] | SplitRule | None
     max_jets: int | None
     on_bad: Literal["error", "drop"] | None
     columns: str | PathLike[str] | Mapping[str, Any] | ColumnMap | None

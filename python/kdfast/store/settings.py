@@ -1,6 +1,6 @@
 """Settings of a study: one checked model, read from and written as TOML.
 
-Each setting is declared here (or in Recipe) and nowhere else: its default, bounds and description are its
+Each setting is declared once, here, in data_settings.py or in Recipe: its default, bounds and description are its
 field's, and `Shown` holds what the keyword of `sweep` and the option of `kdfast sweep` need beyond that.
 store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 """
@@ -8,30 +8,22 @@ store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from operator import index
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kdfast.distill.recipe import PRECISIONS, Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError, suggest
 from kdfast.files import read_toml
-from kdfast.jets.columns import COLUMN_PRESETS, ColumnMap, column_map, is_default
+from kdfast.jets.columns import is_default
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.models.config import PRESETS, ModelConfig, model_config
+from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, SettingsTable, Shown
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.setting_errors import SettingError
 from kdfast.validation import in_words
@@ -50,23 +42,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Shown:
-    """How a setting appears outside its table, where that does not follow from its name and type.
-
-    keyword: of `sweep`, if not the key. option: of `kdfast sweep`, if not --key. metavar: of its value.
-    kind: the option's type on the command line, if neither int nor float nor text. unset: what None means.
-    panel: heading of --help, if not the table's.
-    """
-
-    keyword: str = ""
-    option: str = ""
-    metavar: str = ""
-    kind: Any = None
-    unset: str = ""
-    panel: str = ""
-
-
 def check_counts(**counts: Any) -> None:
     """Raises ConfigError for an argument, given by name, that is not a whole number ≥ 1 (None: not given)."""
     for name, value in counts.items():
@@ -74,87 +49,7 @@ def check_counts(**counts: Any) -> None:
             raise ConfigError(f"must be a whole number, at least 1, is {value!r}", where=name)
 
 
-class _Table(BaseModel):
-    """A table of settings. A number must not be a truth value, which pydantic would read as 1 or 0."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        if cls.model_fields[str(info.field_name)].annotation is bool:
-            return value
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(item, bool) for item in items):
-            raise ConfigError(f"must not be true or false, is {value!r}")
-        return value
-
-
-def _as_paths(paths: Any) -> list[str]:
-    entries = [paths] if isinstance(paths, (str, PathLike)) else paths
-    if not isinstance(entries, Sequence) or not all(isinstance(entry, (str, PathLike)) for entry in entries):
-        raise ConfigError(f"must be a path or a list of paths, is {paths!r}", hint='e.g. paths = ["train_*.h5"]')
-    return [str(fspath(entry)) for entry in entries]
-
-
-def _as_columns(value: Any) -> str | ColumnMap:
-    """A preset stays its name; a file becomes its content, so that study.toml holds it."""
-    if isinstance(value, str) and value in COLUMN_PRESETS:
-        return value
-    columns = column_map(value)
-    return "atlas" if is_default(columns) else columns
-
-
-def _as_shares(value: Any) -> Any:
-    three = isinstance(value, (list, tuple)) and len(value) == 3
-    numbers = three and all(isinstance(item, (int, float)) and item > 0 for item in value)
-    if not numbers or abs(sum(value) - 1) > 1e-6:
-        raise ConfigError(f"must be three numbers > 0 that add up to 1, is {value!r}")
-    return value
-
-
-def _as_number_or_all(value: Any) -> Any:
-    """TOML has no None; the text "all" means the same."""
-    if isinstance(value, str) and value != "all" and not value.isdecimal():
-        raise ConfigError(f'must be a whole number ≥ 1 or "all", is {value!r}')
-    return None if value == "all" else value
-
-
-Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
-Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
-Columns = Annotated[str | ColumnMap, BeforeValidator(_as_columns)]
-NumberOrAll = Annotated[int | None, Field(ge=1), BeforeValidator(_as_number_or_all)]
-
-
-class DataSettings(_Table):
-    """[data]: which jets, and how they are split."""
-
-    paths: Annotated[Paths, Shown(keyword="data", option="DATA", metavar="DATA", unset="the bundled sample")] = ()
-    """Files of jets, or patterns of them."""
-    max_jets: Annotated[int | None, Field(ge=1), Shown(unset="all")] = None
-    """Read only the first N jets."""
-    max_constituents: Annotated[NumberOrAll, Shown(metavar="N|all", kind=str, unset="all")] = 40
-    """Keep the N hardest constituents of each jet."""
-    on_bad: Annotated[Literal["error", "drop"], Shown(metavar="error|drop")] = "error"
-    """On a bad jet: stop with an error, or drop and count it."""
-    columns: Annotated[Columns, Shown(option="--map", metavar="PRESET|FILE")] = "atlas"
-    """Column map of the files of jets and of HLT jets: a preset, or a table (--map: a TOML file)."""
-    unit: Annotated[Literal["MeV", "GeV"] | None, Shown(metavar="MeV|GeV", unset="the map's; MeV for atlas")] = None
-    """Unit of momenta in the files of jets and of HLT jets."""
-    sort: Annotated[bool, Field(strict=True), Shown(kind=bool)] = False
-    """Constituents are stored in any order: sort them by falling pT."""
-    fractions: Annotated[Shares, Shown(metavar="X X X", kind=tuple[float, float, float])] = (0.70, 0.15, 0.15)
-    """Shares of the training, validation and test jets, stratified by label."""
-    seed: Annotated[int, Field(ge=0, lt=2**32), Shown(keyword="data_seed", option="--data-seed")] = 42
-    """Seed of the split, the HLT emulation and the teacher."""
-
-    @property
-    def asks_for_constituents(self) -> bool:
-        """Whether max_constituents was given: then it is an error where files store fewer."""
-        return self.max_constituents is not None and "max_constituents" in self.model_fields_set
-
-
-class RecipeSettings(Recipe, _Table):
+class RecipeSettings(Recipe, SettingsTable):
     """[recipe]: how each model is trained (see Recipe), and the teacher's own settings."""
 
     teacher_epochs: Annotated[int | None, Field(ge=1), Shown(unset="as epochs")] = None
@@ -176,7 +71,7 @@ class RecipeSettings(Recipe, _Table):
         return Recipe(**self.model_dump(include=set(Recipe.model_fields)) | changes)
 
 
-class GridLists(_Table):
+class GridLists(SettingsTable):
     """[grid]: your own grid, the arguments of kdfast.grid."""
 
     temperature: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])]
@@ -191,21 +86,6 @@ class GridLists(_Table):
     """Shape of the schedules."""
 
 
-class HLTFiles(_Table):
-    """[hlt] of a study without emulation."""
-
-    paths: Annotated[Paths, Shown(keyword="hlt_data", option="--hlt-data", metavar="FILE", kind=list[str])]
-    """Instead of an emulation: files of the same jets, in the same order, as a trigger saw them."""
-
-
-# In [data]: where the jets are, how they are stored, and which of them are read. The jets' fingerprint decides, not
-# these.
-DATA_SOURCE = ("paths", "max_jets", "on_bad", "columns", "unit", "sort")
-
-# `hlt` of a study whose HLT jets were given in Python.
-GIVEN = "given"
-
-
 def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
     if isinstance(value, (HLTConfig, HLTFiles)):
         return value
@@ -216,7 +96,9 @@ def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
     name_a_preset = f"name a preset: {', '.join(HLT_PRESETS)}"
     if not isinstance(value, Mapping):
         raise ConfigError(f"must be a preset's name or a table of numbers, is {value!r}", hint=name_a_preset)
-    if "paths" in value:
+    if set(value) & set(HLTFiles.model_fields):
+        if "paths" not in value:
+            raise ConfigError("names no HLT jets of the data", hint="give paths, too")
         files = HLTFiles.model_validate(value)
         if not files.paths:
             raise ConfigError("names no file of HLT jets", hint=name_a_preset)
@@ -290,7 +172,7 @@ Precision = Annotated[str, AfterValidator(check_precision), Shown(metavar="|".jo
 Device = Annotated[str, AfterValidator(check_device_name), Shown(metavar="NAME", panel="Running")]
 
 
-class StudySettings(_Table):
+class StudySettings(SettingsTable):
     """All settings of a study; the defaults are the published study's.
 
     `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's
@@ -336,13 +218,20 @@ class StudySettings(_Table):
         table = self.model_dump(mode="json", exclude_none=True)
         if isinstance(self.hlt, HLTConfig):
             table["hlt"] = asdict(self.hlt)  # 1 stays 1, and does not become 1.0
-        table["data"].setdefault("max_constituents", "all")
+        data = table["data"]
+        data.setdefault("max_constituents", "all")
+        for files in (data, table["hlt"]):
+            for key in ("validation_paths", "test_paths"):
+                if isinstance(files, dict) and not files.get(key):
+                    files.pop(key, None)
+        if len(self.data.shared) == 1:
+            del data["fractions"]
         if is_default(self.data.columns):  # so that kdfast 0.2 reads the file too
-            del table["data"]["columns"]
+            del data["columns"]
             if self.data.unit == "MeV":
-                del table["data"]["unit"]
+                del data["unit"]
         if not self.data.sort:
-            del table["data"]["sort"]
+            del data["sort"]
         if self.teacher_kind == "logit":
             del table["teacher_kind"]
         return table

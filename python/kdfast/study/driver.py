@@ -27,15 +27,16 @@ from kdfast.store.key import RunKey
 from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settings
 from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.setting_errors import SettingError
-from kdfast.store.settings import GIVEN, StudySettings
+from kdfast.store.settings import GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.external_teacher import check_training_jets
-from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, write_inputs
+from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
 from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
+from kdfast.study.sets import SET_PATHS, SETS
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
 
@@ -86,12 +87,18 @@ def sweep(
         ``"study"``, ``"wide"``, what `kdfast.grid` returns or a mapping of its arguments, or names of runs.
     model, teacher_model
         Sizes of students and baseline, and of the teacher: a preset, ModelConfig or mapping of numbers.
+    validation_data, test_data
+        Jets of their own for validation and testing, as `data`. None: a share of `data`, by `fractions`.
+    split
+        A column of the files of `data` that splits them, e.g. ``{"column": "fold", "validation": [3], "test": [4]}``.
     hlt
         HLT emulation: a preset, an HLTConfig or a mapping of numbers. Or the same jets, in the same order, as
-        a real trigger saw them: as jets, or as ``{"paths": files}``.
+        a real trigger saw them: as jets, or as ``{"paths": files}``. With `validation_data` or `test_data`: a list of
+        the jets of each set, or also ``"validation_paths"`` and ``"test_paths"``.
     teacher
         A trained teacher (a file or Tagger), or its logits (an array or .npy file) for all jets, in their
-        order after `max_jets`; with logits there is no attention-transfer term. None: train a teacher.
+        order after `max_jets`, those of `data` first; with logits there is no attention-transfer term. None: train a
+        teacher.
     teacher_kind
         ``"logit"``, or ``"probability"`` where `teacher` is an array or .npy file of probabilities of signal.
     epochs, batch_size, learning_rate, warmup_epochs, …
@@ -99,7 +106,7 @@ def sweep(
     seeds
         Seeds of initial weights, batches and dropout. Each has its baseline and grid; all share the teacher.
     max_jets, max_constituents
-        Number of jets to read, and of constituents to keep of each jet (``"all"``: all).
+        Number of jets of `data` to read, and of constituents to keep of each jet (``"all"``: all).
     precision
         ``"fp32"`` or ``"bf16"``, of the matrix products.
     device
@@ -154,23 +161,32 @@ def sweep(
     >>> kdfast.sweep(out="demo")  # doctest: +SKIP
     >>> kdfast.sweep("train_*.h5", "mine", seeds=[1, 2], learning_rate=1e-3, warmup_epochs=1)  # doctest: +SKIP
     """
-    jets = data if isinstance(data, PackedJets) else None
-    hlt = settings.get("hlt")
     teacher = settings.get("teacher")
-    hlt_jets = hlt if isinstance(hlt, PackedJets) else None
     teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
+    arguments = {"data": data, **{name: settings.get(name) for name in SETS[1:]}}
+    jets = {name: value for name, value in arguments.items() if isinstance(value, PackedJets)}
+    hlt = settings.get("hlt")
     overrides = nested(settings, known=inspect.signature(sweep).parameters)
-    overrides["data"]["paths"] = None if jets is not None else _paths(data)
-    overrides["hlt"] = hlt if hlt_jets is None else GIVEN
+    for key, (name, value) in zip(SET_PATHS, arguments.items(), strict=True):
+        overrides["data"][key] = GIVEN if name in jets else _paths(value, name)
+    if "data" in jets:
+        overrides["data"]["paths"] = None
+    overrides["hlt"] = GIVEN if is_jets(hlt) else hlt
     overrides["teacher"] = teacher_file
     try:
-        resolved = StudySettings.resolve(config, overrides, data_given=jets is not None)
+        resolved = StudySettings.resolve(config, overrides, data_given="data" in jets)
     except SettingError as error:
         raise by_keyword(error) from None
     return run_study(
         resolved,
         Path(out),
-        Given(jets, hlt_jets, None if teacher_file else teacher),
+        Given(
+            jets.get("data"),
+            joined_hlt(hlt, resolved.data) if is_jets(hlt) else None,
+            None if teacher_file else teacher,
+            jets.get("validation_data"),
+            jets.get("test_data"),
+        ),
         Budget(threads, workers, pack_size),
         resume=resume,
         progress=progress,
@@ -183,14 +199,15 @@ def sweep(
 sweep.__signature__ = with_settings(inspect.signature(sweep))  # type: ignore[attr-defined]
 
 
-def _paths(data: Any) -> list[str] | None:
+def _paths(data: Any, where: str) -> list[str] | None:
     if data is None:
         return None
     from kdfast.jets.sources import as_paths
 
-    paths = as_paths(data, where="data", accepted="paths, PackedJets or None")
+    paths = as_paths(data, where=where, accepted="paths, PackedJets or None")
     if not paths:
-        raise DataError("names no file", where="data", hint="None takes the bundled sample")
+        instead = "the bundled sample" if where == "data" else "a share of data"
+        raise DataError("names no file", where=where, hint=f"None takes {instead}")
     return paths
 
 
@@ -249,11 +266,27 @@ def run_study(
 
 def _check_given(settings: StudySettings, given: Given) -> None:
     """Raises ConfigError where settings and what is given in Python contradict each other."""
-    if given.jets is not None and settings.data.paths:
+    data = settings.data
+    if given.jets is not None and data.paths:
         raise ConfigError("names files, but jets are given too", where="data.paths", hint="give one of them")
     if given.hlt_jets is None and settings.hlt == GIVEN:
         hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
         raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
+    for name, key in zip(SETS[1:], SET_PATHS[1:], strict=True):
+        paths = getattr(data, key)
+        if paths == GIVEN and name not in given.sets():
+            hint = f"give kdfast.sweep the same {name}=… again, or name files"
+            raise ConfigError(f"{GIVEN!r} needs the jets that were given in Python", where=name, hint=hint)
+        if paths and given.jets is None and not data.paths:
+            what = "needs data to train on, and there is only the bundled sample"
+            raise ConfigError(what, where=name, hint="give the files of the training jets as well")
+        if isinstance(settings.hlt, HLTFiles) and bool(paths) != bool(getattr(settings.hlt, key)):
+            what = f"HLT jets in files, and {name}: one is given without the other"
+            raise ConfigError(what, where=f"hlt.{key}", hint="give HLT jets of each set of jets")
+    if data.split is not None and not data.paths:
+        what = "names a column of files, and there are none"
+        hint = "name the files; jets in Python are split by validation_data and test_data"
+        raise ConfigError(what, where="split", hint=hint)
 
 
 def _warn_of_shortened_warmup(settings: StudySettings, trains_teacher: bool) -> None:

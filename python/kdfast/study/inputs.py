@@ -6,31 +6,35 @@ if other processes will work on the study (workers, a cluster), so that its fold
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save
 
-from kdfast.errors import ConfigError, StudyError
+from kdfast.errors import ConfigError, DataError, StudyError
 from kdfast.jets.fingerprint import fingerprint
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.store.folders import commit, read_checked
 from kdfast.store.identity import differing, refuse_another, shown_setting, teacher_fingerprint
-from kdfast.store.settings import DATA_SOURCE, GIVEN, HLTFiles, StudySettings
+from kdfast.store.settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.external_teacher import as_logits, check_values, external_teacher
-from kdfast.study.prepare import PreparedData, load, prepare, reading
+from kdfast.study.prepare import PreparedData, load_sets, prepare, reading
+from kdfast.study.sets import SET_PATHS, SETS, Sets, join
 
 __all__ = [
     "Given",
     "Inputs",
     "absolute_paths",
     "describe_anew",
+    "is_jets",
+    "joined_hlt",
     "stored_inputs",
     "write_inputs",
 ]
@@ -44,6 +48,8 @@ _IN_PYTHON = {
     "jets": ("jets", "data"),
     "hlt_jets": ("HLT jets", "hlt"),
     "teacher": ("teacher's weights or logits", "teacher"),
+    "validation_jets": ("validation jets", "validation_data"),
+    "test_jets": ("test jets", "test_data"),
 }
 
 
@@ -51,26 +57,35 @@ _IN_PYTHON = {
 class Given:
     """What a study is given in Python and no TOML can hold.
 
-    jets, hlt_jets: instead of files and of the emulation. teacher: a Tagger, or for all jets what the setting
-    `teacher_kind` says.
+    jets, validation_jets, test_jets, hlt_jets: instead of files and of the emulation; HLT jets of all three, joined
+    (sets.join). teacher: a Tagger, or for all jets what the setting `teacher_kind` says.
     """
 
     jets: PackedJets | None = None
     hlt_jets: PackedJets | None = None
     teacher: Any = None
+    validation_jets: PackedJets | None = None
+    test_jets: PackedJets | None = None
 
     def names(self) -> list[str]:
         """What of it there is."""
-        return [name for name in ("jets", "hlt_jets", "teacher") if getattr(self, name) is not None]
+        return [name for name in _IN_PYTHON if getattr(self, name) is not None]
+
+    def sets(self) -> dict[str, PackedJets]:
+        """The jets, by set."""
+        sets = zip(SETS, (self.jets, self.validation_jets, self.test_jets), strict=True)
+        return {name: jets for name, jets in sets if jets is not None}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a study is trained on. given: what of it is given in Python. prepared: the jets. teacher: that the study
-    was given, a Tagger, logits [N] of all jets, or None. decisive: what makes the study this study."""
+    """What a study is trained on. given: what of it is given in Python. prepared: the jets. sets: that they were given
+    as. teacher: that the study was given, a Tagger, logits [N] of all jets, or None. decisive: what makes the study
+    this study."""
 
     given: Given
     prepared: PreparedData
+    sets: Sets
     teacher: Tagger | NDArray[np.float32] | None
     decisive: dict[str, Any]
 
@@ -83,28 +98,57 @@ class Inputs:
         hlt_jets = given.hlt_jets
         if store is not None:
             refuse_another(store, _decisive(settings, teacher, hlt_jets))
-        jets = load(given.jets, settings.data)
+        jets, sets = load_sets(given.sets(), settings.data)
         if isinstance(values, np.ndarray):
             check_values(values, settings.teacher_kind, len(jets))
             if given.teacher is not None:
                 given = replace(given, teacher=values)  # as write_inputs stores it
         if hlt_jets is None and isinstance(settings.hlt, HLTFiles):
-            from kdfast.jets.readers import read_jets
-
-            # `prepare` cuts them to `max_constituents`; files may store fewer.
-            how = replace(reading(settings.data), max_constituents=None, exactly=False)
-            hlt_jets = read_jets(settings.hlt.paths, how)[0]
+            hlt_jets = _stored_hlt_jets(settings.hlt, settings.data)
         decisive = _decisive(settings, teacher, hlt_jets)
-        decisive["data"]["fingerprint"] = fingerprint(jets)
+        decisive["data"] |= sets.fingerprints(jets)
         if store is not None:
             refuse_another(store, decisive)
-        return cls(given, prepare(jets, settings, hlt_jets), teacher, decisive)
+        return cls(given, prepare(jets, settings, hlt_jets, sets), sets, teacher, decisive)
+
+
+def is_jets(hlt: Any) -> TypeGuard[PackedJets | Sequence[PackedJets]]:
+    """Whether the argument `hlt` is jets, or a list of the jets of each set."""
+    if isinstance(hlt, (list, tuple)):
+        return bool(hlt) and all(isinstance(jets, PackedJets) for jets in hlt)
+    return isinstance(hlt, PackedJets)
+
+
+def joined_hlt(hlt: PackedJets | Sequence[PackedJets], data: DataSettings) -> PackedJets:
+    """HLT jets of all sets, given as such or as a list of those of each set that the settings name."""
+    if isinstance(hlt, PackedJets):
+        return hlt
+    names = [name for name, key in zip(SETS, SET_PATHS, strict=True) if name == "data" or getattr(data, key)]
+    if len(hlt) != len(names):
+        what = f"has {len(hlt)} sets of HLT jets, for {', '.join(names)}"
+        raise DataError(what, where="hlt", hint="give the HLT jets of each of them")
+    return join(dict(zip(names, hlt, strict=True)))
+
+
+def _stored_hlt_jets(files: HLTFiles, data: DataSettings) -> PackedJets:
+    """With all constituents: `prepare` cuts them to `max_constituents`, and files may store fewer."""
+    from kdfast.jets.readers import read_jets
+
+    found = {}
+    for name, key in zip(SETS, SET_PATHS, strict=True):
+        paths = getattr(files, key)
+        how = replace(reading(data, name), max_constituents=None, exactly=False)
+        if how.split is not None and how.split.other == "error":  # else the same jets are left out here
+            how = replace(how, split=None)
+        if paths:
+            found[name] = read_jets(paths, how)[0]
+    return join(found)
 
 
 def _decisive(
     settings: StudySettings, teacher: Tagger | NDArray[np.float32] | None, hlt_jets: PackedJets | None
 ) -> dict[str, Any]:
-    """What makes the study this study, but for the data's fingerprint."""
+    """What makes the study this study, but for the fingerprints of its data."""
     table = settings.decisive()
     if teacher is not None:  # then nothing of a teacher's training decides a result
         del table["teacher_model"], table["recipe"]["teacher_epochs"], table["recipe"]["teacher_patience"]
@@ -124,10 +168,15 @@ def write_inputs(store: StudyStore, inputs: Inputs) -> None:
     given = inputs.given
     teacher = inputs.teacher
     # The jets as the settings cut them: these may be cut otherwise when they are given again.
-    jets = None if given.jets is None else inputs.prepared.jets
+    parts = {name: inputs.prepared.jets[inputs.sets.rows[name]] for name in given.sets()}
     files = {
         f"{name}/arrays.safetensors": save({key: np.ascontiguousarray(getattr(jets, key)) for key in DTYPES})
-        for name, jets in (("jets", jets), ("hlt_jets", given.hlt_jets))
+        for name, jets in (
+            ("jets", parts.get("data")),
+            ("validation_jets", parts.get("validation_data")),
+            ("test_jets", parts.get("test_data")),
+            ("hlt_jets", given.hlt_jets),
+        )
         if jets is not None
     }
     if given.teacher is not None and teacher is not None:  # else the settings name a file
@@ -151,6 +200,8 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
         _stored_jets(store, "jets") if again.jets is None else again.jets,
         _stored_jets(store, "hlt_jets") if again.hlt_jets is None else again.hlt_jets,
         _stored_teacher(store) if again.teacher is None else again.teacher,
+        _stored_jets(store, "validation_jets") if again.validation_jets is None else again.validation_jets,
+        _stored_jets(store, "test_jets") if again.test_jets is None else again.test_jets,
     )
 
 
@@ -197,7 +248,7 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
     names = _given(store)
     found = {"device", "checkpoint_every"}
     taken = {*given.names()}
-    for group in ({"jets", "hlt_jets"}, {"teacher"}):  # files of jets and of HLT jets are cut alike, by max_jets
+    for group in ({*_IN_PYTHON} - {"teacher"}, {"teacher"}):  # files of jets and of HLT jets are cut alike, by max_jets
         if held or taken & group <= names:
             names = names - group | taken & group
             found |= group
@@ -236,9 +287,13 @@ def absolute_paths(settings: StudySettings) -> StudySettings:
             raise ConfigError(what, where=ascii(named), hint=hint) from None
         return named
 
-    data = settings.data.model_copy(update={"paths": tuple(map(absolute, settings.data.paths))})
+    def files(table: DataSettings | HLTFiles) -> dict[str, tuple[str, ...]]:
+        named = {key: getattr(table, key) for key in SET_PATHS}
+        return {key: tuple(map(absolute, paths)) for key, paths in named.items() if paths != GIVEN}
+
+    data = settings.data.model_copy(update=files(settings.data))
     hlt = settings.hlt
     if isinstance(hlt, HLTFiles):
-        hlt = HLTFiles(paths=tuple(map(absolute, hlt.paths)))
+        hlt = hlt.model_copy(update=files(hlt))
     teacher = None if settings.teacher is None else absolute(settings.teacher)
     return settings.model_copy(update={"data": data, "hlt": hlt, "teacher": teacher})

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from kdfast.distill.pack import View
 from kdfast.errors import DataError
@@ -20,14 +19,12 @@ from kdfast.jets.pairs import check_pairs
 from kdfast.jets.units import check_in_gev
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
+from kdfast.study.sets import CLASSES, SET_PATHS, SETS, SPLITS, Sets, check_apart, join, split
 
 if TYPE_CHECKING:
     from kdfast.jets.readers import Reading
 
-__all__ = ["SPLITS", "PreparedData", "load", "prepare", "reading"]
-
-SPLITS = ("train", "validation", "test")
-CLASSES = {0: "background", 1: "signal"}
+__all__ = ["SPLITS", "PreparedData", "load", "load_sets", "prepare", "reading"]
 
 
 @dataclass(frozen=True)
@@ -68,33 +65,50 @@ class PreparedData:
 
 
 def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
-    """The jets given in Python, or those of the settings' files; without both the bundled sample.
+    """`load_sets` for jets given in Python, or None, and no other set."""
+    return load_sets({} if jets is None else {"data": jets}, settings)[0]
 
-    Cut to the settings' max_jets (the first ones) and max_constituents (the hardest ones).
+
+def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[PackedJets, Sets]:
+    """The jets given in Python, by set, or those of the settings' files; without data the bundled sample.
+
+    Cut to the settings' max_jets (of data, the first ones) and max_constituents (the hardest ones).
     Raises DataError for jets that can't be trained on; the readers' own errors name file, dataset and row.
     """
-    if jets is None and settings.paths:
-        from kdfast.jets.readers import read_jets
+    files = {name: getattr(settings, key) for name, key in zip(SETS, SET_PATHS, strict=True)}
+    found: dict[str, PackedJets] = {}
+    places = None
+    for name in SETS:
+        if name in given:
+            jets = given[name]
+        elif files[name]:
+            from kdfast.jets.readers import read_jets
 
-        jets = read_jets(settings.paths, reading(settings))[0]
-    elif jets is None:
-        from kdfast.jets.sample import sample
+            jets, places_here = read_jets(files[name], reading(settings, name))
+            places = places_here if settings.split else None
+        elif name == "data":
+            from kdfast.jets.sample import sample
 
-        jets = sample()
-    if settings.max_jets is not None:
-        jets = jets[: settings.max_jets]
-    jets = jets.hardest(settings.max_constituents)
-    _check(jets, "data")
-    check_in_gev(jets, "data")
-    return jets
+            jets = sample()
+        else:
+            continue
+        if name == "data" and settings.max_jets is not None:
+            jets = jets[: settings.max_jets]
+        found[name] = jets.hardest(settings.max_constituents)
+        _check(found[name], name)
+        check_in_gev(found[name], name)
+    jets = join(found)
+    sets = Sets.of({name: len(each) for name, each in found.items()}, places)
+    check_apart(jets, sets)
+    return jets, sets
 
 
-def reading(settings: DataSettings) -> Reading:
-    """How the settings' files are read."""
+def reading(settings: DataSettings, name: str = "data") -> Reading:
+    """How the files of this set are read. max_jets cuts the data alone."""
     from kdfast.jets.readers import Reading
 
     return Reading(
-        settings.max_jets,
+        settings.max_jets if name == "data" else None,
         settings.max_constituents,
         settings.on_bad,
         settings.unit,
@@ -102,20 +116,24 @@ def reading(settings: DataSettings) -> Reading:
         require_labels=True,
         columns=settings.columns,
         exactly=settings.asks_for_constituents,
+        split=settings.split,
     )
 
 
-def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | None = None) -> PreparedData:
+def prepare(
+    jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | None = None, sets: Sets | None = None
+) -> PreparedData:
     """Splits the jets and makes both views of each split.
 
     hlt_jets: the same jets, in the same order, as a real trigger saw them; None: they are emulated with
-    settings.hlt. The split (stratified by label) and the emulation depend on settings.data.seed alone. Raises
-    DataError: one class only, in all or in a split; a split without weight or without a constituent; HLT jets
-    that are not the same jets.
+    settings.hlt. sets: that the jets were given as; None: as one. The split (by fractions: stratified by label)
+    and the emulation depend on settings.data.seed alone. Raises DataError: one class only, in all or in a split;
+    a split without weight or without a constituent; HLT jets that are not the same jets.
     """
+    sets = sets or Sets.of({"data": len(jets)})
     if hlt_jets is not None:
-        hlt_jets = _paired(jets, hlt_jets.hardest(settings.data.max_constituents))
-    positions = _split(jets, settings.data)
+        hlt_jets = _paired(jets, hlt_jets.hardest(settings.data.max_constituents), sets)
+    positions = split(jets, settings.data, sets)
     hlt = settings.hlt if hlt_jets is None else None
     assert not isinstance(hlt, HLTFiles), "Inputs.load reads them"
     seed = settings.data.seed
@@ -133,12 +151,12 @@ def prepare(jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | No
     trigger = replace(offline, view="hlt")
 
     views: dict[str, dict[str, View]] = {"offline": {}, "hlt": {}}
-    for split, part in positions.items():
-        views["offline"][split] = _view(offline, jets[part])
-        views["hlt"][split] = _view(trigger, (jets if hlt_jets is None else hlt_jets)[part])
+    for part, rows in positions.items():
+        views["offline"][part] = _view(offline, jets[rows])
+        views["hlt"][part] = _view(trigger, (jets if hlt_jets is None else hlt_jets)[rows])
         for name in views:
-            if not len(views[name][split].features):
-                raise _no_constituent(f"{split} jets, {name} view")
+            if not len(views[name][part].features):
+                raise _no_constituent(f"{part} jets, {name} view")
     return PreparedData(jets, positions, views["offline"], views["hlt"], offline, trigger)
 
 
@@ -148,40 +166,6 @@ def _view(preparation: Preparation, jets: PackedJets) -> View:
     labels = torch.from_numpy(jets.labels.astype(np.float32))
     weights = torch.from_numpy(jets.weights)
     return View(inputs, offsets, labels, weights)
-
-
-def _split(jets: PackedJets, settings: DataSettings) -> dict[str, NDArray[np.int64]]:
-    """Positions by split, stratified by label."""
-    counts = {name: int(np.count_nonzero(jets.labels == label)) for label, name in CLASSES.items()}
-    found = " and ".join(f"{count} {name}" for name, count in counts.items())
-    if 0 in counts.values():
-        raise DataError(
-            f"holds one class only ({found} jets)", where="data", hint="training needs jets of both classes"
-        )
-    train_share, validation_share, test_share = settings.fractions
-    try:
-        train, rest = train_test_split(
-            np.arange(len(jets)), train_size=train_share, random_state=settings.seed, stratify=jets.labels
-        )
-        validation, test = train_test_split(
-            rest,
-            train_size=validation_share / (validation_share + test_share),
-            random_state=settings.seed,
-            stratify=jets.labels[rest],
-        )
-    except ValueError:
-        hint = f"each of {', '.join(SPLITS)} needs jets of both classes: give more jets or other fractions"
-        raise DataError(f"too few jets to split ({found} jets)", where="data", hint=hint) from None
-    positions = {split: np.sort(part) for split, part in zip(SPLITS, (train, validation, test), strict=True)}
-    for split, part in positions.items():
-        for label, name in CLASSES.items():
-            if not (jets.weights[part][jets.labels[part] == label] > 0).any():
-                raise DataError(
-                    f"the {split} jets hold one class only: no {name} jet of weight above 0 ({found} jets in all)",
-                    where="data",
-                    hint="give more jets or other fractions",
-                )
-    return positions
 
 
 def _check(jets: PackedJets, where: str) -> None:
@@ -206,10 +190,14 @@ def _check(jets: PackedJets, where: str) -> None:
         )
 
 
-def _paired(jets: PackedJets, hlt_jets: PackedJets) -> PackedJets:
+def _paired(jets: PackedJets, hlt_jets: PackedJets, sets: Sets) -> PackedJets:
     _check(hlt_jets, "hlt")
     check_in_gev(hlt_jets, "hlt", also_soft=False)
-    check_pairs(jets, hlt_jets)
+    if len(sets.rows) == 1 or len(hlt_jets) != len(jets):
+        check_pairs(jets, hlt_jets)
+    else:
+        for name, rows in sets.rows.items():
+            check_pairs(jets[rows], hlt_jets[rows], where=f"hlt of {name}")
     return hlt_jets
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from kdfast.store.settings import StudySettings, check_counts
 from kdfast.store.store import StudyStore
 from kdfast.store.table import combined_score, in_order, selected_on
 from kdfast.study.driver import run_study
-from kdfast.study.inputs import Given, stored_inputs
+from kdfast.study.inputs import Given, joined_hlt, stored_inputs
 from kdfast.study.plan import Budget
 from kdfast.study.results import StudyResults, open_study
 
@@ -32,7 +32,9 @@ def refine(
     seeds: int = 5,
     metric: str = "auc",
     data: PackedJets | None = None,
-    hlt: PackedJets | None = None,
+    validation_data: PackedJets | None = None,
+    test_data: PackedJets | None = None,
+    hlt: PackedJets | Sequence[PackedJets] | None = None,
     teacher: Tagger | ArrayLike | None = None,
     progress: bool = True,
     threads: int | None = None,
@@ -52,7 +54,7 @@ def refine(
         count, even if a run diverged or failed; new ones follow the highest.
     metric : {"auc", "bkg_rej_50", "combined"}
         What the configurations are ranked by.
-    data, hlt, teacher : PackedJets, PackedJets, Tagger or array, optional
+    data, validation_data, test_data, hlt, teacher : PackedJets, and Tagger or array, optional
         What the study's sweep was given in Python: jets, HLT jets, and a teacher or its logits. A study that
         was planned for workers holds them itself.
     progress : bool
@@ -87,10 +89,12 @@ def refine(
     names, known = leaders(results.results, top, metric)
     store = StudyStore.open(Path(study))
     wanted = _seeds(known, _tried(results.results, planned(store), names), seeds)
-    given = stored_inputs(store, Given(data, hlt, teacher))
-    settings: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
+    table: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
+    settings = StudySettings.resolve(table, data_given=True)
+    hlt_jets = None if hlt is None else joined_hlt(hlt, settings.data)
+    given = stored_inputs(store, Given(data, hlt_jets, teacher, validation_data, test_data))
     return run_study(
-        StudySettings.resolve(settings, data_given=True),
+        settings,
         Path(study),
         given,
         Budget(threads),
