@@ -147,7 +147,7 @@ def test_a_preset_with_changes() -> None:
 def test_the_documented_maps() -> None:
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "read-files.md").read_text()
     maps = [column_map(tomllib.loads(block)) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
-    assert [each.unit for each in maps] == ["GeV", "GeV", "MeV", "GeV"]
+    assert [each.unit for each in maps] == ["GeV", "GeV", "MeV", "GeV", "GeV"]
     assert {f"`{name}`" for name in COLUMN_PRESETS} <= set(re.findall("`[a-z-]+`", text))
 
 

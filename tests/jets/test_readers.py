@@ -242,11 +242,16 @@ def test_bad_jets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, b
         load_jets(bad)
     assert str(error.value).startswith(f"{bad}, dataset {dataset}, row 40: {message}")
     is_order = "hole" in message or "sorted" in message
+    is_weight = message.startswith("is negative") and dataset == "weights"
     hint = (
         "sort=True takes constituents in any order"
         if is_order
         else "on_bad='drop' leaves such jets out and counts them"
     )
+    if is_weight:
+        hint = (
+            "take absolute values, leave weights out of the map (weights = []), or leave such jets out: on_bad='drop'"
+        )
     assert error.value.hint == hint
     assert len(load_jets(bad, max_jets=40)) == 40  # the bad jet is not among those asked for
 

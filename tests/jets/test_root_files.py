@@ -167,3 +167,13 @@ def test_lists_of_unequal_length_and_far_too_long_ones(tmp_path: Path, monkeypat
     monkeypatch.setattr("kdfast.jets.packing.MOST_CONSTITUENTS", int(JETS.counts.max()) - 1)
     with pytest.raises(DataError, match=r"branch tree/part_px, row .*: has more than 16 constituents"):
         load_jets(write(path), columns="jetclass")
+
+
+@needs_uproot
+def test_an_ntuple_is_no_tree(tmp_path: Path) -> None:
+    import uproot
+
+    with uproot.recreate(tmp_path / "jets.root") as file:
+        file.mkrntuple("tree", {"jet_pt": np.float32}).extend({"jet_pt": np.ones(3, np.float32)})
+    with pytest.raises(DataError, match=r"branch tree/part_px: is of a ROOT::RNTuple, and not of a TTree\n.*mktree"):
+        load_jets(tmp_path / "jets.root", columns="jetclass")

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from kdfast.errors import DataError, KdfastWarning
 
-__all__ = ["HOLE", "SORT", "UNSORTED", "Faults", "Remedy", "below_momentum", "jets_with", "pt_faults", "pt_is_fine"]
+__all__ = [
+    "HOLE",
+    "NEGATIVE_WEIGHTS",
+    "SORT",
+    "UNSORTED",
+    "Faults",
+    "Remedy",
+    "below_momentum",
+    "jets_with",
+    "pt_faults",
+    "pt_is_fine",
+]
 
 ENERGY_TOLERANCE = 1e-3  # rounded massless constituents lie just below |p|
 
@@ -26,6 +37,10 @@ class Remedy:
 
 
 SORT = Remedy("{sort} takes constituents in any order", {"sort": True})
+NEGATIVE_WEIGHTS = Remedy(
+    "take absolute values, leave weights out of the map (weights = []), or leave such jets out: {on_bad}",
+    {"on_bad": "drop"},
+)
 DROP = Remedy("{on_bad} leaves such jets out and counts them", {"on_bad": "drop"})
 
 

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kdfast.jets.checks import (
     HOLE,
+    NEGATIVE_WEIGHTS,
     SORT,
     UNSORTED,
     Faults,
@@ -232,7 +233,7 @@ def _read_block(block: _Block, first_index: int, jets: Packing) -> None:
     if source.weights:
         weights = block.read(source.weights)
         block.reject(source.weights, ~np.isfinite(weights), "is not finite", values=weights)
-        block.reject(source.weights, weights < 0, "is negative", values=weights)
+        block.reject(source.weights, weights < 0, "is negative", values=weights, remedy=NEGATIVE_WEIGHTS)
     index = first_index + np.arange(block.start, block.stop)
     if source.columns.id:
         index = block.read(source.columns.id)

@@ -22,7 +22,7 @@ from kdfast.jets.checks import Faults
 from kdfast.jets.columns import ColumnMap, column_map
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.packing import Packing, read_file
-from kdfast.jets.sources import AnyPath, Source, check_same_weights, expand, inspect
+from kdfast.jets.sources import AnyPath, Source, check_same_weights, inputs_of, inspect
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
@@ -32,7 +32,7 @@ Paths = AnyPath | Sequence[AnyPath]
 
 
 def load_jets(
-    paths: AnyPath | Sequence[AnyPath],
+    paths: AnyPath | Sequence[AnyPath] | Mapping[str, Any] | Any,
     *,
     max_jets: int | None = None,
     max_constituents: int | None = None,
@@ -51,7 +51,8 @@ def load_jets(
     ----------
     paths
         A file, a pattern with ``*``, ``?`` or ``[]`` (its files in alphabetical order), or a sequence of
-        these, in its order.
+        these, in its order. Or a table in memory: a DataFrame, an awkward array of records, a structured array, or
+        a mapping of arrays.
     max_jets
         Number of jets to read, the first in file order (with ``on_bad="drop"``: the first good ones).
         Default: all. The published files contain their classes mixed, so the first jets are a fair sample.
@@ -130,12 +131,12 @@ class Reading:
         object.__setattr__(self, "columns", layout)
 
 
-def read_jets(paths: Paths, reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:
+def read_jets(paths: Paths | Any, reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:
     """The jets, and [jets] the place of each jet's part in splits.PARTS, 0 without a split."""
     layout: ColumnMap = reading.columns
     column = reading.split.column if reading.split else None
     limits = (reading.max_constituents, reading.exactly)
-    sources = [inspect(path, layout, *limits, reading.require_labels, column) for path in expand(paths)]
+    sources = [inspect(path, layout, *limits, reading.require_labels, column) for path in inputs_of(paths)]
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if reading.max_jets is None else min(reading.max_jets, rows)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.jets.table import COPY_AGAIN, RAGGED, Column, Table
+from kdfast.jets.table import COPY_AGAIN, RAGGED, Column, Table, pad_lists
 
 __all__ = ["RootTable"]
 
@@ -51,6 +51,10 @@ class RootTable(Table):
     def has(self, name: str) -> bool:
         tree, _, branch = name.rpartition("/")
         known = tree in self._file.keys(cycle=False, filter_classname="TTree")
+        if not known and tree in self._file.keys(cycle=False):
+            kind = self._file.classname_of(tree)
+            hint = "write a TTree (in uproot by file.mktree)" if "RNTuple" in kind else None
+            raise DataError(f"is of a {kind}, and not of a TTree", where=self.where(name), hint=hint)
         return known and branch in set(self._file[tree].keys())
 
     def _branch(self, name: str) -> Any:
@@ -80,11 +84,7 @@ class RootTable(Table):
         if values.ndim == 1:
             values[...] = self._branch(name).array(entry_start=start, entry_stop=stop, library="np")
             return
-        flat, counts = self._lists(name, start, stop)
-        values[...] = 0
-        slots = np.arange(values.shape[1]) < np.minimum(counts, values.shape[1])[:, None]
-        kept = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts) < values.shape[1]
-        values[slots] = flat[kept]
+        pad_lists(*self._lists(name, start, stop), values)
 
     def counts(self, name: str, start: int, stop: int) -> NDArray[np.int64]:
         return self._lists(name, start, stop)[1]

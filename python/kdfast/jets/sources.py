@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from os import PathLike, fspath
@@ -15,13 +15,26 @@ import h5py
 from kdfast.errors import ConfigError, DataError
 from kdfast.jets.columns import COLUMN_PRESETS, JET, ColumnMap, has_default_names
 from kdfast.jets.hdf5_table import Hdf5Table
+from kdfast.jets.memory_table import MemoryTable, is_table
 from kdfast.jets.npz_table import NpzTable
+from kdfast.jets.parquet_table import ParquetTable
 from kdfast.jets.root_table import RootTable
 from kdfast.jets.table import RAGGED, Table, check_is_file
 
-__all__ = ["AnyPath", "Source", "as_paths", "check_same_weights", "expand", "inspect", "open_table"]
+__all__ = [
+    "AnyPath",
+    "Input",
+    "Source",
+    "as_paths",
+    "check_same_weights",
+    "expand",
+    "inputs_of",
+    "inspect",
+    "open_table",
+]
 
 AnyPath = str | PathLike[str]
+Input = Path | MemoryTable
 
 # What a column may hold, as kinds of numpy's dtypes, and in words.
 FLOATS = ("f", "floats")
@@ -34,10 +47,9 @@ def as_paths(paths: Any, *, where: str = "paths", accepted: str = "paths of file
     """A path, or several, as text. Raises DataError for anything else: the columns of a table are not paths."""
     if isinstance(paths, str | PathLike):
         return [fspath(paths)]
-    is_table = isinstance(paths, Mapping) or hasattr(paths, "columns")  # both iterate over names
-    entries: list[Any] = list(paths) if isinstance(paths, Iterable) and not is_table else [None]
+    entries: list[Any] = list(paths) if isinstance(paths, Iterable) and not is_table(paths) else [None]
     if not all(isinstance(entry, str | PathLike) for entry in entries):
-        hint = "kdfast.PackedJets.from_padded(x, mask, labels=…) packs arrays, such as the columns of a table"
+        hint = "kdfast.PackedJets.from_padded(x, mask, labels=…) packs arrays"
         raise DataError(f"must be {accepted}, is {type(paths).__name__}", where=where, hint=hint)
     return [fspath(entry) for entry in entries]
 
@@ -63,15 +75,20 @@ def expand(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
     return files
 
 
+def inputs_of(data: Any) -> list[Input]:
+    """The files that paths stand for, or a table in memory."""
+    return [MemoryTable(data)] if is_table(data) else [*expand(data)]
+
+
 @dataclass(frozen=True)
 class Source:
-    """What the headers of one file say.
+    """What the headers of one file say, or of a table in memory.
 
     columns: of the file. stored: constituents a jet, with padding. width: those to take of each jet. labels: the
     columns that tell the classes, or none. weights, split: the columns of weights and of the split, or None.
     """
 
-    path: Path
+    path: Input
     word: str  # what messages call a column
     columns: ColumnMap
     rows: int
@@ -94,8 +111,10 @@ class Source:
         return f"{self.path}, {self.word} {name}"
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Input) -> Table:
     """The file, opened for reading by what its first bytes say that it is; DataError for what is none of these."""
+    if isinstance(path, MemoryTable):
+        return path
     start = check_is_file(path)
     if h5py.is_hdf5(path):
         return Hdf5Table(path)
@@ -103,12 +122,14 @@ def open_table(path: Path) -> Table:
         return RootTable(path)
     if start.startswith(b"PK\x03\x04"):  # a zip archive
         return NpzTable(path)
-    hint = "load_jets reads HDF5 files (.h5), NumPy's .npz files and ROOT files"
+    if start.startswith(b"PAR1"):
+        return ParquetTable(path)
+    hint = "load_jets reads HDF5 files (.h5), NumPy's .npz files, ROOT files and Parquet files"
     raise DataError("is not an HDF5 file, nor of another format that is read", where=str(path), hint=hint)
 
 
 def inspect(
-    path: Path,
+    path: Input,
     columns: ColumnMap,
     max_constituents: int | None,
     exactly: bool,
@@ -192,7 +213,12 @@ def _check_shapes(
     for name, column in found:
         if column.rows != rows:
             what = f"has {column.rows:,} rows, {first} has {rows:,}"
-            raise DataError(what, where=table.where(name), hint="the file was not written completely")
+            hint = (
+                "all columns must have a row for each jet"
+                if table.whole == "table"
+                else "the file was not written completely"
+            )
+            raise DataError(what, where=table.where(name), hint=hint)
         if column.slots not in (None, stored):
             what = f"has {column.slots} columns, {first} has {stored}"
             raise DataError(what, where=table.where(name), hint="the constituent datasets must be alike")
@@ -211,6 +237,8 @@ def _as_asked(error: DataError, table: Table, columns: ColumnMap, key: str) -> D
         if fits and COLUMN_PRESETS[fits[0]].constituents != columns.constituents:
             hint = f"the file seems to have the layout {fits[0]}: {{columns}} reads it so"
             return DataError(error.what, where=error.where, hint=hint, settings={"columns": fits[0]})
+    if isinstance(table, MemoryTable) and error.what == "is missing" and has_default_names(columns):
+        hint = f"columns=… names the columns of another layout; {hint}"
     if not has_default_names(columns):
         hint = f"the map asks for it as {key}" + (f"; {hint}" if hint else "")
     if key == "label" and error.what == "is missing":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdfast.errors import DataError, KdfastError
 
-__all__ = ["COPY_AGAIN", "RAGGED", "Column", "Table", "check_is_file"]
+__all__ = ["COPY_AGAIN", "RAGGED", "Column", "Table", "check_is_file", "pad_lists"]
 
 SHOWN_NAMES = 60
 COPY_AGAIN = "copy or download it again"
@@ -42,6 +42,8 @@ class Table(ABC):
     format: ClassVar[str]
     word: ClassVar[str]
     """What messages call a column."""
+    whole: ClassVar[str] = "file"
+    """What messages call all of it."""
     damage: ClassVar[tuple[type[Exception], ...]] = (OSError, RuntimeError, KeyError, ValueError, TypeError)
     """What the format's library raises for broken structures."""
 
@@ -90,7 +92,7 @@ class Table(ABC):
         """The error for a column that is not there, with the nearest name that is."""
         names = self.names()
         some = ", ".join(names[:SHOWN_NAMES]) + (" …" if len(names) > SHOWN_NAMES else "")
-        hint = f"the file holds: {some or 'nothing'}"
+        hint = f"the {self.whole} holds: {some or 'nothing'}"
         near = get_close_matches(name, names, n=1)
         hint += f"; the nearest name is {near[0]}" if near else ""
         return DataError("is missing", where=self.where(name), hint=hint)
@@ -105,6 +107,14 @@ class Table(ABC):
         except self.damage as error:
             what = f"is damaged ({str(error).strip(chr(34))})"
             raise DataError(what, where=str(self.path), hint=COPY_AGAIN) from error
+
+
+def pad_lists(flat: NDArray[Any], counts: NDArray[np.int64], values: NDArray[Any]) -> None:
+    """Fills values [rows, slots] with the lists that lie end to end in `flat`: their first entries, then zeros."""
+    slots = values.shape[1]
+    values[...] = 0
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+    values[np.arange(slots) < np.minimum(counts, slots)[:, None]] = flat[place < slots]
 
 
 def check_is_file(path: Path) -> bytes:

@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
+from kdfast.jets.memory_table import is_table
 from kdfast.jets.packed import PackedJets
+from kdfast.jets.readers import read_jets
 from kdfast.models.config import model_config
 from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
@@ -34,6 +37,7 @@ from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
 from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
+from kdfast.study.prepare import reading
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.sets import SET_PATHS, SETS
@@ -54,7 +58,7 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def sweep(
-    data: Paths | PackedJets | None = None,
+    data: Paths | PackedJets | Mapping[str, Any] | Any = None,
     out: str | PathLike[str] = "study",
     *,
     config: str | PathLike[str] | Mapping[str, Any] | None = None,
@@ -80,7 +84,8 @@ def sweep(
     Parameters
     ----------
     data
-        Files for `load_jets`, or patterns of them; or jets. None: the bundled sample.
+        Files for `load_jets`, or patterns of them; jets; or a table of jets in memory, as `load_jets` takes it.
+        None: the bundled sample.
     out
         Folder of the study.
     grid
@@ -165,18 +170,21 @@ def sweep(
     teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
     arguments = {"data": data, **{name: settings.get(name) for name in SETS[1:]}}
     jets = {name: value for name, value in arguments.items() if isinstance(value, PackedJets)}
+    tables = {name: value for name, value in arguments.items() if is_table(value)}
     hlt = settings.get("hlt")
     overrides = nested(settings, known=inspect.signature(sweep).parameters)
     for key, (name, value) in zip(SET_PATHS, arguments.items(), strict=True):
-        overrides["data"][key] = GIVEN if name in jets else _paths(value, name)
-    if "data" in jets:
+        overrides["data"][key] = GIVEN if name in jets or name in tables else _paths(value, name)
+    if "data" in jets or "data" in tables:
         overrides["data"]["paths"] = None
     overrides["hlt"] = GIVEN if is_jets(hlt) else hlt
     overrides["teacher"] = teacher_file
     try:
-        resolved = StudySettings.resolve(config, overrides, data_given="data" in jets)
+        resolved = StudySettings.resolve(config, overrides, data_given="data" in jets or "data" in tables)
     except SettingError as error:
         raise by_keyword(error) from None
+    for name, table in tables.items():
+        jets[name] = read_jets(table, replace(reading(resolved.data, name), split=None))[0]
     return run_study(
         resolved,
         Path(out),
@@ -204,7 +212,7 @@ def _paths(data: Any, where: str) -> list[str] | None:
         return None
     from kdfast.jets.sources import as_paths
 
-    paths = as_paths(data, where=where, accepted="paths, PackedJets or None")
+    paths = as_paths(data, where=where, accepted="paths, PackedJets, a table or None")
     if not paths:
         instead = "the bundled sample" if where == "data" else "a share of data"
         raise DataError("names no file", where=where, hint=f"None takes {instead}")

@@ -179,7 +179,9 @@ def _check(jets: PackedJets, where: str) -> None:
     bad = ~(np.isfinite(jets.weights) & (jets.weights >= 0))
     if bad.any():
         row = int(np.argmax(bad))
-        raise DataError(f"weight must be finite and ≥ 0, is {jets.weights[row]}", where=f"{where}, row {row}")
+        hint = "take absolute values, give all jets weight 1, or leave such jets out: jets[jets.weights >= 0]"
+        what = f"weight must be finite and ≥ 0, is {jets.weights[row]}"
+        raise DataError(what, where=f"{where}, row {row}", hint=hint)
     bad = ~(np.isfinite(jets.constituents).all(axis=1) & (jets.constituents[:, 0] >= 0))
     if bad.any():
         row = int(np.searchsorted(jets.offsets, np.argmax(bad), side="right")) - 1
