@@ -195,7 +195,7 @@ SWEEP = {"out": "study", "epochs": 1, "plan_only": True, "progress": False}
         ),
         ({"data": "a.h5", "split": "fold tst=3"}, "split: tst: unknown key 'tst'\ndid you mean 'test'?"),
         ({"data": "a.h5", "test_data": []}, "test_data: names no file\nNone takes a share of data"),
-        ({"data": "a.h5", "test_data": 3}, "test_data: must be paths, PackedJets or None, is int"),
+        ({"data": "a.h5", "test_data": 3}, "test_data: must be paths, PackedJets, a table or None, is int"),
         (
             {"data": TRAIN, "config": {"data": {"test_paths": "given"}}},
             "test_data: 'given' needs the jets that were given in Python\n",
