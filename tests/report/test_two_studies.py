@@ -107,6 +107,18 @@ def test_other_jets_are_not_paired(first, tmp_path):
     assert without_intervals(found)
 
 
+def test_the_same_test_jets_given_apart_are_paired(tmp_path):
+    studies = []
+    for data, test in ("aa", "ba", "ab"):
+        provenance = made_of(data)
+        provenance["decisive"]["data"]["test_fingerprint"] = test * 64
+        studies.append(make_study(tmp_path / f"{data}{test}", GRID[:3], seeds=(1, 2), provenance=provenance))
+    assert compare(*studies[:2]).shared_test is not None
+    found = compare(studies[0], studies[2])
+    assert "made of different data (fingerprints aaaaaaaa… and bbbbbbbb…)" in found.reasons[0]
+    assert without_intervals(found)
+
+
 def test_imported_studies_have_differences_without_intervals(first, tmp_path):
     jobs = [Job(config, auc=round(0.81 + 0.001 * i, 4), rejection=8.0 + i) for i, config in enumerate(GRID)]
     logs = write_logs(tmp_path / "logs", jobs)

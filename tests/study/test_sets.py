@@ -14,6 +14,7 @@ import pytest
 
 import kdfast
 from kdfast import report
+from kdfast.cli import main
 from kdfast.errors import ConfigError, DataError, KdfastError, KdfastWarning, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.jets.packed import PackedJets
@@ -357,6 +358,49 @@ def test_another_column_is_another_study(tmp_path: Path, files: dict[str, Path])
     assert settings.data.split is not None
     assert settings.data.split.training == (0, 1, 2)
     assert len(found.prepared.positions["test"]) == 40
+
+
+SIZES = ["--model", "small", "--teacher-model", "small", "--epochs", "1", "--warmup-epochs", "1"]
+TINY = [*SIZES, "--temperature", "3", "--alpha", "0.5"]
+
+
+def test_the_recipes_of_published_data_on_the_command_line(
+    tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "test"):
+        shutil.copy(files[name], f"{name}_0.h5")
+    command = ["--plan-only", "--pack-size", "2", *TINY, "--out"]
+    assert main(["sweep", "train_*.h5", "--test-data", "test_*.h5", *command, "atlas"]) == 0
+    assert "300 jets (164 train, 36 validation, 100 test)" in capsys.readouterr().err
+    folds = ["sweep", str(files["folds"]), "--split", "fold training=0,1,2 validation=3 test=4"]
+    assert main([*folds, *command, "folds"]) == 0
+    assert "200 jets (120 train, 40 validation, 40 test)" in capsys.readouterr().err
+    again = ["sweep", "--config", "folds/study.toml", "--plan-only", "--pack-size", "2", "--out", "again"]
+    assert main(again) == 0
+    assert "(120 train, 40 validation, 40 test)" in capsys.readouterr().err
+    assert main(["sweep", "--test-data", "test_0.h5", *command, "none"]) == 2
+    assert "kdfast: --test-data: needs data to train on" in capsys.readouterr().err
+    assert main(["sweep", "train_0.h5", "--split", "fold", *command, "none"]) == 2
+    assert "kdfast: --split: names neither validation nor test jets\ne.g. " in capsys.readouterr().err
+
+
+def test_the_top_tagging_reference_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("tables", reason="needs PyTables, by which pandas writes HDF5")
+    slots = 20
+    for name, jets in (("train", TRAIN), ("val", VALIDATION), ("test", TEST)):
+        pt, eta, phi, energy = np.moveaxis(jets.to_padded(slots)[0].astype(np.float64), 2, 0)
+        parts = {"E": energy, "PX": pt * np.cos(phi), "PY": pt * np.sin(phi), "PZ": pt * np.sinh(eta)}
+        columns = {f"{part}_{k}": values[:, k] for k in range(slots) for part, values in parts.items()}
+        frame = pd.DataFrame(columns | {"is_signal_new": jets.labels})
+        frame.to_hdf(tmp_path / f"{name}.h5", key="table", format="table")
+    paths = [str(tmp_path / f"{name}.h5") for name in ("train", "val", "test")]
+    sets = [paths[0], "--validation-data", paths[1], "--test-data", paths[2], "--map", "top-reference"]
+    out = tmp_path / "study"
+    assert main(["sweep", *sets, *TINY, "--plan-only", "--pack-size", "2", "--out", str(out)]) == 0
+    assert "380 jets (200 train, 80 validation, 100 test)" in capsys.readouterr().err
+    assert open_inputs(StudyStore.open(out))[1].prepared.positions["test"].tolist() == [*range(280, 380)]
 
 
 def test_studies_without_sets_are_written_as_before(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -131,10 +131,14 @@ def _finished(store: StudyStore) -> dict[RunKey, StoredResult]:
 
 
 def _different_data(first: StudyStore, second: StudyStore) -> str:
-    """Why the studies' jets are not known to be the same; empty where they are."""
+    """Why the jets that the test jets come from are not known to be the same; empty where they are.
+
+    These are the study's jets, or its test jets where they were given apart.
+    """
     prints = []
     for store in (first, second):
-        name = store.provenance.get("decisive", {}).get("data", {}).get("fingerprint")
+        data = store.provenance.get("decisive", {}).get("data", {})
+        name = data.get("test_fingerprint") or data.get("fingerprint")
         if not isinstance(name, str):
             return f"{store.path} does not record which jets it was made with, so none can be paired."
         prints.append(name)
@@ -155,6 +159,6 @@ def _different_jets(same: bool, labels: NDArray[Any], weights: NDArray[Any]) -> 
         return ""
     of = " of one class" if len(labels) else ""
     return (
-        f"The studies share {len(labels):,} test jets{of}: their splits differ (seed or fractions of the data), so no "
+        f"The studies share {len(labels):,} test jets{of}: their splits differ, so no "
         "difference can be measured jet by jet."
     )

@@ -138,6 +138,7 @@ class _Import(Document):
 
 class _Data(Document):
     fingerprint: str | None = None
+    test_fingerprint: str | None = None
 
 
 class _Decisive(Document):

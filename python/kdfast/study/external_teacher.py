@@ -74,7 +74,7 @@ def as_logits(values: NDArray[np.floating], kind: str) -> NDArray[np.float32]:
 def check_values(values: NDArray[np.floating], kind: str, jets: int) -> None:
     """Raises DataError where there is not a value for each jet, or where logits seem to be probabilities."""
     if len(values) != jets:
-        hint = f"give a {kind} for every jet, in the data's order (after max_jets, where that is set)"
+        hint = f"give a {kind} for every jet, in the order of data (after max_jets), validation and test data"
         plural = "logits" if kind == "logit" else "probabilities"
         raise DataError(f"{len(values)} {plural} for {jets} jets", where="teacher", hint=hint)
     if kind == "logit" and ((values >= 0) & (values <= 1)).all():
@@ -93,7 +93,7 @@ def check_training_jets(teacher: Tagger, prepared: PreparedData) -> None:
     share = share_among(teacher.trained_on, prepared.hashes("test"))
     if share > 0:
         what = f"was trained on test jets: about {share:.1%} of its training jets are among them"
-        hint = "split the jets as the teacher's study did (data_seed, fractions, max_jets), or give other jets"
+        hint = "split the jets as the teacher's study did (data_seed, fractions, max_jets, test data), or give others"
         raise DataError(what, where="teacher", hint=hint)
 
 
