@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import kdfast
@@ -364,43 +368,57 @@ SIZES = ["--model", "small", "--teacher-model", "small", "--epochs", "1", "--war
 TINY = [*SIZES, "--temperature", "3", "--alpha", "0.5"]
 
 
-def test_the_recipes_of_published_data_on_the_command_line(
+def test_the_command_line(
     tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("train", "test"):
-        shutil.copy(files[name], f"{name}_0.h5")
     command = ["--plan-only", "--pack-size", "2", *TINY, "--out"]
-    assert main(["sweep", "train_*.h5", "--test-data", "test_*.h5", *command, "atlas"]) == 0
+    sets = ["sweep", str(files["train"]), "--test-data", str(files["test"])]
+    assert main([*sets, *command, "sets"]) == 0
     assert "300 jets (164 train, 36 validation, 100 test)" in capsys.readouterr().err
+    assert main([*sets, "more.h5", *command, "none"]) == 2
+    takes_one = "--test-data takes one file, and more.h5 follows: put a pattern in quotes, or repeat --test-data\n"
+    assert takes_one in capsys.readouterr().err
     folds = ["sweep", str(files["folds"]), "--split", "fold training=0,1,2 validation=3 test=4"]
     assert main([*folds, *command, "folds"]) == 0
     assert "200 jets (120 train, 40 validation, 40 test)" in capsys.readouterr().err
     again = ["sweep", "--config", "folds/study.toml", "--plan-only", "--pack-size", "2", "--out", "again"]
     assert main(again) == 0
     assert "(120 train, 40 validation, 40 test)" in capsys.readouterr().err
-    assert main(["sweep", "--test-data", "test_0.h5", *command, "none"]) == 2
+    assert main(["sweep", "--test-data", str(files["test"]), *command, "none"]) == 2
     assert "kdfast: --test-data: needs data to train on" in capsys.readouterr().err
-    assert main(["sweep", "train_0.h5", "--split", "fold", *command, "none"]) == 2
+    assert main(["sweep", str(files["train"]), "--split", "fold", *command, "none"]) == 2
     assert "kdfast: --split: names neither validation nor test jets\ne.g. " in capsys.readouterr().err
 
 
-def test_the_top_tagging_reference_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pd = pytest.importorskip("pandas")
-    pytest.importorskip("tables", reason="needs PyTables, by which pandas writes HDF5")
-    slots = 20
+def write_reference_set(folder: Path, slots: int = 60) -> None:
     for name, jets in (("train", TRAIN), ("val", VALIDATION), ("test", TEST)):
         pt, eta, phi, energy = np.moveaxis(jets.to_padded(slots)[0].astype(np.float64), 2, 0)
         parts = {"E": energy, "PX": pt * np.cos(phi), "PY": pt * np.sin(phi), "PZ": pt * np.sinh(eta)}
         columns = {f"{part}_{k}": values[:, k] for k in range(slots) for part, values in parts.items()}
         frame = pd.DataFrame(columns | {"is_signal_new": jets.labels})
-        frame.to_hdf(tmp_path / f"{name}.h5", key="table", format="table")
-    paths = [str(tmp_path / f"{name}.h5") for name in ("train", "val", "test")]
-    sets = [paths[0], "--validation-data", paths[1], "--test-data", paths[2], "--map", "top-reference"]
-    out = tmp_path / "study"
-    assert main(["sweep", *sets, *TINY, "--plan-only", "--pack-size", "2", "--out", str(out)]) == 0
-    assert "380 jets (200 train, 80 validation, 100 test)" in capsys.readouterr().err
-    assert open_inputs(StudyStore.open(out))[1].prepared.positions["test"].tolist() == [*range(280, 380)]
+        frame.to_hdf(folder / f"{name}.h5", key="table", format="table")
+
+
+def test_the_recipes_of_the_page(tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tables", reason="needs PyTables, by which pandas writes HDF5")
+    monkeypatch.chdir(tmp_path)
+    write_reference_set(tmp_path)
+    for name, copy in (("train", "train_0"), ("test", "test_0"), ("folds", "all")):
+        shutil.copy(files[name], f"{copy}.h5")
+    short = SimpleNamespace(sweep=lambda data, **how: plan(how.pop("out"), data, **how))
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "splits.md").read_text(encoding="utf-8")
+    for recipe in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(recipe, "splits.md", "exec"), {"kdfast": short})
+    sizes = {"atlas": [164, 36, 100], "reference": [200, 80, 100], "fold4": [120, 40, 40]}
+    for out, expected in sizes.items():
+        positions = open_inputs(StudyStore.open(tmp_path / out))[1].prepared.positions
+        assert [len(positions[name]) for name in SPLITS] == expected
+    commands = re.findall(r"^kdfast (sweep .*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        shutil.rmtree(tmp_path / command.split()[-1])
+        assert main([*shlex.split(command), *TINY, "--plan-only", "--pack-size", "2", "--quiet"]) == 0
 
 
 def test_studies_without_sets_are_written_as_before(tmp_path: Path, files: dict[str, Path]) -> None:

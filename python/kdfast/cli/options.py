@@ -76,6 +76,15 @@ def with_options(settings: Iterable[Setting]) -> Callable[[Callable[..., None]],
 class InSections(TyperCommand):
     """A command whose --help has a section for each panel of options, those without a panel first."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses `DATA … --test-data test_*.h5` without quotes: all files but the first would be training data."""
+        files = {name for each in self.params if getattr(each, "metavar", "") == "FILE" for name in each.opts}
+        for option, following in zip(args, args[2:], strict=False):
+            if option in files and not args[0].startswith("-") and not following.startswith("-"):
+                what = f"{option} takes one file, and {following} follows: put a pattern in quotes, or repeat {option}"
+                raise typer.BadParameter(what, ctx=ctx)
+        return super().parse_args(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {title: [] for title in _SECTIONS}
         for parameter in self.get_params(ctx):
