@@ -19,9 +19,11 @@ import pytest
 import kdfast
 from kdfast import report
 from kdfast.cli import main
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError, KdfastError, KdfastWarning, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.jets.packed import PackedJets
+from kdfast.store.key import RunKey
 from kdfast.store.settings import DataSettings, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import verify
@@ -130,7 +132,10 @@ def test_indices_differ_and_do_not_depend_on_other_sets() -> None:
     for first in (TRAIN, TRAIN[:50]):
         jets = join({"data": first, "validation_data": VALIDATION, "test_data": TEST})
         assert len(np.unique(jets.index)) == len(jets)
-        assert np.array_equal(jets.index[-100:], TEST.index + 2 * APART)
+        assert np.array_equal(jets.index[-100:], TEST.index)
+        assert np.array_equal(jets.index[: len(first)], first.index + APART)
+        assert np.array_equal(jets.index[len(first) : -100], VALIDATION.index + 2 * APART)
+    assert np.array_equal(join({"data": TRAIN, "validation_data": VALIDATION}).index[:200], TRAIN.index)
     parts = {"data": TRAIN[50:], "test_data": TRAIN[:50]}  # of one whole: they keep theirs
     assert np.array_equal(join(parts).index, np.roll(TRAIN.index, -50))
     again = join({"data": jets[:50], "validation_data": jets[50:130], "test_data": jets[130:]})
@@ -293,7 +298,7 @@ def test_hlt_jets_of_each_set(files: dict[str, Path], tmp_path: Path) -> None:
     given = Given(hlt_jets=joined_hlt(listed, settings.data))
     python = inputs(data, given, hlt="given").prepared
     assert [len(python.hlt[name].labels) for name in SPLITS] == [200, 80, 100]
-    with pytest.raises(DataError, match="hlt of test_data, row 0: are not the same jets: index 2000000000099"):
+    with pytest.raises(DataError, match="hlt of test_data, row 0: are not the same jets: index 99, offline 0"):
         inputs(data, Given(hlt_jets=joined_hlt([*listed[:2], listed[2][::-1]], settings.data)), hlt="given")
     shuffled = replace(listed[2][np.argsort(listed[2].labels, kind="stable")[::-1]], index=listed[2].index)
     with pytest.raises(DataError, match=r"hlt of test_data, row \d+: are not the same jets"):
@@ -343,7 +348,7 @@ def test_another_split_is_another_study(tmp_path: Path, files: dict[str, Path]) 
     store = StudyStore.open(tmp_path / "sets")
     assert store.provenance["given"] == ["jets", "validation_jets", "test_jets"]
     assert store.settings["data"]["test_paths"] == "given"
-    assert open_inputs(store)[1].prepared.shared_arrays("test")["index"][0] == 2 * APART
+    assert open_inputs(store)[1].prepared.shared_arrays("test")["index"][0] == 0
 
 
 def test_another_column_is_another_study(tmp_path: Path, files: dict[str, Path]) -> None:
@@ -438,7 +443,13 @@ def test_workers_and_refine_find_the_files(tmp_path: Path, files: dict[str, Path
     scores = refine(tmp_path, top=1, seeds=2, progress=False).scores("baseline_T2.0_A0.5", 1)
     assert scores["split"].value_counts().to_dict() == {"validation": 80, "test": 100}
     assert scores["index"].nunique() == 180
-    assert scores.loc[scores["split"] == "test", "label"].tolist() == TEST.labels.tolist()
+    test = scores[scores["split"] == "test"]
+    assert test["label"].tolist() == TEST.labels.tolist()
+    store = StudyStore.open(tmp_path)
+    (tmp_path / "student.safetensors").write_bytes(store.model_file(store.get(RunKey.of(RunConfig(2.0, 0.5), 1))))
+    student = kdfast.load_model(tmp_path / "student.safetensors")
+    predicted = student.predict(kdfast.load_jets(files["test"]))[:, 0]
+    np.testing.assert_allclose(predicted, test["probability"], atol=1e-6)
 
 
 def test_jets_of_python_are_stored_for_workers_and_asked_for_otherwise(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ class SweepSettings(TypedDict, total=False):
     teacher_kind: Literal["logit", "probability"] | None
     teacher_model: str | ModelConfig | Mapping[str, Any] | None
     checkpoint_every: float | None
-    validation_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | None
-    test_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | None
+    validation_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | Mapping[str, Any] | Any | None
+    test_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | Mapping[str, Any] | Any | None
     split: str | Mapping[str, Any] | SplitRule | None
     max_jets: int | None
     on_bad: Literal["error", "drop"] | None

@@ -67,15 +67,19 @@ class Sets:
 
 
 def join(sets: Mapping[str, PackedJets]) -> PackedJets:
-    """All jets. Where two sets have jets of equal index, those of validation_data and test_data are raised by 1 and 2
-    times APART, so that a set's indices do not depend on the size of another. Raises DataError for two jets of equal
-    index within a set."""
+    """All jets, each with an index of its own.
+
+    Where two sets have jets of equal index, the set with the test jets keeps its indices, so that a model sees the test
+    jets as it will see them in `predict`; those of other sets are raised by multiples of APART. Raises DataError for
+    two jets of equal index within a set.
+    """
     first, *others = sets.values()
     if not others:
         return first
     indices = np.concatenate([jets.index for jets in sets.values()])
     if len(np.unique(indices)) < len(indices):
-        sets = {name: replace(jets, index=jets.index + SETS.index(name) * APART) for name, jets in sets.items()}
+        names = [name for name in ("test_data", "data", "validation_data") if name in sets]
+        sets = {name: replace(jets, index=jets.index + names.index(name) * APART) for name, jets in sets.items()}
         for name, jets in sets.items():
             if len(np.unique(jets.index)) < len(jets):
                 hint = "give each jet an index of its own"
