@@ -419,6 +419,10 @@ def test_the_recipes_of_the_page(tmp_path: Path, files: dict[str, Path], monkeyp
     for out, expected in sizes.items():
         positions = open_inputs(StudyStore.open(tmp_path / out))[1].prepared.positions
         assert [len(positions[name]) for name in SPLITS] == expected
+    (table,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    Path("split.toml").write_text(table)
+    stored = StudySettings.resolve(StudyStore.open(tmp_path / "fold4").settings)
+    assert StudySettings.resolve("split.toml").data.split == stored.data.split
     commands = re.findall(r"^kdfast (sweep .*)$", page, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:

@@ -144,9 +144,9 @@ def _by_fractions(
 
 def check_apart(jets: PackedJets, sets: Sets) -> None:
     """Raises DataError where jets of one set or, by a column, of one part are in another as well; warns of few."""
-    groups = {place: np.flatnonzero((sets.places == place) & (jets.counts > 0)) for place in np.unique(sets.places)}
-    if len(groups) < 2:
+    if len(sets.rows) == 1 and not sets.by_column:
         return
+    groups = {place: np.flatnonzero((sets.places == place) & (jets.counts > 0)) for place in np.unique(sets.places)}
     hashes = jet_hashes(jets)
     for first, second in combinations(groups, 2):
         rows = groups[second]
@@ -158,8 +158,7 @@ def check_apart(jets: PackedJets, sets: Sets) -> None:
         row = int(common[0]) - sets.rows[where].start
         what = f"{len(common):,} of {len(rows):,} {here} are among the {there} as well"
         if len(common) > MOST_IN_COMMON * min(len(rows), len(groups[first])):
-            hint = "give jets of which each is in one of them only"
-            raise DataError(what, where=f"{where}, row {row}", hint=hint)
+            raise DataError(what, where=f"{where}, row {row}", hint="leave them out of one of the two")
         warnings.warn(f"{where}, row {row}: {what}", KdfastWarning, stacklevel=4)
 
 
