@@ -30,7 +30,12 @@ def pages() -> dict[str, str]:
     from kdfast.store.keywords import settings_table
 
     schema = json.dumps(Analysis.model_json_schema(), indent=2) + "\n"
-    return {"cli.md": command_line(), "settings.md": settings_table(), "report.schema.json": schema}
+    return {
+        "cli.md": command_line(),
+        "settings.md": settings_table(),
+        "presets.md": presets(),
+        "report.schema.json": schema,
+    }
 
 
 def undocumented() -> list[str]:
@@ -51,6 +56,46 @@ def undocumented() -> list[str]:
 
 def _is_module(home: Any, name: str) -> bool:
     return name.startswith("__") or inspect.ismodule(getattr(home, name))
+
+
+# ---- presets and features
+
+# What each of kdfast.jets.features.FEATURE_NAMES is; of the jet: the sum of its constituents in the same view.
+FORMULAS = {
+    "delta_eta": "Δη = η − η of the jet",
+    "delta_phi": "Δφ = φ − φ of the jet, wrapped into [−π, π)",
+    "ln_pt": "ln pT (GeV)",
+    "ln_energy": "ln E (GeV)",
+    "ln_pt_rel": "ln (pT / pT of the jet)",
+    "ln_energy_rel": "ln (E / E of the jet)",
+    "delta_r": "ΔR = √(Δη² + Δφ²)",
+}
+
+
+def presets() -> str:
+    """The presets of the HLT emulation and of models, and the features, as tables."""
+    from dataclasses import asdict
+
+    from kdfast.jets.features import FEATURE_NAMES
+    from kdfast.jets.hlt_config import HLT_PRESETS
+    from kdfast.models import JetTransformer
+    from kdfast.models.config import PRESETS
+
+    hlt = {name: asdict(config) for name, config in HLT_PRESETS.items()}
+    sizes = {name: config.model_dump() for name, config in PRESETS.items()}
+    for name, config in PRESETS.items():
+        count = sum(each.numel() for each in JetTransformer(config).parameters())
+        sizes[name]["parameters"] = f"{count:,}"
+    features = {f"`{name}`": {"formula": FORMULAS[name]} for name in FEATURE_NAMES}
+    parts = (("HLT emulation", "preset", hlt), ("Models", "preset", sizes), ("Features", "feature", features))
+    return "\n".join(f"## {title}\n\n{_table(first, rows)}\n" for title, first, rows in parts)
+
+
+def _table(first: str, rows: dict[str, dict[str, Any]]) -> str:
+    keys = list(next(iter(rows.values())))
+    lines = [[first, *keys], ["---"] * (1 + len(keys))]
+    lines += [[name, *(str(row[key]) for key in keys)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # ---- the command line

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -409,6 +410,11 @@ def test_predict_keeps_labels_and_says_why_it_cannot_write(tmp_path, capsys):
     path = write_scores(tmp_path / "scores.h5", tagger, jets)
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["label"], jets.labels)
+        score, probability = file["score"][:], file["probability"][:]
+    table = pd.read_csv(write_scores(tmp_path / "scores.csv", tagger, jets))
+    assert list(table) == ["index", "label", "score", "probability"]
+    np.testing.assert_array_equal(table[["index", "label"]], np.stack([jets.index, jets.labels], axis=1))
+    np.testing.assert_array_equal(table[["score", "probability"]].astype(np.float32), np.stack([score, probability], 1))
     tagger.save(tmp_path / "model.safetensors")
     for out, reason in (("no/scores.h5", "its folder does not exist"), (".", "Is a directory")):
         place = tmp_path / out

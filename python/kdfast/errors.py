@@ -52,6 +52,10 @@ class KdfastError(Exception):
         """The error in other words than Python's. where: the place. spelled: gives a setting with a value."""
         return self._text(where, self._spelled(spelled))
 
+    def parts(self) -> dict[str, Any]:
+        """What the constructor takes, for another process."""
+        return {"what": self.what, "where": self.where, "hint": self._hint, "settings": self._settings}
+
     def _spelled(self, spelled: Callable[[str, Any], str]) -> str | None:
         if self._hint is None or not self._settings:
             return self._hint

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["is_running", "is_writing", "machine", "started", "temporary_name"]
+__all__ = ["is_running", "is_writing", "machine", "memory", "started", "temporary_name"]
 
 
 def machine() -> str:
@@ -20,6 +20,14 @@ def machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return ""
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has; 0: not known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 0
 
 
 def started(pid: int) -> str:

@@ -129,13 +129,13 @@ def test_lists_of_unequal_length(tmp_path: Path) -> None:
         assert len(load_jets(path, columns=MAP, on_bad="drop")) == 49
 
 
-def test_a_small_file_that_would_fill_the_memory(tmp_path: Path) -> None:
-    """Two lists of ten million zeros are packed into some kilobytes."""
-    zeros = pyarrow.ListArray.from_arrays([0, 10_000_000, 20_000_000], pyarrow.array(np.zeros(20_000_000, np.float32)))
-    table = {key: value[:2] for key, value in columns().items()} | {"part_pt": zeros}
+def test_far_too_long_lists(tmp_path: Path) -> None:
+    """Two lists of a million zeros are packed into some kilobytes."""
+    zeros = pyarrow.ListArray.from_arrays([0, 1_000_000, 2_000_000], pyarrow.array(np.zeros(2_000_000, np.float32)))
+    table = {key: zeros if key.startswith("part_") else value[:2] for key, value in columns().items()}
     path = write(tmp_path / "jets.parquet", table)
     assert path.stat().st_size < 1e5
-    with pytest.raises(DataError, match=r"column part_pt.*: has 20,000,000 values in 2 rows, which is too much"):
+    with pytest.raises(DataError, match="column part_pt, row 0: has more than 4,096 constituents"):
         load_jets(path, columns=MAP)
 
 

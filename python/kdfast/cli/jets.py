@@ -27,7 +27,7 @@ def predict(
             "--out",
             "-o",
             metavar="FILE",
-            help="HDF5 file to write. An existing one is replaced, unless it is an input.",
+            help="File to write: CSV if it ends in .csv, else HDF5. Replaced if it exists and is no input.",
         ),
     ],
     max_jets: Annotated[int | None, setting_option("max_jets")] = None,
@@ -44,12 +44,13 @@ def predict(
     """Score jets with a trained model.
 
     The model's file determines how jets are prepared (HLT emulation, features, standardisation). The output
-    has the datasets index (row in the input, counted across files), score (logit), probability (of signal),
-    and label if the input has labels.
+    has the datasets or columns index (row in the input, counted across files), label if the input has labels,
+    score (logit) and probability (of signal).
 
     \b
     Example:
       kdfast predict demo/models/best_student.safetensors test.h5 --out scores.h5
+      kdfast predict demo/models/best_student.safetensors test.h5 --out scores.csv
     """
     from kdfast.jets.readers import load_jets
     from kdfast.jets.sources import expand

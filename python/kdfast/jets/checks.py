@@ -71,7 +71,7 @@ class Faults:
         """Warns of the jets that were dropped, of all that were read."""
         if self.counts:
             total = sum(self.counts.values())
-            warnings.warn(f"{total:,} of {jets:,} jets dropped: {self._reasons()}", KdfastWarning, stacklevel=5)
+            warnings.warn(f"{total:,} of {jets:,} jets dropped: {self._reasons()}", KdfastWarning, stacklevel=6)
 
     def all_bad(self, where: str) -> DataError:
         """The error where no jet is left."""

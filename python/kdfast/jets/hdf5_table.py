@@ -24,6 +24,7 @@ __all__ = ["Hdf5Table"]
 
 # Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets need a cache.
 CHUNK_CACHE_BYTES = 1 << 20
+LARGEST_CHUNK = 1 << 30  # bytes: more is a mistake, or a small file that would fill the memory
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,10 @@ class Hdf5Table(Table):
                 what = f"is packed by a filter that is not installed (number {number} of HDF5's registry)"
                 hint = "pip install 'kdfast[filters]' adds the usual ones; or repack the file with gzip (h5repack)"
                 raise DataError(what, where=where, hint=hint)
+        chunk_bytes = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
+        if chunk_bytes > LARGEST_CHUNK:
+            what = f"is stored in chunks of {chunk_bytes:,} bytes, which is too much"
+            raise DataError(what, where=where, hint="store it in smaller chunks (h5repack)")
         # HDF5 reads what a writer that died did not come to as zeros: background, without constituents.
         if item.size and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
             what = "was not written completely: parts of it have no bytes"

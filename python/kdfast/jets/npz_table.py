@@ -91,7 +91,10 @@ class _Stored:
         version = np.lib.format.read_magic(self.file)
         if version not in HEADERS:
             raise DataError(f"is stored in version {version[0]}.{version[1]} of NumPy's format", where=where)
-        self.shape, by_columns, self.dtype = HEADERS[version](self.file)
+        try:
+            self.shape, by_columns, self.dtype = HEADERS[version](self.file)
+        except Exception as error:  # NumPy parses it as Python's text, and raises whatever that raises
+            raise DataError("has no header that NumPy can read", where=where, hint=COPY_AGAIN) from error
         if self.dtype.hasobject:
             raise DataError("holds Python objects, which are not read", where=where, hint="store numbers")
         if by_columns and len(self.shape) > 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from kdfast.errors import ResourceError
 from kdfast.jets.checks import (
     HOLE,
     NEGATIVE_WEIGHTS,
@@ -23,16 +25,18 @@ from kdfast.jets.columns import JET
 from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.labels import read_labels
 from kdfast.jets.packed import PackedJets, offsets_of
-from kdfast.jets.sources import Source, open_table
+from kdfast.jets.sources import Input, Source, open_table
 from kdfast.jets.splits import SplitRule, read_places
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
 from kdfast.jets.table import RAGGED, Table
 from kdfast.jets.units import PER_GEV, check_file_unit
+from kdfast.process import memory
 
 __all__ = ["Packing", "block_rows", "read_file"]
 
 BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
 MOST_CONSTITUENTS = 4096  # of lists: they are padded for a block of jets, and one long list must not fill the memory
+JET_BYTES = 45  # of a jet without its constituents
 WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOCK_BYTES
 
 
@@ -45,6 +49,8 @@ class Packing:
     def __init__(self, wanted: int, rows: int, faults: Faults, unit: str, split: SplitRule | None = None) -> None:
         self.wanted, self.rows, self.faults = wanted, rows, faults
         self.split = split
+        self.seen: Callable[[Input], None] = lambda _: None  # called with the file of each block
+        self._check_memory(wanted, 0)
         self.unit = unit
         self.per_gev = np.float32(PER_GEV[unit])
         self.size = 0  # jets so far
@@ -70,8 +76,20 @@ class Packing:
         if needed > len(self.constituents):
             share = max((self.size + jets) / self.wanted, (self.rows_passed + jets) / self.rows)
             expected = int(1.02 * needed / share)
+            self._check_memory(self.wanted, needed)
             self.constituents.resize((max(needed, expected), 4), refcheck=False)
         return self.constituents[self.filled : needed]
+
+    @staticmethod
+    def _check_memory(jets: int, constituents: int) -> None:
+        """Raises ResourceError for what this machine can't hold, before the kernel ends the process for it."""
+        needed = JET_BYTES * jets + 16 * constituents
+        there = memory()
+        if there and needed > there:
+            what = (
+                f"{jets:,} jets need at least {needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB"
+            )
+            raise ResourceError(what, hint="read fewer: max_jets")
 
     def packed(self) -> PackedJets:
         """The jets so far. Nothing can be appended afterwards."""
@@ -99,6 +117,7 @@ def read_file(source: Source, rows: range, first_index: int, jets: Packing) -> N
         while start < rows.stop and jets.size < jets.wanted:
             block_end = start - start % rows_at_once + rows_at_once
             stop = min(block_end, rows.stop, start + jets.wanted - jets.size)
+            jets.seen(source.path)
             _read_block(_Block(table, source, start, stop, scratch, jets.faults), first_index, jets)
             start = stop
     new = slice(before[0], jets.size)
@@ -166,10 +185,11 @@ class _Block:
 
     def _read(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         """Fills values; with zeros in jets that are dropped."""
-        try:
-            self.table.fill(name, self.start, self.stop, values)
-        except OSError:
-            self._fill_by_chunks(name, values)
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 can't hold is not finite, and so a fault
+            try:
+                self.table.fill(name, self.start, self.stop, values)
+            except OSError:
+                self._fill_by_chunks(name, values)
         if not self.good.all():
             values[~self.good] = 0
         return values

@@ -26,7 +26,7 @@ Places = dict[str, tuple[str, int | None]]
 
 def frame_of(group: h5py.Group) -> h5py.Dataset | None:
     """The dataset that holds the rows of a DataFrame; None where the group is no DataFrame in the format "table"."""
-    kind = group.attrs.get("pandas_type")
+    kind = _fixed_attribute(group, "pandas_type")
     link = group.get("table", getlink=True) if "table" in list(group) else None
     if kind != b"frame_table" or not isinstance(link, h5py.HardLink):
         return None
@@ -34,9 +34,17 @@ def frame_of(group: h5py.Group) -> h5py.Dataset | None:
     return table if isinstance(table, h5py.Dataset) and table.dtype.names else None
 
 
+def _fixed_attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """An attribute of fixed length, as pandas writes; None for others: HDF5 may never return from a damaged one."""
+    if name not in item.attrs:
+        return None
+    kind = item.attrs.get_id(name).dtype
+    return item.attrs[name] if kind.kind == "S" else None
+
+
 def is_fixed(group: h5py.Group) -> bool:
     """Whether a group is a DataFrame in pandas' other format, which is not read."""
-    return bool(group.attrs.get("pandas_type") == b"frame")
+    return bool(_fixed_attribute(group, "pandas_type") == b"frame")
 
 
 def frame_columns(table: h5py.Dataset) -> Places:
@@ -46,7 +54,7 @@ def frame_columns(table: h5py.Dataset) -> Places:
     """
     found: Places = {}
     for field in table.dtype.names:
-        kind = table.attrs.get(f"{field}_kind")
+        kind = _fixed_attribute(table, f"{field}_kind")
         if field == "index" or kind is None:
             continue
         alone = not table.dtype[field].shape

@@ -9,20 +9,22 @@ it first.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdfast.errors import ConfigError, DataError, KdfastWarning
+from kdfast.errors import ConfigError, DataError, KdfastError, KdfastWarning, ResourceError
 from kdfast.jets.checks import Faults
 from kdfast.jets.columns import ColumnMap, column_map
-from kdfast.jets.packed import PackedJets
+from kdfast.jets.isolated import read_in_child
+from kdfast.jets.memory_table import is_table
+from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.jets.packing import Packing, read_file
-from kdfast.jets.sources import AnyPath, Source, check_same_weights, inputs_of, inspect
+from kdfast.jets.sources import AnyPath, Input, Source, check_same_weights, expand, inputs_of, inspect
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
@@ -41,6 +43,7 @@ def load_jets(
     sort: bool = False,
     require_labels: bool = True,
     columns: str | PathLike[str] | Mapping[str, Any] | ColumnMap | None = None,
+    isolate: bool = False,
 ) -> PackedJets:
     """Read jets from one or several files, by default in the ATLAS Top Tagging layout (v1 or v2).
 
@@ -77,6 +80,9 @@ def load_jets(
         Which columns of the files hold the jets: a preset's name, a TOML file (``"map.toml"``), or such a table.
         Default: ``"atlas"``, the layout of the ATLAS Top Tagging Open Data. The how-to "Read your own files"
         describes presets and maps.
+    isolate
+        True: files are read in a child process, so that a crash or a hang inside a format's library, as damaged
+        files can cause, is a DataError with the file's name. Half a second and a copy of the jets.
 
     Returns
     -------
@@ -91,8 +97,10 @@ def load_jets(
         For bad data; names file, dataset and the first bad row.
     ConfigError
         For an argument outside its range.
+    ResourceError
+        For more jets than the memory holds.
     """
-    reading = Reading(max_jets, max_constituents, on_bad, unit, sort, require_labels, columns)
+    reading = Reading(max_jets, max_constituents, on_bad, unit, sort, require_labels, columns, isolate=isolate)
     return read_jets(paths, reading)[0]
 
 
@@ -101,7 +109,7 @@ class Reading:
     """How files are read: the arguments of `load_jets`, checked.
 
     columns: becomes a ColumnMap. exactly: max_constituents is an error where fewer are stored; False: then all that
-    are stored are kept. split: which jets are of which part.
+    are stored are kept. split: which jets are of which part. isolate: files are read in a child process.
     """
 
     max_jets: int | None = None
@@ -113,14 +121,16 @@ class Reading:
     columns: Any = None
     exactly: bool = True
     split: SplitRule | None = None
+    isolate: bool = False
 
     def __post_init__(self) -> None:
         if self.on_bad not in ("error", "drop"):
             raise ConfigError(f"must be 'error' or 'drop', is {self.on_bad!r}", where="on_bad")
         if self.unit is not None and self.unit not in PER_GEV:
             raise ConfigError(f"must be 'MeV' or 'GeV', is {self.unit!r}", where="unit")
-        if not isinstance(self.sort, bool):
-            raise ConfigError(f"must be true or false, is {self.sort!r}", where="sort")
+        for name in ("sort", "isolate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"must be true or false, is {getattr(self, name)!r}", where=name)
         for name in ("max_jets", "max_constituents"):
             value: Any = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
@@ -131,17 +141,52 @@ class Reading:
         object.__setattr__(self, "columns", layout)
 
 
-def read_jets(paths: Paths | Any, reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:
-    """The jets, and [jets] the place of each jet's part in splits.PARTS, 0 without a split."""
+def read_jets(
+    paths: Paths | Any, reading: Reading, seen: Callable[[Input], None] = lambda _: None
+) -> tuple[PackedJets, NDArray[np.int8]]:
+    """The jets, and [jets] the place of each jet's part in splits.PARTS, 0 without a split.
+
+    seen: called with each file before its header or a block of it is read.
+    """
+    if reading.isolate and not is_table(paths):
+        return _read_isolated([*map(str, expand(paths))], reading)
+    try:
+        return _read(inputs_of(paths), reading, seen)
+    except MemoryError as error:
+        if isinstance(error, KdfastError):
+            raise
+        hint = "read fewer jets (max_jets); or a file announces more than it holds"
+        raise ResourceError("reading needs more memory than there is", where="paths", hint=hint) from error
+
+
+def _read_isolated(files: list[str], reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:
+    how = {each.name: getattr(reading, each.name) for each in fields(reading)} | {"isolate": False}
+    for name in ("columns", "split"):
+        if how[name] is not None:
+            how[name] = how[name].model_dump(mode="json", exclude_none=True)
+    for name in ("max_jets", "max_constituents"):
+        if how[name] is not None:
+            how[name] = int(how[name])  # NumPy's
+    arrays = read_in_child({"files": files, "reading": how}, files, stacklevel=5)
+    return PackedJets(**{name: arrays[name] for name in DTYPES}), arrays["places"]
+
+
+def _read(
+    inputs: Sequence[Input], reading: Reading, seen: Callable[[Input], None]
+) -> tuple[PackedJets, NDArray[np.int8]]:
     layout: ColumnMap = reading.columns
     column = reading.split.column if reading.split else None
     limits = (reading.max_constituents, reading.exactly)
-    sources = [inspect(path, layout, *limits, reading.require_labels, column) for path in inputs_of(paths)]
+    sources = []
+    for path in inputs:
+        seen(path)
+        sources.append(inspect(path, layout, *limits, reading.require_labels, column))
     check_same_weights(sources)
     rows = sum(source.rows for source in sources)
     wanted = rows if reading.max_jets is None else min(reading.max_jets, rows)
     faults = Faults(drop=reading.on_bad == "drop")
     jets = Packing(wanted, rows, faults, reading.unit or layout.unit, reading.split)
+    jets.seen = seen
     first_index = 0
     for source in sources:
         if jets.size < wanted:
@@ -166,7 +211,7 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     if jets.split is not None and jets.in_no_part:
         what = f"{jets.in_no_part:,} of {jets.rows_read + jets.in_no_part:,} jets left out by the split"
         why = f"their {jets.split.column} is none of {jets.split.words}"
-        warnings.warn(f"{what}: {why}", KdfastWarning, stacklevel=4)
+        warnings.warn(f"{what}: {why}", KdfastWarning, stacklevel=5)
         if jets.size == 0:
             raise DataError(f"no jet is of a part of the split: {why}", where=where)
     if jets.size == 0 and not jets.faults.counts:
@@ -185,7 +230,7 @@ def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: boo
     if cut and require_labels and np.min(packed.labels) == np.max(packed.labels):
         what = f"the first {len(packed):,} jets of {where} are all of class {packed.labels[0]}"
         warnings.warn(
-            f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=4
+            f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=5
         )
     return packed
 

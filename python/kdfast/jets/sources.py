@@ -36,6 +36,8 @@ __all__ = [
 AnyPath = str | PathLike[str]
 Input = Path | MemoryTable
 
+MOST_SLOTS = 1 << 16  # of padded columns: more is a mistake
+
 # What a column may hold, as kinds of numpy's dtypes, and in words.
 FLOATS = ("f", "floats")
 NUMBERS = ("fiub", "numbers")
@@ -210,6 +212,9 @@ def _check_shapes(
         found.append((name, column))
     rows, stored = found[0][1].rows, found[0][1].slots
     assert stored is not None
+    if stored > MOST_SLOTS:
+        what = f"has {stored:,} constituents a jet, more than {MOST_SLOTS:,}"
+        raise DataError(what, where=table.where(first))
     for name, column in found:
         if column.rows != rows:
             what = f"has {column.rows:,} rows, {first} has {rows:,}"

@@ -1,0 +1,136 @@
+"""Reading files in a child process, so that a crash or a hang inside a format's library is an error with the file's
+name. It protects from damaged files. It is no sandbox: the child has the rights of its parent.
+
+The parent is here, the child in reading_process.py. The request goes to the child's stdin. Its stdout has a line for
+each file and block that it begins, and at last the result; the jets' arrays are in memory that both share.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdfast import errors
+from kdfast.errors import DataError, KdfastError, KdfastWarning
+
+__all__ = ["ALIGNMENT", "read_in_child"]
+
+# Seconds for a block of rows, which takes milliseconds: more is a hang, or a storage that does not answer.
+BLOCK_SECONDS = 120.0
+ALIGNMENT = 64  # bytes, of arrays in the shared memory
+
+_CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from kdfast.jets.reading_process import main; main()"
+
+
+def read_in_child(request: dict[str, Any], files: Sequence[str], stacklevel: int) -> dict[str, NDArray[Any]]:
+    """The arrays that the child makes of a request, by name. Warns of what the child warns of.
+
+    Raises what the child raises of kdfast's errors, and DataError with a file's name for anything else, a crash, and a
+    block of rows that takes more than BLOCK_SECONDS.
+    """
+    with _scratch() as shared:
+        arguments = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(shared.fileno())]
+        child = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[shared.fileno()],
+        )
+        try:
+            answer = _answer(child, json.dumps(request).encode(), files)
+        finally:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+        if "error" in answer:
+            raise _error(answer["error"], files)
+        for text in answer["warnings"]:
+            warnings.warn(text, KdfastWarning, stacklevel=stacklevel)
+        content = mmap.mmap(shared.fileno(), answer["size"], access=mmap.ACCESS_COPY)
+    arrays = {}
+    for name, (dtype, shape, start) in answer["arrays"].items():
+        values = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=start)
+        arrays[name] = values.reshape(shape)
+    return arrays
+
+
+def _scratch() -> IO[bytes]:
+    """Memory that a child can inherit: without a limit of its own where the system has such (Linux), else a file."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("kdfast"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+def _answer(child: subprocess.Popen[bytes], request: bytes, files: Sequence[str]) -> dict[str, Any]:
+    """The child's last line. Before it, each line is the position of the file that is being read."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    place = 0
+    line = b""
+    try:
+        child.stdin.write(request)
+        child.stdin.close()
+        readable = _lines(child.stdout, BLOCK_SECONDS)
+        while (line := readable()).strip().isdigit():
+            place = int(line)
+    except BrokenPipeError:
+        pass
+    except TimeoutError:
+        what = f"a block of its rows was not read within {BLOCK_SECONDS:g} s: the file is damaged, or its storage hangs"
+        raise DataError(what, where=files[place], hint="copy or download it again") from None
+    if not line:
+        status = child.wait()
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        what = f"made the library that reads it crash ({how})"
+        hint = "the file is damaged (copy or download it again), or the memory is used up"
+        raise DataError(what, where=files[place], hint=hint)
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        answer["error"]["place"] = place
+    return answer
+
+
+def _lines(pipe: IO[bytes], seconds: float) -> Callable[[], bytes]:
+    """A function that gives the next line, b"" at the end, and raises TimeoutError where none comes in time."""
+    left = bytearray()
+
+    def next_line() -> bytes:
+        end = time.monotonic() + seconds
+        while b"\n" not in left:
+            if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError
+            more = os.read(pipe.fileno(), 1 << 16)
+            if not more:
+                return b""
+            left.extend(more)
+        line, _, rest = bytes(left).partition(b"\n")
+        left[:] = rest
+        return line + b"\n"
+
+    return next_line
+
+
+def _error(found: dict[str, Any], files: Sequence[str]) -> KdfastError:
+    """The child's error, as its own type where that is one of kdfast.errors."""
+    kind = getattr(errors, found["type"], None)
+    if isinstance(kind, type) and issubclass(kind, KdfastError):
+        return kind(found["what"], where=found["where"], hint=found["hint"], settings=found["settings"])
+    error = DataError(f"can't be read ({found['what']})", where=files[found["place"]], hint="copy or download it again")
+    error.__cause__ = RuntimeError(found["traceback"])
+    return error

@@ -1,0 +1,153 @@
+"""Small valid files of every format that is read, as the public tools write them: what the fuzzer damages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.synthetic import synthetic_jets
+
+__all__ = ["FORMATS", "Format", "base_files"]
+
+JETS = synthetic_jets(12, max_constituents=5)
+SLOTS = 6
+X, MASK = JETS.to_padded(SLOTS)
+PT, ETA, PHI, ENERGY = np.moveaxis(X, 2, 0)
+MOMENTA = {"px": PT * np.cos(PHI), "py": PT * np.sin(PHI), "pz": PT * np.sinh(ETA), "energy": ENERGY}
+CARTESIAN = {"E": "energy", "PX": "px", "PY": "py", "PZ": "pz"}
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def _atlas_arrays() -> Arrays:
+    arrays = {f"fjet_clus_{name}": X[:, :, k] for k, name in enumerate(("pt", "eta", "phi", "E"))}
+    arrays |= {f"fjet_{name}": JETS.p4[:, k] for k, name in enumerate(("pt", "eta", "phi", "m"))}
+    return arrays | {"labels": JETS.labels.astype(np.int32), "weights": JETS.weights}
+
+
+def _write_hdf5(path: Path, arrays: Arrays, *, attributes: bool = False, **storage: Any) -> None:
+    with h5py.File(path, "w", libver=storage.pop("libver", None)) as file:
+        for name, values in arrays.items():
+            chunks = storage.get("chunks")
+            here = chunks[: values.ndim] if isinstance(chunks, tuple) else chunks
+            file.create_dataset(name, data=values, **storage | {"chunks": here})
+        if attributes:
+            file.attrs["constit"] = ["fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E"]
+            file.attrs["num_jets"] = len(JETS)
+
+
+def _write_salt(path: Path, **storage: Any) -> None:
+    constituents = np.zeros(MASK.shape, [*((n, "f4") for n in ("pt", "eta", "phi", "energy")), ("valid", "?")])
+    for k, name in enumerate(("pt", "eta", "phi", "energy")):
+        constituents[name] = np.where(MASK, X[:, :, k], np.nan)
+    constituents["valid"] = MASK
+    jets = np.zeros(len(JETS), [("pt", "f4"), ("eta", "f4"), ("mass", "f4"), ("R10TruthLabel_R22v1", "i4")])
+    jets["pt"], jets["eta"], jets["mass"] = JETS.p4[:, 0], JETS.p4[:, 1], JETS.p4[:, 3]
+    jets["R10TruthLabel_R22v1"] = np.where(JETS.labels == 1, 1, 10)
+    _write_hdf5(path, {"consts": constituents, "jets": jets}, **storage)
+
+
+def _write_pandas(path: Path, **how: Any) -> None:
+    import pandas as pd
+
+    columns = {f"{name}_{slot}": MOMENTA[key][:, slot] for slot in range(SLOTS) for name, key in CARTESIAN.items()}
+    pd.DataFrame(columns | {"is_signal_new": JETS.labels}).to_hdf(path, key="table", format="table", **how)
+
+
+def _write_npz(path: Path, save: Callable[..., None]) -> None:
+    save(path, X=np.stack([PT, ETA, PHI, 211 * MASK], axis=2).astype(np.float64), y=JETS.labels)
+
+
+def _write_root(path: Path, compression: str | None) -> None:
+    import awkward
+    import uproot
+
+    tree = {f"part_{key}": awkward.unflatten(values[MASK], JETS.counts) for key, values in MOMENTA.items()}
+    tree |= {f"jet_{name}": JETS.p4[:, k].copy() for k, name in enumerate(("pt", "eta", "phi"))}
+    tree |= {"label_Tbqq": JETS.labels == 1, "label_QCD": JETS.labels == 0}
+    packing = None if compression is None else getattr(uproot, compression)(1)
+    with uproot.recreate(path, compression=packing) as file:
+        file.mktree("tree", {name: getattr(values, "dtype", None) or values.type for name, values in tree.items()})
+        file["tree"].extend(tree)
+
+
+def _write_parquet(path: Path, **how: Any) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    offsets = pyarrow.array(JETS.offsets.astype(np.int32))
+    columns = {
+        key: pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values[MASK])) for key, values in MOMENTA.items()
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns | {"is_top": JETS.labels}), path, **how)
+
+
+class Format:
+    """One reader. files: how its valid files are written. columns: their map. inside: whether members of a zip archive
+    are damaged too, under right checksums."""
+
+    def __init__(self, columns: Any, *files: Callable[[Path], None], inside: bool = False) -> None:
+        self.columns, self.files, self.inside = columns, files, inside
+
+
+PARQUET = {
+    "unit": "GeV",
+    "order": "sort",
+    "constituents": {key: key for key in MOMENTA},
+    "label": {"column": "is_top", "signal": 1, "background": 0},
+}
+GZIP = {"compression": "gzip", "shuffle": True, "chunks": (5, 4)}
+
+FORMATS = {
+    "atlas": Format(
+        {"preset": "atlas", "unit": "GeV"},
+        lambda path: _write_hdf5(path, _atlas_arrays(), attributes=True),
+        lambda path: _write_hdf5(path, _atlas_arrays(), attributes=True, **GZIP, fletcher32=True),
+        lambda path: _write_hdf5(path, _atlas_arrays(), attributes=True, libver="latest", chunks=(5, 4)),
+    ),
+    "salt": Format(
+        {"preset": "salt", "unit": "GeV"},
+        lambda path: _write_salt(path),
+        lambda path: _write_salt(path, **GZIP),
+    ),
+    "pandas": Format(
+        "top-reference",
+        lambda path: _write_pandas(path),
+        lambda path: _write_pandas(path, complib="zlib", complevel=1),
+    ),
+    "npz": Format(
+        "energyflow",
+        lambda path: _write_npz(path, np.savez),
+        lambda path: _write_npz(path, np.savez_compressed),
+        inside=True,
+    ),
+    "root": Format(
+        "jetclass",
+        lambda path: _write_root(path, None),
+        lambda path: _write_root(path, "ZLIB"),
+    ),
+    "parquet": Format(
+        PARQUET,
+        lambda path: _write_parquet(path, compression="none", use_dictionary=False),
+        lambda path: _write_parquet(path, compression="snappy", row_group_size=5),
+    ),
+}
+
+
+@cache
+def base_files(name: str) -> tuple[bytes, ...]:
+    """The valid files of a format."""
+    contents = []
+    with TemporaryDirectory() as folder:
+        for k, write in enumerate(FORMATS[name].files):
+            path = Path(folder) / f"{k}.{'npz' if name == 'npz' else 'file'}"
+            write(path)
+            contents.append(path.read_bytes())
+    return tuple(contents)

@@ -1,0 +1,102 @@
+"""Damaged files that once led to a crash, a hang or another exception: they give jets or an error of kdfast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from kdfast.errors import DataError, KdfastError
+from kdfast.jets.readers import load_jets
+from tests.fuzz.files import FORMATS, base_files
+from tests.fuzz.mutations import mutant
+
+# By format and seed: each file is made again from them, where the public tools write the same bytes as then.
+FINDS = [
+    ("npz", 488),  # NumPy's header is parsed as Python's text: TokenError
+    ("npz", 3437),  # a float64 beyond float32: a RuntimeWarning of the conversion
+    ("parquet", 597),  # pyarrow ends the process where it describes a damaged column
+    ("parquet", 5779),
+    ("atlas", 5332),  # HDF5 crashes while it reads rows
+]
+
+
+def needs(name: str) -> None:
+    for tool in {"root": ["uproot", "awkward"], "parquet": ["pyarrow"], "pandas": ["tables"]}.get(name, []):
+        pytest.importorskip(tool)
+
+
+@pytest.mark.filterwarnings("ignore::kdfast.errors.KdfastWarning")
+@pytest.mark.parametrize(("name", "seed"), FINDS)
+def test_finds(tmp_path: Path, name: str, seed: int) -> None:
+    needs(name)
+    path = tmp_path / "damaged.file"
+    path.write_bytes(mutant(name, seed))
+    how: dict[str, Any] = {"on_bad": "drop" if seed % 2 else "error", "require_labels": seed % 3 > 0}
+    try:
+        jets = load_jets(path, columns=FORMATS[name].columns, isolate=True, **how)
+    except KdfastError as error:
+        named = path.name in str(error)
+    else:
+        named = bool(np.isfinite(jets.constituents).all())
+    assert named
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_undamaged_files_are_read(tmp_path: Path, name: str) -> None:
+    needs(name)
+    for content in base_files(name):
+        (tmp_path / "good.file").write_bytes(content)
+        assert len(load_jets(tmp_path / "good.file", columns=FORMATS[name].columns)) == 12
+    assert mutant(name, 7) == mutant(name, 7)
+
+
+def test_variable_length_attributes_are_not_read(tmp_path: Path) -> None:
+    """HDF5 may never return from reading a damaged one; pandas' own have a fixed length."""
+    path = tmp_path / "jets.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("table").attrs["pandas_type"] = "frame_table"
+        file["table/table"] = np.zeros(3, [("index", "i8"), ("values", "f4")])
+    with pytest.raises(DataError, match=r"dataset table/PX_\*: is missing"):
+        load_jets(path, columns="top-reference")
+
+
+def atlas_with(**datasets: Any) -> Any:
+    def write(file: h5py.File) -> None:
+        for name, how in datasets.items():
+            del file[name]
+            file.create_dataset(name, **how)
+
+    return write
+
+
+CHUNKED = {"compression": "gzip", "dtype": "f4", "fillvalue": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            atlas_with(fjet_clus_pt={"shape": (2**31, 6), "chunks": (2**20, 6), **CHUNKED}),
+            "fjet_clus_pt: was not written completely",
+        ),
+        (
+            atlas_with(fjet_clus_pt={"shape": (2**30, 6), "chunks": (2**27, 6), **CHUNKED}),
+            "fjet_clus_pt: is stored in chunks of 3,221,225,472 bytes, which is too much",
+        ),
+        (
+            atlas_with(fjet_clus_pt={"data": np.zeros((12, 2**17), np.float32), **CHUNKED}),
+            "fjet_clus_pt: has 131,072 constituents a jet, more than 65,536",
+        ),
+    ],
+)
+def test_sizes_that_would_fill_the_memory(tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "jets.h5"
+    path.write_bytes(base_files("atlas")[0])
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(DataError, match=message):
+        load_jets(path, columns=FORMATS["atlas"].columns)
