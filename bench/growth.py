@@ -1,212 +1,195 @@
-"""How a training step's time grows, and where it goes: `python -m bench.growth` (some five minutes).
+"""How time, memory and disk grow with the number of jets: a packed store, and a small sweep from it.
 
-Writes into bench/results/ growth.{json,png}: a step's time against members K, jets B, constituents N, width and
-threads, each alone, and the reader's against jets on disk; and step_parts.{json,png}: the study's step by part, in
-processor time.
+Jets are the sample's, repeated, each turned in φ and scaled by its own factor, in uncompressed files of the ATLAS
+layout. The sweep trains a baseline and one student of the preset `small` for one epoch, with logits in place of a
+teacher. Each step is a process of its own, whose largest resident memory the kernel reports. Up to IN_MEMORY jets, the
+same sweep is also run from the files, in memory.
+
+    python -m bench.growth --jets 10000 100000 1000000 10000000 --folder FOLDER --write docs/explanation/growth.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import tempfile
+import os
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator
+import h5py
+import numpy as np
 
-from bench.compiled_step import CompiledStep, jets, random_targets
-from bench.ratio import environment
-from kdfast.jets.readers import load_jets
-from kdfast.models import PRESETS, ModelConfig
-from kdfast.models.encoder import PARTS
-from tests.jets.atlas_files import write_atlas
-from tests.synthetic import synthetic_jets
+import kdfast
 
-PRECISIONS = ("fp32", "bf16")
-COLOURS = {"fp32": "#0072B2", "bf16": "#D55E00", "reader": "#009E73"}  # Okabe and Ito's, as are those below
-PART_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
-HATCHES = ("", "//", "..")  # tell parts of one colour apart, and all of them in grey
-BASE = {"members": 1, "jets": 256, "constituents": 32, "width": 64, "threads": 2}
-RANGES = {
-    "members": [1, 2, 4, 8, 16, 32, 64, 132],
-    "jets": [32, 64, 128, 256, 512, 1024],
-    "constituents": [8, 16, 32, 64, 128],
-    "width": [32, 64, 128, 256],
-    "threads": [1, 2],
+IN_MEMORY = 1_000_000
+FILE_JETS = 500_000
+BLOCK_JETS = 16_000  # the sample
+CONSTITUENTS = 40
+_DATASETS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")
+_JET = ("fjet_pt", "fjet_eta", "fjet_phi", "fjet_m")
+
+
+def make_files(folder: Path, jets: int) -> None:
+    """Files of `jets` jets, and logits.npy, which knows the labels in part."""
+    sample = kdfast.sample().hardest(CONSTITUENTS)
+    x, _ = sample.to_padded(CONSTITUENTS)
+    random = np.random.default_rng(jets)
+    labels = np.empty(jets, np.int32)
+    for first in range(0, jets, FILE_JETS):
+        number = min(FILE_JETS, jets - first)
+        with h5py.File(folder / f"jets_{first // FILE_JETS:03d}.h5", "w") as file:
+            for name in _DATASETS:
+                file.create_dataset(name, (number, CONSTITUENTS), "f4")
+            for name in _JET:
+                file.create_dataset(name, (number,), "f4")
+            file.create_dataset("labels", (number,), "i4")
+            for start in range(0, number, BLOCK_JETS):
+                rows = slice(start, min(start + BLOCK_JETS, number))
+                chosen = random.permutation(len(sample))[: rows.stop - rows.start]
+                scale = (1000 * np.exp(random.normal(0, 0.05, len(chosen)))).astype(np.float32)
+                turn = random.uniform(-np.pi, np.pi, len(chosen)).astype(np.float32)
+                block, p4 = x[chosen], sample.p4[chosen]
+                filled = block[..., 0] > 0
+                file[_DATASETS[0]][rows] = block[..., 0] * scale[:, None]
+                file[_DATASETS[1]][rows] = block[..., 1]
+                file[_DATASETS[2]][rows] = np.where(filled, _wrapped(block[..., 2] + turn[:, None]), 0)
+                file[_DATASETS[3]][rows] = block[..., 3] * scale[:, None]
+                file[_JET[0]][rows] = p4[:, 0] * scale
+                file[_JET[1]][rows] = p4[:, 1]
+                file[_JET[2]][rows] = _wrapped(p4[:, 2] + turn)
+                file[_JET[3]][rows] = p4[:, 3] * scale
+                file["labels"][rows] = sample.labels[chosen]
+                labels[first + rows.start : first + rows.stop] = sample.labels[chosen]
+    np.save(folder / "logits.npy", (random.normal(0, 1.5, jets) + 4.0 * labels - 2.0).astype(np.float32))
+
+
+def _wrapped(phi: Any) -> Any:
+    return (phi + np.pi) % (2 * np.pi) - np.pi
+
+
+_SWEEP = """
+import json, sys, time
+import kdfast
+from kdfast.store.settings import StudySettings
+from kdfast.store.store import StudyStore
+from kdfast.study.inputs import Given, Inputs
+data, logits, out = json.loads(sys.argv[1])
+table = dict(teacher=logits, model="small", hlt="nominal", grid=dict(temperature=[3.0], alpha=[0.5]),
+             data=dict(paths=data), recipe=dict(epochs=1, warmup_epochs=1))
+began = time.perf_counter()
+Inputs.load(StudySettings.resolve(table), Given())
+opened = time.perf_counter() - began
+kdfast.sweep(config=table, out=out, progress=False)
+store = StudyStore.open(out)
+seconds = [each.metrics["seconds"] for each in store.results() if each.key.kind != "teacher"]
+print(json.dumps([opened, seconds]))
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one process took: seconds, largest resident memory in GiB, and what it printed."""
+
+    seconds: float
+    memory: float
+    printed: str
+
+
+def run(command: Sequence[str]) -> Step:
+    """Runs a process to its end."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        assert process.stderr is not None
+        raise SystemExit(f"{' '.join(command)}\n{process.stderr.read()}")
+    return Step(time.perf_counter() - began, usage.ru_maxrss / 2**20, printed)
+
+
+def size(*paths: Path) -> float:
+    """GB of files and folders."""
+    return sum(file.stat().st_size for path in paths for file in [path, *path.rglob("*")] if file.is_file()) / 1e9
+
+
+def measure(jets: int, folder: Path) -> dict[str, Any]:
+    """One row of the table."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    python = sys.executable
+    this = "from pathlib import Path; from bench.growth import make_files"
+    run([python, "-c", f"{this}; make_files(Path({str(folder)!r}), {jets})"])
+    files = sorted(map(str, folder.glob("*.h5")))
+    store = folder / "jets.store"
+    logits = str(folder / "logits.npy")
+    row: dict[str, Any] = {"jets": jets, "files": size(*map(Path, files))}
+    prepared = run([python, "-m", "kdfast", "prepare", *files, "--out", str(store), "--quiet"])
+    row |= {"prepare": prepared.seconds, "prepare_memory": prepared.memory, "store": size(store)}
+    swept = run([python, "-c", _SWEEP, json.dumps([[str(store)], logits, str(folder / "study")])])
+    opened, seconds = json.loads(swept.printed.splitlines()[-1])
+    row |= {"open": opened, "rate": sum(0.7 * jets / each for each in seconds)}
+    row |= {"sweep": swept.seconds, "sweep_memory": swept.memory, "views": size(store / "views")}
+    if jets <= IN_MEMORY:
+        whole = run([python, "-c", _SWEEP, json.dumps([files, logits, str(folder / "memory")])])
+        opened, seconds = json.loads(whole.printed.splitlines()[-1])
+        row |= {"memory_rate": sum(0.7 * jets / each for each in seconds), "memory_memory": whole.memory}
+    shutil.rmtree(folder)
+    return row
+
+
+HEADINGS = {
+    "jets": ("jets", "{:,}"),
+    "files": ("files (GB)", "{:.2f}"),
+    "prepare": ("prepare (s)", "{:.1f}"),
+    "prepare_memory": ("its memory (GiB)", "{:.2f}"),
+    "store": ("store (GB)", "{:.2f}"),
+    "views": ("views (GB)", "{:.2f}"),
+    "open": ("views and checks (s)", "{:.1f}"),
+    "sweep_memory": ("memory of the sweep (GiB)", "{:.2f}"),
+    "memory_memory": ("the same in memory (GiB)", "{:.2f}"),
+    "rate": ("training (jets/s)", "{:,.0f}"),
+    "ratio": ("relative to in memory", "{:.2f}"),
 }
-# A quarter of the batch, or the activations of 132 members, all of them held here, would take 9 GB (in the engine a
-# member has some while it runs, one on a thread). From 64 jets on a step's time is proportional to them.
-MEMBERS_JETS = 64
-FILE_JETS = 10_000  # larger sets are this file under many names: as much is read, unpacked and checked
-DISK_JETS = [10**4, 10**5, 10**6, 10**7]
-KEPT = 8  # constituents of each jet, or 10^7 of them would not fit
-LABELS = {
-    "members": f"members K (B = {MEMBERS_JETS})",
-    "jets": "jets in a batch B",
-    "constituents": "constituents of a jet N",
-    "width": "width (FFN: 4 × width)",
-    "threads": "threads",
-    "disk": f"jets on disk ({KEPT} constituents kept)",
-}
-STEPS = 5  # timings of a point, of which the median counts
 
 
-def measure(precision: str, members: int, jets_: int, constituents: int, width: int, threads: int) -> float:
-    """Seconds of one step of all members, each on a thread of its own while they are enough for all threads."""
-    config = ModelConfig(width=width, layers=3, heads=width // 16, ffn=4 * width)
-    view, targets = jets(0, jets_, constituents, constituents), random_targets(jets_)
-    pack = [CompiledStep(config, view, targets, precision, seed) for seed in range(members)]
-    workers = min(members, threads)
-
-    def run() -> None:
-        if workers == 1:
-            pack[0].step(threads)
-        else:
-            list(pool.map(lambda member: member.step(threads // workers), pack))
-
-    with ThreadPoolExecutor(workers) as pool:
-        run()
-        return statistics.median(timed(run) for _ in range(STEPS))
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    for row in rows:
+        if "memory_rate" in row:
+            row["ratio"] = row["rate"] / row["memory_rate"]
+    lines = [" | ".join(heading for heading, _ in HEADINGS.values()), " | ".join("--:" for _ in HEADINGS)]
+    lines += [
+        " | ".join(shown.format(row[name]) if name in row else "" for name, (_, shown) in HEADINGS.items())
+        for row in rows
+    ]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
-def timed(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def growth() -> dict[str, Any]:
-    """{quantity: {"values": […], precision: seconds}}; what is not varied is as in BASE."""
-    result: dict[str, Any] = {}
-    for quantity, values in RANGES.items():
-        result[quantity] = {"values": values}
-        for precision in PRECISIONS:
-            base = BASE | {"jets": MEMBERS_JETS} if quantity == "members" else BASE
-            points = [base | {quantity: value} for value in values]
-            result[quantity][precision] = [
-                measure(precision, p["members"], p["jets"], p["constituents"], p["width"], p["threads"]) for p in points
-            ]
-    return result
-
-
-def reading() -> dict[str, Any]:
-    """{"values": jets, "reader": seconds} of load_jets on gzipped files of FILE_JETS jets with 200 slots each."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{number}.h5" for number in range(max(DISK_JETS) // FILE_JETS)]
-        write_atlas(paths[0], synthetic_jets(FILE_JETS, max_constituents=200), width=200)
-        for path in paths[1:]:
-            path.hardlink_to(paths[0])
-
-        def read(jets_: int) -> None:
-            jets = load_jets(paths[: jets_ // FILE_JETS], max_constituents=KEPT)
-            assert len(jets) == jets_
-
-        read(FILE_JETS)
-        return {"values": DISK_JETS, "reader": [timed(lambda n=n: read(n)) for n in DISK_JETS]}
-
-
-def step_parts() -> dict[str, dict[str, float]]:
-    """Processor time in seconds of each part of the study's gradient on one thread, by precision; medians of runs."""
-    result = {}
-    for precision in PRECISIONS:
-        step = CompiledStep(PRESETS["study"], jets(0), random_targets(512), precision)
-        step.gradient(1)
-        runs = []
-        for _ in range(3):
-            seconds = torch.zeros(len(PARTS), dtype=torch.float64)
-            step.gradient(1, seconds)
-            runs.append(seconds)
-        result[precision] = dict(zip(PARTS, torch.stack(runs).median(0).values.tolist(), strict=True))
-    return result
-
-
-def draw_growth(measured: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(17, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 4).flatten()
-    for ax, (quantity, rows) in zip(axes, measured.items(), strict=False):
-        values = rows["values"]
-        series = {name: [1e3 * s for s in seconds] for name, seconds in rows.items() if name != "values"}
-        for (name, times), marker in zip(series.items(), "os", strict=False):
-            ax.plot(values, times, marker=marker, color=COLOURS[name], label=name)
-        first = next(iter(series.values()))[0]
-        power = -1 if quantity == "threads" else 1
-        line = [first * (v / values[0]) ** power for v in values]
-        ax.plot(values, line, ":", color="grey", label="inverse" if power < 0 else "proportional")
-        what = "reading" if quantity == "disk" else "a step"
-        ax.set(xscale="log", yscale="log", xlabel=LABELS[quantity], ylabel=f"time of {what} [ms]")
-        ax.set_xticks(values, [str(v) if v < 10_000 else f"$10^{len(str(v)) - 1}$" for v in values])
-        ax.minorticks_off()
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.grid(alpha=0.3)
-        ax.legend()
-    axes[-1].axis("off")
-    base = "\n".join(f"{LABELS[name]}: {value}" for name, value in BASE.items())
-    axes[-1].text(0.0, 0.95, f"What is not varied:\n{base}\nlayers: 3, heads: width / 16", va="top", fontsize=11)
-    figure.savefig(path, dpi=120)
-
-
-def draw_parts(parts: dict[str, dict[str, float]], path: Path) -> None:
-    """One bar a precision, parts from the first at the bottom to the last."""
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    bottom = dict.fromkeys(PRECISIONS, 0.0)
-    for number, part in enumerate(PARTS):
-        heights = [1e3 * parts[precision][part] for precision in PRECISIONS]
-        ax.bar(
-            PRECISIONS,
-            heights,
-            0.6,
-            bottom=list(bottom.values()),
-            label=part,
-            color=PART_COLOURS[number % len(PART_COLOURS)],
-            hatch=HATCHES[number // len(PART_COLOURS)],
-            edgecolor="white",
-            linewidth=0.5,
-        )
-        bottom = {p: b + h for (p, b), h in zip(bottom.items(), heights, strict=True)}
-    ax.set(
-        ylabel="processor time of a gradient, one thread [ms]",
-        title="The study's model, 512 jets of 23–40 constituents",
-    )
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center")
-    figure.savefig(path, dpi=120)
-
-
-def table(parts: dict[str, dict[str, float]]) -> str:
-    totals = {precision: sum(parts[precision].values()) for precision in PRECISIONS}
-    lines = [f"{'part':<16}" + "".join(f"{p + ' [ms]':>12}{'share':>8}" for p in PRECISIONS)]
-    for part in PARTS:
-        cells = (f"{1e3 * parts[p][part]:12.2f}{parts[p][part] / totals[p]:8.1%}" for p in PRECISIONS)
-        lines.append(f"{part:<16}" + "".join(cells))
-    return "\n".join([*lines, f"{'all':<16}" + "".join(f"{1e3 * totals[p]:12.2f}{1:8.1%}" for p in PRECISIONS)])
+MARKS = ("<!-- growth -->\n", "<!-- /growth -->\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder to write into")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = step_parts()
-    draw_parts(parts, folder / "step_parts.png")
-    (folder / "step_parts.json").write_text(json.dumps({"seconds": parts, **environment()}, indent=1) + "\n")
-    print(table(parts))
-    measured = growth() | {"disk": reading()}
-    draw_growth(measured, folder / "growth.png")
-    (folder / "growth.json").write_text(
-        json.dumps({"base": BASE, "seconds": measured, **environment()}, indent=1) + "\n"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jets", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, required=True, help="for files; 3 kB a jet are needed there")
+    parser.add_argument("--write", type=Path, help="replace the table of this page")
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for jets in given.jets:
+        rows.append(measure(jets, given.folder / f"growth-{jets}"))
+        print(json.dumps(rows[-1]), flush=True)
+    print(table(rows))
+    if given.write is not None:
+        page = given.write.read_text()
+        before, rest = page.split(MARKS[0])
+        given.write.write_text(before + MARKS[0] + "\n" + table(rows) + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kdfast.jets.features import features
     from kdfast.jets.hlt import HLTConfig, emulate_hlt
     from kdfast.jets.packed import PackedJets
+    from kdfast.jets.prepare import prepare
     from kdfast.jets.readers import load_jets
     from kdfast.jets.sample import sample
     from kdfast.models.tagger import load_model
@@ -40,6 +41,7 @@ __all__ = [
     "nn",
     "open_study",
     "ops",
+    "prepare",
     "refine",
     "sample",
     "sweep",
@@ -65,6 +67,7 @@ _HOMES = {
     "nn": "nn",
     "open_study": "study.results",
     "ops": "ops",
+    "prepare": "jets.prepare",
     "refine": "study.refine",
     "sample": "jets.sample",
     "sweep": "study.driver",

@@ -29,3 +29,29 @@ def test_gather_takes_whole_jets():
     picked, new_offsets = gather(features, offsets, torch.tensor([2, 1, 0, 2]))
     assert picked[:, 0].tolist() == [3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6]
     assert new_offsets.tolist() == [0, 4, 4, 7, 11]
+
+
+def test_windows_are_a_permutation_of_blocks_from_all_over():
+    jets, window = 100_000, 2048
+    order = epoch_batches(3, 0, jets, 1, window=window).flatten()
+    assert torch.equal(order.sort().values, torch.arange(jets))
+    size = window // 256
+    for part in order[: 40 * window].split(window):
+        blocks = part.div(size, rounding_mode="floor").unique()
+        assert len(blocks) <= 257  # the last block of all may be short
+        assert blocks.double().std() > 0.25 * (jets / size) / 12**0.5 * 2, "blocks come from all over"
+        assert not torch.equal(part, part.sort().values)
+    assert not torch.equal(order, epoch_batches(3, 1, jets, 1, window=window).flatten())
+
+
+def test_a_window_that_holds_all_jets_changes_nothing():
+    whole = epoch_batches(3, 2, 640, 64)
+    assert torch.equal(epoch_batches(3, 2, 640, 64, window=640), whole)
+    assert not torch.equal(epoch_batches(3, 2, 640, 64, window=320), whole)
+
+
+def test_batches_of_windows_mix_classes_that_are_stored_apart():
+    """Of 40,000 jets the first half is signal; a window is a fair sample all the same."""
+    batches = epoch_batches(0, 0, 40_000, 512, window=2048)
+    share = (batches < 20_000).double().mean(1)
+    assert ((share - 0.5).abs() < 0.2).all()

@@ -1,4 +1,4 @@
-"""Commands on files of jets: predict, generate."""
+"""Commands on files of jets: prepare, predict, generate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,55 @@ from kdfast.cli.common import Quiet, app, given
 from kdfast.cli.options import setting_option
 from kdfast.errors import ConfigError
 
-__all__ = ["generate", "predict"]
+__all__ = ["generate", "predict", "prepare"]
+
+
+@app.command()
+def prepare(
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="Files of jets, or patterns of them.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The store to write, for example jets.store.")
+    ],
+    max_constituents: Annotated[str | None, setting_option("max_constituents")] = None,
+    on_bad: Annotated[str | None, setting_option("on_bad")] = None,
+    columns: Annotated[str | None, setting_option("columns")] = None,
+    unit: Annotated[str | None, setting_option("unit")] = None,
+    sort: Annotated[bool | None, setting_option("sort")] = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="The jets are only to be scored: labels are not needed.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="all cores")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write files of jets into a packed store, for data larger than memory.
+
+    `kdfast sweep` and `kdfast predict` take the store in place of files. They read it in place, so that it need
+    not fit into memory. Many processes can share it. `kdfast verify` checks it. If interrupted, rerun the same
+    command to resume.
+
+    \b
+    Example:
+      kdfast prepare train_*.h5 --out jets.store
+      kdfast sweep jets.store --out mine
+    """
+    from kdfast.jets.jet_store import StoreCard
+    from kdfast.jets.prepare import prepare as write_store
+    from kdfast.store.settings import DataSettings
+
+    kept = DataSettings.model_validate({} if max_constituents is None else {"max_constituents": max_constituents})
+    how = given({"on_bad": on_bad, "columns": columns, "unit": unit, "sort": sort, "jobs": jobs})
+    write_store(
+        data,
+        out,
+        max_constituents=kept.max_constituents,
+        exactly=kept.asks_for_constituents,
+        require_labels=not no_labels,
+        progress=not quiet,
+        **how,
+    )
+    if not quiet:
+        card = StoreCard.read(out)
+        typer.echo(f"{out}: {card.jets:,} jets with {card.constituents:,} constituents")
 
 
 @app.command()

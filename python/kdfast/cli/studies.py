@@ -43,14 +43,14 @@ def status(
 
 @app.command()
 def verify(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, or a packed store.")],
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Repair what can be repaired. Only caches and leftovers are deleted."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare every file of a study with its checksum.
+    """Compare every file of a study, or of a packed store, with its checksum.
 
     Files that do not belong there are reported too. --repair moves damaged results into damaged/, each with
     a note of the reason, so that the next sweep trains them again; it removes damaged caches, leftovers of
@@ -62,7 +62,14 @@ def verify(
       kdfast verify demo
       kdfast verify demo --repair
     """
+    from kdfast.jets.jet_store import is_store, verify_store
     from kdfast.store import verify as module
+
+    if is_store(study):
+        jets = sum(verify_store(study))
+        if not quiet:
+            typer.echo(f"{study}: {jets:,} jets, all as written")
+        return
 
     def told(lines: Sequence[str]) -> None:
         for line in () if quiet else lines:

@@ -132,7 +132,8 @@ class _Plan:
         self.steps_at_once = max(1, _PLAN_BYTES // (8 * sum(self.columns)))
 
     def batches(self, epoch: int) -> Tensor:
-        return epoch_batches(self.pack.seed, epoch, len(self.pack.train), self.pack.recipe.batch_size)
+        recipe = self.pack.recipe
+        return epoch_batches(self.pack.seed, epoch, len(self.pack.train), recipe.batch_size, recipe.shuffle_window)
 
     def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Jets [steps, b] and seeds of dropout [steps, s] of an epoch's steps, on the device."""

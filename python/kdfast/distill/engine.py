@@ -146,6 +146,7 @@ def end_epoch(
     return ""
 
 
+_RELEASED = 1 << 16  # jets: after so many, the pages of mapped views are given back
 _WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
 
 
@@ -204,7 +205,8 @@ class _Member:
         rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
         temperature, alpha = self.member.config.at(epoch, recipe.epochs) if self.member.config else (1.0, 0.0)
         dropout_seed = derive_seed(pack.seed, "dropout")
-        batches = epoch_batches(pack.seed, epoch, len(pack.train), recipe.batch_size)
+        batches = epoch_batches(pack.seed, epoch, len(pack.train), recipe.batch_size, recipe.shuffle_window)
+        release_after = max(_RELEASED // recipe.batch_size, 1)
         left = batches[at.step - epoch * len(batches) :]
         for jets in left:
             self.boundary.cross()
@@ -214,6 +216,8 @@ class _Member:
             if terms is None:
                 return self._result("diverged", f"loss or gradient not finite in epoch {epoch}, step {at.step}")
             at.sums += terms
+            if at.step % release_after == 0:
+                pack.train.release()
         logits = self._logits(pack.validation)
         means = (at.sums / len(batches)).tolist()
         diverged = end_epoch(at, pack, logits, means, (temperature, alpha, rate), self.learner.state)
@@ -235,10 +239,16 @@ class _Member:
 
     def _logits(self, view: View) -> Tensor:
         parts: list[Tensor] = []
+        read = 0
         for part in self.learner.logits(view, self.num_threads()):
             if parts:
                 self.boundary.stop_here()
             parts.append(part)
+            read += len(part)
+            if read >= _RELEASED:
+                view.release()
+                read = 0
+        view.release()
         return torch.cat(parts)
 
     def _seconds(self) -> float:

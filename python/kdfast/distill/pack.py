@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdfast.distill.recipe import Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError
+from kdfast.mapped import release
 from kdfast.models.config import ModelConfig
 from kdfast.ops.arrays import check_offsets
 from kdfast.ops.distill_loss_reference import check_jets
@@ -21,16 +24,22 @@ __all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Targets", "View"]
 class View:
     """One split of the jets as one model sees them.
 
-    features: [M, F] float32, standardised. offsets: [B + 1] int64. labels, weights: [B] float32.
+    features: [M, F] float32, standardised. offsets: [B + 1] int64. labels, weights: [B] float32. mapped: the arrays
+    of these that are mapped from files, which need not fit into memory.
     """
 
     features: Tensor
     offsets: Tensor
     labels: Tensor
     weights: Tensor
+    mapped: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def release(self) -> None:
+        """Drops what has been read of mapped arrays from memory."""
+        release(self.mapped)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,8 @@ def _check_view(view: View, model: ModelConfig, split: str, dtype: torch.dtype) 
     dtype: of all but the offsets; float32, in tests of the reference engine also float64.
     """
     model.check_features(view.features)
-    for name, array in vars(view).items():
+    for name in ("features", "offsets", "labels", "weights"):
+        array: Tensor = getattr(view, name)
         wanted = torch.int64 if name == "offsets" else dtype
         if array.dtype != wanted or not array.is_cpu:
             what = f"must be {wanted} on the CPU, is {array.dtype} on {array.device}"

@@ -40,6 +40,8 @@ class Recipe(BaseModel):
     """Stop a student or the baseline after N epochs without a better validation AUC."""
     attention_weight: float = Field(default=0.2, ge=0, allow_inf_nan=False)
     """Weight of the attention-transfer term."""
+    shuffle_window: int | None = Field(default=None, ge=1)
+    """Jets that are shuffled together, in windows from all over the training jets."""
 
 
 def check_precision(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import safetensors
@@ -22,7 +23,9 @@ __all__ = ["predict_logits", "teacher_targets"]
 
 def predict_logits(model: JetTransformer, view: View) -> Tensor:
     """Logits of a view's jets in evaluation mode: [B] where the model has one output, else [B, C]."""
-    logits = torch.cat([logits for logits, _, _ in evaluate_model(model, view.features, view.offsets)])
+    logits = torch.cat(
+        [logits for logits, _, _ in _releasing(view, evaluate_model(model, view.features, view.offsets))]
+    )
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
@@ -47,7 +50,8 @@ def teacher_targets(
         batches = evaluate_model(model, view.features, view.offsets)
     else:
         batches = evaluate_on_device(model, view.features, view.offsets, device)
-    parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in batches]
+    answers = _releasing(view, batches)
+    parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in answers]
     logits, entropy, maximum = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     if folder is not None:
         content = save({"logits": logits, "attention_entropy": entropy, "attention_max": maximum})
@@ -56,6 +60,19 @@ def teacher_targets(
             folder.mkdir(parents=True, exist_ok=True)
             write_content(path, content)
     return Targets(logits, entropy, maximum)
+
+
+_Answer = tuple[Tensor, Tensor, Tensor]
+_HASHED = 1 << 22  # rows at a time
+_BATCHES = 64  # after which the pages of mapped views are given back
+
+
+def _releasing(view: View, answers: Iterable[_Answer]) -> Iterator[_Answer]:
+    for number, answer in enumerate(answers, 1):
+        yield answer
+        if number % _BATCHES == 0:
+            view.release()
+    view.release()
 
 
 def _cached(path: Path) -> Targets | None:
@@ -77,5 +94,7 @@ def _fingerprint(model: JetTransformer, view: View) -> str:
     digest = hashlib.sha256(model.config.model_dump_json().encode())
     for name, tensor in [*model.state_dict().items(), ("features", view.features), ("offsets", view.offsets)]:
         digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().numpy().data)
+        for part in tensor.detach().split(_HASHED) if tensor.ndim else [tensor]:
+            digest.update(part.contiguous().numpy().data)
+            view.release()
     return digest.hexdigest()

@@ -48,7 +48,8 @@ def train_pack(
     a batch whose jets all have weight 0.
     """
     weights = scale_weights(pack.train.weights)
-    check_batch_weights(weights, pack.seed, pack.recipe.epochs, pack.recipe.batch_size)
+    recipe = pack.recipe
+    check_batch_weights(weights, pack.seed, recipe.epochs, recipe.batch_size, recipe.shuffle_window)
     pack = replace(pack, train=replace(pack.train, weights=weights))
     stop = stop or threading.Event()
     devices = training_devices(pack.device)

@@ -75,7 +75,11 @@ class Standardisation:
             shape = list(features.shape)
             raise DataError(f"must be [M, {NUM_FEATURES}] with M ≥ 1, is {shape}", where="features")
         x = features.double()
-        mean, std = x.mean(dim=0), x.std(dim=0, unbiased=False)
+        return cls.of_moments(x.mean(dim=0), x.std(dim=0, unbiased=False))
+
+    @classmethod
+    def of_moments(cls, mean: Tensor, std: Tensor) -> Standardisation:
+        """With a mean and a population std [7], float64; see `fit`."""
         std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, 1.0)
         return cls(mean.float(), std.float())
 

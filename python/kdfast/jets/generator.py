@@ -6,18 +6,16 @@ output until all are there; then the file is put together.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -27,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast._version import __version__
-from kdfast.errors import BackendError, ConfigError, KdfastError, StudyError
-from kdfast.files import fsync_folder, write_atomically
+from kdfast.errors import BackendError, ConfigError, StudyError
+from kdfast.files import fsync_folder
 from kdfast.jets import pythia
+from kdfast.jets.partial import jets_reporter, partial_folder
 
 __all__ = ["generate"]
 
@@ -107,11 +106,11 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
         "selection": pythia.SELECTION,
     }
     folder = out.with_name(f"{out.name}.partial")
-    with _partial_folder(folder, settings):
+    with partial_folder(folder, settings):
         chunks = _plan(jets, seed, folder)
         missing = [chunk for chunk in chunks if not chunk["path"].exists()]
         done = jets - sum(chunk["count"] for chunk in missing)
-        with _reporter(jets, done, folder, progress) as report:
+        with jets_reporter("generating", jets, done, folder, progress) as report:
             _make_chunks(missing, min(jobs, len(missing)), report)
         try:
             _write_file(folder / "whole.h5", chunks, settings)
@@ -124,48 +123,6 @@ def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, 
 
 
 _RESUME = "finished jets are kept: rerun the same command to resume"
-
-
-@contextmanager
-def _partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Creates the folder, or resumes one of an earlier run with these settings. Locked while in use."""
-    described = folder / "settings.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(f"can't be created ({error.strerror})", where=str(folder)) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError("another process is generating into this folder", where=str(folder)) from error
-        if described.exists():
-            try:
-                before = dict(json.loads(described.read_text()))
-            except ValueError:
-                before = {}
-            differing = [name for name in settings if before.get(name) != settings[name]]
-            if differing:
-                values = (f"{name} {before.get(name)} (now {settings[name]})" for name in differing)
-                described_values = ", ".join(v if len(v) < 80 else v.split()[0] for v in values)
-                raise ConfigError(
-                    f"holds unfinished jets of other settings: {described_values}",
-                    where=str(folder),
-                    hint="rerun the command that began them, or delete the folder",
-                )
-        elif any(folder.iterdir()):
-            raise ConfigError(
-                "is not a folder of unfinished jets", where=str(folder), hint="choose another output name"
-            )
-        else:
-            try:
-                write_atomically(described, lambda file: file.write(json.dumps(settings, indent=1).encode()))
-            except OSError as error:
-                raise ConfigError(f"can't be written ({error.strerror})", where=str(folder)) from error
-        yield
-    finally:
-        os.close(lock)
 
 
 def _plan(jets: int, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -216,45 +173,6 @@ def _make_chunks(chunks: list[dict[str, Any]], jobs: int, report: Callable[[int]
                     what = f"a worker stopped: {type(error).__name__}: {error}"
                     raise BackendError(what, where="generate", hint=_RESUME) from error
             running |= {pool.submit(pythia.write_chunk, **chunk) for chunk in islice(waiting, len(done))}
-
-
-@contextmanager
-def _reporter(jets: int, done: int, folder: Path, progress: bool) -> Iterator[Callable[[int], None]]:
-    """Gives report(made): a bar on a terminal, elsewhere a line every ten seconds. An interrupt says what is kept."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, quiet=not progress, highlight=False)
-    bar = Progress(
-        TextColumn("generating jets"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (progress and console.is_terminal),
-    )
-    task = bar.add_task("", total=jets, completed=done, rate="")
-    begun, made, said = time.monotonic(), 0, time.monotonic()
-    if done:
-        console.print(f"resuming: {done:,} of {jets:,} jets are finished")
-
-    def report(count: int) -> None:
-        nonlocal made, said
-        made += count
-        rate = f"{made / (time.monotonic() - begun):.0f} jets/s"
-        bar.update(task, completed=done + made, rate=rate)
-        if not console.is_terminal and (time.monotonic() - said > 10 or done + made == jets):
-            said = time.monotonic()
-            console.print(f"generated {done + made:,} of {jets:,} jets, {rate}")
-
-    try:
-        with bar:
-            yield report
-    except (KeyboardInterrupt, KdfastError):
-        kept = f"{done + made:,} of {jets:,} jets are kept in {folder}"
-        console.print(f"stopped: {kept}; rerun the same command to resume", soft_wrap=True)
-        raise
 
 
 def _write_file(path: Path, chunks: list[dict[str, Any]], settings: dict[str, Any]) -> None:

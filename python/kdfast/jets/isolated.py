@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from kdfast import errors
 from kdfast.errors import DataError, KdfastError, KdfastWarning
 
-__all__ = ["ALIGNMENT", "read_in_child"]
+__all__ = ["ALIGNMENT", "error_of", "read_in_child"]
 
 # Seconds for a block of rows, which takes milliseconds: more is a hang, or a storage that does not answer.
 BLOCK_SECONDS = 120.0
@@ -59,7 +59,7 @@ def read_in_child(request: dict[str, Any], files: Sequence[str], stacklevel: int
                 if pipe is not None:
                     pipe.close()
         if "error" in answer:
-            raise _error(answer["error"], files)
+            raise error_of(answer["error"], files)
         for text in answer["warnings"]:
             warnings.warn(text, KdfastWarning, stacklevel=stacklevel)
         content = mmap.mmap(shared.fileno(), answer["size"], access=mmap.ACCESS_COPY)
@@ -126,8 +126,8 @@ def _lines(pipe: IO[bytes], seconds: float) -> Callable[[], bytes]:
     return next_line
 
 
-def _error(found: dict[str, Any], files: Sequence[str]) -> KdfastError:
-    """The child's error, as its own type where that is one of kdfast.errors."""
+def error_of(found: dict[str, Any], files: Sequence[str]) -> KdfastError:
+    """A child's error, as its own type where that is one of kdfast.errors."""
     kind = getattr(errors, found["type"], None)
     if isinstance(kind, type) and issubclass(kind, KdfastError):
         return kind(found["what"], where=found["where"], hint=found["hint"], settings=found["settings"])

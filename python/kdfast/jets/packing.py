@@ -32,7 +32,7 @@ from kdfast.jets.table import RAGGED, Table
 from kdfast.jets.units import PER_GEV, check_file_unit
 from kdfast.process import memory
 
-__all__ = ["Packing", "block_rows", "read_file"]
+__all__ = ["Packing", "chunk_rows", "read_file"]
 
 BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
 MOST_CONSTITUENTS = 4096  # of lists: they are padded for a block of jets, and one long list must not fill the memory
@@ -89,7 +89,7 @@ class Packing:
             what = (
                 f"{jets:,} jets need at least {needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB"
             )
-            raise ResourceError(what, hint="read fewer: max_jets")
+            raise ResourceError(what, hint="read fewer (max_jets), or write a packed store, which is read in place: kdfast prepare")
 
     def packed(self) -> PackedJets:
         """The jets so far. Nothing can be appended afterwards."""
@@ -127,19 +127,23 @@ def read_file(source: Source, rows: range, first_index: int, jets: Packing) -> N
         check_file_unit(jets.p4[new], jets.counts[new], constituents, jets.unit, where, source.columns)
 
 
-def block_rows(source: Source) -> int:
-    """Rows of a file that are read as one block."""
+def chunk_rows(source: Source) -> int:
+    """Rows of a file that are unpacked together."""
     with open_table(source.path) as table, table.reading():
-        return _rows_at_once(table, source)
+        return _chunk_rows(table, source)
+
+
+def _chunk_rows(table: Table, source: Source) -> int:
+    return table.chunk_rows(source.columns.constituents.names[0]) or 1
 
 
 def _rows_at_once(table: Table, source: Source) -> int:
     """Rows of a block: whole rows of chunks, so that no chunk is unpacked twice."""
-    chunk_rows = table.chunk_rows(source.columns.constituents.names[0]) or 1
+    unpacked = _chunk_rows(table, source)
     if source.stored == RAGGED:
-        return chunk_rows
+        return unpacked
     row_bytes = 4 * source.stored
-    rows = max(BLOCK_BYTES // (chunk_rows * row_bytes), 1) * chunk_rows
+    rows = max(BLOCK_BYTES // (unpacked * row_bytes), 1) * unpacked
     return min(rows, max(WIDEST_BLOCK_BYTES // row_bytes, 1))
 
 

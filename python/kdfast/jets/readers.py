@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError, DataError, KdfastError, KdfastWarning, ResourceError
 from kdfast.jets.checks import Faults
-from kdfast.jets.columns import ColumnMap, column_map
+from kdfast.jets.columns import ColumnMap, column_map, is_default
 from kdfast.jets.isolated import read_in_child
+from kdfast.jets.jet_store import check_stored_constituents, is_store, only_store, open_store
 from kdfast.jets.memory_table import is_table
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.jets.packing import Packing, read_file
-from kdfast.jets.sources import AnyPath, Input, Source, check_same_weights, expand, inputs_of, inspect
+from kdfast.jets.sources import AnyPath, Input, Read, Source, as_paths, check_same_weights, expand, inputs_of, inspect
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
-__all__ = ["Reading", "load_jets", "read_jets"]
+__all__ = ["Reading", "check_all", "check_numbers", "load_jets", "read_jets", "warn_of_left_out"]
 
 Paths = AnyPath | Sequence[AnyPath]
 
@@ -148,6 +149,10 @@ def read_jets(
 
     seen: called with each file before its header or a block of it is read.
     """
+    given = [] if is_table(paths) else as_paths(paths)
+    if any(map(is_store, given)):
+        stored = _stored(only_store(given), reading)
+        return stored, np.zeros(len(stored), np.int8)
     if reading.isolate and not is_table(paths):
         return _read_isolated([*map(str, expand(paths))], reading)
     try:
@@ -196,6 +201,26 @@ def _read(
     return packed, jets.places[: jets.size]
 
 
+def _stored(path: AnyPath, reading: Reading) -> PackedJets:
+    """The jets of a packed store, in place. Raises ConfigError for what says how files are read."""
+    for_files = {
+        "columns": not is_default(reading.columns.model_copy(update={"order": "sorted"})),
+        "unit": reading.unit is not None,
+        "sort": reading.sort,
+        "split": reading.split is not None,
+    }
+    for name, given in for_files.items():
+        if given:
+            raise ConfigError(f"is for files, but {path} is a packed store, whose files were read before", where=name)
+    if reading.exactly and reading.max_constituents is not None:
+        check_stored_constituents(path, reading.max_constituents)
+    jets = open_store(path)
+    if reading.require_labels and np.min(jets.labels) < 0:
+        hint = "make it with labels, or score its jets only: load_jets(…, require_labels=False), kdfast predict"
+        raise DataError("was made without labels", where=str(path), hint=hint)
+    return jets[: reading.max_jets].hardest(reading.max_constituents)
+
+
 def _as_map(columns: Any) -> ColumnMap:
     try:
         return column_map(columns)
@@ -206,33 +231,55 @@ def _as_map(columns: Any) -> ColumnMap:
 
 def _finish(jets: Packing, sources: list[Source], require_labels: bool, cut: bool) -> PackedJets:
     """The packed jets, after the checks that concern all of them."""
-    where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
-    columns = sources[0].columns
-    if jets.split is not None and jets.in_no_part:
-        what = f"{jets.in_no_part:,} of {jets.rows_read + jets.in_no_part:,} jets left out by the split"
-        why = f"their {jets.split.column} is none of {jets.split.words}"
-        warnings.warn(f"{what}: {why}", KdfastWarning, stacklevel=5)
-        if jets.size == 0:
-            raise DataError(f"no jet is of a part of the split: {why}", where=where)
-    if jets.size == 0 and not jets.faults.counts:
-        raise DataError("no jet is of a class that the column map names", where=where)
-    if jets.size == 0:
-        raise jets.faults.all_bad(where)
+    if jets.split is not None:
+        warn_of_left_out(jets.split, jets.in_no_part, jets.rows_read, jets.size, sources)
+    check_numbers(jets.size, jets.filled, jets.faults, sources)
     jets.faults.warn(jets.rows_read)
-    if not jets.filled:
-        place = f"{where}, {sources[0].word} {columns.constituents.names[0]}"
-        raise DataError("every jet is empty: no constituent has pT > 0", where=place)
     packed = jets.packed()
-    if columns.id:
-        _check_different(packed.index, f"{where}, {sources[0].word} {columns.id}")
-    if require_labels and not packed.weights.any():
-        raise DataError("all weights are zero", where=f"{where}, {sources[0].word} {sources[0].weights}")
+    check_all(packed, sources, require_labels)
     if cut and require_labels and np.min(packed.labels) == np.max(packed.labels):
-        what = f"the first {len(packed):,} jets of {where} are all of class {packed.labels[0]}"
+        what = f"the first {len(packed):,} jets of {_where(sources)} are all of class {packed.labels[0]}"
         warnings.warn(
             f"{what}: max_jets takes jets in file order, and these are not mixed", KdfastWarning, stacklevel=5
         )
     return packed
+
+
+def _where(sources: Sequence[Read]) -> str:
+    """The files in messages."""
+    return str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} … {sources[-1].path}"
+
+
+def warn_of_left_out(split: SplitRule, left_out: int, others: int, taken: int, sources: Sequence[Read]) -> None:
+    """Warns of jets that are in no part of a split, of these and others. Raises DataError where none was taken."""
+    if left_out:
+        why = f"their {split.column} is none of {split.words}"
+        what = f"{left_out:,} of {others + left_out:,} jets left out by the split"
+        warnings.warn(f"{what}: {why}", KdfastWarning, stacklevel=5)
+        if taken == 0:
+            raise DataError(f"no jet is of a part of the split: {why}", where=_where(sources))
+
+
+def check_numbers(jets: int, constituents: int, faults: Faults, sources: Sequence[Read]) -> None:
+    """Raises DataError where no jet was read, or none with a constituent."""
+    where = _where(sources)
+    if jets == 0 and not faults.counts:
+        raise DataError("no jet is of a class that the column map names", where=where)
+    if jets == 0:
+        raise faults.all_bad(where)
+    if constituents == 0:
+        place = f"{where}, {sources[0].word} {sources[0].columns.constituents.names[0]}"
+        raise DataError("every jet is empty: no constituent has pT > 0", where=place)
+
+
+def check_all(jets: PackedJets, sources: Sequence[Read], require_labels: bool) -> None:
+    """Raises DataError where two jets have one id, or all weights are zero."""
+    where = _where(sources)
+    first = sources[0]
+    if first.columns.id:
+        _check_different(jets.index, f"{where}, {first.word} {first.columns.id}")
+    if require_labels and not jets.weights.any():
+        raise DataError("all weights are zero", where=f"{where}, {first.word} {first.weights}")
 
 
 def _check_different(index: NDArray[np.int64], where: str) -> None:

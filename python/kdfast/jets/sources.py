@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 
@@ -24,6 +24,7 @@ from kdfast.jets.table import RAGGED, Table, check_is_file
 __all__ = [
     "AnyPath",
     "Input",
+    "Read",
     "Source",
     "as_paths",
     "check_same_weights",
@@ -80,6 +81,19 @@ def expand(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
 def inputs_of(data: Any) -> list[Input]:
     """The files that paths stand for, or a table in memory."""
     return [MemoryTable(data)] if is_table(data) else [*expand(data)]
+
+
+class Read(Protocol):
+    """A file that was read, as messages name it."""
+
+    @property
+    def path(self) -> Input: ...
+    @property
+    def word(self) -> str: ...
+    @property
+    def columns(self) -> ColumnMap: ...
+    @property
+    def weights(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -251,7 +265,7 @@ def _as_asked(error: DataError, table: Table, columns: ColumnMap, key: str) -> D
     return DataError(error.what, where=error.where, hint=hint)
 
 
-def check_same_weights(sources: list[Source]) -> None:
+def check_same_weights(sources: Sequence[Read]) -> None:
     """Weighted and unweighted jets can't be mixed: a weight of 1 means something else among real ones. Nor can the
     weights of two versions, whose scales differ."""
     weighted = [source for source in sources if source.weights]

@@ -16,7 +16,7 @@ from kdfast.errors import ConfigError
 from kdfast.jets.columns import COLUMN_PRESETS, ColumnMap, column_map, is_default
 from kdfast.jets.splits import PARTS, SplitRule, split_rule
 
-__all__ = ["DATA_SOURCE", "GIVEN", "DataSettings", "HLTFiles", "SettingsTable", "Shown"]
+__all__ = ["DATA_SOURCE", "GIVEN", "DataSettings", "HLTFiles", "NumberOrAll", "SettingsTable", "Shown"]
 
 # In [data]: where the jets are, how they are stored, and which of them are read. The fingerprints of the jets and of
 # their split decide, not these.

@@ -79,6 +79,7 @@ class SweepSettings(TypedDict, total=False):
     clip_norm: float | None
     patience: int | None
     attention_weight: float | None
+    shuffle_window: int | Literal["all"] | None
     teacher_epochs: int | None
     teacher_patience: int | None
 

@@ -22,8 +22,9 @@ from kdfast.errors import ConfigError, suggest
 from kdfast.files import read_toml
 from kdfast.jets.columns import is_default
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
+from kdfast.jets.jet_store import is_store
 from kdfast.models.config import PRESETS, ModelConfig, model_config
-from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, SettingsTable, Shown
+from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, NumberOrAll, SettingsTable, Shown
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.setting_errors import SettingError
 from kdfast.validation import in_words
@@ -52,6 +53,10 @@ def check_counts(**counts: Any) -> None:
 class RecipeSettings(Recipe, SettingsTable):
     """[recipe]: how each model is trained (see Recipe), and the teacher's own settings."""
 
+    shuffle_window: Annotated[NumberOrAll, Shown(metavar="N|all", kind=str, unset="all; 262144 for a packed store")] = (
+        None
+    )
+    """Jets that are shuffled together, in windows of blocks from all over the training jets."""
     teacher_epochs: Annotated[int | None, Field(ge=1), Shown(unset="as epochs")] = None
     """Planned epochs of the teacher."""
     teacher_patience: int = Field(default=15, ge=1)
@@ -226,6 +231,8 @@ class StudySettings(SettingsTable):
                     files.pop(key, None)
         if len(self.data.shared) == 1:
             del data["fractions"]
+        if _is_stored(self.data.paths):  # whose default is another
+            table["recipe"].setdefault("shuffle_window", "all")
         if is_default(self.data.columns):  # so that kdfast 0.2 reads the file too
             del data["columns"]
             if self.data.unit == "MeV":
@@ -255,6 +262,8 @@ class StudySettings(SettingsTable):
             table["hlt"] = asdict(hlt_config(self.hlt))
         recipe = table["recipe"]
         recipe.setdefault("teacher_epochs", self.recipe.epochs)
+        if self.recipe.shuffle_window is None:
+            recipe.pop("shuffle_window", None)
         warmup = self.recipe.warmup_epochs
         recipe["warmup_epochs"] = self.recipe.student().warmup_epochs
         if self.recipe.teacher().warmup_epochs != warmup:  # older versions did not shorten it
@@ -296,7 +305,10 @@ class StudySettings(SettingsTable):
             # The default's number asks for nothing: every study.toml holds it (see DataSettings.asks_for_constituents).
             same = asked["data"].get("max_constituents") == DataSettings.model_fields["max_constituents"].default
             asked["data"] = {k: v for k, v in asked["data"].items() if not (same and k == "max_constituents")}
-        data_given = data_given or bool(asked.get("data", {}).get("paths"))
+        paths = asked.get("data", {}).get("paths")
+        data_given = data_given or bool(paths)
+        if _is_stored(paths):
+            asked = _merge({"recipe": {"shuffle_window": STORED_WINDOW}}, asked)
         try:
             return cls.model_validate(asked if data_given else _merge(DEMO, asked))
         except ValidationError as error:
@@ -320,6 +332,15 @@ DEMO: dict[str, Any] = {
         "teacher_epochs": 20,
     },
 }
+
+
+STORED_WINDOW = 1 << 18  # jets: their features take some 80 MB of the trigger's view, 300 MB of the offline view
+
+
+def _is_stored(paths: Any) -> bool:
+    """Whether the jets are in a packed store."""
+    entries = paths if isinstance(paths, (list, tuple)) else [paths]
+    return any(is_store(entry) for entry in entries if isinstance(entry, (str, PathLike)))
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Inputs:
         if hlt_jets is None and isinstance(settings.hlt, HLTFiles):
             hlt_jets = _stored_hlt_jets(settings.hlt, settings.data)
         decisive = _decisive(settings, teacher, hlt_jets)
-        decisive["data"] |= sets.fingerprints(jets)
+        decisive["data"] |= sets.fingerprints(jets, settings.data.max_constituents)
         if store is not None:
             refuse_another(store, decisive)
         return cls(given, prepare(jets, settings, hlt_jets, sets), sets, teacher, decisive)
@@ -257,6 +257,9 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
         table["data"] = kept | {key: here["data"][key] for key in DATA_SOURCE if key in here["data"]}
         if isinstance(settings.hlt, HLTFiles) or settings.hlt == GIVEN:
             table["hlt"] = here["hlt"]
+        kept = {key: value for key, value in table["recipe"].items() if key != "shuffle_window"}
+        shuffled = {key: here["recipe"][key] for key in ("shuffle_window",) if key in here["recipe"]}
+        table["recipe"] = kept | shuffled  # files and their store differ in its default, not in what it does here
     if "teacher" in found:
         found.add("teacher_kind")
     for key in found & {"device", "checkpoint_every", "teacher", "teacher_kind"}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,24 @@ from numpy.typing import NDArray
 
 from kdfast.distill.pack import View
 from kdfast.errors import DataError
-from kdfast.jets.features import Standardisation, features
+from kdfast.jets.features import Standardisation
 from kdfast.jets.fingerprint import jet_hashes
+from kdfast.jets.jet_store import check_stored_constituents, is_store, only_store, store_of, verify_store
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.pairs import check_pairs
 from kdfast.jets.units import check_in_gev
+from kdfast.mapped import release
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
 from kdfast.study.sets import CLASSES, SET_PATHS, SETS, SPLITS, Sets, check_apart, join, split
+from kdfast.study.views import fit_standardisation, view_of
 
 if TYPE_CHECKING:
     from kdfast.jets.readers import Reading
 
 __all__ = ["SPLITS", "PreparedData", "load", "load_sets", "prepare", "reading"]
+
+CHECKED_JETS = 1 << 16  # at a time
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class PreparedData:
 
     def seen_by(self, tagger: Tagger) -> dict[str, View]:
         """By split, the jets as a trained tagger sees them: with its own view and standardisation."""
-        return {split: _view(tagger.preparation, self.jets[part]) for split, part in self.positions.items()}
+        return {split: view_of(tagger.preparation, self.jets, part) for split, part in self.positions.items()}
 
 
 def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
@@ -81,6 +86,8 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
     for name in SETS:
         if name in given:
             jets = given[name]
+        elif any(map(is_store, files[name])):
+            jets = _stored(files[name], reading(settings, name))
         elif files[name]:
             from kdfast.jets.readers import read_jets
 
@@ -94,10 +101,10 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
             continue
         if name == "data" and settings.max_jets is not None:
             jets = jets[: settings.max_jets]
-        found[name] = jets.hardest(settings.max_constituents)
+        found[name] = _cut(jets, settings.max_constituents)
         _check(found[name], name)
         check_in_gev(found[name], name)
-    jets = join(found)
+    jets = _cut(join(found), settings.max_constituents)
     sets = Sets.of({name: len(each) for name, each in found.items()}, places)
     check_apart(jets, sets)
     return jets, sets
@@ -120,6 +127,23 @@ def reading(settings: DataSettings, name: str = "data") -> Reading:
     )
 
 
+def _stored(paths: Sequence[str], how: Reading) -> PackedJets:
+    """The jets of a packed store with all their constituents, after a comparison with its checksums."""
+    from kdfast.jets.readers import read_jets
+
+    path = only_store(paths)
+    for _ in verify_store(path):
+        pass
+    if how.exactly and how.max_constituents is not None:
+        check_stored_constituents(path, how.max_constituents)
+    return read_jets(path, replace(how, max_constituents=None))[0]
+
+
+def _cut(jets: PackedJets, max_constituents: int | None) -> PackedJets:
+    """Jets in memory with their hardest constituents. Those of a store are cut when their views are made."""
+    return jets.hardest(max_constituents) if store_of(jets) is None else jets
+
+
 def prepare(
     jets: PackedJets, settings: StudySettings, hlt_jets: PackedJets | None = None, sets: Sets | None = None
 ) -> PreparedData:
@@ -132,7 +156,7 @@ def prepare(
     """
     sets = sets or Sets.of({"data": len(jets)})
     if hlt_jets is not None:
-        hlt_jets = _paired(jets, hlt_jets.hardest(settings.data.max_constituents), sets)
+        hlt_jets = _paired(jets, _cut(hlt_jets, settings.data.max_constituents), sets)
     positions = split(jets, settings.data, sets)
     hlt = settings.hlt if hlt_jets is None else None
     assert not isinstance(hlt, HLTFiles), "Inputs.load reads them"
@@ -143,29 +167,20 @@ def prepare(
     # does not standardise) makes.
     unit = Standardisation(torch.zeros(7), torch.ones(7))
     first = Preparation("offline", hlt, seed, constituents, unit)
-    train = first.view_of(jets[positions["train"]])
-    if not len(train.constituents):
+    standardisation = fit_standardisation(first, jets, positions["train"])
+    if standardisation is None:
         raise _no_constituent("train jets, offline view")
-    standardisation = Standardisation.fit(features(train))
     offline = replace(first, standardisation=standardisation)
     trigger = replace(offline, view="hlt")
 
     views: dict[str, dict[str, View]] = {"offline": {}, "hlt": {}}
     for part, rows in positions.items():
-        views["offline"][part] = _view(offline, jets[rows])
-        views["hlt"][part] = _view(trigger, (jets if hlt_jets is None else hlt_jets)[rows])
+        views["offline"][part] = view_of(offline, jets, rows)
+        views["hlt"][part] = view_of(trigger, jets if hlt_jets is None else hlt_jets, rows)
         for name in views:
             if not len(views[name][part].features):
                 raise _no_constituent(f"{part} jets, {name} view")
     return PreparedData(jets, positions, views["offline"], views["hlt"], offline, trigger)
-
-
-def _view(preparation: Preparation, jets: PackedJets) -> View:
-    seen = preparation.view_of(jets)
-    inputs, offsets = preparation.inputs(seen)
-    labels = torch.from_numpy(jets.labels.astype(np.float32))
-    weights = torch.from_numpy(jets.weights)
-    return View(inputs, offsets, labels, weights)
 
 
 def _check(jets: PackedJets, where: str) -> None:
@@ -182,9 +197,15 @@ def _check(jets: PackedJets, where: str) -> None:
         hint = "take absolute values, give all jets weight 1, or leave such jets out: jets[jets.weights >= 0]"
         what = f"weight must be finite and ≥ 0, is {jets.weights[row]}"
         raise DataError(what, where=f"{where}, row {row}", hint=hint)
+    for start in range(0, len(jets), CHECKED_JETS):
+        _check_constituents(jets[start : start + CHECKED_JETS], where, start)
+    release(vars(jets).values())
+
+
+def _check_constituents(jets: PackedJets, where: str, first_row: int) -> None:
     bad = ~(np.isfinite(jets.constituents).all(axis=1) & (jets.constituents[:, 0] >= 0))
     if bad.any():
-        row = int(np.searchsorted(jets.offsets, np.argmax(bad), side="right")) - 1
+        row = first_row + int(np.searchsorted(jets.offsets, np.argmax(bad), side="right")) - 1
         pt, eta, phi, energy = jets.constituents[np.argmax(bad)].tolist()
         raise DataError(
             f"a constituent is not finite or has pT < 0 (pt {pt}, eta {eta}, phi {phi}, energy {energy})",

@@ -55,10 +55,10 @@ class Sets:
         by_set = [np.full(size, SETS.index(name), np.int8) for name, size in sizes.items()]
         return cls(rows, np.concatenate(by_set) if places is None else places, places is not None)
 
-    def fingerprints(self, jets: PackedJets) -> dict[str, str]:
+    def fingerprints(self, jets: PackedJets, max_constituents: int | None) -> dict[str, str]:
         """What identifies the jets and their split, but for what settings say of it."""
         found = {
-            name.replace("data", "fingerprint"): fingerprint(jets[rows] if len(self.rows) > 1 else jets)
+            name.replace("data", "fingerprint"): fingerprint(jets[rows], max_constituents)
             for name, rows in self.rows.items()
         }
         if self.by_column:

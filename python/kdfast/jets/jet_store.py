@@ -1,0 +1,191 @@
+"""A packed store: the jets of many files in one folder, as they are computed on, mapped into memory.
+
+JETS.store/ holds one .npy file for each array of PackedJets, and store.json, which describes them: numbers of jets and
+constituents, where they come from, and the SHA-256 of each part of each array. `kdfast prepare` writes it (prepare.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdfast.errors import ConfigError, DataError
+from kdfast.files import write_content
+from kdfast.jets.packed import DTYPES, PackedJets
+from kdfast.mapped import is_mapped, map_file, release
+
+__all__ = [
+    "Part",
+    "StoreCard",
+    "array_digest",
+    "array_path",
+    "check_stored_constituents",
+    "is_store",
+    "only_store",
+    "open_store",
+    "store_of",
+    "verify_store",
+]
+
+FORMAT = 1
+CARD = "store.json"
+_AGAIN = "make the store again with kdfast prepare, or restore it from a copy"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(_Document):
+    """Some neighbouring jets of a store, written by one process. sha256: by array, of their bytes."""
+
+    jets: int
+    constituents: int
+    sha256: dict[str, str]
+
+
+class StoreCard(_Document):
+    """store.json. longest: the largest number of constituents of a jet. made_from: the files, and how they were read.
+    dropped: by reason, the jets that were left out."""
+
+    format: int
+    kdfast: str
+    jets: int
+    constituents: int
+    longest: int
+    made_from: dict[str, Any]
+    dropped: dict[str, int]
+    parts: list[Part]
+
+    def write(self, folder: Path) -> None:
+        """Writes store.json with a checksum of its own, whole or not at all."""
+        table = self.model_dump()
+        write_content(folder / CARD, json.dumps({**table, "sha256": _digest(table)}, indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> StoreCard:
+        """The card of a store. Raises DataError where there is none, or it is damaged."""
+        where = str(folder / CARD)
+        try:
+            table = json.loads((folder / CARD).read_bytes())
+            checksum = table.pop("sha256")
+            if int(table["format"]) > FORMAT:
+                what = f"has format {table['format']}, newer than this kdfast reads"
+                raise DataError(what, where=where, hint="update kdfast")
+            if _digest(table) != checksum:
+                raise DataError("is damaged: its content does not match its checksum", where=where, hint=_AGAIN)
+            return cls.model_validate(table)
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"can't be read ({error.strerror})", where=where, hint=_AGAIN) from None
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise DataError(f"is damaged ({str(error).splitlines()[0]})", where=where, hint=_AGAIN) from None
+
+
+def _digest(table: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def is_store(path: str | PathLike[str]) -> bool:
+    """Whether a path is a packed store."""
+    return os.path.isfile(os.path.join(path, CARD))  # which takes any text, also what no path can be
+
+
+def only_store(paths: Sequence[str | PathLike[str]]) -> str | PathLike[str]:
+    """The store among paths. Raises DataError where there is more than that."""
+    if len(paths) == 1:
+        return paths[0]
+    store = next(path for path in paths if is_store(path))
+    hint = "give one store alone; kdfast prepare makes one of several files"
+    raise DataError("is a packed store, and not the only path", where=str(store), hint=hint)
+
+
+def check_stored_constituents(path: str | PathLike[str], max_constituents: int) -> None:
+    """Raises ConfigError where a store holds fewer constituents of each jet than are asked for."""
+    kept = StoreCard.read(Path(path)).made_from.get("max_constituents")
+    if kept is not None and max_constituents > kept:
+        what = f"is {max_constituents}, but {path} was made with the {kept} hardest constituents of each jet"
+        raise ConfigError(what, where="max_constituents", hint=f"ask for {kept} at most, or make the store again")
+
+
+def store_of(jets: PackedJets) -> Path | None:
+    """The store that jets, or a slice of them, are mapped from; None: they are in memory."""
+    array = jets.constituents
+    return Path(array.filename).parent if is_mapped(array) else None  # type: ignore[attr-defined]
+
+
+def array_path(folder: Path, name: str) -> Path:
+    """The file of an array of PackedJets."""
+    return folder / f"{name}.npy"
+
+
+def open_store(path: str | PathLike[str]) -> PackedJets:
+    """The jets of a packed store, mapped into memory.
+
+    Raises DataError for a store that is damaged; `verify_store` also computes its checksums.
+    """
+    folder = Path(path)
+    card = StoreCard.read(folder)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, dtype in DTYPES.items():
+        where = str(array_path(folder, name))
+        try:
+            array = map_file(array_path(folder, name))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"is damaged ({error})", where=where, hint=_AGAIN) from None
+        shape = _shape(card, name)
+        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            what = f"is damaged: it must be {np.dtype(dtype)} {list(shape)}, is {array.dtype} {list(array.shape)}"
+            raise DataError(what, where=where, hint=_AGAIN)
+        arrays[name] = array
+    try:
+        jets = PackedJets(**arrays)
+    except DataError as error:
+        raise DataError(f"is damaged: {error.what}", where=f"{folder}, {error.where}", hint=_AGAIN) from None
+    release(arrays.values())
+    return jets
+
+
+def _shape(card: StoreCard, name: str) -> tuple[int, ...]:
+    rows = {"constituents": card.constituents, "offsets": card.jets + 1}.get(name, card.jets)
+    return (rows, 4) if name in ("constituents", "p4") else (rows,)
+
+
+def verify_store(path: str | PathLike[str]) -> Iterator[int]:
+    """Compares each part of a store with its checksums; yields its number of jets. Raises DataError for the first
+    that differs."""
+    folder = Path(path)
+    jets = open_store(folder)
+    first = 0
+    for part in StoreCard.read(folder).parts:
+        for name in DTYPES:
+            if array_digest(part_of(jets, name, first, part.jets)) != part.sha256.get(name):
+                where = f"{array_path(folder, name)}, jets {first} to {first + part.jets - 1}"
+                raise DataError("is damaged: it does not match its checksum", where=where, hint=_AGAIN)
+        release(vars(jets).values())
+        first += part.jets
+        yield part.jets
+
+
+def part_of(jets: PackedJets, name: str, first: int, number: int) -> NDArray[Any]:
+    """The rows of an array that belong to these jets. A jet's offset is where it ends."""
+    if name == "constituents":
+        return jets.constituents[jets.offsets[first] : jets.offsets[first + number]]
+    shift = 1 if name == "offsets" else 0
+    array: NDArray[Any] = getattr(jets, name)
+    return array[first + shift : first + shift + number]
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """SHA-256 (hexadecimal) of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -1,0 +1,409 @@
+"""`kdfast prepare`: files of jets become a packed store, in parallel, and resumed where it was interrupted.
+
+Processes (part_worker.py) read parts of the files. This process tells each where its jets go, which is known once the
+parts before it have been read, and notes finished parts in a journal.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from kdfast._version import __version__
+from kdfast.errors import ConfigError, DataError, KdfastError, ResourceError, StudyError
+from kdfast.files import fsync_folder
+from kdfast.jets.checks import Faults
+from kdfast.jets.columns import ColumnMap
+from kdfast.jets.isolated import error_of
+from kdfast.jets.jet_store import FORMAT, Part, StoreCard, array_path, open_store
+from kdfast.jets.packed import DTYPES
+from kdfast.jets.partial import jets_reporter, partial_folder
+from kdfast.jets.readers import Reading, check_all, check_numbers
+from kdfast.jets.sources import AnyPath, check_same_weights, expand
+from kdfast.mapped import HEADER_BYTES, write_header
+
+__all__ = ["prepare"]
+
+PART_JETS = 1 << 16  # read by one process at once: some 50 to 200 MB
+READING_LIMIT = 900.0  # seconds of one part: a slow disk reads it in one minute
+JOURNAL = "parts.jsonl"
+WORKER = ("-m", "kdfast.jets.part_worker")
+
+
+def prepare(
+    paths: AnyPath | Sequence[AnyPath],
+    out: str | os.PathLike[str],
+    *,
+    max_constituents: int | None = None,
+    on_bad: Literal["error", "drop"] = "error",
+    unit: Literal["MeV", "GeV"] | None = None,
+    columns: str | os.PathLike[str] | dict[str, Any] | ColumnMap | None = None,
+    sort: bool = False,
+    require_labels: bool = True,
+    exactly: bool = True,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write the jets of files into a packed store, which need not fit into memory.
+
+    A store is a folder of NumPy arrays, checked and in GeV. `sweep`, `predict` and `load_jets` take its path in place
+    of files and read it in place, mapped into memory. Parts that are finished are kept in the folder ``<out>.partial``
+    until the whole store appears: after an interrupt or a kill the same call resumes.
+
+    Parameters
+    ----------
+    paths, max_constituents, on_bad, unit, columns, sort, require_labels
+        As in `load_jets`.
+    exactly
+        False: `max_constituents` is no error where files store fewer.
+    out
+        The folder to write, for example ``jets.store``. It must not exist.
+    jobs
+        Number of processes that read files; by default the cores that this process may use.
+    progress
+        Whether to show progress on standard error.
+
+    Returns
+    -------
+    pathlib.Path
+        `out`.
+
+    Raises
+    ------
+    DataError
+        For bad data, and for a file on which the reading library crashes or does not end.
+    ConfigError
+        For an argument outside its range; if `out` exists or is being written by another process, or if
+        ``<out>.partial`` has parts of other files or settings.
+    StudyError
+        If the store can't be written.
+
+    Examples
+    --------
+    >>> kdfast.prepare("train_*.h5", "jets.store")  # doctest: +SKIP
+    >>> kdfast.sweep("jets.store", out="mine")  # doctest: +SKIP
+    """
+    out = Path(out)
+    reading = Reading(None, max_constituents, on_bad, unit, sort, require_labels, columns, exactly)
+    jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
+    if jobs < 1:
+        raise ConfigError(f"must be at least 1, is {jobs}", where="jobs")
+    if out.exists():
+        raise ConfigError("exists already", where=str(out), hint="choose another name, or delete it first")
+    how = {
+        "columns": reading.columns.model_dump(mode="json", exclude_none=True),
+        "max_constituents": max_constituents,
+        "exactly": exactly,
+        "require_labels": require_labels,
+    }
+    with _Reader() as reader:
+        files = [_File.of(path, how, reader) for path in expand(paths)]
+    check_same_weights(files)
+    in_unit = unit or reading.columns.unit
+    settings = {
+        "kdfast": __version__,
+        "files": [file.described() for file in files],
+        **how,
+        "on_bad": on_bad,
+        "unit": in_unit,
+    }
+    folder = out.with_name(f"{out.name}.partial")
+    with partial_folder(folder, settings):
+        store = _Writing(folder, _plan(files, how, in_unit, on_bad == "drop"))
+        rows = sum(file.rows for file in files)
+        with jets_reporter("preparing", rows, store.rows_done, folder, progress) as report:
+            store.write(min(jobs, len(store.requests)), report)
+        with _writing(out):
+            _finish(store, settings, files)
+            for leftover in (folder / JOURNAL, folder / "settings.json"):
+                leftover.unlink()
+            os.replace(folder, out)
+            fsync_folder(out.absolute().parent)
+    return out
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "finished parts are kept: rerun the same command to resume"
+        raise StudyError(f"can't be written ({error.strerror})", where=str(out), hint=hint) from error
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the header of a file says. word: what messages call a column. weights: the column of weights, or None."""
+
+    path: Path
+    word: str
+    columns: ColumnMap
+    rows: int
+    chunk_rows: int
+    weights: str | None
+
+    @classmethod
+    def of(cls, path: Path, how: dict[str, Any], reader: _Reader) -> _File:
+        answer = reader.ask("inspect", path, **how)
+        columns = ColumnMap.model_validate(how["columns"])
+        chunk_rows = max(answer["chunk_rows"], 1)
+        return cls(path, answer["word"], columns, answer["rows"], chunk_rows, answer["weights"])
+
+    def described(self) -> dict[str, Any]:
+        """By which a changed file is noticed when the work is resumed."""
+        found = self.path.stat()
+        return {
+            "path": str(self.path.absolute()),
+            "rows": self.rows,
+            "bytes": found.st_size,
+            "mtime_ns": found.st_mtime_ns,
+        }
+
+
+def _plan(files: Sequence[_File], how: dict[str, Any], unit: str, drop: bool) -> list[dict[str, Any]]:
+    """The parts, as requests to a worker; they depend on files and settings alone."""
+    requests: list[dict[str, Any]] = []
+    first_index = 0
+    for file in files:
+        step = max(PART_JETS // file.chunk_rows, 1) * file.chunk_rows
+        for start in range(0, file.rows, step):
+            rows = {"start": start, "stop": min(start + step, file.rows)}
+            requests.append({"path": file.path, **rows, "first_index": first_index, "unit": unit, "drop": drop, **how})
+        first_index += file.rows
+    return requests
+
+
+class _Reader:
+    """A process that reads parts of files."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, *WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the others
+        )
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(OSError):
+                stream.close()
+        self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def ask(self, do: str, path: Path, **request: Any) -> dict[str, Any]:
+        """The answer to a request about a file. Raises what the process raised, DataError for its own death."""
+        if do != "write":
+            request["path"] = str(path)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        slow = threading.Event()
+
+        def give_up() -> None:
+            slow.set()
+            self.kill()
+
+        timer = threading.Timer(READING_LIMIT, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+                self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
+        if not line.endswith("\n"):
+            raise self._died(path, request, slow.is_set())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise error_of(answer["error"], [str(path)])
+        if "os_error" in answer:
+            number, text = answer["os_error"]
+            if number == errno.ENOMEM:
+                raise ResourceError("there is not enough memory for a part", where=str(path), hint="use fewer jobs")
+            raise OSError(number, text)
+        return answer
+
+    def _died(self, path: Path, request: dict[str, Any], slow: bool) -> KdfastError:
+        status = self._process.wait()
+        where = str(path) + (f", rows {request['start']} to {request['stop'] - 1}" if "start" in request else "")
+        hint = "copy or download it again; if that does not help, write it again by another program"
+        if slow:
+            return DataError(f"reading it took more than {READING_LIMIT:g} s", where=where, hint=hint)
+        if status == -signal.SIGKILL:
+            hint = "is there enough memory? use fewer jobs; finished parts are kept, rerun the same command to resume"
+            return ResourceError("the process that read it was killed", where=where, hint=hint)
+        name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return DataError(f"the library that reads it crashed ({name})", where=where, hint=hint)
+
+
+@dataclass
+class _Writing:
+    """A store while it is being written. parts: finished ones, by number; those before `placed` have their places."""
+
+    folder: Path
+    requests: list[dict[str, Any]]
+    parts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    placed: int = 0
+    jets: int = 0
+    constituents: int = 0
+    fault: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.changed = threading.Condition()
+        for name, dtype in DTYPES.items():
+            with open(array_path(self.folder, name), "ab") as file:
+                if name == "offsets" and not file.tell():  # parts write where jets end
+                    file.write(bytes(HEADER_BYTES + np.dtype(dtype).itemsize))
+        self._read_journal()
+
+    def _read_journal(self) -> None:
+        """Takes the parts that were finished, up to the first that was not: the place of all others may differ."""
+        journal = self.folder / JOURNAL
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        known: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
+                part = json.loads(line)
+                known[int(part["number"])] = part
+        while self.placed in known:
+            self._place(self.placed, known[self.placed])
+            self.parts[self.placed - 1] = known[self.placed - 1]
+        with open(journal, "w") as file:
+            file.writelines(json.dumps(part) + "\n" for part in self.parts.values())
+
+    @property
+    def rows_done(self) -> int:
+        return sum(request["stop"] - request["start"] for request in self.requests[: len(self.parts)])
+
+    def _place(self, number: int, answer: dict[str, Any]) -> dict[str, int]:
+        """Where a part's jets go, behind those of all earlier parts."""
+        assert number == self.placed
+        place = {"first_jet": self.jets, "first_constituent": self.constituents}
+        self.placed += 1
+        self.jets += answer["jets"]
+        self.constituents += answer["constituents"]
+        return place
+
+    def write(self, jobs: int, report: Callable[[int], None]) -> None:
+        """Writes the parts that are missing, by this number of processes. Raises the first fault of any."""
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(self.placed, len(self.requests)):
+            waiting.put(number)
+        readers = [_Reader() for _ in range(jobs if not waiting.empty() else 0)]
+        with open(self.folder / JOURNAL, "a") as journal:
+            threads = [
+                threading.Thread(target=self._work, args=(reader, waiting, journal, report), daemon=True)
+                for reader in readers
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    while thread.is_alive():  # a wait without an end would not see Ctrl-C
+                        thread.join(0.1)
+            finally:
+                self._fail(KeyboardInterrupt())
+                for reader in readers:
+                    reader.__exit__()
+                for thread in threads:
+                    thread.join()
+        if self.fault is not None and len(self.parts) < len(self.requests):
+            raise self.fault
+
+    def _place_in_turn(self, number: int, answer: dict[str, Any]) -> dict[str, int] | None:
+        """The part's place, once those of all earlier parts are known; None: there was a fault."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.placed == number or self.fault is not None)
+            if self.fault is not None:
+                return None
+            place = self._place(number, answer)
+            self.changed.notify_all()
+            return place
+
+    def _fail(self, fault: BaseException) -> None:
+        with self.changed:
+            self.fault = self.fault or fault
+            self.changed.notify_all()
+
+    def _work(
+        self, reader: _Reader, waiting: queue.SimpleQueue[int], journal: IO[str], report: Callable[[int], None]
+    ) -> None:
+        """One process's work: read a part, wait for its place, write it, note it."""
+        try:
+            while self.fault is None:
+                try:
+                    number = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                request = self.requests[number]
+                answer = reader.ask("read", **request)
+                place = self._place_in_turn(number, answer)
+                if place is None:
+                    return
+                written = reader.ask("write", request["path"], folder=str(self.folder), **place)
+                with self.changed:
+                    self.parts[number] = {"number": number, **answer, **written}
+                    journal.write(json.dumps(self.parts[number]) + "\n")
+                    journal.flush()
+                    os.fsync(journal.fileno())
+                    report(request["stop"] - request["start"])
+        except OSError as error:
+            hint = "make room and rerun the same command" if error.errno == errno.ENOSPC else None
+            self._fail(StudyError(f"can't be written ({error.strerror})", where=str(self.folder), hint=hint))
+        except BaseException as error:
+            self._fail(error)
+
+
+def _finish(store: _Writing, settings: dict[str, Any], files: Sequence[_File]) -> None:
+    """Checks what concerns all jets; writes the arrays' headers and the card."""
+    parts = [store.parts[number] for number in range(len(store.requests))]
+    faults = Faults(drop=True)
+    for part in parts:
+        for reason, number in part["dropped"].items():
+            faults.counts[reason] = faults.counts.get(reason, 0) + number
+            faults.first.setdefault(reason, part["first"][reason])
+    check_numbers(store.jets, store.constituents, faults, files)
+    faults.warn(sum(part["rows_read"] for part in parts))
+    shapes = {
+        "constituents": (store.constituents, 4),
+        "offsets": (store.jets + 1,),
+        "p4": (store.jets, 4),
+    }
+    for name, dtype in DTYPES.items():
+        write_header(array_path(store.folder, name), dtype, shapes.get(name, (store.jets,)))
+    StoreCard(
+        format=FORMAT,
+        kdfast=__version__,
+        jets=store.jets,
+        constituents=store.constituents,
+        longest=max(part["longest"] for part in parts),
+        made_from=settings,
+        dropped=faults.counts,
+        parts=[Part(**{key: part[key] for key in Part.model_fields}) for part in parts],
+    ).write(store.folder)
+    check_all(open_store(store.folder), files, settings["require_labels"])

@@ -1,0 +1,201 @@
+"""Views of jets for training: in memory, or, where the jets are mapped from a packed store, in files next to it.
+
+JETS.store/views/KEY/ holds one view: features.npy, offsets.npy, labels.npy, weights.npy, and view.json with their
+checksums. Every study and process with the same split, emulation and standardisation uses the same one. A view may be
+deleted when nothing uses it; it is then made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdfast.distill.pack import View
+from kdfast.files import fsync_folder, write_content, writing_errors
+from kdfast.jets.features import Standardisation, features
+from kdfast.jets.jet_store import StoreCard, store_of
+from kdfast.jets.packed import PackedJets
+from kdfast.mapped import HEADER_BYTES, is_mapped, map_file, release, write_header
+from kdfast.models.tagger import Preparation
+from kdfast.process import temporary_name
+from kdfast.store.identity import training_environment
+
+__all__ = ["fit_standardisation", "view_of"]
+
+JETS = 1 << 15  # at a time: some 40 MB of features
+HASHED_BYTES = 1 << 24  # at a time
+ARRAYS = {"features": np.float32, "offsets": np.int64, "labels": np.float32, "weights": np.float32}
+CARD = "view.json"
+
+
+def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.int64]) -> View:
+    """The jets at these positions (rising) as a model sees them.
+
+    Raises StudyError where a view of mapped jets can't be written.
+    """
+    store = store_of(jets)
+    if store is None:
+        return _in_memory(preparation, jets[positions])
+    folder = store / "views" / _key(store, preparation, positions)
+    if not _is_intact(folder):
+        with writing_errors(folder):
+            _write(folder, preparation, jets, positions)
+    arrays = {name: map_file(folder / f"{name}.npy") for name in ARRAYS}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return View(**tensors, mapped=tuple(filter(is_mapped, arrays.values())))
+
+
+def _in_memory(preparation: Preparation, jets: PackedJets) -> View:
+    inputs, offsets = preparation.inputs(preparation.view_of(jets))
+    labels = torch.from_numpy(jets.labels.astype(np.float32))
+    return View(inputs, offsets, labels, torch.from_numpy(jets.weights))
+
+
+def _blocks(jets: PackedJets, positions: NDArray[np.int64]) -> Iterator[PackedJets]:
+    for start in range(0, len(positions), JETS):
+        yield jets[positions[start : start + JETS]]
+        release(vars(jets).values())
+
+
+# ---- the standardisation
+
+
+def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[np.int64]) -> Standardisation | None:
+    """Of the features of the jets at these positions, by a preparation that does not standardise; None: they have no
+    constituent.
+
+    Jets in memory are taken at once. Those of a store are taken block by block, which changes at most the rounding of
+    the sums in float64. Kept next to the store's views.
+    """
+    store = store_of(jets)
+    if store is None:
+        view = unit.view_of(jets[positions])
+        return Standardisation.fit(features(view)) if len(view.constituents) else None
+    path = store / "views" / f"standardisation-{_key(store, unit, positions)}.json"
+    with suppress(OSError, ValueError, KeyError):
+        return Standardisation.from_dict(json.loads(path.read_bytes()))
+    sums = _Moments()
+    for block in _blocks(jets, positions):
+        sums.add(features(unit.view_of(block)))
+    if not sums.number:
+        return None
+    found = Standardisation.of_moments(*sums.moments())
+    with writing_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        write_content(path, json.dumps(found.to_dict()).encode())
+    return found
+
+
+class _Moments:
+    """Mean and population variance in float64, of deviations from the first block's mean: no digits cancel."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.shift: Tensor = torch.zeros(0)
+        self.sum: Tensor = torch.zeros(0)
+        self.squares: Tensor = torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        x = rows.double()
+        if not self.number:
+            self.shift = x.mean(dim=0)
+            self.sum = torch.zeros_like(self.shift)
+            self.squares = torch.zeros_like(self.shift)
+        x -= self.shift
+        self.number += len(x)
+        self.sum += x.sum(dim=0)
+        self.squares += (x * x).sum(dim=0)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        mean = self.sum / self.number
+        variance = (self.squares / self.number - mean * mean).clamp(min=0)
+        return self.shift + mean, variance.sqrt()
+
+
+# ---- views in files
+
+
+def _key(store: Path, preparation: Preparation, positions: NDArray[np.int64]) -> str:
+    """What a view's numbers depend on: jets, preparation, and what rounds them."""
+    here = training_environment("cpu")
+    rounding = {name: here[name] for name in ("kdfast", "isa", "backend")}
+    card = StoreCard.read(store).model_dump()
+    digest = hashlib.sha256(json.dumps([card["parts"], preparation.to_json(), rounding], sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(positions).data)
+    return digest.hexdigest()[:32]
+
+
+def _write(folder: Path, preparation: Preparation, jets: PackedJets, positions: NDArray[np.int64]) -> None:
+    """Writes a view into files block by block; it appears whole or not at all."""
+    folder.parent.mkdir(exist_ok=True)
+    temporary = temporary_name(folder)
+    temporary.mkdir()
+    try:
+        shapes = _write_arrays(temporary, preparation, jets, positions)
+        for name, dtype in ARRAYS.items():
+            write_header(temporary / f"{name}.npy", dtype, shapes[name])
+        digests = {name: _digest(temporary / f"{name}.npy") for name in ARRAYS}
+        write_content(temporary / CARD, json.dumps(digests, indent=1).encode())
+        fsync_folder(temporary)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not _is_intact(folder):  # no other process was first
+                raise
+        fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_arrays(
+    folder: Path, preparation: Preparation, jets: PackedJets, positions: NDArray[np.int64]
+) -> dict[str, tuple[int, ...]]:
+    rows = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in ARRAYS}
+        for file in files.values():
+            file.write(bytes(HEADER_BYTES))
+        files["offsets"].write(bytes(8))
+        width = 0
+        for block in _blocks(jets, positions):
+            view = _in_memory(preparation, block)
+            width = view.features.shape[1]
+            ends = view.offsets[1:] + rows
+            for name, tensor in (("features", view.features), ("offsets", ends)):
+                files[name].write(tensor.contiguous().numpy().data)
+            files["labels"].write(view.labels.numpy().data)
+            files["weights"].write(view.weights.contiguous().numpy().data)
+            rows += len(view.features)
+    number = len(positions)
+    return {"features": (rows, width), "offsets": (number + 1,), "labels": (number,), "weights": (number,)}
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether a view is there and matches its checksums."""
+    try:
+        digests: dict[str, Any] = json.loads((folder / CARD).read_bytes())
+        return all(_digest(folder / f"{name}.npy") == digests[name] for name in ARRAYS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""Sweeps from a packed store: the same results as from memory, by views in files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kdfast
+from kdfast.errors import ConfigError, StudyError
+from kdfast.jets import prepare as preparing
+from kdfast.study import views
+from tests.jets.atlas_files import write_atlas
+from tests.study.small_sweep import small_jets, small_sweep
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """small_jets in a store of several parts, with views that are made in several blocks."""
+    monkeypatch.setattr(preparing, "PART_JETS", 64)
+    monkeypatch.setattr(views, "JETS", 100)
+    file = write_atlas(tmp_path / "jets.h5", small_jets(), width=60)
+    return kdfast.prepare(file, tmp_path / "jets.store", progress=False)
+
+
+def scores(study: kdfast.StudyResults) -> dict[tuple[str, int], np.ndarray]:
+    return {
+        (name, seed): study.scores(name, seed)
+        for name, seed in study.results[["run_name", "seed"]].itertuples(index=False)
+    }
+
+
+def test_the_same_results_as_in_memory(tmp_path: Path, store: Path) -> None:
+    wanted = scores(small_sweep(tmp_path / "memory", kdfast.load_jets(tmp_path / "jets.h5")))
+    study = small_sweep(tmp_path / "mapped", store)
+    found = scores(study)
+    assert len(found) == 4
+    assert found.keys() == wanted.keys()
+    for run in found:
+        np.testing.assert_array_equal(found[run], wanted[run])
+    assert len(list((store / "views").glob("*/view.json"))) == 6  # three splits, seen offline and by the trigger
+
+
+def test_views_are_shared_and_made_again_where_damaged(tmp_path: Path, store: Path) -> None:
+    first = scores(small_sweep(tmp_path / "one", store))
+    made = {path: path.stat().st_mtime_ns for path in (store / "views").glob("*/features.npy")}
+    damaged = sorted(made)[0]
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 255
+    damaged.write_bytes(content)
+    second = scores(small_sweep(tmp_path / "two", store))
+    for run in first:
+        np.testing.assert_array_equal(first[run], second[run])
+    now = {path: path.stat().st_mtime_ns for path in (store / "views").glob("*/features.npy")}
+    assert {path for path in made if now[path] != made[path]} == {damaged}
+
+
+def test_other_cuts_and_windows(tmp_path: Path, store: Path) -> None:
+    study = small_sweep(tmp_path / "one", store, max_constituents=5, shuffle_window=64)
+    wanted = small_sweep(
+        tmp_path / "two", kdfast.load_jets(tmp_path / "jets.h5"), max_constituents=5, shuffle_window=64
+    )
+    for run, values in scores(wanted).items():
+        np.testing.assert_array_equal(scores(study)[run], values)
+    with pytest.raises(StudyError, match=r"holds another study: .*shuffle_window is 64 there"):
+        small_sweep(tmp_path / "one", store, max_constituents=5)
+
+
+def test_a_study_of_files_resumes_from_their_store(tmp_path: Path, store: Path) -> None:
+    began = len(small_sweep(tmp_path / "one", [tmp_path / "jets.h5"]).results)
+    again = small_sweep(tmp_path / "one", store, shuffle_window="all", seeds=[42, 43])
+    assert len(again.results) == 2 * began
+    assert 'shuffle_window = "all"' in (tmp_path / "one" / "study.toml").read_text()
+
+
+def test_a_store_with_fewer_constituents(tmp_path: Path) -> None:
+    file = write_atlas(tmp_path / "jets.h5", small_jets(), width=60)
+    out = kdfast.prepare(file, tmp_path / "ten.store", max_constituents=10, progress=False)
+    with pytest.raises(ConfigError, match=r"is 15, but .*ten.store was made with the 10 hardest constituents"):
+        small_sweep(tmp_path / "one", out)
+    assert len(small_sweep(tmp_path / "one", out, max_constituents=None).results) == 4
+
+
+def test_views_that_cannot_be_written(tmp_path: Path, store: Path) -> None:
+    (store / "views").write_text("no folder")
+    with pytest.raises(StudyError, match=r"views.*: can't be written"):
+        small_sweep(tmp_path / "one", store)
+
+
+def test_moments_are_those_of_all_rows() -> None:
+    rows = torch.randn(1000, 7, generator=torch.Generator().manual_seed(1)) * 0.1 + 50
+    moments = views._Moments()
+    for part in rows.split(130):
+        moments.add(part)
+        moments.add(part[:0])
+    mean, std = moments.moments()
+    x = rows.double()
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(std, x.std(0, unbiased=False), rtol=1e-11, atol=0)
+
+
+def test_a_store_is_moved(tmp_path: Path, store: Path) -> None:
+    """A study is resumed with its store at another place."""
+    began = len(small_sweep(tmp_path / "one", store).results)
+    shutil.move(store, tmp_path / "elsewhere")
+    again = small_sweep(tmp_path / "one", tmp_path / "elsewhere", seeds=[42, 1])
+    assert len(again.results) == 2 * began
