@@ -89,7 +89,8 @@ class Packing:
             what = (
                 f"{jets:,} jets need at least {needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB"
             )
-            raise ResourceError(what, hint="read fewer (max_jets), or write a packed store, which is read in place: kdfast prepare")
+            hint = "read fewer (max_jets), or write a packed store, which is read in place: kdfast prepare"
+            raise ResourceError(what, hint=hint)
 
     def packed(self) -> PackedJets:
         """The jets so far. Nothing can be appended afterwards."""
