@@ -99,7 +99,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("files")
 def test_each_recipe_reads_its_file() -> None:
     recipes = blocks("python")
-    assert len(recipes) == 11
+    assert len(recipes) == 12
     for recipe in recipes:
         names: dict[str, Any] = {"kdfast": kdfast, "x": X, "mask": MASK, "labels": JETS.labels}
         exec(compile(recipe, str(PAGE), "exec"), names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ JETS = synthetic_jets(60, max_constituents=20)
 CRASH = "import os, sys; sys.stdin.read(); os.write(1, b'0\\n1\\n'); os.kill(os.getpid(), 11)"
 HANG = "import os, sys, time; sys.stdin.read(); os.write(1, b'0\\n1\\n'); time.sleep(60)"
 DIES_AT_ONCE = "import os; os._exit(3)"
+
+# Gets the signals that a batch system sends to all of a job's processes, and then works.
+SIGNALLED = """
+import os
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    os.kill(os.getpid(), number)
+"""
 
 
 @pytest.fixture
@@ -85,6 +93,12 @@ def test_a_crash_or_a_hang_is_an_error(
         load_jets(files, isolate=True)
 
 
+def test_signals_that_stop_a_sweep_are_for_the_parent(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = isolated._CHILD.replace("sys.path[:] =", f"{SIGNALLED}sys.path[:] =")
+    monkeypatch.setattr(isolated, "_CHILD", program)
+    assert len(load_jets(files, isolate=True)) == 60
+
+
 def test_more_jets_than_the_memory_holds(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "memory", lambda: 1000)
     with pytest.raises(ResourceError, match=r"60 jets need at least .* GiB, .*\nread fewer: max_jets"):
@@ -96,15 +110,12 @@ def test_the_child_ends_with_its_parent(files: list[Path]) -> None:
     """The child of a parent that is killed does not stay."""
     pid = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
     if pid == 0:
-        os.environ["PYTHONFAULTHANDLER"] = ""
         program = "import os, time; from kdfast.jets import reading_process as r; r._limit_memory = lambda: ("
         program += f"open({str(files[0].parent / 'pid')!r}, 'w').write(str(os.getpid())), time.sleep(60)); r.main()"
-        isolated._CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); " + program
+        isolated._CHILD = isolated._CHILD.replace("from kdfast.jets.reading_process import main\nmain()", program)
         load_jets(files, isolate=True)
         os._exit(0)
     written = files[0].parent / "pid"
-    import time
-
     end = time.monotonic() + 60
     while not (written.exists() and written.read_text()) and time.monotonic() < end:
         time.sleep(0.05)

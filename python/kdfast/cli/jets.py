@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -102,16 +103,19 @@ def predict(
     """
     from kdfast.jets.readers import load_jets
     from kdfast.jets.sources import expand
-    from kdfast.models import load_model
-    from kdfast.models.scoring import write_scores
 
     for used in [model, *expand(data)]:
         if out.exists() and used.exists() and out.samefile(used):
             hint = "give another name: the scores would replace it"
             raise ConfigError("is one of the input files", where=f"--out {out}", hint=hint)
-    tagger = load_model(model)
     how = given({"max_jets": max_jets, "on_bad": on_bad, "columns": columns, "unit": unit, "sort": sort})
-    jets = load_jets(data, require_labels=False, **how)
+    with ThreadPoolExecutor(1) as pool:  # in a process of its own, while this one imports torch
+        reading = pool.submit(load_jets, data, require_labels=False, isolate=True, **how)
+        from kdfast.models import load_model
+        from kdfast.models.scoring import write_scores
+
+        tagger = load_model(model)
+        jets = reading.result()
     write_scores(out, tagger, jets, prepared=prepared)
     if not quiet:
         typer.echo(f"{out}: scores of {len(jets):,} jets")

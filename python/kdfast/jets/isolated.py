@@ -32,7 +32,15 @@ __all__ = ["ALIGNMENT", "error_of", "read_in_child"]
 BLOCK_SECONDS = 120.0
 ALIGNMENT = 64  # bytes, of arrays in the shared memory
 
-_CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from kdfast.jets.reading_process import main; main()"
+# Signals that stop a sweep are for the parent, which then ends the child.
+_CHILD = """
+import json, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+sys.path[:] = json.loads(sys.argv[1])
+from kdfast.jets.reading_process import main
+main()
+"""
 
 
 def read_in_child(request: dict[str, Any], files: Sequence[str], stacklevel: int) -> dict[str, NDArray[Any]]:
@@ -48,6 +56,7 @@ def read_in_child(request: dict[str, Any], files: Sequence[str], stacklevel: int
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
             pass_fds=[shared.fileno()],
         )
         try:

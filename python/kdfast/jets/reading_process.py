@@ -27,6 +27,7 @@ from kdfast.process import memory
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
+PIECE = 1 << 25  # bytes
 
 
 def main() -> None:
@@ -83,8 +84,21 @@ def _share(arrays: dict[str, NDArray[Any]], number: int) -> dict[str, Any]:
         size += -(-values.nbytes // ALIGNMENT) * ALIGNMENT
     os.ftruncate(number, size)
     with mmap.mmap(number, size) as content:
-        for name, (dtype, shape, start) in found.items():
-            target = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=start).reshape(shape)
-            np.copyto(target, arrays[name])
-            del target
+        for name, (_, _, start) in found.items():
+            _move(arrays[name], content, start)
     return {"arrays": found, "size": size}
+
+
+def _move(values: NDArray[Any], content: mmap.mmap, start: int) -> None:
+    """Copies an array piece by piece, and gives back the memory of each piece: the jets never take it twice."""
+    source = values.reshape(-1).view(np.uint8)
+    target = np.frombuffer(content, np.uint8, count=source.size, offset=start)
+    for begin in range(0, source.size, PIECE):
+        end = min(begin + PIECE, source.size)
+        np.copyto(target[begin:end], source[begin:end])
+        if end - begin == PIECE:
+            first = -(-(source.ctypes.data + begin) // mmap.PAGESIZE) * mmap.PAGESIZE
+            with contextlib.suppress(OSError, AttributeError):
+                length = ctypes.c_size_t(PIECE - mmap.PAGESIZE)
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(first), length, mmap.MADV_DONTNEED)
+    del target

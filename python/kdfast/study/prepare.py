@@ -124,6 +124,7 @@ def reading(settings: DataSettings, name: str = "data") -> Reading:
         columns=settings.columns,
         exactly=settings.asks_for_constituents,
         split=settings.split,
+        isolate=True,  # half a second of minutes
     )
 
 
