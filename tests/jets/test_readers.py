@@ -388,3 +388,40 @@ def test_memory_stays_at_the_packed_size(tmp_path: Path, chunks: tuple[int, int]
     block = max(BLOCK_BYTES, 4 * chunks[0] * 200)
     # room for 2 % more constituents than the first blocks announce; what is kept of each jet; a few blocks; HDF5
     assert packed < peak < 1.02 * packed + 48 * len(jets) + 4 * block + 10e6
+
+
+BOMB = """
+import sys, time
+from kdfast.errors import DataError
+from kdfast.jets.readers import load_jets
+
+try:
+    load_jets(sys.argv[1])
+except DataError as error:
+    print(error)
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if line.startswith("Vm"))
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_small_file_that_expands_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """3.2 GB of zeros in a file of 6 MB: jets without constituents."""
+    path, rows = tmp_path / "bomb.h5", 1_000_000
+    with h5py.File(path, "w") as file:
+        zeros = np.zeros((10_000, 200), np.float32)
+        how = {"chunks": zeros.shape, "compression": "gzip", "compression_opts": 1, "shuffle": True}
+        dataset = file.create_dataset(CONSTITUENTS[0], (rows, 200), np.float32, **how)
+        for start in range(0, rows, len(zeros)):
+            dataset[start : start + len(zeros)] = zeros
+        for name in CONSTITUENTS[1:]:
+            file[name] = dataset
+        for name in ("fjet_pt", "fjet_eta", "fjet_phi", "fjet_m"):
+            file.create_dataset(name, data=np.full(rows, 5e5, np.float32), compression="gzip")
+        file.create_dataset("labels", data=np.arange(rows) % 2, compression="gzip")
+    assert path.stat().st_size < 1e7
+    run = subprocess.run([sys.executable, "-c", BOMB, path], capture_output=True, text=True, check=True)
+    message, peak = run.stdout.splitlines()
+    assert message.endswith("every jet is empty: no constituent has pT > 0")
+    assert int(peak) < 3e8
