@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def reading(settings: DataSettings, name: str = "data") -> Reading:
         columns=settings.columns,
         exactly=settings.asks_for_constituents,
         split=settings.split,
-        isolate=True,  # half a second of minutes
+        isolate=bool(sys.executable),  # half a second of minutes
     )
 
 
