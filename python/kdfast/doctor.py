@@ -20,6 +20,7 @@ _EXTRAS = {
     "generate": ("pythia8mc", "fastjet"),
     "filters": ("hdf5plugin",),
     "root": ("uproot", "awkward"),
+    "parquet": ("pyarrow",),
     "dask": ("dask", "distributed"),
     "slurm": ("dask-jobqueue",),
     "bench": ("pytest-benchmark",),
