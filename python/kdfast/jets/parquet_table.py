@@ -32,6 +32,7 @@ class ParquetTable(Table):
 
     def __init__(self, path: Path) -> None:
         try:
+            import pyarrow.compute
             import pyarrow.parquet
         except ImportError as error:
             what = f"is a Parquet file, and {error.name} is not installed"
