@@ -172,7 +172,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-MARKS = ("<!-- growth -->\n", "<!-- /growth -->\n")
+def write_table(page: Path, name: str, content: str) -> None:
+    """Replaces what stands between a page's marks of this name."""
+    first, last = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, rest = page.read_text().split(first)
+    page.write_text(f"{before}{first}\n{content}\n{last}{rest.split(last)[1]}")
 
 
 def main() -> None:
@@ -187,9 +191,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
     if given.write is not None:
-        page = given.write.read_text()
-        before, rest = page.split(MARKS[0])
-        given.write.write_text(before + MARKS[0] + "\n" + table(rows) + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
+        write_table(given.write, "growth", table(rows))
 
 
 if __name__ == "__main__":

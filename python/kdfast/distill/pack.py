@@ -17,28 +17,35 @@ from kdfast.models.config import ModelConfig
 from kdfast.ops.arrays import check_offsets
 from kdfast.ops.distill_loss_reference import check_jets
 
-__all__ = ["EpochReport", "Member", "MemberResult", "Pack", "Targets", "View"]
+__all__ = ["EpochReport", "MappedView", "Member", "MemberResult", "Pack", "Targets", "View"]
 
 
 @dataclass(frozen=True)
 class View:
     """One split of the jets as one model sees them.
 
-    features: [M, F] float32, standardised. offsets: [B + 1] int64. labels, weights: [B] float32. mapped: the arrays
-    of these that are mapped from files, which need not fit into memory.
+    features: [M, F] float32, standardised. offsets: [B + 1] int64. labels, weights: [B] float32.
     """
 
     features: Tensor
     offsets: Tensor
     labels: Tensor
     weights: Tensor
-    mapped: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def release(self) -> None:
-        """Drops what has been read of mapped arrays from memory."""
+        """Drops from memory what has been read of arrays in files."""
+
+
+@dataclass(frozen=True)
+class MappedView(View):
+    """A view whose arrays are mapped from files, and need not fit into memory."""
+
+    mapped: tuple[NDArray[Any], ...] = ()
+
+    def release(self) -> None:
         release(self.mapped)
 
 

@@ -25,6 +25,7 @@ from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.units import check_in_gev
+from kdfast.mapped import release
 from kdfast.models.config import ModelConfig
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.jet_transformer import JetTransformer
@@ -32,6 +33,7 @@ from kdfast.models.jet_transformer import JetTransformer
 __all__ = ["Preparation", "Tagger", "load_model", "model_bytes", "tagger_card"]
 
 _FORMAT = 1
+_PREPARED = 1 << 16  # jets at a time: their features take some 100 MB
 _SEVERAL = 20  # jets: fewer may all be soft, empty or alike
 
 
@@ -150,12 +152,18 @@ class Tagger:
         """
         several = len(jets) >= _SEVERAL
         check_in_gev(jets, "jets", also_soft=several and not prepared)
-        view = jets if prepared else self.preparation.view_of(jets)
-        if several and not len(view.constituents):
+        parts: list[Tensor] = []
+        constituents = 0
+        for start in range(0, len(jets), _PREPARED):
+            block = jets[start : start + _PREPARED]
+            view = block if prepared else self.preparation.view_of(block)
+            constituents += len(view.constituents)
+            inputs, offsets = self.preparation.inputs(view)
+            parts += [logits for logits, _, _ in evaluate_model(self.model, inputs, offsets)]
+            release(vars(jets).values())
+        if several and not constituents:
             hint = "the pT threshold of the model's view is above that of every constituent: give harder jets"
             raise DataError("no jet has a constituent left", where="jets", hint=hint)
-        inputs, offsets = self.preparation.inputs(view)
-        parts = [logits for logits, _, _ in evaluate_model(self.model, inputs, offsets)]
         logits = torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
         if several and bool((logits == logits[0]).all()):
             what = f"the scores of all {len(jets):,} jets are equal"

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdfast.distill.pack import View
+from kdfast.distill.pack import MappedView, View
 from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.jet_store import StoreCard, store_of
 from kdfast.jets.packed import PackedJets
-from kdfast.mapped import HEADER_BYTES, is_mapped, map_file, release, write_header
+from kdfast.mapped import HEADER_BYTES, map_file, release, write_header
 from kdfast.models.tagger import Preparation
 from kdfast.process import temporary_name
 from kdfast.store.identity import training_environment
@@ -53,7 +53,7 @@ def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.in
             _write(folder, preparation, jets, positions)
     arrays = {name: map_file(folder / f"{name}.npy") for name in ARRAYS}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return View(**tensors, mapped=tuple(filter(is_mapped, arrays.values())))
+    return MappedView(**tensors, mapped=tuple(arrays.values()))
 
 
 def _in_memory(preparation: Preparation, jets: PackedJets) -> View:
