@@ -303,3 +303,18 @@ def test_coverage_of_the_gap_recovered():
         hits += found is not None and found.low is not None and found.low <= 0.25 <= found.high
     assert within_binomial(hits, STUDIES, 0.95)
     assert math.isfinite(found.value)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_divergences_of_many_jets_are_distributed_as_those_of_few(weighted):
+    rng = np.random.default_rng(1)
+    place = rng.integers(0, 20, 40_000)
+    weights = rng.uniform(0.2, 2.0, 40_000) if weighted else np.ones(40_000)
+    cells = (np.eye(20)[place] * weights[:, None]).astype(np.float32)
+    passed = rng.random(40_000) < 0.02 * (1.0 + 0.3 * (place > 10))
+    few = physics._resampled_divergences(cells, passed, np.random.default_rng(2))
+    many = physics._resampled_of_many(cells, passed, np.random.default_rng(3))
+    for one, other in zip(few, many, strict=True):
+        error = np.hypot(one.std(), other.std()) / len(one) ** 0.5
+        assert abs(one.mean() - other.mean()) < 4 * error
+        assert abs(np.log(one.std() / other.std())) < 4 / len(one) ** 0.5

@@ -51,14 +51,16 @@ class PreparedData:
 
     def shared_arrays(self, split: str) -> dict[str, NDArray[Any]]:
         """labels, weights and index of a split's jets, in the order of every result's scores."""
-        part = self.positions[split]
-        return {"labels": self.jets.labels[part], "weights": self.jets.weights[part], "index": self.jets.index[part]}
+        found = {name: getattr(self.jets, name)[self.positions[split]] for name in ("labels", "weights", "index")}
+        release(vars(self.jets).values())
+        return found
 
     def kinematics(self, split: str) -> dict[str, NDArray[Any]]:
         """pt, eta, mass (GeV) of a split's jets, in the order of `shared_arrays`: for a report's tables by pT
         and of the mass of the background that passes. As the experiment stored them, so the same for every
         view."""
         p4 = self.jets.p4[self.positions[split]]
+        release(vars(self.jets).values())
         return {"pt": p4[:, 0], "eta": p4[:, 1], "mass": p4[:, 3]}
 
     def hashes(self, split: str) -> NDArray[np.uint64]:
@@ -105,6 +107,7 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
         found[name] = _cut(jets, settings.max_constituents)
         _check(found[name], name)
         check_in_gev(found[name], name)
+        release(vars(found[name]).values())
     jets = _cut(join(found), settings.max_constituents)
     sets = Sets.of({name: len(each) for name, each in found.items()}, places)
     check_apart(jets, sets)
@@ -201,7 +204,7 @@ def _check(jets: PackedJets, where: str) -> None:
         raise DataError(what, where=f"{where}, row {row}", hint=hint)
     for start in range(0, len(jets), CHECKED_JETS):
         _check_constituents(jets[start : start + CHECKED_JETS], where, start)
-    release(vars(jets).values())
+        release(vars(jets).values())
 
 
 def _check_constituents(jets: PackedJets, where: str, first_row: int) -> None:
