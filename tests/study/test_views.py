@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import kdfast
+from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets import prepare as preparing
 from kdfast.study import views
@@ -26,7 +28,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return kdfast.prepare(file, tmp_path / "jets.store", progress=False)
 
 
-def scores(study: kdfast.StudyResults) -> dict[tuple[str, int], np.ndarray]:
+def scores(study: kdfast.StudyResults) -> dict[tuple[str, int], pd.DataFrame]:
     return {
         (name, seed): study.scores(name, seed)
         for name, seed in study.results[["run_name", "seed"]].itertuples(index=False)
@@ -40,7 +42,7 @@ def test_the_same_results_as_in_memory(tmp_path: Path, store: Path) -> None:
     assert len(found) == 4
     assert found.keys() == wanted.keys()
     for run in found:
-        np.testing.assert_array_equal(found[run], wanted[run])
+        pd.testing.assert_frame_equal(found[run], wanted[run])
     assert len(list((store / "views").glob("*/view.json"))) == 6  # three splits, seen offline and by the trigger
 
 
@@ -53,7 +55,7 @@ def test_views_are_shared_and_made_again_where_damaged(tmp_path: Path, store: Pa
     damaged.write_bytes(content)
     second = scores(small_sweep(tmp_path / "two", store))
     for run in first:
-        np.testing.assert_array_equal(first[run], second[run])
+        pd.testing.assert_frame_equal(first[run], second[run])
     now = {path: path.stat().st_mtime_ns for path in (store / "views").glob("*/features.npy")}
     assert {path for path in made if now[path] != made[path]} == {damaged}
 
@@ -64,7 +66,7 @@ def test_other_cuts_and_windows(tmp_path: Path, store: Path) -> None:
         tmp_path / "two", kdfast.load_jets(tmp_path / "jets.h5"), max_constituents=5, shuffle_window=64
     )
     for run, values in scores(wanted).items():
-        np.testing.assert_array_equal(scores(study)[run], values)
+        pd.testing.assert_frame_equal(scores(study)[run], values)
     with pytest.raises(StudyError, match=r"holds another study: .*shuffle_window is 64 there"):
         small_sweep(tmp_path / "one", store, max_constituents=5)
 
@@ -108,3 +110,37 @@ def test_a_store_is_moved(tmp_path: Path, store: Path) -> None:
     shutil.move(store, tmp_path / "elsewhere")
     again = small_sweep(tmp_path / "one", tmp_path / "elsewhere", seeds=[42, 1])
     assert len(again.results) == 2 * began
+
+
+def test_hlt_jets_in_a_store(tmp_path: Path, store: Path) -> None:
+    hlt_jets = kdfast.emulate_hlt(kdfast.load_jets(tmp_path / "jets.h5"), "mild", seed=42)
+    file = write_atlas(tmp_path / "hlt.h5", hlt_jets, width=60)
+    hlt_store = kdfast.prepare(file, tmp_path / "hlt.store", progress=False)
+    study = small_sweep(tmp_path / "one", store, hlt={"paths": str(hlt_store)})
+    wanted = small_sweep(tmp_path / "two", [tmp_path / "jets.h5"], hlt={"paths": str(file)})
+    for run, values in scores(wanted).items():
+        pd.testing.assert_frame_equal(scores(study)[run], values)
+
+
+def test_workers_read_the_store_in_place(tmp_path: Path, store: Path) -> None:
+    small_sweep(tmp_path / "one", store, plan_only=True)
+    assert not (tmp_path / "one" / "inputs").exists()
+    assert main(["worker", "--store", str(tmp_path / "one"), "--quiet"]) == 0
+    found = scores(kdfast.open_study(tmp_path / "one"))
+    wanted = scores(small_sweep(tmp_path / "two", store))
+    for run, values in wanted.items():
+        pd.testing.assert_frame_equal(found[run], values)
+
+
+def test_predict_reads_the_store_in_blocks(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_sweep(tmp_path / "one", store)
+    tagger = kdfast.load_model(tmp_path / "one" / "models" / "best_student.safetensors")
+    wanted = tagger.predict(kdfast.load_jets(tmp_path / "jets.h5"))
+    monkeypatch.setattr("kdfast.models.tagger._PREPARED", 64)
+    np.testing.assert_allclose(tagger.predict(kdfast.load_jets(store)), wanted, rtol=0, atol=1e-6)
+
+
+def test_views_that_are_not_used_are_not_made(tmp_path: Path, store: Path) -> None:
+    logits = np.linspace(-2, 2, len(small_jets())).astype(np.float32)
+    small_sweep(tmp_path / "one", store, teacher=logits, teacher_model=None)
+    assert len(list((store / "views").glob("*/view.json"))) == 3  # what students see

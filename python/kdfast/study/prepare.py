@@ -23,7 +23,7 @@ from kdfast.mapped import release
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
 from kdfast.study.sets import CLASSES, SET_PATHS, SETS, SPLITS, Sets, check_apart, join, split
-from kdfast.study.views import fit_standardisation, view_of
+from kdfast.study.views import LazyViews, fit_standardisation, view_of
 
 if TYPE_CHECKING:
     from kdfast.jets.readers import Reading
@@ -67,9 +67,9 @@ class PreparedData:
         """Of a split's jets, by which a teacher's training jets are recognised."""
         return jet_hashes(self.jets)[self.positions[split]]
 
-    def seen_by(self, tagger: Tagger) -> dict[str, View]:
+    def seen_by(self, tagger: Tagger) -> Mapping[str, View]:
         """By split, the jets as a trained tagger sees them: with its own view and standardisation."""
-        return {split: view_of(tagger.preparation, self.jets, part) for split, part in self.positions.items()}
+        return LazyViews(self.positions, lambda part: view_of(tagger.preparation, self.jets, self.positions[part]))
 
 
 def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
@@ -178,14 +178,24 @@ def prepare(
     offline = replace(first, standardisation=standardisation)
     trigger = replace(offline, view="hlt")
 
-    views: dict[str, dict[str, View]] = {"offline": {}, "hlt": {}}
-    for part, rows in positions.items():
-        views["offline"][part] = view_of(offline, jets, rows)
-        views["hlt"][part] = view_of(trigger, jets if hlt_jets is None else hlt_jets, rows)
-        for name in views:
-            if not len(views[name][part].features):
-                raise _no_constituent(f"{part} jets, {name} view")
-    return PreparedData(jets, positions, views["offline"], views["hlt"], offline, trigger)
+    seen = jets if hlt_jets is None else hlt_jets
+    return PreparedData(
+        jets,
+        positions,
+        LazyViews(positions, lambda part: _filled_view(offline, jets, positions, part)),
+        {part: _filled_view(trigger, seen, positions, part) for part in positions},
+        offline,
+        trigger,
+    )
+
+
+def _filled_view(
+    preparation: Preparation, jets: PackedJets, positions: Mapping[str, NDArray[np.int64]], part: str
+) -> View:
+    view = view_of(preparation, jets, positions[part])
+    if not len(view.features):
+        raise _no_constituent(f"{part} jets, {preparation.view} view")
+    return view
 
 
 def _check(jets: PackedJets, where: str) -> None:

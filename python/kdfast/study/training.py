@@ -74,7 +74,7 @@ class StudyTraining:
                 card = tagger_card(model.config, external.preparation, external.trained_on)
                 self._store(StoredResult(*key, metrics=metrics, arrays=arrays, state=model.state_dict(), card=card))
         else:
-            views = dict(self.prepared.offline)
+            views = self.prepared.offline
             if not known:
                 self._train_teacher(key)
             model = JetTransformer(model_config(self.settings.teacher_model))

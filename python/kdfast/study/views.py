@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,34 @@ from kdfast.models.tagger import Preparation
 from kdfast.process import temporary_name
 from kdfast.store.identity import training_environment
 
-__all__ = ["fit_standardisation", "view_of"]
+__all__ = ["LazyViews", "fit_standardisation", "view_of"]
 
 JETS = 1 << 15  # at a time: some 40 MB of features
 HASHED_BYTES = 1 << 24  # at a time
 ARRAYS = {"features": np.float32, "offsets": np.int64, "labels": np.float32, "weights": np.float32}
 CARD = "view.json"
+
+
+class LazyViews(Mapping[str, View]):
+    """Views by split, made when they are first used: the teacher's large ones often are not."""
+
+    def __init__(self, splits: Iterable[str], make: Callable[[str], View]) -> None:
+        self._splits = tuple(splits)
+        self._make = make
+        self._made: dict[str, View] = {}
+
+    def __getitem__(self, split: str) -> View:
+        if split not in self._splits:
+            raise KeyError(split)
+        if split not in self._made:
+            self._made[split] = self._make(split)
+        return self._made[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._splits)
+
+    def __len__(self) -> int:
+        return len(self._splits)
 
 
 def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.int64]) -> View:
