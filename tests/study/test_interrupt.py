@@ -174,7 +174,7 @@ STAGES = """
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
-        ("inputs.load", signal.SIGTERM),  # reading the data
+        ("inputs.load_sets", signal.SIGTERM),  # reading the data
         ("inputs.prepare", signal.SIGUSR1),
         ("training.teacher_targets", signal.SIGTERM),
         ("report.write", signal.SIGUSR1),
