@@ -24,7 +24,8 @@ JETS = synthetic_jets(60, max_constituents=20)
 
 # In place of the child's program: sys.argv as there, and the request on stdin.
 CRASH = "import os, sys; sys.stdin.read(); os.write(1, b'0\\n1\\n'); os.kill(os.getpid(), 11)"
-HANG = "import os, sys, time; sys.stdin.read(); os.write(1, b'0\\n1\\n'); time.sleep(60)"
+HANG = "import os, sys\nsys.stdin.read(); os.write(1, b'0\\n1\\n')\nwhile True: pass"
+WAIT = "import os, sys, time; sys.stdin.read(); os.write(1, b'0\\n1\\n'); time.sleep(60)"
 DIES_AT_ONCE = "import os; os._exit(3)"
 
 # Gets the signals that a batch system sends to all of a job's processes, and then works.
@@ -80,7 +81,8 @@ def test_a_table_in_memory_needs_no_child(monkeypatch: pytest.MonkeyPatch) -> No
     ("program", "message"),
     [
         (CRASH, r"part_1.h5: made the library that reads it crash \(SIGSEGV\)\nthe file is damaged"),
-        (HANG, r"part_1.h5: a block of its rows was not read within 0.5 s"),
+        (HANG, r"part_1.h5: a block of its rows was not read in 0.5 s of computing: the file is damaged"),
+        (WAIT, r"part_1.h5: a block of its rows was not read within 2 s: its storage does not answer"),
         (DIES_AT_ONCE, r"part_0.h5: made the library that reads it crash \(exit status 3\)"),
     ],
 )
@@ -89,6 +91,7 @@ def test_a_crash_or_a_hang_is_an_error(
 ) -> None:
     monkeypatch.setattr(isolated, "_CHILD", program)
     monkeypatch.setattr(isolated, "BLOCK_SECONDS", 0.5)
+    monkeypatch.setattr(isolated, "WAITING_SECONDS", 60.0 if program == HANG else 2.0)
     with pytest.raises(DataError, match=message):
         load_jets(files, isolate=True)
 
@@ -101,7 +104,7 @@ def test_signals_that_stop_a_sweep_are_for_the_parent(files: list[Path], monkeyp
 
 def test_more_jets_than_the_memory_holds(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "memory", lambda: 1000)
-    with pytest.raises(ResourceError, match=r"60 jets need at least .* GiB, .*\nread fewer: max_jets"):
+    with pytest.raises(ResourceError, match=r"60 jets need at least .* GiB, .*\nread fewer \(max_jets\)"):
         load_jets(files)
     assert len(load_jets(files, max_jets=1, max_constituents=1, require_labels=False)) == 1
 

@@ -28,8 +28,10 @@ from kdfast.errors import DataError, KdfastError, KdfastWarning
 
 __all__ = ["ALIGNMENT", "error_of", "read_in_child"]
 
-# Seconds for a block of rows, which takes milliseconds: more is a hang, or a storage that does not answer.
-BLOCK_SECONDS = 120.0
+# Seconds for a block of rows, which takes milliseconds: more of computing is a hang; more of waiting is a storage that
+# does not answer, which may come back. Where the system does not tell the two apart, the longer one holds.
+BLOCK_SECONDS = 60.0
+WAITING_SECONDS = 1800.0
 ALIGNMENT = 64  # bytes, of arrays in the shared memory
 
 # Signals that stop a sweep are for the parent, which then ends the child.
@@ -47,7 +49,7 @@ def read_in_child(request: dict[str, Any], files: Sequence[str], stacklevel: int
     """The arrays that the child makes of a request, by name. Warns of what the child warns of.
 
     Raises what the child raises of kdfast's errors, and DataError with a file's name for anything else, a crash, and a
-    block of rows that takes more than BLOCK_SECONDS.
+    block of rows that takes too long.
     """
     with _scratch() as shared:
         arguments = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(shared.fileno())]
@@ -95,14 +97,13 @@ def _answer(child: subprocess.Popen[bytes], request: bytes, files: Sequence[str]
     try:
         child.stdin.write(request)
         child.stdin.close()
-        readable = _lines(child.stdout, BLOCK_SECONDS)
-        while (line := readable()).strip().isdigit():
+        next_line = _lines(child)
+        while (line := next_line()).strip().isdigit():
             place = int(line)
     except BrokenPipeError:
         pass
-    except TimeoutError:
-        what = f"a block of its rows was not read within {BLOCK_SECONDS:g} s: the file is damaged, or its storage hangs"
-        raise DataError(what, where=files[place], hint="copy or download it again") from None
+    except TimeoutError as error:
+        raise DataError(str(error), where=files[place], hint="copy or download it again") from None
     if not line:
         status = child.wait()
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
@@ -115,16 +116,21 @@ def _answer(child: subprocess.Popen[bytes], request: bytes, files: Sequence[str]
     return answer
 
 
-def _lines(pipe: IO[bytes], seconds: float) -> Callable[[], bytes]:
-    """A function that gives the next line, b"" at the end, and raises TimeoutError where none comes in time."""
+def _lines(child: subprocess.Popen[bytes]) -> Callable[[], bytes]:
+    """A function that gives the child's next line, b"" at the end, and raises TimeoutError where none comes in time."""
+    assert child.stdout is not None
+    pipe = child.stdout.fileno()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
     left = bytearray()
 
     def next_line() -> bytes:
-        end = time.monotonic() + seconds
+        began, computed = time.monotonic(), _computed(child.pid)
         while b"\n" not in left:
-            if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError
-            more = os.read(pipe.fileno(), 1 << 16)
+            if not poll.poll(500):
+                _check_time(time.monotonic() - began, _computed(child.pid) - computed)
+                continue
+            more = os.read(pipe, 1 << 16)
             if not more:
                 return b""
             left.extend(more)
@@ -133,6 +139,25 @@ def _lines(pipe: IO[bytes], seconds: float) -> Callable[[], bytes]:
         return line + b"\n"
 
     return next_line
+
+
+def _check_time(waited: float, computed: float) -> None:
+    if computed > BLOCK_SECONDS:
+        raise TimeoutError(f"a block of its rows was not read in {BLOCK_SECONDS:g} s of computing: the file is damaged")
+    if waited > WAITING_SECONDS:
+        raise TimeoutError(
+            f"a block of its rows was not read within {WAITING_SECONDS:g} s: its storage does not answer"
+        )
+
+
+def _computed(pid: int) -> float:
+    """Seconds that a process has computed; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def error_of(found: dict[str, Any], files: Sequence[str]) -> KdfastError:
