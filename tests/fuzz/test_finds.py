@@ -13,6 +13,7 @@ from kdfast.errors import DataError, KdfastError
 from kdfast.jets.readers import load_jets
 from tests.fuzz.files import FORMATS, base_files
 from tests.fuzz.mutations import mutant
+from tests.fuzz.run import fuzz
 
 # By format and seed: each file is made again from them, where the public tools write the same bytes as then.
 FINDS = [
@@ -53,6 +54,12 @@ def test_undamaged_files_are_read(tmp_path: Path, name: str) -> None:
         jets = load_jets(tmp_path / "good.file", columns=FORMATS[name].columns, isolate=True)  # with fresh imports
         assert len(jets) == 12
     assert mutant(name, 7) == mutant(name, 7)
+
+
+@pytest.mark.slow
+def test_some_seconds_of_fuzzing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fuzz(["npz"], 15, first=0, processes=1, keep=None) == 0
+    assert int(capsys.readouterr().out.split()[1].replace(",", "")) > 10
 
 
 def test_variable_length_attributes_are_not_read(tmp_path: Path) -> None:
