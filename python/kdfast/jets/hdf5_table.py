@@ -6,6 +6,7 @@ the reader open another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = ["Hdf5Table"]
 
 # Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets need a cache.
 CHUNK_CACHE_BYTES = 1 << 20
+AHEAD = 1 << 14  # rows of a column with one value a jet that are read at once: a call costs as much as 10,000 values
 LARGEST_CHUNK = 1 << 30  # bytes: more is a mistake, or a small file that would fill the memory
 
 
@@ -34,6 +36,19 @@ class _Place:
     dataset: h5py.Dataset
     field: str | None = None
     entries: int | NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What all columns in a group ask about it."""
+
+    members: frozenset[str]
+    frame: h5py.Dataset | None
+    is_fixed: bool
+
+    @classmethod
+    def of(cls, item: h5py.Group) -> _Group:
+        return cls(frozenset(item), frame_of(item), is_fixed(item))
 
 
 def _part_of(dataset: h5py.Dataset, parts: Sequence[str]) -> _Place | None:
@@ -65,12 +80,14 @@ class Hdf5Table(Table):
             raise DataError(f"can't be read as HDF5 ({error})", where=str(path), hint=COPY_AGAIN) from error
         # Kept open: each dataset has a cache of unpacked chunks.
         self._found: dict[str, _Place] = {}
+        self._groups: dict[str, _Group] = {}
         self._columns: dict[str, Column] = {}
+        self._ahead: dict[str, tuple[int, NDArray[Any]]] = {}  # by column: a first row, and values from there on
         self._block: dict[str, tuple[int, int, NDArray[Any]]] = {}  # by dataset: the rows that were read last
 
     def close(self) -> None:
-        self._found.clear()
-        self._block.clear()
+        for kept in (self._found, self._groups, self._block):
+            kept.clear()
         self.file.close()
 
     def names(self) -> list[str]:
@@ -108,13 +125,13 @@ class Hdf5Table(Table):
         for depth, part in enumerate(parts):
             if isinstance(item, h5py.Dataset):
                 return _part_of(item, parts[depth:])
-            frame = frame_of(item) if depth == len(parts) - 1 else None
-            if frame is not None:
-                return self._in_frame(frame, part, where)
-            if is_fixed(item):
+            group = self._group("/".join(parts[:depth]), item)
+            if group.frame is not None and depth == len(parts) - 1:
+                return self._in_frame(group.frame, part, where)
+            if group.is_fixed:
                 hint = 'write it with frame.to_hdf(…, format="table")'
                 raise DataError('is of a DataFrame in pandas\' format "fixed"', where=where, hint=hint)
-            link = item.get(part, getlink=True) if part in list(item) else None  # `part in item` would follow links
+            link = item.get(part, getlink=True) if part in group.members else None  # `part in item` would follow links
             if link is None:
                 return None
             if isinstance(link, h5py.ExternalLink):
@@ -126,6 +143,11 @@ class Hdf5Table(Table):
         if not isinstance(item, h5py.Dataset):
             raise DataError("is a group, not a dataset", where=where)
         return _Place(item)
+
+    def _group(self, path: str, item: h5py.Group) -> _Group:
+        if path not in self._groups:
+            self._groups[path] = _Group.of(item)
+        return self._groups[path]
 
     @staticmethod
     def _in_frame(frame: h5py.Dataset, column: str, where: str) -> _Place | None:
@@ -154,9 +176,9 @@ class Hdf5Table(Table):
         where = self.where(name)
         place = self._place(name)
         item = place.dataset
-        if item.external or item.is_virtual:
-            raise DataError("has its bytes in another file", where=where, hint="copy it into one file (h5repack)")
         properties = item.id.get_create_plist()
+        if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+            raise DataError("has its bytes in another file", where=where, hint="copy it into one file (h5repack)")
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         for number in filters:
             if not h5py.h5z.filter_avail(number):
@@ -166,15 +188,17 @@ class Hdf5Table(Table):
                 what = f"is packed by a filter that is not installed (number {number} of HDF5's registry)"
                 hint = "pip install 'kdfast[filters]' adds the usual ones; or repack the file with gzip (h5repack)"
                 raise DataError(what, where=where, hint=hint)
-        chunk_bytes = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
+        dtype = item.dtype
+        chunk_bytes = math.prod(item.chunks or (0,)) * dtype.itemsize
         if chunk_bytes > LARGEST_CHUNK:
             what = f"is stored in chunks of {chunk_bytes:,} bytes, which is too much"
             raise DataError(what, where=where, hint="store it in smaller chunks (h5repack)")
         # HDF5 reads what a writer that died did not come to as zeros: background, without constituents.
-        if item.size and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+        holds_values = item.id.get_space().get_simple_extent_npoints() > 0
+        if holds_values and item.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
             what = "was not written completely: parts of it have no bytes"
             raise DataError(what, where=where, hint="write it again")
-        dtype = item.dtype[place.field] if place.field else item.dtype
+        dtype = dtype[place.field] if place.field else dtype
         shape = (*item.shape, *dtype.shape)
         dtype = dtype.base
         if place.entries is not None:
@@ -195,11 +219,8 @@ class Hdf5Table(Table):
         place = self._place(name)
         item = place.dataset
         if place.field is None and place.entries is None:
-            # h5py's low-level calls: its slicing syntax costs as much time as a small block
-            stored = item.id.get_space()
-            shape = (stop - start, *values.shape[1:])
-            stored.select_hyperslab((start, *(0 for _ in shape[1:])), shape)
-            item.id.read(h5py.h5s.create_simple(shape), stored, values)
+            if values.ndim > 1 or not self._fill_from_ahead(name, item, start, values):
+                _read_rows(item, start, values)
             return
         # All fields that are asked for at once: the chunks would be unpacked again for each of them.
         if self._block.get(item.name, (0, 0))[:2] != (start, stop):
@@ -209,3 +230,27 @@ class Hdf5Table(Table):
         read = block[place.field] if place.field else block
         read = read if place.entries is None else read[..., place.entries]
         values[...] = read if values.ndim == 1 else read[:, : values.shape[1]]
+
+    def _fill_from_ahead(self, name: str, item: h5py.Dataset, start: int, values: NDArray[Any]) -> bool:
+        """Fills values [rows] from what was read ahead; False where rows further on can't be read."""
+        first, ahead = self._ahead.get(name, (0, values[:0]))
+        if ahead.dtype != values.dtype or not first <= start <= start + len(values) <= first + len(ahead):
+            rows = min(max(AHEAD, len(values)), item.shape[0] - start)
+            first, ahead = start, np.empty(rows, values.dtype)
+            try:
+                _read_rows(item, start, ahead)
+            except self.damage:
+                return False
+            self._ahead[name] = (first, ahead)
+        values[...] = ahead[start - first : start - first + len(values)]
+        return True
+
+
+def _read_rows(item: h5py.Dataset, start: int, values: NDArray[Any]) -> None:
+    """Fills values [rows] or [rows, slots] with rows of a dataset from `start` on.
+
+    By h5py's low-level calls: its slicing syntax costs as much time as a small block.
+    """
+    stored = item.id.get_space()
+    stored.select_hyperslab((start, *(0 for _ in values.shape[1:])), values.shape)
+    item.id.read(h5py.h5s.create_simple(values.shape), stored, values)

@@ -27,8 +27,8 @@ def read_labels(block: _Block, rule: LabelRule) -> NDArray[np.int64]:
     """[rows] 1 for signal, 0 for background; −1 for other jets, which are bad or, where the rule says so, skipped."""
     if rule.column is not None:
         values = block.read(rule.column)
-        signal = np.isin(values, rule.signal)
-        background = np.isin(values, rule.background)
+        signal = _is_one_of(values, rule.signal)
+        background = _is_one_of(values, rule.background)
         if not rule.background or rule.other == "skip":  # otherwise it is none of the classes
             block.reject(rule.column, values != np.rint(values), "is not a whole number", values=values)
         if not rule.background:
@@ -46,6 +46,14 @@ def read_labels(block: _Block, rule: LabelRule) -> NDArray[np.int64]:
             neither = ~signal & ~background
             block.reject(str(rule.signal[0]), neither, "is of a jet that is neither signal nor background")
     return np.where(signal, 1, np.where(background, 0, -1))
+
+
+def _is_one_of(values: NDArray[Any], classes: Sequence[int | str]) -> NDArray[np.bool_]:
+    """[rows] whether a value is one of a few. (np.isin takes longer to choose its method than to read a block.)"""
+    found = np.zeros(len(values), np.bool_)
+    for each in classes:
+        found |= values == each
+    return found
 
 
 def _read_flags(block: _Block, names: Sequence[int | str]) -> NDArray[np.bool_]:
