@@ -50,7 +50,7 @@ def test_load_jets(benchmark: Any, file: Path, max_constituents: int | None) -> 
         ours=lambda: load_jets(file, max_constituents=max_constituents),
         plain=plain,
         check=check,
-        floor=0.6 if packed else None,
+        floor=0.6,
         aim=0.9 if packed else None,
         seconds=4.0,
         baseline="h5py into padded arrays",

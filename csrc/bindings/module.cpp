@@ -13,6 +13,7 @@ void bind_dropout(py::module_&);
 void bind_encoder(py::module_&);
 void bind_hlt_emulation(py::module_&);
 void bind_jet_features(py::module_&);
+void bind_pack_constituents(py::module_&);
 }  // namespace kdfast
 
 PYBIND11_MODULE(_cpu, m) {
@@ -32,4 +33,5 @@ PYBIND11_MODULE(_cpu, m) {
     kdfast::bind_encoder(m);
     kdfast::bind_hlt_emulation(m);
     kdfast::bind_jet_features(m);
+    kdfast::bind_pack_constituents(m);
 }

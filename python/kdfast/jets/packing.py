@@ -24,8 +24,9 @@ from kdfast.jets.checks import (
 from kdfast.jets.columns import JET
 from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.labels import read_labels
+from kdfast.jets.pack_constituents import has_kernel, pack_constituents
 from kdfast.jets.packed import PackedJets, offsets_of
-from kdfast.jets.sources import Input, Source, open_table
+from kdfast.jets.sources import Input, Source, open_table, opened
 from kdfast.jets.splits import SplitRule, read_places
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
 from kdfast.jets.table import RAGGED, Table
@@ -37,6 +38,8 @@ __all__ = ["Packing", "chunk_rows", "read_file"]
 BLOCK_BYTES = 1 << 21  # of one padded dataset: small enough for the checks to run in cache
 MOST_CONSTITUENTS = 4096  # of lists: they are padded for a block of jets, and one long list must not fill the memory
 JET_BYTES = 45  # of a jet without its constituents
+MARGIN = 1.2  # room at first, relative to what the first block announces: it fits most files without growing
+KERNEL_BLOCK_BYTES = 1 << 22  # at most, for the kernel, for which all four columns are in memory at once
 WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOCK_BYTES
 
 
@@ -69,16 +72,22 @@ class Packing:
     def room(self, more: int, jets: int) -> NDArray[np.float32]:
         """[more, 4] behind the constituents so far, for `jets` further jets.
 
-        Grows to what all jets will need if they are like those so far (a large array moves in virtual
-        memory only), so that the array is never much larger than the packed jets.
+        Grows to what all jets will need if they are like those so far, so that it rarely grows again.
         """
         needed = self.filled + more
         if needed > len(self.constituents):
             share = max((self.size + jets) / self.wanted, (self.rows_passed + jets) / self.rows)
             expected = int(1.02 * needed / share)
             self._check_memory(self.wanted, needed)
-            self.constituents.resize((max(needed, expected), 4), refcheck=False)
+            self._grow(max(needed, expected))
         return self.constituents[self.filled : needed]
+
+    def _grow(self, size: int) -> None:
+        """Makes room for `size` constituents in all. What is not written to takes no memory."""
+        if self.filled:
+            self.constituents.resize((size, 4), refcheck=False)  # in virtual memory; fills the new part with zeros
+        else:
+            self.constituents = np.empty((int(MARGIN * size), 4), np.float32)
 
     @staticmethod
     def _check_memory(jets: int, constituents: int) -> None:
@@ -105,14 +114,16 @@ class Packing:
         )
 
 
-def read_file(source: Source, rows: range, first_index: int, jets: Packing) -> None:
-    """Appends the jets of some rows of a file, whose first row has the index `first_index`."""
-    with open_table(source.path) as table, table.reading():
-        for name in source.names:  # opened and checked again, in this file
+def read_file(source: Source, rows: range, first_index: int, jets: Packing, table: Table | None = None) -> None:
+    """Appends the jets of some rows of a file, whose first row has the index `first_index`.
+
+    table: the file, if it is open.
+    """
+    with opened(source.path, table) as table, table.reading():
+        for name in source.names:  # checked again if the file was opened again
             table.column(name)
         rows_at_once = _rows_at_once(table, source)
-        slots = source.stored if source.columns.is_packed_form and source.stored != RAGGED else 0
-        scratch = np.empty(min(rows_at_once, len(rows)) * slots, np.float32)
+        scratch = np.empty(min(rows_at_once, len(rows)) * _scratch_slots(source, rows_at_once), np.float32)
         before = (jets.size, jets.filled)
         start = rows.start
         while start < rows.stop and jets.size < jets.wanted:
@@ -121,6 +132,7 @@ def read_file(source: Source, rows: range, first_index: int, jets: Packing) -> N
             jets.seen(source.path)
             _read_block(_Block(table, source, start, stop, scratch, jets.faults), first_index, jets)
             start = stop
+        del scratch  # what follows needs memory of its own
     new = slice(before[0], jets.size)
     if jets.size > before[0]:
         constituents = jets.constituents[before[1] : jets.filled]
@@ -148,6 +160,19 @@ def _rows_at_once(table: Table, source: Source) -> int:
     return min(rows, max(WIDEST_BLOCK_BYTES // row_bytes, 1))
 
 
+def _scratch_slots(source: Source, rows_at_once: int) -> int:
+    """Of a row: of all columns if the kernel packs them, otherwise of one."""
+    if not source.columns.is_packed_form or source.stored == RAGGED:
+        return 0
+    for_kernel = has_kernel() and 4 * source.stored * rows_at_once <= KERNEL_BLOCK_BYTES
+    return source.stored + (3 * source.width if for_kernel else 0)
+
+
+def _as_stored() -> np.errstate:
+    """Lets numbers be brought to float32 in silence: what it can't hold is not finite, and so a fault."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 class _Block:
     """Rows start … stop of a file; `good` [rows] turns False for a jet with a fault (where such jets are dropped)."""
 
@@ -158,14 +183,43 @@ class _Block:
         self.scratch = scratch
         self.slots = source.stored
         self.good = np.ones(stop - start, np.bool_)
+        self.are_loaded = False  # the padded columns are in the scratch memory
 
-    def read_padded(self, name: str, columns: int) -> NDArray[np.float32]:
-        """[rows, columns] of a constituent dataset in the scratch memory, valid until the next call.
+    @property
+    def all_fit(self) -> bool:
+        """Whether the scratch memory has room for all padded columns."""
+        return len(self.scratch) >= len(self.good) * (self.source.stored + 3 * self.source.width)
+
+    def _padded(self, k: int) -> NDArray[np.float32]:
+        """The place in the scratch memory of pt [rows, stored] (k = 0), or of eta, phi or energy [rows, width].
 
         (New memory for every block costs more than the checks do.)
         """
-        rows = len(self.good)
-        return self._read(name, self.scratch[: rows * columns].reshape(rows, columns))
+        rows, stored, width = len(self.good), self.source.stored, self.source.width
+        first = rows * (stored + (k - 1) * width) if k and self.all_fit else 0
+        slots = width if k else stored
+        return self.scratch[first : first + rows * slots].reshape(rows, slots)
+
+    def load_padded(self) -> bool:
+        """Reads all padded columns. Whether that went well: otherwise `read_padded` finds what is damaged."""
+        try:
+            with _as_stored():
+                for k, name in enumerate(self.source.columns.constituents.names):
+                    self.table.fill(name, self.start, self.stop, self._padded(k))
+        except self.table.damage:
+            return False
+        self.are_loaded = True
+        return True
+
+    def read_padded(self, k: int) -> NDArray[np.float32]:
+        """pt [rows, stored] (k = 0), or eta, phi or energy [rows, width], with zeros in jets that are dropped.
+
+        In the scratch memory, valid until the next call unless all columns fit.
+        """
+        values = self._padded(k)
+        if self.are_loaded:
+            return self._without_dropped(values)
+        return self._read(self.source.columns.constituents.names[k], values)
 
     def read_slots(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """[rows, slots] of a constituent column, in memory of its own."""
@@ -190,11 +244,14 @@ class _Block:
 
     def _read(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         """Fills values; with zeros in jets that are dropped."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what float32 can't hold is not finite, and so a fault
+        with _as_stored():
             try:
                 self.table.fill(name, self.start, self.stop, values)
             except OSError:
                 self._fill_by_chunks(name, values)
+        return self._without_dropped(values)
+
+    def _without_dropped(self, values: NDArray[Any]) -> NDArray[Any]:
         if not self.good.all():
             values[~self.good] = 0
         return values
@@ -324,11 +381,17 @@ def _convert_constituents(block: _Block, jets: Packing) -> tuple[NDArray[np.int6
 
 
 def _copy_constituents(block: _Block, jets: Packing) -> NDArray[np.int64]:
-    """Appends the block's constituents to jets.constituents; the number of each jet [rows]."""
+    """Appends the block's constituents to jets.constituents; the number of each jet [rows].
+
+    pT is read and checked to the end: the first `width` constituents are the hardest only if all are sorted.
+    """
+    if has_kernel() and block.all_fit and block.load_padded():
+        counts = _pack_quickly(block, jets)
+        if counts is not None:
+            return counts
     width = block.source.width
     pt_name, *others = block.source.columns.constituents.names
-    # pT is read and checked to the end: the first `width` constituents are the hardest only if all are sorted
-    pt = block.read_padded(pt_name, block.source.stored)
+    pt = block.read_padded(0)
     if not pt_is_fine(pt):
         for what, bad in pt_faults(pt).items():
             block.reject(pt_name, bad, what, remedy=SORT if what in (HOLE, UNSORTED) else None)
@@ -338,8 +401,8 @@ def _copy_constituents(block: _Block, jets: Packing) -> NDArray[np.int64]:
     offsets = offsets_of(counts)
     packed = jets.room(int(offsets[-1]), len(counts))
     columns = [pt[:, :width][filled]]
-    for name in others:
-        padded = block.read_padded(name, width)
+    for k, name in enumerate(others, start=1):
+        padded = block.read_padded(k)
         values = padded[filled]
         columns.append(values)
         # the bits show quickly whether the padding holds anything (or −0, which counts as nothing)
@@ -357,3 +420,13 @@ def _copy_constituents(block: _Block, jets: Packing) -> NDArray[np.int64]:
         else:
             packed[:, k] = values
     return counts
+
+
+def _pack_quickly(block: _Block, jets: Packing) -> NDArray[np.int64] | None:
+    """`_copy_constituents` by the compiled kernel; None where a jet has a fault, or may have one."""
+    padded = [block.read_padded(k) for k in range(4)]
+    counts = np.empty(len(block.good), np.int64)
+    needed = pack_constituents(padded, jets.per_gev, counts, jets.constituents[jets.filled :])
+    if needed is not None and needed > len(jets.constituents) - jets.filled:
+        needed = pack_constituents(padded, jets.per_gev, counts, jets.room(needed, len(counts)))
+    return None if needed is None else counts

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, Literal
@@ -25,7 +26,18 @@ from kdfast.jets.jet_store import check_stored_constituents, is_store, only_stor
 from kdfast.jets.memory_table import is_table
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.jets.packing import Packing, read_file
-from kdfast.jets.sources import AnyPath, Input, Read, Source, as_paths, check_same_weights, expand, inputs_of, inspect
+from kdfast.jets.sources import (
+    AnyPath,
+    Input,
+    Read,
+    Source,
+    as_paths,
+    check_same_weights,
+    expand,
+    inputs_of,
+    inspect,
+    open_table,
+)
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
@@ -183,20 +195,23 @@ def _read(
     column = reading.split.column if reading.split else None
     limits = (reading.max_constituents, reading.exactly)
     sources = []
-    for path in inputs:
-        seen(path)
-        sources.append(inspect(path, layout, *limits, reading.require_labels, column))
-    check_same_weights(sources)
-    rows = sum(source.rows for source in sources)
-    wanted = rows if reading.max_jets is None else min(reading.max_jets, rows)
-    faults = Faults(drop=reading.on_bad == "drop")
-    jets = Packing(wanted, rows, faults, reading.unit or layout.unit, reading.split)
-    jets.seen = seen
-    first_index = 0
-    for source in sources:
-        if jets.size < wanted:
-            read_file(source, range(source.rows), first_index, jets)
-        first_index += source.rows
+    with ExitStack() as stack:
+        table = None  # a single file stays open: opening it takes as long as reading thousands of jets
+        for path in inputs:
+            seen(path)
+            table = stack.enter_context(open_table(path)) if len(inputs) == 1 else None
+            sources.append(inspect(path, layout, *limits, reading.require_labels, column, table))
+        check_same_weights(sources)
+        rows = sum(source.rows for source in sources)
+        wanted = rows if reading.max_jets is None else min(reading.max_jets, rows)
+        faults = Faults(drop=reading.on_bad == "drop")
+        jets = Packing(wanted, rows, faults, reading.unit or layout.unit, reading.split)
+        jets.seen = seen
+        first_index = 0
+        for source in sources:
+            if jets.size < wanted:
+                read_file(source, range(source.rows), first_index, jets, table)
+            first_index += source.rows
     packed = _finish(jets, sources, reading.require_labels, cut=wanted < rows)
     return packed, jets.places[: jets.size]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from glob import glob, has_magic
 from os import PathLike, fspath
@@ -32,11 +33,13 @@ __all__ = [
     "inputs_of",
     "inspect",
     "open_table",
+    "opened",
 ]
 
 AnyPath = str | PathLike[str]
 Input = Path | MemoryTable
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_SLOTS = 1 << 16  # of padded columns: more is a mistake
 
 # What a column may hold, as kinds of numpy's dtypes, and in words.
@@ -132,7 +135,7 @@ def open_table(path: Input) -> Table:
     if isinstance(path, MemoryTable):
         return path
     start = check_is_file(path)
-    if h5py.is_hdf5(path):
+    if start.startswith(HDF5_SIGNATURE) or h5py.is_hdf5(path):  # where it may begin further on
         return Hdf5Table(path)
     if start.startswith(b"root"):
         return RootTable(path)
@@ -144,6 +147,11 @@ def open_table(path: Input) -> Table:
     raise DataError("is not an HDF5 file, nor of another format that is read", where=str(path), hint=hint)
 
 
+def opened(path: Input, table: Table | None) -> AbstractContextManager[Table]:
+    """For a `with` statement: `table` if the file is open already, which it stays; otherwise it is opened for it."""
+    return open_table(path) if table is None else nullcontext(table)
+
+
 def inspect(
     path: Input,
     columns: ColumnMap,
@@ -151,12 +159,13 @@ def inspect(
     exactly: bool,
     require_labels: bool,
     split: str | None = None,
+    table: Table | None = None,
 ) -> Source:
     """Checks names, types and shapes of one file's columns without reading them.
 
-    exactly: see Reading. split: a column that is read too.
+    exactly: see Reading. split: a column that is read too. table: the file, if it is open.
     """
-    with open_table(path) as table, table.reading():
+    with opened(path, table) as table, table.reading():
         names = columns.constituents.names
         rule = columns.label
         labels: tuple[str, ...] = ()
