@@ -78,6 +78,18 @@ def test_parts_of_a_store_are_loaded(tmp_path: Path) -> None:
             kdfast.load_jets(out, **{setting: value})  # type: ignore[arg-type]
 
 
+def test_sets_of_their_own(tmp_path: Path) -> None:
+    data, test = two_files(tmp_path)
+    out = kdfast.prepare(data, tmp_path / "jets.store", test_data=test, progress=False)
+    jets = kdfast.load_jets(out)
+    assert StoreCard.read(out).sets == {"data": 400, "test_data": 300}
+    np.testing.assert_array_equal(jets.index[:400], 10**12 + np.arange(400))
+    np.testing.assert_array_equal(jets.index[400:], np.arange(300))
+    np.testing.assert_array_equal(jets.labels, JETS.labels)
+    with pytest.raises(DataError, match=r"a.h5: is given as both data and validation_data"):
+        kdfast.prepare(data, tmp_path / "b.store", validation_data=[data], test_data=test, progress=False)
+
+
 def test_bad_jets(tmp_path: Path) -> None:
     arrays = atlas_arrays(JETS, width=30)
     arrays["fjet_clus_pt"][[5, 350], 0] = np.nan

@@ -23,6 +23,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError, KdfastError, KdfastWarning, StudyError
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.jets.packed import PackedJets
+from kdfast.jets.splits import APART
 from kdfast.store.key import RunKey
 from kdfast.store.settings import DataSettings, StudySettings
 from kdfast.store.store import StudyStore
@@ -30,7 +31,7 @@ from kdfast.store.verify import verify
 from kdfast.study.inputs import Given, Inputs, joined_hlt, stored_inputs
 from kdfast.study.prepare import SPLITS, load_sets, prepare
 from kdfast.study.refine import refine
-from kdfast.study.sets import APART, join
+from kdfast.study.sets import join
 from kdfast.study.worker import open_inputs, work
 from tests.jets.atlas_files import atlas_arrays, write_arrays, write_atlas
 from tests.study.small_sweep import small_sweep

@@ -144,3 +144,18 @@ def test_views_that_are_not_used_are_not_made(tmp_path: Path, store: Path) -> No
     logits = np.linspace(-2, 2, len(small_jets())).astype(np.float32)
     small_sweep(tmp_path / "one", store, teacher=logits, teacher_model=None)
     assert len(list((store / "views").glob("*/view.json"))) == 3  # what students see
+
+
+def test_sets_of_a_store(tmp_path: Path) -> None:
+    """Test jets of their own, in the same store."""
+    jets = small_jets()
+    files = write_atlas(tmp_path / "a.h5", jets[:300], width=60), write_atlas(tmp_path / "b.h5", jets[300:], width=60)
+    out = kdfast.prepare(files[0], tmp_path / "jets.store", test_data=files[1], progress=False)
+    found = scores(small_sweep(tmp_path / "one", out))
+    wanted = scores(small_sweep(tmp_path / "two", [files[0]], test_data=files[1]))
+    for run, values in wanted.items():
+        pd.testing.assert_frame_equal(found[run], values)
+    assert (next(iter(found.values())).split == "test").sum() == 100
+    for changes in ({"test_data": files[1]}, {"max_jets": 200}):
+        with pytest.raises(ConfigError, match=r"is for files, or a store of one set; .* holds data, test_data"):
+            small_sweep(tmp_path / "three", out, **changes)

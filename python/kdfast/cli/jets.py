@@ -21,6 +21,8 @@ def prepare(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="The store to write, for example jets.store.")
     ],
+    validation_data: Annotated[list[str] | None, setting_option("validation_data")] = None,
+    test_data: Annotated[list[str] | None, setting_option("test_data")] = None,
     max_constituents: Annotated[str | None, setting_option("max_constituents")] = None,
     on_bad: Annotated[str | None, setting_option("on_bad")] = None,
     columns: Annotated[str | None, setting_option("columns")] = None,
@@ -52,6 +54,8 @@ def prepare(
     write_store(
         data,
         out,
+        validation_data=validation_data or None,
+        test_data=test_data or None,
         max_constituents=kept.max_constituents,
         exactly=kept.asks_for_constituents,
         require_labels=not no_labels,

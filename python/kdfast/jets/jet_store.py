@@ -55,7 +55,7 @@ class Part(_Document):
 
 class StoreCard(_Document):
     """store.json. longest: the largest number of constituents of a jet. made_from: the files, and how they were read.
-    dropped: by reason, the jets that were left out."""
+    dropped: by reason, the jets that were left out. sets: jets of each of splits.SETS, one after the other."""
 
     format: int
     kdfast: str
@@ -64,6 +64,7 @@ class StoreCard(_Document):
     longest: int
     made_from: dict[str, Any]
     dropped: dict[str, int]
+    sets: dict[str, int]
     parts: list[Part]
 
     def write(self, folder: Path) -> None:

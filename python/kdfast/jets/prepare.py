@@ -33,6 +33,7 @@ from kdfast.jets.packed import DTYPES
 from kdfast.jets.partial import jets_reporter, partial_folder
 from kdfast.jets.readers import Reading, check_all, check_numbers
 from kdfast.jets.sources import AnyPath, check_same_weights, expand
+from kdfast.jets.splits import SETS, raised_by
 from kdfast.mapped import HEADER_BYTES, write_header
 
 __all__ = ["prepare"]
@@ -47,6 +48,8 @@ def prepare(
     paths: AnyPath | Sequence[AnyPath],
     out: str | os.PathLike[str],
     *,
+    validation_data: AnyPath | Sequence[AnyPath] | None = None,
+    test_data: AnyPath | Sequence[AnyPath] | None = None,
     max_constituents: int | None = None,
     on_bad: Literal["error", "drop"] = "error",
     unit: Literal["MeV", "GeV"] | None = None,
@@ -67,6 +70,8 @@ def prepare(
     ----------
     paths, max_constituents, on_bad, unit, columns, sort, require_labels
         As in `load_jets`.
+    validation_data, test_data
+        Files of jets that are for validation and testing alone, as in `sweep`, which finds them in the store.
     exactly
         False: `max_constituents` is no error where files store fewer.
     out
@@ -109,9 +114,15 @@ def prepare(
         "exactly": exactly,
         "require_labels": require_labels,
     }
+    sets = {"data": paths, "validation_data": validation_data, "test_data": test_data}
     with _Reader() as reader:
-        files = [_File.of(path, how, reader) for path in expand(paths)]
-    check_same_weights(files)
+        files = [
+            _File.of(path, name, how, reader)
+            for name, given in sets.items()
+            if given is not None
+            for path in expand(given)
+        ]
+    _check_files(files)
     in_unit = unit or reading.columns.unit
     settings = {
         "kdfast": __version__,
@@ -146,9 +157,11 @@ def _writing(out: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _File:
-    """What the header of a file says. word: what messages call a column. weights: the column of weights, or None."""
+    """What the header of a file says. set: one of splits.SETS. word: what messages call a column. weights: its column
+    of weights, or None."""
 
     path: Path
+    set: str
     word: str
     columns: ColumnMap
     rows: int
@@ -156,33 +169,49 @@ class _File:
     weights: str | None
 
     @classmethod
-    def of(cls, path: Path, how: dict[str, Any], reader: _Reader) -> _File:
+    def of(cls, path: Path, name: str, how: dict[str, Any], reader: _Reader) -> _File:
         answer = reader.ask("inspect", path, **how)
         columns = ColumnMap.model_validate(how["columns"])
         chunk_rows = max(answer["chunk_rows"], 1)
-        return cls(path, answer["word"], columns, answer["rows"], chunk_rows, answer["weights"])
+        return cls(path, name, answer["word"], columns, answer["rows"], chunk_rows, answer["weights"])
 
     def described(self) -> dict[str, Any]:
         """By which a changed file is noticed when the work is resumed."""
         found = self.path.stat()
         return {
             "path": str(self.path.absolute()),
+            "set": self.set,
             "rows": self.rows,
             "bytes": found.st_size,
             "mtime_ns": found.st_mtime_ns,
         }
 
 
+def _check_files(files: Sequence[_File]) -> None:
+    """Raises DataError for a file in two sets, or files of a set with and without weights."""
+    seen: dict[Path, str] = {}
+    for file in files:
+        other = seen.setdefault(file.path.resolve(), file.set)
+        if other != file.set:
+            raise DataError(f"is given as both {other} and {file.set}", where=str(file.path))
+    for name in SETS:
+        of_set = [file for file in files if file.set == name]
+        if of_set:
+            check_same_weights(of_set)
+
+
 def _plan(files: Sequence[_File], how: dict[str, Any], unit: str, drop: bool) -> list[dict[str, Any]]:
     """The parts, as requests to a worker; they depend on files and settings alone."""
     requests: list[dict[str, Any]] = []
-    first_index = 0
+    names = [file.set for file in files]
+    first = {name: 0 if file.columns.id else raised_by(name, names) for name, file in zip(names, files, strict=True)}
     for file in files:
         step = max(PART_JETS // file.chunk_rows, 1) * file.chunk_rows
         for start in range(0, file.rows, step):
             rows = {"start": start, "stop": min(start + step, file.rows)}
-            requests.append({"path": file.path, **rows, "first_index": first_index, "unit": unit, "drop": drop, **how})
-        first_index += file.rows
+            request = {"path": file.path, **rows, "first_index": first[file.set], "unit": unit, "drop": drop, **how}
+            requests.append(request)
+        first[file.set] += file.rows
     return requests
 
 
@@ -404,6 +433,19 @@ def _finish(store: _Writing, settings: dict[str, Any], files: Sequence[_File]) -
         longest=max(part["longest"] for part in parts),
         made_from=settings,
         dropped=faults.counts,
+        sets=_sizes(store, files),
         parts=[Part(**{key: part[key] for key in Part.model_fields}) for part in parts],
     ).write(store.folder)
     check_all(open_store(store.folder), files, settings["require_labels"])
+
+
+def _sizes(store: _Writing, files: Sequence[_File]) -> dict[str, int]:
+    """Jets of each set. Raises DataError where a set has none left."""
+    of_file = {file.path: file.set for file in files}
+    sizes = dict.fromkeys((file.set for file in files), 0)
+    for number, request in enumerate(store.requests):
+        sizes[of_file[request["path"]]] += store.parts[number]["jets"]
+    for name, jets in sizes.items():
+        if not jets:
+            raise DataError("no jet is left", where=name)
+    return sizes

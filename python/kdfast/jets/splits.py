@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -12,10 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, Validati
 from kdfast.errors import ConfigError
 from kdfast.validation import in_words
 
-__all__ = ["PARTS", "SplitRule", "read_places", "split_rule"]
+__all__ = ["APART", "PARTS", "SETS", "SplitRule", "raised_by", "read_places", "split_rule"]
 
 # The parts of a split, as a rule names them. A jet's place is the position of its part.
 PARTS = ("training", "validation", "test")
+
+# The sets that jets come in; the second and third are for validation and testing as a whole.
+SETS = ("data", "validation_data", "test_data")
+
+# Between the indices of jets of two sets with equal ones: more than the rows of any files.
+APART = 10**12
 
 _NOWHERE = -1  # place of a jet whose value no part names
 
@@ -69,6 +75,13 @@ class SplitRule(BaseModel):
         """The values and what they mean, for messages."""
         named = [(", ".join(map(str, getattr(self, part))), part) for part in PARTS]
         return "; ".join(f"{values} ({part})" for values, part in named if values)
+
+
+def raised_by(name: str, sets: Collection[str]) -> int:
+    """What is added to the indices of a set's jets, so that no other one's are equal. The set with the test jets keeps
+    its indices, so that a model sees the test jets as it will see them in `predict`."""
+    names = [each for each in ("test_data", "data", "validation_data") if each in sets]
+    return names.index(name) * APART
 
 
 def split_rule(value: Any) -> SplitRule:

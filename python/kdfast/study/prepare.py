@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from kdfast.distill.pack import View
-from kdfast.errors import DataError
+from kdfast.errors import ConfigError, DataError
 from kdfast.jets.features import Standardisation
 from kdfast.jets.fingerprint import jet_hashes
-from kdfast.jets.jet_store import check_stored_constituents, is_store, only_store, store_of, verify_store
+from kdfast.jets.jet_store import StoreCard, check_stored_constituents, is_store, only_store, store_of, verify_store
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.pairs import check_pairs
 from kdfast.jets.units import check_in_gev
@@ -86,11 +87,13 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
     files = {name: getattr(settings, key) for name, key in zip(SETS, SET_PATHS, strict=True)}
     found: dict[str, PackedJets] = {}
     places = None
+    sizes: dict[str, int] = {}  # of the sets of a store
     for name in SETS:
         if name in given:
             jets = given[name]
         elif any(map(is_store, files[name])):
             jets = _stored(files[name], reading(settings, name))
+            sizes = _sets_of(files[name][0], name, settings)
         elif files[name]:
             from kdfast.jets.readers import read_jets
 
@@ -109,7 +112,7 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
         check_in_gev(found[name], name)
         release(vars(found[name]).values())
     jets = _cut(join(found), settings.max_constituents)
-    sets = Sets.of({name: len(each) for name, each in found.items()}, places)
+    sets = Sets.of(sizes or {name: len(each) for name, each in found.items()}, places)
     check_apart(jets, sets)
     return jets, sets
 
@@ -142,6 +145,24 @@ def _stored(paths: Sequence[str], how: Reading) -> PackedJets:
     if how.exactly and how.max_constituents is not None:
         check_stored_constituents(path, how.max_constituents)
     return read_jets(path, replace(how, max_constituents=None))[0]
+
+
+def _sets_of(path: str, name: str, settings: DataSettings) -> dict[str, int]:
+    """Jets of the sets that a store of data holds; none where it is one set. Raises ConfigError for what such a store
+    leaves no choice of."""
+    sizes = StoreCard.read(Path(path)).sets
+    if len(sizes) == 1:
+        return {}
+    others = {
+        "validation_data": settings.validation_paths,
+        "test_data": settings.test_paths,
+        "max_jets": settings.max_jets,
+    }
+    where = name if name != "data" else next((key for key, value in others.items() if value), None)
+    if where is not None:
+        what = f"is for files, or a store of one set; {path} holds {', '.join(sizes)}"
+        raise ConfigError(what, where=where, hint="give this store alone, as the data")
+    return sizes
 
 
 def _cut(jets: PackedJets, max_constituents: int | None) -> PackedJets:

@@ -19,20 +19,16 @@ from sklearn.model_selection import train_test_split
 from kdfast.errors import DataError, KdfastWarning
 from kdfast.jets.fingerprint import fingerprint, jet_hashes
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.splits import PARTS
+from kdfast.jets.splits import PARTS, SETS, raised_by
 from kdfast.store.settings import DataSettings
 
 __all__ = ["CLASSES", "SETS", "SET_PATHS", "SPLITS", "Sets", "check_apart", "join", "split"]
 
-# The splits, in the order of splits.PARTS; the sets that are such a split as a whole; and the keys of their files.
+# The splits, in the order of splits.PARTS; the keys of the files of splits.SETS.
 SPLITS = ("train", "validation", "test")
-SETS = ("data", "validation_data", "test_data")
 SET_PATHS = ("paths", "validation_paths", "test_paths")
 
 CLASSES = {0: "background", 1: "signal"}
-
-# Between the indices of jets of two sets with equal ones: more than the rows of any files.
-APART = 10**12
 
 # Of the jets of a set or part, as a share: if more are in another one as well, that is an error.
 MOST_IN_COMMON = 1e-3
@@ -69,8 +65,7 @@ class Sets:
 def join(sets: Mapping[str, PackedJets]) -> PackedJets:
     """All jets, each with an index of its own.
 
-    Where two sets have jets of equal index, the set with the test jets keeps its indices, so that a model sees the test
-    jets as it will see them in `predict`; those of other sets are raised by multiples of APART. Raises DataError for
+    Where two sets have jets of equal index, those of some sets are raised (see splits.raised_by). Raises DataError for
     two jets of equal index within a set.
     """
     first, *others = sets.values()
@@ -78,8 +73,7 @@ def join(sets: Mapping[str, PackedJets]) -> PackedJets:
         return first
     indices = np.concatenate([jets.index for jets in sets.values()])
     if len(np.unique(indices)) < len(indices):
-        names = [name for name in ("test_data", "data", "validation_data") if name in sets]
-        sets = {name: replace(jets, index=jets.index + names.index(name) * APART) for name, jets in sets.items()}
+        sets = {name: replace(jets, index=jets.index + raised_by(name, sets)) for name, jets in sets.items()}
         for name, jets in sets.items():
             if len(np.unique(jets.index)) < len(jets):
                 hint = "give each jet an index of its own"
