@@ -151,6 +151,8 @@ class PackedJets:
         )
 
     def _span(self, start: int, stop: int) -> PackedJets:
+        if start == 0 and stop == len(self):
+            return self
         first, last = self.offsets[start], self.offsets[stop]
         return PackedJets(
             constituents=self.constituents[first:last],

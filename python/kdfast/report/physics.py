@@ -243,7 +243,9 @@ def _mass_cells(
     if len(edges) < 3:
         return None
     place = np.clip(np.searchsorted(edges, m, "right") - 1, 0, len(edges) - 2)
-    return edges, (np.eye(len(edges) - 1)[place] * weights[background][:, None]).astype(np.float32), passed
+    cells = np.zeros((len(m), len(edges) - 1), np.float32)
+    cells[np.arange(len(m)), place] = weights[background]
+    return edges, cells, passed
 
 
 def _tail(random: Floats, observed: float) -> float:

@@ -44,7 +44,7 @@ _MOST_REPLICATES, _FEWEST_REPLICATES = 600, 200
 _DRAWN_JETS = 12_000_000
 
 # Elements of a block of resampled weights [jets, replicates], float32: 64 MB.
-_BLOCK = 16_000_000
+_BLOCK = 8_000_000
 
 # Jets whose weights are summed at once to find a threshold.
 _ROWS = 64
@@ -176,7 +176,9 @@ def _resampled_weights(rng: np.random.Generator, weights: Floats, replicates: in
     """[jets, replicates]: how often each jet is drawn, times its weight."""
     n = len(weights)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=replicates).T
-    return (counts * weights[:, None]).astype(np.float32, order="C")
+    found = np.empty(counts.shape, np.float32)
+    np.multiply(counts, weights[:, None], out=found, casting="unsafe")  # in float64, a few numbers at a time
+    return found
 
 
 def _resampled_background(

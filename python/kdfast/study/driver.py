@@ -267,6 +267,7 @@ def run_study(
                     failed = PackRunner(training, inputs.teacher, Claims(store.path / "claims")).sweep(packs).failed
                 for error in failed.values():
                     raise error
+                del inputs, training  # the jets' memory: the report reads what is stored
                 shown.say("writing the report")
                 report.write(store)
     return open_study(out)
