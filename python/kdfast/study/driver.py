@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
 import sys
@@ -268,6 +269,7 @@ def run_study(
                 for error in failed.values():
                     raise error
                 del inputs, training  # the jets' memory: the report reads what is stored
+                gc.collect()  # views and what makes them refer to each other
                 shown.say("writing the report")
                 report.write(store)
     return open_study(out)
