@@ -425,3 +425,13 @@ def test_a_small_file_that_expands_does_not_fill_the_memory(tmp_path: Path) -> N
     message, peak = run.stdout.splitlines()
     assert message.endswith("every jet is empty: no constituent has pT > 0")
     assert int(peak) < 3e8
+
+
+def test_a_signalling_nan_is_a_bad_jet_without_a_warning_of_numpy(tmp_path):
+    arrays = atlas_arrays(JETS, width=200)
+    arrays["fjet_clus_E"].view(np.uint32)[3, 0] = 0x7F800001
+    path = write_arrays(tmp_path / "a.h5", arrays)
+    with pytest.warns(KdfastWarning, match="fjet_clus_E is not finite") as caught:
+        jets = load_jets(path, on_bad="drop")
+    assert len(jets) == len(JETS) - 1
+    assert all(issubclass(each.category, KdfastWarning) for each in caught)

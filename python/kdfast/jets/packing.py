@@ -416,7 +416,8 @@ def _copy_constituents(block: _Block, jets: Packing) -> NDArray[np.int64]:
         block.reject(others[-1], jets_with(below, offsets), "is smaller than the momentum pT·cosh η")
     for k, values in enumerate(columns):
         if k in (0, 3):
-            np.divide(values, jets.per_gev, out=packed[:, k])
+            with np.errstate(invalid="ignore"):  # a signalling NaN, of a jet that is dropped
+                np.divide(values, jets.per_gev, out=packed[:, k])
         else:
             packed[:, k] = values
     return counts
