@@ -101,7 +101,10 @@ def train_members(
     try:
         _start(workers, set_up)
         while running[0]:
-            result = finished.get()
+            try:
+                result = finished.get(timeout=_POLL)  # a signal that another thread took is handled when this one wakes
+            except queue.Empty:
+                continue
             if result is _WORKER_DONE:
                 running[0] -= 1
             elif isinstance(result, BaseException):
@@ -146,6 +149,7 @@ def end_epoch(
     return ""
 
 
+_POLL = 0.5  # seconds
 _RELEASED = 1 << 16  # jets: after so many, the pages of mapped views are given back
 _WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
 
