@@ -181,6 +181,25 @@ def test_parts_of_other_settings_are_not_taken(tmp_path: Path) -> None:
         kdfast.prepare(files, out, progress=False)
 
 
+def test_killed_just_before_the_end(tmp_path: Path) -> None:
+    """Whatever happens until the store appears, the same call can resume."""
+    files = two_files(tmp_path)
+    out = tmp_path / "jets.store"
+    move = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target) == out:
+            raise SystemExit
+        move(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing.os, "replace", killed)
+        with pytest.raises(SystemExit):
+            kdfast.prepare(files, out, progress=False)
+    kdfast.prepare(files, out, progress=False)
+    assert sum(verify_store(out)) == len(JETS)
+
+
 # ---- processes that die
 
 

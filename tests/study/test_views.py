@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_views_are_shared_and_made_again_where_damaged(tmp_path: Path, store: Pa
         pd.testing.assert_frame_equal(first[run], second[run])
     now = {path: path.stat().st_mtime_ns for path in (store / "views").glob("*/features.npy")}
     assert {path for path in made if now[path] != made[path]} == {damaged}
+
+
+def test_a_damaged_standardisation_is_made_again(tmp_path: Path, store: Path) -> None:
+    first = scores(small_sweep(tmp_path / "one", store))
+    (path,) = (store / "views").glob("standardisation-*.json")
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"numbers": kept["numbers"] | {"mean": [9.0] * 7}}))
+    second = scores(small_sweep(tmp_path / "two", store))
+    for run in first:
+        pd.testing.assert_frame_equal(first[run], second[run])
+    assert json.loads(path.read_text()) == kept
 
 
 def test_other_cuts_and_windows(tmp_path: Path, store: Path) -> None:

@@ -139,10 +139,10 @@ def prepare(
             store.write(min(jobs, len(store.requests)), report)
         with _writing(out):
             _finish(store, settings, files)
-            for leftover in (folder / JOURNAL, folder / "settings.json"):
-                leftover.unlink()
             os.replace(folder, out)
             fsync_folder(out.absolute().parent)
+            for leftover in (JOURNAL, "settings.json"):  # last: without them a killed process could not be resumed
+                (out / leftover).unlink()
     return out
 
 

@@ -105,8 +105,10 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
         view = unit.view_of(jets[positions])
         return Standardisation.fit(features(view)) if len(view.constituents) else None
     path = store / "views" / f"standardisation-{_key(store, unit, positions)}.json"
-    with suppress(OSError, ValueError, KeyError):
-        return Standardisation.from_dict(json.loads(path.read_bytes()))
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_bytes())
+        if kept["sha256"] == _numbers_digest(kept["numbers"]):  # else it is damaged
+            return Standardisation.from_dict(kept["numbers"])
     sums = _Moments()
     for block in _blocks(jets, positions):
         sums.add(features(unit.view_of(block)))
@@ -115,8 +117,13 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
     found = Standardisation.of_moments(*sums.moments())
     with writing_errors(path):
         path.parent.mkdir(exist_ok=True)
-        write_content(path, json.dumps(found.to_dict()).encode())
+        numbers = found.to_dict()
+        write_content(path, json.dumps({"numbers": numbers, "sha256": _numbers_digest(numbers)}).encode())
     return found
+
+
+def _numbers_digest(numbers: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
 class _Moments:
