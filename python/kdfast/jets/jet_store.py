@@ -54,14 +54,13 @@ class Part(_Document):
 
 
 class StoreCard(_Document):
-    """store.json. longest: the largest number of constituents of a jet. made_from: the files, and how they were read.
-    dropped: by reason, the jets that were left out. sets: jets of each of splits.SETS, one after the other."""
+    """store.json. made_from: the files, and how they were read. dropped: by reason, the jets that were
+    left out. sets: jets of each of splits.SETS, one after the other."""
 
     format: int
     kdfast: str
     jets: int
     constituents: int
-    longest: int
     made_from: dict[str, Any]
     dropped: dict[str, int]
     sets: dict[str, int]

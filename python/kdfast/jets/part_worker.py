@@ -54,11 +54,9 @@ class _Worker:
         packing = Packing(stop - start, stop - start, faults, unit)
         read_file(source, range(start, stop), first_index, packing)
         self.jets = packing.packed()
-        longest = int(np.max(self.jets.counts, initial=0))
         return {
             "jets": len(self.jets),
             "constituents": len(self.jets.constituents),
-            "longest": longest,
             "rows_read": packing.rows_read,
             "dropped": faults.counts,
             "first": faults.first,

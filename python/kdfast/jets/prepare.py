@@ -430,7 +430,6 @@ def _finish(store: _Writing, settings: dict[str, Any], files: Sequence[_File]) -
         kdfast=__version__,
         jets=store.jets,
         constituents=store.constituents,
-        longest=max(part["longest"] for part in parts),
         made_from=settings,
         dropped=faults.counts,
         sets=_sizes(store, files),
