@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -89,12 +90,28 @@ def _write_parquet(path: Path, **how: Any) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns | {"is_top": JETS.labels}), path, **how)
 
 
-class Format:
-    """One reader. files: how its valid files are written. columns: their map. inside: whether members of a zip archive
-    are damaged too, under right checksums."""
+def _root_streamers(content: bytes) -> range:
+    """Where a ROOT file describes its classes: most of a small file, and not read where uproot knows them."""
+    start, size = struct.unpack_from(">I", content, 37)[0], struct.unpack_from(">I", content, 41)[0]
+    return range(start, start + size)
 
-    def __init__(self, columns: Any, *files: Callable[[Path], None], inside: bool = False) -> None:
-        self.columns, self.files, self.inside = columns, files, inside
+
+class Format:
+    """One reader.
+
+    columns: the map of its files. files: how valid ones are written. tools: the modules that read them.
+    inside: members of a zip archive are damaged too, under right checksums. rare: bytes that are seldom damaged.
+    """
+
+    def __init__(
+        self,
+        columns: Any,
+        *files: Callable[[Path], None],
+        tools: tuple[str, ...] = (),
+        inside: bool = False,
+        rare: Callable[[bytes], range] = lambda _: range(0),
+    ) -> None:
+        self.columns, self.files, self.tools, self.inside, self.rare = columns, files, tools, inside, rare
 
 
 PARQUET = {
@@ -121,6 +138,7 @@ FORMATS = {
         "top-reference",
         lambda path: _write_pandas(path),
         lambda path: _write_pandas(path, complib="zlib", complevel=1),
+        lambda path: _write_pandas(path, complib="zlib", complevel=1, index=False),
     ),
     "npz": Format(
         "energyflow",
@@ -132,11 +150,14 @@ FORMATS = {
         "jetclass",
         lambda path: _write_root(path, None),
         lambda path: _write_root(path, "ZLIB"),
+        tools=("uproot", "awkward"),
+        rare=_root_streamers,
     ),
     "parquet": Format(
         PARQUET,
         lambda path: _write_parquet(path, compression="none", use_dictionary=False),
         lambda path: _write_parquet(path, compression="snappy", row_group_size=5),
+        tools=("pyarrow.compute", "pyarrow.parquet"),
     ),
 }
 

@@ -6,25 +6,45 @@ import io
 import re
 import struct
 import zipfile
+from collections.abc import Callable, Sequence
 from random import Random
 
-from tests.fuzz.files import FORMATS, base_files
+from tests.fuzz.files import FORMATS
 
 __all__ = ["mutant"]
 
 NUMBERS = (0, 1, 2, 7, 255, 256, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
 
 
-def mutant(name: str, seed: int) -> bytes:
-    """A damaged file of a format. The same for the same seed, where the public tools write the same file."""
-    random = Random(f"{name} {seed}")
-    content = random.choice(base_files(name))
+class _Draws(Random):
+    """Random numbers, and positions in a file: those in `rare` seldom."""
+
+    rare = range(0)
+
+    def position(self, content: bytes | bytearray) -> int:
+        return self._seldom_rare(lambda: self.randrange(len(content)))
+
+    def position_of(self, places: Sequence[int]) -> int:
+        return self._seldom_rare(lambda: self.choice(places))
+
+    def _seldom_rare(self, draw: Callable[[], int]) -> int:
+        found = draw()
+        while found in self.rare and self.random() < 0.9:
+            found = draw()
+        return found
+
+
+def mutant(name: str, contents: Sequence[bytes], seed: int) -> bytes:
+    """A damaged file of a format, made of one of these valid ones. The same for the same contents and seed."""
+    random = _Draws(f"{name} {seed}")
+    content = random.choice(contents)
     if FORMATS[name].inside and random.random() < 0.7:
         return _inside_zip(content, random)
+    random.rare = FORMATS[name].rare(content)
     return _damaged(content, random)
 
 
-def _damaged(content: bytes, random: Random) -> bytes:
+def _damaged(content: bytes, random: _Draws) -> bytes:
     changed = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
         if changed:
@@ -32,7 +52,7 @@ def _damaged(content: bytes, random: Random) -> bytes:
     return bytes(changed)
 
 
-def _inside_zip(content: bytes, random: Random) -> bytes:
+def _inside_zip(content: bytes, random: _Draws) -> bytes:
     """Damages a member of a zip archive, whose checksum is then right."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -45,47 +65,47 @@ def _inside_zip(content: bytes, random: Random) -> bytes:
     return buffer.getvalue()
 
 
-def _range(content: bytearray, random: Random) -> tuple[int, int]:
-    start = random.randrange(len(content))
+def _range(content: bytearray, random: _Draws) -> tuple[int, int]:
+    start = random.position(content)
     return start, min(len(content), start + random.choice((1, 2, 4, 8, 16, 64, 512, 4096)))
 
 
-def _flip(content: bytearray, random: Random) -> None:
+def _flip(content: bytearray, random: _Draws) -> None:
     for _ in range(random.choice((1, 1, 2, 5))):
-        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        content[random.position(content)] ^= 1 << random.randrange(8)
 
 
-def _cut(content: bytearray, random: Random) -> None:
-    del content[random.randrange(len(content)) :]
+def _cut(content: bytearray, random: _Draws) -> None:
+    del content[random.position(content) :]
 
 
-def _zero(content: bytearray, random: Random) -> None:
+def _zero(content: bytearray, random: _Draws) -> None:
     start, stop = _range(content, random)
     content[start:stop] = bytes(stop - start)
 
 
-def _copy_over(content: bytearray, random: Random) -> None:
+def _copy_over(content: bytearray, random: _Draws) -> None:
     start, stop = _range(content, random)
-    target = random.randrange(len(content))
+    target = random.position(content)
     content[target : target + stop - start] = content[start:stop]
 
 
-def _insert_copy(content: bytearray, random: Random) -> None:
+def _insert_copy(content: bytearray, random: _Draws) -> None:
     start, stop = _range(content, random)
-    target = random.randrange(len(content))
+    target = random.position(content)
     content[target:target] = content[start:stop]
 
 
-def _remove(content: bytearray, random: Random) -> None:
+def _remove(content: bytearray, random: _Draws) -> None:
     start, stop = _range(content, random)
     del content[start:stop]
 
 
-def _number(content: bytearray, random: Random) -> None:
-    _put_number(content, random.randrange(len(content)), random)
+def _number(content: bytearray, random: _Draws) -> None:
+    _put_number(content, random.position(content), random)
 
 
-def _put_number(content: bytearray, at: int, random: Random) -> None:
+def _put_number(content: bytearray, at: int, random: _Draws) -> None:
     width = random.choice((1, 2, 4, 8))
     order = random.choice("<>")
     at -= at % random.choice((1, width))
@@ -97,12 +117,12 @@ def _put_number(content: bytearray, at: int, random: Random) -> None:
     struct.pack_into(kind, content, at, value % 2 ** (8 * width))
 
 
-def _near_name(content: bytearray, random: Random) -> None:
+def _near_name(content: bytearray, random: _Draws) -> None:
     """A number or a bit near a text, where names, types and sizes of columns and attributes are."""
     texts = [match.start() for match in re.finditer(rb"[A-Za-z_][A-Za-z0-9_/]{3,}", content)]
     if not texts:
         return
-    at = random.choice(texts) + random.randrange(-64, 96)
+    at = random.position_of(texts) + random.randrange(-64, 96)
     if 0 <= at < len(content):
         if random.random() < 0.5:
             content[at] ^= 1 << random.randrange(8)
