@@ -21,8 +21,16 @@ def test_unknown_name():
         kdfast.swep  # noqa: B018
 
 
-def test_import_waits_for_no_torch():
-    code = "import sys, kdfast, kdfast.cli; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
+# Each takes a large part of a second to import, and a sweep needs most of them only for its report.
+HEAVY = ("distributed", "jinja2", "joblib", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn", "statsmodels")
+
+
+@pytest.mark.parametrize(
+    ("imported", "not_imported"),
+    [("kdfast, kdfast.cli", ("torch", *HEAVY)), ("kdfast; kdfast.sweep, kdfast.open_study, kdfast.models", HEAVY)],
+)
+def test_imports_wait_for_what_is_slow(imported, not_imported):
+    code = f"import sys; import {imported}; print([name for name in {not_imported} if name in sys.modules])"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == "[]"

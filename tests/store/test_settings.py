@@ -39,7 +39,7 @@ def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_a
     "overrides",
     [
         {},
-        {"data": {"paths": ["a.h5", "b.h5"], "max_jets": 1000, "on_bad": "drop"}, "seeds": [1, 2, 1]},
+        {"data": {"paths": ["a.h5", "b.h5"], "max_jets": 1000, "on_bad": "drop"}, "seeds": [1, 2]},
         {"hlt": HLTConfig(1.0, 0.1, 0.2, 0.05, 0.0), "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32}},
         {"grid": {"temperature": [3], "alpha": [0.5, 0.7], "temperature_final": [1], "shape": "cosine"}},
         {"grid": grid(temperature=[3.0], alpha=[0.5]), "teacher": "teacher.safetensors", "seeds": 7},
@@ -208,6 +208,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ('[hlt]\npaths = ["a.h5"]\nloss = 0.1', "FILE, hlt.loss: unknown key 'loss'\nknown: paths"),
         (NUMBERS.replace("loss = 0", "loss = true"), "FILE, hlt: loss: must be a finite number ≥ 0, is True"),
         (NUMBERS + 'log_pt = "no"', "FILE, hlt: log_pt: must be true or false, is 'no'"),
+        ("seeds = [3, 1, 3]", "FILE, seeds: has 3 more than once\nequal seeds train equal networks: give each"),
         ("seeds = [-1]", "FILE, seeds: must be ≥ 0, is -1"),
         ('precision = "fp23"', "did you mean 'fp32'?"),
         ('device = "cuda:"', "FILE, device: unknown device 'cuda:'"),

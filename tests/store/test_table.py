@@ -15,7 +15,8 @@ from kdfast.store.table import COLUMNS, combined_score, csv_text, results_table,
 
 HEADER = (
     "run_name,strategy,temp_init,temp_final,alpha_init,alpha_final,seed,auc_student,bkg_rej_30,bkg_rej_50,bkg_rej_80,"
-    "n_bkg_50,auc_val,bkg_rej_50_val,n_bkg_50_val,best_epoch,epochs,auc_baseline,auc_teacher,status"
+    "n_bkg_50,auc_val,bkg_rej_50_val,n_bkg_50_val,best_epoch,epochs,auc_baseline,auc_teacher,status,"
+    "n_bkg_30,n_bkg_80,bkg_rej_30_val,n_bkg_30_val,bkg_rej_80_val,n_bkg_80_val,flag_30,flag_50,flag_80"
 )
 
 
@@ -49,9 +50,21 @@ def test_columns_and_values():
     lines = text.splitlines()
     assert lines[0] == HEADER == ",".join(COLUMNS)
     numbers = "3.0,,0.1,,42,0.81,27.0,9.0,2.6999999999999997,10,0.9,8.0,10,2,5,0.8,0.92"
-    assert lines[1] == f"{LOW.name},baseline,{numbers},done"
-    assert lines[3] == "baseline_T7.0_A0.5,baseline,7.0,,0.5,,42,,,,,,,,,,3,0.8,0.92,diverged"
+    assert lines[1] == f"{LOW.name},baseline,{numbers},done,10,10,24.0,10,2.4,10,measured,measured,measured"
+    assert lines[3] == "baseline_T7.0_A0.5,baseline,7.0,,0.5,,42,,,,,,,,,,3,0.8,0.92,diverged,,,,,,,,,"
     assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("survivors", "flags"),
+    [((0, 1, 9), ["limit", "few", "few"]), ((9, 10, 11), ["few", "measured", "measured"]), ((None,) * 3, ["", "", ""])],
+)
+def test_rejections_of_few_jets_are_flagged(survivors, flags):
+    numbers = {f"n_bkg_{point}": count for point, count in zip((30, 50, 80), survivors, strict=True)}
+    known = {name: count for name, count in numbers.items() if count is not None}
+    table = results_table([student(LOW, numbers=metrics(0.81, 9.0, 0.9, 8.0) | known if known else {"auc": 0.8})])
+    assert list(table.loc[0, ["flag_30", "flag_50", "flag_80"]]) == flags
+    assert csv_text(table).splitlines()[1].endswith(",".join(flags))
 
 
 def test_floats_read_back_bit_for_bit():

@@ -300,6 +300,8 @@ def test_in_bfloat16(study, tmp_path):
         ({"pack_size": 2.5}, ConfigError, "pack_size: must be a whole number, at least 1, is 2.5"),
         ({"workers": 0}, ConfigError, "workers: must be"),
         ({"threads": 0}, ConfigError, "threads: must be"),
+        ({"threads": 99999}, ConfigError, "threads: 99999 threads are more than the "),
+        ({"seeds": [1, 2, 1]}, ConfigError, "seeds: has 1 more than once\nequal seeds train equal networks: give each"),
         ({"data": 3}, DataError, "data: must be paths, PackedJets, a table or None, is int"),
         ({"data": pd.DataFrame({"pt": [1.0]})}, DataError, "DataFrame, column fjet_clus_pt: is missing\ncolumns=…"),
         ({"data": {"jets.h5": 1}}, DataError, "dict, column fjet_clus_pt: is missing\ncolumns=… names"),

@@ -81,6 +81,17 @@ def test_nothing_is_cut_in_a_terminal_of_80_columns(monkeypatch):
     assert best == f"best so far 0.9253 {longest}"
 
 
+def test_plain_lines_in_a_notebook_without_ipywidgets(monkeypatch, capsys):
+    """rich would warn at each update that it needs ipywidgets, and show nothing: a warning fails this test."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with SweepProgress() as shown:
+        shown.begin("seed 42", members=1, epochs=4)
+        shown.epoch(report("x", 0))
+        shown.member(finished("x"))
+    assert capsys.readouterr().err.startswith("seed 42: x done, AUC(val) 0.8000 (1/1 done, ")
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_quiet(terminal):
     assert show(terminal, enabled=False) == ""

@@ -297,6 +297,8 @@ def test_bad_arguments(study, tmp_path):
         work(study, array_index=3, progress=False)
     with pytest.raises(ConfigError, match="exclude each other"):
         work(study, array_index=0, max_packs=1, progress=False)
+    with pytest.raises(ConfigError, match=r"threads: 99999 threads are more than the \d+ CPUs that this"):
+        work(study, threads=99999, progress=False)
     for options in ({"threads": 0}, {"max_packs": -1}, {"lease": 0}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))}: must be"):
             work(study, progress=False, **options)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from kdfast.distill.recipe import check_device_name
-from kdfast.errors import BackendError
+from kdfast.errors import BackendError, ConfigError
 from kdfast.ops import backend, gpu
 
-__all__ = ["training_devices"]
+__all__ = ["check_threads", "training_devices"]
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError for more threads than CPUs that this process may use: they would only wait for each other."""
+    cpus = len(os.sched_getaffinity(0))
+    if threads is not None and threads > cpus:
+        what = f"{threads} threads are more than the {cpus} CPUs that this process may use"
+        raise ConfigError(what, where="threads", hint=f"give at most {cpus}, or leave it out")
 
 
 def training_devices(name: str) -> list[str]:

@@ -29,10 +29,16 @@ class _Metrics(BaseModel):
 
     bkg_rej_30: _Rejection | None = None
     bkg_rej_80: _Rejection | None = None
+    n_bkg_30: _Count | None = None
     n_bkg_50: _Count | None = None
+    n_bkg_80: _Count | None = None
     auc_val: _Area | None = None
+    bkg_rej_30_val: _Rejection | None = None
     bkg_rej_50_val: _Rejection | None = None
+    bkg_rej_80_val: _Rejection | None = None
+    n_bkg_30_val: _Count | None = None
     n_bkg_50_val: _Count | None = None
+    n_bkg_80_val: _Count | None = None
     best_epoch: _Count | None = None
     epochs: _Count | None = None
 
@@ -52,6 +58,9 @@ class _Row(_Metrics):
     bkg_rej_50: float | None
     auc_baseline: _Area | None = None
     auc_teacher: _Area | None = None
+    flag_30: str | None = None  # follows from n_bkg_30, and so do the others
+    flag_50: str | None = None
+    flag_80: str | None = None
 
     @field_validator("*", mode="before")
     @classmethod

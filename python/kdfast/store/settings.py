@@ -159,9 +159,14 @@ def _as_seeds(seeds: Any) -> tuple[int, ...]:
     if any(isinstance(entry, bool) for entry in entries):
         raise one_or_many
     try:
-        return tuple(dict.fromkeys(index(entry) for entry in entries))
+        found = tuple(index(entry) for entry in entries)
     except TypeError:
         raise one_or_many from None
+    repeated = next((seed for seed in found if found.count(seed) > 1), None)
+    if repeated is not None:
+        hint = "equal seeds train equal networks: give each seed once"
+        raise ConfigError(f"has {repeated} more than once", hint=hint)
+    return found
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.metrics import WORKING_POINTS
 from kdfast.store.documents import INTEGER_METRICS
 from kdfast.store.store import StoredResult
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "COLUMNS",
+    "FEW_SURVIVORS",
     "METRICS",
     "NEED_SCORES",
     "STRATEGIES",
@@ -31,8 +35,8 @@ __all__ = [
 # Strategies in the order of the grid: constant, T annealed, α scheduled, both.
 STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
 
-# Columns of results_summary.csv. Test jets, unless the name ends in _val. An empty *_final: the value is
-# constant.
+# Columns of results_summary.csv: new ones come last. Test jets, unless the name ends in _val. An empty *_final: the
+# value is constant. flag_*: of the rejection at this working point, see `_flag`.
 COLUMNS = (
     "run_name",
     "strategy",
@@ -54,7 +58,19 @@ COLUMNS = (
     "auc_baseline",
     "auc_teacher",
     "status",
+    "n_bkg_30",
+    "n_bkg_80",
+    "bkg_rej_30_val",
+    "n_bkg_30_val",
+    "bkg_rej_80_val",
+    "n_bkg_80_val",
+    "flag_30",
+    "flag_50",
+    "flag_80",
 )
+
+# Fewer background jets that pass make a rejection uncertain by more than 1/√10, a third.
+FEW_SURVIVORS = 10
 
 # What a run can be best in, and how the text names it.
 METRICS = {
@@ -77,14 +93,14 @@ NEED_SCORES = (
     "jet by jet comparison with another study",
 )
 
-_MORE = (*(name for name in INTEGER_METRICS if name not in COLUMNS), "bkg_rej_30_val", "bkg_rej_80_val")
-
 
 def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
-    """A row per student in the order of the grid: COLUMNS, then the numbers at the other working points.
+    """A row per student in the order of the grid, with the columns COLUMNS.
 
     A diverged run has its status and no metrics. auc_baseline: of the same seed.
     """
+    import pandas as pd
+
     baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
     teachers = [result.metrics for result in results if result.kind == "teacher"]
     rows = []
@@ -109,12 +125,23 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
             }
         )
     rows.sort(key=_place)
-    columns = [*COLUMNS, *_MORE]
-    table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns)
-    kinds: dict[str, Any] = dict.fromkeys(columns, np.float64)
+    for row in rows:
+        row |= {f"flag_{point}": _flag(row.get(f"n_bkg_{point}")) for point in WORKING_POINTS}
+    table = pd.DataFrame([[row.get(column) for column in COLUMNS] for row in rows], columns=list(COLUMNS))
+    kinds: dict[str, Any] = dict.fromkeys(COLUMNS, np.float64)
     kinds |= dict.fromkeys(("seed", *INTEGER_METRICS), "Int64")
-    kinds |= dict.fromkeys(("run_name", "strategy", "status"), str)
+    kinds |= {name: str for name in COLUMNS if name in ("run_name", "strategy", "status") or name.startswith("flag")}
     return table.astype(kinds)
+
+
+def _flag(survivors: int | None) -> str:
+    """What a rejection is worth for which so many background jets pass: "limit" (none passes: a 68 % lower limit),
+    "few" (fewer than FEW_SURVIVORS pass) or "measured"; "" where their number is not known."""
+    if survivors is None:
+        return ""
+    if survivors == 0:
+        return "limit"
+    return "few" if survivors < FEW_SURVIVORS else "measured"
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -129,6 +156,8 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def csv_text(table: pd.DataFrame) -> str:
     """The table's COLUMNS as CSV. Each float is written so that it reads back bit for bit."""
+    import pandas as pd
+
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -13,9 +13,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from kdfast.errors import BusyError, DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.process import is_writing
@@ -130,6 +127,9 @@ def _verify(path: Path, progress: bool, *, sweeping: bool) -> Verification:
 
 @contextmanager
 def _bar(path: Path, shown: bool) -> Iterator[Callable[[int], object]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
         yield lambda size: None

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdfast._version import __version__
+from kdfast.distill.devices import check_threads
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, KdfastWarning, StudyError
 from kdfast.interrupt import Stop, SweepInterrupted
@@ -75,6 +76,7 @@ def connected(address: str, *, threads: int | None = None, device: str = "auto")
     """
     distributed = _distributed()
     if address == "local":
+        check_threads(threads)
         if device.startswith("cuda"):  # a task has all GPUs that its worker sees
             shape = {"n_workers": 1, "threads_per_worker": 1, "resources": {"GPU": 1}}
         else:

@@ -17,7 +17,7 @@ import torch
 
 from kdfast import report
 from kdfast.distill import cuda_engine
-from kdfast.distill.devices import training_devices
+from kdfast.distill.devices import check_threads, training_devices
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.jets.memory_table import is_table
@@ -127,7 +127,8 @@ def sweep(
     progress
         Show progress on stderr.
     threads
-        Threads of the training on the CPU. None: ``torch.get_num_threads()``.
+        Threads of the training on the CPU, at most as many as the CPUs that this process may use. None:
+        ``torch.get_num_threads()``. With `plan_only`: of each worker.
     plan_only
         Train nothing, but write the packs of runs that workers (``kdfast worker``) then share.
     pack_size
@@ -237,6 +238,7 @@ def run_study(
     if client is not None:
         budget = dask_engine.budget(client, settings.device, budget)
     elif not plan_only:
+        check_threads(budget.threads)
         _check_device(settings)
     settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()

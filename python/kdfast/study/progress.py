@@ -1,4 +1,4 @@
-"""What a user sees while a sweep runs: a live line in a terminal, plain lines elsewhere, or nothing."""
+"""What a user sees while a sweep runs: a live line in a terminal or a notebook, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -44,7 +45,7 @@ class SweepProgress:
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
-        self._console = console or Console(file=cast(TextIO, Messages(sys.stderr)))
+        self._console = console or _stderr()
         self._enabled = enabled
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal  # a dumb one can't show it
         live = enabled and (terminal or self._console.is_jupyter)
@@ -156,6 +157,15 @@ class SweepProgress:
 
     def _leader(self) -> str:
         return "" if self._best is None else f"best so far {self._best[0]:.4f} {self._best[1]}"
+
+
+def _stderr() -> Console:
+    """The console of stderr. A notebook shows a live line by means of ipywidgets; without, it gets plain lines."""
+    stderr = cast(TextIO, Messages(sys.stderr))
+    console = Console(file=stderr)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(file=stderr, force_jupyter=False)
+    return console
 
 
 def duration(seconds: float) -> str:

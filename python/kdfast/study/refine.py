@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from kdfast.errors import ConfigError, StudyError
@@ -21,6 +20,9 @@ from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, joined_hlt, stored_inputs
 from kdfast.study.plan import Budget
 from kdfast.study.results import StudyResults, open_study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["leaders", "refine"]
 

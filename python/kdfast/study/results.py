@@ -6,10 +6,9 @@ import html
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from kdfast import report
 from kdfast.errors import ConfigError, StudyError, suggest
@@ -18,6 +17,9 @@ from kdfast.store.status import study_status
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.table import COLUMNS, NEED_SCORES, results_table, select_best
 from kdfast.store.verify import Verification, verify
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["StudyResults", "open_study"]
 
@@ -86,6 +88,8 @@ class StudyResults:
     @cached_property
     def has_scores(self) -> pd.Series[bool]:
         """For each row of `results`: whether its scores per jet are stored (not if diverged or imported)."""
+        import pandas as pd
+
         stored = {(r.name, r.seed): r.has_scores for r in self._stored if r.kind == "student"}
         keys = zip(self._table["run_name"], self._table["seed"], strict=True)
         return pd.Series([stored[name, int(seed)] for name, seed in keys], self._table.index, dtype=bool)
@@ -117,7 +121,11 @@ class StudyResults:
           efficiency of 30, 50 and 80 %;
         - ``n_bkg_50``, ``n_bkg_50_val``: background jets that pass at 50 %; if 0, the rejection is a 68 % lower limit;
         - ``best_epoch`` (counted from 0), ``epochs``;
-        - ``auc_baseline`` (of the same seed, without a teacher), ``auc_teacher``.
+        - ``auc_baseline`` (of the same seed, without a teacher), ``auc_teacher``;
+        - ``n_bkg_30``, ``n_bkg_80`` and, of the validation jets, ``bkg_rej_30_val``, ``n_bkg_30_val``,
+          ``bkg_rej_80_val``, ``n_bkg_80_val``;
+        - ``flag_30``, ``flag_50``, ``flag_80``: ``"limit"`` where the rejection is a 68 % lower limit, ``"few"`` where
+          1 to 9 background jets pass, otherwise ``"measured"``.
 
         Examples
         --------
@@ -186,6 +194,8 @@ class StudyResults:
         validation    900
         dtype: int64
         """
+        import pandas as pd
+
         result = self._named(run_name, seed)
         if result.status != "done":
             raise StudyError(f"{run_name} has no scores: it {result.status}", where=str(self.path))
@@ -255,6 +265,8 @@ class StudyResults:
             The columns ``kind``, ``run_name``, ``seed``, ``status`` ("done", "diverged", "failed", "missing"
             or "damaged") and ``message``.
         """
+        import pandas as pd
+
         columns = ["kind", "run_name", "seed", "status", "message"]
         table = pd.DataFrame([asdict(run) for run in study_status(self._store).runs], columns=columns)
         return table.astype({"seed": "Int64"})

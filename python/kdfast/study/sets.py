@@ -14,7 +14,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from kdfast.errors import DataError, KdfastWarning
 from kdfast.jets.fingerprint import fingerprint, jet_hashes
@@ -111,6 +110,8 @@ def _by_fractions(
     jets: PackedJets, settings: DataSettings, rows: NDArray[np.int64], names: Sequence[str]
 ) -> dict[str, NDArray[np.int64]]:
     """Shares these rows out by the fractions of these splits, stratified by label."""
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
     labels = jets.labels[rows]
     found = _found(jets, rows)
     if len(np.unique(labels)) < 2:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast._version import __version__
+from kdfast.distill.devices import check_threads
 from kdfast.distill.pack import Targets
 from kdfast.errors import ConfigError, StudyError
 from kdfast.interrupt import stoppable
@@ -249,6 +250,7 @@ def work(
     is damaged or can't be written; SweepInterrupted on a signal (running members have checkpoints).
     """
     check_counts(threads=threads, max_packs=max_packs)
+    check_threads(threads)
     if lease <= 0:
         raise ConfigError(f"must be more than 0 seconds, is {lease}", where="lease")
     if sum(value is not None for value in (pack, array_index, max_packs)) > 1:
