@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 
 import kdfast
 from kdfast.cli import main
-from kdfast.errors import ConfigError, StudyError
+from kdfast.errors import ConfigError, DataError, StudyError
 from kdfast.jets import prepare as preparing
+from kdfast.jets.fingerprint import fingerprint, kept_fingerprint
 from kdfast.study import views
 from tests.jets.atlas_files import write_atlas
 from tests.study.small_sweep import small_jets, small_sweep
@@ -70,6 +72,52 @@ def test_a_damaged_standardisation_is_made_again(tmp_path: Path, store: Path) ->
     for run in first:
         pd.testing.assert_frame_equal(first[run], second[run])
     assert json.loads(path.read_text()) == kept
+
+
+def test_jets_of_a_store_with_other_arrays(tmp_path: Path, store: Path) -> None:
+    """Their views are not those of the store's own."""
+    small_sweep(tmp_path / "whole", store)
+    mapped = kdfast.load_jets(store)
+    in_memory = kdfast.load_jets(tmp_path / "jets.h5")
+    weights = np.linspace(0.5, 2, len(mapped)).astype(np.float32)
+    for name, change in {
+        "weighted": lambda jets: replace(jets, weights=weights),
+        "first": lambda jets: jets[:200],
+        "last": lambda jets: replace(jets[200:], labels=jets.labels[:200]),  # split as the first
+    }.items():
+        found = scores(small_sweep(tmp_path / name, change(mapped)))
+        wanted = scores(small_sweep(tmp_path / f"{name} in memory", change(in_memory)))
+        for run in wanted:
+            pd.testing.assert_frame_equal(found[run], wanted[run])
+
+
+def test_arrays_of_a_store_are_read_only(store: Path) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        kdfast.load_jets(store).weights[:] = 2
+
+
+def test_the_fingerprint_is_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jets = kdfast.load_jets(store)
+    for cut in (None, 5):
+        for part in (jets, jets[:100], jets[100:200], replace(jets, labels=1 - jets.labels)):
+            assert kept_fingerprint(part, cut) == kept_fingerprint(part, cut) == fingerprint(part, cut)
+    files = list((store / "views").glob("fingerprint-*.json"))
+    assert len(files) == 8
+    monkeypatch.setattr("kdfast.jets.fingerprint.fingerprint", lambda *_: "computed")
+    assert kept_fingerprint(jets) == fingerprint(jets)
+    for file in files:
+        file.write_text(file.read_text().replace("0", "1"))
+    assert kept_fingerprint(jets) == "computed"
+
+
+def test_a_changed_store_given_in_python(tmp_path: Path, store: Path) -> None:
+    """It is compared with its checksums, as the kept fingerprint would not show it."""
+    small_sweep(tmp_path / "one", kdfast.load_jets(store))
+    content = bytearray((store / "constituents.npy").read_bytes())
+    content[-10] ^= 1
+    (store / "constituents.npy").write_bytes(content)
+    with pytest.raises(DataError, match="does not match its checksum"):
+        small_sweep(tmp_path / "one", kdfast.load_jets(store))
 
 
 def test_other_cuts_and_windows(tmp_path: Path, store: Path) -> None:

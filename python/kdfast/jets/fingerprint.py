@@ -1,16 +1,20 @@
 """Names for the content of jets, and of single jets."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdfast.files import write_content
+from kdfast.jets.jet_store import content_of, store_of
 from kdfast.jets.packed import DTYPES, PackedJets, offsets_of
 from kdfast.mapped import release
 from kdfast.ops.philox import splitmix64
 
-__all__ = ["fingerprint", "jet_hashes", "sampled", "share_among"]
+__all__ = ["fingerprint", "jet_hashes", "kept_fingerprint", "sampled", "share_among"]
 
 HASHED_JETS = 1 << 16  # at a time
 SAMPLED = 256  # jets: a share of 2 % of them is missed with a probability of 0.6 %
@@ -34,6 +38,30 @@ def fingerprint(jets: PackedJets, max_constituents: int | None = None) -> str:
             digest.update(np.ascontiguousarray(part).data)
             release(vars(jets).values())
     return digest.hexdigest()
+
+
+def kept_fingerprint(jets: PackedJets, max_constituents: int | None = None) -> str:
+    """`fingerprint`; of jets of a store it is kept next to the store's views, and not computed again.
+
+    For jets that have been compared with the store's checksums: others may have changed since.
+    """
+    store = store_of(jets)
+    if store is None:
+        return fingerprint(jets, max_constituents)
+    path = store / "views" / f"fingerprint-{content_of(jets)[:32]}-{max_constituents or 'all'}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept: dict[str, str] = json.loads(path.read_bytes())
+        if kept["sha256"] == _text_digest(kept["fingerprint"]):  # else it is damaged
+            return kept["fingerprint"]
+    found = fingerprint(jets, max_constituents)
+    with suppress(OSError):  # of a store that can't be written, views are reported
+        path.parent.mkdir(exist_ok=True)
+        write_content(path, json.dumps({"fingerprint": found, "sha256": _text_digest(found)}).encode())
+    return found
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def jet_hashes(jets: PackedJets) -> NDArray[np.uint64]:

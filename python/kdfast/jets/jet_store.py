@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdfast.errors import ConfigError, DataError
 from kdfast.files import write_content
 from kdfast.jets.packed import DTYPES, PackedJets
-from kdfast.mapped import is_mapped, map_file, release
+from kdfast.mapped import HEADER_BYTES, is_mapped, map_file, release
 
 __all__ = [
     "Part",
@@ -29,6 +30,7 @@ __all__ = [
     "array_digest",
     "array_path",
     "check_stored_constituents",
+    "content_of",
     "is_store",
     "only_store",
     "open_store",
@@ -119,9 +121,32 @@ def check_stored_constituents(path: str | PathLike[str], max_constituents: int) 
 
 
 def store_of(jets: PackedJets) -> Path | None:
-    """The store that jets, or a slice of them, are mapped from; None: they are in memory."""
+    """The store that the constituents of jets are mapped from; None: they are in memory."""
     array = jets.constituents
     return Path(array.filename).parent if is_mapped(array) else None  # type: ignore[attr-defined]
+
+
+def content_of(jets: PackedJets) -> str:
+    """A name for the content of a store's jets (see `store_of`), SHA-256 (hexadecimal), from the store's checksums.
+
+    Jets may be a slice, and have arrays that are not the store's: where an array begins counts, or its own bytes.
+    """
+    store = store_of(jets)
+    assert store is not None
+    parts = [part.model_dump() for part in StoreCard.read(store).parts]
+    origin = {name: _first_row(getattr(jets, name), array_path(store, name)) for name in DTYPES}
+    arrays = {name: array_digest(getattr(jets, name)) if row is None else row for name, row in origin.items()}
+    return _digest({"parts": parts, "jets": len(jets), "arrays": arrays})
+
+
+def _first_row(array: NDArray[Any], path: Path) -> int | None:
+    """The row of a file's array with which a mapped one begins; None: it is not from this file, or only in part."""
+    if not is_mapped(array) or not array.flags.c_contiguous or array.flags.writeable:
+        return None
+    if Path(array.filename) != path:  # type: ignore[attr-defined]
+        return None
+    start: int = np.frombuffer(array._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]
+    return (array.ctypes.data - start - HEADER_BYTES) // (array.itemsize * math.prod(array.shape[1:]))
 
 
 def array_path(folder: Path, name: str) -> Path:
@@ -130,7 +155,7 @@ def array_path(folder: Path, name: str) -> Path:
 
 
 def open_store(path: str | PathLike[str]) -> PackedJets:
-    """The jets of a packed store, mapped into memory.
+    """The jets of a packed store, mapped into memory, read-only.
 
     Raises DataError for a store that is damaged; `verify_store` also computes its checksums.
     """
@@ -147,6 +172,7 @@ def open_store(path: str | PathLike[str]) -> PackedJets:
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             what = f"is damaged: it must be {np.dtype(dtype)} {list(shape)}, is {array.dtype} {list(array.shape)}"
             raise DataError(what, where=where, hint=_AGAIN)
+        array.flags.writeable = False  # `release` would drop what is written to it
         arrays[name] = array
     try:
         jets = PackedJets(**arrays)

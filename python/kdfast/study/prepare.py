@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
     for name in SETS:
         if name in given:
             jets = given[name]
+            _compare(store_of(jets))
         elif any(map(is_store, files[name])):
             jets = _stored(files[name], reading(settings, name))
             sizes = _sets_of(files[name][0], name, settings)
@@ -140,11 +142,17 @@ def _stored(paths: Sequence[str], how: Reading) -> PackedJets:
     from kdfast.jets.readers import read_jets
 
     path = only_store(paths)
-    for _ in verify_store(path):
-        pass
+    _compare(path)
     if how.exactly and how.max_constituents is not None:
         check_stored_constituents(path, how.max_constituents)
     return read_jets(path, replace(how, max_constituents=None))[0]
+
+
+def _compare(store: str | PathLike[str] | None) -> None:
+    """Compares a store with its checksums, once each time that a study is opened; None: jets are in memory."""
+    if store is not None:
+        for _ in verify_store(store):
+            pass
 
 
 def _sets_of(path: str, name: str, settings: DataSettings) -> dict[str, int]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import DataError, KdfastWarning
-from kdfast.jets.fingerprint import fingerprint, jet_hashes
+from kdfast.jets.fingerprint import jet_hashes, kept_fingerprint
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.splits import PARTS, SETS, raised_by
 from kdfast.store.settings import DataSettings
@@ -53,7 +53,7 @@ class Sets:
     def fingerprints(self, jets: PackedJets, max_constituents: int | None) -> dict[str, str]:
         """What identifies the jets and their split, but for what settings say of it."""
         found = {
-            name.replace("data", "fingerprint"): fingerprint(jets[rows], max_constituents)
+            name.replace("data", "fingerprint"): kept_fingerprint(jets[rows], max_constituents)
             for name, rows in self.rows.items()
         }
         if self.by_column:

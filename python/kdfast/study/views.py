@@ -24,7 +24,7 @@ from torch import Tensor
 from kdfast.distill.pack import MappedView, View
 from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.jets.features import Standardisation, features
-from kdfast.jets.jet_store import StoreCard, store_of
+from kdfast.jets.jet_store import content_of, store_of
 from kdfast.jets.packed import PackedJets
 from kdfast.mapped import HEADER_BYTES, map_file, release, write_header
 from kdfast.models.tagger import Preparation
@@ -69,7 +69,7 @@ def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.in
     store = store_of(jets)
     if store is None:
         return _in_memory(preparation, jets[positions])
-    folder = store / "views" / _key(store, preparation, positions)
+    folder = store / "views" / _key(jets, preparation, positions)
     if not _is_intact(folder):
         with writing_errors(folder):
             _write(folder, preparation, jets, positions)
@@ -104,7 +104,7 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
     if store is None:
         view = unit.view_of(jets[positions])
         return Standardisation.fit(features(view)) if len(view.constituents) else None
-    path = store / "views" / f"standardisation-{_key(store, unit, positions)}.json"
+    path = store / "views" / f"standardisation-{_key(jets, unit, positions)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_bytes())
         if kept["sha256"] == _numbers_digest(kept["numbers"]):  # else it is damaged
@@ -157,12 +157,12 @@ class _Moments:
 # ---- views in files
 
 
-def _key(store: Path, preparation: Preparation, positions: NDArray[np.int64]) -> str:
+def _key(jets: PackedJets, preparation: Preparation, positions: NDArray[np.int64]) -> str:
     """What a view's numbers depend on: jets, preparation, and what rounds them."""
     here = training_environment("cpu")
     rounding = {name: here[name] for name in ("kdfast", "isa", "backend")}
-    card = StoreCard.read(store).model_dump()
-    digest = hashlib.sha256(json.dumps([card["parts"], preparation.to_json(), rounding], sort_keys=True).encode())
+    named = [content_of(jets), preparation.to_json(), rounding]
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(positions).data)
     return digest.hexdigest()[:32]
 
