@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "BackendError",
     "BusyError",
+    "CallbackError",
     "ClusterError",
     "ConfigError",
     "DamagedError",
@@ -150,6 +151,10 @@ class ClusterError(KdfastError, RuntimeError):
     """
 
     exit_code = 75
+
+
+class CallbackError(KdfastError, RuntimeError):
+    """An error in a function of the user's that kdfast has called. The error itself is its ``__cause__``."""
 
 
 class ResourceError(KdfastError, MemoryError):

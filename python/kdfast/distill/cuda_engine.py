@@ -468,7 +468,8 @@ class _Group:
                 name = self.members[k].name
                 auc = self.at[k].curves["auc_val"][-1]
                 best = self.at[k].best_auc
-                on_epoch(EpochReport(name, epoch, recipe.epochs, means[k][0], auc, best, jets, seconds))
+                loss = means[k][0]
+                on_epoch(EpochReport(name, epoch, recipe.epochs, loss, auc, best, jets, seconds, pack.seed))
 
     def _finished(self) -> Generator[MemberResult, None, None]:
         """The results of members that have come to their end."""

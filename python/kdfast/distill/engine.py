@@ -231,7 +231,8 @@ class _Member:
         if on_epoch is not None:
             name = self.member.name
             seconds = time.perf_counter() - began
-            on_epoch(EpochReport(name, epoch, recipe.epochs, means[0], auc, at.best_auc, left.numel(), seconds))
+            jets = left.numel()
+            on_epoch(EpochReport(name, epoch, recipe.epochs, means[0], auc, at.best_auc, jets, seconds, pack.seed))
         return None
 
     def _save(self) -> None:

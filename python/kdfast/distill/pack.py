@@ -148,7 +148,23 @@ def _check_targets(targets: Targets, jets: int) -> None:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Progress of one member: after each epoch. jets, seconds: of the epoch's part that this process trained."""
+    """Progress of one member, after each epoch.
+
+    Attributes
+    ----------
+    member : str
+        Name of the run: a configuration, "baseline" or "teacher".
+    epoch, epochs : int
+        The epoch, counted from 0, and the number planned.
+    loss : float
+        Mean training loss of the epoch.
+    auc_val, best_auc_val : float
+        AUC of the validation jets: of this epoch, and the highest so far.
+    jets, seconds : int, float
+        Of the part of the epoch that this process trained.
+    seed : int
+        Seed of the run.
+    """
 
     member: str
     epoch: int
@@ -158,6 +174,7 @@ class EpochReport:
     best_auc_val: float
     jets: int
     seconds: float
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -53,6 +53,8 @@ else:
 if TYPE_CHECKING:
     from distributed import Client
 
+    from kdfast.distill.pack import EpochReport
+
 __all__ = ["run_study", "sweep"]
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -65,6 +67,7 @@ def sweep(
     config: str | PathLike[str] | Mapping[str, Any] | None = None,
     resume: bool = True,
     progress: bool = True,
+    on_epoch: Callable[[EpochReport], object] | None = None,
     threads: int | None = None,
     plan_only: bool = False,
     pack_size: int | None = None,
@@ -126,6 +129,10 @@ def sweep(
         False: raise StudyError if `out` already holds a study.
     progress
         Show progress on stderr.
+    on_epoch
+        A function that is called after each epoch of each run with an `EpochReport` (member, seed, epoch, loss,
+        auc_val, …): from the threads that train, one call at a time. Where it raises, running members save
+        checkpoints, and the sweep ends with CallbackError.
     threads
         Threads of the training on the CPU, at most as many as the CPUs that this process may use. None:
         ``torch.get_num_threads()``. With `plan_only`: of each worker.
@@ -153,6 +160,8 @@ def sweep(
         For a folder that holds another study, is damaged or can't be written.
     BackendError
         If the device can't be used.
+    CallbackError
+        If `on_epoch` raises. The same call resumes.
     ClusterError
         If the cluster is lost.
     SweepInterrupted
@@ -198,8 +207,8 @@ def sweep(
             jets.get("test_data"),
         ),
         Budget(threads, workers, pack_size),
+        SweepProgress(progress, on_epoch=on_epoch),
         resume=resume,
-        progress=progress,
         plan_only=plan_only,
         client=client,
     )
@@ -226,15 +235,17 @@ def run_study(
     out: Path,
     given: Given,
     budget: Budget,
+    shown: SweepProgress,
     *,
     resume: bool = True,
-    progress: bool = True,
     plan_only: bool = False,
     client: Client | None = None,
 ) -> StudyResults:
     """Runs what the settings ask for and the folder does not hold yet; see `sweep`."""
     _check_given(settings, given)
     _warn_of_shortened_warmup(settings, trains_teacher=given.teacher is None and settings.teacher is None)
+    if shown.on_epoch is not None and (client is not None or plan_only):
+        raise ConfigError("is called where the training runs, and other processes train", where="on_epoch")
     if client is not None:
         budget = dask_engine.budget(client, settings.device, budget)
     elif not plan_only:
@@ -245,7 +256,7 @@ def run_study(
     if exists and not resume:
         hint = "give another folder, or leave out --no-resume (in Python, resume=False) to resume it"
         raise StudyError("holds a study already", where=str(out), hint=hint)
-    with SweepProgress(progress) as shown, stoppable(shown.say, out) as stop:
+    with shown, stoppable(shown.say, out) as stop:
         inputs = Inputs.load(settings, given, StudyStore.open(out) if exists else None)
         if isinstance(inputs.teacher, Tagger):
             check_training_jets(inputs.teacher, inputs.prepared)

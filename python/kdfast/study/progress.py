@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, cast
@@ -42,9 +42,17 @@ class SweepProgress:
 
     Used as a context manager around a sweep; each pack starts with `begin`. Everything goes to stderr, so
     that stdout has only results. Lines that can't be written there are lost; the sweep continues.
+
+    on_epoch: the user's function for the same events, which the training calls.
     """
 
-    def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        enabled: bool = True,
+        console: Console | None = None,
+        on_epoch: Callable[[EpochReport], object] | None = None,
+    ) -> None:
+        self.on_epoch = on_epoch
         self._console = console or _stderr()
         self._enabled = enabled
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal  # a dumb one can't show it

@@ -19,6 +19,7 @@ from kdfast.store.table import combined_score, in_order, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, joined_hlt, stored_inputs
 from kdfast.study.plan import Budget
+from kdfast.study.progress import SweepProgress
 from kdfast.study.results import StudyResults, open_study
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def refine(
         Path(study),
         given,
         Budget(threads),
-        progress=progress,
+        SweepProgress(progress),
     )
 
 

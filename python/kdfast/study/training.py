@@ -15,12 +15,12 @@ from torch import Tensor
 
 from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
-from kdfast.distill.pack import Member, MemberResult, Pack, Targets, View
+from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets, View
 from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack
-from kdfast.errors import StudyError
+from kdfast.errors import CallbackError, StudyError
 from kdfast.files import writing_errors
 from kdfast.interrupt import Stop
 from kdfast.jets.fingerprint import sampled
@@ -166,14 +166,15 @@ class StudyTraining:
         )
 
     def _results(self, pack: Pack, checkpoints: StudyCheckpoints) -> Generator[MemberResult, None, None]:
-        """The pack's results; raises SweepInterrupted, after checkpoints, where the user has stopped it."""
-        trained = train_pack(
-            pack, threads=self.threads, on_epoch=self.shown.epoch, stop=self.stop.event, checkpoints=checkpoints
-        )
+        """The pack's results. After checkpoints, raises SweepInterrupted where the user has stopped it, and
+        CallbackError where the user's function has raised."""
+        watch = _Watch(self.shown, self.stop.event)
+        trained = train_pack(pack, threads=self.threads, on_epoch=watch.epoch, stop=watch, checkpoints=checkpoints)
         with self.stop.deferred(), closing(trained) as results:
             for result in results:
                 yield result
                 self.shown.member(result)  # after it is stored
+        watch.check()
 
     def _write_trained(
         self,
@@ -210,3 +211,40 @@ class StudyTraining:
         here = training_environment(self.settings.device)
         with suppress(AlreadyStored):  # by another process that trained the same run: the first one counts
             self.store.write(replace(result, environment=here))
+
+
+class _Watch(threading.Event):
+    """Hands the epochs of a pack to the progress and to the user's function, one call at a time. It is set, and so ends
+    the pack, when that function has raised or `stop` is set."""
+
+    def __init__(self, shown: SweepProgress, stop: threading.Event) -> None:
+        super().__init__()
+        self._shown = shown
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._raised: tuple[Exception, EpochReport] | None = None
+
+    def is_set(self) -> bool:
+        return self._stop.is_set() or super().is_set()
+
+    def epoch(self, report: EpochReport) -> None:
+        self._shown.epoch(report)
+        if self._shown.on_epoch is None:
+            return
+        with self._lock:
+            if self._raised is not None:
+                return
+            try:
+                self._shown.on_epoch(report)
+            except Exception as error:
+                self._raised = error, report
+                self.set()
+
+    def check(self) -> None:
+        """Raises CallbackError where the user's function has raised."""
+        if self._raised is not None:
+            error, report = self._raised
+            what = f"raised {type(error).__name__}: {error}"
+            where = f"on_epoch, {report.member}, seed {report.seed}, epoch {report.epoch}"
+            hint = "finished runs and checkpoints are stored: rerun the same call to resume"
+            raise CallbackError(what, where=where, hint=hint) from error

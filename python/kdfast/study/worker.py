@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kdfast._version import __version__
 from kdfast.distill.devices import check_threads
 from kdfast.distill.pack import Targets
-from kdfast.errors import ConfigError, StudyError
+from kdfast.errors import CallbackError, ConfigError, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.models.tagger import Tagger
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures
@@ -190,6 +190,8 @@ class PackRunner:
         try:
             yield
         except Exception as error:
+            if isinstance(error, CallbackError):  # no fault of the pack
+                raise
             if isinstance(error.__cause__, OSError):  # of the folder, which can't be written then
                 raise
             self.store.write_attempt(Attempt.failed(name, error, members))
