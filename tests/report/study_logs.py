@@ -1,4 +1,4 @@
-"""Logs and summary files in the format of the published study, written from known numbers."""
+"""Logs and summary files in the format of the reproduced study, written from known numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How often a whole report is wrong, and whether it finds an effect like the published study's: simulated studies."""
+"""How often a whole report is wrong, and whether it finds an effect like the reproduced study's: simulated studies."""
 
 import numpy as np
 import pytest

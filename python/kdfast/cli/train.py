@@ -85,7 +85,7 @@ def sweep(
     """Train a teacher, a baseline and a grid of distilled students.
 
     Without DATA this is the demo: small models on the bundled sample, minutes on two cores. With DATA the
-    defaults are those of the published study. Files are in MeV (or GeV, see --unit), settings in GeV.
+    defaults are those of the reproduced study. Files are in MeV (or GeV, see --unit), settings in GeV.
 
     Each result is stored as soon as it is finished, and running members save checkpoints. After Ctrl-C, a
     kill, a batch system's signal or a full disk, rerun the same command to resume. Exit status: 130 after

@@ -183,7 +183,7 @@ Device = Annotated[str, AfterValidator(check_device_name), Shown(metavar="NAME",
 
 
 class StudySettings(SettingsTable):
-    """All settings of a study; the defaults are the published study's.
+    """All settings of a study; the defaults are the reproduced study's.
 
     `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's
     defaults.

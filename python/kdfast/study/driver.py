@@ -83,7 +83,7 @@ def sweep(
 
     Every setting of a study is a keyword. The parameters below are the main ones; ``python -m
     kdfast.store.keywords`` prints a table of all. A setting that is neither a keyword nor in `config` has the
-    published study's value if data are given, otherwise the demo's; so has one that is None.
+    reproduced study's value if data are given, otherwise the demo's; so has one that is None.
 
     Parameters
     ----------
