@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdfast.study.imports import import_study
     from kdfast.study.refine import refine
     from kdfast.study.results import StudyResults, open_study
+    from kdfast.study.trigger import export_onnx
 
 __all__ = [
     "HLTConfig",
@@ -31,6 +32,7 @@ __all__ = [
     "backend",
     "emulate_hlt",
     "errors",
+    "export_onnx",
     "features",
     "grid",
     "import_study",
@@ -57,6 +59,7 @@ _HOMES = {
     "backend": "ops.backend",
     "emulate_hlt": "jets.hlt",
     "errors": "errors",
+    "export_onnx": "study.trigger",
     "features": "jets.features",
     "grid": "store.grid",
     "import_study": "study.imports",

@@ -21,6 +21,7 @@ _EXTRAS = {
     "filters": ("hdf5plugin",),
     "root": ("uproot", "awkward"),
     "parquet": ("pyarrow",),
+    "onnx": ("onnx", "onnxruntime"),
     "dask": ("dask", "distributed"),
     "slurm": ("dask-jobqueue",),
     "bench": ("pytest-benchmark",),

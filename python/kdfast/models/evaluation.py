@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdfast.models import encoder
-from kdfast.models.flat import flatten_parameters, flatten_running
+from kdfast.models.flat import flat_parameters, flat_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_transformer import PackedTransformer
 from kdfast.ops import backend
@@ -43,9 +43,7 @@ def evaluate_model(
                 answers = model(features[part[0] : part[-1]], part - part[0], return_attention=True)
             yield (*answers, part - part[0])
         return
-    copy = JetTransformer(model.config)
-    copy.load_state_dict(model.state_dict())
-    compiled = encoder.Encoder(model.config, flatten_parameters(copy), flatten_running(copy))
+    compiled = encoder.Encoder(model.config, flat_parameters(model), flat_running(model))
     features = features.contiguous()
     offsets = offsets.contiguous()
     for start in batches:
@@ -61,9 +59,7 @@ def evaluate_on_device(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """As evaluate_model, in float32 by the ops of the lock-step engine; results stay on the device."""
     model.config.check_features(features)
-    copy = JetTransformer(model.config)
-    copy.load_state_dict(model.state_dict())
-    parameters, running = (flat.detach()[None].to(device) for flat in (flatten_parameters(copy), flatten_running(copy)))
+    parameters, running = (flat[None].to(device) for flat in (flat_parameters(model), flat_running(model)))
     packed = PackedTransformer(model.config, parameters, running)
     for start in range(0, len(offsets) - 1, _BATCH):
         bounds = offsets[start : start + _BATCH + 1]

@@ -1,4 +1,7 @@
-"""A model's parameters and running statistics as flat buffers, of which the model's own become views."""
+"""A model's parameters and running statistics as flat buffers.
+
+`flatten_…` makes the model's own tensors views of a new buffer. `flat_…` reads the model and leaves it as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 from kdfast.models.layers import BatchNorm
 
-__all__ = ["flatten_parameters", "flatten_running"]
+__all__ = ["flat_parameters", "flat_running", "flatten_parameters", "flatten_running"]
 
 
 def flatten_parameters(model: nn.Module) -> Tensor:
@@ -21,9 +24,35 @@ def flatten_parameters(model: nn.Module) -> Tensor:
 
 def flatten_running(model: nn.Module) -> Tensor:
     """Mean and variance of each BatchNorm of the model, in its order; the model's own become views."""
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    names = [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+    names = _running(model)
     flat = torch.cat([getattr(norm, name) for norm, name in names])
     for (norm, name), part in zip(names, flat.split([getattr(n, name).numel() for n, name in names]), strict=True):
         setattr(norm, name, part)
     return flat
+
+
+def flat_parameters(model: nn.Module) -> Tensor:
+    """[P] float32, in the order of model.parameters(): the buffer that they are views of, or a copy."""
+    return _flat(list(model.parameters()))
+
+
+def flat_running(model: nn.Module) -> Tensor:
+    """Float32, in the order of `flatten_running`: the buffer that they are views of, or a copy."""
+    return _flat([getattr(norm, name) for norm, name in _running(model)])
+
+
+def _running(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    return [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    first = tensors[0].detach()
+    storage = first.untyped_storage().data_ptr()
+    place = first.data_ptr()
+    for tensor in tensors:
+        in_place = tensor.data_ptr() == place and tensor.is_contiguous() and tensor.dtype == torch.float32
+        if not in_place or tensor.untyped_storage().data_ptr() != storage:
+            return torch.cat([each.detach().float().flatten() for each in tensors])
+        place += 4 * tensor.numel()
+    return first.as_strided(((place - first.data_ptr()) // 4,), (1,))

@@ -28,7 +28,9 @@ from kdfast.jets.units import check_in_gev
 from kdfast.mapped import release
 from kdfast.models.config import ModelConfig
 from kdfast.models.evaluation import evaluate_model
+from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.plain import PlainTagger
 
 __all__ = ["Preparation", "Tagger", "load_model", "model_bytes", "tagger_card"]
 
@@ -200,6 +202,34 @@ class Tagger:
         logits = self.logits(jets, prepared=prepared)
         return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)).numpy()
 
+    def to_torch(self) -> PlainTagger:
+        """The tagger as a plain torch module, for `torch.export`, `torch.jit.trace` and AOTInductor.
+
+        Returns
+        -------
+        PlainTagger
+            Takes jets [B, N, 4] float32, padded with rows of pt = 0: pt (GeV), eta, phi (rad), energy (GeV).
+            Gives logits [B, C]. It computes the features, their standardisation and the network, by torch's
+            own functions. The jets must be as the model's view has them, as for ``predict(…, prepared=True)``.
+
+        Raises
+        ------
+        ModelError
+            For a model that has no plain form.
+
+        Examples
+        --------
+        >>> import kdfast
+        >>> from kdfast.models import JetTransformer, Preparation, Tagger
+        >>> jets = kdfast.sample()[:100]
+        >>> scaling = Standardisation.fit(features(jets))
+        >>> tagger = Tagger(JetTransformer("small"), Preparation("hlt", None, 0, None, scaling))
+        >>> padded, _ = jets.to_padded(200)
+        >>> tagger.to_torch()(torch.from_numpy(padded)).shape
+        torch.Size([100, 1])
+        """
+        return PlainTagger(self.preparation.standardisation, self.model)
+
     def save(self, path: str | Path) -> None:
         """Writes the tagger, whole or not at all. Raises ModelError where it can't be written."""
         with writing_errors(Path(path), ModelError):
@@ -274,6 +304,8 @@ def load_model(path: str | Path) -> Tagger:
         preparation = Preparation.from_json(card["preparation"])
         trained_on = _sample_in(card)
         model.load_state_dict(state)
+        flatten_parameters(model)  # which `predict` then needs no copy of
+        flatten_running(model)
     except KdfastError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

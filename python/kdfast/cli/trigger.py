@@ -1,0 +1,74 @@
+"""Commands that take a trained network out of kdfast: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdfast.cli.common import Quiet, app, given
+from kdfast.cli.options import setting_option
+from kdfast.errors import ConfigError
+
+__all__ = ["export"]
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or a study's folder.")]
+Run = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME", help="Run of the study.", show_default="the student that is best by AUC"),
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of that run.")]
+Jets = Annotated[
+    list[str] | None,
+    typer.Option("--jets", metavar="FILE", help="Jets to compare on. Repeatable.", show_default="the bundled sample"),
+]
+
+
+@app.command()
+def export(
+    model: Model,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file, the only format so far.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="File to write.", show_default="the model's name with .onnx"),
+    ] = None,
+    run: Run = None,
+    seed: Seed = None,
+    opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 15 to 20.")] = 17,
+    fp16: Annotated[bool, typer.Option("--fp16", help="The network in 16-bit floating-point numbers.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Matrix products in 8-bit integers (onnxruntime's dynamic quantization).")
+    ] = False,
+    jets: Jets = None,
+    columns: Annotated[str | None, setting_option("columns")] = None,
+    unit: Annotated[str | None, setting_option("unit")] = None,
+    sort: Annotated[bool | None, setting_option("sort")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a trained network for use outside Python.
+
+    The ONNX file takes jets (pt, eta, phi, energy in GeV, padded with pt = 0) as the model's view has them and
+    gives logits; features and standardisation are part of it. It is compared with `kdfast predict` on 1,000 jets
+    before it is written: no logit may differ by more than 1e-4. With --fp16 and --int8 the AUC before and after is
+    printed instead. Needs `pip install 'kdfast[onnx]'`.
+
+    \b
+    Examples:
+      kdfast export demo/models/best_student.safetensors --onnx
+      kdfast export demo --run tempanneal_T7.0to1.0_A0.9 --onnx --out tagger.onnx
+      kdfast export demo --onnx --int8 --jets test.h5
+    """
+    if not onnx:
+        raise ConfigError("give a format", where="kdfast export", hint="--onnx writes an ONNX file")
+    if fp16 and int8:
+        raise ConfigError("give one of them", where="--fp16, --int8")
+    from kdfast.jets.readers import load_jets
+    from kdfast.study.trigger import export_onnx
+
+    how = given({"columns": columns, "unit": unit, "sort": sort})
+    loaded = load_jets(jets, require_labels=False, isolate=True, **how) if jets else None
+    precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+    written = export_onnx(model, out, run=run, seed=seed, opset=opset, precision=precision, jets=loaded)
+    if not quiet:
+        typer.echo(f"{written.path}: {written}")

@@ -1,0 +1,135 @@
+"""Tagger.to_torch: the same function of padded jets, and what torch's exporters make of it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdfast.jets.features import Standardisation, features
+from kdfast.jets.hlt import emulate_hlt, offline_view
+from kdfast.jets.packed import PackedJets
+from kdfast.models import JetTransformer, Preparation, Tagger
+from tests.synthetic import synthetic_jets
+
+SIZES: list[dict[str, Any]] = [
+    {"preset": "small"},
+    {"preset": "demo", "num_classes": 3},
+    {"width": 48, "layers": 1, "heads": 3, "ffn": 80, "pooling_heads": 2},
+]
+
+
+def trained_like(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The model with moments, norms and biases that are not their initial ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0, generator=generator)
+            elif tensor.ndim == 1 and tensor.is_floating_point():
+                tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
+    return model
+
+
+def tagger_of(model: Any, jets: PackedJets) -> Tagger:
+    standardisation = Standardisation.fit(features(offline_view(jets)))
+    return Tagger(trained_like(model), Preparation("hlt", "nominal", 3, None, standardisation))
+
+
+def models() -> list[Any]:
+    return [pytest.param(lambda sizes=sizes: JetTransformer(seed=4, **sizes), id=str(sizes)) for sizes in SIZES]
+
+
+@pytest.fixture(scope="module")
+def jets() -> PackedJets:
+    return synthetic_jets(80, seed=1)
+
+
+def padded(view: PackedJets, spare: int = 2) -> Tensor:
+    return torch.from_numpy(view.to_padded(int(view.counts.max()) + spare)[0])
+
+
+@pytest.mark.parametrize("model", models())
+def test_logits_are_those_of_the_model(model: Any, jets: PackedJets) -> None:
+    tagger = tagger_of(model(), jets)
+    view = emulate_hlt(jets, seed=3)
+    view = view.select_constituents(np.repeat(np.arange(80) % 7 > 0, view.counts))  # some jets have none
+    assert (view.counts == 0).any()
+    plain = tagger.to_torch()
+    x = padded(view)
+    expected = tagger.logits(view, prepared=True)
+    torch.testing.assert_close(plain(x), expected, rtol=0, atol=1e-5)
+
+    shuffled = x[:, torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))]
+    torch.testing.assert_close(plain(shuffled), expected, rtol=0, atol=1e-5)  # padding anywhere
+    x[..., 1:] = torch.where(x[..., :1] > 0, x[..., 1:], torch.nan)
+    torch.testing.assert_close(plain(x), expected, rtol=0, atol=1e-5)
+
+
+def test_jets_without_axis_energy_or_company(jets: PackedJets) -> None:
+    """Opposite momenta, no energy, one constituent, one at φ = π: as the features' specification has them."""
+    rows = [
+        [[50.0, 0.3, 0.5, 60.0], [50.0, -0.3, 0.5 - np.pi, 60.0]],
+        [[80.0, 0.1, 1.0, 0.0], [20.0, 0.2, 1.1, 0.0]],
+        [[100.0, 1.0, -2.0, 155.0], [0.0, 0.0, 0.0, 0.0]],
+        [[60.0, -0.5, np.pi, 70.0], [40.0, -0.4, -np.pi + 0.1, 45.0]],
+    ]
+    x = np.array(rows, np.float32)
+    tagger = tagger_of(JetTransformer("small", seed=4), jets)
+    expected = tagger.logits(PackedJets.from_padded(x, x[..., 0] > 0), prepared=True)
+    torch.testing.assert_close(tagger.to_torch()(torch.from_numpy(x)), expected, rtol=0, atol=1e-5)
+
+
+def test_it_is_a_copy_without_gradients(jets: PackedJets) -> None:
+    tagger = tagger_of(JetTransformer("small", seed=4), jets)
+    plain = tagger.to_torch()
+    before = plain(padded(jets))
+    with torch.no_grad():
+        for parameter in tagger.model.parameters():
+            parameter.zero_()
+    assert torch.equal(plain(padded(jets)), before)
+    assert not before.requires_grad
+    assert not plain.training
+
+
+@pytest.mark.parametrize("model", models())
+def test_torch_export_with_dynamic_sizes(model: Any, jets: PackedJets) -> None:
+    plain = tagger_of(model(), jets).to_torch()
+    program = exported(plain, jets)
+    used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(name.startswith(("aten.", "sym_", "<built-in", "_operator")) for name in used), used
+    for part in (jets[:1], jets[5:40]):
+        torch.testing.assert_close(program.module()(padded(part)), plain(padded(part)), rtol=0, atol=1e-6)
+
+
+def exported(plain: torch.nn.Module, jets: PackedJets) -> Any:
+    sizes = {0: torch.export.Dim("jets", max=4096), 1: torch.export.Dim("constituents", max=512)}
+    return torch.export.export(plain, (padded(jets[:3]),), dynamic_shapes=(sizes,))
+
+
+@pytest.mark.parametrize("model", models())
+def test_torchscript_trace(model: Any, jets: PackedJets) -> None:
+    plain = tagger_of(model(), jets).to_torch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
+        traced = torch.jit.trace(plain, padded(jets[:3]))
+    for part in (jets[:1], jets[5:40]):
+        torch.testing.assert_close(traced(padded(part)), plain(padded(part)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_aot_inductor(jets: PackedJets, tmp_path: Any) -> None:
+    plain = tagger_of(JetTransformer("small", seed=4), jets).to_torch()
+    program = exported(plain, jets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "tagger.pt2"))
+        compiled = torch._inductor.aoti_load_package(package)
+    for part in (jets[:1], jets[5:40]):
+        torch.testing.assert_close(compiled(padded(part)), plain(padded(part)), rtol=0, atol=1e-5)

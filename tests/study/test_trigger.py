@@ -1,0 +1,81 @@
+"""From a study to a trigger: which network is exported, and what its file says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kdfast
+from kdfast.cli import main
+from kdfast.errors import ConfigError, StudyError
+from kdfast.models.onnx_file import padded_batches, session
+from kdfast.store.store import StudyStore
+from kdfast.study.results import StudyResults
+from kdfast.study.trigger import chosen_run
+from tests.study.small_sweep import small_jets
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {each.key: each.value for each in onnx.load(path).metadata_props}
+
+
+def test_the_best_student_of_a_study(swept: StudyResults, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    jets = small_jets()
+    assert main(["export", str(swept.path), "--onnx"]) == 0
+    best = swept.best("auc")
+    path = Path(f"{best['run_name']}.seed42.onnx")
+    assert str(path) in capsys.readouterr().out
+    told = metadata(path)
+    assert (told["study"], told["run"], told["seed"]) == (swept.path.name, best["run_name"], "42")
+    weights = swept.path / "models" / "best_student.safetensors"
+    assert told["model_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    tagger = kdfast.load_model(weights)
+    x = next(padded_batches(tagger.preparation.view_of(jets), len(jets)))
+    logits = session(path.read_bytes()).run(None, {"jets": x})[0]
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), tagger.predict(jets), rtol=0, atol=1e-5)
+
+
+def test_a_named_run(swept: StudyResults, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "teacher.onnx"
+    arguments = ["export", str(swept.path), "--run", "teacher", "--onnx", "--int8", "--out", str(out)]
+    assert main(arguments) == 0
+    assert "AUC" in capsys.readouterr().out
+    told = metadata(out)
+    assert (told["run"], told["precision"]) == ("teacher", "int8")
+    assert told["view"].startswith("offline:")
+
+
+def test_the_default_run_of_a_seed(swept: StudyResults) -> None:
+    store = StudyStore.open(swept.path)
+    assert chosen_run(store) == chosen_run(store, seed=42) == chosen_run(store, str(swept.best("auc")["run_name"]))
+    with pytest.raises(StudyError, match="no student of this study has finished"):
+        chosen_run(store, seed=7)
+    with pytest.raises(ConfigError, match="no run is named 'techer'"):
+        chosen_run(store, "techer")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give a format\n--onnx writes"),
+        (["--onnx", "--fp16", "--int8"], "--fp16, --int8: give one of them"),
+        (["--onnx", "--opset", "9"], "opset: must lie in 15 … 20"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str, swept: StudyResults, capsys: Any) -> None:
+    assert main(["export", str(swept.path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_has_no_runs(swept: StudyResults, capsys: Any) -> None:
+    model = swept.path / "models" / "best_student.safetensors"
+    assert main(["export", str(model), "--onnx", "--run", "teacher"]) == 2
+    assert "this is no study" in capsys.readouterr().err
