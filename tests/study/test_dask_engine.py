@@ -21,10 +21,12 @@ from typing import Any
 
 import dask
 import distributed
+import pandas as pd
 import pytest
 import torch
 from distributed import Client, Event, LocalCluster
 
+import kdfast
 from kdfast import __version__, report
 from kdfast.cli import main
 from kdfast.distill import cpu_engine
@@ -37,8 +39,9 @@ from kdfast.store.store import StudyStore
 from kdfast.store.table import csv_text, results_table
 from kdfast.study import dask_engine, training
 from kdfast.study import worker as study_worker
+from tests.jets.atlas_files import write_atlas
 from tests.study.processes import finish, start, wait_until
-from tests.study.small_sweep import GRID, small_sweep
+from tests.study.small_sweep import GRID, small_jets, small_sweep
 
 pytestmark = pytest.mark.slow  # tests/study/test_dask_threads.py is quick
 
@@ -132,6 +135,7 @@ def in_workers(client: Client, module: Any, name: str, value: Any) -> Iterator[N
 
 
 train_pack, running, seen = training.train_pack, set[str](), list[tuple[str, int, int]]()
+mapped_from: list[str] = []
 broken = ""
 
 
@@ -166,6 +170,32 @@ def test_the_same_table_as_without_dask(out, client, alone, capfd):
     assert re.search(r"packs [345]/5: .* done, .*\(5/5 done, .* epochs/s", said)
     assert re.search(r" left, best so far 0\.\d{4} ", said)  # the time
     assert Claims(out / "claims").holders() == []
+
+
+def train_from_files(pack: Any, **more: Any) -> Iterator[Any]:
+    """A worker's train_pack that notes the file of the jets that it trains on."""
+    mapped_from.append(pack.train.mapped[0].filename)
+    yield from train_pack(pack, **more)
+
+
+def trained_from() -> list[str]:
+    return mapped_from
+
+
+def test_a_store_is_read_in_place(out, tmp_path, client):
+    """With the results of the store's files, bit for bit."""
+    file = write_atlas(tmp_path / "jets.h5", small_jets(), width=60)
+    store = kdfast.prepare(file, tmp_path / "jets.store", progress=False)
+    alone = small_sweep(tmp_path / "files", [file])
+    with in_workers(client, training, "train_pack", train_from_files):
+        found = small_sweep(out, store, client=client)
+        files = [Path(name) for worker in client.run(trained_from).values() for name in worker]
+    assert len(files) == 2 + len(alone.results)  # with teacher and baseline
+    assert all(each.is_relative_to(store / "views") for each in files)
+    assert not (out / "inputs").exists()
+    for name in alone.results.run_name:
+        pd.testing.assert_frame_equal(found.scores(name, 42), alone.scores(name, 42))
+    assert csv_text(found.results) == csv_text(alone.results)
 
 
 def test_a_worker_reads_the_jets_once_until_the_study_changes(out, client):
