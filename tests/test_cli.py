@@ -36,7 +36,7 @@ from tests.undrawn import undrawn_figures
 
 SAMPLE = Path(kdfast.__file__).parent / "jets" / "data" / "sample.h5"
 COMMANDS = ["sweep", "status", "verify", "report", "refine", "import"]
-COMMANDS += ["prepare", "predict", "generate", "export", "bench", "doctor"]
+COMMANDS += ["prepare", "predict", "generate", "export", "latency", "bench", "doctor"]
 TINY = ["--temperature", "3", "--alpha", "0.5", "--epochs", "1", "--teacher-epochs", "1", "--max-jets", "800"]
 TINY += ["--model", "small", "--teacher-model", "small", "--max-constituents", "10", "--batch-size", "64"]
 TINY += ["--warmup-epochs", "1"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdfast.store.grid import grid
     from kdfast.study.driver import sweep
     from kdfast.study.imports import import_study
+    from kdfast.study.latency import latency
     from kdfast.study.refine import refine
     from kdfast.study.results import StudyResults, open_study
     from kdfast.study.trigger import export_onnx
@@ -36,6 +37,7 @@ __all__ = [
     "features",
     "grid",
     "import_study",
+    "latency",
     "load_jets",
     "load_model",
     "metrics",
@@ -63,6 +65,7 @@ _HOMES = {
     "features": "jets.features",
     "grid": "store.grid",
     "import_study": "study.imports",
+    "latency": "study.latency",
     "load_jets": "jets.readers",
     "load_model": "models.tagger",
     "metrics": "metrics",

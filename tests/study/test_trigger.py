@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.onnx_file import padded_batches, session
 from kdfast.store.store import StudyStore
+from kdfast.store.verify import repair
+from kdfast.study.latency import _flops
 from kdfast.study.results import StudyResults
 from kdfast.study.trigger import chosen_run
 from tests.study.small_sweep import small_jets
@@ -79,3 +82,73 @@ def test_a_file_has_no_runs(swept: StudyResults, capsys: Any) -> None:
     model = swept.path / "models" / "best_student.safetensors"
     assert main(["export", str(model), "--onnx", "--run", "teacher"]) == 2
     assert "this is no study" in capsys.readouterr().err
+
+
+# ---- latency
+
+
+@pytest.fixture
+def measured(swept: StudyResults, tmp_path: Path) -> Path:
+    """A copy of the small sweep, with latencies."""
+    study = Path(shutil.copytree(swept.path, tmp_path / "study"))
+    rows = kdfast.latency(study, jets=small_jets(), seconds=0.01)
+    assert list(dict.fromkeys(rows["run_name"])) == [swept.best("auc")["run_name"], "teacher"]
+    assert list(zip(rows["engine"], rows["batch"], strict=True))[:4] == [
+        ("onnxruntime", 1),
+        ("kdfast", 1),
+        ("onnxruntime", 100),
+        ("kdfast", 100),
+    ]
+    assert (rows["p50_us"] <= rows["p99_us"]).all()
+    assert (rows["calls"] >= 20).all()
+    return study
+
+
+def test_latencies_are_stored_with_the_study(measured: Path) -> None:
+    study = kdfast.open_study(measured)
+    assert len(set(study._microseconds())) == 1  # the students have one size
+    assert study.best("auc", max_latency_us=1e9)["run_name"] == study.best("auc")["run_name"]
+    with pytest.raises(StudyError, match=r"at most 0.5 µs\nthe fastest takes \d+ µs"):
+        study.best("auc", max_latency_us=0.5)
+    assert study.verify().intact
+    assert not study.verify().notes
+
+    before = StudyStore.open(measured).latencies()
+    kdfast.latency(measured, run="teacher", jets=small_jets(), seconds=0.0)
+    after = StudyStore.open(measured).latencies()
+    changed = {key.name for key in after if after[key] != before[key]}
+    assert changed == {"teacher"}
+
+
+def test_a_damaged_latency_is_found_and_removed(measured: Path) -> None:
+    document = next((measured / "latency").glob("teacher*/latency.json"))
+    document.write_text(document.read_text().replace('"parameters": ', '"parameters": 1'))
+    found, done = repair(measured)
+    assert [finding.path for finding in found.findings] == [f"latency/{document.parent.name}/latency.json"]
+    assert any("removed" in line for line in done)
+    assert kdfast.open_study(measured).verify().intact
+
+
+def test_without_latencies_best_says_what_to_run(swept: StudyResults) -> None:
+    with pytest.raises(StudyError, match="run `kdfast latency"):
+        swept.best("auc", max_latency_us=100.0)
+
+
+def test_operations_are_those_of_the_matrix_products(swept: StudyResults) -> None:
+    tagger = kdfast.load_model(swept.path / "models" / "best_student.safetensors")
+    size = tagger.model.config
+    width, ffn, heads = size.width, size.ffn, size.pooling_heads
+    layers = size.layers * (4 * width**2 + 2 * width * ffn)
+    per_constituent = 2 * (size.num_features * width + layers + width * (width + heads))
+    per_pair = 4 * size.layers * width
+    head = 2 * (width**2 + 2 * width**2 + width * (width // 2) + width // 2)
+    assert _flops(tagger) == (head, per_constituent, per_pair)
+
+
+def test_the_command_prints_a_table(swept: StudyResults, capsys: Any) -> None:
+    model = swept.path / "models" / "best_student.safetensors"
+    assert main(["latency", str(model), "--seconds", "0.01"]) == 0
+    printed = capsys.readouterr().out
+    assert "best_student.safetensors" in printed
+    assert printed.count("onnxruntime") == printed.count("kdfast ") == 2
+    assert "constituents on average, one thread" in printed

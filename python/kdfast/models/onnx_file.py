@@ -27,7 +27,7 @@ from kdfast.models.tagger import Tagger
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["PRECISIONS", "OnnxFile", "export_tagger", "need_onnx", "padded_batches", "session"]
+__all__ = ["PRECISIONS", "OnnxFile", "export_tagger", "onnx_bytes", "padded_batches", "session"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LARGEST_DIFFERENCE = 1e-4  # of a logit in fp32
@@ -86,13 +86,6 @@ def export_tagger(
 
     about: more metadata (study, run, seed, model_sha256).
     """
-    need_onnx()
-    from kdfast.models.onnx_graph import OPSETS, onnx_model
-
-    if opset not in OPSETS:
-        raise ConfigError(f"must lie in {OPSETS[0]} … {OPSETS[-1]}, is {opset}", where="opset")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"must be one of {', '.join(PRECISIONS)}, is {precision!r}", where="precision")
     given = sample()[:_SAMPLED] if jets is None else jets
     if precision == "fp32":
         given = given[:_CHECKED]
@@ -100,8 +93,7 @@ def export_tagger(
     before = tagger.logits(view, prepared=True).numpy()
 
     metadata = _metadata(tagger, precision) | {key: str(value) for key, value in (about or {}).items()}
-    model = onnx_model(tagger.to_torch(), before.shape[1], opset, precision == "fp16", metadata)
-    content = (_int8(model) if precision == "int8" else model).SerializeToString()
+    content = onnx_bytes(tagger, opset, precision, metadata)
     after = _logits(content, view)
     empty = _run(session(content), np.zeros((1, 3, 4), np.float32))
     difference = float(np.abs(after - before).max())
@@ -119,14 +111,24 @@ def export_tagger(
     return OnnxFile(out, precision, opset, len(view), difference, int(labelled.sum()) if both else 0, *aucs)
 
 
-def need_onnx() -> None:
-    """Raises ConfigError unless onnx and onnxruntime are installed."""
+def onnx_bytes(
+    tagger: Tagger, opset: int = 17, precision: str = "fp32", metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The content of an ONNX file. Raises ConfigError, ModelError; see `kdfast.export_onnx`."""
     try:
-        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
+
+        from kdfast.models.onnx_graph import OPSETS, onnx_model
     except ImportError as error:
         hint = "pip install 'kdfast[onnx]'"
         raise ConfigError(f"ONNX files need onnx and onnxruntime ({error})", where="onnx", hint=hint) from None
+    if opset not in OPSETS:
+        raise ConfigError(f"must lie in {OPSETS[0]} … {OPSETS[-1]}, is {opset}", where="opset")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"must be one of {', '.join(PRECISIONS)}, is {precision!r}", where="precision")
+    classes = tagger.model.config.num_classes
+    model = onnx_model(tagger.to_torch(), classes, opset, precision == "fp16", metadata or {})
+    return (_int8(model) if precision == "int8" else model).SerializeToString()
 
 
 def session(content: bytes, threads: int = 0) -> Any:

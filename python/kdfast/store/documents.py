@@ -27,10 +27,12 @@ __all__ = [
     "CheckpointDocument",
     "ClaimDocument",
     "Document",
+    "LatencyDocument",
     "ManifestDocument",
     "PackDocument",
     "ProvenanceDocument",
     "ResultDocument",
+    "TimingDocument",
     "json_bytes",
     "json_number",
     "parse",
@@ -182,6 +184,39 @@ class AttemptDocument(Document):
         """The results that it was to make."""
         found = (RunKey.parse(name) for name in self.members)
         return tuple(key for key in found if key is not None)
+
+
+class TimingDocument(Document):
+    """Time of a call with `batch` jets, in microseconds."""
+
+    engine: Literal["onnxruntime", "kdfast"]
+    batch: Integer
+    p50_us: float = Field(gt=0, le=_LARGEST)
+    p99_us: float = Field(gt=0, le=_LARGEST)
+    calls: Integer
+
+
+class LatencyDocument(Document):
+    """What a network costs. model: its sizes, as in a result's card. flops: of the matrix products for a jet of N
+    constituents, as coefficients of 1, N, N². constituents: mean of the jets that were timed."""
+
+    model: dict[str, Any]
+    parameters: Integer
+    flops: tuple[float, float, float] | None
+    constituents: float
+    timings: tuple[TimingDocument, ...]
+    environment: dict[str, str]
+    when: str
+
+    def microseconds(self, engine: str = "onnxruntime", batch: int = 1) -> float | None:
+        """The median time of a call; None: it was not measured."""
+        found = [each.p50_us for each in self.timings if (each.engine, each.batch) == (engine, batch)]
+        return found[0] if found else None
+
+    def flops_per_jet(self) -> float | None:
+        """For a jet of the mean number of constituents."""
+        n = self.constituents
+        return None if self.flops is None else self.flops[0] + self.flops[1] * n + self.flops[2] * n * n
 
 
 class CheckpointDocument(Document):

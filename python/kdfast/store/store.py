@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kdfast.errors import BusyError, DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.store.attempts import Attempt, read_attempts, write_attempt
-from kdfast.store.documents import FORMAT, MANIFEST, ProvenanceDocument, json_bytes, parse
+from kdfast.store.documents import FORMAT, MANIFEST, LatencyDocument, ProvenanceDocument, json_bytes, parse
 from kdfast.store.folders import (
     check_complete,
     check_folder,
@@ -29,6 +29,7 @@ from kdfast.store.folders import (
     manifest_bytes,
     read,
     read_checked,
+    read_document,
     read_each,
     refuse_link,
     refuse_links,
@@ -44,9 +45,22 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["StoredResult", "StudyStore", "check_description", "read_description", "require_study"]
+__all__ = ["StoredResult", "StudyStore", "check_description", "read_description", "read_latency", "require_study"]
 
-_FOLDERS = ("results", "shared", "attempts", "packs", "inputs", "checkpoints", "targets", "claims", "damaged")
+LATENCY = "latency.json"
+
+_FOLDERS = (
+    "results",
+    "shared",
+    "attempts",
+    "packs",
+    "inputs",
+    "checkpoints",
+    "targets",
+    "claims",
+    "damaged",
+    "latency",
+)
 
 
 class StudyStore:
@@ -160,7 +174,20 @@ class StudyStore:
             raise StudyError(f"there are no shared arrays {name!r}", where=str(self.path), hint=hint)
         return load_arrays(folder)
 
+    def latencies(self) -> dict[RunKey, LatencyDocument]:
+        """What `write_latency` stored, by run."""
+        found = {RunKey.parse(folder.name): read_latency(folder) for folder in folders(self.path / "latency")}
+        return {key: document for key, document in found.items() if key is not None}
+
     # ---- writing
+
+    def write_latency(self, key: RunKey, document: LatencyDocument) -> None:
+        """Stores what a run's network costs, in the place of an earlier measurement."""
+        folder = self.path / "latency" / key.folder
+        with writing_errors(folder):
+            if folder.exists():
+                remove(folder)
+        commit(folder, {LATENCY: json_bytes(document.model_dump(mode="json"))})
 
     def write(self, result: StoredResult) -> Path:
         """Stores a result, whole or not at all, and returns its folder. A stored result is never changed."""
@@ -222,6 +249,11 @@ class StudyStore:
             parents = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
         for parent in (self.path, *parents):
             remove_leftovers(parent)
+
+
+def read_latency(folder: Path) -> LatencyDocument:
+    """The measurement in a folder. Raises DamagedError where it is not as it was written."""
+    return read_document(folder, LATENCY, LatencyDocument)
 
 
 # ---- description

@@ -22,7 +22,7 @@ from kdfast.store.folders import LEFTOVERS, damage, hash_file, read, refuse_link
 from kdfast.store.locks import LOCK, REPORT_CHECKSUMS, REPORT_LOCK, exclusively, is_held, locked
 from kdfast.store.packs import at_work, read_pack
 from kdfast.store.result import load_result
-from kdfast.store.store import check_description, read_description, require_study
+from kdfast.store.store import check_description, read_description, read_latency, require_study
 
 __all__ = ["Finding", "Verification", "repair", "verify"]
 
@@ -39,6 +39,7 @@ _COMMITTED: dict[str, tuple[Remedy, Reader | None]] = {
     "packs": ("aside", read_pack),
     "inputs": ("aside", None),
     "checkpoints": ("remove", None),
+    "latency": ("remove", read_latency),
 }
 # Claims and logs change all the time; what is in damaged/ is known to be.
 _NOT_CHECKED = ("claims", "damaged", "logs", LOCK, REPORT_LOCK, REPORT_CHECKSUMS)

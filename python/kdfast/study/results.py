@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdfast import report
 from kdfast.errors import ConfigError, StudyError, suggest
@@ -136,7 +137,7 @@ class StudyResults:
         """
         return self._table[list(COLUMNS)].copy()
 
-    def best(self, metric: str = "auc") -> pd.Series[Any]:
+    def best(self, metric: str = "auc", *, max_latency_us: float | None = None) -> pd.Series[Any]:
         """Return the row of `results` that is best on the validation jets.
 
         Its metrics are those of the test jets, which the choice does not bias. An imported study may have no
@@ -147,21 +148,43 @@ class StudyResults:
         metric
             "auc", "bkg_rej_30", "bkg_rej_50", "bkg_rej_80", or "combined" (the mean of AUC and bkg_rej_50,
             each scaled to 0…1 over the study).
+        max_latency_us
+            Only runs whose network takes at most so long, in µs: the median of onnxruntime with one jet on one
+            thread, as `kdfast latency` stored it for a network of the same size.
 
         Raises
         ------
         ConfigError
             The metric is unknown.
         StudyError
-            No student has finished.
+            No student has finished, or none is as fast, or no latency is stored.
 
         Examples
         --------
         >>> study.best("bkg_rej_50")["run_name"]
         'alphasched_T7.0_A0.9to0.1'
         """
-        row: pd.Series[Any] = select_best(self._table, metric)[list(COLUMNS)]
+        table = self._table
+        if max_latency_us is not None:
+            microseconds = self._microseconds()
+            table = table[microseconds <= max_latency_us]
+            if table.empty:
+                known = microseconds[np.isfinite(microseconds)]
+                hint = f"the fastest takes {known.min():.0f} µs" if len(known) else f"run `kdfast latency {self.path}`"
+                what = f"no student is known to take at most {max_latency_us:g} µs"
+                raise StudyError(what, where=str(self.path), hint=hint)
+        row: pd.Series[Any] = select_best(table, metric)[list(COLUMNS)]
         return row
+
+    def _microseconds(self) -> NDArray[np.float64]:
+        """For each row of the table the µs of one jet, of a network of the same size; NaN: not measured."""
+        measured = [(document.model, document.microseconds()) for document in self._store.latencies().values()]
+        sizes = {(r.name, r.seed): r.card["model"] for r in self._stored if r.kind == "student" and r.card}
+        found = []
+        for name, seed in zip(self._table["run_name"], self._table["seed"], strict=True):
+            same = [time for model, time in measured if time is not None and model == sizes.get((name, int(seed)))]
+            found.append(same[0] if same else np.nan)
+        return np.array(found, np.float64)
 
     def scores(self, run_name: str, seed: int | None = None) -> pd.DataFrame:
         """Return the scores of one run on the validation and test jets.
