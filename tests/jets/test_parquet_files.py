@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,32 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         ConfigError, match=r"is a Parquet file, and .* is not installed\npip install 'kdfast\[parquet\]'"
     ):
         load_jets(path, columns=MAP)
+
+
+def test_rows_that_are_too_long(tmp_path: Path) -> None:
+    """A file of 20 KB that announces 20 MB."""
+    zeros = parquet_zeros(tmp_path / "jets.parquet", rows=4, size=5 << 20)
+    with pytest.raises(DataError, match=r"announces 20,\d\d\d,\d\d\d bytes in 4 rows, which is too much"):
+        load_jets(zeros, columns=MAP)
+
+
+def test_pages_for_which_there_is_no_memory(tmp_path: Path) -> None:
+    """pyarrow takes what a page announces; the process that reads has a limit, here 400 MiB."""
+    path = parquet_zeros(tmp_path / "jets.parquet", rows=50, size=1 << 20)
+    code = f"""if True:
+        import resource, sys
+        from pathlib import Path
+        from kdfast.jets.readers import load_jets
+        resource.setrlimit(resource.RLIMIT_DATA, (400 << 20, 400 << 20))
+        load_jets({str(path)!r}, columns={MAP!r}, isolate=True)"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert f"ResourceError: {path}: reading needs more memory than there is" in found.stderr
+
+
+def parquet_zeros(path: Path, rows: int, size: int) -> Path:
+    """A small file, each of whose rows has a list of this many bytes."""
+    numbers = rows * size // 4
+    offsets = pyarrow.array(np.linspace(0, numbers, rows + 1).astype(np.int32))
+    wide = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(np.zeros(numbers, np.float32)))
+    table = {name: values[:rows] for name, values in columns().items()} | {"part_pt": wide}
+    return write(path, table, compression="gzip", use_dictionary=False, data_page_size=1 << 30)

@@ -20,7 +20,9 @@ __all__ = ["ParquetTable"]
 
 ROWS = 4_000  # of a block and of a batch
 BUFFER_BYTES = 1 << 20
-LARGEST_ROWS = 1 << 26  # bytes a row on average: more is a mistake, or a small file that would fill the memory
+# Bytes a row on average: more is a mistake, or a small file that would fill the memory. That a page announces more than
+# the file's footer (at most 2 GiB) is not known before pyarrow unpacks it.
+LARGEST_ROWS = 1 << 22
 
 
 class ParquetTable(Table):
@@ -48,7 +50,7 @@ class ParquetTable(Table):
             )
             self._schema = self._file.schema_arrow
             self._check_sizes()
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as error:
             what = f"can't be read as Parquet ({str(error).strip()})"

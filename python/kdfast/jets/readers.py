@@ -173,7 +173,8 @@ def read_jets(
         if isinstance(error, KdfastError):
             raise
         hint = "read fewer jets (max_jets); or a file announces more than it holds"
-        raise ResourceError("reading needs more memory than there is", where="paths", hint=hint) from error
+        where = given[0] if len(given) == 1 else "paths"
+        raise ResourceError("reading needs more memory than there is", where=where, hint=hint) from error
 
 
 def _read_isolated(files: list[str], reading: Reading) -> tuple[PackedJets, NDArray[np.int8]]:

@@ -37,6 +37,8 @@ class RootTable(Table):
         self._branches: dict[str, Any] = {}
         try:
             self._file = uproot.open(path)
+        except MemoryError:
+            raise
         except Exception as error:
             what = f"can't be read as ROOT ({_first_line(error)})"
             raise DataError(what, where=str(path), hint=COPY_AGAIN) from error

@@ -102,7 +102,7 @@ class Table(ABC):
         """Turns what the format's library raises for broken structures into DataError."""
         try:
             yield
-        except KdfastError:
+        except (KdfastError, MemoryError):
             raise
         except self.damage as error:
             what = f"is damaged ({str(error).strip(chr(34))})"
