@@ -8,6 +8,9 @@ One logit (C = 1) means two classes with logits (0, s): KL is between Bern(σ(t 
 CE is the binary cross-entropy, and y may be anything in [0, 1]. A member's loss is the weighted mean Σ w·l /
 Σ w over the jets.
 
+Label smoothing ε replaces y by (1 − ε) y + ε / C (ε / 2 for one logit). For C ≥ 2 this adds ε (s_y − Σ_c s_c / C) to
+CE: kernels take the label, and the rest is linear in s.
+
 Its gradient by s is w / Σ w · [α · T · (q − p) + (1 − α) · (softmax(s) − y)].
 
 Two routes lead to the kernels. The raw op, `torch.ops.kdfast.distill_loss`, is registered with PyTorch:
@@ -19,7 +22,7 @@ autograd.Function, because the autograd of a registered op takes several times a
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import frexp
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor
@@ -28,7 +31,7 @@ from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops.arrays import DTYPE_CODES, check_device
 from kdfast.ops.distill_loss_kernels import LossInputs, run_cpu, run_cuda, why_unsupported
-from kdfast.ops.distill_loss_reference import check_values, distill_loss_reference
+from kdfast.ops.distill_loss_reference import check_values, distill_loss_reference, row_terms
 from kdfast.ops.eager import is_eager
 from kdfast.ops.once import without_derivative
 from kdfast.ops.undocumented import direct_apply
@@ -36,6 +39,7 @@ from kdfast.ops.undocumented import direct_apply
 __all__ = ["distill_loss"]
 
 PerMember: TypeAlias = float | Sequence[float] | Tensor
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
 @overload
@@ -48,6 +52,8 @@ def distill_loss(
     alpha: PerMember,
     weights: Tensor | None = None,
     return_terms: Literal[False] = False,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
 ) -> Tensor: ...
 @overload
 def distill_loss(
@@ -59,6 +65,8 @@ def distill_loss(
     alpha: PerMember,
     weights: Tensor | None = None,
     return_terms: Literal[True],
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]: ...
 def distill_loss(
     student_logits: Tensor,
@@ -69,6 +77,8 @@ def distill_loss(
     alpha: PerMember,
     weights: Tensor | None = None,
     return_terms: bool = False,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Loss of knowledge distillation: the mean of α · T² · KL(teacher ‖ student) + (1 − α) · CE(student, label).
 
@@ -94,12 +104,16 @@ def distill_loss(
         Event weights ≥ 0, not all 0; the mean is Σ w·l / Σ w. All 1 by default.
     return_terms : bool
         Whether to return the two parts of the loss too.
+    reduction : {"mean", "sum", "none"}
+        Over the jets: Σ w·l / Σ w, Σ w·l, or w·l of each jet. "none" runs in PyTorch in float64, not in a kernel.
+    label_smoothing : float
+        ε in [0, 1]: CE is then with the label (1 − ε) y + ε / C; for C = 1 with (1 − ε) y + ε / 2.
 
     Returns
     -------
-    loss : Tensor [K], or [] for [B, C] logits
+    loss : Tensor [K], or [] for [B, C] logits; with "none" [K, B] or [B]
         float32, or float64 for float64 logits.
-    terms : Tensor [K, 2] or [2]
+    terms : Tensor [K, 2] or [2]; with "none" [K, B, 2] or [B, 2]
         Only with return_terms, and without gradient: the weighted means of T² · KL (0 where α is 0) and of
         CE, so that loss = α · terms[:, 0] + (1 − α) · terms[:, 1].
 
@@ -108,7 +122,7 @@ def distill_loss(
     DataError
         For shapes that do not fit together, and for labels or weights out of range.
     ConfigError
-        For T or α out of range.
+        For T, α or ε out of range, and for an unknown reduction.
 
     References
     ----------
@@ -129,14 +143,12 @@ def distill_loss(
     >>> distill_loss(torch.zeros(3, 4, 1), teacher, labels, temperature=[1.0, 2.0, 4.0], alpha=0.5).shape
     torch.Size([3])
     """
-    members = student_logits.shape[0] if student_logits.dim() == 3 else 1
-    device = student_logits.device
+    if reduction != "mean" or label_smoothing != 0.0:
+        inputs = LossInputs(teacher_logits, labels, *_settings(student_logits, temperature, alpha), weights)
+        found = _reduced(student_logits, inputs, reduction, label_smoothing)
+        return found if return_terms else found[0]
     eager = is_eager(student_logits)
-    # A traced tensor must not outlive its trace, nor may one that a GPU's stream has yet to fill be read by
-    # another.
-    constant = _cached_constant if eager and student_logits.is_cpu else _constant
-    t = _per_member(temperature, members, device, constant, "temperature")
-    a = _per_member(alpha, members, device, constant, "alpha")
+    t, a = _settings(student_logits, temperature, alpha, eager)
     if not eager:
         op = torch.ops.kdfast.distill_loss.default
         is_16_bit = student_logits.element_size() == 2
@@ -147,6 +159,16 @@ def distill_loss(
         return _apply(student_logits, inputs, return_terms)
     loss, _, terms = _run(student_logits, inputs, None, return_terms)
     return (loss, terms) if return_terms else loss
+
+
+def _settings(student: Tensor, temperature: PerMember, alpha: PerMember, eager: bool = False) -> tuple[Tensor, Tensor]:
+    """T and α as [K] float64 on the student's device."""
+    members = student.shape[0] if student.dim() == 3 else 1
+    # A traced tensor must not outlive its trace, nor may one that a GPU's stream has yet to fill be read by
+    # another.
+    constant = _cached_constant if eager and student.is_cpu else _constant
+    t = _per_member(temperature, members, student.device, constant, "temperature")
+    return t, _per_member(alpha, members, student.device, constant, "alpha")
 
 
 def _constant(value: float, members: int, device: torch.device) -> Tensor:
@@ -166,8 +188,64 @@ def _per_member(
     if tensor.numel() == 1:
         return tensor.repeat(members)
     if tensor.numel() != members:
-        raise ConfigError(f"must be one number, or one for each of {members} members; has {tensor.numel()}", where=name)
+        what = f"must be one number, or [{members}], one for each of {members} members; is {list(tensor.shape)}"
+        raise ConfigError(what, where=name)
     return tensor
+
+
+def _reduced(student: Tensor, inputs: LossInputs, reduction: str, smoothing: float) -> tuple[Tensor, Tensor]:
+    """(loss, terms) with another reduction than the mean, or with smoothed labels."""
+    if reduction not in get_args(Reduction):
+        hint = f"known: {', '.join(get_args(Reduction))}"
+        raise ConfigError(f"unknown reduction {reduction!r}", where="reduction", hint=hint)
+    if not 0.0 <= smoothing <= 1.0:
+        raise ConfigError(f"must lie in [0, 1], is {smoothing}", where="label_smoothing")
+    _check_shapes(student, inputs.teacher, inputs.labels, inputs.weights)
+    if reduction == "none":
+        return _unreduced(student, inputs, smoothing)
+    teacher, labels, t, a, weights = inputs
+    jets, classes = student.shape[-2:]
+    if classes == 1 and smoothing:
+        y = labels.to(torch.float64 if student.dtype == torch.float64 else torch.float32)
+        # Others stay what they are, and are refused.
+        labels = torch.where((y >= 0) & (y <= 1), y + smoothing * (0.5 - y), y)
+    settings: dict[str, Any] = {"temperature": t, "alpha": a, "weights": weights, "return_terms": True}
+    loss, terms = distill_loss(student, teacher, labels, **settings)
+    if classes > 1 and smoothing:
+        shift = smoothing * _label_lead(student.to(loss.dtype), labels, weights)
+        loss = loss + (1 - a).to(loss.dtype).reshape(loss.shape) * shift
+        terms = terms + torch.stack([torch.zeros_like(shift), shift], -1).detach()
+    if reduction == "sum":
+        total = jets if weights is None else weights.double().sum().to(loss.dtype)
+        loss = loss * total
+        terms = terms * total
+    return loss, terms
+
+
+def _label_lead(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """[K]: the mean over the jets of s_y − Σ_c s_c / C."""
+    label = labels.long().clamp(0, logits.shape[-1] - 1)  # others have been refused by now
+    own = logits.gather(-1, label[:, None].expand(*logits.shape[:-1], 1))[..., 0]
+    lead = own - logits.mean(-1)
+    if weights is None:
+        return lead.mean(-1)
+    w = weights.double() / weights.max()
+    return (lead * (w / w.sum()).to(lead.dtype)).sum(-1)
+
+
+def _unreduced(student: Tensor, inputs: LossInputs, smoothing: float) -> tuple[Tensor, Tensor]:
+    """(loss [K, B], terms [K, B, 2])."""
+    teacher, labels, t, a, weights = inputs
+    if is_eager(student):
+        check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
+        check_values(teacher, labels, student.shape[-1], t, a, weights)
+    terms = row_terms(student, teacher, labels, t, a, smoothing)
+    if weights is not None:
+        terms = terms * weights.double()[:, None]
+    loss = a[:, None] * terms[..., 0] + (1 - a)[:, None] * terms[..., 1]
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    shape = student.shape[:-1]
+    return loss.to(dtype).reshape(shape), terms.detach().to(dtype).reshape(*shape, 2)
 
 
 class _EagerLoss(torch.autograd.Function):
@@ -255,15 +333,17 @@ def _check_shapes(student: Tensor, teacher: Tensor | None, labels: Tensor, weigh
     ):
         return
     if dims not in (2, 3) or shape[-1] == 0 or not student.is_floating_point():
-        raise DataError(f"must be floats [B, C] or [K, B, C], is {student.dtype} {list(shape)}", where="student_logits")
+        what = f"must be floats [B, C] or [K, B, C], is {student.dtype} {list(shape)}"
+        hint = "one logit for each jet is [B, 1]: logits[:, None]" if dims == 1 else None
+        raise DataError(what, where="student_logits", hint=hint)
     if jets == 0:
         raise DataError("no jets: the mean over them is undefined", where="student_logits")
     if teacher is not None and teacher.shape != shape and teacher.shape != shape[-2:]:
-        raise DataError(
-            f"must be {list(shape[-2:])} or {list(shape)}, is {list(teacher.shape)}", where="teacher_logits"
-        )
+        accepted = " or ".join(dict.fromkeys([str(list(shape[-2:])), str(list(shape))]))
+        raise DataError(f"must be {accepted}, is {list(teacher.shape)}", where="teacher_logits")
     if labels.shape != (jets,):
-        raise DataError(f"must be [{jets}], one for each jet; is {list(labels.shape)}", where="labels")
+        hint = "labels[:, 0] is of this shape" if labels.shape == (jets, 1) else None
+        raise DataError(f"must be [{jets}], one for each jet; is {list(labels.shape)}", where="labels", hint=hint)
     if classes > 1 and labels.is_floating_point():
         raise DataError(f"must be integers for {classes} classes, are {labels.dtype}", where="labels")
     found = None if weights is None else list(weights.shape)

@@ -1,11 +1,13 @@
 """distill_loss in plain PyTorch: its specification, and what runs where there is no kernel; checks of its values."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
 
-__all__ = ["check_jets", "check_values", "distill_loss_reference"]
+__all__ = ["check_jets", "check_values", "distill_loss_reference", "row_terms"]
 
 
 def distill_loss_reference(
@@ -25,36 +27,76 @@ def distill_loss_reference(
     classes = student_logits.shape[-1]
     check_values(teacher_logits, labels, classes, temperature, alpha, weights)
     dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
-    distils = (alpha > 0)[:, None, None]
-    s = student_logits.double().reshape(-1, *student_logits.shape[-2:])
-    t = s if teacher_logits is None else torch.where(distils, teacher_logits.double(), s)  # s: KL = 0
-    if classes == 1:
-        s, t = (torch.cat([torch.zeros_like(x), x], -1) for x in (s, t))
-        y = torch.stack([1 - labels.double(), labels.double()], -1)
-    else:
-        y = torch.nn.functional.one_hot(labels.long(), classes).double()
+    rows = _rows(student_logits, teacher_logits, labels, temperature, alpha)
     w = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
     w = w / w.max()  # their sum may be more than the largest float64
     w = w / w.sum()
     T = temperature[:, None, None]
     a = alpha[:, None, None]
 
-    log_p = torch.log_softmax(t / T, -1)
-    log_q = torch.log_softmax(s / T, -1)
-    log_s = torch.log_softmax(s, -1)
-    p = log_p.exp()
-    q = log_q.exp()
-    kd = (T**2 * p * (log_p - log_q)).sum(-1)
-    ce = -(y * log_s).sum(-1)
+    kd, ce = rows.terms(temperature)
     terms = torch.stack([(w * kd).sum(-1), (w * ce).sum(-1)], -1)
     loss = alpha * terms[:, 0] + (1 - alpha) * terms[:, 1]
     if grad_dtype is None:
         grad = student_logits.new_empty(0)
     else:
-        grad = w[:, None] * (a * T * (q - p) + (1 - a) * (log_s.exp() - y))
+        distillation = a * T * (rows.log_q.exp() - rows.log_p.exp())
+        grad = w[:, None] * (distillation + (1 - a) * (rows.log_s.exp() - rows.y))
         grad = grad[..., -classes:].to(grad_dtype).reshape(student_logits.shape).contiguous()
     outer = student_logits.shape[:-2]
     return loss.to(dtype).reshape(outer), grad, terms.to(dtype).reshape(*outer, 2)
+
+
+def row_terms(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    temperature: Tensor,
+    alpha: Tensor,
+    label_smoothing: float,
+) -> Tensor:
+    """[K, B, 2] float64: T² · KL and CE of each jet, differentiable by the student's logits through autograd."""
+    rows = _rows(student_logits, teacher_logits, labels, temperature, alpha, label_smoothing)
+    return torch.stack(rows.terms(temperature), -1)
+
+
+class _Rows(NamedTuple):
+    """ln p, ln q, ln softmax(s) [K, B, C] and label distributions y [B, C]; one logit makes two classes. float64."""
+
+    log_p: Tensor
+    log_q: Tensor
+    log_s: Tensor
+    y: Tensor
+
+    def terms(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """T² · KL and CE, [K, B] each."""
+        kd = (temperature[:, None, None] ** 2 * self.log_p.exp() * (self.log_p - self.log_q)).sum(-1)
+        ce = -(self.y * self.log_s).sum(-1)
+        return kd, ce
+
+
+def _rows(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    temperature: Tensor,
+    alpha: Tensor,
+    label_smoothing: float = 0.0,
+) -> _Rows:
+    classes = student_logits.shape[-1]
+    distils = (alpha > 0)[:, None, None]
+    s = student_logits.double().reshape(-1, *student_logits.shape[-2:])
+    t = s.detach()  # for members without a teacher: KL = 0
+    if teacher_logits is not None:
+        t = torch.where(distils, teacher_logits.detach().double(), t)
+    if classes == 1:
+        s, t = (torch.cat([torch.zeros_like(x), x], -1) for x in (s, t))
+        y = torch.stack([1 - labels.double(), labels.double()], -1)
+    else:
+        y = torch.nn.functional.one_hot(labels.long(), classes).double()
+    y = y + label_smoothing * (1 / y.shape[-1] - y)
+    T = temperature[:, None, None]
+    return _Rows(torch.log_softmax(t / T, -1), torch.log_softmax(s / T, -1), torch.log_softmax(s, -1), y)
 
 
 def check_values(
