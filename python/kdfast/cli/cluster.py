@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdfast.cli.common import Quiet, Threads, app
+from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app
 from kdfast.messages import drop
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def worker(
     retry: Retry = False,
     threads: Threads = None,
     lease: Lease = 180,
+    model: OwnModelOption = None,
+    teacher_model: OwnTeacherOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Train the packs of a planned study, alongside other workers.
@@ -84,6 +86,8 @@ def worker(
             threads=threads,
             lease=lease,
             progress=not quiet,
+            model=model,
+            teacher_model=teacher_model,
         )
     if not quiet:
         complete = pack is None and array_index is None

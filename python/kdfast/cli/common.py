@@ -17,7 +17,7 @@ from kdfast._version import __version__
 if TYPE_CHECKING:
     from kdfast.study.results import StudyResults
 
-__all__ = ["Quiet", "Threads", "app", "console", "given", "print_results"]
+__all__ = ["OwnModelOption", "OwnTeacherOption", "Quiet", "Threads", "app", "console", "given", "print_results"]
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +27,14 @@ app = typer.Typer(
 
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and warnings.")]
+OwnModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODULE:FUNCTION", help="Function that makes the study's own students."),
+]
+OwnTeacherOption = Annotated[
+    str | None,
+    typer.Option("--teacher-model", metavar="MODULE:FUNCTION", help="Function that makes its own teacher."),
+]
 
 
 @app.callback(invoke_without_command=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdfast.cli.common import Quiet, app, given
+from kdfast.cli.common import OwnModelOption, Quiet, app, given
 from kdfast.cli.options import setting_option
 from kdfast.errors import ConfigError
 
@@ -92,6 +92,7 @@ def predict(
         bool,
         typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them."),
     ] = False,
+    own_model: OwnModelOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Score jets with a trained model.
@@ -118,7 +119,7 @@ def predict(
         from kdfast.models import load_model
         from kdfast.models.scoring import write_scores
 
-        tagger = load_model(model)
+        tagger = load_model(model, model=own_model)
         jets = reading.result()
     write_scores(out, tagger, jets, prepared=prepared)
     if not quiet:

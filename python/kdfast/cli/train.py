@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdfast.cli.common import Quiet, Threads, app, given, print_results
+from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app, given, print_results
 from kdfast.cli.options import InSections, setting_argument, with_options
 from kdfast.interrupt import stoppable
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, by_option
@@ -159,6 +159,8 @@ def refine(
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="Rank by the mean validation auc, bkg_rej_50 or combined.")
     ] = "auc",
+    model: OwnModelOption = None,
+    teacher_model: OwnTeacherOption = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -174,6 +176,15 @@ def refine(
     with stoppable(typer.echo, study, ends=True):
         from kdfast.study.refine import refine as run
 
-        results = run(study, top=top, seeds=seeds, metric=metric, threads=threads, progress=not quiet)
+        results = run(
+            study,
+            top=top,
+            seeds=seeds,
+            metric=metric,
+            model=model,
+            teacher_model=teacher_model,
+            threads=threads,
+            progress=not quiet,
+        )
     if not quiet:
         print_results(results)

@@ -16,6 +16,7 @@ from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
+from kdfast.models.config import ModelConfig
 from kdfast.models.encoder import Encoder, StepInputs
 from kdfast.models.flat import flatten_running
 from kdfast.models.jet_transformer import JetTransformer
@@ -43,6 +44,7 @@ class _Learner:
 
     def __init__(self, pack: Pack, member: Member) -> None:
         self.attention_weight = pack.recipe.attention_weight
+        assert isinstance(pack.model, ModelConfig)
         self.model = JetTransformer(pack.model, seed=pack.seed)
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
         self.running = flatten_running(self.model)

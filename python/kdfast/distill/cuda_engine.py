@@ -29,7 +29,7 @@ from kdfast.distill.engine import end_epoch
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import BackendError
-from kdfast.models.config import ModelConfig
+from kdfast.models.config import ModelConfig, NetworkConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
@@ -56,8 +56,10 @@ _PLAN_BYTES = 16 << 20  # of the steps that are planned at a time, if more than 
 _capturing = threading.Lock()
 
 
-def unsupported(model: ModelConfig) -> str | None:
+def unsupported(model: NetworkConfig) -> str | None:
     """Why the kernels that a captured step is made of can't take a model of these sizes; None: they can."""
+    if not isinstance(model, ModelConfig):
+        return "members in lock step are JetTransformers"
     if model.width % 16 or model.ffn % 8:  # the head halves the width
         return f"on a GPU width {model.width} must be a multiple of 16, ffn {model.ffn} of 8"
     if model.width // model.heads not in HEAD_DIMS:
@@ -65,6 +67,11 @@ def unsupported(model: ModelConfig) -> str | None:
     if not backend.cuda_module().attention_pooling_takes(model.pooling_heads, model.width):
         return f"no kernel pools width {model.width} by {model.pooling_heads} heads"
     return None
+
+
+def _sizes(pack: Pack) -> ModelConfig:
+    assert isinstance(pack.model, ModelConfig), unsupported(pack.model)
+    return pack.model
 
 
 def train(
@@ -125,7 +132,7 @@ class _Plan:
             batches = self.batches(epoch)
             longest = max(longest, int(counts[batches].sum(1).max()))
         self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
-        layers = pack.model.layers
+        layers = _sizes(pack).layers
         b = pack.recipe.batch_size
         m = self.capacity
         self.columns = [b, m, m, m, b + 1, len(dropout_seeds(0, layers))]
@@ -141,7 +148,7 @@ class _Plan:
         steps = len(jets)
         key = derive_seed(self.pack.seed, "dropout")
         keys = np.array([fold_seed(key, epoch * steps + step) for step in range(steps)], np.uint64)
-        seeds = np.stack(dropout_seeds(keys, self.pack.model.layers), 1).astype(np.int64)
+        seeds = np.stack(dropout_seeds(keys, _sizes(self.pack).layers), 1).astype(np.int64)
         return jets.to(self.device), torch.from_numpy(seeds).to(self.device)
 
     def steps(self, jets: Tensor, seeds: Tensor) -> Tensor:
@@ -162,7 +169,7 @@ class _Plan:
         """How many members' activations and buffers fit the device's free memory, in which the jets lie already."""
         if self.device.type != "cuda":
             return len(self.pack.members)
-        model = self.pack.model
+        model = _sizes(self.pack)
         size = 2 if self.pack.precision == "bf16" else 4
         layer = 2 * 4 * model.width + size * (7 * model.width + 2 * model.ffn)  # x twice, norms, qkv, attended, FFN
         activations = self.capacity * (model.layers + 2) * layer  # two layers' worth of gradients
@@ -183,7 +190,7 @@ class _Trainer:
         self.members = members
         self.plan = plan
         device = plan.device
-        initial = JetTransformer(pack.model, seed=pack.seed)
+        initial = JetTransformer(_sizes(pack), seed=pack.seed)
         count = len(members)
 
         def repeated(flat: Tensor) -> Tensor:
@@ -194,7 +201,7 @@ class _Trainer:
         self.best_parameters = self.parameters.clone()
         self.best_running = self.running.clone()
         self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
-        self.model = PackedTransformer(pack.model, self.parameters, self.running, pack.precision)
+        self.model = PackedTransformer(_sizes(pack), self.parameters, self.running, pack.precision)
 
         self.temperature, self.alpha = (torch.ones(count, dtype=torch.float64, device=device) for _ in range(2))
         self.rate = torch.zeros(count, device=device)
@@ -226,7 +233,7 @@ class _Trainer:
         copy_tensors(self.tensors(member), start.learner)
         self.sums[member].copy_(start.sums)
         if start.best_state:
-            model = JetTransformer(self.pack.model)
+            model = JetTransformer(_sizes(self.pack))
             model.load_state_dict(start.best_state)
             self.best_parameters[member].copy_(flatten_parameters(model))
             self.best_running[member].copy_(flatten_running(model))
@@ -263,7 +270,7 @@ class _Trainer:
         jets, source, jet, position, offsets, seeds = self.steps.index_select(0, self.next)[0].split(self.plan.columns)
         self.next += 1
         rows = PackedRows(offsets[-1:], jet, position, offsets)
-        dropout = seeds if self.pack.model.dropout > 0 else None
+        dropout = seeds if _sizes(self.pack).dropout > 0 else None
         logits, attention = self.model.logits(self.plan.features.index_select(0, source), rows, dropout, training=True)
         weights = self.plan.weights[jets]
         loss, parts = distill_loss(
@@ -351,7 +358,7 @@ class _Trainer:
             members = members.to(self.plan.device)
             parameters = self.best_parameters[members]
             running = self.best_running[members]
-            model = PackedTransformer(self.pack.model, parameters, running, self.pack.precision)
+            model = PackedTransformer(_sizes(self.pack), parameters, running, self.pack.precision)
         parts: list[Tensor] = []
         with torch.no_grad():
             for features, rows in _batches(view, 2 * self.plan.capacity, self.plan.device):
@@ -362,7 +369,7 @@ class _Trainer:
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's best weights and running statistics, by name."""
-        model = JetTransformer(self.pack.model)
+        model = JetTransformer(_sizes(self.pack))
         parameters = flatten_parameters(model)
         running = flatten_running(model)
         parameters.copy_(self.best_parameters[member])

@@ -58,15 +58,16 @@ def train_members(
     stop: threading.Event,
     new_learner: Callable[[Pack, Member], Learner],
     checkpoints: Checkpoints | None = None,
+    at_once: int | None = None,
 ) -> Generator[MemberResult, None, None]:
-    """An engine's `train`; see trainer.train_pack."""
+    """An engine's `train`; see trainer.train_pack. at_once: members that train at the same time; None: one a thread."""
     waiting: queue.SimpleQueue[Member] = queue.SimpleQueue()
     for member in pack.members:
         waiting.put(member)
     finished: queue.SimpleQueue[MemberResult | BaseException] = queue.SimpleQueue()
     set_up = threading.Semaphore(0)  # counts the workers that compute on one thread
     given_up = threading.Event()  # this pack's own: an abandoned iterator must not stop the caller's other packs
-    running = [max(1, min(threads, len(pack.members)))]
+    running = [max(1, min(at_once or threads, len(pack.members)))]
 
     def should_stop() -> bool:
         return stop.is_set() or given_up.is_set()

@@ -28,12 +28,12 @@ class FlatAdamW:
     """
 
     def __init__(self, model: nn.Module, weight_decay: float, clip_norm: float) -> None:
-        self.weight_decay = torch.full((1,), weight_decay, dtype=torch.float32)
         self.clip_norm = clip_norm
         self.parameters = flatten_parameters(model)
+        self.weight_decay = self._scalar(weight_decay)
         self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
-        self.step_count = torch.zeros(1, dtype=torch.int64)
-        parameters = list(model.parameters())
+        self.step_count = torch.zeros(1, dtype=torch.int64, device=self.parameters.device)
+        parameters = [p for p in model.parameters() if p.requires_grad]
         for parameter, part in zip(parameters, self.gradient.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view(parameter.shape)
 
@@ -52,9 +52,12 @@ class FlatAdamW:
         norm = adamw(
             *(x[None] for x in (self.parameters, self.gradient, self.moment1, self.moment2)),
             step=self.step_count,
-            learning_rate=torch.full((1,), learning_rate, dtype=torch.float32),
+            learning_rate=self._scalar(learning_rate),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
             num_threads=num_threads,
         )
         return math.isfinite(norm.item())
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.full((1,), value, dtype=torch.float32, device=self.parameters.device)

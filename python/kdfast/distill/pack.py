@@ -13,7 +13,7 @@ from kdfast.distill.recipe import Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError
 from kdfast.mapped import release
-from kdfast.models.config import ModelConfig
+from kdfast.models.config import NetworkConfig
 from kdfast.ops.arrays import check_offsets
 from kdfast.ops.distill_loss_reference import check_jets
 
@@ -80,7 +80,7 @@ class Pack:
     can't be.
     """
 
-    model: ModelConfig
+    model: NetworkConfig
     members: tuple[Member, ...]
     seed: int
     recipe: Recipe
@@ -112,7 +112,7 @@ class Pack:
             _check_targets(self.targets, len(self.train))
 
 
-def _check_view(view: View, model: ModelConfig, split: str, dtype: torch.dtype) -> None:
+def _check_view(view: View, model: NetworkConfig, split: str, dtype: torch.dtype) -> None:
     """Raises DataError unless a view's arrays fit each other, ModelError unless they fit the model.
 
     dtype: of all but the offsets; float32, in tests of the reference engine also float64.

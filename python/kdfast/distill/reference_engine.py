@@ -1,7 +1,7 @@
 """The reference engine: the training step in PyTorch, which specifies what the compiled engines compute.
 
 A member computes on one thread alone, so its bits depend neither on the number of threads nor on its
-neighbours.
+neighbours. Networks of the user's own are trained here too, one member after the other with all threads, or on a GPU.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import ConfigError
+from kdfast.models.build import build_network
+from kdfast.models.config import OwnModel
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_running
-from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.network import Network
 from kdfast.ops.distill_loss import distill_loss
 
 __all__ = ["member_loss", "train"]
@@ -34,11 +36,16 @@ def train(
     stop: threading.Event,
     checkpoints: Checkpoints | None = None,
 ) -> Generator[MemberResult, None, None]:
-    """The engine's entrance; see trainer.train_pack. Raises ConfigError for a precision other than "fp32"."""
-    if pack.precision != "fp32":
+    """The engine's entrance; see trainer.train_pack. "bf16", by autocast, is for networks of the user's own.
+
+    Raises ConfigError for it with others.
+    """
+    own = isinstance(pack.model, OwnModel)
+    if pack.precision != "fp32" and not own:
         hint = 'use precision="fp32"'
         raise ConfigError(f"the reference engine does not train in {pack.precision!r}", where="precision", hint=hint)
-    return train_members(pack, threads, on_epoch, stop, _Learner, checkpoints)
+    # Their dropout comes from torch's one default generator, so that two at once would wait for each other.
+    return train_members(pack, threads, on_epoch, stop, _Learner, checkpoints, at_once=1 if own else threads)
 
 
 class _Learner:
@@ -47,13 +54,17 @@ class _Learner:
     def __init__(self, pack: Pack, member: Member) -> None:
         self.pack = pack
         self.member = member
-        self.model = JetTransformer(pack.model, seed=pack.seed)
+        self.own = isinstance(pack.model, OwnModel)
+        self.model = build_network(pack.model, pack.seed).to("cpu" if pack.device == "auto" else pack.device)
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
-        self.running = flatten_running(self.model)
+        self.buffers = {"running": flatten_running(self.model)}
+        if self.own:
+            self.buffers = {f"buffer.{name}": buffer for name, buffer in self.model.named_buffers()}
 
     def step(
         self, jets: Tensor, temperature: float, alpha: float, rate: float, dropout_seed: int, num_threads: int
     ) -> Tensor | None:
+        self._use_threads(num_threads)
         self.model.train()
         self.optimizer.zero_grad()
         loss, terms = member_loss(self.pack, self.member, self.model, jets, temperature, alpha, dropout_seed)
@@ -61,8 +72,13 @@ class _Learner:
         return terms if bool(torch.isfinite(loss)) and self.optimizer.step(rate) else None
 
     def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
+        self._use_threads(num_threads)
         for logits, _, _ in evaluate_model(self.model, view.features, view.offsets, reference=True):
             yield logits[:, 0]
+
+    def _use_threads(self, num_threads: int) -> None:
+        if self.own:
+            torch.set_num_threads(num_threads)
 
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -71,13 +87,13 @@ class _Learner:
         self.model.load_state_dict(state)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**self.optimizer.tensors(), "running": self.running}
+        return {**self.optimizer.tensors(), **self.buffers}
 
 
 def member_loss(
     pack: Pack,
     member: Member,
-    model: JetTransformer,
+    model: Network,
     jets: Tensor,
     temperature: float,
     alpha: float,
@@ -86,24 +102,27 @@ def member_loss(
     """The loss of one batch (jets [b], positions in the training view), and its parts for the curves.
 
     α · T² · KL + (1 − α) · BCE + attention_weight · A; the parts [4] are the loss, KL, BCE and A terms, as
-    weighted.
+    weighted. A is 0 where teacher or student has no attention.
     """
-    features, offsets = gather(pack.train.features, pack.train.offsets, jets)
-    labels = pack.train.labels[jets]
-    weights = pack.train.weights[jets]
-    logits, attention = model(features, offsets, return_attention=True, dropout_seed=dropout_seed)
+    device = next(model.parameters()).device
+    features, offsets = (part.to(device) for part in gather(pack.train.features, pack.train.offsets, jets))
+    labels = pack.train.labels[jets].to(device)
+    weights = pack.train.weights[jets].to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=pack.precision == "bf16"):
+        logits, attention = model(features, offsets, return_attention=True, dropout_seed=dropout_seed)
     targets = pack.targets if member.config is not None else None
-    teacher = None if targets is None else targets.logits[jets]
+    teacher = None if targets is None else targets.logits[jets].to(device)
     loss, parts = distill_loss(
         logits, teacher, labels, temperature=temperature, alpha=alpha, weights=weights, return_terms=True
     )
     kl, cross_entropy = parts.unbind(-1)
-    terms = [loss.detach(), alpha * kl, (1 - alpha) * cross_entropy, torch.zeros(())]
-    if targets is not None and targets.attention_entropy is not None and targets.attention_max is not None:
-        transfer = pack.recipe.attention_weight * attention_transfer_loss(
-            attention, offsets, targets.attention_entropy[jets], targets.attention_max[jets], weights
-        )
+    terms = [loss.detach(), alpha * kl, (1 - alpha) * cross_entropy, torch.zeros((), device=device)]
+    if attention is not None and targets is not None and targets.attention_entropy is not None:
+        assert targets.attention_max is not None
+        entropy = targets.attention_entropy[jets].to(device)
+        maximum = targets.attention_max[jets].to(device)
+        transfer = pack.recipe.attention_weight * attention_transfer_loss(attention, offsets, entropy, maximum, weights)
         loss = loss + transfer
         terms[0] = loss.detach()
         terms[3] = transfer.detach()
-    return loss, torch.stack(terms).double()
+    return loss, torch.stack(terms).double().cpu()

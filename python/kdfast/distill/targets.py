@@ -15,13 +15,14 @@ from torch import Tensor
 from kdfast.distill.attention_transfer import attention_summary
 from kdfast.distill.pack import Targets, View
 from kdfast.files import write_content, writing_errors
+from kdfast.models.config import ModelConfig
 from kdfast.models.evaluation import evaluate_model, evaluate_on_device
-from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.network import Network
 
 __all__ = ["predict_logits", "teacher_targets"]
 
 
-def predict_logits(model: JetTransformer, view: View) -> Tensor:
+def predict_logits(model: Network, view: View) -> Tensor:
     """Logits of a view's jets in evaluation mode: [B] where the model has one output, else [B, C]."""
     logits = torch.cat(
         [logits for logits, _, _ in _releasing(view, evaluate_model(model, view.features, view.offsets))]
@@ -29,9 +30,7 @@ def predict_logits(model: JetTransformer, view: View) -> Tensor:
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
-def teacher_targets(
-    model: JetTransformer, view: View, cache_folder: Path | None = None, device: str = "cpu"
-) -> Targets:
+def teacher_targets(model: Network, view: View, cache_folder: Path | None = None, device: str = "cpu") -> Targets:
     """The teacher's logits and pooling-attention summaries for the training view.
 
     cache_folder: where they are kept between runs, in a file named by the fingerprint of weights and inputs
@@ -46,23 +45,26 @@ def teacher_targets(
         if targets is not None and len(targets.logits) == len(view):
             return targets
         path.unlink(missing_ok=True)
-    if device == "cpu":
+    compiled = isinstance(model.config, ModelConfig)
+    if device == "cpu" or not compiled:
+        model = model.to(device)
         batches = evaluate_model(model, view.features, view.offsets)
     else:
         batches = evaluate_on_device(model, view.features, view.offsets, device)
-    answers = _releasing(view, batches)
-    parts = [(logits, *attention_summary(attention, offsets)) for logits, attention, offsets in answers]
-    logits, entropy, maximum = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    parts: list[tuple[Tensor, ...]] = []
+    for logits, attention, offsets in _releasing(view, batches):
+        parts.append((logits,) if attention is None else (logits, *attention_summary(attention, offsets)))
+    targets = Targets(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
     if folder is not None:
-        content = save({"logits": logits, "attention_entropy": entropy, "attention_max": maximum})
+        content = save({name: tensor for name, tensor in vars(targets).items() if tensor is not None})
         path = folder / f"{fingerprint}.{hashlib.sha256(content).hexdigest()}.safetensors"
         with writing_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
             write_content(path, content)
-    return Targets(logits, entropy, maximum)
+    return targets
 
 
-_Answer = tuple[Tensor, Tensor, Tensor]
+_Answer = tuple[Tensor, Tensor | None, Tensor]
 _HASHED = 1 << 22  # rows at a time
 _BATCHES = 64  # after which the pages of mapped views are given back
 
@@ -83,13 +85,12 @@ def _cached(path: Path) -> Targets | None:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.suffixes[0][1:]:
             return None
-        tensors = load(content)
-        return Targets(tensors["logits"], tensors["attention_entropy"], tensors["attention_max"])
-    except (safetensors.SafetensorError, OSError, KeyError):
+        return Targets(**load(content))
+    except (safetensors.SafetensorError, OSError, TypeError):
         return None
 
 
-def _fingerprint(model: JetTransformer, view: View) -> str:
+def _fingerprint(model: Network, view: View) -> str:
     """SHA-256 over the model's sizes and weights and the view's inputs."""
     digest = hashlib.sha256(model.config.model_dump_json().encode())
     for name, tensor in [*model.state_dict().items(), ("features", view.features), ("offsets", view.offsets)]:

@@ -3,16 +3,31 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kdfast.models.config import PRESETS, ModelConfig
+from kdfast.models.config import PRESETS, DeepSetsConfig, ModelConfig
 
 if TYPE_CHECKING:
+    from kdfast.models.deep_sets import DeepSets
     from kdfast.models.jet_transformer import JetTransformer
+    from kdfast.models.own_model import Adapter
     from kdfast.models.tagger import Preparation, Tagger, load_model, tagger_card
 
-__all__ = ["PRESETS", "JetTransformer", "ModelConfig", "Preparation", "Tagger", "load_model", "tagger_card"]
+__all__ = [
+    "PRESETS",
+    "Adapter",
+    "DeepSets",
+    "DeepSetsConfig",
+    "JetTransformer",
+    "ModelConfig",
+    "Preparation",
+    "Tagger",
+    "load_model",
+    "tagger_card",
+]
 
 # Name → module, imported when first used: the sizes alone (kdfast.models.config) need no torch.
 _HOMES = {
+    "Adapter": "own_model",
+    "DeepSets": "deep_sets",
     "JetTransformer": "jet_transformer",
     "Preparation": "tagger",
     "Tagger": "tagger",

@@ -1,9 +1,9 @@
-"""Sizes of a JetTransformer, and the presets."""
+"""Sizes of the networks, and the presets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,10 +12,26 @@ from kdfast.errors import ConfigError, ModelError, suggest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PRESETS", "ModelConfig", "model_config"]
+__all__ = ["PRESETS", "DeepSetsConfig", "ModelConfig", "NetworkConfig", "OwnModel", "model_config"]
 
 
-class ModelConfig(BaseModel):
+class NetworkConfig(BaseModel):
+    """What a network of any family is made by: sizes, among them num_features (inputs per constituent) and num_classes
+    (outputs C; 1 is the logit of signal)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    if TYPE_CHECKING:
+        num_features: int
+        num_classes: int
+
+    def check_features(self, features: Tensor) -> None:
+        """Raises ModelError unless features are [M, num_features]."""
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ModelError(f"features must be [M, {self.num_features}], are {list(features.shape)}", where="features")
+
+
+class ModelConfig(NetworkConfig):
     """Sizes of a JetTransformer.
 
     Parameters
@@ -33,8 +49,6 @@ class ModelConfig(BaseModel):
     num_classes : int
         Outputs C; 1 is the logit of signal.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(ge=2)
     layers: int = Field(ge=1)
@@ -54,23 +68,71 @@ class ModelConfig(BaseModel):
             raise ValueError(f"width {self.width} is odd (the head halves it)")
         return self
 
-    def check_features(self, features: Tensor) -> None:
-        """Raises ModelError unless features are [M, num_features]."""
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            raise ModelError(f"features must be [M, {self.num_features}], are {list(features.shape)}", where="features")
+
+class DeepSetsConfig(NetworkConfig):
+    """Sizes of a DeepSets: an MLP on each constituent, mean and maximum over a jet, an MLP on both.
+
+    Parameters
+    ----------
+    width, layers : int
+        Width and number of layers on each constituent.
+    head_width, head_layers : int
+        Likewise of the layers on the jet.
+    num_features : int
+        Inputs per constituent.
+    num_classes : int
+        Outputs C; 1 is the logit of signal.
+    """
+
+    family: Literal["deepsets"] = "deepsets"
+    width: int = Field(default=32, ge=1)
+    layers: int = Field(default=3, ge=1)
+    head_width: int = Field(default=32, ge=1)
+    head_layers: int = Field(default=2, ge=1)
+    num_features: int = Field(default=7, ge=1)
+    num_classes: int = Field(default=1, ge=1)
 
 
-PRESETS = {
+class OwnModel(NetworkConfig):
+    """A network of the user's own, as a study names it: its code is not part of it.
+
+    Parameters
+    ----------
+    name : str
+        Of the function that makes it, ``package.module:function``. It decides nothing, and opening a study never
+        imports it.
+    weights : str
+        SHA-256 over names and shapes of its weights, by which another network is refused.
+    factory : callable, optional
+        The function itself, where the network was named by this process.
+    standardisation : Standardisation, optional
+        Of the features, for a network that takes them as they are.
+    """
+
+    family: Literal["own"] = "own"
+    name: str
+    weights: str
+    num_features: int = Field(default=7, ge=1)
+    num_classes: int = Field(default=1, ge=1)
+    factory: Any = Field(default=None, exclude=True, repr=False)
+    standardisation: Any = Field(default=None, exclude=True, repr=False)
+
+
+_FAMILIES: dict[str, type[NetworkConfig]] = {"deepsets": DeepSetsConfig, "own": OwnModel}
+
+PRESETS: dict[str, NetworkConfig] = {
     "study": ModelConfig(width=128, layers=6, heads=8, ffn=512),
     "medium": ModelConfig(width=64, layers=3, heads=4, ffn=256),
     "demo": ModelConfig(width=48, layers=2, heads=2, ffn=96),
     "small": ModelConfig(width=32, layers=2, heads=4, ffn=64),
+    "tiny": ModelConfig(width=16, layers=1, heads=2, ffn=32, pooling_heads=2),
+    "deepsets": DeepSetsConfig(),
 }
 
 
-def model_config(preset: str | ModelConfig | Mapping[str, Any], where: str = "model") -> ModelConfig:
+def model_config(preset: str | NetworkConfig | Mapping[str, Any], where: str = "model") -> NetworkConfig:
     """The sizes for a preset's name, a dict of sizes, or sizes as they are. Raises ConfigError."""
-    if isinstance(preset, ModelConfig):
+    if isinstance(preset, NetworkConfig):
         return preset
     if isinstance(preset, str):
         if preset not in PRESETS:
@@ -80,10 +142,15 @@ def model_config(preset: str | ModelConfig | Mapping[str, Any], where: str = "mo
     if not isinstance(preset, Mapping):
         hint = f"presets: {', '.join(PRESETS)}"  # type: ignore[unreachable]
         raise ConfigError(f"must be a preset's name or sizes, is {preset!r}", where=where, hint=hint)
+    family = preset.get("family")
+    if family is not None and family not in _FAMILIES:
+        hint = f"{suggest(str(family), list(_FAMILIES))}; a JetTransformer has none"
+        raise ConfigError(f"unknown family of models {family!r}", where=where, hint=hint)
+    sizes = _FAMILIES[family] if family else ModelConfig
     try:
-        return ModelConfig(**preset)
+        return sizes(**preset)
     except (ValidationError, TypeError) as error:
-        raise ConfigError(_first_fault(error), where=where, hint=_sizes_hint(preset)) from None
+        raise ConfigError(_first_fault(error), where=where, hint=_sizes_hint(sizes, preset)) from None
 
 
 def _first_fault(error: ValidationError | TypeError) -> str:
@@ -96,8 +163,8 @@ def _first_fault(error: ValidationError | TypeError) -> str:
     return f"{name}: {message}" if name else message
 
 
-def _sizes_hint(sizes: Mapping[str, Any]) -> str:
-    known = list(ModelConfig.model_fields)
+def _sizes_hint(family: type[NetworkConfig], sizes: Mapping[str, Any]) -> str:
+    known = list(family.model_fields)
     for name in sizes:
         if name not in known:
             return f"{name}: {suggest(str(name), known)}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import BackendError, DataError, ResourceError
-from kdfast.models.config import ModelConfig
+from kdfast.models.config import ModelConfig, NetworkConfig
 from kdfast.ops import backend
 from kdfast.ops.arrays import check_offsets
 from kdfast.ops.constituent_attention import HEAD_DIMS
@@ -43,8 +43,10 @@ PARTS = (
 )
 
 
-def unsupported(config: ModelConfig) -> str | None:
+def unsupported(config: NetworkConfig) -> str | None:
     """Why the compiled encoder can't take a model of these sizes; None: it can."""
+    if not isinstance(config, ModelConfig):
+        return "it computes JetTransformers only"
     if config.width % 16 or config.ffn % 16:
         return f"width {config.width} and ffn {config.ffn} must be multiples of 16"
     if config.width // config.heads not in HEAD_DIMS:

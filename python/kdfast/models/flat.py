@@ -14,8 +14,8 @@ __all__ = ["flat_parameters", "flat_running", "flatten_parameters", "flatten_run
 
 
 def flatten_parameters(model: nn.Module) -> Tensor:
-    """[P], in the order of model.parameters(), which become views of it."""
-    parameters = list(model.parameters())
+    """[P], in the order of model.parameters(), which become views of it. Frozen ones (requires_grad False) stay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     flat = torch.cat([p.detach().flatten() for p in parameters])
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.data = part.view(parameter.shape)
@@ -25,7 +25,7 @@ def flatten_parameters(model: nn.Module) -> Tensor:
 def flatten_running(model: nn.Module) -> Tensor:
     """Mean and variance of each BatchNorm of the model, in its order; the model's own become views."""
     names = _running(model)
-    flat = torch.cat([getattr(norm, name) for norm, name in names])
+    flat = torch.cat([getattr(norm, name) for norm, name in names]) if names else torch.empty(0)
     for (norm, name), part in zip(names, flat.split([getattr(n, name).numel() for n, name in names]), strict=True):
         setattr(norm, name, part)
     return flat

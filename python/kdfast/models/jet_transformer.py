@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from kdfast.errors import ConfigError
 from kdfast.models.config import ModelConfig, model_config
 from kdfast.models.layers import BatchNorm, DenseBlock, EncoderLayer, Linear, PoolingAttention
-from kdfast.ops.philox import derive_seed, fold_seed, philox4x32
+from kdfast.models.network import Network, uniform
+from kdfast.ops.philox import derive_seed, fold_seed
 
 __all__ = ["JetTransformer", "initialise"]
 
 
-class JetTransformer(nn.Module):
+class JetTransformer(Network):
     """A transformer over the constituents of packed jets: the tagger that serves as teacher, baseline and student.
 
     Features → dense block per constituent → pre-norm encoder layers → attention pooling → LayerNorm → head
@@ -24,7 +25,7 @@ class JetTransformer(nn.Module):
     Parameters
     ----------
     preset : str or ModelConfig, optional
-        "study", "medium", "demo" or "small".
+        "study", "medium", "demo", "small" or "tiny".
     seed : int
         Sets the initial weights, which are float32 whatever torch's default dtype is.
     **sizes
@@ -51,13 +52,18 @@ class JetTransformer(nn.Module):
     torch.Size([5])
     """
 
+    config: ModelConfig
+
     def __init__(self, preset: str | ModelConfig | None = None, *, seed: int = 0, **sizes: Any) -> None:
         super().__init__()
         base = {} if preset is None else model_config(preset).model_dump()
         unknown_preset = preset is None and not sizes
         if unknown_preset:
             raise ConfigError("give a preset or sizes", where="JetTransformer", hint='e.g. JetTransformer("small")')
-        self.config = config = model_config(base | sizes)
+        config = model_config(base | sizes)
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(f"{preset!r} is no JetTransformer", where="JetTransformer", hint="see kdfast.models")
+        self.config = config
         width = config.width
         p = config.dropout
         self.embed = DenseBlock(config.num_features, width, p)
@@ -121,10 +127,6 @@ class JetTransformer(nn.Module):
         logits = self.classify(self.dense3(h, None, seeds[4]))
         return (logits, attention) if return_attention else logits
 
-    def num_parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
-
 
 def initialise(model: JetTransformer, seed: int) -> None:
     """The study's initial weights: Xavier-uniform matrices, zero biases, query 0.02 · N(0, 1), norms 1 and 0.
@@ -139,20 +141,12 @@ def initialise(model: JetTransformer, seed: int) -> None:
                 if name.endswith(("qkv.weight", "pool.q.weight", "pool.kv.weight")):
                     fan_out = 3 * fan_in  # one stacked matrix, as in torch.nn.MultiheadAttention
                 bound = (6.0 / (fan_in + fan_out)) ** 0.5
-                parameter.copy_((2 * _uniform(derive_seed(seed, "init", number), parameter) - 1) * bound)
+                parameter.copy_((2 * uniform(derive_seed(seed, "init", number), parameter) - 1) * bound)
             elif name == "pool.query":
-                u = _uniform(derive_seed(seed, "init", number), parameter.new_empty(2, *parameter.shape))
+                u = uniform(derive_seed(seed, "init", number), parameter.new_empty(2, *parameter.shape))
                 parameter.copy_(0.02 * torch.sqrt(-2 * torch.log(u[0])) * torch.cos(2 * torch.pi * u[1]))
             else:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.reset_running_stats()
-
-
-def _uniform(seed: int, like: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1), float64, of like's shape: element e from word e % 4 of the counter e // 4."""
-    blocks = torch.arange((like.numel() + 3) // 4)
-    zero = torch.zeros_like(blocks)
-    words = torch.stack(philox4x32(seed, blocks, zero, zero, zero), dim=1).flatten()[: like.numel()]
-    return ((words.double() + 0.5) / 2**32).view(like.shape)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from kdfast.jets.hlt import HLTConfig, emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.units import check_in_gev
 from kdfast.mapped import release
-from kdfast.models.config import ModelConfig
+from kdfast.models.build import build_network
+from kdfast.models.config import NetworkConfig, OwnModel, model_config
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.network import Network
+from kdfast.models.own_model import import_factory, named_again, own_model
 from kdfast.models.plain import PlainTagger
 
 __all__ = ["Preparation", "Tagger", "load_model", "model_bytes", "tagger_card"]
@@ -100,7 +102,7 @@ class Preparation:
 
 
 def tagger_card(
-    config: ModelConfig, preparation: Preparation, trained_on: Sequence[str] | None = None
+    config: NetworkConfig, preparation: Preparation, trained_on: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """What a model file holds besides the weights, as plain data: its metadata "kdfast" is this as JSON.
 
@@ -120,8 +122,8 @@ class Tagger:
 
     Parameters
     ----------
-    model : JetTransformer
-        It is set to evaluation mode.
+    model : Network
+        JetTransformer, DeepSets, or a network of one's own (kdfast.models.own_model). It is set to evaluation mode.
     preparation : Preparation
         How jets become its inputs.
     trained_on : sequence of str, optional
@@ -132,6 +134,7 @@ class Tagger:
     >>> import tempfile, kdfast
     >>> jets = kdfast.sample()[:100]
     >>> scaling = Standardisation.fit(features(jets))
+    >>> from kdfast.models import JetTransformer
     >>> tagger = Tagger(JetTransformer("small"), Preparation("offline", "nominal", 0, None, scaling))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tagger.save(f"{folder}/tagger.safetensors")
@@ -140,9 +143,7 @@ class Tagger:
     (100, 1)
     """
 
-    def __init__(
-        self, model: JetTransformer, preparation: Preparation, trained_on: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, model: Network, preparation: Preparation, trained_on: Sequence[str] | None = None) -> None:
         self.model = model.eval()
         self.preparation = preparation
         self.trained_on = trained_on
@@ -257,13 +258,16 @@ def _digest(state: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def load_model(path: str | Path) -> Tagger:
+def load_model(path: str | Path, *, model: str | Callable[[], Any] | None = None) -> Tagger:
     """Read a tagger from a safetensors file.
 
     Parameters
     ----------
     path : str or Path
         A file that `Tagger.save` or a sweep wrote.
+    model : callable or str, optional
+        For a network of your own: the function that makes it, or its name ``package.module:function``. The file
+        holds no code.
 
     Returns
     -------
@@ -273,6 +277,8 @@ def load_model(path: str | Path) -> Tagger:
     ------
     ModelError
         Where the file is missing, damaged, of a newer format, or none that kdfast wrote.
+    ConfigError
+        For a network of your own without `model`, or with one that makes another network.
 
     See Also
     --------
@@ -300,18 +306,22 @@ def load_model(path: str | Path) -> Tagger:
         if expected is not None and _digest(state, card) != expected:
             hint = "copy it again from where it was made"
             raise ModelError("is damaged: its content does not match its checksum", where=where, hint=hint)
-        model = JetTransformer(ModelConfig(**card["model"]))
+        config = model_config(dict(card["model"]), where=where)
         preparation = Preparation.from_json(card["preparation"])
         trained_on = _sample_in(card)
-        model.load_state_dict(state)
-        flatten_parameters(model)  # which `predict` then needs no copy of
-        flatten_running(model)
+        if isinstance(config, OwnModel):
+            given = import_factory(model) if isinstance(model, str) else own_model(model) if model else None
+            config = named_again(config, given, where, preparation.standardisation)
+        network = build_network(config)
+        network.load_state_dict(state)
+        flatten_parameters(network)  # which `predict` then needs no copy of
+        flatten_running(network)
     except KdfastError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"its weights and its description do not fit together ({reason})", where=where) from None
-    return Tagger(model, preparation, trained_on)
+    return Tagger(network, preparation, trained_on)
 
 
 def _sample_in(card: Mapping[str, Any]) -> list[str] | None:

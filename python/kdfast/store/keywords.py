@@ -5,7 +5,7 @@ All of it is read from the models in store/settings.py; `python -m kdfast.store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from os import PathLike
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kdfast.jets.hlt_config import HLTConfig
     from kdfast.jets.packed import PackedJets
     from kdfast.jets.splits import SplitRule
-    from kdfast.models.config import ModelConfig
+    from kdfast.models.config import NetworkConfig
     from kdfast.models.tagger import Tagger
 
 __all__ = [
@@ -51,9 +51,9 @@ class SweepSettings(TypedDict, total=False):
     """
 
     grid: str | Mapping[str, Any] | Sequence[RunConfig | str] | None
-    model: str | ModelConfig | Mapping[str, Any] | None
+    model: str | NetworkConfig | Mapping[str, Any] | Callable[[], Any] | None
     hlt: str | HLTConfig | Mapping[str, Any] | PackedJets | Sequence[PackedJets] | None
-    teacher: str | PathLike[str] | Tagger | ArrayLike | None
+    teacher: str | PathLike[str] | Tagger | Callable[[], Any] | ArrayLike | None
     epochs: int | None
     seeds: int | Sequence[int] | None
     batch_size: int | None
@@ -61,7 +61,7 @@ class SweepSettings(TypedDict, total=False):
     precision: Literal["fp32", "bf16"] | None
     device: str | None
     teacher_kind: Literal["logit", "probability"] | None
-    teacher_model: str | ModelConfig | Mapping[str, Any] | None
+    teacher_model: str | NetworkConfig | Mapping[str, Any] | Callable[[], Any] | None
     checkpoint_every: float | None
     validation_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | Mapping[str, Any] | Any | None
     test_data: str | PathLike[str] | Sequence[str | PathLike[str]] | PackedJets | Mapping[str, Any] | Any | None

@@ -23,7 +23,7 @@ from kdfast.files import read_toml
 from kdfast.jets.columns import is_default
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.jets.jet_store import is_store
-from kdfast.models.config import PRESETS, ModelConfig, model_config
+from kdfast.models.config import PRESETS, DeepSetsConfig, ModelConfig, NetworkConfig, OwnModel, model_config
 from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, NumberOrAll, SettingsTable, Shown
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.setting_errors import SettingError
@@ -120,13 +120,20 @@ def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
     return HLTConfig(**value)
 
 
-def _as_model(value: Any) -> str | ModelConfig:
+def _as_model(value: Any) -> str | NetworkConfig:
     if isinstance(value, str) and value in PRESETS:
         return value
+    if isinstance(value, str) and ":" in value:  # a file of settings never runs code
+        hint = "name it with --model, or give the function to kdfast.sweep"
+        raise ConfigError(f"a table can't name a network of your own: {value!r}", hint=hint)
+    if callable(value):
+        from kdfast.models.own_model import own_model
+
+        value = own_model(value)
     config = model_config(value, where="")
     for name in ("num_features", "num_classes"):
         given = getattr(config, name)
-        needed = ModelConfig.model_fields[name].default
+        needed = type(config).model_fields[name].default
         if given != needed:
             raise ConfigError(f"{name} is {needed} in a study, not {given}", hint="leave it out")
     return config
@@ -173,7 +180,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[
     tuple[Seed, ...], BeforeValidator(_as_seeds), Shown(option="--seed", metavar="N", kind=list[int], panel="Grid")
 ]
-Sizes = Annotated[str | ModelConfig, BeforeValidator(_as_model), Shown(metavar="PRESET", panel="Models")]
+Sizes = Annotated[
+    str | ModelConfig | DeepSetsConfig | OwnModel,
+    BeforeValidator(_as_model),
+    Shown(metavar="PRESET|MODULE:FUNCTION", kind=str, panel="Models"),
+]
 Hlt = Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt), Shown(metavar="PRESET", panel="Data")]
 Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), Shown(metavar="PRESET", panel="Grid")]
 
@@ -183,7 +194,7 @@ Device = Annotated[str, AfterValidator(check_device_name), Shown(metavar="NAME",
 
 
 class StudySettings(SettingsTable):
-    """All settings of a study; the defaults are the reproduced study's.
+    """All settings of a study; the defaults are the reproduced study's, with a smaller student.
 
     `python -m kdfast.store.keywords` prints them as a table, with the keyword, the option and the demo's
     defaults.
@@ -197,7 +208,7 @@ class StudySettings(SettingsTable):
     """Grid of T and α: study (132 runs), wide (378), or lists of your own."""
     hlt: Hlt = Field(default="nominal", description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or a table [hlt].")
     model: Sizes = Field(
-        default="study", description=f"Size of students and baseline: {', '.join(PRESETS)}, or a table [model]."
+        default="small", description=f"Size of students and baseline: {', '.join(PRESETS)}, or a table [model]."
     )
     teacher_model: Sizes = Field(
         default="study", description=f"Size of the teacher: {', '.join(PRESETS)}, or a table [teacher_model]."
@@ -260,7 +271,7 @@ class StudySettings(SettingsTable):
         for key in DATA_SOURCE:
             table["data"].pop(key, None)
         for key in ("model", "teacher_model"):
-            table[key] = model_config(getattr(self, key)).model_dump()
+            table[key] = model_config(getattr(self, key)).model_dump(exclude={"name"})
         if isinstance(self.hlt, HLTFiles) or self.hlt == GIVEN:
             del table["hlt"]
         else:

@@ -31,9 +31,9 @@ from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import Pack
 from kdfast.errors import Fault, KdfastWarning, StudyError
 from kdfast.files import writing_errors
-from kdfast.models.config import ModelConfig
+from kdfast.models.build import build_network
+from kdfast.models.config import NetworkConfig
 from kdfast.models.flat import flatten_running
-from kdfast.models.jet_transformer import JetTransformer
 from kdfast.store.documents import CheckpointDocument, json_bytes, json_number
 from kdfast.store.folders import (
     AlreadyStored,
@@ -77,7 +77,7 @@ class StudyCheckpoints:
         common = {
             "settings": _fingerprint(json.dumps(decisive, sort_keys=True).encode()),
             "targets": None if pack.targets is None else _fingerprint(*map(_bytes, vars(pack.targets).values())),
-            "model": pack.model.model_dump(),
+            "model": pack.model.model_dump(exclude={"name"}),
             "recipe": pack.recipe.model_dump(),  # with the planned epochs, which schedules depend on
             "precision": pack.precision,
             "seed": pack.seed,
@@ -166,10 +166,10 @@ class StudyCheckpoints:
         warnings.warn(message, KdfastWarning, stacklevel=3)
 
 
-def checkpoint_bytes(model: ModelConfig) -> int:
+def checkpoint_bytes(model: NetworkConfig) -> int:
     """Bytes on disk of one member's checkpoint, but for its curves (some 200 an epoch): four float32 a
     parameter, the weights, both moments and the best weights."""
-    network = JetTransformer(model)
+    network = build_network(model)
     learner = {**FlatAdamW(network, 0.0, 1.0).tensors(), "running": flatten_running(network)}
     files = _files(MemberCheckpoint(learner=learner, best_state=dict(network.state_dict())), {})
     return sum(map(len, files.values()))

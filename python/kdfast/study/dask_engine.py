@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ from kdfast.store.packs import TEACHER, PlannedPack, at_work, missing, parts
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.inputs import Inputs
+from kdfast.study.own_models import importable_names
 from kdfast.study.plan import Budget
 from kdfast.study.progress import SweepProgress
 from kdfast.study.training import StudyTraining
@@ -219,6 +221,7 @@ def _submit(client: Client, training: StudyTraining, pack: PlannedPack) -> Futur
         pack.id,
         pack.seed,
         [None if run is None else asdict(run) for run in pack.runs],
+        importable_names(training.settings),
         # The first part groups the tasks: Dask learns how long one takes, by which adaptive clusters grow.
         key=("kdfast-teacher" if pack.id == TEACHER else "kdfast-pack", pack.id, secrets.token_hex(16)),
         resources={"GPU": 1} if training.settings.device.startswith("cuda") else None,
@@ -275,17 +278,25 @@ def _lost() -> ClusterError:
 
 
 def run_task(
-    path: str, digest: str, owner: str, name: str, seed: int, runs: Sequence[Mapping[str, Any] | None]
+    path: str,
+    digest: str,
+    owner: str,
+    name: str,
+    seed: int,
+    runs: Sequence[Mapping[str, Any] | None],
+    own_models: Mapping[str, str],
 ) -> None:
     """`train` with a pack's parts."""
     configs = tuple(None if run is None else RunConfig(**run) for run in runs)
-    train(path, digest, owner, PlannedPack(name, seed, configs))
+    train(path, digest, owner, PlannedPack(name, seed, configs), own_models)
 
 
-def train(path: str, digest: str, owner: str, pack: PlannedPack) -> None:
+def train(
+    path: str, digest: str, owner: str, pack: PlannedPack, own_models: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """A task: trains what a pack is missing, or the teacher. When it returns, all is stored.
 
-    digest: of the study that is meant (study_digest). owner: of the claims.
+    digest: of the study that is meant (study_digest). owner: of the claims. own_models: see importable_names.
 
     A task that is cancelled, or whose worker closes, saves its members and is rescheduled. Raises UnitFailed,
     and KdfastError, which names the worker, where the study can't be used there.
@@ -298,7 +309,7 @@ def train(path: str, digest: str, owner: str, pack: PlannedPack) -> None:
     torch.set_num_threads(threads)
     try:
         with _opening:
-            settings, inputs = _inputs(path, digest)
+            settings, inputs = _inputs(path, digest, tuple(own_models.items()))
         store = StudyStore.open(path)
         stop = Stop(store.path, _Unwanted(worker))
         training = StudyTraining(settings, store, inputs.prepared, SweepProgress(False), stop, threads)
@@ -318,11 +329,11 @@ _opening = threading.Lock()
 
 
 @lru_cache(maxsize=1)  # of the last study, for all tasks of this process
-def _inputs(path: str, digest: str) -> tuple[StudySettings, Inputs]:
+def _inputs(path: str, digest: str, own_models: tuple[tuple[str, str], ...]) -> tuple[StudySettings, Inputs]:
     store = StudyStore.open(path)
     if study_digest(store) != digest:
         raise StudyError("is another study there than where the sweep was started", where=path, hint=SAME_FILES)
-    settings, inputs = open_inputs(store)
+    settings, inputs = open_inputs(store, **dict(own_models))
     warning = other_environment(store, settings.device)
     if warning is not None:
         import_module("distributed").warn(f"{platform.node()}: {warning}", KdfastWarning)  # on the client, too

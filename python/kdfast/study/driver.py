@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from kdfast import report
 from kdfast.distill import cuda_engine
@@ -23,7 +25,7 @@ from kdfast.interrupt import stoppable
 from kdfast.jets.memory_table import is_table
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.readers import read_jets
-from kdfast.models.config import model_config
+from kdfast.models.config import OwnModel, model_config
 from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
@@ -37,6 +39,7 @@ from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
+from kdfast.study.own_models import as_own_model
 from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
 from kdfast.study.prepare import reading
 from kdfast.study.progress import SweepProgress, duration
@@ -95,7 +98,9 @@ def sweep(
     grid
         ``"study"``, ``"wide"``, what `kdfast.grid` returns or a mapping of its arguments, or names of runs.
     model, teacher_model
-        Sizes of students and baseline, and of the teacher: a preset, ModelConfig or mapping of numbers.
+        Sizes of students and baseline, and of the teacher: a preset, ModelConfig, DeepSetsConfig or mapping of
+        numbers. Or a network of your own: a function that makes it, an ``nn.Module`` or a `kdfast.models.Adapter`, or
+        the function's name ``"package.module:function"``.
     validation_data, test_data
         Jets of their own for validation and testing, as `data`. None: a share of `data`, by `fractions`.
     split
@@ -106,8 +111,9 @@ def sweep(
         the jets of each set, or also ``"validation_paths"`` and ``"test_paths"``.
     teacher
         A trained teacher (a file or Tagger), or its logits (an array or .npy file) for all jets, in their
-        order after `max_jets`, those of `data` first; with logits there is no attention-transfer term. None: train a
-        teacher.
+        order after `max_jets`, those of `data` first; with logits there is no attention-transfer term. A trained
+        ``nn.Module`` of your own stands for its logits; it is called with the features of `kdfast.features`. A
+        function that makes a network: train that. None: train a teacher.
     teacher_kind
         ``"logit"``, or ``"probability"`` where `teacher` is an array or .npy file of probabilities of signal.
     epochs, batch_size, learning_rate, warmup_epochs, …
@@ -190,6 +196,12 @@ def sweep(
         overrides["data"]["paths"] = None
     overrides["hlt"] = GIVEN if is_jets(hlt) else hlt
     overrides["teacher"] = teacher_file
+    for name in ("model", "teacher_model"):
+        if _is_factory(overrides.get(name)):
+            overrides[name] = as_own_model(overrides[name], name)
+    if callable(teacher) and _is_factory(teacher):  # of a teacher to be trained
+        overrides["teacher_model"] = as_own_model(teacher, "teacher")
+        overrides["teacher"] = teacher = None
     try:
         resolved = StudySettings.resolve(config, overrides, data_given="data" in jets or "data" in tables)
     except SettingError as error:
@@ -202,7 +214,7 @@ def sweep(
         Given(
             jets.get("data"),
             joined_hlt(hlt, resolved.data) if is_jets(hlt) else None,
-            None if teacher_file else teacher,
+            None if overrides["teacher"] else teacher,
             jets.get("validation_data"),
             jets.get("test_data"),
         ),
@@ -216,6 +228,13 @@ def sweep(
 
 # What editors and help() show: each setting by name, with its default.
 sweep.__signature__ = with_settings(inspect.signature(sweep))  # type: ignore[attr-defined]
+
+
+def _is_factory(value: Any) -> bool:
+    """Whether it is a function that makes networks, or names one."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value) is not None
+    return callable(value) and not isinstance(value, (nn.Module, Tagger, Mapping))
 
 
 def _paths(data: Any, where: str) -> list[str] | None:
@@ -398,6 +417,7 @@ def _check_device(settings: StudySettings) -> None:
     if training_devices(settings.device) == ["cpu"]:
         return
     for name in ("model", "teacher_model"):
-        why = cuda_engine.unsupported(model_config(getattr(settings, name)))
+        sizes = model_config(getattr(settings, name))
+        why = None if isinstance(sizes, OwnModel) else cuda_engine.unsupported(sizes)
         if why is not None:
             raise BackendError(why, where=name, hint="choose other sizes, or {device}", settings={"device": "cpu"})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from kdfast.errors import ConfigError, DataError, KdfastWarning, ModelError
 from kdfast.jets.fingerprint import share_among
@@ -21,18 +22,18 @@ __all__ = ["as_logits", "check_training_jets", "check_values", "external_teacher
 CLIPPED_PROBABILITY = 1e-7
 
 
-def external_teacher(settings: StudySettings, given: Any) -> Tagger | NDArray[np.floating] | None:
-    """The teacher that the study was given, in Python or by its settings: a Tagger, or values [N], logits (float32) or
-    probabilities (float64). Checked as far as it can be without the jets."""
+def external_teacher(settings: StudySettings, given: Any) -> Tagger | nn.Module | NDArray[np.floating] | None:
+    """The teacher that the study was given, in Python or by its settings: a Tagger, a network of the user's own, or
+    values [N], logits (float32) or probabilities (float64). Checked as far as it can be without the jets."""
     teacher = given
     if teacher is None and settings.teacher is not None:
         file = Path(settings.teacher)
         teacher = _stored_values(file) if file.suffix == ".npy" else load_model(file)
-    if (teacher is None or isinstance(teacher, Tagger)) and settings.teacher_kind != "logit":
+    if (teacher is None or isinstance(teacher, (Tagger, nn.Module))) and settings.teacher_kind != "logit":
         what = "tells what an array or .npy file of a teacher holds, and there is none"
         raise ConfigError(what, where="teacher_kind", hint="give the teacher's probabilities, or leave it out")
-    if teacher is None:
-        return None
+    if teacher is None or isinstance(teacher, nn.Module):
+        return teacher
     if isinstance(teacher, Tagger):
         if teacher.model.config.num_classes != 1:
             what = f"has {teacher.model.config.num_classes} outputs, students have one"

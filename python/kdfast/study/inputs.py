@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save
+from torch import nn
 
 from kdfast.errors import ConfigError, DataError, StudyError
 from kdfast.jets.fingerprint import fingerprint
@@ -25,6 +26,7 @@ from kdfast.store.identity import differing, refuse_another, shown_setting, teac
 from kdfast.store.settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.external_teacher import as_logits, check_values, external_teacher
+from kdfast.study.own_models import adapted
 from kdfast.study.prepare import PreparedData, load_sets, prepare, reading
 from kdfast.study.sets import SET_PATHS, SETS, Sets, join
 
@@ -94,11 +96,15 @@ class Inputs:
         """Reads and prepares the jets. store: of the study, if there is one. Raises StudyError where it holds
         another study, before the work of reading the data where that is possible."""
         values = external_teacher(settings, given.teacher)
-        teacher = as_logits(values, settings.teacher_kind) if isinstance(values, np.ndarray) else values
+        own = values if isinstance(values, nn.Module) else None
+        teacher = None if own else _as_teacher(values, settings)
         hlt_jets = given.hlt_jets
-        if store is not None:
+        if store is not None and own is None:
             refuse_another(store, _decisive(settings, teacher, hlt_jets))
         jets, sets = load_sets(given.sets(), settings.data)
+        if own is not None:  # the study keeps its logits
+            values = adapted(own, jets, settings.data.max_constituents)
+            teacher = _as_teacher(values, settings)
         if isinstance(values, np.ndarray):
             check_values(values, settings.teacher_kind, len(jets))
             if given.teacher is not None:
@@ -110,6 +116,10 @@ class Inputs:
         if store is not None:
             refuse_another(store, decisive)
         return cls(given, prepare(jets, settings, hlt_jets, sets), sets, teacher, decisive)
+
+
+def _as_teacher(values: Any, settings: StudySettings) -> Tagger | NDArray[np.float32] | None:
+    return as_logits(values, settings.teacher_kind) if isinstance(values, np.ndarray) else values
 
 
 def is_jets(hlt: Any) -> TypeGuard[PackedJets | Sequence[PackedJets]]:

@@ -16,7 +16,7 @@ from kdfast.distill.pack import EpochReport, Member, Pack, View
 from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
-from kdfast.models.config import ModelConfig
+from kdfast.models.config import NetworkConfig
 from kdfast.store.key import run_name
 from kdfast.store.packs import PlannedPack, missing, place, planned, write_pack
 from kdfast.store.settings import check_counts
@@ -94,7 +94,7 @@ class MemberCost:
     memory: int = 0
 
 
-def calibrate(model: ModelConfig, recipe: Recipe, train: View, validation: View, precision: str) -> MemberCost:
+def calibrate(model: NetworkConfig, recipe: Recipe, train: View, validation: View, precision: str) -> MemberCost:
     """Measures a member's cost on the CPU, by a few steps of one."""
     steps = 2
     epochs = 4

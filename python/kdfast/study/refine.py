@@ -18,6 +18,7 @@ from kdfast.store.store import StudyStore
 from kdfast.store.table import combined_score, in_order, selected_on
 from kdfast.study.driver import run_study
 from kdfast.study.inputs import Given, joined_hlt, stored_inputs
+from kdfast.study.own_models import Factory, with_own_models
 from kdfast.study.plan import Budget
 from kdfast.study.progress import SweepProgress
 from kdfast.study.results import StudyResults, open_study
@@ -39,6 +40,8 @@ def refine(
     test_data: PackedJets | None = None,
     hlt: PackedJets | Sequence[PackedJets] | None = None,
     teacher: Tagger | ArrayLike | None = None,
+    model: Factory | None = None,
+    teacher_model: Factory | None = None,
     progress: bool = True,
     threads: int | None = None,
 ) -> StudyResults:
@@ -60,6 +63,8 @@ def refine(
     data, validation_data, test_data, hlt, teacher : PackedJets, and Tagger or array, optional
         What the study's sweep was given in Python: jets, HLT jets, and a teacher or its logits. A study that
         was planned for workers holds them itself.
+    model, teacher_model : callable or str, optional
+        The functions that make the study's own networks, or their names ``package.module:function``.
     progress : bool
         Show progress on stderr.
     threads : int, optional
@@ -94,6 +99,8 @@ def refine(
     wanted = _seeds(known, _tried(results.results, planned(store), names), seeds)
     table: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
     settings = StudySettings.resolve(table, data_given=True)
+    trains_teacher = "teacher" not in store.provenance["decisive"]
+    settings = with_own_models(settings, model, teacher_model, trains_teacher=trains_teacher)
     hlt_jets = None if hlt is None else joined_hlt(hlt, settings.data)
     given = stored_inputs(store, Given(data, hlt_jets, teacher, validation_data, test_data))
     return run_study(

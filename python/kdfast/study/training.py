@@ -25,8 +25,9 @@ from kdfast.files import writing_errors
 from kdfast.interrupt import Stop
 from kdfast.jets.fingerprint import sampled
 from kdfast.metrics import evaluate
-from kdfast.models.config import ModelConfig, model_config
-from kdfast.models.jet_transformer import JetTransformer
+from kdfast.models.build import build_network
+from kdfast.models.config import NetworkConfig
+from kdfast.models.network import Network
 from kdfast.models.tagger import Tagger, tagger_card
 from kdfast.store.folders import AlreadyStored
 from kdfast.store.identity import training_environment
@@ -35,6 +36,7 @@ from kdfast.store.packs import PlannedPack
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.study.checkpoints import StudyCheckpoints
+from kdfast.study.own_models import network_config
 from kdfast.study.prepare import SPLITS, PreparedData
 from kdfast.study.progress import SweepProgress
 
@@ -77,7 +79,7 @@ class StudyTraining:
             views = self.prepared.offline
             if not known:
                 self._train_teacher(key)
-            model = JetTransformer(model_config(self.settings.teacher_model))
+            model = build_network(self._teacher_sizes())
             model.load_state_dict(dict(self.store.get(key).state))
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # else the targets' last bits, and every student's, depend on the number of threads
@@ -87,14 +89,17 @@ class StudyTraining:
         finally:
             torch.set_num_threads(num_threads)
 
-    def _teacher_device(self, model: JetTransformer) -> str:
+    def _teacher_sizes(self) -> NetworkConfig:
+        return network_config(self.settings.teacher_model, self.prepared.offline_preparation.standardisation)
+
+    def _teacher_device(self, model: Network) -> str:
         """The first of the devices, if it takes a model of these sizes: an external one's may be any."""
         device = training_devices(self.settings.device)[0]
         return device if device == "cpu" or cuda_engine.unsupported(model.config) is None else "cpu"
 
     def _train_teacher(self, key: RunKey) -> None:
         recipe = self.settings.recipe.teacher()
-        sizes = model_config(self.settings.teacher_model)
+        sizes = self._teacher_sizes()
         pack = self._pack(sizes, (Member("teacher"),), key.seed, recipe, self.prepared.offline)
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
         checkpoints = self._checkpoints(pack, {"teacher": key})
@@ -122,7 +127,7 @@ class StudyTraining:
         later: runs of the pack that are stored, and of packs that come after it, for the progress.
         """
         recipe = self.settings.recipe.student()
-        sizes = model_config(self.settings.model)
+        sizes = network_config(self.settings.model, self.prepared.hlt_preparation.standardisation)
         trained = self._pack(sizes, pack.members, pack.seed, recipe, self.prepared.hlt, targets)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
         configs = {member.name: member.config for member in pack.members}
@@ -141,7 +146,7 @@ class StudyTraining:
 
     def _pack(
         self,
-        sizes: ModelConfig,
+        sizes: NetworkConfig,
         members: tuple[Member, ...],
         seed: int,
         recipe: Recipe,

@@ -32,6 +32,7 @@ from kdfast.store.packs import TEACHER, PlannedPack, find, missing, no_packs, pl
 from kdfast.store.settings import StudySettings, check_counts
 from kdfast.store.store import StudyStore
 from kdfast.study.inputs import Inputs, stored_inputs
+from kdfast.study.own_models import Factory, with_own_models
 from kdfast.study.progress import SweepProgress
 from kdfast.study.training import StudyTraining
 
@@ -217,8 +218,10 @@ def study_digest(store: StudyStore) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def open_inputs(store: StudyStore) -> tuple[StudySettings, Inputs]:
-    """Settings and inputs of a study that was planned, from its folder.
+def open_inputs(
+    store: StudyStore, model: Factory | None = None, teacher_model: Factory | None = None
+) -> tuple[StudySettings, Inputs]:
+    """Settings and inputs of a study that was planned, from its folder. model, teacher_model: its own networks.
 
     Raises StudyError if another version of kdfast planned it, or its jets or teacher have changed since.
     """
@@ -227,6 +230,8 @@ def open_inputs(store: StudyStore) -> tuple[StudySettings, Inputs]:
         what = f"was planned by kdfast {planner}, this is {__version__}: results of both would not belong together"
         raise StudyError(what, where=str(store.path), hint=f"install kdfast {planner} for this study's workers")
     settings = StudySettings.resolve(store.settings, data_given=True)
+    trains_teacher = "teacher" not in store.provenance.get("decisive", {})
+    settings = with_own_models(settings, model, teacher_model, trains_teacher=trains_teacher)
     return settings, Inputs.load(settings, stored_inputs(store), store)
 
 
@@ -240,13 +245,16 @@ def work(
     threads: int | None = None,
     lease: float = LEASE,
     progress: bool = True,
+    model: Factory | None = None,
+    teacher_model: Factory | None = None,
 ) -> Outcome:
     """Trains packs of a planned study that are not done, sharing them with all other workers on it.
 
     pack: only this one, e.g. "seed42.003", or "teacher"; it is waited for while another worker holds it.
     array_index: likewise the pack of this number, from 0. max_packs: at most this many. retry: also packs
     that have failed three times. threads: of the training; None: torch's. lease: seconds without a sign of
-    life after which another worker counts as gone.
+    life after which another worker counts as gone. model, teacher_model: functions, or their names, that make
+    the study's own networks.
 
     Raises ConfigError for an unknown pack; StudyError for a study that has no packs, is of another version,
     is damaged or can't be written; SweepInterrupted on a signal (running members have checkpoints).
@@ -273,7 +281,7 @@ def work(
         stored = store.keys()
         if packs and not any(missing(store, each, stored).runs for each in packs):  # before the data are read
             return Outcome(done=[each.id for each in packs])
-        settings, inputs = open_inputs(store)
+        settings, inputs = open_inputs(store, model, teacher_model)
         warn_of_other_environment(store, settings.device)
         training = StudyTraining(settings, store, inputs.prepared, shown, stop, threads)
         runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims", lease=lease))
