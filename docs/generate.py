@@ -78,14 +78,19 @@ def presets() -> str:
 
     from kdfast.jets.features import FEATURE_NAMES
     from kdfast.jets.hlt_config import HLT_PRESETS
-    from kdfast.models import JetTransformer
+    from kdfast.models.build import build_network
     from kdfast.models.config import PRESETS
 
     hlt = {name: asdict(config) for name, config in HLT_PRESETS.items()}
-    sizes = {name: config.model_dump() for name, config in PRESETS.items()}
+    sizes = {}
     for name, config in PRESETS.items():
-        count = sum(each.numel() for each in JetTransformer(config).parameters())
-        sizes[name]["parameters"] = f"{count:,}"
+        network = build_network(config)
+        given = config.model_dump(exclude={"family", "num_features", "num_classes"})
+        sizes[name] = {
+            "network": type(network).__name__,
+            "sizes": ", ".join(f"{key} {value}" for key, value in given.items()),
+            "parameters": f"{network.num_parameters():,}",
+        }
     features = {f"`{name}`": {"formula": FORMULAS[name]} for name in FEATURE_NAMES}
     parts = (("HLT emulation", "preset", hlt), ("Models", "preset", sizes), ("Features", "feature", features))
     return "\n".join(f"## {title}\n\n{_table(first, rows)}\n" for title, first, rows in parts)

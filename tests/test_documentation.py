@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+import kdfast
+from kdfast.models.own_model import own_model
+from tests.undrawn import undrawn_figures
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ("docs/_generated/",)  # made by the build of the documentation
@@ -24,6 +29,25 @@ def test_loops_with_distill_loss_run(page: str) -> None:
     for block in blocks:
         exec(compile(block, page, "exec"), names)
     assert names["loss"].isfinite()
+
+
+def test_the_page_of_own_networks_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "own_networks"}
+    with undrawn_figures():
+        for block in python_blocks("docs/how-to/own-networks.md"):
+            if "weaver" not in block:
+                exec(compile(block, "own-networks.md", "exec"), names)
+    assert (names["study"].results["status"] == "done").all()
+
+
+def test_the_networks_of_weaver_core_on_that_page_can_be_trained():
+    pytest.importorskip("weaver.nn.model.ParticleTransformer")
+    names: dict[str, Any] = {"__name__": "own_networks", "torch": torch, "nn": torch.nn, "kdfast": kdfast}
+    (block,) = (block for block in python_blocks("docs/how-to/own-networks.md") if "weaver" in block)
+    exec(compile(block, "own-networks.md", "exec"), names)
+    for name in ("part", "particle_net"):
+        assert own_model(names[name]).num_classes == 1
 
 
 def test_readme_is_a_landing_page() -> None:

@@ -108,7 +108,7 @@ def test_a_keyword_takes_precedence_over_the_file_even_if_it_is_the_default(reso
             {"grid": {"temperature": [1]}},
             "grid.alpha: is missing\na grid of your own needs both temperature and alpha",
         ),
-        ({"model": "tiny"}, "model: unknown model preset 'tiny'"),
+        ({"model": "huge"}, "model: unknown model preset 'huge'"),
         ({"on_bad": "skip"}, "on_bad: must be 'error' or 'drop', is 'skip'"),
     ],
 )

@@ -180,7 +180,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ('hlt = "nomnal"', "FILE, hlt: unknown HLT preset 'nomnal'\ndid you mean 'nominal'?"),
         ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
         ("[hlt]\npt_threshold = 1", f"FILE, hlt: {', '.join(MISSING)} missing\ngive all of"),
-        ('model = "tiny"', "FILE, model: unknown model preset 'tiny'"),
+        ('model = "huge"', "FILE, model: unknown model preset 'huge'"),
         ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is no multiple of heads 4"),
         ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
         (f"[model{SIZES}num_features = 5", "FILE, model: num_features is 7 in a study, not 5\nleave it out"),

@@ -47,6 +47,8 @@ def _running(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.empty(0)
     first = tensors[0].detach()
     storage = first.untyped_storage().data_ptr()
     place = first.data_ptr()
