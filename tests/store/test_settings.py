@@ -22,7 +22,7 @@ def write_toml(settings, path):
 
 def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_are_not():
     study = StudySettings.resolve(overrides={"data": {"paths": ["jets.h5"]}})
-    assert (study.model, study.teacher_model, study.hlt) == ("study", "study", "nominal")
+    assert (study.model, study.teacher_model, study.hlt) == ("small", "study", "nominal")
     assert (study.recipe.epochs, study.recipe.batch_size, study.data.max_constituents) == (50, 512, 40)
     teacher = study.recipe.teacher()
     assert (teacher.epochs, teacher.patience, study.recipe.student().patience) == (50, 15, 20)
@@ -101,7 +101,7 @@ def test_the_documented_settings_are_the_studys(tmp_path):
 
 def test_the_published_study_is_planned_with_its_own_settings():
     folder = Path(__file__).parents[2] / "examples" / "reproduce_study"
-    published = StudySettings(hlt="study", data=DataSettings(max_jets=30_000))
+    published = StudySettings(hlt="study", model="study", data=DataSettings(max_jets=30_000))
     study = StudySettings.resolve(folder / "study.toml", data_given=True)
     assert study.decisive() == published.decisive()
     assert len(study.runs()) == 132
