@@ -22,10 +22,10 @@ from tests.synthetic import synthetic_jets
 
 JETS = synthetic_jets(60, max_constituents=20)
 
-# In place of the child's program: sys.argv as there, and the request on stdin.
-CRASH = "import os, sys; sys.stdin.read(); os.write(1, b'0\\n1\\n'); os.kill(os.getpid(), 11)"
-HANG = "import os, sys\nsys.stdin.read(); os.write(1, b'0\\n1\\n')\nwhile True: pass"
-WAIT = "import os, sys, time; sys.stdin.read(); os.write(1, b'0\\n1\\n'); time.sleep(60)"
+# In place of the child's program: the request is a line on stdin.
+CRASH = "import os, sys; sys.stdin.readline(); os.write(1, b'0\\n1\\n'); os.kill(os.getpid(), 11)"
+HANG = "import os, sys\nsys.stdin.readline(); os.write(1, b'0\\n1\\n')\nwhile True: pass"
+WAIT = "import os, sys, time; sys.stdin.readline(); os.write(1, b'0\\n1\\n'); time.sleep(60)"
 DIES_AT_ONCE = "import os; os._exit(3)"
 
 # Gets the signals that a batch system sends to all of a job's processes, and then works.
@@ -80,10 +80,10 @@ def test_a_table_in_memory_needs_no_child(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (CRASH, r"part_1.h5: made the library that reads it crash \(SIGSEGV\)\nthe file is damaged"),
+        (CRASH, r"part_1.h5: the library that reads it crashed \(SIGSEGV\)\ncopy or download it again"),
         (HANG, r"part_1.h5: a block of its rows was not read in 0.5 s of computing: the file is damaged"),
         (WAIT, r"part_1.h5: a block of its rows was not read within 2 s: its storage does not answer"),
-        (DIES_AT_ONCE, r"part_0.h5: made the library that reads it crash \(exit status 3\)"),
+        (DIES_AT_ONCE, r"part_0.h5: the library that reads it crashed \(exit status 3\)"),
     ],
 )
 def test_a_crash_or_a_hang_is_an_error(

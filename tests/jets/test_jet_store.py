@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 import kdfast
 from kdfast import mapped
 from kdfast.errors import ConfigError, DataError, KdfastWarning, ResourceError, StudyError
+from kdfast.jets import isolated
 from kdfast.jets import prepare as preparing
 from kdfast.jets.fingerprint import fingerprint, jet_hashes
 from kdfast.jets.jet_store import StoreCard, open_store, store_of, verify_store
@@ -149,15 +151,15 @@ def test_a_killed_one_resumes(tmp_path: Path) -> None:
     with open(journal, "a") as file:
         file.write('{"number": 9, "je')  # as a kill may leave it
     asked: list[int] = []
-    ask = preparing._Reader.ask
+    ask = isolated.Child.ask
 
-    def noted(reader: preparing._Reader, do: str, path: Path, **request: object) -> dict[str, object]:
+    def noted(child: isolated.Child, do: str, places: list[str], **request: object) -> dict[str, object]:
         if do == "read":
             asked.append(int(str(request["start"])))
-        return ask(reader, do, path, **request)
+        return ask(child, do, places, **request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing._Reader, "ask", noted)
+        patch.setattr(isolated.Child, "ask", noted)
         assert make(tmp_path) == wanted
     assert len(asked) == len(StoreCard.read(wanted).parts) - 4
     assert_same(open_store(wanted), open_store(tmp_path / "whole"))
@@ -205,19 +207,60 @@ def test_killed_just_before_the_end(tmp_path: Path) -> None:
 
 def test_a_crash_of_the_reading_library_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = "import os, sys, signal; sys.stdin.readline(); os.kill(os.getpid(), signal.{})"
-    monkeypatch.setattr(preparing, "WORKER", ("-c", worker.format("SIGSEGV")))
+    monkeypatch.setattr(isolated, "_CHILD", worker.format("SIGSEGV"))
     with pytest.raises(DataError, match=r"a.h5: the library that reads it crashed \(SIGSEGV\)\ncopy or download"):
         make(tmp_path)
-    monkeypatch.setattr(preparing, "WORKER", ("-c", worker.format("SIGKILL")))
+    monkeypatch.setattr(isolated, "_CHILD", worker.format("SIGKILL"))
     with pytest.raises(ResourceError, match=r"a.h5: the process that read it was killed\nis there enough memory"):
         make(tmp_path)
 
 
-def test_a_file_without_end_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "WORKER", ("-c", "import time; time.sleep(60)"))
-    monkeypatch.setattr(preparing, "READING_LIMIT", 0.5)
-    with pytest.raises(DataError, match=r"a.h5: reading it took more than 0.5 s"):
-        make(tmp_path)
+READS_ONE_PART = """import os, time
+from kdfast.jets import reading_process
+read_file = reading_process.read_file
+def read_one(source, rows, *more):
+    if rows.start:
+        {}
+    read_file(source, rows, *more)
+reading_process.read_file = read_one
+reading_process.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "error", "message"),
+    [
+        (
+            "os.kill(os.getpid(), 9)",
+            ResourceError,
+            ", rows 96 to 191: the process that read it was killed\nuse fewer jobs",
+        ),
+        (
+            "raise MemoryError",
+            ResourceError,
+            ": there is not enough memory for a part\nuse fewer jobs; finished parts are",
+        ),
+        (
+            "time.sleep(60)",
+            DataError,
+            ", rows 96 to 191: a block of its rows was not read within 4 s: its storage does",
+        ),
+        (
+            "while True: pass",
+            DataError,
+            ", rows 96 to 191: a block of its rows was not read in 1 s of computing: the file",
+        ),
+    ],
+)
+def test_a_part_that_is_not_read_names_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, error: type[Exception], message: str
+) -> None:
+    usual = "from kdfast.jets.reading_process import main\nmain()"
+    monkeypatch.setattr(isolated, "_CHILD", isolated._CHILD.replace(usual, READS_ONE_PART.format(then)))
+    monkeypatch.setattr(isolated, "BLOCK_SECONDS", 1.0)
+    monkeypatch.setattr(isolated, "WAITING_SECONDS", 4.0 if "sleep" in then else 60.0)
+    with pytest.raises(error, match="a.h5" + re.escape(message)):
+        make(tmp_path, jobs=1)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

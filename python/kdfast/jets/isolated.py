@@ -1,8 +1,9 @@
 """Reading files in a child process, so that a crash or a hang inside a format's library is an error with the file's
 name. It protects from damaged files. It is no sandbox: the child has the rights of its parent.
 
-The parent is here, the child in reading_process.py. The request goes to the child's stdin. Its stdout has a line for
-each file and block that it begins, and at last the result; the jets' arrays are in memory that both share.
+The parent is here, the child in reading_process.py. Requests go to the child's stdin, each as a line. Its stdout has a
+line for each file and block that it begins, and at last the answer. The arrays of jets that are loaded are in memory
+that both share.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast import errors
-from kdfast.errors import DataError, KdfastError, KdfastWarning
+from kdfast.errors import DataError, KdfastError, KdfastWarning, ResourceError
 
-__all__ = ["ALIGNMENT", "error_of", "read_in_child"]
+__all__ = ["ALIGNMENT", "Child", "read_in_child"]
 
 # Seconds for a block of rows, which takes milliseconds: more of computing is a hang; more of waiting is a storage that
 # does not answer, which may come back. Where the system does not tell the two apart, the longer one holds.
 BLOCK_SECONDS = 60.0
 WAITING_SECONDS = 1800.0
 ALIGNMENT = 64  # bytes, of arrays in the shared memory
+DAMAGED = "copy or download it again; if that does not help, write it again by another program"
 
 # Signals that stop a sweep are for the parent, which then ends the child.
 _CHILD = """
@@ -45,100 +48,88 @@ main()
 """
 
 
-def read_in_child(request: dict[str, Any], files: Sequence[str], stacklevel: int) -> dict[str, NDArray[Any]]:
-    """The arrays that the child makes of a request, by name. Warns of what the child warns of.
+class Child:
+    """A process that reads files. shared: an open file that it inherits."""
 
-    Raises what the child raises of kdfast's errors, and DataError with a file's name for anything else, a crash, and a
-    block of rows that takes too long.
-    """
-    with _scratch() as shared:
-        arguments = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(shared.fileno())]
-        child = subprocess.Popen(
-            arguments,
+    def __init__(self, shared: IO[bytes] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[shared.fileno()],
+            start_new_session=True,  # Ctrl-C is for this process
+            pass_fds=[] if shared is None else [shared.fileno()],
         )
+        self._left = bytearray()  # of stdout, read and not used
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what was not sent to a child that has died
+                pipe.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def ask(self, do: str, places: Sequence[str], **request: Any) -> dict[str, Any]:
+        """The answer to a request. places: what is read, as messages name it.
+
+        Raises what the child raises of kdfast's errors, OSError where it can't write, DataError for anything else, a
+        crash, and a block of rows that takes too long, ResourceError where it is killed.
+        """
+        assert self._process.stdin is not None
+        place = 0
+        line = b""
         try:
-            answer = _answer(child, json.dumps(request).encode(), files)
-        finally:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                if pipe is not None:
-                    pipe.close()
+            self._process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
+            self._process.stdin.flush()
+            while (line := self._next_line()).strip().isdigit():
+                place = int(line)
+        except BrokenPipeError:
+            pass
+        except TimeoutError as error:
+            raise DataError(str(error), where=places[place], hint=DAMAGED) from None
+        if not line:
+            raise self._died(places[place])
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise error_of(answer["error"], files)
-        for text in answer["warnings"]:
-            warnings.warn(text, KdfastWarning, stacklevel=stacklevel)
-        content = mmap.mmap(shared.fileno(), answer["size"], access=mmap.ACCESS_COPY)
-    arrays = {}
-    for name, (dtype, shape, start) in answer["arrays"].items():
-        values = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=start)
-        arrays[name] = values.reshape(shape)
-    return arrays
+            raise _error_of(answer["error"], places[place])
+        if "os_error" in answer:
+            raise OSError(*answer["os_error"])
+        return answer
 
-
-def _scratch() -> IO[bytes]:
-    """Memory that a child can inherit: without a limit of its own where the system has such (Linux), else a file."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("kdfast"), "r+b")
-    return tempfile.TemporaryFile()
-
-
-def _answer(child: subprocess.Popen[bytes], request: bytes, files: Sequence[str]) -> dict[str, Any]:
-    """The child's last line. Before it, each line is the position of the file that is being read."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    place = 0
-    line = b""
-    try:
-        child.stdin.write(request)
-        child.stdin.close()
-        next_line = _lines(child)
-        while (line := next_line()).strip().isdigit():
-            place = int(line)
-    except BrokenPipeError:
-        pass
-    except TimeoutError as error:
-        raise DataError(str(error), where=files[place], hint="copy or download it again") from None
-    if not line:
-        status = child.wait()
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        what = f"made the library that reads it crash ({how})"
-        hint = "the file is damaged (copy or download it again), or the memory is used up"
-        raise DataError(what, where=files[place], hint=hint)
-    answer: dict[str, Any] = json.loads(line)
-    if "error" in answer:
-        answer["error"]["place"] = place
-    return answer
-
-
-def _lines(child: subprocess.Popen[bytes]) -> Callable[[], bytes]:
-    """A function that gives the child's next line, b"" at the end, and raises TimeoutError where none comes in time."""
-    assert child.stdout is not None
-    pipe = child.stdout.fileno()
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    left = bytearray()
-
-    def next_line() -> bytes:
-        began, computed = time.monotonic(), _computed(child.pid)
-        while b"\n" not in left:
+    def _next_line(self) -> bytes:
+        """The child's next line, b"" at the end. Raises TimeoutError where none comes in time."""
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        began = time.monotonic()
+        computed = _computed(self._process.pid)
+        while b"\n" not in self._left:
             if not poll.poll(500):
-                _check_time(time.monotonic() - began, _computed(child.pid) - computed)
+                _check_time(time.monotonic() - began, _computed(self._process.pid) - computed)
                 continue
             more = os.read(pipe, 1 << 16)
             if not more:
                 return b""
-            left.extend(more)
-        line, _, rest = bytes(left).partition(b"\n")
-        left[:] = rest
+            self._left.extend(more)
+        line, _, rest = bytes(self._left).partition(b"\n")
+        self._left[:] = rest
         return line + b"\n"
 
-    return next_line
+    def _died(self, place: str) -> KdfastError:
+        status = self._process.wait()
+        if status == -signal.SIGKILL:
+            return ResourceError("the process that read it was killed", where=place, hint="is there enough memory?")
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        hint = f"{DAMAGED}; or the memory is used up"
+        return DataError(f"the library that reads it crashed ({how})", where=place, hint=hint)
 
 
 def _check_time(waited: float, computed: float) -> None:
@@ -160,11 +151,36 @@ def _computed(pid: int) -> float:
         return 0.0
 
 
-def error_of(found: dict[str, Any], files: Sequence[str]) -> KdfastError:
+def _error_of(found: dict[str, Any], place: str) -> KdfastError:
     """A child's error, as its own type where that is one of kdfast.errors."""
     kind = getattr(errors, found["type"], None)
     if isinstance(kind, type) and issubclass(kind, KdfastError):
         return kind(found["what"], where=found["where"], hint=found["hint"], settings=found["settings"])
-    error = DataError(f"can't be read ({found['what']})", where=files[found["place"]], hint="copy or download it again")
+    error = DataError(f"can't be read ({found['what']})", where=place, hint=DAMAGED)
     error.__cause__ = RuntimeError(found["traceback"])
     return error
+
+
+def read_in_child(files: Sequence[str], reading: dict[str, Any], stacklevel: int) -> dict[str, NDArray[Any]]:
+    """The arrays of the jets of files, and their places, by name. Warns of what the child warns of.
+
+    reading: the fields of readers.Reading. Raises what `Child.ask` raises.
+    """
+    with _scratch() as shared:
+        with Child(shared) as child:
+            answer = child.ask("load", files, files=files, reading=reading, shared=shared.fileno())
+        for text in answer["warnings"]:
+            warnings.warn(text, KdfastWarning, stacklevel=stacklevel)
+        content = mmap.mmap(shared.fileno(), answer["size"], access=mmap.ACCESS_COPY)
+    arrays = {}
+    for name, (dtype, shape, start) in answer["arrays"].items():
+        values = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=start)
+        arrays[name] = values.reshape(shape)
+    return arrays
+
+
+def _scratch() -> IO[bytes]:
+    """Memory that a child can inherit: without a limit of its own where the system has such (Linux), else a file."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("kdfast"), "r+b")
+    return tempfile.TemporaryFile()

@@ -1,7 +1,7 @@
 """`kdfast prepare`: files of jets become a packed store, in parallel, and resumed where it was interrupted.
 
-Processes (part_worker.py) read parts of the files. This process tells each where its jets go, which is known once the
-parts before it have been read, and notes finished parts in a journal.
+Child processes (isolated.py) read parts of the files. This process tells each where its jets go, which is known once
+the parts before it have been read, and notes finished parts in a journal.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ import errno
 import json
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,11 +20,11 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from kdfast._version import __version__
-from kdfast.errors import ConfigError, DataError, KdfastError, ResourceError, StudyError
+from kdfast.errors import ConfigError, DataError, ResourceError, StudyError
 from kdfast.files import fsync_folder
 from kdfast.jets.checks import Faults
 from kdfast.jets.columns import ColumnMap
-from kdfast.jets.isolated import error_of
+from kdfast.jets.isolated import Child
 from kdfast.jets.jet_store import FORMAT, Part, StoreCard, array_path, open_store
 from kdfast.jets.packed import DTYPES
 from kdfast.jets.partial import jets_reporter, partial_folder
@@ -39,9 +36,7 @@ from kdfast.mapped import HEADER_BYTES, write_header
 __all__ = ["prepare"]
 
 PART_JETS = 1 << 16  # read by one process at once: some 50 to 200 MB
-READING_LIMIT = 900.0  # seconds of one part: a slow disk reads it in one minute
 JOURNAL = "parts.jsonl"
-WORKER = ("-m", "kdfast.jets.part_worker")
 
 
 def prepare(
@@ -115,9 +110,9 @@ def prepare(
         "require_labels": require_labels,
     }
     sets = {"data": paths, "validation_data": validation_data, "test_data": test_data}
-    with _Reader() as reader:
+    with Child() as child:
         files = [
-            _File.of(path, name, how, reader)
+            _File.of(path, name, how, child)
             for name, given in sets.items()
             if given is not None
             for path in expand(given)
@@ -169,8 +164,8 @@ class _File:
     weights: str | None
 
     @classmethod
-    def of(cls, path: Path, name: str, how: dict[str, Any], reader: _Reader) -> _File:
-        answer = reader.ask("inspect", path, **how)
+    def of(cls, path: Path, name: str, how: dict[str, Any], child: Child) -> _File:
+        answer = child.ask("inspect", [str(path)], path=str(path), **how)
         columns = ColumnMap.model_validate(how["columns"])
         chunk_rows = max(answer["chunk_rows"], 1)
         return cls(path, name, answer["word"], columns, answer["rows"], chunk_rows, answer["weights"])
@@ -209,85 +204,17 @@ def _plan(files: Sequence[_File], how: dict[str, Any], unit: str, drop: bool) ->
         step = max(PART_JETS // file.chunk_rows, 1) * file.chunk_rows
         for start in range(0, file.rows, step):
             rows = {"start": start, "stop": min(start + step, file.rows)}
-            request = {"path": file.path, **rows, "first_index": first[file.set], "unit": unit, "drop": drop, **how}
+            request = {
+                "path": str(file.path),
+                **rows,
+                "first_index": first[file.set],
+                "unit": unit,
+                "drop": drop,
+                **how,
+            }
             requests.append(request)
         first[file.set] += file.rows
     return requests
-
-
-class _Reader:
-    """A process that reads parts of files."""
-
-    def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._process = subprocess.Popen(
-            [sys.executable, *WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others
-        )
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with suppress(OSError):
-                stream.close()
-        self._process.wait()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def ask(self, do: str, path: Path, **request: Any) -> dict[str, Any]:
-        """The answer to a request about a file. Raises what the process raised, DataError for its own death."""
-        if do != "write":
-            request["path"] = str(path)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        slow = threading.Event()
-
-        def give_up() -> None:
-            slow.set()
-            self.kill()
-
-        timer = threading.Timer(READING_LIMIT, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            with suppress(BrokenPipeError):
-                self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-                self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line.endswith("\n"):
-            raise self._died(path, request, slow.is_set())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise error_of(answer["error"], [str(path)])
-        if "os_error" in answer:
-            number, text = answer["os_error"]
-            if number == errno.ENOMEM:
-                raise ResourceError("there is not enough memory for a part", where=str(path), hint="use fewer jobs")
-            raise OSError(number, text)
-        return answer
-
-    def _died(self, path: Path, request: dict[str, Any], slow: bool) -> KdfastError:
-        status = self._process.wait()
-        where = str(path) + (f", rows {request['start']} to {request['stop'] - 1}" if "start" in request else "")
-        hint = "copy or download it again; if that does not help, write it again by another program"
-        if slow:
-            return DataError(f"reading it took more than {READING_LIMIT:g} s", where=where, hint=hint)
-        if status == -signal.SIGKILL:
-            hint = "is there enough memory? use fewer jobs; finished parts are kept, rerun the same command to resume"
-            return ResourceError("the process that read it was killed", where=where, hint=hint)
-        name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return DataError(f"the library that reads it crashed ({name})", where=where, hint=hint)
 
 
 @dataclass
@@ -343,11 +270,11 @@ class _Writing:
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(self.placed, len(self.requests)):
             waiting.put(number)
-        readers = [_Reader() for _ in range(jobs if not waiting.empty() else 0)]
+        children = [Child() for _ in range(jobs if not waiting.empty() else 0)]
         with open(self.folder / JOURNAL, "a") as journal:
             threads = [
-                threading.Thread(target=self._work, args=(reader, waiting, journal, report), daemon=True)
-                for reader in readers
+                threading.Thread(target=self._work, args=(child, waiting, journal, report), daemon=True)
+                for child in children
             ]
             try:
                 for thread in threads:
@@ -357,10 +284,12 @@ class _Writing:
                         thread.join(0.1)
             finally:
                 self._fail(KeyboardInterrupt())
-                for reader in readers:
-                    reader.__exit__()
+                for child in children:
+                    child.kill()
                 for thread in threads:
                     thread.join()
+                for child in children:
+                    child.__exit__()
         if self.fault is not None and len(self.parts) < len(self.requests):
             raise self.fault
 
@@ -380,7 +309,7 @@ class _Writing:
             self.changed.notify_all()
 
     def _work(
-        self, reader: _Reader, waiting: queue.SimpleQueue[int], journal: IO[str], report: Callable[[int], None]
+        self, child: Child, waiting: queue.SimpleQueue[int], journal: IO[str], report: Callable[[int], None]
     ) -> None:
         """One process's work: read a part, wait for its place, write it, note it."""
         try:
@@ -390,11 +319,12 @@ class _Writing:
                 except queue.Empty:
                     return
                 request = self.requests[number]
-                answer = reader.ask("read", **request)
-                place = self._place_in_turn(number, answer)
-                if place is None:
+                place = f"{request['path']}, rows {request['start']} to {request['stop'] - 1}"
+                answer = child.ask("read", [place], **request)
+                position = self._place_in_turn(number, answer)
+                if position is None:
                     return
-                written = reader.ask("write", request["path"], folder=str(self.folder), **place)
+                written = child.ask("write", [place], folder=str(self.folder), **position)
                 with self.changed:
                     self.parts[number] = {"number": number, **answer, **written}
                     journal.write(json.dumps(self.parts[number]) + "\n")
@@ -404,6 +334,9 @@ class _Writing:
         except OSError as error:
             hint = "make room and rerun the same command" if error.errno == errno.ENOSPC else None
             self._fail(StudyError(f"can't be written ({error.strerror})", where=str(self.folder), hint=hint))
+        except ResourceError as error:
+            hint = "use fewer jobs; finished parts are kept, rerun the same command to resume"
+            self._fail(ResourceError(error.what, where=error.where, hint=hint))
         except BaseException as error:
             self._fail(error)
 
@@ -440,7 +373,7 @@ def _finish(store: _Writing, settings: dict[str, Any], files: Sequence[_File]) -
 
 def _sizes(store: _Writing, files: Sequence[_File]) -> dict[str, int]:
     """Jets of each set. Raises DataError where a set has none left."""
-    of_file = {file.path: file.set for file in files}
+    of_file = {str(file.path): file.set for file in files}
     sizes = dict.fromkeys((file.set for file in files), 0)
     for number, request in enumerate(store.requests):
         sizes[of_file[request["path"]]] += store.parts[number]["jets"]

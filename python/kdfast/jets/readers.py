@@ -185,7 +185,7 @@ def _read_isolated(files: list[str], reading: Reading) -> tuple[PackedJets, NDAr
     for name in ("max_jets", "max_constituents"):
         if how[name] is not None:
             how[name] = int(how[name])  # NumPy's
-    arrays = read_in_child({"files": files, "reading": how}, files, stacklevel=5)
+    arrays = read_in_child(files, how, stacklevel=5)
     return PackedJets(**{name: arrays[name] for name in DTYPES}), arrays["places"]
 
 
