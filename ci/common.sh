@@ -50,6 +50,7 @@ install_with_tests() {
     local settings=("build-dir=build/tests/{wheel_tag}" "cmake.define.KDFAST_TESTS=ON")
     settings+=("cmake.define.KDFAST_ISAS=${KDFAST_ISAS:-all}")
     install_packages --no-build-isolation "${settings[@]/#/--config-setting=}" --reinstall-package kdfast ".[test]"
+    install_packages --no-deps "weaver-core>=0.4" # of which tests train two networks, that need only PyTorch
     # Where they can't be compiled, a package without them is installed: see pyproject.toml.
     python -c "import kdfast._cpu, kdfast._probe"
 }
