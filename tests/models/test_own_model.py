@@ -78,6 +78,7 @@ def test_dropout_and_weights_depend_on_seeds_alone():
 @pytest.mark.parametrize(
     ("made", "message"),
     [
+        (lambda: {}["boom"], "the function fails: KeyError: 'boom'"),
         (lambda: 3, "must be a torch.nn.Module, is int"),
         (lambda: nn.Linear(7, 1), "does not say what it takes"),
         (lambda: Fixed(lambda x, mask: x[:, :, 0]), r"must return logits \[4, 1\] for 4 jets, returns \[4, 3\]"),

@@ -9,7 +9,7 @@ import torch
 
 from kdfast.cli import main
 from kdfast.distill.trainer import train_pack
-from kdfast.errors import ConfigError
+from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.features import features
 from kdfast.jets.hlt import offline_view
 from kdfast.models.own_model import own_model
@@ -87,6 +87,11 @@ def test_members_do_not_change_each_other():
     for member in students(3):
         (alone,) = train_pack(pack([member], model=model), threads=2)
         assert_same(alone, together[member.name])
+
+
+def test_a_sweep_without_the_network_says_what_is_missing(swept):
+    with pytest.raises(StudyError, match=r"its students are networks of your own \(tests.own_networks:PlainDeepSets\)"):
+        small_sweep(swept, teacher=attentive, teacher_model=None)
 
 
 def test_workers_need_the_networks_named_again(swept, tmp_path, capsys):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kdfast.errors import ConfigError, ModelError
+from kdfast.errors import ConfigError, KdfastError, ModelError
 from kdfast.jets.features import Standardisation
 from kdfast.models.config import NetworkConfig, OwnModel
 from kdfast.models.network import Network
@@ -144,7 +144,13 @@ class OwnNetwork(Network):
             raise ConfigError(f"{config.name} is a network of your own", where="model", hint=_NAME_IT_AGAIN)
         self.config = config
         with _seeded(derive_seed(seed, "init", 0)):
-            made = config.factory()
+            try:
+                made = config.factory()
+            except KdfastError:
+                raise
+            except Exception as error:  # it is the user's code, which may raise anything
+                what = f"the function fails: {type(error).__name__}: {error}"
+                raise ModelError(what, where=config.name, hint="--debug shows where") from error
             self.adapter = made if isinstance(made, Adapter) else Adapter(made)
             if not self.adapter.standardised:
                 scaling = config.standardisation
@@ -182,7 +188,9 @@ class OwnNetwork(Network):
         try:
             with torch.no_grad():
                 logits, weights = self(features, offsets, return_attention=True)
-        except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except KdfastError:
+            raise
+        except Exception as error:
             what = f"fails with {len(_TRIAL_JETS)} jets: {type(error).__name__}: {error}"
             raise ModelError(what, where=self.config.name, hint="--debug shows where") from error
         self.train()

@@ -92,6 +92,12 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
         data = there.get("data", {})
         here["data"] |= {key: data[key] for key in data if key.endswith("fingerprint")}
     here.setdefault("hlt", there.get("hlt"))
+    for name in ("model", "teacher_model"):
+        if _is_own(there, name) and not _is_own(here, name) and name in here:
+            own = store.settings.get(name, {}).get("name", "of your own")
+            what = f"its {'students' if name == 'model' else 'teacher'} are networks of your own ({own})"
+            hint = f"name the function again: {{{name}}}"
+            raise StudyError(what, where=str(store.path), hint=hint, settings={name: own})
     found = [_difference(key, old, new) for key, old, new in differing(there, here)]
     if found:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
@@ -100,6 +106,11 @@ def refuse_another(store: StudyStore, decisive: Mapping[str, Any]) -> None:
             where=str(store.path),
             hint="give another folder, or the settings of this one (see its study.toml)",
         )
+
+
+def _is_own(decisive: Mapping[str, Any], name: str) -> bool:
+    sizes = decisive.get(name)
+    return isinstance(sizes, Mapping) and sizes.get("family") == "own"
 
 
 # What the fingerprints in [data] are of.
