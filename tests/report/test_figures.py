@@ -269,7 +269,7 @@ def test_legends_lie_on_no_curve(drawings, files):
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 16])
 def test_places_of_configurations_are_whole_numbers(tmp_path, count):
     analysis = analyse(make_study(tmp_path / "s", SMALL_GRID[:count], jets=300))
-    figure = next(configuration_figures(analysis)).figure
+    figure = dict(configuration_figures(analysis))["configurations"]().figure
     for axes in figure.axes:
         low, high = axes.get_xlim()
         assert not any(tick.tick1line.get_visible() for tick in axes.xaxis.get_minor_ticks())

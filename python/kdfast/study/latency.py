@@ -26,7 +26,8 @@ from kdfast.store.documents import LatencyDocument, TimingDocument
 from kdfast.store.identity import training_environment
 from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
-from kdfast.study.trigger import chosen_run, run_model
+from kdfast.study.results import run_model
+from kdfast.study.trigger import chosen_run
 
 __all__ = ["latency"]
 

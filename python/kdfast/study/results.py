@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from kdfast import report
 from kdfast.errors import ConfigError, StudyError, suggest
+from kdfast.models.tagger import Tagger, load_model
 from kdfast.report.pairing import Pairing, pair_studies
+from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.table import COLUMNS, NEED_SCORES, results_table, select_best
@@ -22,7 +24,9 @@ from kdfast.store.verify import Verification, verify
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["StudyResults", "open_study"]
+    from kdfast.study.plot import StudyPlots
+
+__all__ = ["StudyResults", "open_study", "run_model"]
 
 
 class StudyResults:
@@ -239,6 +243,79 @@ class StudyResults:
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
+    def history(self, run_name: str, seed: int | None = None) -> pd.DataFrame:
+        """Return the learning curves of one run.
+
+        Parameters
+        ----------
+        run_name
+            A run of `results`, "teacher" or "baseline".
+        seed
+            Its seed. May be left out if there is only one.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each epoch that was trained: ``epoch`` (counted from 0), ``loss`` and its parts as they enter
+            it (``loss_label``, ``loss_kd``, ``loss_attention``), ``auc_val``, ``temperature``, ``alpha``,
+            ``learning_rate``. An imported run has the columns that its file has.
+
+        Raises
+        ------
+        ConfigError
+            The run or seed is unknown.
+        StudyError
+            The run has no curves: it was imported without.
+
+        Examples
+        --------
+        >>> study.history("baseline")[["epoch", "loss", "auc_val"]].round(3)
+           epoch  loss  auc_val
+        0      0   0.7    0.700
+        1      1   0.6    0.813
+        """
+        import pandas as pd
+
+        curves = dict(self._named(run_name, seed).curves)
+        if not curves:
+            raise StudyError(f"{run_name} has no curves", where=str(self.path))
+        counted_from_1 = curves.pop("epoch", None)  # of an imported run, which need not have all
+        table = pd.DataFrame(curves)
+        epochs = table.index if counted_from_1 is None else np.array(counted_from_1, np.int64) - 1
+        table.insert(0, "epoch", epochs)
+        return table
+
+    def model(self, run_name: str, seed: int | None = None) -> Tagger:
+        """Return the trained network of one run, with its preparation of jets.
+
+        Parameters
+        ----------
+        run_name
+            A run of `results`, "teacher" or "baseline".
+        seed
+            Its seed. May be left out if there is only one.
+
+        Returns
+        -------
+        Tagger
+            As `kdfast.load_model` reads it: ``study.model("baseline").predict(jets)``.
+
+        Raises
+        ------
+        ConfigError
+            The run or seed is unknown.
+        StudyError
+            The run has no network: it diverged, or was imported.
+        """
+        return load_model(run_model(self._store, self._named(run_name, seed).key))
+
+    @cached_property
+    def plot(self) -> StudyPlots:
+        """The figures of the report, one by one: ``study.plot.roc(…)``."""
+        from kdfast.study.plot import StudyPlots
+
+        return StudyPlots(self._store, self._named)
+
     def _named(self, run_name: str, seed: int | None) -> StoredResult:
         named = {result.seed: result for result in self._stored if result.name == run_name}
         if not named:
@@ -345,6 +422,14 @@ def open_study(path: str | Path) -> StudyResults:
     16
     """
     return StudyResults(StudyStore.open(path))
+
+
+def run_model(store: StudyStore, key: RunKey) -> Path:
+    """The model file of a run. Raises StudyError where it has none: it diverged, or was imported."""
+    path = store.path / "results" / key.folder / "weights.safetensors"
+    if store.get(key).card is None or not path.is_file():
+        raise StudyError(f"{key.name} with seed {key.seed} has no model", where=str(store.path))
+    return path
 
 
 def _few(hint: str, length: int = 200) -> str:

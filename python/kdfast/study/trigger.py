@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from kdfast.errors import ConfigError, StudyError
+from kdfast.errors import ConfigError
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.readers import load_jets
 from kdfast.models.onnx_file import OnnxFile, export_tagger
@@ -14,9 +14,9 @@ from kdfast.models.tagger import Tagger, load_model
 from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
 from kdfast.store.table import results_table, select_best
-from kdfast.study.results import StudyResults
+from kdfast.study.results import StudyResults, run_model
 
-__all__ = ["chosen_run", "export_onnx", "run_model"]
+__all__ = ["chosen_run", "export_onnx"]
 
 
 def export_onnx(
@@ -126,11 +126,3 @@ def chosen_run(store: StudyStore, run: str | None = None, seed: int | None = Non
     table = results_table(store.results())
     best = select_best(table if seed is None else table[table["seed"] == seed], "auc")
     return RunKey("student", str(best["run_name"]), int(best["seed"]))
-
-
-def run_model(store: StudyStore, key: RunKey) -> Path:
-    """The model file of a run. Raises StudyError where it has none: it diverged, or was imported."""
-    path = store.path / "results" / key.folder / "weights.safetensors"
-    if store.get(key).card is None or not path.is_file():
-        raise StudyError(f"{key.name} with seed {key.seed} has no model", where=str(store.path))
-    return path

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 
+from kdfast.errors import ConfigError
 from kdfast.report.figures.configurations import configuration_figures, draw_differences
 from kdfast.report.figures.performance import ShownNetwork, TestSample, performance_figures
 from kdfast.report.figures.physics import physics_figures
-from kdfast.report.figures.style import Drawing, exports, figure_style
+from kdfast.report.figures.style import STUDENTS, Drawing, drawn_on, experiment_label, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
 from kdfast.report.records import planned_settings
 from kdfast.report.schema import Analysis, Estimate
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
 
-__all__ = ["ORDER", "Drawing", "draw", "draw_differences", "exports", "figure_style"]
+__all__ = [
+    "ORDER",
+    "Drawing",
+    "draw",
+    "draw_differences",
+    "drawn_on",
+    "experiment_label",
+    "exports",
+    "figure_style",
+    "figures",
+]
 
 # The figures in the order of a report; on its page two that are not wide share a row.
 ORDER = (
@@ -39,46 +52,83 @@ ORDER = (
 def draw(analysis: Analysis, store: StudyStore) -> list[Drawing]:
     """Every figure that the study has the numbers for, in the order of ORDER. To be called, and the
     drawings exported, inside `figure_style`."""
-    leaders = _leaders(analysis)
-    seed = next((n.seed for n in analysis.networks if n.role == "student"), None)
-    networks = _networks(analysis, store, leaders, seed)
+    drawings = figures(analysis, store)
+    return [drawings[name]() for name in ORDER if name in drawings]
+
+
+def figures(
+    analysis: Analysis, store: StudyStore, runs: Sequence[StoredResult] = ()
+) -> dict[str, Callable[[], Drawing]]:
+    """What draws each figure that the study has the numbers for, by name, inside `figure_style`.
+
+    runs: the networks that are shown; none: teacher, baseline and the best students. Raises ConfigError for more
+    students than there are styles for.
+    """
+    if runs:
+        networks = _chosen(analysis, runs)
+        leaders = [result.name for result in runs if result.kind == "student"]
+        seed = next((result.seed for result in runs if result.kind == "student"), None)
+    else:
+        leaders = _leaders(analysis)
+        seed = next((n.seed for n in analysis.networks if n.role == "student"), None)
+        networks = _networks(analysis, store, leaders, seed)
+    sample = _sample(analysis, store, networks, chosen=bool(runs))
+    curves: dict[str, Curves] = {role: networks[role][1].curves for role in ("teacher", "baseline") if role in networks}
+    planned = planned_settings(store.settings, store.provenance)
+    epochs = None if planned is None else planned.recipe.epochs
+    return {
+        **dict(performance_figures(analysis, sample)),
+        **dict(physics_figures(analysis, sample)),
+        **dict(configuration_figures(analysis)),
+        **dict(training_figures(analysis, leaders, seed, curves, epochs)),
+    }
+
+
+def _sample(
+    analysis: Analysis, store: StudyStore, networks: Mapping[str, tuple[str, StoredResult]], *, chosen: bool
+) -> TestSample | None:
+    """The test jets and the networks, by style, that have scores; None where none has."""
     scored = {style: (label, result) for style, (label, result) in networks.items() if result.has_scores}
+    if not scored:
+        return None
     measured: dict[tuple[str, str, int], tuple[Estimate | None, Estimate | None]] = {
         ("student", run.run_name, run.seed): (run.auc, run.rejection.get("50")) for run in analysis.runs
     }
     measured |= {(n.role, n.run_name, n.seed): (n.auc, n.rejection.get("50")) for n in analysis.networks}
+    jets = store.shared("test")
+    return TestSample(
+        np.asarray(jets["labels"], np.int64),
+        np.asarray(jets["weights"], np.float64),
+        [
+            ShownNetwork(
+                style,
+                label,
+                np.asarray(result.arrays["scores_test"], np.float64),
+                *measured.get((result.kind, result.name, result.seed), (None, None)),
+            )
+            for style, (label, result) in scored.items()
+        ],
+        np.asarray(store.shared("test_kinematics")["mass"], np.float64)
+        if store.has_shared("test_kinematics")
+        else None,
+        chosen,
+    )
 
-    sample = None
-    if scored:
-        jets = store.shared("test")
-        sample = TestSample(
-            np.asarray(jets["labels"], np.int64),
-            np.asarray(jets["weights"], np.float64),
-            [
-                ShownNetwork(
-                    style,
-                    label,
-                    np.asarray(result.arrays["scores_test"], np.float64),
-                    *measured[result.kind, result.name, result.seed],
-                )
-                for style, (label, result) in scored.items()
-            ],
-            np.asarray(store.shared("test_kinematics")["mass"], np.float64)
-            if store.has_shared("test_kinematics")
-            else None,
-        )
-    curves: dict[str, Curves] = {role: networks[role][1].curves for role in ("teacher", "baseline") if role in networks}
-    planned = planned_settings(store.settings, store.provenance)
-    drawings = {
-        drawing.name: drawing
-        for drawing in (
-            *performance_figures(analysis, sample),
-            *physics_figures(analysis, sample),
-            *configuration_figures(analysis),
-            *training_figures(analysis, leaders, seed, curves, None if planned is None else planned.recipe.epochs),
-        )
-    }
-    return [drawings[name] for name in ORDER if name in drawings]
+
+def _chosen(analysis: Analysis, runs: Sequence[StoredResult]) -> dict[str, tuple[str, StoredResult]]:
+    """Label and stored result of networks that a user has chosen, by style."""
+    labels: dict[tuple[str, int], str] = {(n.role, n.seed): n.label for n in analysis.networks if n.role != "student"}
+    names = {"teacher": "Teacher (offline view)", "baseline": "Baseline (no teacher)"}
+    students = iter(STUDENTS)
+    found: dict[str, tuple[str, StoredResult]] = {}
+    for result in runs:
+        style = next(students, None) if result.kind == "student" else result.kind
+        if style is None or style in found:
+            most = f"at most {len(STUDENTS)} students, one baseline and one teacher"
+            raise ConfigError(f"a figure shows {most}", where="runs", hint="choose fewer")
+        label = names.get(result.kind, f"{result.name}, seed {result.seed}")
+        found[style] = labels.get((result.kind, result.seed), label), result
+    return found
 
 
 def _leaders(analysis: Analysis) -> list[str]:

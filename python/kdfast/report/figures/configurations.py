@@ -3,12 +3,13 @@ rejection."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kdfast.report.figures.style import HALF, ROLES, STRATEGIES, WIDE, Drawing, axes_grid, error_bars, said
+from kdfast.report.figures.style import HALF, ROLES, STRATEGIES, WIDE, Drawing, Figures, axes_grid, error_bars, said
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
 from kdfast.report.schema import SIGNIFICANT, Analysis, Configuration, Estimate, Metric
@@ -24,20 +25,20 @@ _METRICS: tuple[tuple[Metric, str], ...] = (("auc", "AUC"), ("rejection", r"1/$Î
 _WORDS = {"auc": "AUC", "rejection": "rejection at 50 %"}
 
 
-def configuration_figures(analysis: Analysis) -> Iterator[Drawing]:
+def configuration_figures(analysis: Analysis) -> Figures:
     """Those that the study has configurations for."""
     rows = analysis.configurations
     if not rows:
         return
     if len(rows) > 1:
-        yield _ordered(analysis, rows)
-        yield _leaders(analysis, rows)
+        yield "configurations", partial(_ordered, analysis, rows)
+        yield "leaders", partial(_leaders, analysis, rows)
     if analysis.grid is not None and len(analysis.grid.temp_init) * len(analysis.grid.alpha_init) > 1:
-        yield _heat_maps(analysis)
+        yield "heat_maps", partial(_heat_maps, analysis)
     if len({row.strategy for row in rows}) > 1:
-        yield _strategies(analysis, rows)
+        yield "strategies", partial(_strategies, analysis, rows)
     if len(rows) > 1:
-        yield _pareto(analysis, rows)
+        yield "pareto", partial(_pareto, analysis, rows)
 
 
 def _estimate(row: Configuration, metric: str) -> Estimate:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.metrics import RocCurve, roc_curve
-from kdfast.report.figures.style import HALF, ROLES, WIDE, Drawing, axes_grid, filled, legend_above, said
+from kdfast.report.figures.style import HALF, ROLES, WIDE, Drawing, Figures, axes_grid, filled, fits, legend_above, said
 from kdfast.report.layout import with_error
 from kdfast.report.sampling import Estimates, quantile, rejection_estimates
 from kdfast.report.schema import Analysis, Estimate
@@ -39,7 +39,7 @@ class ShownNetwork:
 @dataclass(frozen=True)
 class TestSample:
     """The test jets, labels and weights [B], and the networks that are drawn on them. mass [B]: of the jets (GeV), None
-    where it is not stored."""
+    where it is not stored. chosen: whether a user has chosen the networks."""
 
     __test__ = False  # not a test class of pytest's
 
@@ -47,6 +47,12 @@ class TestSample:
     weights: Floats
     networks: Sequence[ShownNetwork]
     mass: Floats | None = None
+    chosen: bool = False
+
+    @property
+    def side_by_side(self) -> Sequence[ShownNetwork]:
+        """Those that have a panel each: all, or teacher, baseline and best student."""
+        return [n for n in self.networks if self.chosen or n.style in ("teacher", "baseline", "student")]
 
     @cached_property
     def curves(self) -> list[RocCurve]:
@@ -83,12 +89,12 @@ class TestSample:
         return int(self.curves[k].survivors[self.curves[k].reaching(point / 100)])
 
 
-def performance_figures(analysis: Analysis, sample: TestSample | None) -> Iterator[Drawing]:
+def performance_figures(analysis: Analysis, sample: TestSample | None) -> Figures:
     """Those that the study has the scores for."""
     if sample is not None and sample.networks:
-        yield _roc(analysis, sample)
-        yield _rejection(analysis, sample)
-        yield _scores(analysis, sample)
+        yield "roc", partial(_roc, analysis, sample)
+        yield "rejection", partial(_rejection, analysis, sample)
+        yield "scores", partial(_scores, sample)
 
 
 def _shade(network: ShownNetwork) -> float:
@@ -155,7 +161,7 @@ def _least(sample: TestSample) -> float:
 def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
     styles = [network.style for network in sample.networks]
     reference = styles.index("baseline") if "baseline" in styles else None
-    with_ratio = reference is not None and len(styles) > 1
+    with_ratio = reference is not None and len(styles) > 1 and fits(2)
     figure, axes = axes_grid(
         2 if with_ratio else 1, 1, size=(HALF, 4.8), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
     )
@@ -210,8 +216,8 @@ def _ratio_limits(sample: TestSample, reference: int) -> tuple[float, float]:
     return max(0.0, 1.0 - spread), 1.0 + spread
 
 
-def _scores(analysis: Analysis, sample: TestSample) -> Drawing:
-    shown = [network for network in sample.networks if network.style in ("teacher", "baseline", "student")]
+def _scores(sample: TestSample) -> Drawing:
+    shown = sample.side_by_side
     figure, axes = axes_grid(1, len(shown), size=(WIDE, 3.1), sharey=True)
     means = []
     for column, network in enumerate(shown):

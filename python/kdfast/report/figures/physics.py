@@ -3,7 +3,8 @@ teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from kdfast.report.figures.style import (
     STRATEGIES,
     WIDE,
     Drawing,
+    Figures,
     axes_grid,
     error_bars,
     filled,
@@ -39,25 +41,23 @@ _BIN_WIDTHS, _MOST_BINS = (5.0, 10.0, 20.0, 50.0, 100.0), 40
 _MOST_POINTS = 1500
 
 
-def physics_figures(analysis: Analysis, sample: TestSample | None) -> Iterator[Drawing]:
+def physics_figures(analysis: Analysis, sample: TestSample | None) -> Figures:
     """Those that the study has the scores, pT and mass for."""
     shown: dict[str, Network] = {network.role: network for network in analysis.networks}
     if analysis.calibration:
-        yield _calibration(analysis, shown)
+        yield "calibration", partial(_calibration, analysis, shown)
     if analysis.by_pt:
-        yield _by_pt(analysis, shown)
+        yield "by_pt", partial(_by_pt, analysis, shown)
     if sample is None:
         return
-    roles = {
-        network.style: network for network in sample.networks if network.style in ("teacher", "baseline", "student")
-    }
+    roles = {network.style: network for network in sample.side_by_side}
     if sample.mass is not None and np.isfinite(sample.mass[sample.labels == 0]).sum() > 1:
-        yield _mass(sample, sample.mass, list(roles.values()))
+        yield "mass", partial(_mass, sample, sample.mass, sample.side_by_side)
     if any(run.mass_divergence is not None for run in analysis.runs):
-        yield _sculpting(analysis)
+        yield "sculpting", partial(_sculpting, analysis)
     students = [roles[role] for role in ("baseline", "student") if role in roles]
     if "teacher" in roles and students:
-        yield _agreement(sample, roles["teacher"], students)
+        yield "agreement", partial(_agreement, sample, roles["teacher"], students)
 
 
 def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdfast.errors import ConfigError
 from kdfast.report.schema import Estimate
 
 if TYPE_CHECKING:
@@ -30,13 +32,18 @@ __all__ = [
     "HALF",
     "ROLES",
     "STRATEGIES",
+    "STUDENTS",
     "WIDE",
     "Drawing",
+    "Figures",
     "axes_grid",
+    "drawn_on",
     "error_bars",
+    "experiment_label",
     "exports",
     "figure_style",
     "filled",
+    "fits",
     "legend_above",
     "said",
 ]
@@ -53,7 +60,11 @@ ROLES: dict[str, dict[str, Any]] = {
     "student": {"color": "#0072B2", "linestyle": "-"},
     "student 2": {"color": "#009E73", "linestyle": "-."},
     "student 3": {"color": "#B8578D", "linestyle": ":"},
+    "student 4": {"color": "#B97700", "linestyle": (0, (6, 2))},
+    "student 5": {"color": "#2A8FD0", "linestyle": (0, (4, 1, 1, 1, 1, 1))},
+    "student 6": {"color": "#444444", "linestyle": (0, (2, 1))},
 }
+STUDENTS = tuple(role for role in ROLES if role.startswith("student"))
 
 # Grey of what is drawn for context: all other students.
 CONTEXT = "#949494"
@@ -95,6 +106,10 @@ class Drawing:
     wide: bool = False
 
 
+# Names of figures, and what draws them.
+Figures: TypeAlias = Iterator[tuple[str, Callable[[], Drawing]]]
+
+
 @contextmanager
 def figure_style() -> Iterator[None]:
     """The field's style, for drawing and for saving; a user's own settings stay as they are."""
@@ -125,17 +140,58 @@ def figure_style() -> Iterator[None]:
         yield
 
 
+# Axes that a figure is to be drawn on. Empty: on new ones of pyplot's, which notebooks show. None: on new ones of a
+# figure that pyplot does not know. And, as a list, where `axes_grid` notes what it has given.
+_target: ContextVar[tuple[tuple[Axes, ...], list[NDArray[Any]]] | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def drawn_on(axes: Sequence[Axes] = ()) -> Iterator[list[NDArray[Any]]]:
+    """Inside, figures are drawn on these axes, or on new ones of pyplot's. Gives the list of what `axes_grid` gave."""
+    given: list[NDArray[Any]] = []
+    token = _target.set((tuple(axes), given))
+    try:
+        yield given
+    finally:
+        _target.reset(token)
+
+
+def fits(panels: int) -> bool:
+    """Whether a figure may have so many panels: of axes that a user gives, not more than there are."""
+    target = _target.get()
+    return target is None or not target[0] or len(target[0]) >= panels
+
+
 def axes_grid(
     rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, NDArray[Any]]:
-    """A figure of this size (inches) and its axes [rows, columns]."""
+    """A figure of this size (inches) and its axes [rows, columns]; inside `drawn_on` see there."""
+    target = _target.get()
+    if target is not None and target[0]:
+        given = target[0]
+        if len(given) != rows * columns:
+            raise ConfigError(f"this figure needs {rows * columns} axes, not {len(given)}", where="ax")
+        figure: Any = given[0].figure
+        axes = np.array(given, object).reshape(rows, columns)
+    else:
+        figure = _new_figure(size, by_pyplot=target is not None)
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    if target is not None:
+        target[1].append(axes)
+    return figure, axes
+
+
+def _new_figure(size: tuple[float, float], by_pyplot: bool) -> Figure:
+    if by_pyplot:
+        from matplotlib import pyplot
+
+        return pyplot.figure(figsize=size)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
-    axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes
+    return figure
 
 
 def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequence[Estimate], **options: Any) -> None:
@@ -149,10 +205,26 @@ def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequenc
 
 
 def legend_above(figure: Figure, axes: Axes, width: int = 46, columns: int = 1) -> None:
-    """Names of configurations are long: inside the axes they would lie on the curves."""
+    """Names of configurations are long: inside the axes they would lie on the curves. (Above the axes of a user's own
+    figure there may be others.)"""
     handles, labels = axes.get_legend_handles_labels()
     names = [filled(label, width) for label in labels]
+    target = _target.get()
+    if target is not None and target[0]:
+        axes.legend(handles, names, ncols=columns)
+        return
     figure.legend(handles, names, loc="outside upper left", borderaxespad=0.2, ncols=columns)
+
+
+def experiment_label(axes: Axes, label: str) -> None:
+    """A line above the axes, as experiments label their figures: the first word bold and italic."""
+    name, _, rest = label.partition(" ")
+    above_title = (axes.get_title(loc="left").count("\n") + 1) * 1.3 * FONT_SIZE if axes.get_title(loc="left") else 0
+    place: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "ha": "left", "annotation_clip": False}
+    first = axes.annotate(
+        name, (0, 1), (0, 3 + above_title), xycoords="axes fraction", weight="bold", style="italic", **place
+    )
+    axes.annotate(rest, (1, 0), (4, 0), xycoords=first, **place)
 
 
 def filled(label: str, width: int) -> str:

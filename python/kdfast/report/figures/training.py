@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
-from kdfast.report.figures.style import CONTEXT, ROLES, WIDE, Drawing, axes_grid, legend_above
+from kdfast.report.figures.style import CONTEXT, ROLES, STUDENTS, WIDE, Drawing, Figures, axes_grid, legend_above
 from kdfast.report.schema import Analysis, Setting
 
 __all__ = ["Curves", "training_figures"]
@@ -19,13 +20,13 @@ Curves = Mapping[str, Sequence[float | None]]
 
 def training_figures(
     analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves], epochs: int | None
-) -> Iterator[Drawing]:
-    """leaders: names of the best configurations, at most three. seed: of the best student. others: curves
+) -> Figures:
+    """leaders: names of the best configurations, at most as many as STUDENTS. seed: of the best student. others: curves
     of teacher and baseline, by role. epochs: as planned; None where that is not known."""
     if leaders and any(row.temp_final is not None or row.alpha_final is not None for row in analysis.runs):
-        yield _schedules(analysis, leaders, epochs)
+        yield "schedules", partial(_schedules, analysis, leaders, epochs)
     if any(run.curves for run in analysis.runs):
-        yield _training(analysis, leaders, seed, others)
+        yield "training", partial(_training, analysis, leaders, seed, others)
 
 
 def _config(row: Setting) -> RunConfig:
@@ -38,7 +39,7 @@ def _config(row: Setting) -> RunConfig:
 
 
 def _style(number: int) -> dict[str, Any]:
-    return ROLES[("student", "student 2", "student 3")[number]]
+    return ROLES[STUDENTS[number]]
 
 
 def _schedules(analysis: Analysis, leaders: Sequence[str], epochs: int | None) -> Drawing:
