@@ -110,7 +110,7 @@ def test_examples_name_options_that_exist(capsys):
     for command in COMMANDS:
         main([command, "--help"])
         examples, options = capsys.readouterr().out.split("Options:")
-        for option in re.findall(r"(?<= )--?[a-z][a-z-]*", examples):
+        for option in re.findall(r"(?<= )--?[a-z][a-z0-9-]*", examples):
             assert re.search(rf"{option}\b", options), (command, option)
 
 
