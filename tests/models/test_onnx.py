@@ -16,11 +16,13 @@ from kdfast.jets.hlt import emulate_hlt
 from kdfast.jets.packed import PackedJets
 from kdfast.models import JetTransformer, plain
 from kdfast.models.onnx_file import session
-from tests.models.test_plain import models, padded, tagger_of
+from tests.models.test_plain import models, own, padded, tagger_of
 from tests.synthetic import synthetic_jets
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.filterwarnings("ignore:kdfast.ops.encoder runs its PyTorch reference")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,18 @@ def test_arguments_are_checked(arguments: Any, message: str, jets: PackedJets, t
     tagger = tagger_of(JetTransformer("small", seed=4), jets)
     with pytest.raises(ConfigError, match=message):
         kdfast.export_onnx(tagger, **{"out": tmp_path / "tagger.onnx", "jets": jets} | arguments)
+
+
+def test_a_network_of_ones_own_is_exported_by_torch(jets: PackedJets, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    tagger = own("attentive", jets)
+    written = kdfast.export_onnx(tagger, tmp_path / "own.onnx", opset=18, jets=jets)
+    assert written.difference < 1e-5
+    view = emulate_hlt(jets, seed=3)
+    for part in (view[:1], view[3:20]):  # its sizes are dynamic
+        np.testing.assert_allclose(run(written.path, padded(part)), tagger.logits(part, prepared=True), atol=1e-5)
+    with pytest.raises(ModelError, match="fp16 is for the package's own networks"):
+        kdfast.export_onnx(tagger, tmp_path / "half.onnx", precision="fp16", jets=jets)
 
 
 def test_a_function_without_a_translation_is_named(jets: PackedJets, tmp_path: Path) -> None:

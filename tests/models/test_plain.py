@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdfast.errors import ModelError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
-from kdfast.models import JetTransformer, Preparation, Tagger
+from kdfast.models import DeepSets, JetTransformer, Preparation, Tagger
+from kdfast.models.own_model import OwnNetwork, import_factory
 from tests.synthetic import synthetic_jets
 
+pytestmark = pytest.mark.filterwarnings("ignore:kdfast.ops.encoder runs its PyTorch reference")
+
+FAMILIES: list[tuple[str, Callable[[], Any]]] = [
+    ("deepsets", lambda: DeepSets(seed=4)),
+    ("deepsets-2-classes", lambda: DeepSets(seed=4, layers=1, head_layers=1, width=5, num_classes=2)),
+]
 SIZES: list[dict[str, Any]] = [
     {"preset": "small"},
     {"preset": "demo", "num_classes": 3},
@@ -42,7 +52,8 @@ def tagger_of(model: Any, jets: PackedJets) -> Tagger:
 
 
 def models() -> list[Any]:
-    return [pytest.param(lambda sizes=sizes: JetTransformer(seed=4, **sizes), id=str(sizes)) for sizes in SIZES]
+    transformers = [(str(sizes), partial(JetTransformer, seed=4, **sizes)) for sizes in SIZES]
+    return [pytest.param(make, id=name) for name, make in (*transformers, *FAMILIES)]
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +144,41 @@ def test_aot_inductor(jets: PackedJets, tmp_path: Any) -> None:
         compiled = torch._inductor.aoti_load_package(package)
     for part in (jets[:1], jets[5:40]):
         torch.testing.assert_close(compiled(padded(part)), plain(padded(part)), rtol=0, atol=1e-5)
+
+
+# ---- networks of one's own
+
+
+def own(name: str, jets: PackedJets) -> Tagger:
+    standardisation = Standardisation.fit(features(offline_view(jets)))
+    config = import_factory(f"tests.own_networks:{name}").model_copy(update={"standardisation": standardisation})
+    return Tagger(OwnNetwork(config, seed=2), Preparation("hlt", "nominal", 3, None, standardisation))
+
+
+@pytest.mark.parametrize("name", ["attentive", "particle_transformer", "particle_net"])
+def test_own_networks_on_padded_jets(name: str, jets: PackedJets) -> None:
+    if name != "attentive":
+        pytest.importorskip("weaver")
+    tagger = own(name, jets)
+    view = emulate_hlt(jets, seed=3)
+    view = view.select_constituents(np.repeat(np.arange(80) % 7 > 0, view.counts))
+    expected = tagger.logits(view, prepared=True)
+    # The same features for both: ParticleTransformer takes logarithms of the masses of collinear pairs, which are
+    # rounding errors.
+    features, _ = tagger.preparation.inputs(view)
+    there = torch.from_numpy(view.to_padded(int(view.counts.max()) + 2)[1])
+    x = torch.zeros(*there.shape, 7)
+    x[there] = features
+    torch.testing.assert_close(tagger.to_torch().network(x, there), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_own_networks_are_exported(jets: PackedJets) -> None:
+    plain = own("attentive", jets).to_torch()
+    program = exported(plain, jets)
+    for part in (jets[:1], jets[5:40]):
+        torch.testing.assert_close(program.module()(padded(part)), plain(padded(part)), rtol=0, atol=1e-6)
+
+
+def test_own_networks_on_packed_jets_have_no_plain_form(jets: PackedJets) -> None:
+    with pytest.raises(ModelError, match="takes packed jets, which exporters can't follow"):
+        own("PlainDeepSets", jets).to_torch()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kdfast.cli.common import Quiet, app, console, given
+from kdfast.cli.common import OwnModelOption, Quiet, app, console, given
 from kdfast.cli.options import setting_option
 from kdfast.errors import ConfigError
 
@@ -44,6 +44,7 @@ def export(
     columns: Annotated[str | None, setting_option("columns")] = None,
     unit: Annotated[str | None, setting_option("unit")] = None,
     sort: Annotated[bool | None, setting_option("sort")] = None,
+    own_model: OwnModelOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a trained network for use outside Python.
@@ -69,7 +70,8 @@ def export(
     how = given({"columns": columns, "unit": unit, "sort": sort})
     loaded = load_jets(jets, require_labels=False, isolate=True, **how) if jets else None
     precision = "fp16" if fp16 else "int8" if int8 else "fp32"
-    written = export_onnx(model, out, run=run, seed=seed, opset=opset, precision=precision, jets=loaded)
+    which: dict[str, Any] = {"run": run, "seed": seed, "own_model": own_model}
+    written = export_onnx(model, out, opset=opset, precision=precision, jets=loaded, **which)
     if not quiet:
         typer.echo(f"{written.path}: {written}")
 
@@ -87,6 +89,7 @@ def latency(
     unit: Annotated[str | None, setting_option("unit")] = None,
     sort: Annotated[bool | None, setting_option("sort")] = None,
     seconds: Annotated[float, typer.Option(min=0, metavar="S", help="Time for each measurement.")] = 1.0,
+    own_model: OwnModelOption = None,
 ) -> None:
     """Measure how long a trained network takes on one thread.
 
@@ -107,7 +110,7 @@ def latency(
     how = given({"columns": columns, "unit": unit, "sort": sort})
     loaded = load_jets(jets, require_labels=False, isolate=True, **how) if jets else None
     table = Table("network", "parameters", "kFLOP a jet", "engine", "jets a call", "p50 (µs)", "p99 (µs)", box=None)
-    rows = measure(model, run=run, seed=seed, jets=loaded, seconds=seconds)
+    rows = measure(model, run=run, seed=seed, jets=loaded, seconds=seconds, own_model=own_model)
     for row in rows.to_dict("records"):
         cost = "-" if row["flops"] is None else f"{row['flops'] / 1e3:,.0f}"
         numbers = [str(row["batch"]), f"{row['p50_us']:,.0f}", f"{row['p99_us']:,.0f}"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kdfast._version import __version__
@@ -22,6 +24,7 @@ from kdfast.jets.features import FEATURE_NAMES
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.sample import sample
 from kdfast.metrics import roc_auc
+from kdfast.models.config import OwnModel
 from kdfast.models.tagger import Tagger
 
 if TYPE_CHECKING:
@@ -126,9 +129,38 @@ def onnx_bytes(
         raise ConfigError(f"must lie in {OPSETS[0]} … {OPSETS[-1]}, is {opset}", where="opset")
     if precision not in PRECISIONS:
         raise ConfigError(f"must be one of {', '.join(PRECISIONS)}, is {precision!r}", where="precision")
-    classes = tagger.model.config.num_classes
-    model = onnx_model(tagger.to_torch(), classes, opset, precision == "fp16", metadata or {})
+    if isinstance(tagger.model.config, OwnModel):
+        model = _by_torch(tagger, opset, precision, metadata or {})
+    else:
+        classes = tagger.model.config.num_classes
+        model = onnx_model(tagger.to_torch(), classes, opset, precision == "fp16", metadata or {})
     return (_int8(model) if precision == "int8" else model).SerializeToString()
+
+
+def _by_torch(tagger: Tagger, opset: int, precision: str, metadata: Mapping[str, str]) -> ModelProto:
+    """A network of one's own, by torch's exporter: it may use any function of torch."""
+    from onnx import helper
+
+    where = str(getattr(tagger.model.config, "name", "model"))
+    if precision == "fp16":
+        raise ModelError("fp16 is for the package's own networks", where=where, hint="export fp32 or int8")
+    plain = tagger.to_torch()
+    sizes = {0: torch.export.Dim("jets", min=1, max=1 << 20), 1: torch.export.Dim("constituents", min=1, max=1 << 12)}
+    how: dict[str, Any] = {"opset_version": opset, "dynamic_shapes": (sizes,), "dynamo": True, "verbose": False}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                plain, (torch.zeros(3, 7, 4),), input_names=["jets"], output_names=["logits"], **how
+            )
+    except Exception as error:  # of many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "to_torch() gives it as a plain module, for torch.export and other exporters"
+        raise ModelError(f"torch can't export it to ONNX ({reason})", where=where, hint=hint) from error
+    assert program is not None
+    model = program.model_proto
+    helper.set_model_props(model, dict(metadata))
+    return model
 
 
 def session(content: bytes, threads: int = 0) -> Any:

@@ -203,6 +203,8 @@ _FUNCTIONS: dict[str, Callable[..., str]] = {
     "clamp": _elementwise("Clip"),
     "matmul": _elementwise("MatMul"),
     "gelu": _gelu,
+    # PlainDeepSets counts constituents by type_as.
+    "type_as": lambda graph, x, like: graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(graph.dtype)),
     "softmax": lambda graph, x, axis: graph.node("Softmax", x, axis=axis),
     "sum": _sum,
     "amax": _maximum,

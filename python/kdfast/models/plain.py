@@ -8,6 +8,7 @@ and without control flow.
 
 from __future__ import annotations
 
+import copy
 from functools import singledispatch
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from kdfast.errors import ModelError
 from kdfast.jets.features import STANDARDISED_CLIP, Standardisation
+from kdfast.models.deep_sets import DeepSets
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.layers import DenseBlock
+from kdfast.models.own_model import OwnNetwork
 from kdfast.ops.jet_features import CLIP, NO_AXIS
 
 __all__ = ["PlainFeatures", "PlainTagger", "plain_network"]
@@ -43,9 +46,9 @@ class PlainTagger(nn.Module):
     def forward(self, jets: Tensor) -> Tensor:
         """Logits [B, C] of jets [B, N, 4] float32: pt (GeV), eta, phi (rad), energy (GeV); N ≥ 1.
 
-        A row with pt = 0 is padding, wherever it is in the jet; its other values are never used. A jet may be all
-        padding. The jets must be as the model's view has them: no threshold, no limit on the number of
-        constituents and no HLT emulation is applied.
+        A row with pt = 0 is padding; its other values are never used. It may be anywhere in a jet (for networks of
+        one's own: where these allow it), and a jet may be all padding. The jets must be as the model's view has them:
+        no threshold, no limit on the number of constituents and no HLT emulation is applied.
         """
         features, there = self.features(jets)
         return self.network(features, there)
@@ -115,6 +118,16 @@ def _transformer(model: JetTransformer) -> nn.Module:
     return _PlainTransformer(model)
 
 
+@plain_network.register
+def _deep_sets(model: DeepSets) -> nn.Module:
+    return _PlainDeepSets(model)
+
+
+@plain_network.register
+def _own(model: OwnNetwork) -> nn.Module:
+    return _PlainOwn(model)
+
+
 class _PlainTransformer(nn.Module):
     """JetTransformer. The query of the pooling attention is folded into its keys: a score is linear in x."""
 
@@ -173,6 +186,55 @@ class _PlainLayer(nn.Module):
         return x + self.ffn_out(F.gelu(self.ffn_in(self.norm2(x))))
 
 
+class _PlainDeepSets(nn.Module):
+    """DeepSets. Its activations are ≥ 0, so that zeros in the place of padding change no maximum."""
+
+    def __init__(self, model: DeepSets) -> None:
+        super().__init__()
+        self.constituent = nn.ModuleList(map(_copy, model.constituent))
+        self.jet = nn.ModuleList(map(_copy, model.jet))
+        self.classify = _copy(model.classify)
+
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:
+        for layer in self.constituent:
+            x = torch.relu(layer(x))
+        x = torch.where(there.unsqueeze(2), x, 0.0)
+        mean = x.sum(1) / torch.clamp(there.type_as(x).sum(1, keepdim=True), 1.0)
+        h = torch.cat([mean, torch.amax(x, 1)], 1)
+        for layer in self.jet:
+            h = torch.relu(layer(h))
+        return self.classify(h)
+
+
+class _PlainOwn(nn.Module):
+    """A network of one's own on padded jets, as its adapter calls it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: OwnNetwork) -> None:
+        super().__init__()
+        adapter = model.adapter
+        if adapter.inputs != "padded":
+            hint = "write its forward for x [B, N, F] and mask [B, N], with weights of the same names"
+            raise ModelError("takes packed jets, which exporters can't follow", where=model.config.name, hint=hint)
+        self.module = copy.deepcopy(adapter.module)
+        self.spare = adapter.min_length - 1  # rows of padding, so that there are at least min_length rows
+        self.attention = adapter.attention
+        scaled = not adapter.standardised
+        self.register_buffer("mean", model.mean.clone() if scaled else torch.zeros(model.config.num_features))
+        self.register_buffer("std", model.std.clone() if scaled else torch.ones(model.config.num_features))
+
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:
+        x = torch.where(there.unsqueeze(2), x * self.std + self.mean, 0.0)
+        empty = ~there.any(1, keepdim=True)
+        first = torch.ones_like(there, dtype=torch.int64).cumsum(1) == 1  # by counting: a slice would restrict N
+        mask = there | (first & empty)  # an empty jet has one constituent of zeros
+        answer = self.module(F.pad(x, (0, 0, 0, self.spare)), F.pad(mask, (0, self.spare)))
+        logits = answer[0] if self.attention else answer
+        return logits.unsqueeze(1) if logits.ndim == 1 else logits
+
+
 # ---- copies of layers
 
 
@@ -185,14 +247,14 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
-def _copy(layer: nn.Linear) -> nn.Linear:
+def _copy(layer: Any) -> nn.Linear:
     return _linear(layer.weight, layer.bias)
 
 
 def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    copy = nn.LayerNorm(norm.normalized_shape, norm.eps)
-    copy.load_state_dict(norm.state_dict())
-    return copy
+    twin = nn.LayerNorm(norm.normalized_shape, norm.eps)
+    twin.load_state_dict(norm.state_dict())
+    return twin
 
 
 def _folded(block: DenseBlock) -> nn.Linear:

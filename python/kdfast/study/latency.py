@@ -44,6 +44,7 @@ def latency(
     seed: int | None = None,
     jets: PackedJets | str | Path | None = None,
     seconds: float = 1.0,
+    own_model: str | Callable[[], Any] | None = None,
 ) -> pd.DataFrame:
     """Measure how long a network takes, on one thread: by onnxruntime, and by kdfast's own kernels.
 
@@ -62,6 +63,8 @@ def latency(
         Up to 1,000 of them are timed, in the model's view. By default from the bundled sample.
     seconds : float
         For each timing; there are at least 20 calls.
+    own_model : callable or str, optional
+        For a network of your own, as for `export_onnx`.
 
     Returns
     -------
@@ -85,13 +88,13 @@ def latency(
     if isinstance(model, Tagger) or not (Path(model) / "provenance.json").exists():
         if run is not None or seed is not None:
             raise ConfigError("names a run of a study, and this is none", where="run")
-        tagger = model if isinstance(model, Tagger) else load_model(model)
+        tagger = model if isinstance(model, Tagger) else load_model(model, model=own_model)
         name = "" if isinstance(model, Tagger) else Path(model).name
         rows += _rows(name, None, _measured(tagger, jets, seconds))
     else:
         store = StudyStore.open(model)
         for key in [chosen_run(store, run, seed)] if run is not None else _one_of_each_size(store, seed):
-            document = _measured(load_model(run_model(store, key)), jets, seconds)
+            document = _measured(load_model(run_model(store, key), model=own_model), jets, seconds)
             store.write_latency(key, document)
             rows += _rows(key.name, key.seed, document)
     return pd.DataFrame(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def export_onnx(
     opset: int = 17,
     precision: str = "fp32",
     jets: PackedJets | str | Path | None = None,
+    own_model: str | Callable[[], Any] | None = None,
 ) -> OnnxFile:
     """Write a tagger as an ONNX file, after a comparison with `predict`.
 
@@ -53,6 +55,9 @@ def export_onnx(
     jets : PackedJets, str or Path, optional
         Jets to compare on, as `load_jets` gives or reads them. By default from the bundled sample. In fp32 the first
         1,000 are used; in fp16 and int8 all are, for the AUC before and after.
+    own_model : callable or str, optional
+        For a network of your own: the function that makes it, as for `load_model`. It needs padded input, and an
+        opset from 18 on: torch's exporter translates it.
 
     Returns
     -------
@@ -92,13 +97,13 @@ def export_onnx(
         about: dict[str, Any] = {}
         place = Path(out)
     else:
-        tagger, about, place = _found(Path(model), run, seed)
+        tagger, about, place = _found(Path(model), run, seed, own_model)
     if jets is not None and not isinstance(jets, PackedJets):
         jets = load_jets(jets, require_labels=False)
     return export_tagger(tagger, Path(out or place), opset=opset, precision=precision, jets=jets, about=about)
 
 
-def _found(path: Path, run: str | None, seed: int | None) -> tuple[Tagger, dict[str, Any], Path]:
+def _found(path: Path, run: str | None, seed: int | None, own_model: Any) -> tuple[Tagger, dict[str, Any], Path]:
     """(the tagger, metadata, the default place of its ONNX file) of a model file or a study's run."""
     if (path / "provenance.json").exists():
         store = StudyStore.open(path)
@@ -112,7 +117,7 @@ def _found(path: Path, run: str | None, seed: int | None) -> tuple[Tagger, dict[
         weights = path
         about = {}
         place = path.with_suffix(".onnx")
-    tagger = load_model(weights)
+    tagger = load_model(weights, model=own_model)
     return tagger, about | {"model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}, place
 
 
