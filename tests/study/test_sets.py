@@ -117,6 +117,45 @@ def test_a_column(files: dict[str, Path]) -> None:
     assert [len(some.positions[name]) for name in SPLITS] == [80, 40, 40]
 
 
+def test_a_column_that_a_store_keeps(tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdfast.jets.prepare.PART_JETS", 64)
+    store = kdfast.prepare(files["folds"], tmp_path / "jets.store", split="fold", progress=False)
+    assert np.array_equal(np.load(store / "split.npy"), FOLD)
+    for rule in ("fold training=0,1,2 validation=3 test=4", "fold test=4"):
+        found, wanted = (inputs({"paths": [path], "split": rule}) for path in (store, files["folds"]))
+        assert found.decisive["data"] == wanted.decisive["data"]  # the shuffling has another default
+        for name in SPLITS:
+            assert np.array_equal(found.prepared.positions[name], wanted.prepared.positions[name])
+    cut = inputs({"paths": [store], "split": "fold validation=3 test=4", "max_jets": 100})
+    assert [len(cut.prepared.positions[name]) for name in SPLITS] == [60, 20, 20]
+    with pytest.raises(DataError, match=r"jets.store, jet 2: fold is none of 0, 1 \(training\); 4 \(test\) \(2\)"):
+        inputs({"paths": [store], "split": "fold training=0,1 test=4 other=skip"})
+    with pytest.raises(ConfigError, match=r"split: needs the column labels, and .*jets.store keeps the column fold"):
+        inputs({"paths": [store], "split": "labels test=1"})
+    content = bytearray((store / "split.npy").read_bytes())
+    content[-8] ^= 1
+    (store / "split.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"split.npy, jets \d+ to 199: is damaged"):
+        inputs({"paths": [store]})
+
+
+def test_columns_that_a_store_can_not_keep(tmp_path: Path, files: dict[str, Path]) -> None:
+    plain = kdfast.prepare(files["train"], tmp_path / "plain.store", progress=False)
+    with pytest.raises(ConfigError, match=r"split: needs the column fold, and .*plain.store keeps none"):
+        inputs({"paths": [plain], "split": "fold test=4"})
+    folds = np.where(FOLD == 3, 0.5, FOLD).astype(np.float32)
+    file = write_arrays(tmp_path / "folds.h5", atlas_arrays(TRAIN, width=60) | {"fold": folds})
+    with pytest.raises(DataError, match=r"dataset fold, row 3: is no whole number \(0.5\)"):
+        kdfast.prepare(file, tmp_path / "jets.store", split="fold", progress=False)
+    with pytest.warns(KdfastWarning, match="40 of 200 jets"):
+        store = kdfast.prepare(file, tmp_path / "good.store", split="fold", on_bad="drop", progress=False)
+    found = inputs({"paths": [store], "split": "fold validation=2 test=4"})
+    assert [len(found.prepared.positions[name]) for name in SPLITS] == [80, 40, 40]
+    sets = kdfast.prepare(files["folds"], tmp_path / "sets.store", test_data=files["test"], progress=False)
+    with pytest.raises(ConfigError, match="split: is for files, or a store of one set"):
+        inputs({"paths": [sets], "split": "fold test=4"})
+
+
 def test_one_set_is_split_as_ever() -> None:
     """The positions of kdfast 0.2, for 40 jets and the default seed."""
     jets = synthetic_jets(40, seed=5)

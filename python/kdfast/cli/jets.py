@@ -28,6 +28,10 @@ def prepare(
     columns: Annotated[str | None, setting_option("columns")] = None,
     unit: Annotated[str | None, setting_option("unit")] = None,
     sort: Annotated[bool | None, setting_option("sort")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="COLUMN", help="Keep a column, by which kdfast sweep --split splits the jets."),
+    ] = None,
     no_labels: Annotated[
         bool, typer.Option("--no-labels", help="The jets are only to be scored: labels are not needed.")
     ] = False,
@@ -59,6 +63,7 @@ def prepare(
         max_constituents=kept.max_constituents,
         exactly=kept.asks_for_constituents,
         require_labels=not no_labels,
+        split=split,
         progress=not quiet,
         **how,
     )

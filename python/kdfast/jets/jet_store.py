@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdfast.errors import ConfigError, DataError
@@ -25,6 +25,7 @@ from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.mapped import HEADER_BYTES, is_mapped, map_file, release
 
 __all__ = [
+    "SPLIT",
     "Part",
     "StoreCard",
     "array_digest",
@@ -34,11 +35,14 @@ __all__ = [
     "is_store",
     "only_store",
     "open_store",
+    "split_values",
     "store_of",
+    "stored_types",
     "verify_store",
 ]
 
 FORMAT = 1
+SPLIT = "split"  # name of the array of a column that jets may be split by
 CARD = "store.json"
 _AGAIN = "make the store again with kdfast prepare, or restore it from a copy"
 
@@ -149,6 +153,22 @@ def _first_row(array: NDArray[Any], path: Path) -> int | None:
     return (array.ctypes.data - start - HEADER_BYTES) // (array.itemsize * math.prod(array.shape[1:]))
 
 
+def stored_types(split: str | None) -> dict[str, DTypeLike]:
+    """The arrays of a store, with their types. split: the column that it keeps."""
+    return DTYPES | ({SPLIT: np.int64} if split else {})
+
+
+def split_values(path: str | PathLike[str], column: str) -> NDArray[np.int64]:
+    """[jets] the values of a column that a store keeps, mapped into memory. Raises ConfigError for another column."""
+    folder = Path(path)
+    card = StoreCard.read(folder)
+    kept = card.made_from.get("split")
+    if kept != column:
+        what = f"needs the column {column}, and {path} keeps " + (f"the column {kept}" if kept else "none")
+        raise ConfigError(what, where="split", hint=f"make the store again with split={column!r} (--split {column})")
+    return _map(folder, card, SPLIT, np.int64)
+
+
 def array_path(folder: Path, name: str) -> Path:
     """The file of an array of PackedJets."""
     return folder / f"{name}.npy"
@@ -163,23 +183,27 @@ def open_store(path: str | PathLike[str]) -> PackedJets:
     card = StoreCard.read(folder)
     arrays: dict[str, NDArray[Any]] = {}
     for name, dtype in DTYPES.items():
-        where = str(array_path(folder, name))
-        try:
-            array = map_file(array_path(folder, name))
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"is damaged ({error})", where=where, hint=_AGAIN) from None
-        shape = _shape(card, name)
-        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-            what = f"is damaged: it must be {np.dtype(dtype)} {list(shape)}, is {array.dtype} {list(array.shape)}"
-            raise DataError(what, where=where, hint=_AGAIN)
-        array.flags.writeable = False  # `release` would drop what is written to it
-        arrays[name] = array
+        arrays[name] = _map(folder, card, name, dtype)
     try:
         jets = PackedJets(**arrays)
     except DataError as error:
         raise DataError(f"is damaged: {error.what}", where=f"{folder}, {error.where}", hint=_AGAIN) from None
     release(arrays.values())
     return jets
+
+
+def _map(folder: Path, card: StoreCard, name: str, dtype: DTypeLike) -> NDArray[Any]:
+    path = array_path(folder, name)
+    try:
+        array = map_file(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"is damaged ({error})", where=str(path), hint=_AGAIN) from None
+    shape = _shape(card, name)
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        what = f"is damaged: it must be {np.dtype(dtype)} {list(shape)}, is {array.dtype} {list(array.shape)}"
+        raise DataError(what, where=str(path), hint=_AGAIN)
+    array.flags.writeable = False  # `release` would drop what is written to it
+    return array
 
 
 def _shape(card: StoreCard, name: str) -> tuple[int, ...]:
@@ -192,24 +216,26 @@ def verify_store(path: str | PathLike[str]) -> Iterator[int]:
     that differs."""
     folder = Path(path)
     jets = open_store(folder)
+    card = StoreCard.read(folder)
+    column = card.made_from.get("split")
+    arrays = vars(jets) | ({SPLIT: split_values(folder, column)} if column else {})
     first = 0
-    for part in StoreCard.read(folder).parts:
-        for name in DTYPES:
-            if array_digest(part_of(jets, name, first, part.jets)) != part.sha256.get(name):
+    for part in card.parts:
+        for name in stored_types(column):
+            if array_digest(_part_of(arrays, name, first, part.jets)) != part.sha256.get(name):
                 where = f"{array_path(folder, name)}, jets {first} to {first + part.jets - 1}"
                 raise DataError("is damaged: it does not match its checksum", where=where, hint=_AGAIN)
-        release(vars(jets).values())
+        release(arrays.values())
         first += part.jets
         yield part.jets
 
 
-def part_of(jets: PackedJets, name: str, first: int, number: int) -> NDArray[Any]:
+def _part_of(arrays: dict[str, NDArray[Any]], name: str, first: int, number: int) -> NDArray[Any]:
     """The rows of an array that belong to these jets. A jet's offset is where it ends."""
     if name == "constituents":
-        return jets.constituents[jets.offsets[first] : jets.offsets[first + number]]
+        return arrays[name][arrays["offsets"][first] : arrays["offsets"][first + number]]
     shift = 1 if name == "offsets" else 0
-    array: NDArray[Any] = getattr(jets, name)
-    return array[first + shift : first + shift + number]
+    return arrays[name][first + shift : first + shift + number]
 
 
 def array_digest(array: NDArray[Any]) -> str:

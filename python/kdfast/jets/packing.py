@@ -27,7 +27,7 @@ from kdfast.jets.labels import read_labels
 from kdfast.jets.pack_constituents import has_kernel, pack_constituents
 from kdfast.jets.packed import PackedJets, offsets_of
 from kdfast.jets.sources import Input, Source, open_table, opened
-from kdfast.jets.splits import SplitRule, read_places
+from kdfast.jets.splits import SplitRule, read_places, read_values
 from kdfast.jets.stored_forms import StoredConstituents, as_packed
 from kdfast.jets.table import RAGGED, Table
 from kdfast.jets.units import PER_GEV, check_file_unit
@@ -46,7 +46,8 @@ WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOC
 class Packing:
     """The packed jets while they grow; `wanted` bounds their number, of all `rows` of the files.
 
-    places [jets]: of each jet's part in splits.PARTS, by the rule of a split; 0 without one.
+    places [jets]: of each jet's part in splits.PARTS, by the rule of a split; 0 without one. values [jets]: of the
+    sources' split column where they have one and there is no rule.
     """
 
     def __init__(self, wanted: int, rows: int, faults: Faults, unit: str, split: SplitRule | None = None) -> None:
@@ -68,6 +69,7 @@ class Packing:
         self.p4 = np.empty((wanted, 4), np.float32)
         self.index = np.empty(wanted, np.int64)
         self.places = np.zeros(wanted, np.int8)
+        self.values = np.empty(0, np.int64)
 
     def room(self, more: int, jets: int) -> NDArray[np.float32]:
         """[more, 4] behind the constituents so far, for `jets` further jets.
@@ -297,12 +299,16 @@ def _read_block(block: _Block, first_index: int, jets: Packing) -> None:
         chosen = labels >= 0
         block.good &= chosen
     places = np.zeros(len(block.good), np.int8)
+    values = np.empty(0, np.int64)
     if jets.split is not None:
         places = read_places(block, jets.split)
         left_out = chosen & (places < 0) if jets.split.other == "skip" else np.zeros(len(places), np.bool_)
         jets.in_no_part += int(left_out.sum())
         chosen &= ~left_out
         block.good &= chosen
+    elif source.split:
+        values = read_values(block, source.split)
+        jets.values.resize(jets.wanted, refcheck=False)
     if source.columns.is_packed_form and source.stored != RAGGED:
         counts = _copy_constituents(block, jets)
         sums = np.empty((len(counts), 0), np.float32)
@@ -332,6 +338,8 @@ def _read_block(block: _Block, first_index: int, jets: Packing) -> None:
     jets.counts[new], jets.labels[new], jets.weights[new], jets.p4[new] = counts, labels, weights, p4
     jets.index[new] = index[good]
     jets.places[new] = places[good]
+    if len(jets.values):
+        jets.values[new] = values[good]
     jets.size, jets.filled = new.stop, jets.filled + int(counts.sum())
     jets.rows_read += int(chosen.sum())
     jets.rows_passed += len(good)

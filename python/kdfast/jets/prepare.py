@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from kdfast._version import __version__
 from kdfast.errors import ConfigError, DataError, ResourceError, StudyError
@@ -25,8 +26,7 @@ from kdfast.files import fsync_folder
 from kdfast.jets.checks import Faults
 from kdfast.jets.columns import ColumnMap
 from kdfast.jets.isolated import Child
-from kdfast.jets.jet_store import FORMAT, Part, StoreCard, array_path, open_store
-from kdfast.jets.packed import DTYPES
+from kdfast.jets.jet_store import FORMAT, Part, StoreCard, array_path, open_store, stored_types
 from kdfast.jets.partial import jets_reporter, partial_folder
 from kdfast.jets.readers import Reading, check_all, check_numbers
 from kdfast.jets.sources import AnyPath, check_same_weights, expand
@@ -52,6 +52,7 @@ def prepare(
     sort: bool = False,
     require_labels: bool = True,
     exactly: bool = True,
+    split: str | None = None,
     jobs: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -69,6 +70,8 @@ def prepare(
         Files of jets that are for validation and testing alone, as in `sweep`, which finds them in the store.
     exactly
         False: `max_constituents` is no error where files store fewer.
+    split
+        A column of whole numbers to keep, by which `sweep(…, split=…)` can then split the jets.
     out
         The folder to write, for example ``jets.store``. It must not exist.
     jobs
@@ -108,6 +111,7 @@ def prepare(
         "max_constituents": max_constituents,
         "exactly": exactly,
         "require_labels": require_labels,
+        "split": split,
     }
     sets = {"data": paths, "validation_data": validation_data, "test_data": test_data}
     with Child() as child:
@@ -128,7 +132,7 @@ def prepare(
     }
     folder = out.with_name(f"{out.name}.partial")
     with partial_folder(folder, settings):
-        store = _Writing(folder, _plan(files, how, in_unit, on_bad == "drop"))
+        store = _Writing(folder, stored_types(split), _plan(files, how, in_unit, on_bad == "drop"))
         rows = sum(file.rows for file in files)
         with jets_reporter("preparing", rows, store.rows_done, folder, progress) as report:
             store.write(min(jobs, len(store.requests)), report)
@@ -219,9 +223,13 @@ def _plan(files: Sequence[_File], how: dict[str, Any], unit: str, drop: bool) ->
 
 @dataclass
 class _Writing:
-    """A store while it is being written. parts: finished ones, by number; those before `placed` have their places."""
+    """A store while it is being written.
+
+    types: of its arrays. parts: finished ones, by number; those before `placed` have their places.
+    """
 
     folder: Path
+    types: dict[str, DTypeLike]
     requests: list[dict[str, Any]]
     parts: dict[int, dict[str, Any]] = field(default_factory=dict)
     placed: int = 0
@@ -231,7 +239,7 @@ class _Writing:
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
-        for name, dtype in DTYPES.items():
+        for name, dtype in self.types.items():
             with open(array_path(self.folder, name), "ab") as file:
                 if name == "offsets" and not file.tell():  # parts write where jets end
                     file.write(bytes(HEADER_BYTES + np.dtype(dtype).itemsize))
@@ -356,7 +364,7 @@ def _finish(store: _Writing, settings: dict[str, Any], files: Sequence[_File]) -
         "offsets": (store.jets + 1,),
         "p4": (store.jets, 4),
     }
-    for name, dtype in DTYPES.items():
+    for name, dtype in store.types.items():
         write_header(array_path(store.folder, name), dtype, shapes.get(name, (store.jets,)))
     StoreCard(
         format=FORMAT,

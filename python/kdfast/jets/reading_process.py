@@ -22,7 +22,7 @@ from kdfast.errors import KdfastError, KdfastWarning, ResourceError
 from kdfast.jets.checks import Faults
 from kdfast.jets.columns import ColumnMap, column_map
 from kdfast.jets.isolated import ALIGNMENT
-from kdfast.jets.jet_store import array_digest, array_path
+from kdfast.jets.jet_store import SPLIT, array_digest, array_path
 from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.jets.packing import Packing, chunk_rows, read_file
 from kdfast.jets.readers import Reading, read_jets
@@ -69,11 +69,12 @@ def _limit_memory() -> None:
 
 class _Worker:
     """begin: called with the position of a file, before its header or a block of it is read. jets: of the part that was
-    read last, until they are written."""
+    read last, until they are written. values: of its split column, if that is kept."""
 
     def __init__(self, begin: Callable[[int], None]) -> None:
         self.begin = begin
         self.jets: PackedJets | None = None
+        self.values: NDArray[np.int64] | None = None
 
     def answer(self, do: str, **request: Any) -> Message:
         try:
@@ -120,6 +121,7 @@ class _Worker:
             packing.seen = lambda _: self.begin(0)
             read_file(source, range(start, stop), first_index, packing)
             self.jets = packing.packed()
+            self.values = packing.values[: packing.size] if source.split else None
         except MemoryError as error:
             if isinstance(error, KdfastError):
                 raise
@@ -137,8 +139,9 @@ class _Worker:
         jets, self.jets = self.jets, None
         assert jets is not None
         digests = {}
-        for name in DTYPES:
-            array = getattr(jets, name)
+        arrays = {name: getattr(jets, name) for name in DTYPES}
+        arrays |= {} if self.values is None else {SPLIT: self.values}
+        for name, array in arrays.items():
             first = first_jet
             if name == "constituents":
                 first = first_constituent
@@ -156,9 +159,9 @@ def _reading(table: Message) -> Reading:
 
 
 def _source(
-    *, path: str, columns: Message, max_constituents: int | None, exactly: bool, require_labels: bool
+    *, path: str, columns: Message, max_constituents: int | None, exactly: bool, require_labels: bool, split: str | None
 ) -> Source:
-    return inspect(Path(path), column_map(columns), max_constituents, exactly, require_labels)
+    return inspect(Path(path), column_map(columns), max_constituents, exactly, require_labels, split)
 
 
 def _write(path: Path, array: NDArray[Any], first: int) -> None:

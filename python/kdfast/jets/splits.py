@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, Validati
 from kdfast.errors import ConfigError
 from kdfast.validation import in_words
 
-__all__ = ["APART", "PARTS", "SETS", "SplitRule", "raised_by", "read_places", "split_rule"]
+__all__ = ["APART", "PARTS", "SETS", "SplitRule", "places_of", "raised_by", "read_places", "read_values", "split_rule"]
 
 # The parts of a split, as a rule names them. A jet's place is the position of its part.
 PARTS = ("training", "validation", "test")
@@ -133,11 +133,27 @@ def read_places(block: _Block, rule: SplitRule) -> NDArray[np.int8]:
     Parts that share the training jets (`SplitRule.shared`) have none here: these are all training jets.
     """
     values = block.read(rule.column)
+    places = places_of(values, rule)
+    if rule.other == "error":
+        block.reject(rule.column, places < 0, f"is none of {rule.words}", values=values)
+    return places
+
+
+def places_of(values: NDArray[Any], rule: SplitRule) -> NDArray[np.int8]:
+    """[rows] the place of each value's part in PARTS; −1 for those of none."""
     if values.dtype == np.bool_:
         values = values.view(np.uint8)
     places = np.full(len(values), _NOWHERE if rule.training else 0, np.int8)
     for place, part in enumerate(PARTS):
         places[np.isin(values, getattr(rule, part))] = place
-    if rule.other == "error":
-        block.reject(rule.column, places < 0, f"is none of {rule.words}", values=values)
     return places
+
+
+def read_values(block: _Block, column: str) -> NDArray[np.int64]:
+    """[rows] a column by which jets may be split later; a jet with no whole number is bad."""
+    values = block.read(column)
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**63)
+        block.reject(column, ~whole, "is no whole number", values=values)
+        values = np.where(whole, values, 0)
+    return values.astype(np.int64)

@@ -17,9 +17,18 @@ from kdfast.distill.pack import View
 from kdfast.errors import ConfigError, DataError
 from kdfast.jets.features import Standardisation
 from kdfast.jets.fingerprint import jet_hashes
-from kdfast.jets.jet_store import StoreCard, check_stored_constituents, is_store, only_store, store_of, verify_store
+from kdfast.jets.jet_store import (
+    StoreCard,
+    check_stored_constituents,
+    is_store,
+    only_store,
+    split_values,
+    store_of,
+    verify_store,
+)
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.pairs import check_pairs
+from kdfast.jets.splits import SplitRule, places_of
 from kdfast.jets.units import check_in_gev
 from kdfast.mapped import release
 from kdfast.models.tagger import Preparation, Tagger
@@ -96,6 +105,7 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
         elif any(map(is_store, files[name])):
             jets = _stored(files[name], reading(settings, name))
             sizes = _sets_of(files[name][0], name, settings)
+            places = _stored_places(files[name][0], settings.split) if settings.split else None
         elif files[name]:
             from kdfast.jets.readers import read_jets
 
@@ -109,6 +119,7 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
             continue
         if name == "data" and settings.max_jets is not None:
             jets = jets[: settings.max_jets]
+            places = None if places is None else places[: len(jets)]
         found[name] = _cut(jets, settings.max_constituents)
         _check(found[name], name)
         check_in_gev(found[name], name)
@@ -145,7 +156,20 @@ def _stored(paths: Sequence[str], how: Reading) -> PackedJets:
     _compare(path)
     if how.exactly and how.max_constituents is not None:
         check_stored_constituents(path, how.max_constituents)
-    return read_jets(path, replace(how, max_constituents=None))[0]
+    return read_jets(path, replace(how, max_constituents=None, split=None))[0]
+
+
+def _stored_places(path: str, rule: SplitRule) -> NDArray[np.int8]:
+    """[jets] the place of each jet's part in splits.PARTS, by a column that a store keeps. Raises DataError for a jet
+    of none: those of a store are not left out."""
+    values = split_values(path, rule.column)
+    places = places_of(values, rule)
+    if places.min() < 0:
+        row = int(np.argmin(places))
+        what = f"{rule.column} is none of {rule.words} ({values[row]})"
+        hint = "name all values; jets of a store are not left out by a split"
+        raise DataError(what, where=f"{path}, jet {row}", hint=hint)
+    return places
 
 
 def _compare(store: str | PathLike[str] | None) -> None:
@@ -165,6 +189,7 @@ def _sets_of(path: str, name: str, settings: DataSettings) -> dict[str, int]:
         "validation_data": settings.validation_paths,
         "test_data": settings.test_paths,
         "max_jets": settings.max_jets,
+        "split": settings.split,
     }
     where = name if name != "data" else next((key for key, value in others.items() if value), None)
     if where is not None:
