@@ -296,9 +296,10 @@ def _print(work: Work, keep: Path | None) -> None:
         print(f"  contained, seed {seed}: {how}", flush=True)
     for what, seeds in work.finds.items():
         print(f"  FIND, {len(seeds)} times, seed {seeds[0]}: {what}", flush=True)
-        if keep is not None:
-            keep.mkdir(exist_ok=True)
-            (keep / f"{work.name}-{seeds[0]}").write_bytes(work.damaged(seeds[0]))
+    if keep is not None:
+        keep.mkdir(exist_ok=True)
+        for seed in [seeds[0] for seeds in work.finds.values()] + [seed for seed, _ in work.contained]:
+            (keep / f"{work.name}-{seed}").write_bytes(work.damaged(seed))
 
 
 def main() -> int:
@@ -309,7 +310,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=int(time.time()) * 1000, help="seed of the first file")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--state", type=Path, help="file of the counts so far")
-    parser.add_argument("--keep", type=Path, help="folder for the files of finds")
+    parser.add_argument("--keep", type=Path, help="folder for the files of finds, and of what is contained")
     given = parser.parse_args()
     print(f"seeds from {given.first}", flush=True)
     number = fuzz(given.formats, given.seconds, given.first, given.processes, given.keep, given.state, given.files)

@@ -15,6 +15,7 @@ import pytest
 
 from kdfast.errors import DataError, KdfastError
 from kdfast.jets.readers import load_jets
+from kdfast.jets.table import pad_lists
 from tests.fuzz.files import FORMATS, base_files
 from tests.fuzz.mutations import mutant
 from tests.fuzz.run import options
@@ -25,6 +26,7 @@ FINDS = sorted((Path(__file__).parent / "finds").glob("*.xz"))  # by format and 
 #   npz-3437      a float64 beyond float32: a RuntimeWarning of the conversion
 #   parquet-597   pyarrow ends the process where it describes a damaged column
 #   parquet-5779  the same
+#   root-6707     a list announces 536,870,917 numbers: a minute and 13 GiB before it was refused
 
 
 def needs(name: str) -> None:
@@ -67,6 +69,13 @@ def test_some_seconds_of_fuzzing(tmp_path: Path) -> None:
         subprocess.run([*command, "--files", str(files)], check=True, timeout=300)
         counts = json.loads(state.read_text())["npz"]
         assert counts.pop("next") == sum(counts.values()) == files
+
+
+def test_of_long_lists_only_what_is_taken_is_looked_at() -> None:
+    flat = np.broadcast_to(np.float32(7), 2**40)
+    values = np.ones((3, 4))
+    pad_lists(flat, np.array([2**39, 0, 2]), values)
+    np.testing.assert_array_equal(values, [[7, 7, 7, 7], [0, 0, 0, 0], [7, 7, 0, 0]])
 
 
 def test_variable_length_attributes_are_not_read(tmp_path: Path) -> None:

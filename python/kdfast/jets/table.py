@@ -113,8 +113,9 @@ def pad_lists(flat: NDArray[Any], counts: NDArray[np.int64], values: NDArray[Any
     """Fills values [rows, slots] with the lists that lie end to end in `flat`: their first entries, then zeros."""
     slots = values.shape[1]
     values[...] = 0
-    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-    values[np.arange(slots) < np.minimum(counts, slots)[:, None]] = flat[place < slots]
+    taken = np.minimum(counts, slots)  # and nothing else is looked at: a damaged file may announce lists of any length
+    place = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)
+    values[np.arange(slots) < taken[:, None]] = flat[np.repeat(np.cumsum(counts) - counts, taken) + place]
 
 
 def check_is_file(path: Path) -> bytes:
