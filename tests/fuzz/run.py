@@ -86,7 +86,7 @@ class Work:
     """A format while it is fuzzed.
 
     contents: its valid files. next: the seed of the next file. counts: files by outcome. contained: (seed, what
-    happened). finds: what is wrong → its seeds.
+    happened). finds: what is wrong → its seeds. slowest: of the files that were read, see Progress.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Work:
     counts: Counter[str]
     contained: list[tuple[int, str]] = field(default_factory=list)
     finds: dict[str, list[int]] = field(default_factory=dict)
+    slowest: tuple[float, int] = (0.0, 0)
 
     def damaged(self, seed: int) -> bytes:
         return mutant(self.name, self.contents, seed)
@@ -109,7 +110,7 @@ class Progress:
     """What a child has done, in memory shared with it."""
 
     def __init__(self, seed: int) -> None:
-        self._shared = FORK.Array("d", (seed, 0, 0, 0), lock=False)
+        self._shared = FORK.Array("d", (seed, 0, 0, 0, 0, seed), lock=False)
 
     @property
     def seed(self) -> int:
@@ -123,11 +124,18 @@ class Progress:
     def counts(self) -> dict[str, int]:
         return {"jets": int(self._shared[2]), "errors": int(self._shared[3])}
 
+    @property
+    def slowest(self) -> tuple[float, int]:
+        """(seconds of computing, seed) of the file that took longest."""
+        return self._shared[4], int(self._shared[5])
+
     def begin(self, seed: int) -> None:
         self._shared[0], self._shared[1] = seed, 1
 
-    def end(self, found: str) -> None:
+    def end(self, found: str, seconds: float) -> None:
         self._shared[1] = 0
+        if seconds > self._shared[4]:
+            self._shared[4], self._shared[5] = seconds, self.seed
         if found in self.counts:
             self._shared[2 + list(self.counts).index(found)] += 1
 
@@ -145,8 +153,8 @@ def read_many(work: Work, seeds: range, path: Path, progress: Progress, finds: C
         progress.begin(seed)
         signal.setitimer(signal.ITIMER_PROF, SECONDS_A_FILE)  # SIGPROF ends a child that computes for longer
         found = outcome(work.name, path, seed)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        progress.end(found)
+        left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+        progress.end(found, SECONDS_A_FILE - left)
         if found not in ("jets", "errors"):
             finds.send((seed, found))
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -191,6 +199,7 @@ class Child:
         self.watch()
         self.finds.close()
         self.work.counts.update(self.progress.counts)
+        self.work.slowest = max(self.work.slowest, self.progress.slowest)
         if by_itself and self.progress.seed < self.seeds.start:
             raise RuntimeError(f"a child ended at once, with exit status {self.process.exitcode}")
         if by_itself and self.progress.reads:
@@ -292,6 +301,7 @@ def fuzz(
 
 def _print(work: Work, keep: Path | None) -> None:
     print(f"{work.name}: {work.counts.total():,} files, {dict(work.counts)}", flush=True)
+    print("  slowest: {:.1f} s, seed {}".format(*work.slowest), flush=True)
     for seed, how in sorted(work.contained):
         print(f"  contained, seed {seed}: {how}", flush=True)
     for what, seeds in work.finds.items():

@@ -26,7 +26,7 @@ FINDS = sorted((Path(__file__).parent / "finds").glob("*.xz"))  # by format and 
 #   npz-3437      a float64 beyond float32: a RuntimeWarning of the conversion
 #   parquet-597   pyarrow ends the process where it describes a damaged column
 #   parquet-5779  the same
-#   root-6707     a list announces 536,870,917 numbers: a minute and 13 GiB before it was refused
+#   root-6707     a list announces 536,870,917 numbers: a minute, and three arrays of 4 GiB, until it was refused
 
 
 def needs(name: str) -> None:
