@@ -39,7 +39,8 @@ class ExactLearner(reference_engine._Learner):
         self.pack, self.member = pack, member
         self.model = JetTransformer(pack.model, seed=pack.seed).double()
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
-        self.running = flatten_running(self.model)
+        self.own = False
+        self.buffers = {"running": flatten_running(self.model)}
 
 
 def in_float64(a_pack: Pack) -> Pack:

@@ -114,7 +114,8 @@ def test_a_fault_on_one_device_ends_all() -> None:
 @pytest.mark.cuda_kernels
 def test_sizes_that_the_kernels_take() -> None:
     with cuda_kernels():
-        assert all(cuda_engine.unsupported(sizes) is None for sizes in PRESETS.values())
+        taken = [name for name, sizes in PRESETS.items() if cuda_engine.unsupported(sizes) is None]
+        assert set(taken) >= {name for name, sizes in PRESETS.items() if isinstance(sizes, ModelConfig)}
         sizes = {"width": 64, "layers": 1, "heads": 4, "ffn": 64}
         for other, message in (
             ({"width": 72}, "multiple of 16"),

@@ -183,7 +183,7 @@ Seeds = Annotated[
 Sizes = Annotated[
     str | ModelConfig | DeepSetsConfig | OwnModel,
     BeforeValidator(_as_model),
-    Shown(metavar="PRESET|MODULE:FUNCTION", kind=str, panel="Models"),
+    Shown(metavar="PRESET", kind=str, panel="Models"),
 ]
 Hlt = Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt), Shown(metavar="PRESET", panel="Data")]
 Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), Shown(metavar="PRESET", panel="Grid")]
@@ -208,10 +208,12 @@ class StudySettings(SettingsTable):
     """Grid of T and α: study (132 runs), wide (378), or lists of your own."""
     hlt: Hlt = Field(default="nominal", description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or a table [hlt].")
     model: Sizes = Field(
-        default="small", description=f"Size of students and baseline: {', '.join(PRESETS)}, or a table [model]."
+        default="small",
+        description=f"Students and baseline: {', '.join(PRESETS)}, a table [model], or MODULE:FUNCTION of your own.",
     )
     teacher_model: Sizes = Field(
-        default="study", description=f"Size of the teacher: {', '.join(PRESETS)}, or a table [teacher_model]."
+        default="study",
+        description=f"Teacher: {', '.join(PRESETS)}, a table [teacher_model], or MODULE:FUNCTION of your own.",
     )
     teacher: Annotated[str | None, Shown(metavar="FILE", unset="train one", panel="Models")] = None
     """A trained teacher (.safetensors), or its logits for all jets (.npy)."""
