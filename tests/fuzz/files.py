@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,8 +14,13 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from kdfast.jets import prepare
+from kdfast.jets.jet_store import verify_store
+from kdfast.jets.packed import PackedJets
+from kdfast.jets.readers import load_jets
 from tests.synthetic import synthetic_jets
 
 __all__ = ["FORMATS", "Format", "base_files"]
@@ -99,19 +107,72 @@ def _root_streamers(content: bytes) -> range:
 class Format:
     """One reader.
 
-    columns: the map of its files. files: how valid ones are written. tools: the modules that read them.
-    inside: members of a zip archive are damaged too, under right checksums. rare: bytes that are seldom damaged.
+    columns: the map of its files. files: how valid ones are written. tools: the modules that read them. rare: bytes
+    that are seldom damaged.
     """
+
+    values_are_checked = True
+    inside = 0.0
+    """The share of damaged files of which a member of the zip archive is damaged, under right checksums."""
 
     def __init__(
         self,
         columns: Any,
         *files: Callable[[Path], None],
         tools: tuple[str, ...] = (),
-        inside: bool = False,
         rare: Callable[[bytes], range] = lambda _: range(0),
     ) -> None:
-        self.columns, self.files, self.tools, self.inside, self.rare = columns, files, tools, inside, rare
+        self.columns, self.files, self.tools, self.rare = columns, files, tools, rare
+
+    def write(self, path: Path, content: bytes) -> None:
+        path.unlink(missing_ok=True)  # a library may still hold the last one
+        path.write_bytes(content)
+
+    def read(self, path: Path, **how: Any) -> PackedJets:
+        return load_jets(path, columns=self.columns, **how)
+
+
+class NpzFormat(Format):
+    inside = 0.7
+
+
+class PackedFormat(NpzFormat):
+    """What PackedJets.save writes. Values are checked where the jets are used."""
+
+    values_are_checked = False
+
+    def read(self, path: Path, **how: Any) -> PackedJets:
+        return PackedJets.load(path)
+
+
+class StoreFormat(Format):
+    """A packed store; as one file, an archive of its folder."""
+
+    inside = 1.0
+
+    def write(self, path: Path, content: bytes) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(path)
+
+    def read(self, path: Path, **how: Any) -> PackedJets:
+        jets = load_jets(path, require_labels=how["require_labels"])
+        for _ in verify_store(path):
+            pass
+        return jets
+
+
+def _write_store(path: Path) -> None:
+    """With the bytes of kdfast.prepare: parts, and a column that is kept."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "PART_JETS", 5)
+        _write_hdf5(Path(folder) / "jets.h5", _atlas_arrays(), chunks=(5, 4))
+        store = Path(folder) / "jets.store"
+        columns = {"preset": "atlas", "unit": "GeV"}
+        prepare.prepare(Path(folder) / "jets.h5", store, columns=columns, split="labels", jobs=1, progress=False)
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(store.iterdir()):
+                archive.write(file, file.name)
 
 
 PARQUET = {
@@ -140,12 +201,13 @@ FORMATS = {
         lambda path: _write_pandas(path, complib="zlib", complevel=1),
         lambda path: _write_pandas(path, complib="zlib", complevel=1, index=False),
     ),
-    "npz": Format(
+    "npz": NpzFormat(
         "energyflow",
         lambda path: _write_npz(path, np.savez),
         lambda path: _write_npz(path, np.savez_compressed),
-        inside=True,
     ),
+    "packed": PackedFormat(None, JETS.save),
+    "store": StoreFormat(None, _write_store),
     "root": Format(
         "jetclass",
         lambda path: _write_root(path, None),

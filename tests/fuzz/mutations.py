@@ -38,7 +38,7 @@ def mutant(name: str, contents: Sequence[bytes], seed: int) -> bytes:
     """A damaged file of a format, made of one of these valid ones. The same for the same contents and seed."""
     random = _Draws(f"{name} {seed}")
     content = random.choice(contents)
-    if FORMATS[name].inside and random.random() < 0.7:
+    if FORMATS[name].inside and random.random() < FORMATS[name].inside:
         return _inside_zip(content, random)
     random.rare = FORMATS[name].rare(content)
     return _damaged(content, random)

@@ -24,6 +24,8 @@ FINDS = sorted((Path(__file__).parent / "finds").glob("*.xz"))  # by format and 
 #   atlas-5332    HDF5 crashes while it reads rows
 #   npz-488       NumPy's header is parsed as Python's text: TokenError
 #   npz-3437      a float64 beyond float32: a RuntimeWarning of the conversion
+#   packed-11     as npz-488
+#   store-3       the same
 #   parquet-597   pyarrow ends the process where it describes a damaged column
 #   parquet-5779  the same
 #   root-6707     a list announces 536,870,917 numbers: a minute, and three arrays of 4 GiB, until it was refused
@@ -40,9 +42,9 @@ def test_finds(tmp_path: Path, find: Path) -> None:
     name, _, seed = find.stem.partition("-")
     needs(name)
     path = tmp_path / "damaged.file"
-    path.write_bytes(lzma.decompress(find.read_bytes()))
+    FORMATS[name].write(path, lzma.decompress(find.read_bytes()))
     try:
-        jets = load_jets(path, columns=FORMATS[name].columns, isolate=True, **options(int(seed)))
+        jets = FORMATS[name].read(path, isolate=True, **options(int(seed)))
     except KdfastError as error:
         named = path.name in str(error)
     else:
@@ -54,8 +56,8 @@ def test_finds(tmp_path: Path, find: Path) -> None:
 def test_undamaged_files_are_read(tmp_path: Path, name: str) -> None:
     needs(name)
     for content in base_files(name):
-        (tmp_path / "good.file").write_bytes(content)
-        jets = load_jets(tmp_path / "good.file", columns=FORMATS[name].columns, isolate=True)  # with fresh imports
+        FORMATS[name].write(tmp_path / "good.file", content)
+        jets = FORMATS[name].read(tmp_path / "good.file", isolate=True, require_labels=True)  # with fresh imports
         assert len(jets) == 12
     assert mutant(name, base_files(name), 7) == mutant(name, base_files(name), 7)
 

@@ -196,7 +196,7 @@ def _map(folder: Path, card: StoreCard, name: str, dtype: DTypeLike) -> NDArray[
     path = array_path(folder, name)
     try:
         array = map_file(path)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python's text, and raises whatever that raises
         raise DataError(f"is damaged ({error})", where=str(path), hint=_AGAIN) from None
     shape = _shape(card, name)
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:

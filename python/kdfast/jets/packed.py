@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +24,6 @@ DTYPES: dict[str, DTypeLike] = {
     "p4": np.float32,
     "index": np.int64,
 }
-# What NumPy and zipfile raise for a file that is damaged or of another kind.
-DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +263,7 @@ class PackedJets:
                 return cls(**{name: file[name] for name in DTYPES})
         except FileNotFoundError as error:
             raise DataError("there is no such file", where=str(path)) from error
-        except DAMAGE as error:
+        except Exception as error:  # NumPy and zipfile raise whatever a broken structure leads to
             raise DataError(f"is no file of packed jets, or damaged ({error})", where=str(path)) from error
 
 

@@ -103,5 +103,5 @@ def _stored_values(file: Path) -> NDArray[Any]:
         return np.asarray(np.load(file, allow_pickle=False))
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror or error})", where=str(file)) from None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python's text, and raises whatever that raises
         raise DataError(f"is no array that numpy.save wrote ({error})", where=str(file)) from None
