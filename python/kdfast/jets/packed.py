@@ -259,8 +259,8 @@ class PackedJets:
     def load(cls, path: str | Path) -> PackedJets:
         """Read what `save` wrote. Raises DataError for a file that is missing, damaged or something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{name: file[name] for name in DTYPES})
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in DTYPES})
         except FileNotFoundError as error:
             raise DataError("there is no such file", where=str(path)) from error
         except Exception as error:  # NumPy and zipfile raise whatever a broken structure leads to
