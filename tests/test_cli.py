@@ -25,7 +25,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.errors import DataError, KdfastWarning
 from kdfast.jets.features import Standardisation
 from kdfast.jets.sample import sample
-from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
+from kdfast.models import PRESETS, JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
 from kdfast.report.figures.style import exports
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS
@@ -469,3 +469,48 @@ def test_warnings_are_one_line(capsys, monkeypatch):
     monkeypatch.setattr("kdfast.doctor.examine", examine)
     assert main(["doctor"]) == 0
     assert capsys.readouterr().err == "kdfast: warning: a slower path\n"
+
+
+# ---- completion
+
+
+def completed(line, **more):
+    """What bash offers after the line."""
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_KDFAST_COMPLETE": "complete_bash"}
+    run = [sys.executable, "-m", "kdfast"]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(**asked, **more), check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_options_and_presets():
+    assert set(completed("kdfast re")) == {"refine", "report"}
+    assert completed("kdfast sweep --warm") == ["--warmup-epochs"]
+    assert completed("kdfast sweep --hlt n") == ["nominal"]
+    assert completed("kdfast sweep train.h5 --precision ") == ["fp32", "bf16"]
+    assert set(completed("kdfast sweep --model ")) == set(PRESETS)
+
+
+def test_a_shell_completes_the_runs_and_packs_of_a_study(tmp_path):
+    path = make_study(tmp_path / "study", [RunConfig(3.0, 0.5), RunConfig(7.0, 0.5)], jets=100).path
+    assert completed(f"kdfast export {path} --run ") == [
+        "baseline",
+        "baseline_T3.0_A0.5",
+        "baseline_T7.0_A0.5",
+        "teacher",
+    ]
+    assert completed(f"kdfast latency {path} --run t") == ["teacher"]
+    (path / "packs" / "seed42.000").mkdir(parents=True)
+    assert completed(f"kdfast worker --store {path} --pack ") == ["teacher", "seed42.000"]
+    assert completed("kdfast worker --store nowhere --pack s") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed(tmp_path, shell):
+    """In a home of its own."""
+    home = environment(HOME=str(tmp_path), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    run = [sys.executable, "-m", "kdfast", "--install-completion", shell]
+    done = subprocess.run(run, capture_output=True, text=True, env=home, check=True)
+    assert f"{shell} completion installed in {tmp_path}" in done.stdout
+    scripts = [path.read_text() for path in tmp_path.rglob("*kdfast*") if path.is_file()]
+    assert any("_KDFAST_COMPLETE" in script for script in scripts)

@@ -4,10 +4,12 @@ import json
 import math
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdfast.distill.pack import EpochReport
 from kdfast.distill.recipe import Recipe
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.config import model_config
@@ -16,9 +18,19 @@ from kdfast.store.packs import PlannedPack, find, missing, planned
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.verify import repair, verify
-from kdfast.study.plan import CHECKPOINT_BYTES, PACK_SECONDS, MemberCost, calibrate, members_per_pack, plan
+from kdfast.study import driver
+from kdfast.study import plan as module
+from kdfast.study.plan import (
+    CHECKPOINT_BYTES,
+    PACK_SECONDS,
+    MemberCost,
+    calibrate,
+    members_per_pack,
+    plan,
+    study_seconds,
+)
 from kdfast.study.prepare import prepare
-from tests.study.small_sweep import SIZES, small_jets
+from tests.study.small_sweep import SIZES, small_jets, small_sweep
 
 RUNS = grid(temperature=[2.0, 3.0, 4.0], alpha=[0.25, 0.5, 0.75])
 
@@ -139,3 +151,44 @@ def test_a_members_cost_is_measured():
     assert 0 < cost.seconds < 60
     longer = calibrate(model_config(SIZES), recipe.model_copy(update={"epochs": 400}), *views, "fp32")
     assert longer.seconds > 10 * cost.seconds
+
+
+def test_a_cost_is_that_of_all_epochs_and_jets(monkeypatch):
+    """With reports of a clock that is known: the first epoch is slow, one of the others is disturbed."""
+
+    def trained(pack, threads, on_epoch):
+        assert (len(pack.members), threads) == (2, 2)
+        jets = len(pack.train)
+        for member in pack.members:
+            for epoch, slower in enumerate([10.0, 1.0, 1.0, 3.0]):
+                seconds = slower * 1e-3 * (jets + len(pack.validation) / 3)
+                on_epoch(EpochReport(member.name, epoch, 4, 0.5, 0.8, 0.8, jets, seconds))
+        return ()
+
+    monkeypatch.setattr(module, "train_pack", trained)
+    views = prepare(small_jets(), StudySettings()).hlt
+    settings = (model_config(SIZES), Recipe(epochs=50, batch_size=32), views["train"], views["validation"], "fp32")
+    cost = calibrate(*settings, members=2, threads=2)
+    assert cost.seconds == pytest.approx(50 * 1e-3 * (len(views["train"]) + len(views["validation"]) / 3))
+    assert calibrate(*settings, jets=(30_000, 3_000), members=2, threads=2).seconds == pytest.approx(50 * 31.0)
+
+
+# Costs of teacher and member as they were calibrated, members, threads, and the seconds that their training then took:
+# the demo's sizes, the preset small, and jets of 30 constituents; on two cores that other processes used as well.
+RECORDED = [(31.4, 12.3, 4, 2, 51.8), (5.2, 6.6, 6, 2, 35.0), (21.4, 11.8, 13, 2, 77.1)]
+
+
+@pytest.mark.parametrize(("teacher", "member", "members", "threads", "took"), RECORDED)
+def test_the_time_of_a_study_is_right_within_a_factor_of_two(teacher, member, members, threads, took):
+    assert 0.5 < study_seconds(MemberCost(teacher), MemberCost(member), members, threads) / took < 2.0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "time"), [(None, "3 min on 2 threads (2 min of it for the teacher);"), (0, "50 s on 2 threads;")]
+)
+def test_the_time_that_a_plan_says_includes_the_teachers(tmp_path, monkeypatch, capsys, teacher, time):
+    costs = iter([MemberCost(20.0), MemberCost(110.0)])
+    monkeypatch.setattr(driver, "calibrate", lambda *_, **__: next(costs))
+    given = None if teacher is None else np.linspace(-1, 1, 400)
+    small_sweep(tmp_path / "study", teacher=given, plan_only=True, progress=True, threads=2)
+    assert f"plan: 5 runs in one pack, up to {time} checkpoints of up to 1 MB" in capsys.readouterr().err

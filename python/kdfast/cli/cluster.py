@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app
+from kdfast.cli.completion import pack_names
 from kdfast.messages import drop
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ def worker(
     store: Annotated[Path, typer.Option(metavar="STUDY", help="Folder of a planned study.")],
     pack: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Train only this pack, e.g. seed42.003; `teacher` trains only the teacher."),
+        typer.Option(
+            metavar="ID",
+            help="Train only this pack, e.g. seed42.003; `teacher` trains only the teacher.",
+            autocompletion=pack_names,
+        ),
     ] = None,
     array_index: Annotated[
         int | None,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["OwnModelOption", "OwnTeacherOption", "Quiet", "Threads", "app", "console", "given", "print_results"]
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

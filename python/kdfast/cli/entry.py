@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         here.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning  # type: ignore[assignment]
-        return _run(typer.main.get_command(app), words, debug)
+        command = typer.main.get_command(app)
+        if "_KDFAST_COMPLETE" in os.environ:  # a shell asks how to complete a line
+            command.main(prog_name="kdfast")
+        return _run(command, words, debug)
 
 
 def _run(command: Any, words: list[str], debug: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_origin
 import typer
 from typer.core import TyperCommand
 
+from kdfast.cli.completion import choices
 from kdfast.errors import ConfigError, KdfastError
 from kdfast.store.keywords import SETTINGS, Setting
 
@@ -36,6 +37,7 @@ def _option(setting: Setting) -> Any:
         metavar=setting.metavar or None,
         help=setting.help(repeatable),
         rich_help_panel=setting.panel,
+        autocompletion=choices(setting.keyword),
     )
 
 
@@ -79,6 +81,8 @@ class InSections(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuses `DATA … --test-data test_*.h5` without quotes: all files but the first would be training data."""
         files = {name for each in self.params if getattr(each, "metavar", "") == "FILE" for name in each.opts}
+        if ctx.resilient_parsing:  # a shell completes it
+            return super().parse_args(ctx, args)
         for option, following in zip(args, args[2:], strict=False):
             if option in files and not args[0].startswith("-") and not following.startswith("-"):
                 what = f"{option} takes one file, and {following} follows: put a pattern in quotes, or repeat {option}"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kdfast.cli.common import OwnModelOption, Quiet, app, console, given
+from kdfast.cli.completion import run_names
 from kdfast.cli.options import setting_option
 from kdfast.errors import ConfigError
 
@@ -16,7 +17,13 @@ __all__ = ["export", "latency"]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or a study's folder.")]
 Run = Annotated[
     str | None,
-    typer.Option("--run", metavar="NAME", help="Run of the study.", show_default="the student that is best by AUC"),
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Run of the study.",
+        show_default="the student that is best by AUC",
+        autocompletion=run_names,
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of that run.")]
 Jets = Annotated[
@@ -81,7 +88,13 @@ def latency(
     model: Model,
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="NAME", help="Run of the study.", show_default="one of each size of model"),
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help="Run of the study.",
+            show_default="one of each size of model",
+            autocompletion=run_names,
+        ),
     ] = None,
     seed: Seed = None,
     jets: Jets = None,

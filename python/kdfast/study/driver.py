@@ -39,8 +39,18 @@ from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
-from kdfast.study.own_models import as_own_model
-from kdfast.study.plan import Budget, MemberCost, calibrate, free_memory, members_per_pack, plan
+from kdfast.study.own_models import as_own_model, network_config
+from kdfast.study.plan import (
+    CALIBRATION_MEMBERS,
+    CALIBRATION_STEPS,
+    Budget,
+    MemberCost,
+    calibrate,
+    free_memory,
+    members_per_pack,
+    plan,
+    study_seconds,
+)
 from kdfast.study.prepare import reading
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
@@ -367,7 +377,7 @@ def _plan(
     """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of
     them a new pack has at most."""
     runs = settings.runs()
-    cost = MemberCost()
+    cost = teacher = MemberCost()
     names = {"baseline", *(run.name for run in runs)}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
@@ -379,9 +389,7 @@ def _plan(
     if pack_size is None:
         wanted = {(seed, name) for seed in settings.seeds for name in names}
         if not wanted <= known and not lock_step:
-            hlt = inputs.prepared.hlt
-            recipe = settings.recipe.student()
-            cost = calibrate(sizes, recipe, hlt["train"], hlt["validation"], settings.precision)
+            cost, teacher = _costs(settings, store, inputs, threads)
         at_once = checkpoint if lock_step else 0
         pack_size = members_per_pack(1 + len(runs), cost, threads, workers, free_memory(), at_once)
     packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
@@ -393,14 +401,46 @@ def _plan(
         largest = max(len(pack.runs) for pack in new)
         packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
         took = ""
-        if cost.seconds > 0:  # not nan
+        seconds = study_seconds(teacher, cost, members, threads * workers)
+        if seconds > 0:  # not nan
             each = "one thread" if threads == 1 else f"{threads} threads"
             of_workers = f" of {workers} workers" if budget.workers else ""
-            took = f", up to {duration(members * cost.seconds / threads / workers)} on {each}{of_workers}"
+            first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
+            took = f", up to {duration(seconds)} on {each}{of_workers}{first}"
         at_once = largest if lock_step else min(largest, threads)
         disk = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
         shown.say(f"plan: {members} runs in {packs_of}{took}; {disk}")
     return chosen, pack_size
+
+
+def _costs(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> tuple[MemberCost, MemberCost]:
+    """Of a member, which has one thread of all, and of the teacher, which has all: 0 s where none is to be trained."""
+    prepared = inputs.prepared
+    hlt = prepared.hlt
+    scaling = prepared.offline_preparation.standardisation
+    at_once = min(threads, CALIBRATION_MEMBERS)
+    member = calibrate(
+        network_config(settings.model, scaling),
+        settings.recipe.student(),
+        hlt["train"],
+        hlt["validation"],
+        settings.precision,
+        members=at_once,
+        threads=at_once,
+    )
+    if inputs.teacher is not None or store.has(RunKey.teacher(settings.data.seed)):
+        return member, MemberCost(0.0)
+    recipe = settings.recipe.teacher()
+    teacher = calibrate(
+        network_config(settings.teacher_model, scaling),
+        recipe,
+        prepared.some_offline("train", CALIBRATION_STEPS * recipe.batch_size),
+        prepared.some_offline("validation", recipe.batch_size),
+        settings.precision,
+        jets=(len(hlt["train"]), len(hlt["validation"])),
+        threads=threads,
+    )
+    return member, teacher
 
 
 def _say_what_is_stored(store: StudyStore, wanted: Collection[RunKey], shown: SweepProgress) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from kdfast.distill.pack import EpochReport, Member, Pack, View
 from kdfast.distill.recipe import Recipe
@@ -22,7 +23,17 @@ from kdfast.store.packs import PlannedPack, missing, place, planned, write_pack
 from kdfast.store.settings import check_counts
 from kdfast.store.store import StudyStore
 
-__all__ = ["Budget", "MemberCost", "calibrate", "free_memory", "members_per_pack", "plan"]
+__all__ = [
+    "CALIBRATION_MEMBERS",
+    "CALIBRATION_STEPS",
+    "Budget",
+    "MemberCost",
+    "calibrate",
+    "free_memory",
+    "members_per_pack",
+    "plan",
+    "study_seconds",
+]
 
 # Aim for the time that a pack takes: the unit of sharing and, without checkpoints, what a lost machine costs.
 PACK_SECONDS = 600.0
@@ -31,6 +42,9 @@ PACK_SECONDS = 600.0
 CHECKPOINT_BYTES = 2 << 30
 # Packs for each worker, so that the wait for the last one is short.
 PACKS_PER_WORKER = 4
+# Of an epoch of a calibration, and how many members take part in it at most.
+CALIBRATION_STEPS = 2
+CALIBRATION_MEMBERS = 8
 
 
 def plan(
@@ -87,21 +101,35 @@ class Budget:
 
 @dataclass(frozen=True)
 class MemberCost:
-    """What one member takes on one thread of this machine. seconds: if it spares no epoch; nan where not
-    known. memory: bytes while it runs."""
+    """What one member takes on one thread of this machine, while others are on the other threads. seconds: if it
+    spares no epoch; nan where not known. memory: bytes while it runs."""
 
     seconds: float = math.nan
     memory: int = 0
 
 
-def calibrate(model: NetworkConfig, recipe: Recipe, train: View, validation: View, precision: str) -> MemberCost:
-    """Measures a member's cost on the CPU, by a few steps of one."""
-    steps = 2
+def calibrate(
+    model: NetworkConfig,
+    recipe: Recipe,
+    train: View,
+    validation: View,
+    precision: str,
+    *,
+    jets: tuple[int, int] | None = None,
+    members: int = 1,
+    threads: int = 1,
+) -> MemberCost:
+    """Measures a member's cost on the CPU, by a few steps of `members` that share the threads: each slows the others.
+
+    jets: for training and validation, where the views hold only some of them.
+    """
     epochs = 4
-    few = _first(train, min(len(train), steps * recipe.batch_size))
+    few = _first(train, min(len(train), CALIBRATION_STEPS * recipe.batch_size))
     some = _first(validation, min(len(validation), recipe.batch_size))
+    all_train, all_validation = jets or (len(train), len(validation))
     short = recipe.model_copy(update={"epochs": epochs, "warmup_epochs": 0, "patience": epochs})
-    pack = Pack(model, (Member("calibration"),), 0, short, few, some, some, precision=precision)
+    several = tuple(Member(f"calibration {i}") for i in range(members))
+    pack = Pack(model, several, 0, short, few, some, some, precision=precision)
     reports: list[EpochReport] = []
     before = _resident()
     most = 0
@@ -111,14 +139,21 @@ def calibrate(model: NetworkConfig, recipe: Recipe, train: View, validation: Vie
         reports.append(report)
         most = max(most, _resident())
 
-    for _ in train_pack(pack, threads=1, on_epoch=on_epoch):
+    for _ in train_pack(pack, threads=threads, on_epoch=on_epoch):
         pass
-    if len(reports) < epochs:  # it diverged
+    if len(reports) < epochs * members:  # one diverged
         return MemberCost()
-    # The quickest: the first finds cold caches, and others may share the machine. A jet's evaluation is a
-    # third of its step.
-    seconds_per_jet = min(report.seconds / (report.jets + len(some) / 3) for report in reports)
-    return MemberCost(recipe.epochs * seconds_per_jet * (len(train) + len(validation) / 3), max(0, most - before))
+    # The first epoch finds cold caches. A jet's evaluation is a third of its step.
+    measured = (report.seconds / (report.jets + len(some) / 3) for report in reports if report.epoch > 0)
+    seconds_per_jet = median(measured)
+    seconds = recipe.epochs * seconds_per_jet * (all_train + all_validation / 3)
+    return MemberCost(seconds, max(0, most - before) // members)
+
+
+def study_seconds(teacher: MemberCost, member: MemberCost, members: int, threads: int) -> float:
+    """How long the training takes at most: the teacher with its threads, then the members on all threads (of all
+    workers); nan where it is not known."""
+    return teacher.seconds + member.seconds * members / threads
 
 
 def _first(view: View, jets: int) -> View:

@@ -34,7 +34,7 @@ from kdfast.mapped import release
 from kdfast.models.tagger import Preparation, Tagger
 from kdfast.store.settings import DataSettings, HLTFiles, StudySettings
 from kdfast.study.sets import CLASSES, SET_PATHS, SETS, SPLITS, Sets, check_apart, join, split
-from kdfast.study.views import LazyViews, fit_standardisation, view_of
+from kdfast.study.views import LazyViews, fit_standardisation, in_memory, view_of
 
 if TYPE_CHECKING:
     from kdfast.jets.readers import Reading
@@ -77,6 +77,10 @@ class PreparedData:
     def hashes(self, split: str) -> NDArray[np.uint64]:
         """Of a split's jets, by which a teacher's training jets are recognised."""
         return jet_hashes(self.jets)[self.positions[split]]
+
+    def some_offline(self, split: str, most: int) -> View:
+        """The offline view of a split's first jets, for which that of all is not made."""
+        return in_memory(self.offline_preparation, self.jets[self.positions[split][:most]])
 
     def seen_by(self, tagger: Tagger) -> Mapping[str, View]:
         """By split, the jets as a trained tagger sees them: with its own view and standardisation."""

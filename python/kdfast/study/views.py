@@ -68,7 +68,7 @@ def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.in
     """
     store = store_of(jets)
     if store is None:
-        return _in_memory(preparation, jets[positions])
+        return in_memory(preparation, jets[positions])
     folder = store / "views" / _key(jets, preparation, positions)
     if not _is_intact(folder):
         with writing_errors(folder):
@@ -78,7 +78,7 @@ def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.in
     return MappedView(**tensors, mapped=tuple(arrays.values()))
 
 
-def _in_memory(preparation: Preparation, jets: PackedJets) -> View:
+def in_memory(preparation: Preparation, jets: PackedJets) -> View:
     inputs, offsets = preparation.inputs(preparation.view_of(jets))
     labels = torch.from_numpy(jets.labels.astype(np.float32))
     return View(inputs, offsets, labels, torch.from_numpy(jets.weights))
@@ -201,7 +201,7 @@ def _write_arrays(
         files["offsets"].write(bytes(8))
         width = 0
         for block in _blocks(jets, positions):
-            view = _in_memory(preparation, block)
+            view = in_memory(preparation, block)
             width = view.features.shape[1]
             ends = view.offsets[1:] + rows
             for name, tensor in (("features", view.features), ("offsets", ends)):
