@@ -145,6 +145,8 @@ def read_many(work: Work, seeds: range, path: Path, progress: Progress, finds: C
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with its parent
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they are for the parent
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     before = 0
     for seed in seeds:
@@ -252,26 +254,29 @@ def read_files(work: Work, state: State, seconds: float, files: int | None, fold
     end = time.monotonic() + seconds
     waiting: list[range] = []
     children: list[Child | None] = [None] * processes
-    while True:
-        for place, child in enumerate(children):
-            if child is not None and not child.watch():
-                rest = child.finish()
-                if rest:
-                    waiting.append(rest)
-                children[place] = child = None
-                state.save(work)
-            left = sys.maxsize if files is None else files - work.counts.total()
-            running = sum(len(each.seeds) for each in children if each is not None)
-            if child is None and (waiting or running < left) and time.monotonic() < end:
-                seeds = waiting.pop() if waiting else work.take(min(FILES_A_CHILD, left - running))
-                children[place] = Child(work, seeds, folder / f"{work.name}-{place}.file")
-        working = [child for child in children if child is not None]
-        if not working or time.monotonic() >= end:
-            break
-        wait([child.process.sentinel for child in working], timeout=0.5)
-    for child in working:
-        child.finish()
-    state.save(work)
+    try:
+        while True:
+            for place, child in enumerate(children):
+                if child is not None and not child.watch():
+                    rest = child.finish()
+                    if rest:
+                        waiting.append(rest)
+                    children[place] = child = None
+                    state.save(work)
+                left = sys.maxsize if files is None else files - work.counts.total()
+                running = sum(len(each.seeds) for each in children if each is not None)
+                if child is None and (waiting or running < left) and time.monotonic() < end:
+                    seeds = waiting.pop() if waiting else work.take(min(FILES_A_CHILD, left - running))
+                    children[place] = Child(work, seeds, folder / f"{work.name}-{place}.file")
+            working = [child for child in children if child is not None]
+            if not working or time.monotonic() >= end:
+                break
+            wait([child.process.sentinel for child in working], timeout=0.5)
+    finally:
+        for child in children:
+            if child is not None:
+                child.finish()
+        state.save(work)
 
 
 def fuzz(
@@ -321,6 +326,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="file of the counts so far")
     parser.add_argument("--keep", type=Path, help="folder for the files of finds, and of what is contained")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was counted is saved
     print(f"seeds from {given.first}", flush=True)
     number = fuzz(given.formats, given.seconds, given.first, given.processes, given.keep, given.state, given.files)
     print(f"{number} finds" if number else "no finds")

@@ -6,6 +6,7 @@ import json
 import lzma
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def test_some_seconds_of_fuzzing(tmp_path: Path) -> None:
         subprocess.run([*command, "--files", str(files)], check=True, timeout=300)
         counts = json.loads(state.read_text())["npz"]
         assert counts.pop("next") == sum(counts.values()) == files
+    process = subprocess.Popen([*command, "--files", "100000"], stderr=subprocess.DEVNULL)
+    time.sleep(15)
+    process.terminate()
+    process.wait(60)
+    counts = json.loads(state.read_text())["npz"]
+    assert sum(counts.values()) - counts["next"] > 1500
 
 
 def test_of_long_lists_only_what_is_taken_is_looked_at() -> None:
