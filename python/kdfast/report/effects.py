@@ -211,13 +211,17 @@ class Effects:
             model = _model(self._estimates, [np.ones(len(values)), values])
             if model is not None and (effect := _effect(self._estimates, model, np.array([0.0, 1.0]))) is not None:
                 found["slope", name] = effect
-        model = _model(self._estimates, [np.ones(len(self._settings)), *varying.values()])
+        words = [name for name in further_axes(self._settings) if name not in varying]
+        factors = [column for name in words for column in _levels(self._settings[name]).T]
+        model = _model(self._estimates, [np.ones(len(self._settings)), *varying.values(), *factors])
         if model is None:
             return found
-        scaled = np.sign(model.coefficients[1:]) * [float(np.std(values)) for values in varying.values()]
+        deviations = [float(np.std(values)) for values in varying.values()]
+        scaled = np.sign(model.coefficients[1 : 1 + len(varying)]) * deviations
         for (i, other), (j, one) in combinations(enumerate(varying), 2):
-            weights = np.zeros(1 + len(varying))
-            weights[[1 + i, 1 + j]] = -scaled[i], scaled[j]
+            weights = np.zeros(len(model.coefficients))
+            weights[1 + i] = -scaled[i]
+            weights[1 + j] = scaled[j]
             effect = _effect(self._estimates, model, weights)
             if effect is not None:
                 found["importance", one, other] = effect
