@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdfast.cli import main
 from kdfast.distill.axes import Settings
 from kdfast.store.grid import grid, with_baselines
 from kdfast.store.packs import planned
+from kdfast.store.settings import StudySettings
 from kdfast.store.status import study_status
 from kdfast.store.store import StudyStore
 from kdfast.study.plan import shared_groups
@@ -96,3 +98,24 @@ def test_a_baseline_is_that_of_a_study_with_its_settings(swept, tmp_path):
     )
     name = grid(temperature=2.0, alpha=0.7, model=[LARGER], learning_rate=1e-2)[0].baseline.name
     assert np.array_equal(swept.scores(name)["score"], other.scores("baseline")["score"])
+
+
+def test_axes_on_the_command_line(tmp_path, capsys):
+    sizes = ["--model", "tiny", "--teacher-model", "tiny", "--max-jets", "400", "--plan-only", "--pack-size", "9"]
+    axes = ["--axis", "model=tiny,small", "--axis", "learning-rate=1e-3,2e-3", "--axis", "shuffle_window=all"]
+    grids = {"lists": ["--temperature", "3", "--alpha", "0.5"], "preset": ["--grid", "study"]}
+    for name, options in grids.items():
+        assert main(["sweep", "--out", str(tmp_path / name), "--quiet", *sizes, *options, *axes]) == 0
+    runs = {name: StudySettings.resolve(tmp_path / name / "study.toml").runs() for name in grids}
+    axes = {"model": ["tiny", "small"], "learning_rate": [1e-3, 2e-3], "shuffle_window": "all"}
+    assert runs == {"lists": grid(temperature=3, alpha=0.5, **axes), "preset": grid("study", **axes)}
+    for wrong, message in {
+        "model": "--axis model: give a name and values, as in --axis model=small,medium",
+        "batch_siz=3": "unknown axis 'batch_siz' did you mean 'batch_size'",
+        "batch_size=x": "--axis: must be a whole number, is 'x'",
+    }.items():
+        capsys.readouterr()
+        assert main(["sweep", "--out", str(tmp_path / "wrong"), "--grid", "study", "--axis", wrong]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert main(["sweep", "--help"]) == 0
+    assert "--axis NAME=V,V" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import typer
 
 from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app, given, print_results
 from kdfast.cli.options import InSections, setting_argument, with_options
+from kdfast.distill.axes import in_order
 from kdfast.interrupt import stoppable
 from kdfast.store.keywords import AXIS, GRID_LISTS, HLT_FILES, SETTINGS, by_option
 from kdfast.store.setting_errors import SettingError
@@ -162,7 +163,7 @@ def _axes(options: Iterable[str]) -> dict[str, list[str]]:
         if not equals or not values:
             raise typer.BadParameter(f"--axis {option}: give a name and values, as in --axis model=small,medium")
         axes.setdefault(name.strip().replace("-", "_"), []).extend(value.strip() for value in values.split(","))
-    return axes
+    return {name: axes[name] for name in in_order(axes)}
 
 
 @app.command()
