@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from kdfast.distill import schedules
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
 from kdfast.report.explorer import MOST_CURVES, explorer

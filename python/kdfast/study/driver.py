@@ -393,39 +393,49 @@ def _plan(
     if budget.pack_size is not None:
         sizes = dict.fromkeys(groups, budget.pack_size)
     else:
-        unknown = {
-            shared for shared, group in groups.items() for run in group for seed in settings.seeds
-            if (seed, run_name(run)) not in known
-        }
-        if unknown and not lock_step:
-            costs |= {shared: _cost(settings, shared, inputs, threads) for shared in groups if shared in unknown}
+        sizes = {}
+        for shared, group in groups.items():
+            asked = {(seed, run_name(run)) for seed in settings.seeds for run in group}
+            if not asked <= known and not lock_step:
+                costs[shared] = _cost(settings, shared, inputs, threads)
+            disk = checkpoints[shared] if lock_step else 0
+            sizes[shared] = members_per_pack(len(group), costs[shared], threads, workers, free_memory(), disk)
+        if any(cost.seconds > 0 for cost in costs.values()):
             teacher = _teacher_cost(settings, store, inputs, threads)
-        sizes = {
-            shared: members_per_pack(
-                len(group), costs[shared], threads, workers, free_memory(), checkpoints[shared] if lock_step else 0
-            )
-            for shared, group in groups.items()
-        }
     packs, new = plan(store, settings.seeds, runs, sizes, threads=threads, costs=costs)
     seeds = set(settings.seeds)
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
     _say_what_is_stored(store, {RunKey.of(run, seed) for seed in seeds for run in wanted}, shown)
     if new:
-        members = sum(len(pack.runs) for pack in new)
-        largest = max(len(pack.runs) for pack in new)
-        packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
-        took = ""
-        parts = [(costs[pack.shared], len(pack.runs)) for pack in new]
-        seconds = study_seconds(teacher, MemberCost(work / members), members, threads * workers)
-        if seconds > 0:  # not nan
-            each = "one thread" if threads == 1 else f"{threads} threads"
-            of_workers = f" of {workers} workers" if budget.workers else ""
-            first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
-            took = f", up to {duration(seconds)} on {each}{of_workers}{first}"
-        most = max((len(p.runs) if lock_step else min(len(p.runs), threads)) * checkpoints[p.shared] for p in new)
-        disk = f"checkpoints of up to {math.ceil(most / 1e6)} MB a worker"
-        shown.say(f"plan: {members} runs in {packs_of}{took}; {disk}")
+        work = sum(len(pack.runs) * costs[pack.shared].seconds for pack in new)
+        at_once = [len(pack.runs) if lock_step else min(len(pack.runs), threads) for pack in new]
+        disk = max(n * checkpoints[pack.shared] for n, pack in zip(at_once, new, strict=True))
+        _say_plan(new, work, teacher, threads, budget.workers, disk, shown)
     return chosen, sizes
+
+
+def _say_plan(
+    new: Sequence[PlannedPack],
+    work: float,
+    teacher: MemberCost,
+    threads: int,
+    workers: int | None,
+    disk: int,
+    shown: SweepProgress,
+) -> None:
+    """work: seconds that the runs take on one thread; nan where it is not known. disk: bytes of checkpoints."""
+    members = sum(len(pack.runs) for pack in new)
+    largest = max(len(pack.runs) for pack in new)
+    packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
+    took = ""
+    seconds = study_seconds(teacher, MemberCost(work / members), members, threads * (workers or 1))
+    if seconds > 0:  # not nan
+        each = "one thread" if threads == 1 else f"{threads} threads"
+        of_workers = f" of {workers} workers" if workers else ""
+        first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
+        took = f", up to {duration(seconds)} on {each}{of_workers}{first}"
+    checkpoints = f"checkpoints of up to {math.ceil(disk / 1e6)} MB a worker"
+    shown.say(f"plan: {members} runs in {packs_of}{took}; {checkpoints}")
 
 
 def _cost(settings: StudySettings, shared: Settings, inputs: Inputs, threads: int) -> MemberCost:
