@@ -11,7 +11,9 @@ import torch
 import kdfast
 from bench.ratio import compare
 from kdfast.jets.features import Standardisation, features
-from kdfast.models import JetTransformer, Preparation, Tagger, load_model
+from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
+from kdfast.models.encoder import Encoder
+from kdfast.models.flat import flat_parameters, flat_running
 from kdfast.models.onnx_file import onnx_bytes, padded_batches, session
 
 CONSTITUENTS = 30  # at most, as a trigger's jets have
@@ -72,6 +74,32 @@ def test_beside_onnxruntime(benchmark: Any, preset: str, jets_a_call: int, tmp_p
     compare(
         benchmark,
         ours=lambda: tagger.logits(jets, prepared=True),
+        plain=lambda: running.run(None, {"jets": padded})[0],
+        check=alike,
+        floor=None,
+        aim=1.0,
+        baseline="onnxruntime",
+    )
+
+
+@pytest.mark.parametrize("preset", ["small", "study"])
+def test_kernels_beside_onnxruntime(benchmark: Any, preset: str, tmp_path: Path) -> None:
+    """One jet by the kernels alone, features and encoder, without what `logits` checks.
+
+    Training changes the weights at each step, so the encoder packs them at each call. For the study's model that is
+    most of the time, and onnxruntime, which packs them once, is faster.
+    """
+    pytest.importorskip("onnxruntime")
+    tagger, jets = tagger_of(preset, tmp_path)
+    jet = jets[0]
+    (padded,) = padded_batches(jet, 1)
+    running = session(onnx_bytes(tagger), threads=1)
+    config = tagger.model.config
+    assert isinstance(config, ModelConfig)
+    compiled = Encoder(config, flat_parameters(tagger.model), flat_running(tagger.model))
+    compare(
+        benchmark,
+        ours=lambda: compiled.logits(*tagger.preparation.inputs(jet), 0, 1, 1)[0],
         plain=lambda: running.run(None, {"jets": padded})[0],
         check=alike,
         floor=None,
