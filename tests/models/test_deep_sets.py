@@ -10,6 +10,7 @@ from kdfast.errors import ConfigError, ModelError
 from kdfast.models import DeepSets, DeepSetsConfig, JetTransformer
 from kdfast.models.build import build_network
 from kdfast.models.config import PRESETS, model_config
+from kdfast.models.layers import segment_max
 
 
 def padded(model: DeepSets, features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -42,6 +43,14 @@ def test_logits_and_gradients_are_those_of_the_plain_network(counts):
     ]
     for mine, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, reference)
+
+
+def test_equal_constituents_share_the_gradient_of_a_maximum():
+    x = torch.tensor([[1.0, 1.0], [1.0, 2.0], [0.5, 2.0], [3.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    top = segment_max(x, torch.tensor([0, 3, 3, 4]))
+    assert top.tolist() == [[1, 2], [0, 0], [3, 0]]
+    (gradient,) = torch.autograd.grad((top * torch.tensor([[1.0, -1.0]])).sum(), x)
+    assert gradient.tolist() == [[0.5, 0], [0.5, -0.5], [0, -0.5], [1, -1]]
 
 
 def test_gradcheck():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdfast.errors import ConfigError
 from kdfast.models.config import DeepSetsConfig, model_config
-from kdfast.models.layers import Linear, segment_sum
+from kdfast.models.layers import Linear, segment_max, segment_sum
 from kdfast.models.network import Network, uniform
 from kdfast.ops.philox import derive_seed
 
@@ -81,7 +81,7 @@ class DeepSets(Network):
             x = torch.relu(layer(x))
         mean = segment_sum(x, offsets) / offsets.diff().clamp(min=1)[:, None]
         # ReLU's results are ≥ 0, so that starting from 0 changes none but an empty jet's.
-        maximum = torch.segment_reduce(x, "max", offsets=offsets, axis=0, unsafe=True, initial=0)
+        maximum = segment_max(x, offsets)
         h = torch.cat([mean, maximum], dim=1)
         for layer in self.jet:
             h = torch.relu(layer(h))

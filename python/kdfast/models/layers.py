@@ -124,6 +124,21 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(x, "sum", offsets=offsets, axis=0, unsafe=True, initial=0)
 
 
+def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
+    """[B, …] maxima of x [M, …] ≥ 0 over each jet's rows; zeros for an empty jet.
+
+    Rows that share a maximum share its gradient evenly. (By torch's own each of them gets all of a negative one.)
+    """
+    values = x.detach()
+    top = torch.segment_reduce(values, "max", offsets=offsets, axis=0, unsafe=True, initial=0)
+    if not x.requires_grad:
+        return top
+    jet = torch.repeat_interleave(offsets.diff(), output_size=len(x))
+    is_top = (values == top[jet]).to(x.dtype)
+    share = is_top / segment_sum(is_top, offsets).clamp(min=1)[jet]
+    return top + segment_sum((x - values) * share, offsets)  # the second term is 0: it has the gradient
+
+
 def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     """Softmax of scores [M, H] over each jet's rows."""
     jet = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
