@@ -13,8 +13,8 @@ from kdfast.distill.pack import Member, Pack, View
 from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import Targets
-from kdfast.models import JetTransformer, ModelConfig
-from kdfast.models.encoder import Encoder
+from kdfast.models.build import build_network, compile_network
+from kdfast.models.config import NetworkConfig
 from kdfast.models.flat import flatten_running
 
 TEMPERATURE, ALPHA = 5.0, 0.7
@@ -50,21 +50,22 @@ class CompiledStep:
     """One student with its optimizer and its batch, which is the whole view."""
 
     def __init__(
-        self, config: ModelConfig, view: View, targets: Targets, precision: str = "fp32", seed: int = 1
+        self, config: NetworkConfig, view: View, targets: Targets, precision: str = "fp32", seed: int = 1
     ) -> None:
         member = Member("student", RunConfig(TEMPERATURE, ALPHA))
         pack = Pack(
             config, (member,), 0, RECIPE.model_copy(update={"batch_size": len(view)}), view, view, view, targets
         )
         self.order = torch.arange(len(view))
-        self.model = JetTransformer(config, seed=seed)
+        self.model = build_network(config, seed)
         self.optimizer = FlatAdamW(self.model, RECIPE.weight_decay, RECIPE.clip_norm)
-        self.encoder = Encoder(config, self.optimizer.parameters, flatten_running(self.model), precision)
+        running = flatten_running(self.model)
+        self.compiled = compile_network(config, self.optimizer.parameters, running, precision)
         self.inputs = step_inputs(pack, member)
 
     def gradient(self, num_threads: int, seconds: Tensor | None = None) -> float:
-        """The loss; the gradient goes to the parameters' .grad. seconds: see Encoder.gradient."""
-        terms = self.encoder.gradient(
+        """The loss; the gradient goes to the parameters' .grad. seconds: see CompiledModel.gradient."""
+        terms = self.compiled.gradient(
             self.optimizer.gradient,
             self.inputs,
             self.order,

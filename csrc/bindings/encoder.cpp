@@ -19,7 +19,7 @@ struct Encoder {
     bool bf16;
     Arena memory;
 
-    EncoderBatch batch(uintptr_t features, uintptr_t offsets, uintptr_t jets, int64_t first, int64_t num_jets) const {
+    JetBatch batch(uintptr_t features, uintptr_t offsets, uintptr_t jets, int64_t first, int64_t num_jets) const {
         return {reinterpret_cast<const float*>(features), reinterpret_cast<const int64_t*>(offsets),
                 reinterpret_cast<const int64_t*>(jets), first, num_jets};
     }

@@ -8,6 +8,7 @@ namespace py = pybind11;
 namespace kdfast {
 void bind_adamw(py::module_&);
 void bind_constituent_attention(py::module_&);
+void bind_deep_sets(py::module_&);
 void bind_distill_loss(py::module_&);
 void bind_dropout(py::module_&);
 void bind_encoder(py::module_&);
@@ -28,6 +29,7 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
     kdfast::bind_adamw(m);
     kdfast::bind_constituent_attention(m);
+    kdfast::bind_deep_sets(m);
     kdfast::bind_distill_loss(m);
     kdfast::bind_dropout(m);
     kdfast::bind_encoder(m);

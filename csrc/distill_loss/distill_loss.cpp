@@ -339,9 +339,10 @@ const float* float_labels(const DistillLossParams& p, float* buffer) {
     return any(~good) ? nullptr : labels;
 }
 
-// Σ w; 0 where one of the weights can't be.
+// Σ w of the batch; 0 where one of the weights can't be.
 double sum_weights(const DistillLossParams& p) {
-    if (p.weights == nullptr) return static_cast<double>(p.num_jets);
+    const bool whole = !(p.weight_sum > 0.0);
+    if (p.weights == nullptr) return whole ? static_cast<double>(p.num_jets) : p.weight_sum;
     bool bad = false;
     double sums[8] = {};
     int64_t i = 0;
@@ -356,7 +357,8 @@ double sum_weights(const DistillLossParams& p) {
     }
     double total = 0.0;
     for (double s : sums) total += s;
-    return bad ? 0.0 : total;
+    if (bad) return 0.0;
+    return whole ? total : p.weight_sum;
 }
 
 bool check_members(const DistillLossParams& p) {

@@ -27,6 +27,8 @@ struct DistillLossParams {
     int num_threads;
     bool* valid;  // out: false where a temperature, α, label or weight can't be, or Σw is not between 2^−100 and 2^100;
                   // nothing else is written then
+    double weight_sum = 0.0;  // Σw where these jets are part of a batch: loss, terms and grad are their share of the
+                              // batch's; 0: these jets are the batch
 };
 
 KDFAST_KERNEL(distill_loss, DistillLossParams);

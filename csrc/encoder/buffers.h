@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "constituent_attention/jet_attention.h"
+#include "core/layout.h"
 #include "core/scratch.h"
 #include "encoder/embed.h"
 #include "encoder/head.h"
@@ -15,21 +16,6 @@ namespace kdfast::KDFAST_ISA_NS {
 namespace {
 
 constexpr int kParts = static_cast<int>(Part::count);
-
-// Hands out memory from `start` on, in whole cache lines; with a null start it only counts.
-struct Layout {
-    char* start;
-    size_t used = 0;
-
-    template <class T>
-    KDFAST_INLINE T* take(int64_t number) {
-        T* const taken = start ? reinterpret_cast<T*>(start + used) : nullptr;
-        used += static_cast<size_t>(round_up(number * static_cast<int64_t>(sizeof(T)), 64));
-        return taken;
-    }
-    // Decisions of dropout, of which `apply` reads a whole vector's at once, beyond the last too.
-    KDFAST_INLINE uint8_t* take_bits(int64_t bytes) { return take<uint8_t>(bytes + kLanes / 8); }
-};
 
 // Features of the widest rows that dropout sees.
 KDFAST_INLINE int64_t widest(const EncoderSizes& sizes) { return sizes.ffn > sizes.width ? sizes.ffn : sizes.width; }

@@ -7,8 +7,8 @@
 // dW_j = γ_j/σ_j (S_j − dγ_j/σ_j · W_j C), db = 0.
 #pragma once
 
+#include "core/rows.h"
 #include "encoder/parameters.h"
-#include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {
 namespace {

@@ -128,21 +128,6 @@ KDFAST_INLINE double attention_transfer(const EncoderStepParams& p, const Buffer
     return sum;
 }
 
-// total_sums += the sums of the groups that have jets, in order.
-template <class E>
-KDFAST_INLINE void add_groups(const Setup& s, const Buffers<E>& b, int num_threads) {
-    constexpr int64_t kChunk = 8192;
-    parallel_for((s.num_sums + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk) {
-        const int64_t begin = chunk * kChunk, end = begin + kChunk < s.num_sums ? begin + kChunk : s.num_sums;
-        for (int64_t group = 0; group < kGroups; ++group) {
-            if (b.slicing.group_begin[group] == b.slicing.group_begin[group + 1]) continue;
-            const float* const from = b.group_sums + group * s.num_sums;
-            for (int64_t at = begin; at < end; at += kLanes)
-                store(b.total_sums + at, load(b.total_sums + at) + load(from + at));
-        }
-    });
-}
-
 template <class E>
 Outcome step(const EncoderStepParams& p, const ParameterMap& map) {
     const EncoderSizes& sizes = p.sizes;
@@ -276,7 +261,7 @@ Outcome step(const EncoderStepParams& p, const ParameterMap& map) {
     if (no_memory) return Outcome::no_memory;
 
     tick.skip();
-    if (s.threaded) add_groups(s, b, p.num_threads);
+    if (s.threaded) add_groups(slicing, b.group_sums, s.num_sums, p.num_threads, b.total_sums);
     parallel_for(sizes.layers, p.num_threads, [&](int64_t layer) {
         const int64_t at = layer * map.layer_size;
         layer_gradient(sizes, map.layer, p.parameters + map.layers + at, b.total_sums + at,

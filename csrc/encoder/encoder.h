@@ -6,6 +6,7 @@
 
 #include "core/arena.h"
 #include "core/isa.h"
+#include "core/jet_batch.h"
 
 namespace kdfast {
 
@@ -16,14 +17,6 @@ struct EncoderSizes {
 };
 
 constexpr int64_t kMaxFeatures = 16;
-
-// Some of the jets of a view, in an order of their own.
-struct EncoderBatch {
-    const float* features;   // [M, features] of the view
-    const int64_t* offsets;  // of the view
-    const int64_t* jets;     // [num_jets] positions in the view; null: first, first + 1, …
-    int64_t first, num_jets;
-};
 
 // What a training step spends its time on.
 enum class Part : int {
@@ -52,13 +45,9 @@ enum class Part : int {
     count
 };
 
-// bad_values: of a label, weight, temperature or α. Of a step that is not done the gradient is not to be used, and the
-// running statistics may have moved.
-enum class Outcome : int { done, bad_values, no_memory };
-
 struct EncoderStepParams {
     EncoderSizes sizes;
-    EncoderBatch batch;       // at least two jets
+    JetBatch batch;           // at least two jets
     const float* parameters;  // [P] in the order of JetTransformer.named_parameters()
     float* gradient;          // [P] out
     float* running;       // of the BatchNorms (embed, dense1 … 3): mean, variance of each, one after the other; updated
@@ -80,7 +69,7 @@ struct EncoderStepParams {
 
 struct EncoderForwardParams {
     EncoderSizes sizes;
-    EncoderBatch batch;
+    JetBatch batch;
     const float* parameters;
     const float* running;
     bool bf16;

@@ -6,8 +6,8 @@
 // Buffers are [rows, ld] with rows a multiple of kRowGranule ≥ jets; columns beyond a layer's outputs hold zeros.
 #pragma once
 
+#include "core/rows.h"
 #include "encoder/parameters.h"
-#include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {
 namespace {

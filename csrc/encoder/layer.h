@@ -9,8 +9,8 @@
 #pragma once
 
 #include "constituent_attention/jet_attention.h"
+#include "core/rows.h"
 #include "encoder/parameters.h"
-#include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {
 namespace {

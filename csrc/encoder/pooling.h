@@ -6,8 +6,8 @@
 // so that a slice gives x̄ = Σ_t D(p)_t x_t and r = Σ_t D(p)_t of each jet and head, and the head does the rest.
 #pragma once
 
+#include "core/rows.h"
 #include "encoder/parameters.h"
-#include "encoder/rows.h"
 
 namespace kdfast::KDFAST_ISA_NS {
 namespace {

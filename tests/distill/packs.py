@@ -5,9 +5,11 @@ import torch
 from kdfast.distill.pack import Member, Pack, Targets, View
 from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
-from kdfast.models import ModelConfig
+from kdfast.models import DeepSetsConfig, ModelConfig
+from kdfast.models.config import NetworkConfig
 
 MODEL = ModelConfig(width=16, layers=1, heads=2, ffn=16, pooling_heads=2)
+DEEP_SETS = DeepSetsConfig(width=16, layers=2, head_width=16, head_layers=1)
 
 
 def view(jets: int, seed: int, *, signal_shift: float = 0.6) -> View:
@@ -26,7 +28,7 @@ def pack(
     members: list[Member],
     *,
     seed: int = 5,
-    model: ModelConfig = MODEL,
+    model: NetworkConfig = MODEL,
     targets: bool = True,
     train: View | None = None,
     device: str = "cpu",

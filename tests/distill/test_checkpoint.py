@@ -21,14 +21,16 @@ from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_on_gpus
 from kdfast.models import evaluation
+from kdfast.models.config import NetworkConfig
 from kdfast.ops import backend as backends
-from tests.distill.packs import pack, students
+from tests.distill.packs import DEEP_SETS, MODEL, pack, students
 
 needs_kernels = pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
 ENGINES = [
-    pytest.param(cpu_engine.train, "fp32", id="cpu-fp32", marks=needs_kernels),
-    pytest.param(cpu_engine.train, "bf16", id="cpu-bf16", marks=needs_kernels),
-    pytest.param(reference_engine.train, "fp32", id="reference-fp32", marks=pytest.mark.slow),
+    pytest.param(cpu_engine.train, "fp32", MODEL, id="cpu-fp32", marks=needs_kernels),
+    pytest.param(cpu_engine.train, "bf16", MODEL, id="cpu-bf16", marks=needs_kernels),
+    pytest.param(cpu_engine.train, "fp32", DEEP_SETS, id="cpu-deepsets", marks=needs_kernels),
+    pytest.param(reference_engine.train, "fp32", MODEL, id="reference-fp32", marks=pytest.mark.slow),
 ]
 Train = Callable[..., Iterable[MemberResult]]
 
@@ -81,16 +83,17 @@ def assert_same(result: MemberResult, expected: MemberResult) -> None:
         assert torch.equal(result.state[name], tensor), name
 
 
-def early_stopping_pack(precision: str = "fp32") -> Pack:
+def early_stopping_pack(precision: str, model: NetworkConfig) -> Pack:
     """A student that stops before its last epoch; dropout, clipping, weight decay and schedules act."""
     config = RunConfig(3.0, 0.8, temp_final=1.0, alpha_final=0.2)
-    a_pack = pack([Member("s", config)], epochs=25, patience=2, learning_rate=1e-2, weight_decay=0.1, clip_norm=0.5)
+    recipe = {"epochs": 25, "patience": 2, "learning_rate": 1e-2, "weight_decay": 0.1, "clip_norm": 0.5}
+    a_pack = pack([Member("s", config)], model=model, **recipe)
     return replace(a_pack, precision=precision)
 
 
-@pytest.mark.parametrize(("train", "precision"), ENGINES)
-def test_from_every_step_of_a_member_to_the_same_bits(train: Train, precision: str):
-    a_pack = early_stopping_pack(precision)
+@pytest.mark.parametrize(("train", "precision", "model"), ENGINES)
+def test_from_every_step_of_a_member_to_the_same_bits(train: Train, precision: str, model: NetworkConfig):
+    a_pack = early_stopping_pack(precision, model)
     every = Kept(interval=0.0)
     expected = run(train, a_pack)["s"]
     assert_same(run(train, a_pack, every)["s"], expected)  # taking checkpoints changes nothing
@@ -103,8 +106,8 @@ def test_from_every_step_of_a_member_to_the_same_bits(train: Train, precision: s
         assert again.seconds > checkpoint.seconds > 0
 
 
-@pytest.mark.parametrize(("train", "precision"), ENGINES)
-def test_stopped_again_and_again_anywhere(train: Train, precision: str):
+@pytest.mark.parametrize(("train", "precision", "model"), ENGINES)
+def test_stopped_again_and_again_anywhere(train: Train, precision: str, model: NetworkConfig):
     """Between steps, before an epoch's evaluation and in the last one."""
 
     @given(st.lists(st.integers(10, 60), min_size=40, max_size=40), st.booleans())
@@ -122,7 +125,7 @@ def test_stopped_again_and_again_anywhere(train: Train, precision: str):
             assert_same(result, expected[name])
         positions.update(at.position for saved in kept.saved.values() for at in saved)
 
-    a_pack = replace(pack([Member("baseline"), *students(2)], epochs=3, patience=1), precision=precision)
+    a_pack = replace(pack([Member("baseline"), *students(2)], model=model, epochs=3, patience=1), precision=precision)
     expected, positions = run(train, a_pack), set[tuple[int, int]]()
     check()
     assert any(step == 3 * (epoch + 1) for epoch, step in positions)  # an epoch that waits for its evaluation

@@ -24,10 +24,12 @@ from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError
 from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import emulate_hlt
-from kdfast.models import PRESETS, JetTransformer, ModelConfig
+from kdfast.models import PRESETS, ModelConfig
+from kdfast.models.build import build_network
+from kdfast.models.config import NetworkConfig
 from kdfast.models.flat import flatten_running
 from kdfast.ops import backend as backends
-from tests.distill.packs import pack, students
+from tests.distill.packs import DEEP_SETS, MODEL, pack, students
 
 pytestmark = pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
 
@@ -36,10 +38,9 @@ class ExactLearner(reference_engine._Learner):
     """The reference engine's in float64, for a pack in float64."""
 
     def __init__(self, pack: Pack, member: Member) -> None:
-        self.pack, self.member = pack, member
-        self.model = JetTransformer(pack.model, seed=pack.seed).double()
+        super().__init__(pack, member)
+        self.model = build_network(pack.model, pack.seed).double()
         self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
-        self.own = False
         self.buffers = {"running": flatten_running(self.model)}
 
 
@@ -51,7 +52,7 @@ def in_float64(a_pack: Pack) -> Pack:
     return replace(a_pack, **views)
 
 
-def learned(result: MemberResult, width: int) -> Tensor:
+def learned(result: MemberResult, model: NetworkConfig) -> Tensor:
     """The trained parameters that have a gradient.
 
     Exactly zero are those of biases before a BatchNorm (of which pool_norm's, over jets, is one) and of the keys' bias,
@@ -63,18 +64,19 @@ def learned(result: MemberResult, width: int) -> Tensor:
         if "running" in name or name == "pool_norm.bias" or re.fullmatch(r"(embed|dense\d).linear.bias", name):
             del state[name]
         elif name.endswith("qkv.bias"):
-            query, _, value = state[name].split(width)
+            query, _, value = state[name].split(model.width)
             state[name] = torch.cat([query, value])
     return torch.cat([x.flatten() for x in state.values() if x.is_floating_point()])
 
 
-def test_the_first_epochs_are_the_references():
+@pytest.mark.parametrize("model", [MODEL, DEEP_SETS], ids=["transformer", "deepsets"])
+def test_the_first_epochs_are_the_references(model: NetworkConfig):
     """Same initial weights, batches and dropout, judged by the reference engine in float64.
 
     Each number is the end of thousands of roundings in a row, so a single one's error is chance, in PyTorch's
     computation too: as in tests/models/test_encoder.py the mean is held to the accuracy rule, the largest to more.
     """
-    a_pack = pack([Member("baseline"), *students(7)], epochs=2, learning_rate=1e-3)
+    a_pack = pack([Member("baseline"), *students(7)], epochs=2, learning_rate=1e-3, model=model)
 
     def by_name(results: Iterable[MemberResult]) -> list[MemberResult]:
         return sorted(results, key=lambda result: result.name)
@@ -97,19 +99,20 @@ def test_the_first_epochs_are_the_references():
         check(curve, lambda result, curve=curve: torch.tensor(result.curves[curve], dtype=torch.float64))
     check("scores of the validation jets", lambda result: result.scores_validation)
     check("scores of the test jets", lambda result: result.scores_test)
-    check("parameters", lambda result: learned(result, a_pack.model.width))
+    check("parameters", lambda result: learned(result, model))
     for ours, expected in zip(compiled, exact, strict=True):
         for constant in ("temperature", "alpha", "learning_rate"):
             assert ours.curves[constant] == expected.curves[constant]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_bit_depends_on_the_size_of_the_pack_or_the_threads(precision: str):
+@pytest.mark.parametrize("model", [MODEL, DEEP_SETS], ids=["transformer", "deepsets"])
+def test_no_bit_depends_on_the_size_of_the_pack_or_the_threads(model: NetworkConfig, precision: str):
     """Odd batches; more threads than members share a member's slices, also when the others have finished."""
     members = students(5)
 
     def results(number: int, threads: int) -> dict[str, MemberResult]:
-        a_pack = pack(members[:number], batch_size=33, epochs=2)
+        a_pack = pack(members[:number], batch_size=33, epochs=2, model=model)
         return {r.name: r for r in train_pack(replace(a_pack, precision=precision), threads=threads)}
 
     expected = results(5, 1)

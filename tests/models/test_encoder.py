@@ -13,119 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdfast import backend
-from kdfast.distill.pack import Member, Pack, Targets, View
-from kdfast.distill.recipe import Recipe
-from kdfast.distill.reference_engine import member_loss
-from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, DataError, ModelError, ResourceError
 from kdfast.models import PRESETS, JetTransformer, ModelConfig
-from kdfast.models.encoder import PARTS, Encoder, StepInputs, unsupported
+from kdfast.models.encoder import PARTS, Encoder, unsupported
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.ops import backend as backends
-from tests.ops.accuracy import assert_accurate
+from tests.models.compiled_case import Case, check_step
 from tests.ops.memory_limit import few_more_bytes, needs_memory_limit
 
 pytestmark = pytest.mark.skipif(backends.why_no_cpu is not None, reason=str(backends.why_no_cpu))
 
-TEMPERATURE, ALPHA, ATTENTION_WEIGHT, DROPOUT_SEED = 3.0, 0.6, 0.2, 0x1234_5678_9ABC
-
-
-class Case:
-    """A model away from its initial weights, jets, teacher targets, and the order of a batch."""
-
-    def __init__(self, config: ModelConfig, counts: list[int], seed: int = 0, teacher: bool = True) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.config, jets = config, len(counts)
-        offsets = torch.tensor([0, *counts]).cumsum(0)
-        features = torch.randn(int(offsets[-1]), config.num_features, generator=generator) + 0.3
-        weights = torch.rand(jets, generator=generator) + 0.5
-        self.view = View(features, offsets, (torch.arange(jets) % 2).float(), weights)
-        self.targets = Targets(
-            torch.randn(jets, 1, generator=generator),
-            torch.rand(jets, generator=generator),
-            torch.rand(jets, generator=generator),
-        )
-        self.teacher = teacher
-        self.order = torch.randperm(jets, generator=generator)
-        self.model = JetTransformer(config, seed=seed)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-            for name, buffer in self.model.named_buffers():
-                if "running" in name:
-                    buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
-
-    def __repr__(self) -> str:
-        return f"{self.config}, teacher {self.teacher}, jets of {self.view.offsets.diff().tolist()}"
-
-    def copy(self, dtype: torch.dtype) -> JetTransformer:
-        model = JetTransformer(self.config).to(dtype)
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in self.model.state_dict().items()})
-        return model
-
-    def specified(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss and its parts [4], gradient [P], running statistics) as PyTorch computes them in dtype."""
-        model = self.copy(dtype).train()
-        view = View(*(x.to(dtype) if x.is_floating_point() else x for x in vars(self.view).values()))
-        targets = Targets(*(x.to(dtype) for x in vars(self.targets).values())) if self.teacher else None
-        member = Member("member", RunConfig(TEMPERATURE, ALPHA) if self.teacher else None)
-        recipe = Recipe(batch_size=len(view), attention_weight=ATTENTION_WEIGHT)
-        pack = Pack(self.config, (member,), 0, recipe, view, view, view, targets)
-        alpha = ALPHA if self.teacher else 0.0
-        with backend("reference"):
-            loss, terms = member_loss(pack, member, model, self.order, TEMPERATURE, alpha, DROPOUT_SEED)
-            loss.backward()
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        return terms, gradient, flatten_running(model)
-
-    def encoder(self, precision: str = "fp32") -> Encoder:
-        model = self.copy(torch.float32)
-        return Encoder(self.config, flatten_parameters(model), flatten_running(model), precision)
-
-    def inputs(self) -> StepInputs:
-        view, targets = self.view, self.targets
-        teacher = (targets.logits[:, 0].contiguous(), targets.attention_entropy, targets.attention_max)
-        return StepInputs(view.features, view.offsets, view.labels, view.weights, *(teacher if self.teacher else ()))
-
-    def compiled(self, num_threads: int = 1, precision: str = "fp32") -> tuple[Tensor, Tensor, Tensor]:
-        """The same by the compiled step."""
-        encoder = self.encoder(precision)
-        gradient = torch.full_like(encoder.parameters, torch.nan)
-        return self.step(encoder, gradient, num_threads), gradient, encoder.running
-
-    def step(self, encoder: Encoder, gradient: Tensor, num_threads: int = 1, seconds: Tensor | None = None) -> Tensor:
-        return encoder.gradient(
-            gradient,
-            self.inputs(),
-            self.order,
-            temperature=TEMPERATURE,
-            alpha=ALPHA if self.teacher else 0.0,
-            attention_weight=ATTENTION_WEIGHT,
-            dropout_seed=DROPOUT_SEED,
-            num_threads=num_threads,
-            seconds=seconds,
-        )
-
 
 def sizes(width: int, heads: int, **more: int | float) -> ModelConfig:
     return ModelConfig(**({"width": width, "heads": heads, "layers": 1, "ffn": 32} | more))
-
-
-def check_step(case: Case, num_threads: int) -> None:
-    compiled = case.compiled(num_threads)
-    plain, exact = case.specified(torch.float32), case.specified(torch.float64)
-    torch.testing.assert_close(compiled[0], exact[0], rtol=2e-5, atol=1e-6)
-    assert_accurate(compiled[2], plain[2], exact[2], "running statistics")
-    # The gradient is the end of some hundred roundings in a row, so a single element's error is chance, in PyTorch's
-    # computation too: the mean is held to the rule, the largest of each parameter to twice its bound.
-    errors = [(x[1].double() - exact[1]).abs() for x in (compiled, plain)]
-    eps = torch.finfo(torch.float32).eps
-    assert errors[0].mean() <= 2 * errors[1].mean() + 2 * eps * exact[1].abs().mean(), case
-    floor = 8 * eps * exact[1].abs().max()
-    parts = [p.numel() for p in case.model.parameters()]
-    for (name, _), ours, theirs in zip(case.model.named_parameters(), *(x.split(parts) for x in errors), strict=True):
-        assert ours.max() <= 4 * theirs.max() + floor, f"{name}, {case}"
 
 
 HEADS = {16: (1, 2), 32: (1, 2, 4), 48: (2, 3, 6), 64: (1, 2, 4, 8), 96: (3, 4, 6, 12)}  # head_dim 8, 16, 24, 32, 64
@@ -193,7 +94,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 @settings(max_examples=15, deadline=None)
 @given(case=cases(), num_threads=st.integers(1, 3))
 def test_evaluation(case: Case, num_threads: int) -> None:
-    encoder, model = case.encoder(), case.copy(torch.float64).eval()
+    encoder, model = case.kernels(), case.copy(torch.float64).eval()
     with torch.no_grad(), backend("reference"):
         exact = model(case.view.features.double(), case.view.offsets, return_attention=True)
         plain = case.copy(torch.float32).eval()(case.view.features, case.view.offsets, return_attention=True)
@@ -252,7 +153,7 @@ def test_values_that_cannot_be_are_errors() -> None:
 def test_lack_of_memory_is_an_error_of_its_own() -> None:
     """And the same call works once there is memory."""
     case = Case(sizes(64, 4), [40] * 20_000)  # 2 GB of activations to train, 200 MB to evaluate
-    encoder = case.encoder()
+    encoder = case.kernels()
     with few_more_bytes(2**24):
         with pytest.raises(ResourceError, match="no memory for the activations of a batch of 20000 jets"):
             case.step(encoder, torch.empty_like(encoder.parameters))
@@ -290,7 +191,7 @@ def test_sizes_that_it_does_not_take() -> None:
 
 def test_the_time_of_each_part() -> None:
     case = Case(sizes(64, 4, layers=2), [30] * 64)
-    encoder, seconds = case.encoder(), torch.zeros(len(PARTS), dtype=torch.float64)
+    encoder, seconds = case.kernels(), torch.zeros(len(PARTS), dtype=torch.float64)
     gradient = torch.empty_like(encoder.parameters)
     case.step(encoder, gradient, 2, seconds)
     assert (seconds > 0).all()
@@ -302,7 +203,7 @@ def test_the_time_of_each_part() -> None:
 @pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer keeps freed memory")
 def test_memory_is_flat_over_a_thousand_steps() -> None:
     case = Case(sizes(32, 4), [8] * 32)
-    encoder = case.encoder()
+    encoder = case.kernels()
     gradient = torch.empty_like(encoder.parameters)
     for _ in range(50):
         case.step(encoder, gradient, 2)

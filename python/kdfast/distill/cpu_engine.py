@@ -1,4 +1,4 @@
-"""The CPU engine: the training step as compiled kernels, on slices of jets (csrc/encoder).
+"""The CPU engine: the training step as compiled kernels, on slices of jets (csrc/encoder, csrc/deep_sets).
 
 One member runs per thread while there are members enough, else its slices are shared among threads. Gradient
 sums are taken over fixed groups of jets in a fixed order, so that no result depends on the number of threads.
@@ -16,10 +16,9 @@ from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
-from kdfast.models.config import ModelConfig
-from kdfast.models.encoder import Encoder, StepInputs
+from kdfast.models.build import build_network, compile_network
+from kdfast.models.compiled import StepInputs
 from kdfast.models.flat import flatten_running
-from kdfast.models.jet_transformer import JetTransformer
 
 __all__ = ["train"]
 
@@ -43,19 +42,17 @@ class _Learner:
     """distill.engine.Learner on flat parameters."""
 
     def __init__(self, pack: Pack, member: Member) -> None:
-        recipe = pack.recipe_of(member)
-        self.attention_weight = recipe.attention_weight
-        assert isinstance(pack.model, ModelConfig)
-        self.model = JetTransformer(pack.model, seed=pack.seed)
-        self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
+        self.attention_weight = pack.recipe.attention_weight
+        self.model = build_network(pack.model, pack.seed)
+        self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
         self.running = flatten_running(self.model)
-        self.encoder = Encoder(pack.model, self.optimizer.parameters, self.running, pack.precision)
+        self.compiled = compile_network(pack.model, self.optimizer.parameters, self.running, pack.precision)
         self.inputs = step_inputs(pack, member)
 
     def step(
         self, jets: Tensor, temperature: float, alpha: float, rate: float, dropout_seed: int, num_threads: int
     ) -> Tensor | None:
-        terms = self.encoder.gradient(
+        terms = self.compiled.gradient(
             self.optimizer.gradient,
             self.inputs,
             jets,
@@ -72,7 +69,7 @@ class _Learner:
         offsets = view.offsets.contiguous()
         for start in range(0, len(view), _EVALUATED):
             count = min(_EVALUATED, len(view) - start)
-            yield self.encoder.logits(features, offsets, start, count, num_threads)[0][:, 0]
+            yield self.compiled.logits(features, offsets, start, count, num_threads)[0][:, 0]
 
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -87,7 +84,7 @@ class _Learner:
 def step_inputs(pack: Pack, member: Member) -> StepInputs:
     """The pack's training jets as the compiled step takes them, with the teacher's targets where the member has one."""
     train = pack.train
-    targets = pack.targets if member.distils else None
+    targets = pack.targets if member.config is not None else None
     arrays = [train.features, train.offsets, train.labels, train.weights]
     if targets is not None:
         arrays.append(targets.logits[:, 0])

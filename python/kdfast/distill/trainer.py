@@ -20,9 +20,8 @@ from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.devices import training_devices
 from kdfast.distill.pack import EpochReport, MemberResult, Pack
 from kdfast.errors import BackendError
-from kdfast.models import encoder
+from kdfast.models.build import runs_compiled
 from kdfast.models.config import OwnModel
-from kdfast.ops import backend
 
 __all__ = ["train_on_gpus", "train_pack"]
 
@@ -54,16 +53,14 @@ def train_pack(
     pack = replace(pack, train=replace(pack.train, weights=weights))
     stop = stop or threading.Event()
     devices = training_devices(pack.device)
-    own = isinstance(pack.model, OwnModel)
-    if devices != ["cpu"] and own:
+    if devices != ["cpu"] and isinstance(pack.model, OwnModel):
         return train_on_gpus(devices, reference_engine.train, pack, on_epoch, stop, checkpoints)
     if devices != ["cpu"]:
         why = cuda_engine.unsupported(pack.model)
         if why is not None:
             raise BackendError(why, where="model", hint="choose other sizes, or the device 'cpu'")
         return train_on_gpus(devices, cuda_engine.train, pack, on_epoch, stop, checkpoints)
-    compiled = not own and backend.choose("encoder", "cpu", encoder.unsupported(pack.model)) == "cpu"
-    train = cpu_engine.train if compiled else reference_engine.train
+    train = cpu_engine.train if runs_compiled(pack.model) else reference_engine.train
     return train(pack, threads or torch.get_num_threads(), on_epoch, stop, checkpoints)
 
 

@@ -1,14 +1,20 @@
-"""A network from its sizes."""
+"""A network from its sizes: as a module, and compiled."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from kdfast.models import encoder
+from kdfast.models.compiled import CompiledModel
+from kdfast.models.compiled_deep_sets import CompiledDeepSets
 from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig, OwnModel
 from kdfast.models.deep_sets import DeepSets
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.network import Network
 from kdfast.models.own_model import OwnNetwork
+from kdfast.ops import backend
 
-__all__ = ["build_network"]
+__all__ = ["build_network", "compile_network", "runs_compiled"]
 
 
 def build_network(config: NetworkConfig, seed: int = 0) -> Network:
@@ -22,3 +28,26 @@ def build_network(config: NetworkConfig, seed: int = 0) -> Network:
         return OwnNetwork(config, seed=seed)
     assert isinstance(config, ModelConfig)
     return JetTransformer(config, seed=seed)
+
+
+def runs_compiled(config: NetworkConfig, device_type: str = "cpu", unsupported: str | None = None) -> bool:
+    """Whether networks of these sizes run on the compiled kernels, by `backend.choose`: it warns where they do not.
+
+    unsupported: why they can't, whatever the sizes.
+    """
+    if isinstance(config, OwnModel):
+        return False
+    if isinstance(config, DeepSetsConfig):
+        return backend.choose("deep_sets", device_type, unsupported) == "cpu"
+    assert isinstance(config, ModelConfig)
+    return backend.choose("encoder", device_type, unsupported or encoder.unsupported(config)) == "cpu"
+
+
+def compile_network(
+    config: NetworkConfig, parameters: Tensor, running: Tensor, precision: str = "fp32"
+) -> CompiledModel:
+    """The compiled kernels on flat parameters and running statistics [models/flat.py], where `runs_compiled`."""
+    if isinstance(config, DeepSetsConfig):
+        return CompiledDeepSets(config, parameters, running, precision)
+    assert isinstance(config, ModelConfig)
+    return encoder.Encoder(config, parameters, running, precision)

@@ -1,4 +1,4 @@
-"""A model's answers for many jets, by the compiled encoder where it can, or on a GPU."""
+"""A model's answers for many jets, by the compiled kernels where they can, or on a GPU."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdfast.models import encoder
-from kdfast.models.config import ModelConfig, OwnModel
+from kdfast.models.build import compile_network, runs_compiled
+from kdfast.models.config import ModelConfig
 from kdfast.models.flat import flat_parameters, flat_running
 from kdfast.models.network import Network
 from kdfast.models.packed_transformer import PackedTransformer
-from kdfast.ops import backend
 from kdfast.ops.packed_rows import PackedRows
 
 __all__ = ["evaluate_model", "evaluate_on_device"]
@@ -27,29 +26,21 @@ def evaluate_model(
     """(logits [b, C], pooling weights [m], offsets [b + 1] from 0) of one batch of jets after the other.
 
     features: [M, F] standardised. offsets: [B + 1] int64. Weights are None where the network has none. reference: by
-    the model's own forward pass, on its own device, as where the compiled encoder can't take the model. Raises
+    the model's own forward pass, on its own device, as where the compiled kernels can't take it. Raises
     ModelError for features of another model.
     """
     config = model.config
     config.check_features(features)
-    if isinstance(config, OwnModel):
-        reference = True
-    if not reference:
-        reason = encoder.unsupported(config)
-        if next(model.parameters()).dtype != torch.float32:
-            reason = "the weights are not float32"
-        reference = backend.choose("encoder", features.device.type, reason) != "cpu"
-    if reference:
+    reason = None if next(model.parameters()).dtype == torch.float32 else "the weights are not float32"
+    if reference or not runs_compiled(config, features.device.type, reason):
         yield from _forward(model, features, offsets)
         return
-    assert isinstance(config, ModelConfig)
-    compiled = encoder.Encoder(config, flat_parameters(model), flat_running(model))
+    compiled = compile_network(config, flat_parameters(model), flat_running(model))
     features = features.contiguous()
     offsets = offsets.contiguous()
     for start in range(0, len(offsets) - 1, _BATCH):
         part = offsets[start : start + _BATCH + 1]
         logits, weights = compiled.logits(features, offsets, start, len(part) - 1, torch.get_num_threads(), True)
-        assert weights is not None
         yield logits, weights, part - part[0]
 
 

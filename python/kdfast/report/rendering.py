@@ -15,8 +15,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kdfast.distill.axes import AXES
-from kdfast.distill.schedules import shown
 from kdfast.report import layout
 from kdfast.report.schema import Finding
 
@@ -36,7 +34,6 @@ def environment(*, html: bool = False) -> Environment:
         undefined=StrictUndefined,
     )
     found.globals |= {
-        "axes": {name: axis.label for name, axis in AXES.items()},
         "counted": layout.counted,
         "section": _section,
         "strategies": layout.STRATEGY_NAMES,
@@ -50,7 +47,7 @@ def environment(*, html: bool = False) -> Environment:
 
 def text_of(template: str, **values: Any) -> str:
     """A plain text from its template and values."""
-    return shown(environment().get_template(template).render(**values).rstrip("\n") + "\n")
+    return environment().get_template(template).render(**values).rstrip("\n") + "\n"
 
 
 def _section(heading: str, caller: Callable[[], str]) -> str:

@@ -6,7 +6,8 @@
 #include "core/normal.h"
 #include "core/philox_lanes.h"
 #include "core/simd.h"
-#include "encoder/plan.h"
+#include "core/slices.h"
+#include "core/threads.h"
 
 namespace kdfast::KDFAST_ISA_NS {
 namespace {
@@ -244,6 +245,20 @@ struct Sums {
             store(group + at, x);
     }
 };
+
+// total [num_sums] += the sums [kGroups, num_sums] of the groups that have jets, in order.
+KDFAST_INLINE void add_groups(const Slicing& slicing, const float* group_sums, int64_t num_sums, int num_threads,
+                              float* total) {
+    constexpr int64_t kChunk = 8192;
+    parallel_for((num_sums + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk) {
+        const int64_t begin = chunk * kChunk, end = begin + kChunk < num_sums ? begin + kChunk : num_sums;
+        for (int64_t group = 0; group < kGroups; ++group) {
+            if (slicing.group_begin[group] == slicing.group_begin[group + 1]) continue;
+            const float* const from = group_sums + group * num_sums;
+            for (int64_t at = begin; at < end; at += kLanes) store(total + at, load(total + at) + load(from + at));
+        }
+    });
+}
 
 }  // namespace
 }  // namespace kdfast::KDFAST_ISA_NS

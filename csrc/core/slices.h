@@ -1,8 +1,8 @@
 // The plan of a call: which jets go through the layers together.
 #pragma once
 
+#include "core/jet_batch.h"
 #include "core/types.h"
-#include "encoder/encoder.h"
 
 namespace kdfast::KDFAST_ISA_NS {
 namespace {
@@ -27,18 +27,18 @@ struct Slicing {
     int64_t* group_begin;  // [kGroups + 1], the first slice of each group
 };
 
-// Sizes that buffers follow from. tokens: constituents; slice_rows: of the largest slice.
+// Sizes that buffers follow from. tokens: constituents; slice_rows, slice_jets: the most of a slice.
 struct Extent {
-    int64_t jets, slices, tokens, rows, slice_rows, longest_jet;
+    int64_t jets, slices, tokens, rows, slice_rows, slice_jets, longest_jet;
 };
 
 // A jet of the batch in its view.
-KDFAST_INLINE int64_t position(const EncoderBatch& batch, int64_t jet) {
+KDFAST_INLINE int64_t position(const JetBatch& batch, int64_t jet) {
     return batch.jets ? batch.jets[jet] : batch.first + jet;
 }
 
 // Slices of whole jets, whose rows are multiples of `granule`. to: filled; null: only counts.
-KDFAST_INLINE Extent slice_jets(const EncoderBatch& batch, int64_t granule, const Slicing* to) {
+KDFAST_INLINE Extent slice_jets(const JetBatch& batch, int64_t granule, const Slicing* to) {
     Extent e{};
     e.jets = batch.num_jets;
     for (int64_t group = 0; group < kGroups; ++group) {
@@ -64,6 +64,7 @@ KDFAST_INLINE Extent slice_jets(const EncoderBatch& batch, int64_t granule, cons
             e.tokens += slice.tokens;
             e.rows += slice.rows;
             e.slice_rows = slice.rows > e.slice_rows ? slice.rows : e.slice_rows;
+            e.slice_jets = slice.jets > e.slice_jets ? slice.jets : e.slice_jets;
             if (to) to->slices[e.slices] = slice;
             ++e.slices;
             first = false;
