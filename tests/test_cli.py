@@ -203,7 +203,7 @@ def test_sweep_prints_the_best_and_the_files(study, capsys):
     assert "1 of 1 students are done" in captured.out
     assert "models/best_student.safetensors is the best by AUC" in captured.out
     assert "ranks the configurations" not in captured.out  # one seed
-    assert "baseline_T3.0_A0.5" in captured.out
+    assert "constant_T3.0_A0.5" in captured.out
     assert str(study / "report.html") in captured.out
     assert main(["sweep", "--out", str(study), "--quiet", *TINY]) == 0
     captured = capsys.readouterr()
@@ -225,7 +225,7 @@ def test_the_best_networks_in_a_terminal_of_80_columns(tmp_path, capsys, monkeyp
     assert "ANALYSIS_SUMMARY.txt ranks the configurations by their means over seeds" in out
     (tmp_path / "mine.csv").write_text("temperature,alpha,auc,bkg_rej_50\n3,0.5,0.8,8\n")
     print_results(import_study(tmp_path / "mine.csv", tmp_path / "imported"))  # no baseline, no teacher
-    assert re.search(r"^AUC +baseline_T3.0_A0.5 +0.8000 +8.00 +- +-$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^AUC +constant_T3.0_A0.5 +0.8000 +8.00 +- +-$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_another_study_is_refused(study, capsys):

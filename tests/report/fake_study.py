@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, RunConfig
 from kdfast.metrics import evaluate
 from kdfast.store.grid import grid
+from kdfast.store.key import run_name
 from kdfast.store.store import StoredResult, StudyStore
 
 # Sixteen configurations, four of each strategy.
@@ -18,9 +19,11 @@ SETTINGS = {"grid": "study", "seeds": [42]}
 PROVENANCE = {"versions": {"kdfast": "0.1.0"}, "data": "0123abcd"}
 
 
-def separation(config: RunConfig | None) -> float:
+def separation(config: Run) -> float:
     """Mean score of signal over background, in σ: α helps, T helps less."""
-    return 1.25 if config is None else 1.25 + 0.05 * config.alpha_init + 0.002 * config.temp_init
+    if not isinstance(config, RunConfig):
+        return 1.25
+    return 1.25 + 0.05 * config.alpha_init + 0.002 * config.temp_init
 
 
 def make_study(
@@ -35,14 +38,14 @@ def make_study(
     provenance: dict[str, Any] = PROVENANCE,
     gain: float = 0.0,
     teacher_strength: float = 2.0,
-    strength: Callable[[RunConfig | None], float] = separation,
+    strength: Callable[[Run], float] = separation,
     baseline_seeds: tuple[int, ...] | None = None,
     settings: dict[str, Any] | None = None,
     best_epoch: Callable[[RunConfig | None, int], int] = lambda config, seed: 3,
 ) -> StudyStore:
     """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets.
 
-    gain: added to the students' separation. strength: the separation of a configuration, of the baseline for None.
+    gain: added to the students' separation. strength: the separation of a configuration or a baseline.
     baseline_seeds: None: the students'. settings: of a new study, over those of the study's grid with these seeds.
     best_epoch: of six, counted from 0."""
     store = StudyStore.create_or_open(path, SETTINGS | {"seeds": list(seeds)} | (settings or {}), provenance)
@@ -57,9 +60,10 @@ def make_study(
         mass = 80.0 + 40.0 * splits["test"] + 10.0 * rng.normal(size=jets)
         pt = rng.uniform(450.0, 1200.0, jets)
         store.write_shared("test_kinematics", {"pt": pt, "eta": rng.normal(size=jets), "mass": mass})
+    configs = grid("study") if configs is None else configs
     noise = {split: rng.normal(size=jets) for split in splits}  # shared, as the runs share their jets
 
-    def write(kind: str, name: str, seed: int, strength: float, config: RunConfig | None = None) -> None:
+    def write(kind: str, name: str, seed: int, strength: float, config: Run = None) -> None:
         if name in diverged:
             store.write(StoredResult(kind, name, seed, config, "diverged", "the loss is NaN in epoch 2", {"epochs": 2}))
             return
@@ -87,8 +91,9 @@ def make_study(
     if teacher:
         write("teacher", "teacher", 42, teacher_strength)
     for seed in seeds if baseline_seeds is None else baseline_seeds:
-        write("baseline", "baseline", seed, strength(None))
+        for base in dict.fromkeys(config.baseline for config in configs):
+            write("baseline", run_name(base), seed, strength(base), base)
     for seed in seeds:
-        for config in grid("study") if configs is None else configs:
+        for config in configs:
             write("student", config.name, seed, strength(config) + gain, config)
     return store

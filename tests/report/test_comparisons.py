@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from kdfast.report.comparisons import baseline, best_of_equals, configurations, holm, to_separate
+from kdfast.report.comparisons import Baselines, baseline, best_of_equals, configurations, holm, to_separate
 from kdfast.report.families import LEVEL_OF_REPORT, AllPairs, adjust
 from kdfast.report.fitting import Contrast, Part, fit
 from kdfast.report.ranking import _best_set, rank_agreement
@@ -41,15 +41,19 @@ def best_set(students, level=LEVEL_OF_REPORT):
     return _best_set(study, "auc")
 
 
+def differences(*compared):
+    return Baselines(compared[0].students, compared).differences()
+
+
 def gains(compared):
     """Each configuration minus the baseline by name, and (None) their mean."""
-    contrasts, _ = compared.differences()
+    contrasts, _ = differences(compared)
     return dict(zip((*compared.students.names, None), contrasts, strict=True))
 
 
 def claims_of(compared, level=LEVEL_OF_REPORT):
     """Whether any of these is significant, as one family."""
-    return any(one.p_value < LEVEL_OF_REPORT for one in adjust(*compared.differences(), level))
+    return any(one.p_value < LEVEL_OF_REPORT for one in adjust(*differences(compared), level))
 
 
 # ---- least squares with two sources of error
@@ -264,7 +268,7 @@ def test_the_covariance_of_gains():
     """Its diagonal is the squared errors of the contrasts; two gains differ as their configurations do; the last is the
     mean of the configurations' gains."""
     (compared,) = with_baseline(0.003, 1)
-    contrasts, covariance = compared.differences()
+    contrasts, covariance = differences(compared)
     np.testing.assert_allclose(np.sqrt(np.diag(covariance)), [c.error for c in contrasts])
     paired = compared.students.difference("c1", "c4")
     assert contrasts[1].value - contrasts[4].value == pytest.approx(paired.value)
@@ -273,6 +277,60 @@ def test_the_covariance_of_gains():
     assert contrasts[-1].value == pytest.approx(np.mean([c.value for c in contrasts[:-1]]))
     np.testing.assert_allclose(mean @ covariance[:, :-1], covariance[-1, :-1])
     assert mean @ covariance @ mean == pytest.approx(contrasts[-1].error ** 2)
+
+
+def test_each_configuration_has_the_baseline_of_its_group():
+    """Contrasts of a group as without the others; of different baselines only jets and configurations are shared."""
+    rng = np.random.default_rng(9)
+    factor = noise_factor((CONFIGS + 2) * SEEDS)
+    values = 0.8 + factor @ rng.normal(size=factor.shape[1]) + 0.002 * rng.normal(size=len(factor))
+    runs = CONFIGS * SEEDS
+    students = configurations(Estimates(values[:runs], factor[:runs]), NAMES, BLOCKS)
+    groups = [[0, 2], [1, *range(3, CONFIGS)]]
+    parts = [slice(runs, runs + SEEDS), slice(runs + SEEDS, None)]
+    each = [
+        baseline(students, Estimates(values[part], factor[part]), range(SEEDS), group)
+        for part, group in zip(parts, groups, strict=True)
+    ]
+    together = Baselines(students, tuple(each))
+    contrasts, covariance = together.differences()
+    assert together.names == students.names
+    for one, group in zip(each, groups, strict=True):
+        alone, own = differences(one)
+        assert Baselines(students, (one,)).names == tuple(students.names[i] for i in group)
+        for i, contrast in zip(group, alone, strict=False):
+            assert contrasts[i].value == pytest.approx(contrast.value)
+            assert contrasts[i].value == pytest.approx(students.values[i] - one.value)
+            assert contrasts[i].error == pytest.approx(contrast.error)
+            assert together.of(students.names[i]) is one
+        np.testing.assert_allclose(covariance[np.ix_(group, group)], own[:-1, :-1])
+    assert contrasts[-1].value == pytest.approx(np.mean([c.value for c in contrasts[:-1]]))
+    assert contrasts[-1].error == pytest.approx(math.sqrt(covariance[-1, -1]))
+    assert covariance[-1, -1] == pytest.approx(covariance[:-1, :-1].mean())
+
+
+@pytest.mark.slow
+def test_no_false_gain_over_several_baselines():
+    rng = np.random.default_rng(10)
+    factor = noise_factor((CONFIGS + 2) * SEEDS)
+    runs = CONFIGS * SEEDS
+    half = CONFIGS // 2
+    claims = 0
+    for _ in range(FAMILIES):
+        values = 0.8 + factor @ rng.normal(size=factor.shape[1]) + 0.0005 * rng.normal(size=len(factor))
+        values += np.tile(0.004 * rng.normal(size=SEEDS), CONFIGS + 2)
+        values[runs:] += 0.003 * rng.normal(size=2 * SEEDS)
+        students = configurations(Estimates(values[:runs], factor[:runs]), NAMES, BLOCKS)
+        first, second = (
+            baseline(students, Estimates(values[part], factor[part]), range(SEEDS), group)
+            for part, group in (
+                (slice(runs, runs + SEEDS), range(half)),
+                (slice(runs + SEEDS, None), range(half, CONFIGS)),
+            )
+        )
+        tested = adjust(*differences(first, second), LEVEL_OF_REPORT)
+        claims += any(one.p_value < LEVEL_OF_REPORT for one in tested)
+    assert not_above_binomial(claims, FAMILIES, 0.05)
 
 
 def test_the_mean_gain_is_a_paired_t_test():
@@ -299,7 +357,7 @@ def test_four_runs_are_no_certainty():
     assert (difference.value, difference.p_value) == (pytest.approx(0.02), 1.0)
     assert AllPairs(students.noise(), 0.05).adjust(difference).p_value == 1.0
     compared = baseline(students, Estimates(values[:2] - 0.1, np.zeros((2, 1))), [1, 2])
-    assert {one.p_value for one in adjust(*compared.differences(), 0.05)} == {1.0}
+    assert {one.p_value for one in adjust(*differences(compared), 0.05)} == {1.0}
 
 
 def test_one_configuration_s_seeds():

@@ -255,7 +255,9 @@ def test_slopes_are_statsmodels():
         assert (contrast.value, contrast.error) == pytest.approx((model.params[setting], model.bse[setting]))
     both = smf.ols("y ~ temp_init + alpha_init", frame.assign(y=y)).fit()
     sizes = {name: abs(both.params[name]) * np.std(frame[name]) for name in ("temp_init", "alpha_init")}
-    assert found["importance",].contrast.value == pytest.approx(sizes["alpha_init"] - sizes["temp_init"])
+    assert found["importance", "alpha_init", "temp_init"].contrast.value == pytest.approx(
+        sizes["alpha_init"] - sizes["temp_init"]
+    )
 
 
 def test_groups_compare_like_with_like():
@@ -370,7 +372,7 @@ def test_no_claims_without_an_effect():
     frame, factor = shared_noise()
     rng, studies = np.random.default_rng(4), 200
     alpha = frame["alpha_init"].to_numpy()
-    single = {("slope", "alpha_init"): 0, ("planned", "alpha"): 0, ("importance",): 0}
+    single = {("slope", "alpha_init"): 0, ("planned", "alpha"): 0, ("importance", "alpha_init", "temp_init"): 0}
     family = naive = 0
     for _ in range(studies):
         y = 0.8 + factor @ rng.normal(size=factor.shape[1])

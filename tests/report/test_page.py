@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from kdfast.distill import schedules
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
 from kdfast.report.explorer import MOST_CURVES, explorer
@@ -157,7 +158,7 @@ def test_the_explorer_s_data(analysis):
     shown = Page(page(analysis, []))
     (found,) = shown.all("script", id="explorer-data")
     data = json.loads(found[1])
-    assert data["names"] == [run.run_name for run in analysis.runs]
+    assert data["names"] == [schedules.shown(run.run_name) for run in analysis.runs]
     assert set(HOSTILE) <= set(data["names"])
     assert len(shown.all("script")) == 3
     axes = {axis["key"]: axis["values"] for axis in data["axes"]}
@@ -198,7 +199,7 @@ def test_the_table_of_configurations(html, text, analysis):
     assert len(rows) == len(analysis.configurations)
     for cells, row in zip(rows, analysis.configurations, strict=True):
         assert len(cells) == 14
-        assert cells[1][0] == row.run_name
+        assert cells[1][0] == schedules.shown(row.run_name)
         assert cells[5] == (f"{row.auc.value:.4f} ± {row.auc.error:.4f}", str(row.auc.value))
         assert cells[8][1] == str(row.rejection.value)
         assert cells[11][0] == ("yes" if row.in_best_set_auc else "no")
@@ -206,7 +207,9 @@ def test_the_table_of_configurations(html, text, analysis):
 
 def test_the_table_of_runs(html, text, analysis):
     rows = rows_of(html, text, "runs-table")
-    assert [(cells[0][0], cells[1][0]) for cells in rows] == [(run.run_name, str(run.seed)) for run in analysis.runs]
+    assert [(cells[0][0], cells[1][0]) for cells in rows] == [
+        (schedules.shown(run.run_name), str(run.seed)) for run in analysis.runs
+    ]
     assert sum(run.status == "diverged" for run in analysis.runs) == 2
     for cells, run in zip(rows, analysis.runs, strict=True):
         done = run.status == "done"
@@ -268,7 +271,10 @@ def test_what_it_takes_to_reproduce_a_refinement(tmp_path):
 
 def test_findings_and_what_is_missing(analysis, html, text):
     for item in analysis.missing:
-        assert any(item.what in t and t.endswith(item.reason.replace("`", "")) for _, t in html.all("li"))
+        assert any(
+            schedules.shown(item.what) in t and t.endswith(schedules.shown(item.reason.replace("`", "")))
+            for _, t in html.all("li")
+        )
     for finding in analysis.findings:
         assert any(finding.text == t for _, t in html.all("li"))
 

@@ -168,7 +168,7 @@ def test_the_command_counts_what_the_settings_ask_for(tmp_path, capsys):
 def test_diverged_runs_are_listed_without_numbers(tmp_path):
     paths = report.write(small(tmp_path / "s", diverged=("baseline_T7.0_A0.5",)))
     for text in read(paths).values():
-        assert "baseline_T7.0_A0.5, seed 42: diverged (the loss is NaN in epoch 2)" in text
+        assert "constant_T7.0_A0.5, seed 42: diverged (the loss is NaN in epoch 2)" in text
     row = pd.read_csv(paths["results_summary.csv"]).set_index("run_name").loc["baseline_T7.0_A0.5"]
     assert row["status"] == "diverged"
     assert row[["auc_student", "bkg_rej_50", "n_bkg_50", "auc_val", "best_epoch"]].isna().all()

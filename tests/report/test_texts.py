@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import RunConfig, shown
 from kdfast.metrics import evaluate
 from kdfast.report.page import page as page_of
 from kdfast.report.schema import Claim, Comparison
@@ -261,7 +261,7 @@ def test_one_network_is_named_with_its_seed(tmp_path):
     store = make_study(tmp_path / "s", [RunConfig(3.0, 0.9), RunConfig(7.0, 0.5)], seeds=(0, 1), jets=2000)
     whole, texts = reported(store)
     _, baseline, student = whole.networks
-    who = f"{student.run_name}, seed {student.seed}"
+    who = f"{shown(student.run_name)}, seed {student.seed}"
     results = in_one_line(texts["results_summary.txt"])
     assert f"({who})" in results
     assert "Student above: the one network of highest validation AUC" in results
@@ -283,7 +283,7 @@ def test_one_run_is_told_in_the_singular(tmp_path):
     assert "all 1 " not in told
     assert "1 configuration × 1 seed" in told
     assert "winner's curse" not in told
-    assert "baseline_T3.0_A0.9 and the baseline without a teacher" in told
+    assert "constant_T3.0_A0.9 and the baseline without a teacher" in told
 
 
 def test_networks_that_score_alike_are_not_compared_by_rounding(tmp_path):

@@ -53,7 +53,7 @@ def test_the_answer(tmp_path, seeds, strength, words, better):
     mean, chosen, constant = found.rows
     assert mean.label == "mean of all 16"
     assert chosen.label.startswith("chosen: ")
-    assert constant.label.startswith("best with constant T and α: baseline_")
+    assert constant.label.startswith("best with constant T and α: constant_")
 
 
 @pytest.mark.parametrize(("strength", "supported"), [(separations(1.25), False), (separations(2.2), True)])

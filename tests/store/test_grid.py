@@ -1,6 +1,7 @@
 """Grids and the names of runs."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError
-from kdfast.store.grid import grid
+from kdfast.store.grid import grid, with_baselines
 
 
 def test_study_grid_is_the_published_one():
@@ -103,3 +104,19 @@ def test_bad_names_say_what_is_wrong(name, message):
     with pytest.raises(ConfigError) as error:
         RunConfig.from_name(name)
     assert message in str(error.value)
+
+
+def test_further_axes_are_crossed_with_the_rest():
+    runs = grid("study", learning_rate=[1e-3, 2e-3], model="small")
+    assert len(runs) == len({run.name for run in runs}) == 264
+    assert [replace(run, settings={}) for run in runs] == 2 * grid("study")
+    assert [run.settings for run in runs[::132]] == [{"learning_rate": rate, "model": "small"} for rate in (1e-3, 2e-3)]
+    assert grid("study", learning_rate=[1e-3, 1e-3]) == grid("study", learning_rate=1e-3)  # repetitions count once
+    assert with_baselines(runs)[:3] == [runs[0].baseline, runs[-1].baseline, runs[0]]
+    assert with_baselines(grid("study"))[:2] == [None, grid("study")[0]]
+    with pytest.raises(ConfigError, match="grid: unknown axis 'learnin_rate'\ndid you mean 'learning_rate'"):
+        grid("study", learnin_rate=[1])
+    with pytest.raises(ConfigError, match="model: unknown model preset 'smal'"):
+        grid("study", model=["smal"])
+    with pytest.raises(ConfigError, match="needs a preset, or both temperature and alpha"):
+        grid(learning_rate=[1e-3])

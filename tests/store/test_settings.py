@@ -43,6 +43,15 @@ def test_defaults_are_the_studys_where_data_are_given_and_the_demos_where_they_a
         {"hlt": HLTConfig(1.0, 0.1, 0.2, 0.05, 0.0), "model": {"width": 16, "layers": 1, "heads": 2, "ffn": 32}},
         {"grid": {"temperature": [3], "alpha": [0.5, 0.7], "temperature_final": [1], "shape": "cosine"}},
         {"grid": grid(temperature=[3.0], alpha=[0.5]), "teacher": "teacher.safetensors", "seeds": 7},
+        {"grid": {"preset": "study", "learning_rate": [1e-3], "shuffle_window": ["all", 64], "model": ["small"]}},
+        {
+            "grid": {
+                "temperature": [3],
+                "alpha": [0.5],
+                "model": ["tiny", {"width": 16, "layers": 1, "heads": 1, "ffn": 8}],
+            }
+        },
+        {"grid": grid(temperature=[3.0], alpha=[0.5], model=[PRESETS["tiny"]], batch_size=64)},
     ],
 )
 def test_toml_gives_back_the_same_settings(tmp_path, overrides):
@@ -92,9 +101,10 @@ def test_the_documented_settings_are_the_studys(tmp_path):
         path = tmp_path / "study.toml"
         path.write_text(text)
         settings.append(StudySettings.resolve(path))
-    study, lists, numbers, trigger = settings
+    study, lists, axes, numbers, trigger = settings
     assert study.decisive() == StudySettings.resolve(data_given=True).decisive()
     assert len(lists.runs()) == 8
+    assert len(axes.runs()) == 132 * 2 * 2
     assert numbers.hlt == HLT_PRESETS["nominal"]
     assert trigger.hlt == HLTFiles(paths=("trigger_*.h5",))
 
@@ -177,6 +187,17 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ("[grid]\ntemperature = [3]\nalpha = [1.5]", "FILE, grid: alpha_init: α must lie in [0, 1], is 1.5"),
         (f"{LISTS}temp_final = [1]", "FILE, grid.temp_final: unknown key 'temp_final'"),
         ("[grid]\ntemperature = []\nalpha = [0.5]", "FILE, grid: has no configuration"),
+        (
+            f"{LISTS}learning_rat = [1]",
+            "FILE, grid.learning_rat: unknown key 'learning_rat'\ndid you mean 'learning_rate'?",
+        ),
+        (f"{LISTS}learning_rate = [0.0]", "FILE, grid.learning_rate: must be > 0, is 0"),
+        (f"{LISTS}learning_rate = 1e-3", "FILE, grid.learning_rate: must be a list, is 0.001"),
+        (f"{LISTS}batch_size = []", "FILE, grid: batch_size: has no value"),
+        (f'{LISTS}model = ["smal"]', "FILE, grid: model: unknown model preset 'smal'\ndid you mean 'small'?"),
+        (f'{LISTS}model = ["a:b"]', "FILE, grid.model: 'a:b' can't be part of a run's name"),
+        ('[grid]\npreset = "stud"', "FILE, grid: unknown preset 'stud'\ndid you mean 'study'?"),
+        ("[grid]\nlearning_rate = [1e-3]", "FILE, grid.temperature: is missing\na grid of your own needs both"),
         ('hlt = "nomnal"', "FILE, hlt: unknown HLT preset 'nomnal'\ndid you mean 'nominal'?"),
         ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
         ("[hlt]\npt_threshold = 1", f"FILE, hlt: {', '.join(MISSING)} missing\ngive all of"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdfast.cli import main
+from kdfast.distill.axes import Settings
 from kdfast.errors import ConfigError, StudyError
 from kdfast.store.packs import missing, planned
 from kdfast.store.store import StudyStore
@@ -228,7 +229,7 @@ def test_a_dag_of_htcondor(plan_in, tmp_path):
 
 def test_limits_and_cpus_come_from_the_plan(tmp_path, cluster):
     store = StudyStore.create_or_open(tmp_path / "study", {"data": {"seed": 42}, "device": "cuda"}, {})
-    plan(store, [1], GRID, 4, threads=2, cost=MemberCost(seconds=1000.0))
+    plan(store, [1], GRID, 4, threads=2, costs={Settings(): MemberCost(seconds=1000.0)})
     assert [(pack.threads, pack.seconds) for pack in planned(store)] == [(2, 2000.0), (2, 1000.0)]
     bash(script(store.path, tmp_path / "mine.slurm"))
     array = cluster()[1]

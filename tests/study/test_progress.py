@@ -44,7 +44,7 @@ def test_plain_lines_where_there_is_no_terminal():
     lines = show(terminal=False).splitlines()
     assert lines[0] == "16,000 jets"
     assert lines[1].startswith("seed 42: tempanneal_T3.0to1.0_A0.5 done, AUC(val) 0.8000 (3/5 done, ")
-    assert lines[1].endswith(" s left, best so far 0.9000 baseline_T3.0_A0.5)")
+    assert lines[1].endswith(" s left, best so far 0.9000 constant_T3.0_A0.5)")
     assert lines[2].startswith("seed 42: x done, AUC(val) 0.9500 (4/5 done, ")
     assert "best so far 0.9500 x" in lines[2]
     assert lines[3].startswith("seed 42: y diverged: loss not finite in epoch 1 (5/5 done, ")

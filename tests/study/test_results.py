@@ -49,6 +49,9 @@ def test_scores(path):
         part = scores[scores["split"] == split]
         assert len(part) == part["index"].nunique() == 300
         assert roc_auc(part["label"], part["score"], part["weight"]) == row[column]
+    name = CONFIGS[0].name
+    other = name.replace("baseline_", "constant_").replace(".0_", "_")
+    assert study.scores(other, 1).equals(study.scores(name, 1))
     assert len(study.scores("teacher")) == 600  # one seed: need not be named
 
 
@@ -56,9 +59,9 @@ def test_scores_of_what_is_not_there(path):
     study = open_study(path)
     name = CONFIGS[0].name
     with pytest.raises(
-        ConfigError, match=r"run_name: no run is named 'baseline_T3_A0.5'\ndid you mean 'baseline_T3.0_A0.5'"
+        ConfigError, match=r"run_name: no run is named 'basline_T3.0_A0.5'\ndid you mean 'baseline_T3.0_A0.5'"
     ):
-        study.scores("baseline_T3_A0.5")
+        study.scores("basline_T3.0_A0.5")
     with pytest.raises(ConfigError, match=rf"seed: {name} has several seeds\ngive one of \[1, 2\]"):
         study.scores(name)
     with pytest.raises(ConfigError, match=rf"seed: {name} has no seed 3\nknown: \[1, 2\]"):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdfast._version import __version__
+from kdfast.distill import schedules
 
 if TYPE_CHECKING:
     from kdfast.study.results import StudyResults
@@ -103,7 +104,7 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
             shown.add_column(heading, justify="right", no_wrap=True)
         for metric, label in (("auc", "AUC"), ("bkg_rej_50", "rejection"), ("combined", "combined")):
             best = results.best(metric)
-            name = f"{best['run_name']}, seed {best['seed']}" if several else best["run_name"]
+            name = schedules.shown(best["run_name"]) + (f", seed {best['seed']}" if several else "")
             limit = ">" if pd.notna(best["n_bkg_50"]) and best["n_bkg_50"] == 0 else ""
             numbers = [f"{best['auc_student']:.4f}", f"{limit}{best['bkg_rej_50']:.2f}"]
             for column in ("auc_baseline", "auc_teacher"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from kdfast.cli.common import console
+from kdfast.distill import schedules
 from kdfast.errors import ConfigError
 from kdfast.store.status import StudyStatus, study_status
 from kdfast.store.store import StudyStore
@@ -66,7 +67,7 @@ def _lines(status: StudyStatus) -> Iterator[str]:
     for run in status.runs:
         if run.status in ("diverged", "failed", "damaged") or (run.message and run.status == "missing"):
             seed = "" if run.seed is None else f", seed {run.seed}"
-            yield f"  {run.kind} {run.run_name}{seed}: {run.message or run.status}"
+            yield f"  {run.kind} {schedules.shown(run.run_name)}{seed}: {run.message or run.status}"
     if any(run.status == "damaged" for run in status.runs):
         yield f"  `kdfast verify {status.study} --repair` moves what is damaged aside"
     for at in status.running:

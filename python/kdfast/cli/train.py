@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,9 @@ import typer
 
 from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app, given, print_results
 from kdfast.cli.options import InSections, setting_argument, with_options
+from kdfast.distill.axes import in_order
 from kdfast.interrupt import stoppable
-from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, by_option
+from kdfast.store.keywords import AXIS, GRID_LISTS, HLT_FILES, SETTINGS, by_option
 from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import StudySettings
 
@@ -49,6 +51,7 @@ Dask = Annotated[
 _OPTIONS = (
     *(each for each in SETTINGS if len(each.path) == 1),
     *GRID_LISTS,
+    AXIS,
     *HLT_FILES,
     *(each for each in SETTINGS if len(each.path) == 2 and each.keyword != "data"),
 )
@@ -97,6 +100,7 @@ def sweep(
       kdfast sweep 'atlas/train_*.h5' --out mine --max-jets 30000
       kdfast sweep train.h5 --out mine --learning-rate 1e-3 --warmup-epochs 1
       kdfast sweep --temperature 3 --temperature 7 --alpha 0.5 --alpha 0.9 --temperature-final 1 --out small
+      kdfast sweep train.h5 --grid study --axis model=small,medium --axis learning_rate=5e-4,1e-3 --out sizes
       kdfast sweep train.h5 --config mine/study.toml --seed 42 --seed 43 --out again
       kdfast sweep train.h5 --out /shared/mine --dask tcp://scheduler:8786
     """
@@ -133,12 +137,15 @@ def _keywords(options: dict[str, Any]) -> dict[str, Any]:
     """Options of settings as keywords of `kdfast.sweep`: lists become the grid, files of HLT jets the
     emulation."""
     keywords = given(options)
+    axes = _axes(keywords.pop(AXIS.keyword, ()))
     lists = {each.keyword: keywords.pop(each.keyword) for each in GRID_LISTS if each.keyword in keywords}
     if "grid" in keywords and lists:
         option = next(each.option for each in GRID_LISTS if each.keyword in lists)
         raise typer.BadParameter(f"--grid and {option} exclude each other: give a preset or lists of your own")
-    if lists:
-        keywords["grid"] = lists
+    if axes and "grid" in keywords:
+        lists = {"preset": keywords.pop("grid")}
+    if lists or axes:
+        keywords["grid"] = lists | axes
     files = {each.path[1]: keywords.pop(each.keyword) for each in HLT_FILES if each.keyword in keywords}
     if "hlt" in keywords and files:
         option = next(each.option for each in HLT_FILES if each.path[1] in files)
@@ -146,6 +153,17 @@ def _keywords(options: dict[str, Any]) -> dict[str, Any]:
     if files:
         keywords["hlt"] = files
     return keywords
+
+
+def _axes(options: Iterable[str]) -> dict[str, list[str]]:
+    """The values of further axes by name, of options like learning_rate=5e-4,1e-3."""
+    axes: dict[str, list[str]] = {}
+    for option in options:
+        name, equals, values = option.partition("=")
+        if not equals or not values:
+            raise typer.BadParameter(f"--axis {option}: give a name and values, as in --axis model=small,medium")
+        axes.setdefault(name.strip().replace("-", "_"), []).extend(value.strip() for value in values.split(","))
+    return {name: axes[name] for name in in_order(axes)}
 
 
 @app.command()

@@ -42,9 +42,10 @@ class _Learner:
     """distill.engine.Learner on flat parameters."""
 
     def __init__(self, pack: Pack, member: Member) -> None:
-        self.attention_weight = pack.recipe.attention_weight
+        recipe = pack.recipe_of(member)
+        self.attention_weight = recipe.attention_weight
         self.model = build_network(pack.model, pack.seed)
-        self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
+        self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
         self.running = flatten_running(self.model)
         self.compiled = compile_network(pack.model, self.optimizer.parameters, self.running, pack.precision)
         self.inputs = step_inputs(pack, member)
@@ -84,7 +85,7 @@ class _Learner:
 def step_inputs(pack: Pack, member: Member) -> StepInputs:
     """The pack's training jets as the compiled step takes them, with the teacher's targets where the member has one."""
     train = pack.train
-    targets = pack.targets if member.config is not None else None
+    targets = pack.targets if member.distils else None
     arrays = [train.features, train.offsets, train.labels, train.weights]
     if targets is not None:
         arrays.append(targets.logits[:, 0])

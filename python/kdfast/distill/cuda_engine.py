@@ -12,6 +12,7 @@ On other devices the same engine runs without a graph, which is how it is tested
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 from collections import deque
@@ -122,7 +123,7 @@ class _Plan:
         self.labels = train.labels.to(self.device)
         self.weights = train.weights.to(self.device)
         self.teacher = self.summary = None
-        if targets is not None and any(member.config is not None for member in pack.members):
+        if targets is not None and any(member.distils for member in pack.members):
             self.teacher = targets.logits.to(self.device)
             if targets.attention_entropy is not None:
                 assert targets.attention_max is not None
@@ -205,9 +206,13 @@ class _Trainer:
 
         self.temperature, self.alpha = (torch.ones(count, dtype=torch.float64, device=device) for _ in range(2))
         self.rate = torch.zeros(count, device=device)
-        self.weight_decay = torch.full_like(self.rate, pack.recipe.weight_decay)
-        distils = [float(member.config is not None) for member in members]
-        self.transfer_weight = pack.recipe.attention_weight * torch.tensor(distils, device=device)
+        self.recipes = [pack.recipe_of(member) for member in members]
+        distils = [member.distils for member in members]
+        weights = [recipe.attention_weight * own for recipe, own in zip(self.recipes, distils, strict=True)]
+        self.weight_decay = torch.tensor([recipe.weight_decay for recipe in self.recipes], device=device)
+        self.transfer_weight = torch.tensor(weights, device=device)
+        self.clip_norm = torch.tensor([recipe.clip_norm for recipe in self.recipes], device=device)
+        self.one_clip = len({recipe.clip_norm for recipe in self.recipes}) == 1
         self.teacher, self.summary = (plan.teacher, plan.summary) if any(distils) else (None, None)
         self.updates = torch.zeros(count, dtype=torch.int64, device=device)
         self.alive = torch.ones(count, dtype=torch.bool, device=device)
@@ -246,11 +251,10 @@ class _Trainer:
 
     def begin_epoch(self, epoch: int, done: int = 0) -> None:
         """done: steps of the epoch that were taken before."""
-        recipe = self.pack.recipe
-        rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
-        settings = [(1.0, 0.0) if m.config is None else m.config.at(epoch, recipe.epochs) for m in self.members]
+        rates = [learning_rate(epoch, r.epochs, r.warmup_epochs, r.learning_rate) for r in self.recipes]
+        settings = [member.at(epoch, self.pack.recipe.epochs) for member in self.members]
         temperature, alpha = torch.tensor(settings, dtype=torch.float64).unbind(1)
-        self.rate.fill_(rate)
+        self.rate.copy_(torch.tensor(rates))
         self.temperature.copy_(temperature)
         self.alpha.copy_(alpha)
         self.epoch_jets, self.epoch_seeds = self.plan.epoch(epoch)
@@ -289,6 +293,9 @@ class _Trainer:
         loss = loss + transfer
         self.model.write_gradient(loss.sum(), self.gradient)
         self.updates += 1
+        if not self.one_clip:  # the kernel takes one for all: clipped here, as it would
+            norm = torch.linalg.vector_norm(self.gradient, dim=1)
+            self.gradient *= (self.clip_norm / (norm + 1e-6)).clamp(max=1)[:, None]
         norm = adamw(
             self.parameters,
             self.gradient,
@@ -297,7 +304,7 @@ class _Trainer:
             step=self.updates,
             learning_rate=self.rate,
             weight_decay=self.weight_decay,
-            clip_norm=self.pack.recipe.clip_norm,
+            clip_norm=self.recipes[0].clip_norm if self.one_clip else math.inf,
         )
         finite = loss.detach().isfinite() & norm.isfinite()
         self.died.copy_(torch.where(self.alive & ~finite, self.updates, self.died))
@@ -450,7 +457,7 @@ class _Group:
         logits = trainer.logits(pack.validation, self.boundary.stop_here)
         means = (trainer.sums / steps).tolist()
         died = trainer.died.tolist()
-        rate = float(trainer.rate[0])
+        rates = trainer.rate.tolist()
         temperatures = trainer.temperature.tolist()
         alphas = trainer.alpha.tolist()
         improved = torch.zeros(len(self.members), dtype=torch.bool)
@@ -459,7 +466,7 @@ class _Group:
                 self.running.remove(k)
                 yield self._result(k, "diverged", f"loss or gradient not finite in epoch {epoch}, step {died[k]}")
                 continue
-            diverged = end_epoch(self.at[k], pack, logits[k], means[k], (temperatures[k], alphas[k], rate), dict)
+            diverged = end_epoch(self.at[k], pack, logits[k], means[k], (temperatures[k], alphas[k], rates[k]), dict)
             if diverged:
                 self.running.remove(k)
                 yield self._result(k, "diverged", diverged)
@@ -480,9 +487,9 @@ class _Group:
 
     def _finished(self) -> Generator[MemberResult, None, None]:
         """The results of members that have come to their end."""
-        recipe = self.pack.recipe
         trainer = self.trainer
-        ended = [k for k in sorted(self.running) if self.at[k].is_finished(recipe.epochs, recipe.patience)]
+        recipes = trainer.recipes
+        ended = [k for k in sorted(self.running) if self.at[k].is_finished(recipes[k].epochs, recipes[k].patience)]
         if not ended:
             return
         numbers = torch.tensor(ended)

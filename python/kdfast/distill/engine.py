@@ -169,6 +169,7 @@ class _Member:
     ) -> None:
         self.pack = pack
         self.member = member
+        self.recipe = pack.recipe_of(member)
         self.learner = new_learner(pack, member)
         self.num_threads = num_threads
         self.checkpoints = checkpoints
@@ -183,7 +184,7 @@ class _Member:
     def train(self, on_epoch: Callable[[EpochReport], None] | None) -> MemberResult:
         """To its end. Raises Stopped, after a checkpoint, where the pack is asked to stop."""
         try:
-            while not self.at.is_finished(self.pack.recipe.epochs, self.pack.recipe.patience):
+            while not self.at.is_finished(self.recipe.epochs, self.recipe.patience):
                 diverged = self._epoch(on_epoch)
                 if diverged is not None:
                     return diverged
@@ -203,12 +204,12 @@ class _Member:
     def _epoch(self, on_epoch: Callable[[EpochReport], None] | None) -> MemberResult | None:
         """What is left of the running epoch; a result where the member diverges."""
         pack = self.pack
-        recipe = self.pack.recipe
+        recipe = self.recipe
         at = self.at
         epoch = self.at.epoch
         began = time.perf_counter()
         rate = learning_rate(epoch, recipe.epochs, recipe.warmup_epochs, recipe.learning_rate)
-        temperature, alpha = self.member.config.at(epoch, recipe.epochs) if self.member.config else (1.0, 0.0)
+        temperature, alpha = self.member.at(epoch, recipe.epochs)
         dropout_seed = derive_seed(pack.seed, "dropout")
         batches = epoch_batches(pack.seed, epoch, len(pack.train), recipe.batch_size, recipe.shuffle_window)
         release_after = max(_RELEASED // recipe.batch_size, 1)

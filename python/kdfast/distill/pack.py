@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdfast.distill.axes import model_of
 from kdfast.distill.recipe import Recipe, check_device_name, check_precision
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, RunConfig, settings_of
 from kdfast.errors import ConfigError, DataError
 from kdfast.mapped import release
-from kdfast.models.config import NetworkConfig
+from kdfast.models.config import NetworkConfig, model_config
 from kdfast.ops.arrays import check_offsets
 from kdfast.ops.distill_loss_reference import check_jets
 
@@ -63,19 +64,29 @@ class Targets:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a pack. config None: no teacher (the baseline, and the teacher's own training)."""
+    """One run of a pack. config: without a RunConfig it has no teacher (a baseline, and the teacher's own training)."""
 
     name: str
-    config: RunConfig | None = None
+    config: Run = None
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher."""
+        return isinstance(self.config, RunConfig)
+
+    def at(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """(T, α) of an epoch; without a teacher (1, 0)."""
+        return self.config.at(epoch, epochs) if isinstance(self.config, RunConfig) else (1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Members that share model, seed, recipe, jets, targets and batches.
+    """Members that share model, seed, jets, targets and batches.
 
-    targets: of the training jets; needed where a member has a config. precision: "fp32", or "bf16" (bfloat16
-    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu",
-    "cuda" (all GPUs that torch sees) or "cuda:1" (one of them); see devices.training_devices.
+    recipe: of all members, but for the settings that a member's configuration has of its own (`recipe_of`). targets: of
+    the training jets; needed where a member distils. precision: "fp32", or "bf16" (bfloat16 operands of the layers'
+    matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu", "cuda" (all GPUs that torch
+    sees) or "cuda:1" (one of them); see devices.training_devices.
     Raises ConfigError, ModelError and DataError for parts that do not fit together, and for labels and weights that
     can't be.
     """
@@ -106,10 +117,25 @@ class Pack:
                 where="batch_size",
                 hint=f"choose batch_size ≤ {len(self.train)} or give more jets",
             )
-        if self.targets is None and any(member.config is not None for member in self.members):
+        if self.targets is None and any(member.distils for member in self.members):
             raise ConfigError("students need a teacher's targets", where="targets")
         if self.targets is not None:
             _check_targets(self.targets, len(self.train))
+        for member in self.members:
+            self._check_shared(member)
+
+    def recipe_of(self, member: Member) -> Recipe:
+        """How a member is trained."""
+        return settings_of(member.config).applied(self.recipe)
+
+    def _check_shared(self, member: Member) -> None:
+        """Raises ConfigError where a member's own settings differ from those that the members of a pack share."""
+        shared = settings_of(member.config).shared
+        recipe = shared.applied(self.recipe)
+        same = all(getattr(recipe, name) == getattr(self.recipe, name) for name in shared if name != "model")
+        if not same or ("model" in shared and model_config(model_of(str(shared["model"]))) != self.model):
+            what = f"{member.name} has other batches, epochs or sizes than its pack"
+            raise ConfigError(what, where="members", hint="give it a pack of its own")
 
 
 def _check_view(view: View, model: NetworkConfig, split: str, dtype: torch.dtype) -> None:

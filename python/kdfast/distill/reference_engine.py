@@ -54,9 +54,10 @@ class _Learner:
     def __init__(self, pack: Pack, member: Member) -> None:
         self.pack = pack
         self.member = member
+        recipe = pack.recipe_of(member)
         self.own = isinstance(pack.model, OwnModel)
         self.model = build_network(pack.model, pack.seed).to("cpu" if pack.device == "auto" else pack.device)
-        self.optimizer = FlatAdamW(self.model, pack.recipe.weight_decay, pack.recipe.clip_norm)
+        self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
         self.buffers = {"running": flatten_running(self.model)}
         if self.own:
             self.buffers = {f"buffer.{name}": buffer for name, buffer in self.model.named_buffers()}
@@ -110,7 +111,7 @@ def member_loss(
     weights = pack.train.weights[jets].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=pack.precision == "bf16"):
         logits, attention = model(features, offsets, return_attention=True, dropout_seed=dropout_seed)
-    targets = pack.targets if member.config is not None else None
+    targets = pack.targets if member.distils else None
     teacher = None if targets is None else targets.logits[jets].to(device)
     loss, parts = distill_loss(
         logits, teacher, labels, temperature=temperature, alpha=alpha, weights=weights, return_terms=True
@@ -121,7 +122,8 @@ def member_loss(
         assert targets.attention_max is not None
         entropy = targets.attention_entropy[jets].to(device)
         maximum = targets.attention_max[jets].to(device)
-        transfer = pack.recipe.attention_weight * attention_transfer_loss(attention, offsets, entropy, maximum, weights)
+        transfer = attention_transfer_loss(attention, offsets, entropy, maximum, weights)
+        transfer = pack.recipe_of(member).attention_weight * transfer
         loss = loss + transfer
         terms[0] = loss.detach()
         terms[3] = transfer.detach()

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kdfast._version import __version__
+from kdfast.distill import schedules
 from kdfast.files import as_text
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import physics, ranking, schema, summaries
@@ -24,6 +25,8 @@ from kdfast.report.fitting import Contrast
 from kdfast.report.networks import StudyNetworks
 from kdfast.report.records import comparison_of, integer, jet_counts, number, planned_settings, setting_fields
 from kdfast.report.verdict import verdict
+from kdfast.store.grid import with_baselines
+from kdfast.store.key import RunKey
 from kdfast.store.result import StoredResult
 from kdfast.store.store import StudyStore
 from kdfast.store.table import STRATEGIES, combined_score, select_best
@@ -168,13 +171,14 @@ def _study(study: StudyNetworks) -> schema.Study:
     )
 
 
-def _asked(study: StudyNetworks) -> list[tuple[str, str, int]]:
+def _asked(study: StudyNetworks) -> list[RunKey]:
     """The runs that the settings ask for; none for an import, whose runs are all stored."""
     settings = planned_settings(study.store.settings, study.store.provenance)
     if settings is None:
         return []
-    others = [("teacher", "teacher", settings.data.seed), *(("baseline", "baseline", s) for s in settings.seeds)]
-    return [*others, *(("student", c.name, s) for s in settings.seeds for c in settings.runs())]
+    runs = with_baselines(settings.runs())
+    keys = [RunKey.of(run, seed) for seed in settings.seeds for run in runs]
+    return [RunKey.teacher(settings.data.seed), *sorted(keys, key=lambda key: key.kind)]  # baselines first
 
 
 def _validation_jets(study: StudyNetworks) -> schema.Jets | None:
@@ -195,7 +199,7 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
         key = (str(row["run_name"]), int(row["seed"]))
         result, k = stored[key], place.get(key)
         common = {
-            **setting_fields(key[0], row),
+            **setting_fields(key[0], row, study.configs[key[0]]),
             "seed": key[1],
             "status": row["status"],
             "message": result.message,
@@ -205,7 +209,7 @@ def _runs(study: StudyNetworks) -> list[schema.Run]:
         if k is None:
             found.append(schema.Run(**common))
             continue
-        baseline = study.find("baseline", key[1])
+        baseline = study.baseline_of(*key)
         auc_there, rejection_there, survivors_there = (
             None if baseline is None else baseline.metrics.get(m) for m in ("auc", "bkg_rej_50", "n_bkg_50")
         )
@@ -249,7 +253,9 @@ def _shown(study: StudyNetworks, described: schema.Study) -> list[tuple[schema.N
     shown: list[tuple[schema.Network, int]] = []
     best = select_best(study.done, "auc") if len(study.done) else None
     seed = None if best is None else int(best["seed"])
-    baseline = study.find("baseline", seed) or study.find("baseline")
+    baseline = study.find("baseline")
+    if best is not None:
+        baseline = study.baseline_of(best["run_name"], seed) or study.baseline_of(best["run_name"]) or baseline
 
     def of_seed(number: int | None) -> str:
         return f", seed {number}" if described.seeds_given else ""
@@ -260,7 +266,8 @@ def _shown(study: StudyNetworks, described: schema.Study) -> list[tuple[schema.N
     ]
     if best is not None:
         name = str(best["run_name"])
-        roles.append(("student", f"Best student: {name}{of_seed(seed)}", study.find("student", seed, name)))
+        label = f"Best student: {schedules.shown(name)}{of_seed(seed)}"
+        roles.append(("student", label, study.find("student", seed, name)))
     for role, label, result in roles:
         if result is None:
             study.add_missing(f"the {role}", "no finished one is stored")

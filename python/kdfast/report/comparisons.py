@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from kdfast.report.sampling import Estimates, quantile
 
 __all__ = [
     "Baseline",
+    "Baselines",
     "Configurations",
     "baseline",
     "best_of_equals",
@@ -183,19 +185,20 @@ def _complete(names: Sequence[str], seeds: Sequence[int], known: list[str], bloc
 
 @dataclass(frozen=True)
 class Baseline:
-    """The student without a teacher, compared with the configurations.
+    """The student without a teacher, compared with the configurations of the same further settings.
 
-    level: a model of baseline minus the mean of the configurations, seed by seed; its run_variance is how
-    much that differs from seed to seed, which the rest among students does not include.
+    group [n]: their places among the students. level: a model of baseline minus their mean, seed by seed; its
+    run_variance is how much that differs from seed to seed, which the rest among students does not include.
     """
 
     students: Configurations
     level: Fit
+    group: NDArray[np.int64]
 
     @property
     def value(self) -> float:
         """Over the same seeds as the configurations' values."""
-        return float(self.students.values.mean() + self.level.coefficients[0])
+        return float(self.students.values[self.group].mean() + self.level.coefficients[0])
 
     @property
     def run_variance(self) -> float:
@@ -204,32 +207,79 @@ class Baseline:
 
     @property
     def factor(self) -> Floats:
-        return np.asarray(self.students.factor.mean(axis=0) + self.level.factor[0])
+        return np.asarray(self.students.factor[self.group].mean(axis=0) + self.level.factor[0])
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The baselines of all combinations of further settings; of most studies one."""
+
+    students: Configurations
+    each: tuple[Baseline, ...]
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Of the configurations that have a baseline, among the students."""
+        return np.sort(np.concatenate([baseline.group for baseline in self.each]))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of these configurations."""
+        return tuple(self.students.names[i] for i in self.places)
+
+    def of(self, name: str) -> Baseline:
+        """That of a configuration of `names`."""
+        place = self.students.index(name)
+        return next(baseline for baseline in self.each if place in baseline.group)
+
+    @cached_property
+    def shares(self) -> Floats:
+        """[n + 1, baselines]: which baseline a configuration has, and last each one's share of them."""
+        own = np.array([[place in baseline.group for baseline in self.each] for place in self.places], np.float64)
+        return np.vstack([own, own.mean(axis=0)])
+
+    @property
+    def value(self) -> float:
+        """Mean over the configurations."""
+        return float(self.shares[-1] @ [baseline.value for baseline in self.each])
 
     def differences(self) -> tuple[list[Contrast], Floats]:
-        """Each configuration minus the baseline, and last their mean minus the baseline, all paired; with their
-        covariance [C + 1, C + 1]."""
+        """Each configuration of `names` minus its baseline, and last their mean minus the baselines', all paired; with
+        their covariance [n + 1, n + 1]."""
         students = self.students
         number = len(students.names)
-        weights = np.vstack([np.eye(number), np.full((1, number), 1.0 / number)])
-        centred = weights - 1.0 / number
-        factor = weights @ students.factor - self.factor
+        weights = np.eye(number)[self.places]
+        weights = np.vstack([weights, np.full((1, len(weights)), 1.0 / len(weights)) @ weights])
+        means = np.zeros((len(self.each), number))
+        for row, baseline in zip(means, self.each, strict=True):
+            row[baseline.group] = 1.0 / len(baseline.group)
+        shares = self.shares
+        centred = weights - shares @ means
+        factor = weights @ students.factor - shares @ np.stack([baseline.factor for baseline in self.each])
         test = factor @ factor.T
         units = centred @ students.spread @ centred.T
-        covariance = test + students.model.cautious_variance * units + self.run_variance
-        own = float(self.level.spread[0, 0])
+        variances = np.array([baseline.run_variance for baseline in self.each])
+        covariance = test + students.model.cautious_variance * units + (shares * variances) @ shares.T
+        values = weights @ students.values - shares @ [baseline.value for baseline in self.each]
         contrasts = []
-        for i, value in enumerate(weights @ students.values - self.value):
-            run = students.model.cautious_variance * float(units[i, i]) + self.run_variance
-            rest = (students.model.uncertain * float(units[i, i]), students.model.df)
-            df = satterthwaite(float(test[i, i]) + run, rest, (self.level.uncertain * own, self.level.df))
-            parts = students.model.part(float(units[i, i])) + self.level.part(own)
+        for i, value in enumerate(values):
+            unit = float(units[i, i])
+            run = students.model.cautious_variance * unit + float(np.square(shares[i]) @ variances)
+            uncertain = [(students.model.uncertain * unit, students.model.df)]
+            parts = students.model.part(unit)
+            for baseline, share in zip(self.each, shares[i], strict=True):
+                own = float(baseline.level.spread[0, 0]) * float(share) ** 2
+                uncertain.append((baseline.level.uncertain * own, baseline.level.df))
+                parts += baseline.level.part(own)
+            df = satterthwaite(float(test[i, i]) + run, *uncertain)
             contrasts.append(Contrast(float(value), float(test[i, i]), run, df, parts))
         return contrasts, covariance
 
 
-def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) -> Baseline | None:
-    """The baseline's runs [n] of these seeds compared with students.
+def baseline(
+    students: Configurations, runs: Estimates, seeds: Sequence[int], group: Sequence[int] | None = None
+) -> Baseline | None:
+    """The baseline's runs [n] of these seeds compared with students, or with a group of them by their places.
 
     None where they have no seed in common, or only one while the students have several: what another seed
     would do to the baseline is then unknown, and no test is possible. Where seeds are no part of the
@@ -239,13 +289,14 @@ def baseline(students: Configurations, runs: Estimates, seeds: Sequence[int]) ->
     if not shared or (students.seeds_known and len(shared) < 2):
         return None
     known = len(students.names)
+    places = np.arange(known) if group is None else np.array(group, np.int64)
     levels = np.zeros((len(shared), len(students.model.coefficients)))
-    levels[:, :known] = 1.0 / known  # the configurations' mean in that seed
+    levels[:, places] = 1.0 / len(places)  # the configurations' mean in that seed
     for row, i in enumerate(shared if students.connected else ()):
         levels[row, known + students.blocks.index(seeds[i])] = 1.0
     values = runs.values[shared] - levels @ students.model.coefficients
     factor = runs.factor[shared] - levels @ students.model.factor
-    return Baseline(students, fit(Estimates(values, factor), np.ones((len(shared), 1))))
+    return Baseline(students, fit(Estimates(values, factor), np.ones((len(shared), 1))), places)
 
 
 def _common_variance(model: Fit, known: int, blocks: int) -> float:

@@ -7,7 +7,7 @@ everywhere: the test jets that all share, and the scatter of configurations abou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -17,10 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from kdfast.distill.axes import AXES, Value
 from kdfast.report.comparisons import Configurations
 from kdfast.report.families import Adjusted, adjust
 from kdfast.report.fitting import Contrast, Fit, Part, fit, satterthwaite
 from kdfast.report.sampling import LEVEL, Estimates
+from kdfast.store.table import axis_columns
 
 __all__ = [
     "PLANNED",
@@ -29,8 +31,11 @@ __all__ = [
     "Effects",
     "LinearModel",
     "correlation",
+    "further_axes",
     "group_labels",
     "linear_model",
+    "numeric",
+    "questions",
     "settings_frame",
     "variance_shares",
 ]
@@ -48,7 +53,8 @@ PLANNED: dict[str, tuple[str, str, str]] = {
     "scheduling": ("alpha_range", "α scheduled", "α constant"),
 }
 
-# Tables of groups, and the settings that their comparisons hold equal (columns of settings_frame).
+# Tables of groups, and the settings that their comparisons hold equal (columns of settings_frame): these, and all
+# further axes. Each of those has a table, too, in which T and α are held equal.
 TABLES: dict[str, list[str]] = {
     "temp_init": ["alpha_init", "temp_level", "alpha_level"],
     "alpha_init": ["temp_init", "temp_level", "alpha_level"],
@@ -58,12 +64,19 @@ TABLES: dict[str, list[str]] = {
 }
 
 
-def settings_frame(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def settings_frame(runs: pd.DataFrame, names: Sequence[str], study: Mapping[str, Value] | None = None) -> pd.DataFrame:
     """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init, alpha_final (NaN:
     constant); the values of the last epoch, temp_last and alpha_last (the initial ones where constant); temp_level and
-    alpha_level, the final ones with −1 for constant."""
+    alpha_level, the final ones with −1 for constant; further axes, with the study's own value where a configuration has
+    none."""
     columns = ["strategy", "temp_init", "temp_final", "alpha_init", "alpha_final"]
-    frame = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names), columns].copy()
+    unique = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names)]
+    frame = unique[columns].copy()
+    for name, column in axis_columns(runs).items():
+        usual = (study or {}).get(name, "the study's")
+        values = unique[column].astype(object)
+        values = values.where(values.notna(), usual)
+        frame[name] = values if values.map(type).eq(str).any() else values.astype(np.float64)
     for quantity in ("temp", "alpha"):
         final = frame[f"{quantity}_final"]
         frame[f"{quantity}_last"] = final.fillna(frame[f"{quantity}_init"])
@@ -82,7 +95,41 @@ def group_labels(settings: pd.DataFrame) -> dict[str, pd.Series]:
         last = settings[f"{quantity}_final"]
         first = settings[f"{quantity}_init"]
         found[f"{quantity}_range"] = (first.map(str) + " → " + last.map(str)).where(last.notna()).dropna()
+    for name in further_axes(settings):
+        found[name] = settings[name].map(lambda value: value if isinstance(value, str) else f"{value:g}")
     return {setting: labels for setting, labels in found.items() if len(labels)}
+
+
+def further_axes(settings: pd.DataFrame) -> list[str]:
+    """The further axes that vary."""
+    return [name for name in AXES if name in settings and settings[name].nunique() > 1]
+
+
+def numeric(settings: pd.DataFrame) -> dict[str, tuple[str, Floats]]:
+    """Symbol and values of T_init, α_init, and the further axes of numbers that vary. One that spans a decade or more
+    enters by its logarithm."""
+    found = {"temp_init": ("T_init", settings["temp_init"].to_numpy(np.float64))}
+    found["alpha_init"] = "α_init", settings["alpha_init"].to_numpy(np.float64)
+    for name in further_axes(settings):
+        if settings[name].dtype == object:
+            continue
+        values = settings[name].to_numpy(np.float64)
+        symbol = AXES[name].label.lower()
+        decades = values.min() > 0.0 and values.max() / values.min() > 10.0 - 1e-9
+        found[name] = (f"ln {symbol}", np.log(values)) if decades else (symbol, values)
+    return found
+
+
+def questions(settings: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """PLANNED, and of each further axis of numbers high against low."""
+    axes = [name for name in numeric(settings) if name in AXES]
+    return PLANNED | {n: (n, f"high {AXES[n].label.lower()}", f"low {AXES[n].label.lower()}") for n in axes}
+
+
+def _held(table: str, settings: pd.DataFrame) -> list[str]:
+    """What comparisons of a table hold equal."""
+    usual = TABLES.get(table, ["temp_init", "alpha_init", "temp_level", "alpha_level"])
+    return [*usual, *(name for name in further_axes(settings) if name != table)]
 
 
 @dataclass(frozen=True)
@@ -99,8 +146,8 @@ class Effects:
     """All tested effects of settings on one metric, as one family.
 
     By key: ("planned", question); ("pair", table, group, other), for all pairs of groups of a table; ("slope", setting)
-    for the simple slopes behind the correlations; ("importance",), |slope · standard deviation| of α_init minus that
-    of T_init. Those that the grid can't determine are absent.
+    for the simple slopes behind the correlations; ("importance", one, other), |slope · standard deviation| of a setting
+    minus that of one before it. Those that the grid can't determine are absent.
     """
 
     def __init__(self, estimates: Configurations, settings: pd.DataFrame, level: float) -> None:
@@ -112,8 +159,8 @@ class Effects:
     def found(self) -> dict[tuple[str, ...], Effect]:
         """Every effect by its key."""
         found: dict[tuple[str, ...], Effect] = {}
-        for question in PLANNED:
-            found |= self._planned(question)
+        for question, (table, _, _) in questions(self._settings).items():
+            found |= self._planned(question, table)
         for table, labels in group_labels(self._settings).items():
             found |= self._pairs(table, labels)
         return found | self._slopes()
@@ -129,17 +176,16 @@ class Effects:
         tested = adjust([effect.contrast for effect in effects], covariance, self._level)
         return dict(zip(self.found, tested, strict=True))
 
-    def _planned(self, question: str) -> dict[tuple[str, ...], Effect]:
-        """Schedules against constant values; the upper half of the initial values against the lower half."""
-        table, _, _ = PLANNED[question]
-        quantity, kind = table.split("_")
-        if kind == "range":
+    def _planned(self, question: str, table: str) -> dict[tuple[str, ...], Effect]:
+        """Schedules against constant values; the upper half of other values against the lower half."""
+        if table.endswith("_range"):
+            quantity = table.removesuffix("_range")
             high = self._settings[f"{quantity}_final"].notna()
             held = [f"{other}_init" for other in ("temp", "alpha")]
-            held.append("alpha_level" if quantity == "temp" else "temp_level")
+            held += ["alpha_level" if quantity == "temp" else "temp_level", *further_axes(self._settings)]
             sides = high.map({True: "high", False: "low"})
         else:
-            held = TABLES[table]
+            held = _held(table, self._settings)
             values = self._settings[table]
             levels = np.sort(values.unique())
             sides = pd.Series(index=values.index, dtype=object)
@@ -155,25 +201,30 @@ class Effects:
         return {}
 
     def _pairs(self, table: str, labels: pd.Series) -> dict[tuple[str, ...], Effect]:
-        compared = _compared(self._estimates, self._settings, labels, TABLES[table])
+        compared = _compared(self._estimates, self._settings, labels, _held(table, self._settings))
         return {("pair", table, *pair): effect for pair, effect in compared.items()}
 
     def _slopes(self) -> dict[tuple[str, ...], Effect]:
-        columns = {name: self._settings[name].to_numpy(np.float64) for name in ("temp_init", "alpha_init")}
-        varying = {name: values for name, values in columns.items() if np.ptp(values) > 0}
+        varying = {name: values for name, (_, values) in numeric(self._settings).items() if np.ptp(values) > 0}
         found: dict[tuple[str, ...], Effect] = {}
         for name, values in varying.items():
             model = _model(self._estimates, [np.ones(len(values)), values])
             if model is not None and (effect := _effect(self._estimates, model, np.array([0.0, 1.0]))) is not None:
                 found["slope", name] = effect
-        if len(varying) == 2:
-            model = _model(self._estimates, [np.ones(len(self._settings)), *varying.values()])
-            if model is not None:
-                deviations = [float(np.std(values)) for values in varying.values()]
-                scaled = np.sign(model.coefficients[1:]) * deviations
-                effect = _effect(self._estimates, model, np.array([0.0, -scaled[0], scaled[1]]))
-                if effect is not None:
-                    found["importance",] = effect
+        words = [name for name in further_axes(self._settings) if name not in varying]
+        factors = [column for name in words for column in _levels(self._settings[name]).T]
+        model = _model(self._estimates, [np.ones(len(self._settings)), *varying.values(), *factors])
+        if model is None:
+            return found
+        deviations = [float(np.std(values)) for values in varying.values()]
+        scaled = np.sign(model.coefficients[1 : 1 + len(varying)]) * deviations
+        for (i, other), (j, one) in combinations(enumerate(varying), 2):
+            weights = np.zeros(len(model.coefficients))
+            weights[1 + i] = -scaled[i]
+            weights[1 + j] = scaled[j]
+            effect = _effect(self._estimates, model, weights)
+            if effect is not None:
+                found["importance", one, other] = effect
         return found
 
 
@@ -279,7 +330,8 @@ class LinearModel:
 
 
 def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearModel | None:
-    """Slopes of ln T_init, ln T_last, α_init, α_last and of their products, all centred: a description, not tested.
+    """Slopes of ln T_init, ln T_last, α_init, α_last, further axes of numbers, and of the products of any two, all
+    centred: a description, not tested.
 
     Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
     nothing varies, too few degrees of freedom are left, or no slope is determined.
@@ -293,6 +345,7 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearMod
     for setting in ("ln T", "α"):
         if np.array_equal(main[f"{setting}_init"], main[f"{setting}_last"]):
             del main[f"{setting}_last"]
+    main |= dict(symbol_and_values for name, symbol_and_values in numeric(settings).items() if name in AXES)
     main = {name: values - values.mean() for name, values in main.items() if np.ptp(values) > 0}
     terms = dict(main) | {f"{a} × {b}": main[a] * main[b] for a, b in combinations(main, 2)}
     if not terms:
@@ -325,6 +378,7 @@ def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> dict[s
     Returns the reason where the settings can't be separated.
     """
     symbols = {"temp_init": "T_init", "temp_level": "T_final", "alpha_init": "α_init", "alpha_level": "α_final"}
+    symbols |= {name: AXES[name].label.lower() for name in further_axes(settings)}
     factors = {symbol: settings[column] for column, symbol in symbols.items() if settings[column].nunique() > 1}
     values = estimates.values - estimates.values.mean()
     total = float(values @ values)

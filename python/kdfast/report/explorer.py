@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from kdfast.distill.axes import AXES
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.rendering import TEMPLATES
 from kdfast.report.schema import Analysis, Run
@@ -21,6 +22,7 @@ MOST_CURVES = 1000
 
 # Decimal places of the numbers that settings and metrics are rounded to.
 _SETTING = 6
+_FURTHER = 12
 _AUC = 5
 _REJECTION = 2
 _CURVE = 4
@@ -87,6 +89,7 @@ def _axes(runs: Sequence[Run]) -> list[dict[str, Any]]:
         _axis("temp_final", "Final T", _SETTING, [_last(run.temp_init, run.temp_final) for run in runs]),
         _axis("alpha_init", "Initial α", _SETTING, [run.alpha_init for run in runs]),
         _axis("alpha_final", "Final α", _SETTING, [_last(run.alpha_init, run.alpha_final) for run in runs]),
+        *_further(runs),
         _axis("auc", "AUC", _AUC, [None if run.auc is None else run.auc.value for run in runs]),
         _axis("rejection", "Rejection at 50 %", _REJECTION, [_rejection(run) for run in runs]),
     ]
@@ -94,6 +97,20 @@ def _axes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     if any(gain is not None for gain in gains):
         settings.append(_axis("auc_gain", "Δ AUC", _AUC, gains))
     return settings
+
+
+def _further(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """One per further axis of the grid; of words, by their number."""
+    for name, axis in AXES.items():
+        values = [run.settings.get(name) for run in runs]
+        known = [value for value in values if value is not None]
+        if not any(isinstance(value, str) for value in known):
+            if known:
+                yield _axis(name, axis.label, _FURTHER, [None if value is None else float(value) for value in values])
+            continue
+        words = sorted(set(map(str, known)))
+        places = [None if value is None else words.index(str(value)) for value in values]
+        yield {"key": name, "label": axis.label, "digits": 0, "names": words, "values": places}
 
 
 def _axis(key: str, label: str, digits: int, values: Sequence[float | None]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kdfast.distill.schedules import shown
 from kdfast.report.layout import first_upper
 from kdfast.report.physics import FEWEST_IN_BIN
 from kdfast.report.rendering import environment
@@ -69,7 +70,7 @@ def findings(analysis: Analysis) -> list[Finding]:
 def finding(topic: str, code: Claim, supported: bool, **numbers: Any) -> Finding:
     """A statement with its sentence."""
     template = environment().get_template("findings.j2")
-    text = str(getattr(template.module, code.value)(numbers, supported))
+    text = shown(str(getattr(template.module, code.value)(numbers, supported)))
     return Finding(topic=topic, code=code, supported=supported, numbers=numbers, text=text)
 
 
@@ -296,10 +297,17 @@ def group_finding(table: GroupTable, metric: Metric, **scope: Any) -> Finding | 
 def _effects(analysis: Analysis) -> Iterator[Finding]:
     scope = _scope(analysis)
     for c in analysis.correlations:
-        numbers: dict[str, Any] = {"metric": c.metric, "setting": c.setting, "r": c.r, **_ends(c.slope.difference)}
+        numbers: dict[str, Any] = {
+            "metric": c.metric,
+            "setting": c.setting,
+            "symbol": c.symbol,
+            "r": c.r,
+            **_ends(c.slope.difference),
+        }
         yield finding(f"correlation_{c.metric}", Claim.TREND, c.slope.supported, **numbers, **scope)
     for importance in analysis.importance:
-        numbers = {"metric": importance.metric, **_ends(importance.difference.difference)}
+        numbers = {"metric": importance.metric, "one": importance.one, "other": importance.other}
+        numbers |= _ends(importance.difference.difference)
         yield finding("importance", Claim.IMPORTANCE, importance.difference.supported, **numbers, **scope)
     for shares in analysis.variance_shares:
         numbers = {"metric": shares.metric, "shares": shares.shares, "noise": shares.noise}

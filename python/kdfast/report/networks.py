@@ -4,7 +4,7 @@ errors."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdfast.distill.axes import Settings
+from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report import effects, physics, schema
-from kdfast.report.comparisons import Baseline, Configurations, baseline, configurations
+from kdfast.report.comparisons import Baselines, Configurations, baseline, configurations
 from kdfast.report.families import Adjusted, AllPairs, adjust, level_of
 from kdfast.report.pairing import fault_of_scores
+from kdfast.report.records import planned_settings
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
-from kdfast.store.key import RunKey
+from kdfast.store.key import RunKey, run_name
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.table import NEED_SCORES, results_table, selected_on
 
@@ -122,6 +125,25 @@ class StudyNetworks:
                 kind = "" if result.kind == result.name else f"{result.kind} "
                 self.add_missing(f"{kind}{result.name}, seed {result.seed}", fault)
         return usable
+
+    @cached_property
+    def configs(self) -> dict[str, RunConfig]:
+        """The students' configurations, by name."""
+        students = (result for result in self.results if result.kind == "student")
+        return {result.name: result.config for result in students if isinstance(result.config, RunConfig)}
+
+    def _by_baseline(self, names: Sequence[str]) -> dict[Run, list[int]]:
+        """Places of configurations by the baseline that they are compared with."""
+        groups: dict[Run, list[int]] = {}
+        for place, name in enumerate(names):
+            groups.setdefault(self.configs[name].baseline, []).append(place)
+        return groups
+
+    def baseline_of(self, name: str, seed: int | None = None) -> StoredResult | None:
+        """The baseline of a student: of the same further settings."""
+        config = self.configs[name].baseline
+        usable = (r for r in self.results if r.kind == "baseline" and r.key in self.usable)
+        return next((r for r in usable if r.config == config and seed in (None, r.seed)), None)
 
     def find(self, kind: str, seed: int | None = None, name: str | None = None) -> StoredResult | None:
         for result in self.results:
@@ -245,23 +267,32 @@ class StudyNetworks:
         return means_of(self.done, {"auc": "auc_student", "rejection": "bkg_rej_50"}[metric], self.students.get(metric))
 
     @cached_property
-    def baselines(self) -> dict[schema.Metric, Baseline]:
-        """The baseline compared with `students`; without a metric where too few seeds are shared, or the
-        baseline's own rejection is a limit."""
+    def baselines(self) -> dict[schema.Metric, Baselines]:
+        """The baselines compared with `students`; without a metric where too few seeds are shared, or the
+        baselines' own rejections are limits."""
         found, unpaired = {}, set()
         for metric, students in self.students.items():
-            own = self._finite("baseline", metric)
-            limits = sum(self.is_limit(k) for k in own)
-            if metric == "rejection" and limits:
-                reason = f"no background survives for {limits} baselines: their rejection is a lower limit"
+            compared = []
+            limited = 0
+            for config, group in self._by_baseline(students.names).items():
+                own = [k for k in self._finite("baseline", metric) if self.networks[k].config == config]
+                limits = sum(self.is_limit(k) for k in own)
+                if metric == "rejection" and limits:
+                    limited += limits
+                    continue
+                seeds = [self.networks[k].seed for k in own]
+                one = baseline(students, self.metric(metric).rows(own), seeds, group)
+                if one is not None:
+                    compared.append(one)
+                elif seeds:
+                    unpaired.add(", ".join(str(seed) for seed in seeds if seed in students.blocks))
+                elif self.find("baseline") is not None:
+                    self.add_missing(f"improvements over {run_name(config)}", "none has finished")
+            if limited:
+                reason = f"no background survives for {limited} baselines: their rejection is a lower limit"
                 self.add_missing("rejection relative to the baseline's", reason)
-                continue
-            seeds = [self.networks[k].seed for k in own]
-            compared = baseline(students, self.metric(metric).rows(own), seeds)
-            if compared is not None:
-                found[metric] = compared
-            elif seeds:
-                unpaired.add(", ".join(str(seed) for seed in seeds if seed in students.blocks))
+            if compared:
+                found[metric] = Baselines(students, tuple(compared))
         for seeds_of_both in unpaired:
             have = f"only seed {seeds_of_both} has" if seeds_of_both else "no seed has"
             reason = f"{have} both a baseline and students: what another seed would do to the baseline is unknown"
@@ -278,7 +309,7 @@ class StudyNetworks:
             compared = self.baselines.get(metric)
             if compared is not None:
                 tested = adjust(*compared.differences(), level_of("main", metric, self.stages))
-                found[metric] = dict(zip((*compared.students.names, None), tested, strict=True))
+                found[metric] = dict(zip((*compared.names, None), tested, strict=True))
         return found
 
     @cached_property
@@ -303,7 +334,16 @@ class StudyNetworks:
 
     @cached_property
     def settings(self) -> pd.DataFrame:
-        return effects.settings_frame(self.done, self.students["auc"].names)
+        return effects.settings_frame(self.done, self.students["auc"].names, self._usual)
+
+    @property
+    def _usual(self) -> Mapping[str, Any]:
+        """The study's own values of further settings, which runs without these have."""
+        settings = planned_settings(self.store.settings, self.store.provenance)
+        if settings is None:
+            return {}
+        _, recipe = settings.student(Settings())
+        return Settings({**recipe.model_dump(), "model": settings.model})
 
     def is_limit(self, k: int) -> bool:
         """Whether a network's rejection at 50 % is a lower limit."""

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 from markupsafe import Markup
 
+from kdfast.distill.schedules import shown
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.explorer import explorer
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style
@@ -116,7 +117,7 @@ def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
 
 
 def _rendered(template: str, **values: Any) -> str:
-    return (
+    text = (
         environment(html=True)
         .get_template(template)
         .render(
@@ -129,6 +130,7 @@ def _rendered(template: str, **values: Any) -> str:
             **values,
         )
     )
+    return shown(text)
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

@@ -53,7 +53,7 @@ def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
         dominated = ((both >= both.loc[name]).all(axis=1) & (both > both.loc[name]).any(axis=1)).any()
         found.append(
             schema.Configuration(
-                **setting_fields(name, row),
+                **setting_fields(name, row, study.configs[name]),
                 runs=int(spread.loc[name, ("auc_student", "count")]),
                 auc=_auc(study, name),
                 rejection=_rejection(study, name, float(row["bkg_rej_50"])),
@@ -140,18 +140,21 @@ def _validation_means(study: StudyNetworks, column: str, limited: Collection[str
 
 def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
     tested = study.against_baseline.get(metric, {})
-    return {name: _against(study, metric, found) for name, found in tested.items() if name is not None}
+    return {name: _against(study, metric, name, found) for name, found in tested.items() if name is not None}
 
 
-def _against(study: StudyNetworks, metric: schema.Metric, adjusted: Adjusted) -> schema.Comparison:
-    baseline = study.baselines[metric]
-    return comparison_of(adjusted.contrast, baseline.value, baseline.students.seeds_known, adjusted)
+def _against(study: StudyNetworks, metric: schema.Metric, name: str | None, adjusted: Adjusted) -> schema.Comparison:
+    """name: None for the mean of all."""
+    baselines = study.baselines[metric]
+    value = (baselines if name is None else baselines.of(name)).value
+    return comparison_of(adjusted.contrast, value, baselines.students.seeds_known, adjusted)
 
 
 def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
     """By metric; not the rejection where one of the configurations has only a limit."""
     tested = study.against_baseline
-    return {metric: _against(study, metric, tested[metric][None]) for metric in study.comparable if metric in tested}
+    metrics = [metric for metric in study.comparable if metric in tested]
+    return {metric: _against(study, metric, None, tested[metric][None]) for metric in metrics}
 
 
 def _best_set(study: StudyNetworks, metric: schema.Metric) -> set[str]:
@@ -174,7 +177,7 @@ def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estim
     tested = study.against_baseline.get(metric, {}).get(name)
     if tested is None or metric not in study.teachers:
         return None
-    baseline = study.baselines[metric]
+    baseline = study.baselines[metric].of(name)
     students = baseline.students
     gain = tested.contrast
     single = study.metric(metric).rows([study.teachers[metric]])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
 from kdfast.report import schema
 from kdfast.report.families import Adjusted
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def setting_fields(name: str, row: pd.Series) -> dict[str, Any]:
+def setting_fields(name: str, row: pd.Series, config: RunConfig) -> dict[str, Any]:
     return {
         "run_name": name,
         "strategy": row["strategy"],
@@ -36,6 +37,7 @@ def setting_fields(name: str, row: pd.Series) -> dict[str, Any]:
         "temp_final": number(row["temp_final"]),
         "alpha_init": float(row["alpha_init"]),
         "alpha_final": number(row["alpha_final"]),
+        "settings": dict(config.settings),
     }
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kdfast.distill.axes import AXES
+from kdfast.distill.schedules import shown
 from kdfast.report import layout
 from kdfast.report.schema import Finding
 
@@ -34,6 +36,7 @@ def environment(*, html: bool = False) -> Environment:
         undefined=StrictUndefined,
     )
     found.globals |= {
+        "axes": {name: axis.label for name, axis in AXES.items()},
         "counted": layout.counted,
         "section": _section,
         "strategies": layout.STRATEGY_NAMES,
@@ -47,7 +50,7 @@ def environment(*, html: bool = False) -> Environment:
 
 def text_of(template: str, **values: Any) -> str:
     """A plain text from its template and values."""
-    return environment().get_template(template).render(**values).rstrip("\n") + "\n"
+    return shown(environment().get_template(template).render(**values).rstrip("\n") + "\n")
 
 
 def _section(heading: str, caller: Callable[[], str]) -> str:

@@ -156,6 +156,8 @@ class Setting(Record):
     """Null: constant."""
     alpha_init: float
     alpha_final: float | None
+    settings: dict[str, float | int | str] = {}
+    """Further settings that it has of its own: those of its recipe, and model."""
 
 
 class Run(Setting):
@@ -178,7 +180,7 @@ class Run(Setting):
     rejection_validation: float | None = None
     """At 50 %."""
     auc_gain: float | None = None
-    """AUC minus that of the baseline of the same seed."""
+    """AUC minus that of the baseline of the same seed and further settings."""
     rejection_gain: float | None = None
     """Rejection at 50 % over the baseline's of the same seed, minus 1."""
     mass_divergence: float | None = None
@@ -276,7 +278,8 @@ class Group(Record):
 class GroupTable(Record):
     """Groups by one setting."""
 
-    setting: Literal["temp_init", "alpha_init", "strategy", "temp_range", "alpha_range"]
+    setting: str
+    """temp_init, alpha_init, strategy, temp_range, alpha_range, or a further axis of the grid."""
     reference: str | None
     """The group with the highest mean AUC, which the others' differences are to."""
     reference_rejection: str | None
@@ -311,7 +314,10 @@ class SettingTable(Record):
 class Correlation(Record):
     """Pearson's r of a setting with a metric."""
 
-    setting: Literal["temp_init", "alpha_init"]
+    setting: str
+    """temp_init, alpha_init, or a further axis of the grid."""
+    symbol: str
+    """As texts name it; of a further axis that spans a decade or more, its logarithm."""
     metric: Metric
     r_runs: float
     """Over all runs."""
@@ -327,12 +333,14 @@ class Correlation(Record):
 
 
 class Importance(Record):
-    """Which of α_init and T_init goes with larger changes of a metric over the grid."""
+    """Which of two settings, as α_init and T_init, goes with larger changes of a metric over the grid."""
 
     metric: Metric
+    one: str
+    other: str
+    """Their symbols."""
     difference: Comparison
-    """|slope × standard deviation over the grid| of α_init minus that of T_init, slopes of one linear
-    model."""
+    """|slope × standard deviation over the grid| of one minus that of other, slopes of one linear model."""
 
 
 class Term(Record):
@@ -344,12 +352,12 @@ class Term(Record):
 
 
 class LinearModel(Record):
-    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch) and their
-    products."""
+    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch), further axes of numbers, and
+    their products."""
 
     metric: Metric
     settings: list[str]
-    """Those of the four that vary; a last value only where it is not the initial one throughout."""
+    """Those that vary; a last value only where it is not the initial one throughout."""
     terms: list[Term]
     undetermined: list[str]
     """Terms whose slope the grid can't tell, as they change together with others."""
@@ -401,7 +409,7 @@ class TopQuartile(Record):
     all_mean_alpha_init: float
     shares: dict[str, float]
     all_shares: dict[str, float]
-    """α_init ≥ 0.7, T_init ≥ 7, and each strategy."""
+    """α_init ≥ 0.7, T_init ≥ 7, each strategy, and each value of a further axis."""
 
 
 class Winner(Record):
@@ -456,7 +464,8 @@ class RankAgreement(Record):
 class PlannedContrast(Record):
     """A contrast that a reader expects, at equal other settings."""
 
-    question: Literal["temperature", "annealing", "alpha", "scheduling"]
+    question: str
+    """temperature, annealing, alpha, scheduling, or a further axis of numbers."""
     metric: Metric
     one: str
     other: str

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from kdfast.distill.axes import AXES
 from kdfast.report import effects, schema
-from kdfast.report.effects import PLANNED, group_labels
+from kdfast.report.effects import group_labels, numeric, questions
 from kdfast.report.networks import METRICS, StudyNetworks
 from kdfast.report.records import comparison_of, estimate_of, number, planned_settings, summary
 from kdfast.report.sampling import Estimates
@@ -71,7 +73,7 @@ def _group_table(study: StudyNetworks, setting: str, groups: pd.Series) -> schem
             )
         )
     return schema.GroupTable(
-        setting=setting,  # type: ignore[arg-type]
+        setting=setting,
         reference=references["auc"],
         reference_rejection=references.get("rejection"),
         groups=rows,
@@ -97,13 +99,13 @@ def _effect(
 def planned(study: StudyNetworks) -> list[schema.PlannedContrast]:
     """The contrasts that a reader expects: high against low, scheduled against constant, at equal other settings."""
     found = []
-    for question, (_, one, other) in PLANNED.items():
+    for question, (_, one, other) in questions(study.settings).items():
         for metric in study.modelled:
             compared = _effect(study, metric, ("planned", question), 0.0)
             if compared is not None:
                 found.append(
                     schema.PlannedContrast(
-                        question=question,  # type: ignore[arg-type]
+                        question=question,
                         metric=metric,
                         one=one,
                         other=other,
@@ -147,19 +149,17 @@ def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[sc
 
 def correlations(study: StudyNetworks) -> list[schema.Correlation]:
     found = []
-    for setting in ("temp_init", "alpha_init"):
+    for setting, (symbol, values) in numeric(study.settings).items():
+        of_runs = study.done["run_name"].map(pd.Series(values, study.settings.index)).to_numpy(np.float64)
         for metric in study.modelled:
-            column = _COLUMNS[metric]
-            values = study.settings[setting].to_numpy(np.float64)
             own = effects.correlation(values, study.students[metric].values)
-            runs = effects.correlation(
-                study.done[setting].to_numpy(np.float64), study.done[column].to_numpy(np.float64)
-            )
+            runs = effects.correlation(of_runs, study.done[_COLUMNS[metric]].to_numpy(np.float64))
             slope = _effect(study, metric, ("slope", setting), 0.0)
             if own is not None and runs is not None and slope is not None:
                 found.append(
                     schema.Correlation(
                         setting=setting,
+                        symbol=symbol,
                         metric=metric,
                         r_runs=runs.r,
                         r=own.r,
@@ -174,8 +174,14 @@ def correlations(study: StudyNetworks) -> list[schema.Correlation]:
 
 
 def importance(study: StudyNetworks) -> list[schema.Importance]:
-    compared = {metric: _effect(study, metric, ("importance",), 0.0) for metric in study.modelled}
-    return [schema.Importance(metric=metric, difference=c) for metric, c in compared.items() if c is not None]
+    found = []
+    symbols = {name: symbol for name, (symbol, _) in numeric(study.settings).items()}
+    for other, one in combinations(symbols, 2):
+        for metric in study.modelled:
+            c = _effect(study, metric, ("importance", one, other), 0.0)
+            if c is not None:
+                found.append(schema.Importance(metric=metric, one=symbols[one], other=symbols[other], difference=c))
+    return found
 
 
 def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
@@ -264,13 +270,18 @@ def distribution(study: StudyNetworks) -> schema.Distribution:
 def top_quartile(study: StudyNetworks) -> schema.TopQuartile:
     done = study.done
     top = done.sort_values("auc_student", ascending=False, kind="stable").head(math.ceil(len(done) / 4))
+    axes = {name: labels for name, labels in group_labels(study.settings).items() if name in AXES}
 
     def shares(runs: pd.DataFrame) -> dict[str, float]:
         found = {
             "α_init ≥ 0.7": float((runs["alpha_init"] >= 0.7).mean()),
             "T_init ≥ 7": float((runs["temp_init"] >= 7).mean()),
         }
-        return found | {name: float((runs["strategy"] == name).mean()) for name in STRATEGIES}
+        found |= {name: float((runs["strategy"] == name).mean()) for name in STRATEGIES}
+        for name, labels in axes.items():
+            own = runs["run_name"].map(labels)
+            found |= {f"{AXES[name].label.lower()} {label}": float((own == label).mean()) for label in labels.unique()}
+        return found
 
     return schema.TopQuartile(
         runs=len(top),
@@ -289,10 +300,17 @@ def _limits(runs: pd.DataFrame) -> int:
 
 
 def _in_order(means: pd.DataFrame, setting: str) -> list[str]:
-    """Values rising; ranges by mean AUC, the highest first."""
+    """Values rising, then words; ranges by mean AUC, the highest first."""
     if setting.endswith("range"):
         return [str(label) for label in means["auc_student"].sort_values(ascending=False, kind="stable").index]
-    return sorted((str(label) for label in means.index), key=float)
+
+    def place(label: str) -> tuple[float, str]:
+        try:
+            return float(label), ""
+        except ValueError:
+            return math.inf, label
+
+    return sorted((str(label) for label in means.index), key=place)
 
 
 def convergence(study: StudyNetworks) -> schema.Convergence | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdfast.distill.schedules import shown
 from kdfast.report.findings import converged, seeds_are_known
 from kdfast.report.rendering import environment
 from kdfast.report.schema import Analysis, Comparison, Configuration, Light, Verdict, VerdictRow, Winner
@@ -69,7 +70,7 @@ def _rows(analysis: Analysis) -> list[VerdictRow]:
     for winner in _winners(analysis):
         comparison = rows[winner.configuration].auc_vs_baseline
         if winner.goal in words and comparison is not None:
-            label = f"{words[winner.goal]}: {winner.configuration}"
+            label = f"{words[winner.goal]}: {shown(winner.configuration)}"
             found.append(VerdictRow(label=label, comparison=comparison))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from kdfast.distill.axes import AXES
 from kdfast.report.findings import NO_TEACHER, beats_baseline, seeds_are_known, versus
 from kdfast.report.layout import counted
 from kdfast.report.schema import (
@@ -40,6 +41,17 @@ class ReportView:
     def tables(self) -> dict[str, GroupTable]:
         """Tables of groups by setting."""
         return {table.setting: table for table in self.analysis.groups}
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Labels of the further axes that configurations have."""
+        names = {name for row in self.analysis.configurations for name in row.settings}
+        return {name: axis.label for name, axis in AXES.items() if name in names}
+
+    @property
+    def further(self) -> list[GroupTable]:
+        """The tables of further axes."""
+        return [table for table in self.analysis.groups if table.setting in AXES]
 
     @property
     def leaders(self) -> bool:
@@ -233,10 +245,12 @@ class ReportView:
         return all(c is not None and c.supported and c.difference.value < 0 for c in others)
 
     def edges(self) -> list[tuple[str, str, str]]:
-        """Settings whose best value, with a significant effect, lies at the edge of the grid: symbol,
+        """Settings whose best value, with a significant effect, lies at the edge of the grid: name,
         value, and the side ("below", "above") to search."""
         found = []
-        for setting, symbol in (("temp_init", "T"), ("alpha_init", "α")):
+        symbols = {"temp_init": "initial T", "alpha_init": "initial α"}
+        symbols |= {c.question: AXES[c.question].label.lower() for c in self.analysis.planned if c.question in AXES}
+        for setting, symbol in symbols.items():
             table = self.tables.get(setting)
             supported = any(finding.supported for finding in self.said(f"{setting}_auc"))
             if table is None or table.reference is None or len(table.groups) < 2 or not supported:

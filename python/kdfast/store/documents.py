@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill import schedules
 from kdfast.errors import DamagedError, Fault, NewerFormatError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.store.key import RunKey
@@ -74,16 +74,20 @@ def _is_metric(metrics: dict[str, int | float]) -> dict[str, int | float]:
     return metrics
 
 
-def _run(run: Any) -> Any:
-    """A configuration from its table; its own checks say what is wrong with the values."""
-    if not isinstance(run, dict):
+def _run(run: Any) -> schedules.Run:
+    """A run from its table; its own checks say what is wrong with the values."""
+    if run is None or isinstance(run, (schedules.RunConfig, schedules.NoTeacher)):
         return run
-    if not all(value is None or type(value) in (int, float, str) for value in run.values()):
+    settings = run.get("settings", {}) if isinstance(run, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError("a configuration must be a table, and so must its settings")
+    values = [value for name, value in run.items() if name != "settings"]
+    if not all(value is None or type(value) in (int, float, str) for value in (*values, *settings.values())):
         raise ValueError("a configuration holds numbers and a shape")
     if any(run.get(name, 0) is None for name in ("temp_init", "alpha_init", "shape")):
         raise ValueError("temperature, alpha and shape must not be null")
     try:
-        return RunConfig(**run)
+        return schedules.run_from(run)
     except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
@@ -91,7 +95,7 @@ def _run(run: Any) -> Any:
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Number = Integer | Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-Run = Annotated[RunConfig, BeforeValidator(_run)]
+Run = Annotated[schedules.Run, PlainValidator(_run)]
 # A diverged run's losses are "nan" and "inf", which JSON has no numbers for.
 CurveValue = float | Literal["nan", "inf", "-inf"]
 
@@ -109,7 +113,7 @@ class ResultDocument(Document):
     kind: Literal["teacher", "baseline", "student"]
     name: str
     seed: Integer
-    config: Run | None
+    config: Run
     status: Literal["done", "diverged"]
     message: str
     metrics: Annotated[dict[str, Number], AfterValidator(_is_metric)]
@@ -158,10 +162,10 @@ class ProvenanceDocument(Document):
 
 
 class PackDocument(Document):
-    """The runs of a pack; None: the baseline."""
+    """The runs of a pack (see schedules.Run)."""
 
     seed: Integer
-    runs: tuple[Run | None, ...]
+    runs: tuple[Run, ...]
     threads: Integer | None = None
     seconds: float | None = None
 

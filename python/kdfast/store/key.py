@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import StudyError, suggest
 
 __all__ = ["KINDS", "RunKey", "run_name", "safe_name"]
@@ -27,9 +27,9 @@ class RunKey(NamedTuple):
     seed: int
 
     @classmethod
-    def of(cls, config: RunConfig | None, seed: int) -> RunKey:
-        """The run of a configuration; None: the baseline."""
-        return cls("baseline" if config is None else "student", run_name(config), seed)
+    def of(cls, run: Run, seed: int) -> RunKey:
+        """A run with a seed."""
+        return cls("student" if isinstance(run, RunConfig) else "baseline", run_name(run), seed)
 
     @classmethod
     def teacher(cls, seed: int) -> RunKey:
@@ -56,9 +56,9 @@ class RunKey(NamedTuple):
         return f"{self.kind}.{safe_name(self.name)}.seed{int(self.seed)}"
 
 
-def run_name(config: RunConfig | None) -> str:
-    """The name of a configuration's runs; "baseline" for the one without a teacher."""
-    return "baseline" if config is None else config.name
+def run_name(run: Run) -> str:
+    """The name of a run; "baseline" for the one without a teacher and further settings."""
+    return "baseline" if run is None else run.name
 
 
 def safe_name(name: str) -> str:

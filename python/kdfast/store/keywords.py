@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from kdfast.distill.axes import AXES
 from kdfast.errors import suggest
 from kdfast.store.setting_errors import SettingError, UnknownSetting
 from kdfast.store.settings import DEMO, DataSettings, GridLists, HLTFiles, RecipeSettings, Shown, StudySettings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kdfast.models.tagger import Tagger
 
 __all__ = [
+    "AXIS",
     "GRID_LISTS",
     "HLT_FILES",
     "SETTINGS",
@@ -160,7 +162,11 @@ _RECIPE = tuple(_settings(RecipeSettings, ("recipe",), "Recipe", DEMO["recipe"])
 SETTINGS = (*_TOP, *_DATA, *_RECIPE)
 
 # What the keywords `grid` and `hlt` take as mappings, and the command line as options.
-GRID_LISTS = tuple(_settings(GridLists, ("grid",), "Your own grid", {}))
+_GRID = tuple(_settings(GridLists, ("grid",), "Your own grid", {}))
+GRID_LISTS = tuple(each for each in _GRID if each.keyword not in ("preset", *AXES))
+_AXIS = "A further axis: model, or a setting of the recipe, e.g. learning_rate=5e-4,1e-3. With --grid, too."
+_GRID_AXIS = ("grid", "axis")
+AXIS = Setting(_GRID_AXIS, "axis", "--axis", list[str], "NAME=V,V…", "Your own grid", _AXIS, "", "", "")
 HLT_FILES = tuple(_settings(HLTFiles, ("hlt",), "Data", {}))
 
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
@@ -204,7 +210,7 @@ def by_keyword(error: SettingError) -> SettingError:
 
 def by_option(error: SettingError) -> SettingError:
     """The error with the setting's option in place of its path."""
-    return _named(error, {setting.path: setting.option for setting in (*SETTINGS, *GRID_LISTS, *HLT_FILES)})
+    return _named(error, {setting.path: setting.option for setting in (*SETTINGS, *_GRID, *HLT_FILES)})
 
 
 def _named(error: SettingError, names: Mapping[tuple[str, ...], str]) -> SettingError:
@@ -218,7 +224,7 @@ def _named(error: SettingError, names: Mapping[tuple[str, ...], str]) -> Setting
 
 def settings_table() -> str:
     """All settings in Markdown, a section and a table for each table of study.toml."""
-    tables = {"Top level": _TOP, "[data]": _DATA, "[recipe]": _RECIPE, "[grid]": GRID_LISTS, "[hlt]": HLT_FILES}
+    tables = {"Top level": _TOP, "[data]": _DATA, "[recipe]": _RECIPE, "[grid]": _GRID, "[hlt]": HLT_FILES}
     lines = []
     for title, settings in tables.items():
         lines += [

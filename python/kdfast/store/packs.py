@@ -10,12 +10,13 @@ import math
 import os
 import re
 from collections.abc import Collection, Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from kdfast.distill.axes import Settings
 from kdfast.distill.pack import Member
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, run_table, settings_of
 from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.documents import PackDocument, json_bytes
@@ -43,15 +44,15 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Some runs of one seed.
+    """Some runs of one seed, with the same shared settings (Settings.shared).
 
-    id: e.g. "seed42.003". runs: configurations; None: the baseline. threads: of the worker that it was
+    id: e.g. "seed42.003". threads: of the worker that it was
     planned for. seconds: that such a worker takes for it, by a calibration.
     """
 
     id: str
     seed: int
-    runs: tuple[RunConfig | None, ...]
+    runs: tuple[Run, ...]
     threads: int | None = None
     seconds: float | None = None
 
@@ -59,6 +60,11 @@ class PlannedPack:
     def members(self) -> tuple[Member, ...]:
         """The runs as the trainer takes them."""
         return tuple(Member(run_name(run), run) for run in self.runs)
+
+    @property
+    def shared(self) -> Settings:
+        """The further settings that its runs share."""
+        return settings_of(self.runs[0]).shared
 
     @cached_property
     def keys(self) -> list[RunKey]:
@@ -129,7 +135,7 @@ def write_pack(store: StudyStore, pack: PlannedPack) -> None:
     """Stores a new pack."""
     content = {
         "seed": pack.seed,
-        "runs": [None if run is None else asdict(run) for run in pack.runs],
+        "runs": [run_table(run) for run in pack.runs],
         "threads": pack.threads,
         "seconds": pack.seconds,
     }

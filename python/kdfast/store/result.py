@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, run_table
 from kdfast.errors import Fault
 from kdfast.store.attempts import now
 from kdfast.store.documents import ResultDocument, json_bytes, json_number
@@ -31,16 +31,16 @@ T = TypeVar("T")
 class StoredResult:
     """One trained network as it is stored.
 
-    kind, name, seed: which run it is of (see RunKey). config: a student's schedule. status: "done" or
-    "diverged", and message says why. metrics: those of `kdfast.metrics.evaluate` on the test jets and, with
-    the suffix "_val", on the validation jets; best_epoch (counted from 0) and epochs; seconds of training; of
-    a diverged run, epochs alone. curves: a value per epoch, or, with a curve `epoch` of their numbers
-    (counted from 1), of these epochs only. arrays: logits per jet [B], `scores_validation` and `scores_test`;
-    none of a diverged or an imported run. state: the network's tensors. card: `kdfast.models.tagger_card`,
-    with which weights.safetensors is a model file. stored: when it was stored (UTC, ISO 8601), filled in by
-    `StudyStore.write`. environment: of the process that finished it: kdfast, torch, isa, backend, device,
-    host. resumed_from: other environments (the host aside) that trained it before, on which its last bits may
-    depend.
+    kind, name, seed: which run it is of (see RunKey). config: a student's configuration; a baseline's, where it
+    has further settings. status: "done" or "diverged", and message says why. metrics: those of
+    `kdfast.metrics.evaluate` on the test jets and, with the suffix "_val", on the validation jets; best_epoch
+    (counted from 0) and epochs; seconds of training; of a diverged run, epochs alone. curves: a value per epoch,
+    or, with a curve `epoch` of their numbers (counted from 1), of these epochs only. arrays: logits per jet [B],
+    `scores_validation` and `scores_test`; none of a diverged or an imported run. state: the network's tensors.
+    card: `kdfast.models.tagger_card`, with which weights.safetensors is a model file. stored: when it was stored
+    (UTC, ISO 8601), filled in by `StudyStore.write`. environment: of the process that finished it: kdfast, torch,
+    isa, backend, device, host. resumed_from: other environments (the host aside) that trained it before, on which
+    its last bits may depend.
 
     Of a result that was read back, arrays and state are loaded and checked on first use, which raises
     StudyError if they are damaged.
@@ -49,7 +49,7 @@ class StoredResult:
     kind: str
     name: str
     seed: int
-    config: RunConfig | None = None
+    config: Run = None
     status: str = "done"
     message: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def result_files(result: StoredResult) -> dict[str, bytes]:
         "kind": result.kind,
         "name": result.name,
         "seed": result.seed,
-        "config": None if result.config is None else asdict(result.config),
+        "config": run_table(result.config),
         "status": result.status,
         "message": result.message,
         "metrics": dict(result.metrics),

@@ -14,8 +14,19 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from kdfast.distill.axes import AXES, Settings, model_of
 from kdfast.distill.recipe import PRECISIONS, Recipe, check_device_name, check_precision
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError, suggest
@@ -62,9 +73,10 @@ class RecipeSettings(Recipe, SettingsTable):
     teacher_patience: int = Field(default=15, ge=1)
     """Stop the teacher after N epochs without a better validation AUC."""
 
-    def student(self) -> Recipe:
-        """The recipe of students and baseline."""
-        return self._recipe(self.epochs, self.patience)
+    def student(self, further: Settings | None = None) -> Recipe:
+        """The recipe of students and baseline, with further settings where there are some."""
+        further = further or Settings()
+        return further.applied(self._recipe(int(further.get("epochs", self.epochs)), self.patience))
 
     def teacher(self) -> Recipe:
         """The recipe of the teacher."""
@@ -76,12 +88,18 @@ class RecipeSettings(Recipe, SettingsTable):
         return Recipe(**self.model_dump(include=set(Recipe.model_fields)) | changes)
 
 
-class GridLists(SettingsTable):
-    """[grid]: your own grid, the arguments of kdfast.grid."""
+class _OwnLists(SettingsTable):
+    """Temperatures and weights of a grid."""
 
-    temperature: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])]
+    preset: Annotated[str | None, Shown(option="--grid", metavar="PRESET")] = None
+    """A preset of T and α, to be crossed with further axes."""
+    temperature: Annotated[tuple[float, ...] | None, Shown(metavar="T", kind=list[float])] = Field(
+        default=None, validate_default=True
+    )
     """Temperatures T, > 0."""
-    alpha: Annotated[tuple[float, ...], Shown(metavar="α", kind=list[float])]
+    alpha: Annotated[tuple[float, ...] | None, Shown(metavar="α", kind=list[float])] = Field(
+        default=None, validate_default=True
+    )
     """Weights α of the distillation term, 0 to 1."""
     temperature_final: Annotated[tuple[float, ...], Shown(metavar="T", kind=list[float])] = ()
     """Final temperatures: adds schedules from each T to each of these."""
@@ -89,6 +107,39 @@ class GridLists(SettingsTable):
     """Final weights: adds schedules from each α to each of these."""
     shape: Annotated[str, Shown(metavar="|".join(SHAPES))] = "linear"
     """Shape of the schedules."""
+
+    @field_validator("temperature", "alpha")
+    @classmethod
+    def _needed(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("preset") is None:
+            raise PydanticCustomError("missing", "missing")
+        return value
+
+
+def _as_values(values: Any, info: ValidationInfo) -> tuple[Any, ...]:
+    """The values of a further axis; sizes of a model stay a table."""
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
+        raise ConfigError(f"must be a list, is {values!r}")
+    name = str(info.field_name)
+    return tuple(dict(each) if isinstance(each, Mapping) else Settings({name: each})[name] for each in values)
+
+
+def _axis(name: str) -> Any:
+    described = Recipe.model_fields[name].description if name in Recipe.model_fields else "Sizes of students: presets."
+    shown = Shown(option="--axis", metavar=f"{name}=V,V…", kind=list[str])
+    field = Field(default=None, description=f"Further axis. {described}")
+    return Annotated[tuple[Any, ...] | None, BeforeValidator(_as_values), shown], field
+
+
+_WithAxes: Any = create_model("_WithAxes", __base__=_OwnLists, **{name: _axis(name) for name in AXES})
+
+
+class GridLists(_WithAxes):  # type: ignore[misc]
+    """[grid]: your own grid, the arguments of kdfast.grid."""
+
+    def runs(self) -> list[RunConfig]:
+        """The configurations."""
+        return grid(**self.model_dump(exclude_none=True))
 
 
 def _as_hlt(value: Any) -> str | HLTConfig | HLTFiles:
@@ -146,14 +197,21 @@ def _as_grid(value: Any) -> str | GridLists | tuple[str, ...]:
         return value
     if isinstance(value, (Mapping, GridLists)):
         lists = GridLists.model_validate(value)
-        grid(**lists.model_dump())
+        _check_models(lists.runs())
         return lists
     if not isinstance(value, Sequence):
         raise ConfigError(f"must be a preset's name, lists or runs, is {value!r}", hint=f"presets: {', '.join(GRIDS)}")
-    names = [run.name if isinstance(run, RunConfig) else RunConfig.from_name(str(run)).name for run in value]
-    if not names:
+    runs = [run if isinstance(run, RunConfig) else RunConfig.from_name(str(run)) for run in value]
+    if not runs:
         raise ConfigError("has no configuration", hint=f"name runs, or a preset: {', '.join(GRIDS)}")
-    return tuple(dict.fromkeys(names))
+    _check_models(runs)
+    return tuple(dict.fromkeys(run.name for run in runs))
+
+
+def _check_models(runs: Iterable[RunConfig]) -> None:
+    """Raises ConfigError for the model of a run that no student can be of."""
+    for text in dict.fromkeys(str(run.settings["model"]) for run in runs if "model" in run.settings):
+        _as_model(model_of(text))
 
 
 def _as_seeds(seeds: Any) -> tuple[int, ...]:
@@ -233,8 +291,13 @@ class StudySettings(SettingsTable):
         if isinstance(self.grid, str):
             return grid(self.grid)
         if isinstance(self.grid, GridLists):
-            return grid(**self.grid.model_dump())
+            return self.grid.runs()
         return [RunConfig.from_name(name) for name in self.grid]
+
+    def student(self, further: Settings) -> tuple[Any, Recipe]:
+        """Sizes and recipe of students and baselines with these further settings."""
+        model = model_of(str(further["model"])) if "model" in further else self.model
+        return model_config(model), self.recipe.student(further)
 
     def table(self) -> dict[str, Any]:
         """The settings as TOML has them: numbers, text, lists and tables, without those that are None."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures, read_attempt
 from kdfast.store.folders import check_complete, folders, manifest, read_each
+from kdfast.store.grid import with_baselines
 from kdfast.store.key import RunKey
 from kdfast.store.locks import is_held
 from kdfast.store.packs import PlannedPack, at_work, read_pack
@@ -134,10 +135,8 @@ def _of_settings(store: StudyStore) -> list[RunKey]:
         return []
     settings = StudySettings.resolve(store.settings, data_given=True)
     wanted = [RunKey.teacher(settings.data.seed)]  # one per study, made with the seed of its data
-    for seed in settings.seeds:
-        wanted.append(RunKey.of(None, seed))
-        wanted += [RunKey.of(config, seed) for config in settings.runs()]
-    return wanted
+    runs = with_baselines(settings.runs())
+    return wanted + [RunKey.of(run, seed) for seed in settings.seeds for run in runs]
 
 
 def _running(path: Path) -> list[dict[str, Any]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdfast.distill.axes import AXES
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.metrics import WORKING_POINTS
 from kdfast.store.documents import INTEGER_METRICS
+from kdfast.store.key import run_name
 from kdfast.store.store import StoredResult
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ __all__ = [
     "METRICS",
     "NEED_SCORES",
     "STRATEGIES",
+    "axis_column",
+    "axis_columns",
     "combined_score",
     "csv_text",
     "in_order",
@@ -95,19 +100,20 @@ NEED_SCORES = (
 
 
 def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
-    """A row per student in the order of the grid, with the columns COLUMNS.
+    """A row per student in the order of the grid, with the columns COLUMNS, and further axes where a run has any.
 
-    A diverged run has its status and no metrics. auc_baseline: of the same seed.
+    A diverged run has its status and no metrics. auc_baseline: of the same seed and further settings.
     """
     import pandas as pd
 
-    baselines = {result.seed: result.metrics for result in results if result.kind == "baseline"}
+    baselines = {(result.name, result.seed): result.metrics for result in results if result.kind == "baseline"}
     teachers = [result.metrics for result in results if result.kind == "teacher"]
     rows = []
     for result in results:
-        if result.kind != "student" or result.config is None:
-            continue
         config = result.config
+        if result.kind != "student" or not isinstance(config, RunConfig):
+            continue
+        baseline = baselines.get((run_name(config.baseline), result.seed), {})
         rows.append(
             {
                 **result.metrics,
@@ -119,18 +125,22 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
                 "alpha_final": config.alpha_final,
                 "seed": result.seed,
                 "auc_student": result.metrics.get("auc"),
-                "auc_baseline": baselines.get(result.seed, {}).get("auc"),
+                "auc_baseline": baseline.get("auc"),
                 "auc_teacher": teachers[0].get("auc") if teachers else None,
                 "status": result.status,
             }
+            | {axis_column(name): value for name, value in config.settings.items()}
         )
-    rows.sort(key=_place)
+    axes = [column for column in map(axis_column, AXES) if any(column in row for row in rows)]
+    rows.sort(key=lambda row: _place(row, axes))
     for row in rows:
         row |= {f"flag_{point}": _flag(row.get(f"n_bkg_{point}")) for point in WORKING_POINTS}
-    table = pd.DataFrame([[row.get(column) for column in COLUMNS] for row in rows], columns=list(COLUMNS))
-    kinds: dict[str, Any] = dict.fromkeys(COLUMNS, np.float64)
+    columns = [*COLUMNS, *axes]
+    table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns)
+    kinds: dict[str, Any] = dict.fromkeys(columns, np.float64)
     kinds |= dict.fromkeys(("seed", *INTEGER_METRICS), "Int64")
     kinds |= {name: str for name in COLUMNS if name in ("run_name", "strategy", "status") or name.startswith("flag")}
+    kinds |= {column: _kind(value for row in rows if (value := row.get(column)) is not None) for column in axes}
     return table.astype(kinds)
 
 
@@ -144,24 +154,41 @@ def _flag(survivors: int | None) -> str:
     return "few" if survivors < FEW_SURVIVORS else "measured"
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+def axis_column(name: str) -> str:
+    """The column of a further axis."""
+    return AXES[name].column or name
+
+
+def axis_columns(table: pd.DataFrame) -> dict[str, str]:
+    """The columns of further axes that the table has, by axis."""
+    return {name: column for name in AXES if (column := axis_column(name)) in table.columns}
+
+
+def _kind(values: Iterable[Any]) -> Any:
+    kinds = set(map(type, values))
+    return object if str in kinds else np.float64 if float in kinds else "Int64"
+
+
+def _place(row: dict[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
     """The order of the grid; a constant value comes before one that is scheduled."""
 
     def number(name: str) -> float:
         return -np.inf if row[name] is None else row[name]
 
     values = (number(name) for name in ("temp_init", "temp_final", "alpha_init", "alpha_final"))
-    return (STRATEGIES.index(row["strategy"]), *values, row["run_name"], row["seed"])
+    further = ((isinstance(value := row.get(axis), str), -np.inf if value is None else value) for axis in axes)
+    return (STRATEGIES.index(row["strategy"]), *values, *further, row["run_name"], row["seed"])
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """The table's COLUMNS as CSV. Each float is written so that it reads back bit for bit."""
+    """The table's COLUMNS and further axes as CSV. Each float is written so that it reads back bit for bit."""
     import pandas as pd
 
+    columns = [*COLUMNS, *axis_columns(table).values()]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in table[list(COLUMNS)].itertuples(index=False):
+    writer.writerow(columns)
+    for row in table[columns].itertuples(index=False):
         known = ["" if pd.isna(value) else value for value in row]
         writer.writerow(repr(value) if isinstance(value, float) else value for value in known)
     return buffer.getvalue()

@@ -18,7 +18,6 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import Tensor
 from kdfast.distill.checkpoint import MemberCheckpoint
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import Pack
+from kdfast.distill.schedules import run_table
 from kdfast.errors import Fault, KdfastWarning, StudyError
 from kdfast.files import writing_errors
 from kdfast.models.build import build_network
@@ -85,7 +85,7 @@ class StudyCheckpoints:
         # As JSON gives it back.
         self._belongs_to: dict[str, dict[str, Any]] = {
             member.name: json.loads(
-                json_bytes(common | {"result": keys[member.name], "config": member.config and asdict(member.config)})
+                json_bytes(common | {"result": keys[member.name], "config": run_table(member.config)})
             )
             for member in pack.members
         }

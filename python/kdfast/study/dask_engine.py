@@ -14,7 +14,7 @@ import time
 from asyncio import TimeoutError as AsyncTimeoutError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdfast._version import __version__
+from kdfast.distill.axes import Settings
 from kdfast.distill.devices import check_threads
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import run_from, run_table
 from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, KdfastWarning, StudyError
 from kdfast.interrupt import Stop, SweepInterrupted
 from kdfast.store.attempts import GIVEN_UP
@@ -131,12 +132,12 @@ def tasks_at_once(client: Client, device: str) -> int:
 
 
 def run_packs(
-    client: Client, training: StudyTraining, packs: Sequence[PlannedPack], pack_size: int
+    client: Client, training: StudyTraining, packs: Sequence[PlannedPack], sizes: Mapping[Settings, int]
 ) -> dict[str, Exception]:
     """Has the workers train what the packs are missing; the study's inputs are stored (inputs.write_inputs).
 
-    A pack that is missing more than pack_size runs (planned for fewer workers) is cut into parts. Returns the
-    errors of packs that failed, by id; they do not end the others.
+    sizes: runs of a pack, by its shared settings; one that is missing more (planned for fewer workers) is cut into
+    parts. Returns the errors of packs that failed, by id; they do not end the others.
 
     Raises ClusterError where the cluster is lost, KdfastError for what every pack would meet (another version
     on a worker, another folder, a teacher that fails), SweepInterrupted.
@@ -158,18 +159,19 @@ def run_packs(
                 for error in _run(client, training, [PlannedPack(TEACHER, settings.data.seed, ())]).values():
                     raise error
             shown.begin("packs", members=sum(len(pack.runs) for pack in packs), epochs=settings.recipe.epochs)
-            return _run(client, training, list(_in_parts(store, packs, pack_size)))
+            return _run(client, training, list(_in_parts(store, packs, sizes)))
         except Exception as error:
             if client.status == "running" or isinstance(error, KdfastError):
                 raise
             raise _lost() from error
 
 
-def _in_parts(store: StudyStore, packs: Iterable[PlannedPack], size: int) -> Iterator[PlannedPack]:
-    """The packs, those of more than `size` runs cut into parts. One that another process trains stays whole:
+def _in_parts(store: StudyStore, packs: Iterable[PlannedPack], sizes: Mapping[Settings, int]) -> Iterator[PlannedPack]:
+    """The packs, those of more runs than their size cut into parts. One that another process trains stays whole:
     its task waits for that process."""
     held = {holder.name for holder in at_work(store.path)}
     for pack in packs:
+        size = sizes[pack.shared]
         if len(pack.runs) <= size or pack.id in held:
             yield pack
         else:
@@ -220,7 +222,7 @@ def _submit(client: Client, training: StudyTraining, pack: PlannedPack) -> Futur
         client.id,
         pack.id,
         pack.seed,
-        [None if run is None else asdict(run) for run in pack.runs],
+        [run_table(run) for run in pack.runs],
         importable_names(training.settings),
         # The first part groups the tasks: Dask learns how long one takes, by which adaptive clusters grow.
         key=("kdfast-teacher" if pack.id == TEACHER else "kdfast-pack", pack.id, secrets.token_hex(16)),
@@ -287,8 +289,7 @@ def run_task(
     own_models: Mapping[str, str],
 ) -> None:
     """`train` with a pack's parts."""
-    configs = tuple(None if run is None else RunConfig(**run) for run in runs)
-    train(path, digest, owner, PlannedPack(name, seed, configs), own_models)
+    train(path, digest, owner, PlannedPack(name, seed, tuple(map(run_from, runs))), own_models)
 
 
 def train(

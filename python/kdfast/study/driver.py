@@ -19,6 +19,7 @@ from torch import nn
 
 from kdfast import report
 from kdfast.distill import cuda_engine
+from kdfast.distill.axes import Settings
 from kdfast.distill.devices import check_threads, training_devices
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
@@ -28,8 +29,9 @@ from kdfast.jets.readers import read_jets
 from kdfast.models.config import OwnModel, model_config
 from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
+from kdfast.store.grid import with_baselines
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
-from kdfast.store.key import RunKey
+from kdfast.store.key import RunKey, run_name
 from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settings
 from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.setting_errors import SettingError
@@ -49,6 +51,7 @@ from kdfast.study.plan import (
     free_memory,
     members_per_pack,
     plan,
+    shared_groups,
     study_seconds,
 )
 from kdfast.study.prepare import reading
@@ -301,11 +304,11 @@ def run_study(
             warn_of_other_environment(store, settings.device)
         with store.writing():
             _describe(settings, store, inputs, shown, elsewhere)
-            packs, pack_size = _plan(settings, store, inputs, budget, shown)
+            packs, sizes = _plan(settings, store, inputs, budget, shown)
             if not plan_only:
                 training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
                 if client is not None:
-                    failed = dask_engine.run_packs(client, training, packs, pack_size)
+                    failed = dask_engine.run_packs(client, training, packs, sizes)
                 else:
                     failed = PackRunner(training, inputs.teacher, Claims(store.path / "claims")).sweep(packs).failed
                 for error in failed.values():
@@ -373,74 +376,99 @@ def _describe(
 
 def _plan(
     settings: StudySettings, store: StudyStore, inputs: Inputs, budget: Budget, shown: SweepProgress
-) -> tuple[list[PlannedPack], int]:
+) -> tuple[list[PlannedPack], Mapping[Settings, int]]:
     """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of
-    them a new pack has at most."""
+    them a new pack has at most, by the settings that its members share."""
     runs = settings.runs()
-    cost = teacher = MemberCost()
-    names = {"baseline", *(run.name for run in runs)}
+    wanted = with_baselines(runs)
+    names = {run_name(run) for run in wanted}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
     lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
-    sizes = model_config(settings.model)
-    checkpoint = checkpoint_bytes(sizes)
     threads = budget.threads or torch.get_num_threads()
     workers = budget.workers or 1
-    pack_size = budget.pack_size
-    if pack_size is None:
-        wanted = {(seed, name) for seed in settings.seeds for name in names}
-        if not wanted <= known and not lock_step:
-            cost, teacher = _costs(settings, store, inputs, threads)
-        at_once = checkpoint if lock_step else 0
-        pack_size = members_per_pack(1 + len(runs), cost, threads, workers, free_memory(), at_once)
-    packs, new = plan(store, settings.seeds, runs, pack_size, threads=threads, cost=cost)
+    groups = shared_groups(runs)
+    costs = dict.fromkeys(groups, MemberCost())
+    teacher = MemberCost()
+    checkpoints = {shared: checkpoint_bytes(settings.student(shared)[0]) for shared in groups}
+    if budget.pack_size is not None:
+        sizes = dict.fromkeys(groups, budget.pack_size)
+    else:
+        sizes = {}
+        for shared, group in groups.items():
+            asked = {(seed, run_name(run)) for seed in settings.seeds for run in group}
+            if not asked <= known and not lock_step:
+                costs[shared] = _cost(settings, shared, inputs, threads)
+            disk = checkpoints[shared] if lock_step else 0
+            sizes[shared] = members_per_pack(len(group), costs[shared], threads, workers, free_memory(), disk)
+        if any(cost.seconds > 0 for cost in costs.values()):
+            teacher = _teacher_cost(settings, store, inputs, threads)
+    packs, new = plan(store, settings.seeds, runs, sizes, threads=threads, costs=costs)
     seeds = set(settings.seeds)
     chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
-    _say_what_is_stored(store, {RunKey.of(run, seed) for seed in seeds for run in (None, *runs)}, shown)
+    _say_what_is_stored(store, {RunKey.of(run, seed) for seed in seeds for run in wanted}, shown)
     if new:
-        members = sum(len(pack.runs) for pack in new)
-        largest = max(len(pack.runs) for pack in new)
-        packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
-        took = ""
-        seconds = study_seconds(teacher, cost, members, threads * workers)
-        if seconds > 0:  # not nan
-            each = "one thread" if threads == 1 else f"{threads} threads"
-            of_workers = f" of {workers} workers" if budget.workers else ""
-            first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
-            took = f", up to {duration(seconds)} on {each}{of_workers}{first}"
-        at_once = largest if lock_step else min(largest, threads)
-        disk = f"checkpoints of up to {math.ceil(at_once * checkpoint / 1e6)} MB a worker"
-        shown.say(f"plan: {members} runs in {packs_of}{took}; {disk}")
-    return chosen, pack_size
+        work = sum(len(pack.runs) * costs[pack.shared].seconds for pack in new)
+        at_once = [len(pack.runs) if lock_step else min(len(pack.runs), threads) for pack in new]
+        disk = max(n * checkpoints[pack.shared] for n, pack in zip(at_once, new, strict=True))
+        _say_plan(new, work, teacher, threads, budget.workers, disk, shown)
+    return chosen, sizes
 
 
-def _costs(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> tuple[MemberCost, MemberCost]:
-    """Of a member, which has one thread of all, and of the teacher, which has all: 0 s where none is to be trained."""
+def _say_plan(
+    new: Sequence[PlannedPack],
+    work: float,
+    teacher: MemberCost,
+    threads: int,
+    workers: int | None,
+    disk: int,
+    shown: SweepProgress,
+) -> None:
+    """work: seconds that the runs take on one thread; nan where it is not known. disk: bytes of checkpoints."""
+    members = sum(len(pack.runs) for pack in new)
+    largest = max(len(pack.runs) for pack in new)
+    packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
+    took = ""
+    seconds = study_seconds(teacher, MemberCost(work / members), members, threads * (workers or 1))
+    if seconds > 0:  # not nan
+        each = "one thread" if threads == 1 else f"{threads} threads"
+        of_workers = f" of {workers} workers" if workers else ""
+        first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
+        took = f", up to {duration(seconds)} on {each}{of_workers}{first}"
+    checkpoints = f"checkpoints of up to {math.ceil(disk / 1e6)} MB a worker"
+    shown.say(f"plan: {members} runs in {packs_of}{took}; {checkpoints}")
+
+
+def _cost(settings: StudySettings, shared: Settings, inputs: Inputs, threads: int) -> MemberCost:
+    """Of a member with these shared settings, which has one thread of all."""
     prepared = inputs.prepared
-    hlt = prepared.hlt
-    scaling = prepared.offline_preparation.standardisation
+    model, recipe = settings.student(shared)
     at_once = min(threads, CALIBRATION_MEMBERS)
-    member = calibrate(
-        network_config(settings.model, scaling),
-        settings.recipe.student(),
-        hlt["train"],
-        hlt["validation"],
+    return calibrate(
+        network_config(model, prepared.offline_preparation.standardisation),
+        recipe,
+        prepared.hlt["train"],
+        prepared.hlt["validation"],
         settings.precision,
         members=at_once,
         threads=at_once,
     )
+
+
+def _teacher_cost(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> MemberCost:
+    """Of the teacher, which has all threads: 0 s where none is to be trained."""
     if inputs.teacher is not None or store.has(RunKey.teacher(settings.data.seed)):
-        return member, MemberCost(0.0)
+        return MemberCost(0.0)
+    prepared = inputs.prepared
     recipe = settings.recipe.teacher()
-    teacher = calibrate(
-        network_config(settings.teacher_model, scaling),
+    return calibrate(
+        network_config(settings.teacher_model, prepared.offline_preparation.standardisation),
         recipe,
         prepared.some_offline("train", CALIBRATION_STEPS * recipe.batch_size),
         prepared.some_offline("validation", recipe.batch_size),
         settings.precision,
-        jets=(len(hlt["train"]), len(hlt["validation"])),
+        jets=(len(prepared.hlt["train"]), len(prepared.hlt["validation"])),
         threads=threads,
     )
-    return member, teacher
 
 
 def _say_what_is_stored(store: StudyStore, wanted: Collection[RunKey], shown: SweepProgress) -> None:
@@ -456,8 +484,9 @@ def _check_device(settings: StudySettings) -> None:
     """Raises BackendError where the training can't run on the device, before any work is done."""
     if training_devices(settings.device) == ["cpu"]:
         return
-    for name in ("model", "teacher_model"):
-        sizes = model_config(getattr(settings, name))
-        why = None if isinstance(sizes, OwnModel) else cuda_engine.unsupported(sizes)
+    groups = shared_groups(settings.runs())
+    models = [("grid.model" if "model" in shared else "model", settings.student(shared)[0]) for shared in groups]
+    for name, model in (*models, ("teacher_model", model_config(settings.teacher_model))):
+        why = None if isinstance(model, OwnModel) else cuda_engine.unsupported(model)
         if why is not None:
             raise BackendError(why, where=name, hint="choose other sizes, or {device}", settings={"device": "cpu"})

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from kdfast.distill.axes import Settings
 from kdfast.distill.pack import EpochReport, Member, Pack, View
 from kdfast.distill.recipe import Recipe
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, RunConfig, settings_of
 from kdfast.distill.trainer import train_pack
 from kdfast.models.config import NetworkConfig
+from kdfast.store.grid import with_baselines
 from kdfast.store.key import run_name
 from kdfast.store.packs import PlannedPack, missing, place, planned, write_pack
 from kdfast.store.settings import check_counts
@@ -32,6 +34,7 @@ __all__ = [
     "free_memory",
     "members_per_pack",
     "plan",
+    "shared_groups",
     "study_seconds",
 ]
 
@@ -51,14 +54,16 @@ def plan(
     store: StudyStore,
     seeds: Iterable[int],
     runs: Sequence[RunConfig],
-    members: int,
+    members: int | Mapping[Settings, int],
     *,
     threads: int | None = None,
-    cost: MemberCost | None = None,
+    costs: Mapping[Settings, MemberCost] | None = None,
 ) -> tuple[list[PlannedPack], list[PlannedPack]]:
     """Writes packs of up to `members` runs for what is neither in a pack nor stored.
 
-    threads: of a worker. cost: of a member. Both are stored for scripts that submit the packs as jobs.
+    Runs of a pack have their shared settings alike (`shared_groups`). members: of all packs, or by these settings.
+    threads: of a worker. costs: of a member by shared settings. Both are stored for scripts that submit the packs as
+    jobs.
 
     Returns all of the study's packs, and the new ones. The caller holds the study (StudyStore.writing).
     """
@@ -69,18 +74,29 @@ def plan(
     for seed in seeds:
         numbers = (place(pack)[1] for pack in packs if pack.seed == seed)
         number = max(numbers, default=-1) + 1  # not their count: a damaged one may have been moved aside
-        wanted = PlannedPack("", seed, tuple(r for r in (None, *runs) if (seed, run_name(r)) not in held))
-        left = missing(store, wanted, stored).runs
-        for first in range(0, len(left), members):
-            part = left[first : first + members]
-            seconds = None
-            if threads and cost and cost.seconds > 0:  # not nan
-                seconds = round(cost.seconds * math.ceil(len(part) / threads), 1)
-            pack = PlannedPack(f"seed{seed}.{number:03}", seed, part, threads, seconds)
-            number += 1
-            write_pack(store, pack)
-            new.append(pack)
+        for shared, group in shared_groups(runs).items():
+            wanted = PlannedPack("", seed, tuple(r for r in group if (seed, run_name(r)) not in held))
+            left = missing(store, wanted, stored).runs
+            size = members if isinstance(members, int) else members[shared]
+            cost = (costs or {}).get(shared, MemberCost())
+            for first in range(0, len(left), size):
+                part = left[first : first + size]
+                seconds = None
+                if threads and cost.seconds > 0:  # not nan
+                    seconds = round(cost.seconds * math.ceil(len(part) / threads), 1)
+                pack = PlannedPack(f"seed{seed}.{number:03}", seed, part, threads, seconds)
+                number += 1
+                write_pack(store, pack)
+                new.append(pack)
     return sorted([*packs, *new], key=place), new
+
+
+def shared_groups(runs: Iterable[RunConfig]) -> dict[Settings, list[Run]]:
+    """The runs and their baselines by the settings that the members of a pack share, the baselines first."""
+    groups: dict[Settings, list[Run]] = {}
+    for run in with_baselines(runs):
+        groups.setdefault(settings_of(run).shared, []).append(run)
+    return groups
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from kdfast.distill.pack import EpochReport, MemberResult
+from kdfast.distill.schedules import shown
 from kdfast.messages import Messages
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class SweepProgress:
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.say(f"{self._what}: {text} ({', '.join(filter(None, (self._status(), self._leader())))})")
+        self.say(shown(f"{self._what}: {text} ({', '.join(filter(None, (self._status(), self._leader())))})"))
 
     def _show(self) -> None:
         if self._live is not None:
@@ -164,7 +165,7 @@ class SweepProgress:
         return ", ".join(parts)
 
     def _leader(self) -> str:
-        return "" if self._best is None else f"best so far {self._best[0]:.4f} {self._best[1]}"
+        return "" if self._best is None else f"best so far {self._best[0]:.4f} {shown(self._best[1])}"
 
 
 def _stderr() -> Console:

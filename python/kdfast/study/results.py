@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdfast import report
+from kdfast.distill.schedules import stored_name
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.report.pairing import Pairing, pair_studies
 from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StoredResult, StudyStore
-from kdfast.store.table import COLUMNS, NEED_SCORES, results_table, select_best
+from kdfast.store.table import COLUMNS, NEED_SCORES, axis_columns, results_table, select_best
 from kdfast.store.verify import Verification, verify
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class StudyResults:
         return results_table(self._stored)
 
     @property
+    def _columns(self) -> list[str]:
+        return [*COLUMNS, *axis_columns(self._table).values()]
+
+    @property
     def results(self) -> pd.DataFrame:
         """One row for each student, in the order of the grid.
 
@@ -126,11 +131,12 @@ class StudyResults:
           efficiency of 30, 50 and 80 %;
         - ``n_bkg_50``, ``n_bkg_50_val``: background jets that pass at 50 %; if 0, the rejection is a 68 % lower limit;
         - ``best_epoch`` (counted from 0), ``epochs``;
-        - ``auc_baseline`` (of the same seed, without a teacher), ``auc_teacher``;
+        - ``auc_baseline`` (without a teacher, of the same seed and further settings), ``auc_teacher``;
         - ``n_bkg_30``, ``n_bkg_80`` and, of the validation jets, ``bkg_rej_30_val``, ``n_bkg_30_val``,
           ``bkg_rej_80_val``, ``n_bkg_80_val``;
         - ``flag_30``, ``flag_50``, ``flag_80``: ``"limit"`` where the rejection is a 68 % lower limit, ``"few"`` where
-          1 to 9 background jets pass, otherwise ``"measured"``.
+          1 to 9 background jets pass, otherwise ``"measured"``;
+        - further axes of the grid, if it has any: ``learning_rate``, ``model``, … (``planned_epochs`` for `epochs`).
 
         Examples
         --------
@@ -139,7 +145,7 @@ class StudyResults:
         0  baseline_T3.0_A0.3         0.80       7.635
         1  baseline_T3.0_A0.9         0.81       8.303
         """
-        return self._table[list(COLUMNS)].copy()
+        return self._table[self._columns].copy()
 
     def best(self, metric: str = "auc", *, max_latency_us: float | None = None) -> pd.Series[Any]:
         """Return the row of `results` that is best on the validation jets.
@@ -177,7 +183,7 @@ class StudyResults:
                 hint = f"the fastest takes {known.min():.0f} µs" if len(known) else f"run `kdfast latency {self.path}`"
                 what = f"no student is known to take at most {max_latency_us:g} µs"
                 raise StudyError(what, where=str(self.path), hint=hint)
-        row: pd.Series[Any] = select_best(table, metric)[list(COLUMNS)]
+        row: pd.Series[Any] = select_best(table, metric)[self._columns]
         return row
 
     def _microseconds(self) -> NDArray[np.float64]:
@@ -196,7 +202,8 @@ class StudyResults:
         Parameters
         ----------
         run_name
-            A run of `results`, "teacher" or "baseline".
+            A run of `results`, "teacher" or "baseline" (with further axes e.g. "baseline_lr0.001"). A run with constant
+            T and α may also be called ``constant_…``.
         seed
             Its seed. May be left out if there is only one.
 
@@ -317,7 +324,9 @@ class StudyResults:
         return StudyPlots(self._store, self._named)
 
     def _named(self, run_name: str, seed: int | None) -> StoredResult:
-        named = {result.seed: result for result in self._stored if result.name == run_name}
+        known = {result.name for result in self._stored}
+        stored = run_name if run_name in known else stored_name(run_name)
+        named = {result.seed: result for result in self._stored if result.name == stored}
         if not named:
             names = list(dict.fromkeys(result.name for result in self._stored))
             raise ConfigError(f"no run is named {run_name!r}", where="run_name", hint=_few(suggest(run_name, names)))

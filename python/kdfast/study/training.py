@@ -17,7 +17,7 @@ from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets, View
 from kdfast.distill.recipe import Recipe
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import Run, RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import CallbackError, StudyError
@@ -126,8 +126,8 @@ class StudyTraining:
         lost: set when the pack is no longer this process's; it is then given up at the next result. done,
         later: runs of the pack that are stored, and of packs that come after it, for the progress.
         """
-        recipe = self.settings.recipe.student()
-        sizes = network_config(self.settings.model, self.prepared.hlt_preparation.standardisation)
+        sizes, recipe = self.settings.student(pack.shared)
+        sizes = network_config(sizes, self.prepared.hlt_preparation.standardisation)
         trained = self._pack(sizes, pack.members, pack.seed, recipe, self.prepared.hlt, targets)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
         configs = {member.name: member.config for member in pack.members}
@@ -138,7 +138,7 @@ class StudyTraining:
             for result in results:
                 name = result.name
                 config = configs[result.name]
-                if config is not None and result.status == "done":
+                if isinstance(config, RunConfig) and result.status == "done":
                     self.shown.best(name, max(result.curves["auc_val"]))
                 self._write_trained(keys[name], config, result, card, checkpoints.resumed_from(name))
                 if lost is not None and lost.is_set():
@@ -184,7 +184,7 @@ class StudyTraining:
     def _write_trained(
         self,
         key: RunKey,
-        config: RunConfig | None,
+        config: Run,
         result: MemberResult,
         card: Mapping[str, Any],
         resumed_from: Sequence[Mapping[str, str]],

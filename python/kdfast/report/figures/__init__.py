@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from kdfast.distill.schedules import shown
 from kdfast.errors import ConfigError
 from kdfast.report.figures.configurations import configuration_figures, draw_differences
 from kdfast.report.figures.performance import ShownNetwork, TestSample, performance_figures
@@ -150,5 +151,5 @@ def _networks(
     for number, name in enumerate(leaders[1:], 2):
         if any(run.run_name == name and run.seed == seed and run.status == "done" for run in analysis.runs):
             assert seed is not None
-            found[f"student {number}"] = f"{name}, seed {seed}", store.get(RunKey("student", name, seed))
+            found[f"student {number}"] = f"{shown(name)}, seed {seed}", store.get(RunKey("student", name, seed))
     return found

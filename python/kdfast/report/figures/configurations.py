@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kdfast.distill.schedules import shown
 from kdfast.report.figures.style import HALF, ROLES, STRATEGIES, WIDE, Drawing, Figures, axes_grid, error_bars, said
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
@@ -51,13 +52,15 @@ def _in_set(row: Configuration, metric: str) -> bool:
 
 
 def _references(axes: Any, analysis: Analysis, metric: str) -> None:
-    """A line for the baselines' mean. The teacher is left out: it is so far above that the students would
+    """A line for the mean of each baseline. The teacher is left out: it is so far above that the students would
     fall together."""
     compared = [(r, c) for r in analysis.configurations if (c := getattr(r, f"{metric}_vs_baseline")) is not None]
     if compared:
-        row, comparison = compared[0]
-        value = _estimate(row, metric).value - comparison.difference.value
-        axes.axhline(value, label="Baseline (no teacher)", linewidth=1.2, **ROLES["baseline"])
+        values = [_estimate(row, metric).value - c.difference.value for row, c in compared]
+        different = {round(value, 9): value for value in reversed(values)}
+        for number, value in enumerate(different.values()):  # one for each combination of further settings
+            label = None if number else "Baseline (no teacher)"
+            axes.axhline(value, label=label, linewidth=1.2, **ROLES["baseline"])
 
 
 def _sizes(analysis: Analysis, metric: str) -> str:
@@ -173,7 +176,7 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         panel.grid(axis="y", color="0.92")
         panel.set_axisbelow(True)
         panel.tick_params(axis="y", which="both", left=False, right=False)
-    axes[0, 0].set_yticks(np.arange(len(leaders)), [row.run_name for row in leaders])
+    axes[0, 0].set_yticks(np.arange(len(leaders)), [shown(row.run_name) for row in leaders])
     axes[0, 0].set_ylim(len(leaders) - 0.3, -0.7)
     return Drawing(
         "leaders",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import RunConfig, shown
 from kdfast.errors import ConfigError
 from kdfast.report.figures.style import CONTEXT, ROLES, STUDENTS, WIDE, Drawing, Figures, axes_grid, legend_above
 from kdfast.report.schema import Analysis, Setting
@@ -55,7 +55,7 @@ def _schedules(analysis: Analysis, leaders: Sequence[str], epochs: int | None) -
         for curve in {tuple(values(config)[column]) for config in configs.values()}:
             panel.plot(x, curve, color=CONTEXT, linewidth=0.6, zorder=0)
         for number, name in enumerate(leaders):
-            panel.plot(x, values(configs[name])[column], label=name, **_style(number))
+            panel.plot(x, values(configs[name])[column], label=shown(name), **_style(number))
         panel.set_xlabel("Epoch" if epochs and epochs > 1 else "Share of the training [%]")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_ylabel(label)
@@ -98,7 +98,7 @@ def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, othe
         for number, leader in enumerate(leaders):
             if leader in of_one_seed:  # the students and the baseline of a seed compare; other seeds have other luck
                 points = _points(of_one_seed[leader], name)
-                panel.plot(*points.T, label=f"{leader}, seed {seed}", marker=".", **_style(number))
+                panel.plot(*points.T, label=f"{shown(leader)}, seed {seed}", marker=".", **_style(number))
         for role, curves in others.items():
             # the teacher's loss is of other views, and the baseline has no distillation loss
             if name == "auc_val" or (role == "baseline" and name != "loss_kd"):

@@ -1,0 +1,180 @@
+"""Further axes of a grid: settings of the recipe, and the student's model, that a run can have of its own.
+
+A run's name holds them after T and α, each by a short code: `baseline_T3.0_A0.5_lr0.001_m-small`. Imports no torch, so
+that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdfast.distill.recipe import Recipe
+from kdfast.errors import ConfigError, suggest
+from kdfast.models.config import model_config
+from kdfast.validation import in_words
+
+__all__ = ["AXES", "Axis", "Settings", "Value", "in_order", "model_of"]
+
+Value = float | int | str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting that runs of one study can differ in.
+
+    code: before its value in a run's name. label: in tables and figures. shared: whether all members of a pack have the
+    same value, as they share batches and sizes. distils: whether it plays no part without a teacher. column: of
+    results_summary.csv, if not the setting's name.
+    """
+
+    code: str
+    label: str
+    shared: bool = False
+    distils: bool = False
+    column: str = ""
+
+
+# Every setting of Recipe, and the model, in the order of names, tables and columns.
+AXES: dict[str, Axis] = {
+    "learning_rate": Axis("lr", "Learning rate"),
+    "weight_decay": Axis("wd", "Weight decay"),
+    "warmup_epochs": Axis("wu", "Warm-up epochs"),
+    "clip_norm": Axis("cn", "Gradient clip"),
+    "patience": Axis("pt", "Patience"),
+    "attention_weight": Axis("aw", "Attention weight", distils=True),
+    "epochs": Axis("ep", "Planned epochs", shared=True, column="planned_epochs"),  # `epochs` are those trained
+    "batch_size": Axis("bs", "Batch size", shared=True),
+    "shuffle_window": Axis("sw", "Shuffle window", shared=True),
+    "model": Axis("m-", "Model", shared=True),  # the last one: its value ends the name
+}
+
+_BY_CODE = {axis.code: name for name, axis in AXES.items()}
+_ALL = "all"  # of shuffle_window, whose setting is then None
+_PART = re.compile(r"([a-z]+?)(\d.*|all)")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+class Settings(Mapping[str, Value]):
+    """Further settings of a run: an immutable, hashable mapping in the order of AXES, empty for most runs.
+
+    A model is a preset's name, or sizes as text (`model_of` reads it). Raises ConfigError for an unknown setting, and
+    for a value that its field in Recipe refuses.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        given = values or {}
+        self._values = {name: _checked(name, given[name]) for name in in_order(given)}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    @property
+    def suffix(self) -> str:
+        """What a run's name ends with, e.g. ``_lr0.001_m-small``."""
+        return "".join(f"_{AXES[name].code}{value}" for name, value in self.items())
+
+    @classmethod
+    def from_suffix(cls, suffix: str) -> Settings:
+        """The settings that a name's end holds. Raises ConfigError for an unknown code or a bad value."""
+        head, _, model = suffix.partition(f"_{AXES['model'].code}")
+        values: dict[str, Any] = {"model": model} if model else {}
+        for part in head.split("_")[1:]:
+            found = _PART.fullmatch(part)
+            if found is None or found[1] not in _BY_CODE:
+                codes = ", ".join(f"{code} ({name})" for code, name in _BY_CODE.items())
+                raise ConfigError(f"has an unknown part {part!r}", hint=f"after T and α: {codes}")
+            values[_BY_CODE[found[1]]] = found[2]
+        return cls(values)
+
+    def only(self, names: Iterable[str]) -> Settings:
+        """Those of these names."""
+        return Settings({name: self[name] for name in names if name in self})
+
+    @property
+    def shared(self) -> Settings:
+        """Those that all members of a pack have alike."""
+        return self.only(name for name, axis in AXES.items() if axis.shared)
+
+    @property
+    def without_teacher(self) -> Settings:
+        """Those that matter without a teacher: the baseline's."""
+        return self.only(name for name, axis in AXES.items() if not axis.distils)
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The recipe with these settings. A warm-up that is longer than the training is shortened to it."""
+        changes = {name: None if value == _ALL else value for name, value in self.items() if name != "model"}
+        changed = recipe.model_copy(update=changes)
+        if not {"epochs", "warmup_epochs"} & set(changes) or changed.warmup_epochs <= changed.epochs:
+            return changed
+        return changed.model_copy(update={"warmup_epochs": changed.epochs})
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """These names of axes in their order. Raises ConfigError for one that there is not."""
+    given = list(names)
+    for name in given:
+        if name not in AXES:
+            raise ConfigError(f"unknown axis {name!r}", where="grid", hint=suggest(str(name), list(AXES)))
+    return [name for name in AXES if name in given]
+
+
+def _checked(name: str, value: Any) -> Value:
+    if name == "model":
+        return _model_text(value)
+    if name == "shuffle_window" and value in (None, _ALL):
+        return _ALL
+    if isinstance(value, bool):
+        raise ConfigError(f"must not be true or false, is {value!r}", where=name)
+    try:
+        return getattr(Recipe(**{name: value}), name) + 0  # no negative zero in a name
+    except ValidationError as error:
+        raise ConfigError(in_words(error, Recipe)[1].what, where=name) from None
+
+
+def _model_text(model: Any) -> str:
+    """Sizes become `width.32-layers.2-…`: a name and a value each, in the order of their type."""
+    if not isinstance(model, str):
+        config = model_config(model, where="model")
+        all_sizes = config.model_dump()
+        sizes = dict(model) if isinstance(model, Mapping) else config.model_dump(exclude_defaults=True)
+        keys = [*(key for key in sizes if key not in all_sizes), *(key for key in all_sizes if key in sizes)]
+        model = "-".join(f"{key}.{sizes[key]}" for key in keys)
+    if not _WORD.fullmatch(model):
+        raise ConfigError(f"{model!r} can't be part of a run's name", where="model", hint="name a preset or sizes")
+    return str(model)
+
+
+def model_of(text: str) -> str | dict[str, Any]:
+    """The preset's name, or the sizes, that the value of the axis `model` stands for."""
+    if "." not in text:
+        return text
+    parts = (part.partition(".") for part in re.split(r"-(?=[a-z])", text))
+    return {key: _number(value) for key, _, value in parts}
+
+
+def _number(text: str) -> Value:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
