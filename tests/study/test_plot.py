@@ -154,7 +154,7 @@ def test_a_figure_without_its_numbers(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("run_name,auc,rejection\nbaseline_T7.0_A0.5,0.81,8.5\n")
     study = kdfast.import_study(table, tmp_path / "study")
-    with pytest.raises(StudyError, match=r"has not the numbers for the figure roc\nANALYSIS_SUMMARY\.txt"):
+    with pytest.raises(StudyError, match=r"does not have the numbers for the figure roc\nANALYSIS_SUMMARY\.txt"):
         study.plot.roc()
 
 

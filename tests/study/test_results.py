@@ -82,6 +82,9 @@ def test_html_of_a_notebook(path, tmp_path):
     best = study.best("auc")
     assert f"<tr><th>runs</th><td>{repr(study).split(': ')[1][:-1]}</td></tr>" in text
     assert f"<td>{best['auc_student']:.4g} ({best['run_name']}, seed {best['seed']})</td>" in text
+    separated = make_study(tmp_path / "limits", CONFIGS[:1], jets=100, strength=lambda config: 20.0)
+    limit = open_study(separated.path).results["bkg_rej_50"][0]  # no background jet passes
+    assert f"<td>&gt; {limit:.4g} (" in open_study(separated.path)._repr_html_()
     empty = make_study(tmp_path / "<b>", [], teacher=False)
     assert "&lt;b&gt;" in open_study(empty.path)._repr_html_()
     assert "no student of this study has finished yet" in open_study(empty.path)._repr_html_()

@@ -105,7 +105,8 @@ def distill_loss(
     return_terms : bool
         Whether to return the two parts of the loss too.
     reduction : {"mean", "sum", "none"}
-        Over the jets: Σ w·l / Σ w, Σ w·l, or w·l of each jet. "none" runs in PyTorch in float64, not in a kernel.
+        Over the jets: Σ w·l / Σ w, Σ w·l, or w·l of each jet. "none" runs in PyTorch in float64, not in a kernel, and
+        takes several times as long.
     label_smoothing : float
         ε in [0, 1]: CE is then with the label (1 − ε) y + ε / C; for C = 1 with (1 − ε) y + ε / 2.
 
@@ -145,8 +146,8 @@ def distill_loss(
     """
     if reduction != "mean" or label_smoothing != 0.0:
         inputs = LossInputs(teacher_logits, labels, *_settings(student_logits, temperature, alpha), weights)
-        found = _reduced(student_logits, inputs, reduction, label_smoothing)
-        return found if return_terms else found[0]
+        loss, terms = _reduced(student_logits, inputs, reduction, label_smoothing, return_terms)
+        return (loss, terms) if return_terms else loss
     eager = is_eager(student_logits)
     t, a = _settings(student_logits, temperature, alpha, eager)
     if not eager:
@@ -193,8 +194,11 @@ def _per_member(
     return tensor
 
 
-def _reduced(student: Tensor, inputs: LossInputs, reduction: str, smoothing: float) -> tuple[Tensor, Tensor]:
-    """(loss, terms) with another reduction than the mean, or with smoothed labels."""
+def _reduced(
+    student: Tensor, inputs: LossInputs, reduction: str, smoothing: float, want_terms: bool
+) -> tuple[Tensor, Tensor]:
+    """(loss, terms) with another reduction than the mean, or with smoothed labels. Terms that are not wanted may be
+    anything."""
     if reduction not in get_args(Reduction):
         hint = f"known: {', '.join(get_args(Reduction))}"
         raise ConfigError(f"unknown reduction {reduction!r}", where="reduction", hint=hint)
@@ -209,16 +213,21 @@ def _reduced(student: Tensor, inputs: LossInputs, reduction: str, smoothing: flo
         y = labels.to(torch.float64 if student.dtype == torch.float64 else torch.float32)
         # Others stay what they are, and are refused.
         labels = torch.where((y >= 0) & (y <= 1), y + smoothing * (0.5 - y), y)
-    settings: dict[str, Any] = {"temperature": t, "alpha": a, "weights": weights, "return_terms": True}
-    loss, terms = distill_loss(student, teacher, labels, **settings)
+    settings: dict[str, Any] = {"temperature": t, "alpha": a, "weights": weights}
+    if want_terms:
+        loss, terms = distill_loss(student, teacher, labels, **settings, return_terms=True)
+    else:
+        loss = terms = distill_loss(student, teacher, labels, **settings)
     if classes > 1 and smoothing:
         shift = smoothing * _label_lead(student.to(loss.dtype), labels, weights)
         loss = loss + (1 - a).to(loss.dtype).reshape(loss.shape) * shift
-        terms = terms + torch.stack([torch.zeros_like(shift), shift], -1).detach()
+        if want_terms:
+            terms = terms + torch.stack([torch.zeros_like(shift), shift], -1).detach()
     if reduction == "sum":
         total = jets if weights is None else weights.double().sum().to(loss.dtype)
         loss = loss * total
-        terms = terms * total
+        if want_terms:
+            terms = terms * total
     return loss, terms
 
 

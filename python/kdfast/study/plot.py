@@ -150,7 +150,7 @@ class StudyPlots:
         drawings = figures(self._analysis, self._store, runs)
         if name not in drawings:
             hint = "ANALYSIS_SUMMARY.txt of its report says what is missing"
-            raise StudyError(f"has not the numbers for the figure {name}", where=str(self._store.path), hint=hint)
+            raise StudyError(f"does not have the numbers for the figure {name}", where=str(self._store.path), hint=hint)
         given = () if ax is None else tuple(np.array(ax, object).ravel())
         with _styled(style), drawn_on(given) as drawn:
             drawings[name]()

@@ -69,7 +69,8 @@ class StudyResults:
             for metric, label in (("auc", "AUC"), ("bkg_rej_50", "rejection at 50 %")):
                 best = self.best(metric)
                 value = best["auc_student" if metric == "auc" else metric]
-                rows.append((f"best {label}", f"{value:.4g} ({best['run_name']}, seed {best['seed']})"))
+                above = "> " if metric != "auc" and best["flag_50"] == "limit" else ""
+                rows.append((f"best {label}", f"{above}{value:.4g} ({best['run_name']}, seed {best['seed']})"))
         except StudyError as error:  # damaged, or nothing has finished
             rows.append(("note", error.what))
         cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
