@@ -15,6 +15,7 @@ from kdfast.distill.schedules import NoTeacher, RunConfig, run_from, run_table, 
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError
 from kdfast.models import ModelConfig
+from kdfast.models.config import DeepSetsConfig, model_config
 from kdfast.store.key import RunKey
 from tests.distill.packs import MODEL, pack
 from tests.distill.test_cuda_engine import lock_step, reference
@@ -38,7 +39,7 @@ VALUES = {
     "epochs": st.integers(1, 999),
     "batch_size": st.integers(2, 10**6),
     "shuffle_window": st.integers(1, 10**9) | st.sampled_from(["all", None]),
-    "model": st.sampled_from(["small", "deep_sets", SIZES, ModelConfig(**SIZES), MODEL]),
+    "model": st.sampled_from(["small", "deepsets", SIZES, ModelConfig(**SIZES), MODEL, DeepSetsConfig(width=16)]),
 }
 
 
@@ -69,6 +70,8 @@ def test_names_are_short():
     sized = RunConfig(3, 0.5, settings={"model": SIZES})
     assert sized.name == "baseline_T3.0_A0.5_m-width.32-layers.2-heads.2-ffn.64-dropout.1e-05"
     assert model_of(sized.settings["model"]) == SIZES
+    for config in (MODEL, DeepSetsConfig(), DeepSetsConfig(width=16)):
+        assert model_config(model_of(RunConfig(3, 0.5, settings={"model": config}).settings["model"])) == config
 
 
 def test_a_run_without_further_settings_is_stored_as_before():

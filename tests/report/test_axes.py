@@ -62,6 +62,9 @@ def test_students_are_compared_with_the_baseline_of_their_settings(store, analys
     assert mean == pytest.approx(sum(map(sum, gains.values())) / len(analysis.runs))
     table = results_table(store.results())
     assert (table["auc_student"] - table["auc_baseline"]).mean() == pytest.approx(mean)
+    average = table["auc_student"].mean()
+    said = f"32 configurations average AUC {average:.4f}, their baselines {average - mean:.4f} (difference {mean:+.4f}"
+    assert said in analysis.verdict.text
     (shown,) = (network for network in analysis.networks if network.role == "baseline")
     (student,) = (network for network in analysis.networks if network.role == "student")
     assert shown.run_name == RunConfig.from_name(student.run_name).baseline.name

@@ -155,7 +155,9 @@ def _model_text(model: Any) -> str:
     if not isinstance(model, str):
         config = model_config(model, where="model")
         all_sizes = config.model_dump()
-        sizes = dict(model) if isinstance(model, Mapping) else config.model_dump(exclude_defaults=True)
+        usual = {key: field.default for key, field in type(config).model_fields.items() if key != "family"}
+        changed = {key: value for key, value in all_sizes.items() if key not in usual or value != usual[key]}
+        sizes = dict(model) if isinstance(model, Mapping) else changed
         keys = [*(key for key in sizes if key not in all_sizes), *(key for key in all_sizes if key in sizes)]
         model = "-".join(f"{key}.{sizes[key]}" for key in keys)
     if not _WORD.fullmatch(model):

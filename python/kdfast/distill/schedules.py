@@ -23,7 +23,8 @@ SHAPES = {
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _NAME = re.compile(
     rf"(?P<strategy>[a-z]+)_T(?P<temp_init>{_NUMBER})(?:to(?P<temp_final>{_NUMBER}))?"
-    rf"_A(?P<alpha_init>{_NUMBER})(?:to(?P<alpha_final>{_NUMBER}))?(?:_(?P<shape>[a-z]+)(?![^_]))?"
+    rf"_A(?P<alpha_init>{_NUMBER})(?:to(?P<alpha_final>{_NUMBER}))?"
+    r"(?:_(?P<shape>(?!swall)[a-z]+)(?![^_]))?"  # swall: a further setting
     r"(?P<settings>(?:_.+)?)"
 )
 # A constant configuration is "constant_…" where it is shown, and "baseline_…", as the study calls it, in files.

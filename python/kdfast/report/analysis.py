@@ -262,7 +262,7 @@ def _shown(study: StudyNetworks, described: schema.Study) -> list[tuple[schema.N
 
     roles = [
         ("teacher", "Teacher (offline view)", study.find("teacher")),
-        ("baseline", f"Baseline (no teacher){of_seed(baseline.seed if baseline else seed)}", baseline),
+        ("baseline", f"{_baseline_label(baseline)}{of_seed(baseline.seed if baseline else seed)}", baseline),
     ]
     if best is not None:
         name = str(best["run_name"])
@@ -285,6 +285,12 @@ def _shown(study: StudyNetworks, described: schema.Study) -> list[tuple[schema.N
         )
         shown.append((network, k))
     return shown
+
+
+def _baseline_label(baseline: StoredResult | None) -> str:
+    """With its name where it has further settings."""
+    name = f": {baseline.name}" if baseline is not None and baseline.config is not None else ""
+    return f"Baseline (no teacher){name}"
 
 
 def _physics(study: StudyNetworks, shown: Sequence[tuple[schema.Network, int]]) -> dict[str, Any]:

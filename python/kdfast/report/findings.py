@@ -349,7 +349,11 @@ def _networks(analysis: Analysis) -> dict[str, str]:
         "baseline": "the baseline (seed {0.seed})",
         "student": "the best student ({0.run_name}, seed {0.seed})",
     }
-    return {network.role: words[network.role].format(network) for network in analysis.networks}
+    found: dict[str, str] = {network.role: words[network.role].format(network) for network in analysis.networks}
+    for network in analysis.networks:
+        if network.role == "baseline" and network.run_name != "baseline":  # with further settings
+            found["baseline"] = f"the baseline ({network.run_name}, seed {network.seed})"
+    return found
 
 
 def _pt(analysis: Analysis) -> Iterator[Finding]:

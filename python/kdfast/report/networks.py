@@ -17,6 +17,7 @@ from kdfast.distill.axes import Settings
 from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS
+from kdfast.models.config import OwnModel
 from kdfast.report import effects, physics, schema
 from kdfast.report.comparisons import Baselines, Configurations, baseline, configurations
 from kdfast.report.families import Adjusted, AllPairs, adjust, level_of
@@ -25,7 +26,7 @@ from kdfast.report.records import planned_settings
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
 from kdfast.store.key import RunKey, run_name
 from kdfast.store.store import StoredResult, StudyStore
-from kdfast.store.table import NEED_SCORES, results_table, selected_on
+from kdfast.store.table import NEED_SCORES, axis_columns, results_table, selected_on
 
 __all__ = ["METRICS", "StudyNetworks", "means_of"]
 
@@ -342,8 +343,11 @@ class StudyNetworks:
         settings = planned_settings(self.store.settings, self.store.provenance)
         if settings is None:
             return {}
-        _, recipe = settings.student(Settings())
-        return Settings({**recipe.model_dump(), "model": settings.model})
+        model, recipe = settings.student(Settings())
+        usual = {name: getattr(recipe, name, None) for name in axis_columns(self.done)}
+        if "model" in usual:
+            usual["model"] = "own" if isinstance(model, OwnModel) else settings.model
+        return Settings(usual)
 
     def is_limit(self, k: int) -> bool:
         """Whether a network's rejection at 50 % is a lower limit."""

@@ -319,6 +319,8 @@ def convergence(study: StudyNetworks) -> schema.Convergence | None:
     if runs.empty:
         return None
     asked = _epochs_asked(study)
+    if "planned_epochs" in runs:
+        asked = runs["planned_epochs"].astype("Float64").fillna(asked if asked is not None else runs["epochs"])
     possible = runs["epochs"] if asked is None else np.maximum(runs["epochs"], asked)
     late = runs["best_epoch"] + 1 > possible - np.maximum(1, np.floor(possible / 10))
     curves = {(r.name, r.seed): np.asarray(r.curves.get("auc_val", ()), np.float64) for r in study.networks}

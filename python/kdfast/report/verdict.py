@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdfast.distill.schedules import shown
 from kdfast.report.findings import converged, seeds_are_known
+from kdfast.report.fitting import ROUNDING
 from kdfast.report.rendering import environment
 from kdfast.report.schema import Analysis, Comparison, Configuration, Light, Verdict, VerdictRow, Winner
 
@@ -21,6 +22,7 @@ def verdict(analysis: Analysis) -> Verdict:
     template = environment().get_template("verdict.txt.j2")
     judged = _judged(analysis)
     compared = [row.auc_vs_baseline for row in judged if row.auc_vs_baseline is not None]
+    values = _baseline_values(judged)
     text = template.render(
         a=analysis,
         d=analysis.distribution,
@@ -29,7 +31,8 @@ def verdict(analysis: Analysis) -> Verdict:
         higher=_counted(compared, 1.0),
         lower=_counted(compared, -1.0),
         mean=_mean(analysis),
-        baseline=_baseline_value(compared, judged),
+        baseline=sum(values) / len(values) if values else None,
+        several=bool(values) and max(values) - min(values) > ROUNDING,
         advice=[light.advice for light in lights if light.advice],
     )
     return Verdict(text=" ".join(text.split()), rows=_rows(analysis), lights=lights)
@@ -52,12 +55,9 @@ def _counted(compared: Sequence[Comparison], sign: float) -> int:
     return sum(c.supported and sign * c.difference.value > 0.0 for c in compared)
 
 
-def _baseline_value(compared: Sequence[Comparison], rows: Sequence[Configuration]) -> float | None:
-    """AUC of the baseline over the same seeds as the configurations."""
-    if not compared:
-        return None
-    row = next(row for row in rows if row.auc_vs_baseline is not None)
-    return row.auc.value - compared[0].difference.value
+def _baseline_values(rows: Sequence[Configuration]) -> list[float]:
+    """AUC of the baseline that each compared configuration has, over the same seeds."""
+    return [row.auc.value - row.auc_vs_baseline.difference.value for row in rows if row.auc_vs_baseline is not None]
 
 
 def _rows(analysis: Analysis) -> list[VerdictRow]:

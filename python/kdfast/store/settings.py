@@ -125,7 +125,8 @@ def _as_values(values: Any, info: ValidationInfo) -> tuple[Any, ...]:
 
 
 def _axis(name: str) -> Any:
-    described = Recipe.model_fields[name].description if name in Recipe.model_fields else "Sizes of students: presets."
+    of_recipe = Recipe.model_fields.get(name)
+    described = of_recipe.description if of_recipe else "Students: presets, or tables of sizes."
     shown = Shown(option="--axis", metavar=f"{name}=V,V…", kind=list[str])
     field = Field(default=None, description=f"Further axis. {described}")
     return Annotated[tuple[Any, ...] | None, BeforeValidator(_as_values), shown], field
