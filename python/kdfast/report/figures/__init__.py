@@ -118,7 +118,9 @@ def _sample(
 
 def _chosen(analysis: Analysis, runs: Sequence[StoredResult]) -> dict[str, tuple[str, StoredResult]]:
     """Label and stored result of networks that a user has chosen, by style."""
-    labels: dict[tuple[str, int], str] = {(n.role, n.seed): n.label for n in analysis.networks if n.role != "student"}
+    labels: dict[tuple[str, str, int], str] = {
+        (n.role, n.run_name, n.seed): n.label for n in analysis.networks if n.role != "student"
+    }
     names = {"teacher": "Teacher (offline view)", "baseline": "Baseline (no teacher)"}
     students = iter(STUDENTS)
     found: dict[str, tuple[str, StoredResult]] = {}
@@ -127,8 +129,10 @@ def _chosen(analysis: Analysis, runs: Sequence[StoredResult]) -> dict[str, tuple
         if style is None or style in found:
             most = f"at most {len(STUDENTS)} students, one baseline and one teacher"
             raise ConfigError(f"a figure shows {most}", where="runs", hint="choose fewer")
-        label = names.get(result.kind, f"{result.name}, seed {result.seed}")
-        found[style] = labels.get((result.kind, result.seed), label), result
+        label = f"{shown(result.name)}, seed {result.seed}"
+        if result.kind in names and result.config is None:
+            label = names[result.kind]
+        found[style] = labels.get(result.key, label), result
     return found
 
 
