@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from kdfast.errors import DataError
+from kdfast.store.grid import grid
+from kdfast.store.table import csv_text, results_table
 from kdfast.study.imports import import_study
 from kdfast.study.results import open_study
 from tests.importers.imports import is_not_there, quietly, warned
@@ -19,6 +21,18 @@ def test_a_study_of_kdfast_comes_back_from_its_table(tmp_path):
     table = quietly(path / "results_summary.csv", tmp_path / "s").results
     pd.testing.assert_frame_equal(table.drop(columns="auc_teacher"), own.drop(columns="auc_teacher"))
     np.testing.assert_array_equal(table["auc_teacher"], own["auc_teacher"])
+
+
+def test_a_study_with_further_axes_comes_back_from_its_table(tmp_path):
+    runs = grid(
+        temperature=[3.0, 7.0], alpha=0.5, learning_rate=[1e-3, 2e-3], model="small", shuffle_window=[64, "all"]
+    )
+    own = make_study(tmp_path / "own", runs, jets=100)
+    (tmp_path / "results_summary.csv").write_text(csv_text(results_table(own.results())))
+    there = quietly(tmp_path / "results_summary.csv", tmp_path / "s").results
+    columns = ["run_name", "auc_student", "auc_baseline", "learning_rate", "shuffle_window", "model"]
+    pd.testing.assert_frame_equal(there[columns], results_table(own.results())[columns])
+    assert there["auc_baseline"].nunique() == 4
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
 
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, DataError, StudyError
 from kdfast.files import fsync_folder, writing_errors
 from kdfast.importers.csv_table import columns_of, read_csv
@@ -74,7 +75,11 @@ def _note_choice(students: Sequence[Found], notes: Notes) -> None:
     auc = [found.metrics["auc"] for found in students if "auc" in found.metrics]
     if len(auc) < _FEWEST_SORTED or auc != sorted(auc, reverse=True):
         return
-    settings = [(c.temp_init, c.temp_final, c.alpha_init, c.alpha_final) for found in students if (c := found.config)]
+    settings = [
+        (c.temp_init, c.temp_final, c.alpha_init, c.alpha_final)
+        for found in students
+        if isinstance(c := found.config, RunConfig)
+    ]
     if len(set(settings)) < math.prod(len(set(values)) for values in zip(*settings, strict=True)):
         what = f"its {len(auc)} runs are sorted by AUC and do not fill the grid of their settings: this looks like the "
         what += "top of a longer table. Runs that were chosen by their results show no effect of settings"

@@ -14,8 +14,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from kdfast.distill.axes import AXES
 from kdfast.errors import DataError
 from kdfast.importers.found import Found, Line, Notes, Numbers, Place, configuration, measured
+from kdfast.store.table import axis_column
 
 __all__ = ["columns_of", "read_csv"]
 
@@ -132,7 +134,10 @@ def _check_columns(columns: dict[str, int], heads: list[str], place: Place, note
     if missing:
         hint = f"its columns are {', '.join(heads)}; it needs a run's name or T and α, AUC, rejection"
         raise DataError(f"has no column {', '.join(missing)}", where=str(place), hint=hint)
-    unused = [repr(head) for position, head in enumerate(heads) if position not in columns.values()]
+    in_names = {axis_column(name) for name in AXES} if "run_name" in columns else set()
+    unused = [
+        repr(head) for position, head in enumerate(heads) if position not in columns.values() and head not in in_names
+    ]
     if unused:
         notes.add(place, f"columns that are not used: {', '.join(unused)}")
 
@@ -160,7 +165,7 @@ def _networks(cells: dict[str, str], place: Place, notes: Notes) -> Iterator[Fou
     yield Found("student", place, metrics, config, row.seed, diverged)
     for kind, auc in (("baseline", row.auc_baseline), ("teacher", row.auc_teacher)):
         if auc is not None:
-            yield Found(kind, place, {"auc": auc}, seed=row.seed)
+            yield Found(kind, place, {"auc": auc}, config.baseline if kind == "baseline" else None, row.seed)
 
 
 def _checked(cells: dict[str, str], place: Place) -> _Row:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.axes import Settings
+from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 
 __all__ = [
@@ -132,14 +133,15 @@ class Numbers(NamedTuple):
 class Found:
     """One network's result in one file.
 
-    kind: "student", "baseline" or "teacher". config: a student's, else None. seed: None where the file has
-    none. diverged: why it is no result, "" for one that is. metrics, curves: by the names of StoredResult.
+    kind: "student", "baseline" or "teacher". config: a student's; of others None, but for a baseline with further
+    settings. seed: None where the file has none. diverged: why it is no result, "" for one that is. metrics, curves: by
+    the names of StoredResult.
     """
 
     kind: str
     place: Place
     metrics: Mapping[str, float]
-    config: RunConfig | None = None
+    config: Run = None
     seed: int | None = None
     diverged: str = ""
     curves: Mapping[str, list[float]] = field(default_factory=dict)
@@ -183,8 +185,8 @@ def configuration(name: str | None, numbers: Numbers | None, place: Place, notes
         named = RunConfig.from_name(name)
     except ConfigError:
         named = None
-    if named is not None and replace(named, shape="linear") == config:
-        return named  # only the name has the schedule's shape
+    if named is not None and replace(named, shape="linear", settings=Settings()) == config:
+        return named  # only the name has the schedule's shape and further settings
     notes.add(place, f"the run's name {name!r} does not match its T and α: imported as {config.name}")
     return config
 
