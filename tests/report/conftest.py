@@ -11,7 +11,7 @@ from tests.report.fake_study import SMALL_GRID, make_study
 def store(tmp_path_factory):
     """Sixteen configurations, two seeds, one configuration diverged. Its name has to be escaped in HTML."""
     path = tmp_path_factory.mktemp("studies") / "a <b>bold & study"
-    return make_study(path, SMALL_GRID, seeds=(1, 2), jets=1200, diverged=(SMALL_GRID[3].name,))
+    return make_study(path, SMALL_GRID, seeds=(1, 2), jets=1200, diverged=(SMALL_GRID[3].name,), latency=True)
 
 
 @pytest.fixture(scope="session")

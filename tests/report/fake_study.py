@@ -9,8 +9,9 @@ import torch
 
 from kdfast.distill.schedules import Run, RunConfig
 from kdfast.metrics import evaluate
+from kdfast.store.documents import LatencyDocument, TimingDocument
 from kdfast.store.grid import grid
-from kdfast.store.key import run_name
+from kdfast.store.key import RunKey, run_name
 from kdfast.store.store import StoredResult, StudyStore
 
 # Sixteen configurations, four of each strategy.
@@ -42,12 +43,13 @@ def make_study(
     baseline_seeds: tuple[int, ...] | None = None,
     settings: dict[str, Any] | None = None,
     best_epoch: Callable[[RunConfig | None, int], int] = lambda config, seed: 3,
+    latency: bool = False,
 ) -> StudyStore:
     """Teacher, baseline and students (default: the study's 132) on `jets` validation and as many test jets.
 
     gain: added to the students' separation. strength: the separation of a configuration or a baseline.
     baseline_seeds: None: the students'. settings: of a new study, over those of the study's grid with these seeds.
-    best_epoch: of six, counted from 0."""
+    best_epoch: of six, counted from 0. latency: whether the times of teacher and students are stored."""
     store = StudyStore.create_or_open(path, SETTINGS | {"seeds": list(seeds)} | (settings or {}), provenance)
     rng = np.random.default_rng(5)
     splits = {}
@@ -84,8 +86,26 @@ def make_study(
                 curves={"loss": [0.7, 0.6], "auc_val": [0.7, metrics["auc_val"]]},
                 arrays=scores,
                 state={"w": torch.full((3,), float(seed))},
-                card={"of": f"{kind} {name} {seed}"},
+                card={"of": f"{kind} {name} {seed}", "model": size(kind)},
             )
+        )
+
+    def size(kind: str) -> dict[str, int]:
+        return {"width": 128 if kind == "teacher" else 32}
+
+    def write_latency(key: RunKey, microseconds: float) -> None:
+        timing = TimingDocument(engine="onnxruntime", batch=1, p50_us=microseconds, p99_us=2 * microseconds, calls=100)
+        store.write_latency(
+            key,
+            LatencyDocument(
+                model=size(key.kind),
+                parameters=10 * size(key.kind)["width"],
+                flops=(0.0, 100.0, 1.0),
+                constituents=30.0,
+                timings=(timing,),
+                environment={},
+                when="2026-01-01",
+            ),
         )
 
     if teacher:
@@ -96,4 +116,7 @@ def make_study(
     for seed in seeds:
         for config in configs:
             write("student", config.name, seed, strength(config) + gain, config)
+    if latency:
+        write_latency(RunKey.teacher(42), 1800.0)
+        write_latency(RunKey("student", configs[0].name, seeds[0]), 200.0)
     return store

@@ -65,7 +65,7 @@ def shown(browser, report_page):
 def whole_page(tmp_path_factory):
     """The page of a study of 132 configurations."""
     folder = tmp_path_factory.mktemp("whole")
-    store = make_study(folder / "study", jets=1200)
+    store = make_study(folder / "study", jets=1200, latency=True)
     path = folder / "report.html"
     path.write_bytes(page_files(analyse(store), store)["report.html"])
     return path
@@ -446,7 +446,7 @@ def test_figures_have_names_for_screen_readers(shown):
 def test_the_page_of_two_studies(browser, tmp_path, width):
     """A study compared with itself."""
     provenance = {"decisive": {"data": {"fingerprint": "f" * 64}}}
-    store = make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2), jets=1200, provenance=provenance)
+    store = make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2), jets=1200, provenance=provenance, latency=True)
     path = tmp_path / "comparison.html"
     path.write_bytes(comparison_files(compare(store, store))["comparison.html"])
     at_width(browser, width)

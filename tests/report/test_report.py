@@ -38,7 +38,7 @@ def _undrawn():
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The study's 132 configurations."""
-    return make_study(tmp_path_factory.mktemp("studies") / "study")
+    return make_study(tmp_path_factory.mktemp("studies") / "study", latency=True)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from kdfast.report import physics, ranking, schema, summaries
 from kdfast.report.families import PHYSICS_LEVEL, alone
 from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
+from kdfast.report.latencies import latencies
 from kdfast.report.networks import StudyNetworks
 from kdfast.report.records import comparison_of, integer, jet_counts, number, planned_settings, setting_fields
 from kdfast.report.verdict import verdict
@@ -99,6 +100,7 @@ def analyse_networks(study: StudyNetworks) -> schema.Analysis:
         variance_shares=summaries.variance_shares(sweep),
         top_quartile=summaries.top_quartile(sweep),
         strategies={name: int((sweep.done["strategy"] == name).sum()) for name in STRATEGIES},
+        latencies=latencies(study, rows, [network for network, _ in shown]),
         winners=ranking.winners(sweep, rows, groups),
         top_two=ranking.top_two(sweep, rows),
         rank_agreement=ranking.rank_agreement(sweep),

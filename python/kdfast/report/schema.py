@@ -29,6 +29,7 @@ __all__ = [
     "GroupTable",
     "Importance",
     "Jets",
+    "Latency",
     "LinearModel",
     "MassSculpting",
     "MetricSummary",
@@ -55,6 +56,7 @@ SIGNIFICANT = 0.05
 # Version of report.json. A field that is added keeps it; one that changes its meaning or goes away raises it.
 FORMAT = 2
 
+Role = Literal["teacher", "baseline", "student"]
 Metric = Literal["auc", "rejection"]
 """AUC, or background rejection at 50 % signal efficiency."""
 
@@ -231,10 +233,28 @@ class Configuration(Setting):
     gap_recovered_rejection: Estimate | None = None
 
 
+class Latency(Record):
+    """What a network costs next to its AUC: time of one jet on one thread by onnxruntime."""
+
+    role: Role
+    run_name: str
+    parameters: int
+    flops: float | None
+    """Of the matrix products, for a jet of the mean number of constituents."""
+    constituents: float
+    """Mean of the jets that were timed."""
+    p50_us: float
+    p99_us: float
+    """Median and 99th percentile of the calls, in µs."""
+    auc: Estimate
+    pareto: bool
+    """No other of these networks is as fast and tags better, or is faster and tags as well."""
+
+
 class Network(Record):
     """A network that the physics tables show."""
 
-    role: Literal["teacher", "baseline", "student"]
+    role: Role
     label: str
     run_name: str
     seed: int
@@ -523,7 +543,7 @@ class Verdict(Record):
 class PtBin(Record):
     """One network in a range of jet pT (GeV)."""
 
-    role: Literal["teacher", "baseline", "student"]
+    role: Role
     pt_low: float
     pt_high: float
     signal: int
@@ -548,7 +568,7 @@ class PtDifference(Record):
     """One network's AUC in the highest bin of `by_pt` minus that in its lowest; bins with few jets are in
     neither."""
 
-    role: Literal["teacher", "baseline", "student"]
+    role: Role
     auc: Comparison
 
 
@@ -556,7 +576,7 @@ class MassSculpting(Record):
     """Mass of the background that passes against all background's; Jensen–Shannon divergence in bits (0:
     the same, 1: no overlap)."""
 
-    role: Literal["teacher", "baseline", "student"]
+    role: Role
     efficiency: int
     """Signal efficiency in percent."""
     survivors: int
@@ -590,7 +610,7 @@ class CalibrationBin(Record):
 class Calibration(Record):
     """Whether scores are probabilities of signal, at the classes' shares among the test jets."""
 
-    role: Literal["teacher", "baseline", "student"]
+    role: Role
     bins: list[CalibrationBin]
     """Equally filled by predicted probability; observed share of signal with Wilson's interval."""
     expected_error: float
@@ -672,6 +692,8 @@ class Analysis(Record):
     top_quartile: TopQuartile | None = None
     strategies: dict[str, int] = {}
     """Runs by strategy."""
+    latencies: list[Latency] = []
+    """The fastest first; empty where `kdfast latency` has measured none."""
     winners: list[Winner] = []
     top_two: list[TopTwo] = []
     rank_agreement: RankAgreement | None = None

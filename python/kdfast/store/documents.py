@@ -212,10 +212,9 @@ class LatencyDocument(Document):
     environment: dict[str, str]
     when: str
 
-    def microseconds(self, engine: str = "onnxruntime", batch: int = 1) -> float | None:
-        """The median time of a call; None: it was not measured."""
-        found = [each.p50_us for each in self.timings if (each.engine, each.batch) == (engine, batch)]
-        return found[0] if found else None
+    def timing(self, engine: str, batch: int) -> TimingDocument | None:
+        """Of an engine with so many jets a call; None: it was not measured."""
+        return next((each for each in self.timings if (each.engine, each.batch) == (engine, batch)), None)
 
     def flops_per_jet(self) -> float | None:
         """For a jet of the mean number of constituents."""

@@ -118,6 +118,7 @@ class StudyPlots:
     heat_maps = _of_study("heat_maps", "Draw mean AUC and rejection by initial T and α.")
     strategies = _of_study("strategies", "Draw AUC and rejection by strategy.")
     pareto = _of_study("pareto", "Draw the rejection of every configuration against its AUC.")
+    latency = _of_study("latency", "Draw the AUC against the time of one jet, as `kdfast latency` stored it.")
     calibration = _of_study("calibration", "Draw the share of signal against the predicted probability.")
     sculpting = _of_study("sculpting", "Draw the mass divergence of every student against its rejection.")
     by_pt = _of_study("by_pt", "Draw AUC and rejection by jet pT.")

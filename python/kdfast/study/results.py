@@ -189,11 +189,13 @@ class StudyResults:
 
     def _microseconds(self) -> NDArray[np.float64]:
         """For each row of the table the µs of one jet, of a network of the same size; NaN: not measured."""
-        measured = [(document.model, document.microseconds()) for document in self._store.latencies().values()]
+        documents = self._store.latencies().values()
+        measured = [(document.model, document.timing("onnxruntime", 1)) for document in documents]
         sizes = {(r.name, r.seed): r.card["model"] for r in self._stored if r.kind == "student" and r.card}
         found = []
         for name, seed in zip(self._table["run_name"], self._table["seed"], strict=True):
-            same = [time for model, time in measured if time is not None and model == sizes.get((name, int(seed)))]
+            size = sizes.get((name, int(seed)))
+            same = [timing.p50_us for model, timing in measured if timing is not None and model == size]
             found.append(same[0] if same else np.nan)
         return np.array(found, np.float64)
 

@@ -39,6 +39,7 @@ ORDER = (
     "heat_maps",
     "strategies",
     "pareto",
+    "latency",
     "calibration",
     "sculpting",
     "by_pt",

@@ -40,6 +40,8 @@ def configuration_figures(analysis: Analysis) -> Figures:
         yield "strategies", partial(_strategies, analysis, rows)
     if len(rows) > 1:
         yield "pareto", partial(_pareto, analysis, rows)
+    if len({each.p50_us for each in analysis.latencies}) > 1:
+        yield "latency", partial(_latency, analysis)
 
 
 def _estimate(row: Configuration, metric: str) -> Estimate:
@@ -221,6 +223,45 @@ def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         "One point a configuration. Circled: no other configuration is higher in both."
         + (" The cross: one standard error of a difference of two configurations, to each side." if cross else ""),
         f"On the Pareto front: {', '.join(row.run_name for row in front)}",
+        figure,
+    )
+
+
+def _latency(analysis: Analysis) -> Drawing:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
+    strategies = {row.run_name: row.strategy for row in analysis.configurations}
+    for each in analysis.latencies:
+        look: dict[str, Any] = {"color": ROLES[each.role]["color"], "marker": "s"}
+        if each.role == "student":
+            _, color, marker = STRATEGIES[strategies[each.run_name]]
+            look = {"color": color, "marker": marker}
+        ends = [each.auc.value if end is None else end for end in (each.auc.low, each.auc.high)]
+        error = np.abs(np.array(ends)[:, None] - each.auc.value)
+        late = [[0.0], [max(each.p99_us - each.p50_us, 0.0)]]
+        axes.errorbar(each.p50_us, each.auc.value, yerr=error, xerr=late, markersize=5, linewidth=0.8, **look)
+    front = [each for each in analysis.latencies if each.pareto]
+    x = [each.p50_us for each in front]
+    y = [each.auc.value for each in front]
+    axes.plot(x, y, drawstyle="steps-post", color="black", linewidth=1.2)
+    axes.plot(x, y, linestyle="none", marker="o", markersize=10, markerfacecolor="none", color="black")
+    for each in analysis.latencies:
+        if each.role != "student":
+            where: dict[str, Any] = {"xytext": (6, -12), "textcoords": "offset points"}
+            axes.annotate(each.role, (each.p50_us, each.auc.value), **where)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("time of one jet (µs)")
+    axes.set_ylabel("AUC")
+    return Drawing(
+        "latency",
+        "AUC against latency",
+        "One thread, one jet a call, by onnxruntime: points at the median, lines to the 99th percentile and the "
+        "ends of the AUC's interval. Circled: no other network is faster and better. Colours and markers as above.",
+        "; ".join(f"{each.run_name}: {each.p50_us:.0f} µs, AUC {said(each.auc, 4)}" for each in front),
         figure,
     )
 

@@ -1,0 +1,65 @@
+"""What the networks cost next to how well they tag, where `kdfast latency` has measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kdfast.report import schema
+from kdfast.report.networks import StudyNetworks
+from kdfast.store.documents import LatencyDocument
+
+__all__ = ["latencies"]
+
+
+def latencies(
+    study: StudyNetworks, rows: Sequence[schema.Configuration], networks: Sequence[schema.Network]
+) -> list[schema.Latency]:
+    """Teacher, baseline and every configuration whose size of network was measured, the fastest first.
+
+    Networks of one size take the same time, so one measurement counts for all of them.
+    """
+    measured = list(study.store.latencies().values())
+    if not measured:
+        return []
+    found = list(_points(study, rows, networks, measured))
+    front = [
+        not any(
+            other.p50_us <= each.p50_us
+            and other.auc.value >= each.auc.value
+            and (other.p50_us < each.p50_us or other.auc.value > each.auc.value)
+            for other in found
+        )
+        for each in found
+    ]
+    marked = [each.model_copy(update={"pareto": best}) for each, best in zip(found, front, strict=True)]
+    return sorted(marked, key=lambda each: (each.p50_us, -each.auc.value, each.run_name))
+
+
+def _points(
+    study: StudyNetworks,
+    rows: Sequence[schema.Configuration],
+    networks: Sequence[schema.Network],
+    measured: Sequence[LatencyDocument],
+) -> Iterator[schema.Latency]:
+    sizes = {(result.kind, result.name): result.card["model"] for result in study.results if result.card}
+    points: list[tuple[schema.Role, str, schema.Estimate | None]] = []
+    points += [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
+    points += [("student", row.run_name, row.auc) for row in rows]
+    for role, name, auc in points:
+        size = sizes.get((role, name))
+        for document in measured:
+            timing = document.timing("onnxruntime", 1)
+            if auc is None or timing is None or document.model != size:
+                continue
+            yield schema.Latency(
+                role=role,
+                run_name=name,
+                parameters=document.parameters,
+                flops=document.flops_per_jet(),
+                constituents=document.constituents,
+                p50_us=timing.p50_us,
+                p99_us=timing.p99_us,
+                auc=auc,
+                pareto=False,
+            )
+            break
