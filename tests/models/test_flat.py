@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdfast.models import JetTransformer
+from kdfast.models import DeepSets, JetTransformer
 from kdfast.models.flat import flat_parameters, flat_running, flatten_parameters, flatten_running
 
 
@@ -33,6 +33,10 @@ def test_a_flattened_model_shares_its_buffers(model: JetTransformer) -> None:
         assert flat.data_ptr() == buffer.data_ptr()
         assert torch.equal(flat, buffer)
         assert not flat.requires_grad
+
+
+def test_a_model_without_batch_norms_has_no_statistics() -> None:
+    assert flat_running(DeepSets(seed=1)).shape == (0,)
 
 
 def test_rows_of_a_pack_are_shared_too(model: JetTransformer) -> None:

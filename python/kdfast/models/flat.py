@@ -57,6 +57,8 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.empty(0)
     first = tensors[0].detach()
     start = place = first.data_ptr()
     for tensor in tensors:
