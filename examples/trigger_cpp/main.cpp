@@ -2,9 +2,9 @@
 //
 // usage: score_jets TAGGER.onnx JETS.csv SCORES.csv [BATCH]
 //
-// JETS.csv: a header, then a line for each constituent: jet,pt,eta,phi,energy. Jets are numbered from 0 in rising order; a
-// number that is left out below the last one is a jet without constituents. pt and energy in GeV.
-// SCORES.csv: a header, then jet,logit,probability of signal. BATCH: jets a call; default 1.
+// JETS.csv: a header, then a line for each constituent: jet,pt,eta,phi,energy. Jets are numbered from 0 in rising
+// order; a number that is left out below the last one is a jet without constituents. pt and energy in GeV. SCORES.csv:
+// a header, then jet,logit,probability of signal. BATCH: jets a call; default 1.
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
@@ -46,7 +46,7 @@ std::vector<Jet> read_jets(const std::string& path) {
 
 // The network, with its input and output as the file describes them.
 class Tagger {
-public:
+  public:
     explicit Tagger(const std::string& path)
         : environment_(ORT_LOGGING_LEVEL_WARNING, "trigger"), session_(environment_, path.c_str(), one_thread()) {
         const auto shape = session_.GetOutputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
@@ -78,7 +78,7 @@ public:
         return {values, values + (last - first)};
     }
 
-private:
+  private:
     static Ort::SessionOptions one_thread() {
         Ort::SessionOptions options;
         options.SetIntraOpNumThreads(1);
