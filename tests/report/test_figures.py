@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
+from kdfast.distill import schedules
 from kdfast.distill.schedules import RunConfig
 from kdfast.metrics import background_rejection, roc_auc
 from kdfast.report.analysis import analyse
@@ -180,7 +181,7 @@ def test_configurations_in_order_with_the_set_of_the_best(drawings, analysis):
 def test_leaders_are_named_with_their_paired_differences(drawings, analysis):
     left, _ = drawings["leaders"].figure.axes
     names = [label.get_text() for label in left.get_yticklabels()]
-    assert names == [row.run_name for row in analysis.configurations]
+    assert names == [schedules.shown(row.run_name) for row in analysis.configurations]
     for container, row in zip(left.containers, analysis.configurations, strict=True):
         assert container.lines[0].get_xdata()[0] == row.auc_vs_baseline.difference.value
 
@@ -243,16 +244,16 @@ def test_training_curves_are_of_the_best_students_seed(tmp_path):
     shown = {
         text.get_text(): line(auc, text.get_text()).get_ydata()[-1] for text in drawn["training"].legends[0].get_texts()
     }
-    named = {f"{run.run_name}, seed {run.seed}": run.auc_validation for run in analysis.runs}
+    named = {f"{schedules.shown(run.run_name)}, seed {run.seed}": run.auc_validation for run in analysis.runs}
     assert shown.pop("Teacher (offline view)") == analysis.networks[0].auc_validation
     assert shown.pop(f"Baseline (no teacher), seed {student.seed}") == baseline.auc_validation
     assert shown == {label: named[label] for label in shown}
-    assert f"{student.run_name}, seed {student.seed}" in shown
+    assert f"{schedules.shown(student.run_name)}, seed {student.seed}" in shown
     # and so the legends of the others say
     labels = [text.get_text() for text in drawn["rejection"].legends[0].get_texts()]
     assert labels[1:3] == [baseline.label, student.label]
     assert {label.removeprefix("Best student: ") for label in labels[2:]} == set(shown)
-    assert student.label == f"Best student: {student.run_name}, seed {student.seed}"
+    assert student.label == f"Best student: {schedules.shown(student.run_name)}, seed {student.seed}"
 
 
 def test_legends_lie_on_no_curve(drawings, files):

@@ -13,6 +13,8 @@ from kdfast.store.packs import planned
 from kdfast.store.settings import StudySettings
 from kdfast.store.status import study_status
 from kdfast.store.store import StudyStore
+from kdfast.study.batch_script import slurm_script
+from kdfast.study.dask_engine import connected
 from kdfast.study.plan import shared_groups
 from kdfast.study.results import StudyResults, open_study
 from tests.study.processes import finish, start, wait_until
@@ -67,6 +69,18 @@ def test_two_workers_one_of_them_stopped_leave_what_one_process_does(plan, swept
     open_study(study).report()
     for name in ("results_summary.csv", "ANALYSIS_SUMMARY.txt"):
         assert (study / name).read_text() == (swept.path / name).read_text()
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_trains_the_same(swept, tmp_path):
+    with connected("local", threads=2) as client:
+        small_sweep(tmp_path / "study", grid=GRID, client=client)
+    assert (tmp_path / "study" / "results_summary.csv").read_text() == (swept.path / "results_summary.csv").read_text()
+
+
+def test_a_batch_system_gets_every_pack(plan):
+    script = slurm_script(plan)
+    assert all(pack.id in script for pack in planned(StudyStore.open(plan)))
 
 
 def test_results_have_their_axes_and_matching_baselines(swept):
