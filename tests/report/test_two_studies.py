@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from kdfast.cli import main
+from kdfast.distill.schedules import shown
 from kdfast.report.page import comparison_files
 from kdfast.report.pairing import PairedRun, Pairing
 from kdfast.report.two_studies import StudyComparison, _mean, _measured, _rows, compare
@@ -281,9 +282,9 @@ def test_files_and_command(first, second, tmp_path, capsys):
     text = (out / "comparison.txt").read_text()
     assert [line for line in text.splitlines() if len(line) > 100] == []
     for row in found.rows:
-        assert len(re.findall(rf"^  {re.escape(row.name)} ", text, re.MULTILINE)) == 2  # AUC, rejection
+        assert len(re.findall(rf"^  {re.escape(shown(row.name))} ", text, re.MULTILINE)) == 2  # AUC, rejection
     html = Page((out / "comparison.html").read_text())
-    assert {row.name for row in found.rows} <= {text for _, text in html.all("th", scope="row")}
+    assert {shown(row.name) for row in found.rows} <= {text for _, text in html.all("th", scope="row")}
     ids = [attributes["id"] for _, attributes, _ in html.found if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert main(["report", str(first.path), str(tmp_path / "none")]) == 2
