@@ -19,7 +19,7 @@ from kdfast.models.packed_transformer import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed
 from tests.cuda_kernels import needs_gpu
-from tests.distill.packs import pack, students
+from tests.distill.packs import DEEP_SETS, MODEL, pack, students
 from tests.ops.backends import cuda_kernels
 
 DEVICES = ["cpu", pytest.param("cuda:0", marks=needs_gpu)]  # on a GPU all but the first steps are a graph's
@@ -40,9 +40,11 @@ def reference(a_pack: Pack) -> dict[str, MemberResult]:
         return {result.name: result for result in train_pack(replace(a_pack, device="cpu"))}
 
 
-def test_a_baseline_and_two_students_train_as_by_the_reference(device):
+@pytest.mark.parametrize("model", [MODEL, DEEP_SETS], ids=["transformer", "deepsets"])
+def test_a_baseline_and_two_students_train_as_by_the_reference(device, model):
     """Same initial weights, batches, dropout and stops: the curves agree but for rounding."""
     a_pack = pack([Member("baseline"), *students(2)], device=device, epochs=4, learning_rate=1e-3, patience=2)
+    a_pack = replace(a_pack, model=model)
     reports: list[EpochReport] = []
     ours, expected = lock_step(a_pack, reports), reference(a_pack)
     assert ours.keys() == expected.keys()

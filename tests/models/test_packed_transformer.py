@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdfast.models import JetTransformer, ModelConfig
+from kdfast.models import DeepSets, DeepSetsConfig, JetTransformer, ModelConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
+from kdfast.models.packed_deep_sets import PackedDeepSets
 from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 
@@ -61,3 +62,46 @@ def test_each_member_is_the_model_of_its_own(counts: list[int], padding: int, me
         expected = torch.cat([p.grad.flatten() for p in model.parameters()])
         torch.testing.assert_close(gradient[member], expected, rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(running[member], flatten_running(model), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 0),
+    padding=st.integers(0, 5),
+    members=st.integers(1, 3),
+    classes=st.integers(1, 2),
+)
+def test_each_member_is_the_deep_sets_of_its_own(counts: list[int], padding: int, members: int, classes: int) -> None:
+    """Equal constituents, which share the gradient of a maximum, among the others."""
+    features, rows = batch(counts, padding)
+    features[1:2] = features[:1]
+    config = DeepSetsConfig(width=12, layers=2, head_width=8, num_classes=classes)
+    models = [DeepSets(config, seed=member).double() for member in range(members)]
+    parameters = torch.stack([flatten_parameters(model) for model in models])
+    gradient = torch.full_like(parameters, torch.nan)
+    packed = PackedDeepSets(config, parameters.clone(), torch.empty(members, 0))
+    logits, attention = packed.logits(features, rows, training=True)
+    assert attention is None
+    weights = torch.randn(logits.shape, dtype=torch.float64)
+    packed.write_gradient((weights * logits).sum(), gradient)
+    for member, model in enumerate(models):
+        expected = model(features[: sum(counts)], rows.offsets)
+        torch.testing.assert_close(logits[member], expected, rtol=1e-9, atol=1e-9)
+        (weights[member] * expected).sum().backward()
+        expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(gradient[member], expected, rtol=1e-7, atol=1e-8)
+
+
+def test_products_of_deep_sets_in_bfloat16() -> None:
+    """The jets' layers stay float32."""
+    features, rows = batch([3, 0, 9], 2)
+    config = DeepSetsConfig(width=16)
+    parameters = flatten_parameters(DeepSets(config))[None]
+    exact, rounded = (
+        PackedDeepSets(config, parameters, torch.empty(1, 0), precision).logits(features.float(), rows, training=False)[
+            0
+        ]
+        for precision in ("fp32", "bf16")
+    )
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()

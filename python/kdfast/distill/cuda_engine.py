@@ -1,7 +1,7 @@
 """The CUDA engine: all members of a pack in lock-step.
 
 Members share the batches, so a step is batched matrix products over [K, M, D] with one op for all members between them
-(models/packed_transformer.py). What differs between steps, jets, rows, seeds, lies on the device as a plan of those to
+(models/packed_network.py). What differs between steps, jets, rows, seeds, lies on the device as a plan of those to
 come, what differs between epochs in vectors of length K; so the step is captured once as a CUDA graph and replayed,
 and the host waits for the device once an epoch. Same results as the reference engine within the accuracy rule; the
 same pack gives the same bits.
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdfast.distill.batches import epoch_batches
@@ -30,10 +31,10 @@ from kdfast.distill.engine import end_epoch
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import BackendError
-from kdfast.models.config import ModelConfig, NetworkConfig
+from kdfast.models.build import build_network, pack_networks
+from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.jet_transformer import JetTransformer
-from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
+from kdfast.models.packed_transformer import dropout_seeds
 from kdfast.ops import backend
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_transfer import attention_transfer
@@ -46,9 +47,10 @@ __all__ = ["train", "unsupported"]
 
 _GRANULE = 64  # rows of a batch's capacity: tiles of the tensor cores divide it
 # The kernels that a step needs to be captured: references look at values, for which a capture cannot wait.
-_KERNELS = (
-    *("adamw", "attention_pooling", "attention_transfer", "batch_norm_gelu", "bias_gelu"),
-    *("constituent_attention", "distill_loss", "residual_norm"),
+_KERNELS = ("adamw", "distill_loss")
+_KERNELS_OF_TRANSFORMERS = (
+    *("attention_pooling", "attention_transfer", "batch_norm_gelu", "bias_gelu"),
+    *("constituent_attention", "residual_norm"),
 )
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 _AHEAD = 4  # steps that the host may be ahead of the device, so that a stop does not wait for many
@@ -59,8 +61,10 @@ _capturing = threading.Lock()
 
 def unsupported(model: NetworkConfig) -> str | None:
     """Why the kernels that a captured step is made of can't take a model of these sizes; None: they can."""
+    if isinstance(model, DeepSetsConfig):
+        return None
     if not isinstance(model, ModelConfig):
-        return "members in lock step are JetTransformers"
+        return "members in lock step are JetTransformers or DeepSets"
     if model.width % 16 or model.ffn % 8:  # the head halves the width
         return f"on a GPU width {model.width} must be a multiple of 16, ffn {model.ffn} of 8"
     if model.width // model.heads not in HEAD_DIMS:
@@ -70,9 +74,20 @@ def unsupported(model: NetworkConfig) -> str | None:
     return None
 
 
-def _sizes(pack: Pack) -> ModelConfig:
-    assert isinstance(pack.model, ModelConfig), unsupported(pack.model)
-    return pack.model
+def _seeds(model: NetworkConfig, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """[steps, s]: the seeds of dropout of steps with these keys; DeepSets have none."""
+    seeds = dropout_seeds(keys, model.layers) if isinstance(model, ModelConfig) else []
+    return np.array(seeds, np.uint64).reshape(len(seeds), len(keys)).T.astype(np.int64)
+
+
+def _row_bytes(model: NetworkConfig, precision: str) -> int:
+    """Of a constituent's activations and their gradients in one member's step, roughly."""
+    size = 2 if precision == "bf16" else 4
+    if isinstance(model, DeepSetsConfig):
+        return model.width * (size * (2 * model.layers + 4) + 4 * 8)  # the pooling's are float32
+    assert isinstance(model, ModelConfig)
+    layer = 2 * 4 * model.width + size * (7 * model.width + 2 * model.ffn)  # x twice, norms, qkv, attended, FFN
+    return (model.layers + 2) * layer  # two layers' worth of gradients
 
 
 def train(
@@ -133,10 +148,9 @@ class _Plan:
             batches = self.batches(epoch)
             longest = max(longest, int(counts[batches].sum(1).max()))
         self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
-        layers = _sizes(pack).layers
         b = pack.recipe.batch_size
         m = self.capacity
-        self.columns = [b, m, m, m, b + 1, len(dropout_seeds(0, layers))]
+        self.columns = [b, m, m, m, b + 1, _seeds(pack.model, np.zeros(1, np.uint64)).shape[1]]
         self.steps_at_once = max(1, _PLAN_BYTES // (8 * sum(self.columns)))
 
     def batches(self, epoch: int) -> Tensor:
@@ -149,8 +163,7 @@ class _Plan:
         steps = len(jets)
         key = derive_seed(self.pack.seed, "dropout")
         keys = np.array([fold_seed(key, epoch * steps + step) for step in range(steps)], np.uint64)
-        seeds = np.stack(dropout_seeds(keys, _sizes(self.pack).layers), 1).astype(np.int64)
-        return jets.to(self.device), torch.from_numpy(seeds).to(self.device)
+        return jets.to(self.device), torch.from_numpy(_seeds(self.pack.model, keys)).to(self.device)
 
     def steps(self, jets: Tensor, seeds: Tensor) -> Tensor:
         """int64 [steps, Σ columns] of steps of `epoch`: jets, rows of the features (the last one for padding), jet and
@@ -170,11 +183,9 @@ class _Plan:
         """How many members' activations and buffers fit the device's free memory, in which the jets lie already."""
         if self.device.type != "cuda":
             return len(self.pack.members)
-        model = _sizes(self.pack)
-        size = 2 if self.pack.precision == "bf16" else 4
-        layer = 2 * 4 * model.width + size * (7 * model.width + 2 * model.ffn)  # x twice, norms, qkv, attended, FFN
-        activations = self.capacity * (model.layers + 2) * layer  # two layers' worth of gradients
-        parameters = 10 * 4 * JetTransformer(model).num_parameters()  # moments, gradient, best, graph's temporaries
+        activations = self.capacity * _row_bytes(self.pack.model, self.pack.precision)
+        # Moments, gradient, best, the graph's temporaries.
+        parameters = 10 * 4 * build_network(self.pack.model).num_parameters()
         gc.collect()  # a group before this one, which refers to itself
         with _capturing:
             torch.cuda.empty_cache()  # and what torch keeps of it
@@ -191,7 +202,7 @@ class _Trainer:
         self.members = members
         self.plan = plan
         device = plan.device
-        initial = JetTransformer(_sizes(pack), seed=pack.seed)
+        initial = build_network(pack.model, pack.seed)
         count = len(members)
 
         def repeated(flat: Tensor) -> Tensor:
@@ -202,7 +213,8 @@ class _Trainer:
         self.best_parameters = self.parameters.clone()
         self.best_running = self.running.clone()
         self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
-        self.model = PackedTransformer(_sizes(pack), self.parameters, self.running, pack.precision)
+        self.model = pack_networks(pack.model, self.parameters, self.running, pack.precision)
+        self.drops = isinstance(pack.model, ModelConfig) and pack.model.dropout > 0
 
         self.temperature, self.alpha = (torch.ones(count, dtype=torch.float64, device=device) for _ in range(2))
         self.rate = torch.zeros(count, device=device)
@@ -238,7 +250,7 @@ class _Trainer:
         copy_tensors(self.tensors(member), start.learner)
         self.sums[member].copy_(start.sums)
         if start.best_state:
-            model = JetTransformer(_sizes(self.pack))
+            model = build_network(self.pack.model)
             model.load_state_dict(start.best_state)
             self.best_parameters[member].copy_(flatten_parameters(model))
             self.best_running[member].copy_(flatten_running(model))
@@ -274,7 +286,7 @@ class _Trainer:
         jets, source, jet, position, offsets, seeds = self.steps.index_select(0, self.next)[0].split(self.plan.columns)
         self.next += 1
         rows = PackedRows(offsets[-1:], jet, position, offsets)
-        dropout = seeds if _sizes(self.pack).dropout > 0 else None
+        dropout = seeds if self.drops else None
         logits, attention = self.model.logits(self.plan.features.index_select(0, source), rows, dropout, training=True)
         weights = self.plan.weights[jets]
         loss, parts = distill_loss(
@@ -287,7 +299,7 @@ class _Trainer:
             return_terms=True,
         )
         transfer = torch.zeros_like(loss)
-        if self.summary is not None:
+        if self.summary is not None and attention is not None:
             entropy, maximum = self.summary[:, jets].unbind()
             transfer = attention_transfer(attention, rows, entropy, maximum, weights) * self.transfer_weight
         loss = loss + transfer
@@ -325,7 +337,7 @@ class _Trainer:
             self.under_way.popleft().synchronize()
         if self.graph is not None:
             self.graph.replay()
-        elif _captures():
+        elif _captures(self.pack.model):
             self._step_and_capture()
         else:
             self.step()
@@ -365,7 +377,7 @@ class _Trainer:
             members = members.to(self.plan.device)
             parameters = self.best_parameters[members]
             running = self.best_running[members]
-            model = PackedTransformer(_sizes(self.pack), parameters, running, self.pack.precision)
+            model = pack_networks(self.pack.model, parameters, running, self.pack.precision)
         parts: list[Tensor] = []
         with torch.no_grad():
             for features, rows in _batches(view, 2 * self.plan.capacity, self.plan.device):
@@ -376,7 +388,7 @@ class _Trainer:
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's best weights and running statistics, by name."""
-        model = JetTransformer(_sizes(self.pack))
+        model = build_network(self.pack.model)
         parameters = flatten_parameters(model)
         running = flatten_running(model)
         parameters.copy_(self.best_parameters[member])
@@ -384,9 +396,10 @@ class _Trainer:
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def _captures() -> bool:
+def _captures(model: NetworkConfig) -> bool:
+    needed = _KERNELS + _KERNELS_OF_TRANSFORMERS if isinstance(model, ModelConfig) else _KERNELS
     module = backend.cuda_module()
-    return backend.forced() != "reference" and all(hasattr(module, op) for op in _KERNELS)
+    return backend.forced() != "reference" and all(hasattr(module, op) for op in needed)
 
 
 def _batches(view: View, rows: int, device: torch.device) -> Iterator[tuple[Tensor, PackedRows]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdfast.distill.attention_transfer import attention_summary
 from kdfast.distill.pack import Targets, View
 from kdfast.files import write_content, writing_errors
-from kdfast.models.config import ModelConfig
+from kdfast.models.config import OwnModel
 from kdfast.models.evaluation import evaluate_model, evaluate_on_device
 from kdfast.models.network import Network
 
@@ -45,8 +45,7 @@ def teacher_targets(model: Network, view: View, cache_folder: Path | None = None
         if targets is not None and len(targets.logits) == len(view):
             return targets
         path.unlink(missing_ok=True)
-    compiled = isinstance(model.config, ModelConfig)
-    if device == "cpu" or not compiled:
+    if device == "cpu" or isinstance(model.config, OwnModel):
         model = model.to(device)
         batches = evaluate_model(model, view.features, view.offsets)
     else:

@@ -1,4 +1,4 @@
-"""A network from its sizes: as a module, and compiled."""
+"""A network from its sizes: as a module, compiled, and as members in lock-step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from kdfast.models.deep_sets import DeepSets
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.network import Network
 from kdfast.models.own_model import OwnNetwork
+from kdfast.models.packed_deep_sets import PackedDeepSets
+from kdfast.models.packed_network import PackedNetwork
+from kdfast.models.packed_transformer import PackedTransformer
 from kdfast.ops import backend
 
-__all__ = ["build_network", "compile_network", "runs_compiled"]
+__all__ = ["build_network", "compile_network", "pack_networks", "runs_compiled"]
 
 
 def build_network(config: NetworkConfig, seed: int = 0) -> Network:
@@ -51,3 +54,11 @@ def compile_network(
         return CompiledDeepSets(config, parameters, running, precision)
     assert isinstance(config, ModelConfig)
     return encoder.Encoder(config, parameters, running, precision)
+
+
+def pack_networks(config: NetworkConfig, parameters: Tensor, running: Tensor, precision: str = "fp32") -> PackedNetwork:
+    """K networks of these sizes in lock-step, on parameters [K, P] and running statistics [K, R]."""
+    if isinstance(config, DeepSetsConfig):
+        return PackedDeepSets(config, parameters, running, precision)
+    assert isinstance(config, ModelConfig)
+    return PackedTransformer(config, parameters, running, precision)

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdfast.models.build import compile_network, runs_compiled
-from kdfast.models.config import ModelConfig
+from kdfast.models.build import compile_network, pack_networks, runs_compiled
 from kdfast.models.flat import flat_parameters, flat_running
 from kdfast.models.network import Network
-from kdfast.models.packed_transformer import PackedTransformer
 from kdfast.ops.packed_rows import PackedRows
 
 __all__ = ["evaluate_model", "evaluate_on_device"]
@@ -64,12 +62,11 @@ def evaluate_on_device(
     """As evaluate_model, in float32 by the ops of the lock-step engine; results stay on the device."""
     config = model.config
     config.check_features(features)
-    assert isinstance(config, ModelConfig)
     parameters, running = (flat[None].to(device) for flat in (flat_parameters(model), flat_running(model)))
-    packed = PackedTransformer(config, parameters, running)
+    packed = pack_networks(config, parameters, running)
     for start in range(0, len(offsets) - 1, _BATCH):
         bounds = offsets[start : start + _BATCH + 1]
         part = (bounds - bounds[0]).to(device)
         rows = PackedRows.of_constituents(part)
         logits, weights = packed.logits(features[bounds[0] : bounds[-1]].to(device), rows, training=False)
-        yield logits[0], weights[0], part
+        yield logits[0], None if weights is None else weights[0], part

@@ -124,8 +124,8 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(x, "sum", offsets=offsets, axis=0, unsafe=True, initial=0)
 
 
-def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
-    """[B, …] maxima of x [M, …] ≥ 0 over each jet's rows; zeros for an empty jet.
+def segment_max(x: Tensor, offsets: Tensor, jet: Tensor | None = None) -> Tensor:
+    """[B, …] maxima of x [M, …] ≥ 0 over each jet's rows; zeros for an empty jet. jet: [M], each row's, where known.
 
     Rows that share a maximum share its gradient evenly. (By torch's own each of them gets all of a negative one.)
     """
@@ -133,7 +133,8 @@ def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
     top = torch.segment_reduce(values, "max", offsets=offsets, axis=0, unsafe=True, initial=0)
     if not x.requires_grad:
         return top
-    jet = torch.repeat_interleave(offsets.diff(), output_size=len(x))
+    if jet is None:
+        jet = torch.repeat_interleave(offsets.diff(), output_size=len(x))
     is_top = (values == top[jet]).to(x.dtype)
     share = is_top / segment_sum(is_top, offsets).clamp(min=1)[jet]
     return top + segment_sum((x - values) * share, offsets)  # the second term is 0: it has the gradient
