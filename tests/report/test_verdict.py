@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdfast.distill.schedules import RunConfig
+from kdfast.distill.schedules import RunConfig, shown
 from kdfast.report.analysis import analyse
 from kdfast.report.schema import Claim
 from kdfast.report.texts import report_texts
@@ -61,7 +61,7 @@ def test_only_what_is_above_the_baseline_is_recommended(tmp_path, strength, supp
     whole = analyse(make_study(tmp_path / "study", SMALL_GRID, strength=strength))
     text = in_one_line(report_texts(whole)["ANALYSIS_SUMMARY.txt"])
     for goal, why in (("auc", "highest AUC on validation"), ("constant", "best constant T and α")):
-        name = next(winner.configuration for winner in whole.winners if winner.goal == goal)
+        name = shown(next(winner.configuration for winner in whole.winners if winner.goal == goal))
         used = f"✓ Use: {name} ({why})"
         candidate = f"- Candidate: {name} ({why}; not significantly above the baseline)"
         assert (used in text, candidate in text) == (supported, not supported)
@@ -340,7 +340,7 @@ def test_statements_on_leaders_and_on_the_sweep(refined):
         assert finding.text.startswith("With 3 further seeds, ")
     assert whole.verdict.text.startswith("2 of 2 configurations beat training without a teacher.")
     rows = {row.label: row.comparison for row in whole.verdict.rows}
-    assert rows[f"chosen: {whole.refinement.winners[0].configuration}"] in [
+    assert rows[f"chosen: {shown(whole.refinement.winners[0].configuration)}"] in [
         row.auc_vs_baseline for row in whole.refinement.configurations
     ]
     assert rows["mean of all 8"] == whole.mean_vs_baseline["auc"]  # of the sweep
