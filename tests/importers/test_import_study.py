@@ -114,7 +114,7 @@ def test_a_name_that_contradicts_its_numbers(tmp_path):
 def test_a_table_that_contradicts_itself_is_refused(tmp_path):
     table = tmp_path / "table.csv"
     for head, cells, message in (
-        ("run", "combined_T7_A0.5", "'combined_T7_A0.5': these values are of the strategy 'baseline'"),
+        ("run", "combined_T7_A0.5", "'combined_T7_A0.5': these values are of the strategy 'constant'"),
         (
             "run,strategy",
             "baseline_T7_A0.5,combined",

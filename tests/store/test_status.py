@@ -66,9 +66,9 @@ def test_counts_and_messages(store, capsys):
     assert main(["status", str(store.path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{store.path}: 7 runs, 3 missing, 2 damaged, 1 diverged, 1 done",
-        "  student baseline_T7.0_A0.5, seed 1: the loss is NaN in epoch 2",
+        "  student constant_T7.0_A0.5, seed 1: the loss is NaN in epoch 2",
         "  baseline baseline, seed 2: is damaged: result.json does not match its checksum",
-        "  student baseline_T3.0_A0.5, seed 2: is damaged: weights.safetensors is missing",
+        "  student constant_T3.0_A0.5, seed 2: is damaged: weights.safetensors is missing",
         f"  `kdfast verify {store.path} --repair` moves what is damaged aside",
         "  720 runs per hour, 15 s left at that rate",
     ]

@@ -125,7 +125,7 @@ def test_chosen_runs(study):
     runs = [NAMES[5], "teacher", NAMES[0], "baseline"]
     ax = study.plot.roc(runs, seed=2)
     assert labels(ax) == [
-        f"{NAMES[5]}, seed 2", "Teacher (offline view)", f"{NAMES[0]}, seed 2", "Baseline (no teacher)"
+        f"{NAMES[5]}, seed 2", "Teacher (offline view)", "constant_T3.0_A0.3, seed 2", "Baseline (no teacher)"
     ]  # fmt: skip
     assert to_rgb(ax.lines[0].get_color()) == to_rgb(ROLES["student"]["color"])
     row = study.results.set_index(["run_name", "seed"]).loc[(NAMES[5], 2)]
