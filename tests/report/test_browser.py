@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from kdfast.distill import schedules
 from kdfast.report.analysis import analyse
 from kdfast.report.figures import ORDER
 from kdfast.report.figures.style import FONT_SIZE, STRATEGIES
@@ -428,7 +429,7 @@ def test_it_reads_without_scripts(browser, report_page, analysis):
         browser.get(report_page.as_uri())
         rows = browser.find_elements("css selector", "#configurations-table tbody tr")
         assert [row.find_element("css selector", "th").text for row in rows] == [
-            row.run_name for row in analysis.configurations
+            schedules.shown(row.run_name) for row in analysis.configurations
         ]
         assert browser.find_elements("css selector", "thead button") == []
         assert len(browser.find_elements("css selector", "figure svg")) == len(ORDER)
