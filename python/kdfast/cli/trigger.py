@@ -10,6 +10,7 @@ import typer
 from kdfast.cli.common import OwnModelOption, Quiet, app, console, given
 from kdfast.cli.completion import run_names
 from kdfast.cli.options import setting_option
+from kdfast.distill import schedules
 from kdfast.errors import ConfigError
 
 __all__ = ["export", "latency"]
@@ -127,6 +128,6 @@ def latency(
     for row in rows.to_dict("records"):
         cost = "-" if row["flops"] is None else f"{row['flops'] / 1e3:,.0f}"
         numbers = [str(row["batch"]), f"{row['p50_us']:,.0f}", f"{row['p99_us']:,.0f}"]
-        table.add_row(row["run_name"], f"{row['parameters']:,}", cost, row["engine"], *numbers)
+        table.add_row(schedules.shown(row["run_name"]), f"{row['parameters']:,}", cost, row["engine"], *numbers)
     console().print(table)
     typer.echo(f"jets of {rows['constituents'].mean():.1f} constituents on average, one thread")

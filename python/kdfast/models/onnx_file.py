@@ -146,6 +146,7 @@ def _by_torch(tagger: Tagger, opset: int, precision: str, metadata: Mapping[str,
         raise ModelError("fp16 is for the package's own networks", where=where, hint="export fp32 or int8")
     plain = tagger.to_torch()
     sizes = {0: torch.export.Dim("jets", min=1, max=1 << 20), 1: torch.export.Dim("constituents", min=1, max=1 << 12)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which is not needed
     how: dict[str, Any] = {"opset_version": opset, "dynamic_shapes": (sizes,), "dynamo": True, "verbose": False}
     try:
         with warnings.catch_warnings():
