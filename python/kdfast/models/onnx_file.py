@@ -176,7 +176,7 @@ def session(content: bytes, threads: int = 0) -> Any:
 
 
 def padded_batches(view: PackedJets, jets: int) -> Iterator[NDArray[np.float32]]:
-    """The jets [b, N, 4] of so many at a time, N ≥ 1 being the largest number of constituents among them."""
+    """The jets [b, N, 4] in batches of this size, N ≥ 1 being the largest number of constituents among them."""
     for start in range(0, len(view), jets):
         part = view[start : start + jets]
         yield part.to_padded(max(1, int(part.counts.max())))[0]

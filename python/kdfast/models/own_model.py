@@ -46,7 +46,7 @@ class Adapter(nn.Module):
     standardised : bool
         Whether the features are standardised. Otherwise they are those of `kdfast.features`, in GeV and rad.
     min_length : int
-        Least N of padded input, for networks that need so many places (ParticleNet's nearest neighbours).
+        Least N of padded input, for networks that need a number of places (ParticleNet's nearest neighbours).
     attention : bool
         Whether the module returns (logits, weights): a weight for each constituent, [M] or [B, N], which sum to 1
         over a jet. They serve the attention-transfer term.

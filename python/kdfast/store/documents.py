@@ -213,7 +213,7 @@ class LatencyDocument(Document):
     when: str
 
     def timing(self, engine: str, batch: int) -> TimingDocument | None:
-        """Of an engine with so many jets a call; None: it was not measured."""
+        """Of an engine with this number of jets a call; None: it was not measured."""
         return next((each for each in self.timings if (each.engine, each.batch) == (engine, batch)), None)
 
     def flops_per_jet(self) -> float | None:

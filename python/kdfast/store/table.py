@@ -145,7 +145,7 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
 
 
 def _flag(survivors: int | None) -> str:
-    """What a rejection is worth for which so many background jets pass: "limit" (none passes: a 68 % lower limit),
+    """What a rejection is worth, by the background jets that pass: "limit" (none passes: a 68 % lower limit),
     "few" (fewer than FEW_SURVIVORS pass) or "measured"; "" where their number is not known."""
     if survivors is None:
         return ""

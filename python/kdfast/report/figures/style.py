@@ -157,7 +157,7 @@ def drawn_on(axes: Sequence[Axes] = ()) -> Iterator[list[NDArray[Any]]]:
 
 
 def fits(panels: int) -> bool:
-    """Whether a figure may have so many panels: of axes that a user gives, not more than there are."""
+    """Whether a figure may have this number of panels: with a user's axes, at most one for each of them."""
     target = _target.get()
     return target is None or not target[0] or len(target[0]) >= panels
 
