@@ -96,3 +96,14 @@ def test_16_bit_weights_are_summed_in_float32(dtype: torch.dtype) -> None:
     assert entropy.dtype == maximum.dtype == torch.float32
     torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(maximum.double(), expected_maximum, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_equal_largest_weights_share_the_gradient(target):
+    """Whichever way it points: as the compiled kernels do."""
+    weights = torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    _, maximum = attention_summary(weights, torch.tensor([0, 2, 3]))
+    (maximum - target).square().sum().backward()
+    slope = 2 * (0.5 - target)
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [slope / 2, slope / 2, 2 * (1 - target)]

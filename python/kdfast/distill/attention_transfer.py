@@ -8,6 +8,8 @@ weights w.
 import torch
 from torch import Tensor
 
+from kdfast.models.layers import segment_max
+
 __all__ = ["attention_summary", "attention_transfer_loss"]
 
 
@@ -23,8 +25,7 @@ def attention_summary(pooling_weights: Tensor, offsets: Tensor) -> tuple[Tensor,
     terms = -weights * torch.where(weights > 0, weights, 1.0).log()
     # initial=0 is what an empty jet gives; no sum or maximum of weights ≥ 0 is changed by it.
     entropy = torch.segment_reduce(terms, "sum", offsets=offsets, initial=0, unsafe=True)
-    maximum = torch.segment_reduce(weights, "max", offsets=offsets, initial=0, unsafe=True)
-    return entropy, maximum
+    return entropy, segment_max(weights, offsets)
 
 
 def attention_transfer_loss(
