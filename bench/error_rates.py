@@ -126,6 +126,9 @@ class _NoStore(SimpleNamespace):
     def shared(self, name: str) -> dict[str, NDArray[Any]]:
         return {"labels": np.arange(_JETS) % 2, "weights": np.ones(_JETS)}
 
+    def latencies(self) -> dict[RunKey, Any]:
+        return {}
+
 
 def studies(truth: Truth, number: int, seed: int = 0) -> Iterator[tuple[Analysis, dict[RunKey, float]]]:
     """Analyses of simulated studies, each with the true AUCs of its networks, minus AUC."""
