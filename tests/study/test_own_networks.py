@@ -120,7 +120,7 @@ def test_predict_gives_the_scores_of_the_study(swept):
 
 def test_a_trained_network_teaches_by_its_logits(tmp_path):
     torch.manual_seed(0)
-    teacher = PlainDeepSets().eval()
+    teacher = PlainDeepSets().eval().requires_grad_(False)  # as trained networks often are
     jets = small_jets()
     small_sweep(tmp_path / "module", teacher=teacher)
     view = offline_view(jets.hardest(15))
@@ -128,6 +128,20 @@ def test_a_trained_network_teaches_by_its_logits(tmp_path):
         logits = teacher(features(view).clamp(-10, 10), torch.from_numpy(view.offsets)).numpy()
     small_sweep(tmp_path / "logits", teacher=logits)
     np.testing.assert_array_equal(scores(tmp_path / "module", "student"), scores(tmp_path / "logits", "student"))
+
+
+def test_a_trained_network_sees_the_offline_view_of_the_study(tmp_path):
+    """Whose pT is a logarithm with hlt="study"."""
+    torch.manual_seed(0)
+    teacher = PlainDeepSets().eval()
+    view = offline_view(small_jets().hardest(15), "study")
+    with torch.no_grad():
+        logits = teacher(features(view).clamp(-10, 10), torch.from_numpy(view.offsets)).numpy()
+    arguments = {"hlt": "study", "grid": ["baseline_T2_A0.5"]}
+    small_sweep(tmp_path / "module", teacher=teacher, **arguments)
+    small_sweep(tmp_path / "logits", teacher=logits, **arguments)
+    for kind in ("teacher", "student"):
+        np.testing.assert_array_equal(scores(tmp_path / "module", kind), scores(tmp_path / "logits", kind))
 
 
 def test_bf16_is_autocast(tmp_path):

@@ -204,13 +204,6 @@ class OwnNetwork(Network):
         if not bool(logits.isfinite().all()):
             hint = "a jet may have no constituents: divide by at least 1, take maxima from a finite value"
             raise ModelError(f"gives logits that are not finite: {logits.tolist()}", where=self.config.name, hint=hint)
-        trained = [p for p in self.parameters() if p.requires_grad]
-        if not trained:
-            raise ModelError("has no weights to train", where=self.config.name)
-        for name, parameter in self.adapter.module.named_parameters():
-            if parameter.dtype != torch.float32:
-                what = f"its weight {name} is {parameter.dtype}, not float32"
-                raise ModelError(what, where=self.config.name, hint='precision="bf16" trains it with autocast')
 
 
 @contextmanager
@@ -235,6 +228,12 @@ def own_model(factory: Callable[[], Any], name: str | None = None) -> OwnModel:
     if name is None:
         name = f"{getattr(factory, '__module__', '')}:{getattr(factory, '__qualname__', type(factory).__name__)}"
     network = OwnNetwork(OwnModel(name=name, weights="", factory=factory))
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ModelError("has no weights to train", where=name)
+    for key, parameter in network.adapter.module.named_parameters():
+        if parameter.dtype != torch.float32:
+            what = f"its weight {key} is {parameter.dtype}, not float32"
+            raise ModelError(what, where=name, hint='precision="bf16" trains it with autocast')
     digest = hashlib.sha256()
     for key, tensor in network.state_dict().items():
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -103,7 +103,8 @@ class Inputs:
             refuse_another(store, _decisive(settings, teacher, hlt_jets))
         jets, sets = load_sets(given.sets(), settings.data)
         if own is not None:  # the study keeps its logits
-            values = adapted(own, jets, settings.data.max_constituents)
+            hlt = None if hlt_jets is not None or isinstance(settings.hlt, HLTFiles) else settings.hlt
+            values = adapted(own, jets, hlt, settings.data.max_constituents)
             teacher = _as_teacher(values, settings)
         if isinstance(values, np.ndarray):
             check_values(values, settings.teacher_kind, len(jets))

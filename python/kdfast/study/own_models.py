@@ -12,6 +12,7 @@ from torch import nn
 
 from kdfast.errors import ConfigError, ModelError
 from kdfast.jets.features import Standardisation
+from kdfast.jets.hlt_config import HLTConfig
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import NetworkConfig, OwnModel, model_config
 from kdfast.models.own_model import Adapter, OwnNetwork, import_factory, named_again, own_model
@@ -73,14 +74,16 @@ def network_config(setting: Any, standardisation: Standardisation) -> NetworkCon
     return config
 
 
-def adapted(teacher: nn.Module, jets: PackedJets, max_constituents: int | None) -> NDArray[np.float32]:
+def adapted(
+    teacher: nn.Module, jets: PackedJets, hlt: str | HLTConfig | None, max_constituents: int | None
+) -> NDArray[np.float32]:
     """Logits [N] that a trained network of the user's own has for jets: of their offline view, with features as
-    `kdfast.features` gives them, standardised by nobody."""
+    `kdfast.features` gives them, standardised by nobody. hlt: the emulation that this view goes with, or None."""
     adapter = teacher if isinstance(teacher, Adapter) else Adapter(teacher)
     name = type(adapter.module).__name__
     network = OwnNetwork(OwnModel(name=name, weights="", factory=lambda: adapter))
     identity = Standardisation(torch.zeros(NUM_FEATURES), torch.ones(NUM_FEATURES))
-    logits = Tagger(network, Preparation("offline", None, 0, max_constituents, identity)).logits(jets)
+    logits = Tagger(network, Preparation("offline", hlt, 0, max_constituents, identity)).logits(jets)
     if not bool(logits.isfinite().all()):
         row = int(torch.argmax((~logits.isfinite()).any(1).int()))
         raise ModelError(f"gives a logit that is not finite for jet {row}", where=f"teacher, {name}")
