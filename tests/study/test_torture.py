@@ -18,6 +18,7 @@ from random import Random
 
 import pytest
 
+from kdfast.distill.schedules import stored_name
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import verify
 from tests.study.small_sweep import GRID, small_sweep
@@ -46,7 +47,7 @@ class Sweep:
             self.lines.append(line)
             self.works.set()  # its first line comes when it has begun to write
             if found := re.match(r"\S+( \S+)*: (\S+) done, AUC", line):
-                self.reported.add(found[2])
+                self.reported.add(stored_name(found[2]))
 
     def wait(self, seconds: float | None) -> bool:
         """Whether it has ended by itself."""
