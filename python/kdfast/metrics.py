@@ -7,6 +7,7 @@ label 1, background label 0. Jets with weight 0 are ignored.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdfast.errors import ConfigError, DataError
 
-__all__ = ["WORKING_POINTS", "Rejection", "RocCurve", "background_rejection", "evaluate", "roc_auc", "roc_curve"]
+__all__ = [
+    "WORKING_POINTS",
+    "Rejection",
+    "RocCurve",
+    "background_rejection",
+    "background_rejections",
+    "evaluate",
+    "roc_auc",
+    "roc_curve",
+]
 
 Floats = NDArray[np.float64]
 
@@ -208,15 +218,27 @@ def background_rejection(
     DataError
         For NaN scores or a single class.
     """
-    if not 0 < efficiency <= 1:  # NaN fails too
-        raise ConfigError(f"a signal efficiency lies in (0, 1], is {efficiency}", where="efficiency")
+    return background_rejections(labels, scores, [efficiency], weights)[0]
+
+
+def background_rejections(
+    labels: ArrayLike, scores: ArrayLike, efficiencies: Iterable[float], weights: ArrayLike | None = None
+) -> list[Rejection]:
+    """`background_rejection` at each of several signal efficiencies, of one ROC curve."""
     signal, background, w_signal, w_background = _split(labels, scores, weights)
     curve = _roc(signal, background, w_signal, w_background)
+    number = len(background) if w_background is None else w_background.sum() ** 2 / np.square(w_background).sum()
+    return [_rejection(curve, efficiency, float(number)) for efficiency in efficiencies]
+
+
+def _rejection(curve: RocCurve, efficiency: float, number: float) -> Rejection:
+    """number: of background jets, effective where they have weights."""
+    if not 0 < efficiency <= 1:  # NaN fails too
+        raise ConfigError(f"a signal efficiency lies in (0, 1], is {efficiency}", where="efficiency")
     point = curve.reaching(efficiency)
     survivors = int(curve.survivors[point])
     if survivors == 0:
-        number = len(background) if w_background is None else w_background.sum() ** 2 / np.square(w_background).sum()
-        return Rejection(float(number) / POISSON_68, 0, True)
+        return Rejection(number / POISSON_68, 0, True)
     value = 1.0 / float(curve.background_efficiency[point])
     if not math.isfinite(value):  # weights so small that their share underflows
         raise DataError("the weights span too wide a range for a rejection", where="weights")
@@ -243,8 +265,9 @@ def evaluate(
         limit.
     """
     numbers: dict[str, float] = {f"auc{suffix}": roc_auc(labels, scores, weights)}
-    for percent in WORKING_POINTS:
-        rejection = background_rejection(labels, scores, percent / 100, weights)
+    efficiencies = [percent / 100 for percent in WORKING_POINTS]
+    rejections = background_rejections(labels, scores, efficiencies, weights)
+    for percent, rejection in zip(WORKING_POINTS, rejections, strict=True):
         numbers[f"bkg_rej_{percent}{suffix}"] = rejection.value
         numbers[f"n_bkg_{percent}{suffix}"] = rejection.survivors
     return numbers

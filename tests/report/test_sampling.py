@@ -8,6 +8,7 @@ from scipy import stats
 
 from kdfast.metrics import WORKING_POINTS, background_rejection, roc_auc
 from kdfast.report.sampling import (
+    _Falling,
     _first_reaching,
     _resampled_background,
     auc_estimates,
@@ -140,7 +141,7 @@ def test_the_bootstrap_has_the_metrics_working_points(weighted):
     number of jets."""
     labels, scores, w = binormal(1, 400_000, 1.5, weights=weighted)
     w, own = w.astype(np.float32), [labels == 1, labels == 0]
-    once = _resampled_background(*(scores[0, o] for o in own), *(w[o, None] for o in own), WORKING_POINTS)
+    once = _resampled_background(*(_Falling.of(scores[0, o]) for o in own), *(w[o, None] for o in own), WORKING_POINTS)
     for point in WORKING_POINTS:
         expected = background_rejection(labels, scores[0], point / 100, w).value
         assert 1.0 / once[point] == pytest.approx([expected], rel=1e-12)

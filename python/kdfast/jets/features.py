@@ -42,7 +42,7 @@ def features(jets: PackedJets) -> Tensor:
     >>> kdfast.features(jets).shape == (len(jets.constituents), 7)
     True
     """
-    return jet_features(as_tensor(jets.constituents), as_tensor(jets.offsets))
+    return jet_features(as_tensor(jets.constituents), as_tensor(jets.offsets), checked=True)
 
 
 @dataclass(frozen=True, eq=False)

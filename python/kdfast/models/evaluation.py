@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdfast.models.build import compile_network, pack_networks, runs_compiled
-from kdfast.models.flat import flat_parameters, flat_running
+from kdfast.models.flat import flat_parameters, flat_running, parameters_of
 from kdfast.models.network import Network
 from kdfast.ops.packed_rows import PackedRows
 
@@ -29,7 +29,7 @@ def evaluate_model(
     """
     config = model.config
     config.check_features(features)
-    reason = None if next(model.parameters()).dtype == torch.float32 else "the weights are not float32"
+    reason = None if next(parameters_of(model)).dtype == torch.float32 else "the weights are not float32"
     if reference or not runs_compiled(config, features.device.type, reason):
         yield from _forward(model, features, offsets)
         return

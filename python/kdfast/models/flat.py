@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdfast.models.layers import BatchNorm
 
-__all__ = ["flat_parameters", "flat_running", "flatten_parameters", "flatten_running"]
+__all__ = ["flat_parameters", "flat_running", "flatten_parameters", "flatten_running", "parameters_of"]
 
 
 def flatten_parameters(model: nn.Module) -> Tensor:
@@ -35,12 +35,20 @@ def flatten_running(model: nn.Module) -> Tensor:
 
 def flat_parameters(model: nn.Module) -> Tensor:
     """[P] float32, in the order of model.parameters(): the buffer that they are views of, or a copy."""
-    return _flat([p for module in _modules(model) for p in module._parameters.values() if p is not None])
+    return _flat(list(parameters_of(model)))
 
 
 def flat_running(model: nn.Module) -> Tensor:
     """Float32, in the order of `flatten_running`: the buffer that they are views of, or a copy."""
     return _flat([getattr(norm, name) for norm, name in _running(model)])
+
+
+def parameters_of(model: nn.Module) -> Iterator[nn.Parameter]:
+    """As model.parameters(), in a fifth of the time: it names none, and does not look for the same one twice."""
+    for module in _modules(model):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                yield parameter
 
 
 def _running(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -49,7 +57,7 @@ def _running(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:
-    """As model.modules(), in a fifth of the time: it names no module, and does not look for the same one twice."""
+    """As model.modules(), without looking for the same one twice."""
     yield model
     for child in model._modules.values():
         if child is not None:

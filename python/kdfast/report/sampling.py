@@ -16,12 +16,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.metrics import WORKING_POINTS, background_rejection, roc_auc
+from kdfast.metrics import WORKING_POINTS, background_rejections, roc_auc
 
 __all__ = [
     "LEVEL",
@@ -154,14 +155,16 @@ def rejection_estimates(
     values = {point: np.empty(len(scores)) for point in points}
     drawn = {point: np.empty((len(scores), replicates)) for point in points}
     for k, row in enumerate(scores):
-        for point in points:
-            values[point][k] = math.log(background_rejection(labels, row, point / 100, weights).value)
+        found = background_rejections(labels, row, [point / 100 for point in points], weights)
+        for point, rejection in zip(points, found, strict=True):
+            values[point][k] = math.log(rejection.value)
+    falling = [[_Falling.of(row[part]) for part in own] for row in scores]
     block = max(1, min(replicates, _BLOCK // max(len(labels), 1)))
     for start in range(0, replicates, block):
         stop = min(start + block, replicates)
         resampled = [_resampled_weights(rng, weights[part], stop - start) for part in own]
-        for k, row in enumerate(scores):
-            passing = _resampled_background(row[own[0]], row[own[1]], resampled[0], resampled[1], points)
+        for k, (signal, background) in enumerate(falling):
+            passing = _resampled_background(signal, background, resampled[0], resampled[1], points)
             for point in points:
                 drawn[point][k, start:stop] = -np.log(passing[point])
     return {
@@ -181,28 +184,39 @@ def _resampled_weights(rng: np.random.Generator, weights: Floats, replicates: in
     return found
 
 
+class _Falling(NamedTuple):
+    """Scores of jets from the highest to the lowest, and their places before."""
+
+    scores: Floats
+    order: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, scores: Floats) -> _Falling:
+        order = np.argsort(-scores, kind="stable")
+        return cls(scores[order], order)
+
+
 def _resampled_background(
-    signal: Floats,
-    background: Floats,
+    signal: _Falling,
+    background: _Falling,
     signal_weights: NDArray[np.float32],
     background_weights: NDArray[np.float32],
     points: Sequence[int],
 ) -> dict[int, Floats]:
     """ε_B [replicates] at the first threshold that reaches each signal efficiency, by efficiency."""
-    order = np.argsort(-signal, kind="stable")
-    thresholds = signal[order]
-    rounding = 1.0 - len(signal) * float(np.finfo(np.float64).eps)  # must not decide: see `RocCurve.reaching`
-    first = _first_reaching(signal_weights[order], np.array(points) / 100 * rounding)
-    order = np.argsort(-background, kind="stable")
-    falling = background[order]
+    jets = len(signal.scores)
+    rounding = 1.0 - jets * float(np.finfo(np.float64).eps)  # must not decide: see `RocCurve.reaching`
+    first = _first_reaching(signal_weights[signal.order], np.array(points) / 100 * rounding)
+    thresholds = signal.scores[first]
     total = background_weights.sum(axis=0, dtype=np.float64)
-    survivors = {point: np.searchsorted(-falling, -thresholds[first[:, i]], "right") for i, point in enumerate(points)}
+    rising = -background.scores
+    survivors = {point: np.searchsorted(rising, -thresholds[:, i], "right") for i, point in enumerate(points)}
     most = max(1, max(int(count.max()) for count in survivors.values()))
-    passed = np.cumsum(background_weights[order[:most]], axis=0, dtype=np.float64)  # the rest passes nowhere
+    passed = np.cumsum(background_weights[background.order[:most]], axis=0, dtype=np.float64)  # the rest passes nowhere
     found = {}
     for point, count in survivors.items():
         weight = np.where(count > 0, passed[count - 1, np.arange(len(count))], 0.0)
-        found[point] = np.where(weight > 0, weight, 0.5 * total / len(background)) / total
+        found[point] = np.where(weight > 0, weight, 0.5 * total / len(background.scores)) / total
     return found
 
 
