@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kdfast.errors import DataError
 from kdfast.jets.columns import ColumnMap
 from kdfast.jets.packed import PackedJets, constituent_rows, offsets_of
+from kdfast.mapped import release
 
 __all__ = ["PER_GEV", "check_file_unit", "check_in_gev"]
 
@@ -69,16 +70,13 @@ def check_in_gev(jets: PackedJets, where: str, *, also_soft: bool = True) -> Non
     own pT is not too small are not: they have lost constituents.
     """
     filled = np.flatnonzero(jets.counts)
-    if len(filled) > LOOKED_AT:
-        jets = jets[filled[_evenly(len(filled))]]
-        filled = np.arange(len(jets))
-    # From the start of one filled jet to that of the next one: the empty ones between them add nothing.
-    pt = np.add.reduceat(jets.constituents[:, 0], jets.offsets[filled], dtype=np.float64)
+    filled = filled[_evenly(len(filled))] if len(filled) > LOOKED_AT else filled
+    pt, stored_pt = _scalar_pt(jets, filled)
     known = pt[np.isfinite(pt)]
     if not len(known):
         return
     median = median_of(known.tolist())
-    if median < PLAUSIBLE_PT[0] and not (also_soft and np.median(jets.p4[filled, 0]) < PLAUSIBLE_PT[0]):
+    if median < PLAUSIBLE_PT[0] and not (also_soft and np.median(stored_pt) < PLAUSIBLE_PT[0]):
         return
     if _is_plausible(median):
         return
@@ -88,6 +86,20 @@ def check_in_gev(jets: PackedJets, where: str, *, also_soft: bool = True) -> Non
         if _is_plausible(median * factor):
             hint = f"they seem to be in {unit}: {remedy} pt and energy (and p4) by 1000, as PackedJets are in GeV"
     raise DataError(what, where=where, hint=hint)
+
+
+def _scalar_pt(jets: PackedJets, filled: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Of these jets, which have constituents: the scalar sum of their constituents' pT, and their own pT."""
+    if len(filled) < LOOKED_AT:
+        # From the start of one filled jet to that of the next one: the empty ones between them add nothing.
+        return np.add.reduceat(jets.constituents[:, 0], jets.offsets[filled], dtype=np.float64), jets.p4[filled, 0]
+    found = []
+    for rows in np.array_split(filled, 20):  # each jet of a mapped file brings some 100 kB into memory
+        some = jets[rows]
+        found.append((np.add.reduceat(some.constituents[:, 0], some.offsets[:-1], dtype=np.float64), some.p4[:, 0]))
+        release(vars(jets).values())
+    sums, stored = zip(*found, strict=True)
+    return np.concatenate(sums), np.concatenate(stored)
 
 
 _RANGE = f"{PLAUSIBLE_PT[0]:g} GeV to {PLAUSIBLE_PT[1] / 1000:g} TeV"
