@@ -13,7 +13,8 @@ from kdfast.distill.pack import Member, Pack, View
 from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import Targets
-from kdfast.models.build import build_network, compile_network
+from kdfast.models.build import build_network
+from kdfast.models.compiled import CompiledModel
 from kdfast.models.config import NetworkConfig
 from kdfast.models.flat import flatten_running
 
@@ -60,7 +61,7 @@ class CompiledStep:
         self.model = build_network(config, seed)
         self.optimizer = FlatAdamW(self.model, RECIPE.weight_decay, RECIPE.clip_norm)
         running = flatten_running(self.model)
-        self.compiled = compile_network(config, self.optimizer.parameters, running, precision)
+        self.compiled = CompiledModel(config, self.optimizer.parameters, running, precision)
         self.inputs = step_inputs(pack, member)
 
     def gradient(self, num_threads: int, seconds: Tensor | None = None) -> float:

@@ -11,8 +11,8 @@ import torch
 import kdfast
 from bench.ratio import compare
 from kdfast.jets.features import Standardisation, features
-from kdfast.models import JetTransformer, ModelConfig, Preparation, Tagger, load_model
-from kdfast.models.encoder import Encoder
+from kdfast.models import JetTransformer, Preparation, Tagger, load_model
+from kdfast.models.compiled import CompiledModel
 from kdfast.models.flat import flat_parameters, flat_running
 from kdfast.models.onnx_file import onnx_bytes, padded_batches, session
 
@@ -95,8 +95,7 @@ def test_kernels_beside_onnxruntime(benchmark: Any, preset: str, tmp_path: Path)
     (padded,) = padded_batches(jet, 1)
     running = session(onnx_bytes(tagger), threads=1)
     config = tagger.model.config
-    assert isinstance(config, ModelConfig)
-    compiled = Encoder(config, flat_parameters(tagger.model), flat_running(tagger.model))
+    compiled = CompiledModel(config, flat_parameters(tagger.model), flat_running(tagger.model))
     compare(
         benchmark,
         ours=lambda: compiled.logits(*tagger.preparation.inputs(jet), 0, 1, 1)[0],

@@ -10,7 +10,7 @@ from kdfast.distill.pack import Member, Pack, Targets, View
 from kdfast.distill.recipe import Recipe
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.schedules import RunConfig
-from kdfast.models.build import build_network, compile_network
+from kdfast.models.build import build_network
 from kdfast.models.compiled import CompiledModel, StepInputs
 from kdfast.models.config import NetworkConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -71,7 +71,7 @@ class Case:
 
     def kernels(self, precision: str = "fp32") -> CompiledModel:
         model = self.copy(torch.float32)
-        return compile_network(self.config, flatten_parameters(model), flatten_running(model), precision)
+        return CompiledModel(self.config, flatten_parameters(model), flatten_running(model), precision)
 
     def inputs(self) -> StepInputs:
         view, targets = self.view, self.targets

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdfast import backend
 from kdfast.errors import DataError, KdfastWarning, ResourceError
 from kdfast.models import DeepSets, DeepSetsConfig
-from kdfast.models.compiled_deep_sets import CompiledDeepSets
+from kdfast.models.compiled import CompiledModel
 from kdfast.models.evaluation import evaluate_model
 from kdfast.ops import backend as backends
 from tests.models.compiled_case import Case, check_step
@@ -212,7 +212,7 @@ def test_values_that_cannot_be() -> None:
     with pytest.raises(DataError, match="not all 0"):
         case.compiled()
     with pytest.raises(DataError, match=r"\(10, 0\) parameters and running statistics, expected \(5537, 0\)"):
-        CompiledDeepSets(DeepSetsConfig(), torch.zeros(10), torch.zeros(0))
+        CompiledModel(DeepSetsConfig(), torch.zeros(10), torch.zeros(0))
 
 
 @needs_memory_limit

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdfast import backend
 from kdfast.errors import BackendError, DataError, ModelError, ResourceError
 from kdfast.models import PRESETS, JetTransformer, ModelConfig
-from kdfast.models.encoder import PARTS, Encoder, unsupported
+from kdfast.models.compiled import PARTS, CompiledModel, unsupported
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.ops import backend as backends
@@ -143,7 +143,7 @@ def test_values_that_cannot_be_are_errors() -> None:
         case.compiled()
     parameters, running = torch.zeros(10), torch.zeros(10)
     with pytest.raises(DataError, match="parameters and running statistics, expected"):
-        Encoder(case.config, parameters, running)
+        CompiledModel(case.config, parameters, running)
 
     with pytest.raises(DataError, match="models of one logit, this one has 5"):
         Case(sizes(32, 2, num_classes=5), [5] * 10).compiled()
@@ -168,7 +168,7 @@ def test_lack_of_memory_is_an_error_of_its_own() -> None:
 def test_a_jet_whose_attention_does_not_fit_the_memory() -> None:
     """The threads' scratch grows with the longest jet; they can't throw."""
     model = JetTransformer(sizes(16, 2))
-    encoder = Encoder(model.config, flatten_parameters(model), flatten_running(model))
+    encoder = CompiledModel(model.config, flatten_parameters(model), flatten_running(model))
     features, offsets = torch.zeros(300_000, 7), torch.tensor([0, 300_000])
     encoder.logits(features, torch.arange(0, 300_001, 10), 0, 30_000, 1)  # the arena has grown to the batch's size
     with few_more_bytes(2**24), pytest.raises(ResourceError, match="no memory for the activations of 1 jets"):
@@ -186,7 +186,7 @@ def test_sizes_that_it_does_not_take() -> None:
     ]:
         assert reason in str(unsupported(config))
         with pytest.raises(BackendError, match=reason):
-            Encoder(config, torch.empty(0), torch.empty(0))
+            CompiledModel(config, torch.empty(0), torch.empty(0))
 
 
 def test_the_time_of_each_part() -> None:

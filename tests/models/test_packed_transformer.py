@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdfast.models import DeepSets, DeepSetsConfig, JetTransformer, ModelConfig
+from kdfast.models.build import pack_networks
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.packed_deep_sets import PackedDeepSets
-from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
+from kdfast.models.packed_transformer import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 
 CONFIG = ModelConfig(width=16, layers=2, heads=2, ffn=32, pooling_heads=4, dropout=0.1)
@@ -45,7 +45,7 @@ def test_each_member_is_the_model_of_its_own(counts: list[int], padding: int, me
     parameters = torch.stack([flatten_parameters(model) for model in models])
     running = torch.stack([flatten_running(model) for model in models])
     gradient = torch.zeros_like(parameters)
-    packed = PackedTransformer(CONFIG, parameters.clone(), running)
+    packed = pack_networks(CONFIG, parameters.clone(), running)
     seed = 12345
     seeds = torch.tensor(dropout_seeds(seed, CONFIG.layers)) if training else None
     logits, attention = packed.logits(features, rows, seeds, training=training)
@@ -79,7 +79,7 @@ def test_each_member_is_the_deep_sets_of_its_own(counts: list[int], padding: int
     models = [DeepSets(config, seed=member).double() for member in range(members)]
     parameters = torch.stack([flatten_parameters(model) for model in models])
     gradient = torch.full_like(parameters, torch.nan)
-    packed = PackedDeepSets(config, parameters.clone(), torch.empty(members, 0))
+    packed = pack_networks(config, parameters.clone(), torch.empty(members, 0))
     logits, attention = packed.logits(features, rows, training=True)
     assert attention is None
     weights = torch.randn(logits.shape, dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_products_of_deep_sets_in_bfloat16() -> None:
     config = DeepSetsConfig(width=16)
     parameters = flatten_parameters(DeepSets(config))[None]
     exact, rounded = (
-        PackedDeepSets(config, parameters, torch.empty(1, 0), precision).logits(features.float(), rows, training=False)[
+        pack_networks(config, parameters, torch.empty(1, 0), precision).logits(features.float(), rows, training=False)[
             0
         ]
         for precision in ("fp32", "bf16")

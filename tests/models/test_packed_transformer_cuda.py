@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kdfast.models import JetTransformer, ModelConfig
+from kdfast.models.build import pack_networks
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.packed_transformer import PackedTransformer, dropout_seeds
+from kdfast.models.packed_transformer import dropout_seeds
 from kdfast.ops import gpu
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels
@@ -30,7 +31,7 @@ def run(dtype: torch.dtype, precision: str, training: bool) -> list[Tensor]:
     parameters = torch.stack([flatten_parameters(model) for model in models]).detach()
     parameters += 0.1 * normal(*parameters.shape, seed=1)  # affine parts of the norms that do something
     running = torch.stack([flatten_running(model) for model in models]).to(dtype)
-    packed = PackedTransformer(CONFIG, parameters.to(dtype), running, precision)
+    packed = pack_networks(CONFIG, parameters.to(dtype), running, precision)
     features = normal(1, len(ROWS.jet), CONFIG.num_features, rows=ROWS)[0].to(dtype)
     seeds = torch.tensor(dropout_seeds(77, CONFIG.layers)) if training else None
     logits, attention = packed.logits(features, ROWS, seeds, training=training)

@@ -16,8 +16,8 @@ from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
-from kdfast.models.build import build_network, compile_network
-from kdfast.models.compiled import StepInputs
+from kdfast.models.build import build_network
+from kdfast.models.compiled import CompiledModel, StepInputs
 from kdfast.models.flat import flatten_running
 
 __all__ = ["train"]
@@ -47,7 +47,7 @@ class _Learner:
         self.model = build_network(pack.model, pack.seed)
         self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
         self.running = flatten_running(self.model)
-        self.compiled = compile_network(pack.model, self.optimizer.parameters, self.running, pack.precision)
+        self.compiled = CompiledModel(pack.model, self.optimizer.parameters, self.running, pack.precision)
         self.inputs = step_inputs(pack, member)
 
     def step(

@@ -20,7 +20,7 @@ from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.devices import training_devices
 from kdfast.distill.pack import EpochReport, MemberResult, Pack
 from kdfast.errors import BackendError
-from kdfast.models.build import runs_compiled
+from kdfast.models.compiled import runs_compiled
 from kdfast.models.config import OwnModel
 
 __all__ = ["train_on_gpus", "train_pack"]

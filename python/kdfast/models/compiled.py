@@ -1,24 +1,33 @@
-"""A network's training step and evaluation as compiled functions of flat parameters: what all families share.
+"""A network's training step and evaluation as compiled functions of flat parameters.
 
-models/encoder.py and models/compiled_deep_sets.py are the families. Each has the loss and gradient of
-distill/reference_engine.py's `member_loss`.
+The specification is models/jet_transformer.py or models/deep_sets.py, with the loss and gradient of
+distill/reference_engine.py's `member_loss`. csrc/encoder/ and csrc/deep_sets/ say how they are computed.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdfast.errors import DataError, ResourceError
-from kdfast.models.config import NetworkConfig
+from kdfast.errors import BackendError, DataError, ResourceError
+from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig
+from kdfast.ops import backend
 from kdfast.ops.arrays import check_offsets
+from kdfast.ops.constituent_attention import HEAD_DIMS
+from kdfast.ops.philox import dropout_threshold
 
-__all__ = ["CompiledModel", "Step", "StepInputs", "address"]
+__all__ = ["PARTS", "CompiledModel", "StepInputs", "runs_compiled", "unsupported"]
+
+MAX_FEATURES = 16
+
+# What `seconds` of CompiledModel.gradient counts; `Part` in csrc/encoder/encoder.h.
+PARTS = (
+    *("gather", "pack", "dropout", "embed", "norm", "qkv", "attention", "out", "ffn_in", "ffn_out", "pooling", "head"),
+    *("back_pooling", "back_ffn_out", "back_ffn_in", "back_out", "back_attention", "back_qkv", "back_norm"),
+    *("back_weights", "back_embed", "gradient"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,58 +63,90 @@ def _check_array(array: Tensor, dtype: torch.dtype, name: str) -> None:
         raise DataError(what, where=name)
 
 
-def address(array: Tensor | None) -> int:
+def _address(array: Tensor | None) -> int:
     """Where the array's elements are; 0: there is none."""
     return 0 if array is None else array.data_ptr()
 
 
-@dataclass(frozen=True)
-class Step:
-    """The numbers of one training step; see CompiledModel.gradient."""
+def unsupported(config: NetworkConfig) -> str | None:
+    """Why the kernels can't take a model of these sizes; None: they can."""
+    if not isinstance(config, ModelConfig):
+        return None
+    if config.width % 16 or config.ffn % 16:
+        return f"width {config.width} and ffn {config.ffn} must be multiples of 16"
+    if config.width // config.heads not in HEAD_DIMS:
+        return f"width / heads is {config.width // config.heads}, none of {', '.join(map(str, HEAD_DIMS))}"
+    if config.num_features > MAX_FEATURES:
+        return f"{config.num_features} features a constituent, more than {MAX_FEATURES}"
+    return None
 
-    temperature: float
-    alpha: float
-    attention_weight: float
-    dropout_seed: int
-    num_threads: int
-    seconds: Tensor | None
+
+def runs_compiled(config: NetworkConfig, device_type: str = "cpu", reason: str | None = None) -> bool:
+    """Whether networks of these sizes run on the compiled kernels, by `backend.choose`: it warns where they do not.
+
+    Networks of the user's own have none. reason: why they can't, whatever the sizes.
+    """
+    if not isinstance(config, ModelConfig | DeepSetsConfig):
+        return False
+    return backend.choose(_kernels_of(config), device_type, reason or unsupported(config)) == "cpu"
 
 
-class CompiledModel(ABC):
-    """One model on flat parameters.
+def _kernels_of(config: NetworkConfig) -> str:
+    return "encoder" if isinstance(config, ModelConfig) else "deep_sets"
 
-    parameters: [P] float32, in the order of the network's own, shared with the caller, as are the running statistics.
+
+class CompiledModel:
+    """One JetTransformer, or one DeepSets of any sizes, on flat parameters [models/flat.py].
+
+    parameters: [P] float32, in the order of the network's own. running: mean and variance of each BatchNorm, one after
+    the other; each step moves them. Both are shared with the caller. precision "bf16": operands of the matrix products
+    of layers (of DeepSets: of those on constituents) in bfloat16, everything else in float32. A JetTransformer's batch
+    has two jets at least.
 
     Results do not depend on num_threads.
     """
 
-    name: str
-    _kernels: Any
-
-    def __init__(self, config: NetworkConfig, parameters: Tensor, running: Tensor) -> None:
+    def __init__(self, config: NetworkConfig, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
+        self.name = _kernels_of(config)
+        reason = unsupported(config)
+        if reason is not None:
+            raise BackendError(reason, where=self.name)
         _check_array(parameters, torch.float32, "parameters")
         _check_array(running, torch.float32, "running statistics")
         self.config = config
         self.parameters = parameters
         self.running = running
-
-    def _check_sizes(self, parameters: int, running: int) -> None:
-        """Raises DataError unless the arrays are as large as the kernels expect."""
-        expected = (parameters, running)
-        found = (self.parameters.numel(), self.running.numel())
+        if isinstance(config, ModelConfig):
+            self._kernels = backend.cpu_module().Encoder(
+                config.num_features,
+                config.width,
+                config.layers,
+                config.heads,
+                config.ffn,
+                config.pooling_heads,
+                config.num_classes,
+                parameters.data_ptr(),
+                running.data_ptr(),
+                precision == "bf16",
+            )
+            expected = (self._kernels.num_parameters, self._kernels.num_running)
+        else:
+            assert isinstance(config, DeepSetsConfig)
+            self._kernels = backend.cpu_module().DeepSets(
+                config.num_features,
+                config.width,
+                config.layers,
+                config.head_width,
+                config.head_layers,
+                config.num_classes,
+                parameters.data_ptr(),
+                precision == "bf16",
+            )
+            expected = (self._kernels.num_parameters, 0)
+        found = (parameters.numel(), running.numel())
         if found != expected:
             what = f"{found} parameters and running statistics, expected {expected}"
             raise DataError(what, where=self.name)
-
-    @abstractmethod
-    def _gradient(self, gradient: Tensor, inputs: StepInputs, jets: Tensor, step: Step) -> Sequence[float]:
-        """Whether values can be, and the terms. Raises MemoryError."""
-
-    @abstractmethod
-    def _logits(
-        self, features: Tensor, offsets: Tensor, first: int, num_threads: int, logits: Tensor, pooling: bool
-    ) -> Tensor | None:
-        """Writes the logits; returns the pooling weights, where they are asked for and exist. Raises MemoryError."""
 
     def gradient(
         self,
@@ -123,16 +164,25 @@ class CompiledModel(ABC):
         """Writes the gradient [P] of a batch (jets: positions [B]), moves the running statistics.
 
         Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed:
-        the step's. seconds: [len(PARTS)] float64, to which the processor time of each part is added. Raises
-        DataError for a label, weight, temperature or α out of range and for a model of several classes,
+        the step's. seconds: [len(PARTS)] float64, to which a JetTransformer's step adds the processor time of each
+        part. Raises DataError for a label, weight, temperature or α out of range and for a model of several classes,
         ResourceError where there is not enough memory.
         """
         if self.config.num_classes != 1:
             raise DataError(f"trains models of one logit, this one has {self.config.num_classes}", where=self.name)
         self.config.check_features(inputs.features)
-        step = Step(temperature, alpha, attention_weight, dropout_seed, num_threads, seconds)
+        batch = (gradient, inputs.features, inputs.offsets, jets)
+        targets = [inputs.labels, inputs.weights, inputs.teacher_logits]
+        step = [temperature, alpha]
+        after: list[int] = []
+        if isinstance(self.config, ModelConfig):
+            targets += [inputs.teacher_entropy, inputs.teacher_maximum]
+            step += [attention_weight, dropout_seed, dropout_threshold(self.config.dropout)]
+            after.append(_address(seconds))
         try:
-            valid, *terms = self._gradient(gradient, inputs, jets, step)
+            valid, *terms = self._kernels.gradient(
+                *map(_address, batch), len(jets), *map(_address, targets), *step, num_threads, *after
+            )
         except MemoryError:
             raise ResourceError(
                 f"no memory for the activations of a batch of {len(jets)} jets",
@@ -157,15 +207,20 @@ class CompiledModel(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
-        features: [M, F] float32, offsets: [B + 1] int64, contiguous. Raises DataError for others, ModelError
-        for features of another model, ResourceError where there is not enough memory.
+        features: [M, F] float32, offsets: [B + 1] int64, contiguous. DeepSets has no pooling weights. Raises DataError
+        for others, ModelError for features of another model, ResourceError where there is not enough memory.
         """
         _check_array(features, torch.float32, "features")
         _check_array(offsets, torch.int64, "offsets")
         self.config.check_features(features)
         logits = features.new_empty(count, self.config.num_classes)
+        weights = None
+        arguments = [features.data_ptr(), offsets.data_ptr(), first, count, num_threads, logits.data_ptr()]
+        if isinstance(self.config, ModelConfig):
+            weights = features.new_empty(int(offsets[first + count] - offsets[first])) if pooling else None
+            arguments.append(_address(weights))
         try:
-            weights = self._logits(features, offsets, first, num_threads, logits, pooling)
+            self._kernels.logits(*arguments)
         except MemoryError:
             raise ResourceError(f"no memory for the activations of {count} jets", where=self.name) from None
         return logits, weights

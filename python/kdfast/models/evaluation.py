@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdfast.models.build import compile_network, pack_networks, runs_compiled
+from kdfast.models.build import pack_networks
+from kdfast.models.compiled import CompiledModel, runs_compiled
 from kdfast.models.flat import flat_parameters, flat_running, parameters_of
 from kdfast.models.network import Network
 from kdfast.ops.packed_rows import PackedRows
@@ -24,35 +25,27 @@ def evaluate_model(
     """(logits [b, C], pooling weights [m], offsets [b + 1] from 0) of one batch of jets after the other.
 
     features: [M, F] standardised. offsets: [B + 1] int64. Weights are None where the network has none. reference: by
-    the model's own forward pass, on its own device, as where the compiled kernels can't take it. Raises
-    ModelError for features of another model.
+    the model's own forward pass, on its own device, as where the compiled kernels can't take it; results are on the
+    CPU. Raises ModelError for features of another model.
     """
     config = model.config
     config.check_features(features)
-    reason = None if next(parameters_of(model)).dtype == torch.float32 else "the weights are not float32"
+    parameter = next(parameters_of(model))
+    reason = None if parameter.dtype == torch.float32 else "the weights are not float32"
     if reference or not runs_compiled(config, features.device.type, reason):
-        yield from _forward(model, features, offsets)
+        model.eval()
+        for rows, part in _batches(features, offsets):
+            with torch.no_grad():
+                logits, weights = model(rows.to(parameter.device), part.to(parameter.device), return_attention=True)
+            yield logits.cpu(), None if weights is None else weights.cpu(), part
         return
-    compiled = compile_network(config, flat_parameters(model), flat_running(model))
+    compiled = CompiledModel(config, flat_parameters(model), flat_running(model))
     features = features.contiguous()
     offsets = offsets.contiguous()
     for start in range(0, len(offsets) - 1, _BATCH):
         part = offsets[start : start + _BATCH + 1]
         logits, weights = compiled.logits(features, offsets, start, len(part) - 1, torch.get_num_threads(), True)
         yield logits, weights, part - part[0]
-
-
-def _forward(model: Network, features: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """evaluate_model by the model's own forward pass; results are on the CPU."""
-    device = next(model.parameters()).device
-    model.eval()
-    for start in range(0, len(offsets) - 1, _BATCH):
-        bounds = offsets[start : start + _BATCH + 1]
-        part = bounds - bounds[0]
-        with torch.no_grad():
-            rows = features[bounds[0] : bounds[-1]].to(device)
-            logits, weights = model(rows, part.to(device), return_attention=True)
-        yield logits.cpu(), None if weights is None else weights.cpu(), part
 
 
 @torch.no_grad()
@@ -64,9 +57,14 @@ def evaluate_on_device(
     config.check_features(features)
     parameters, running = (flat[None].to(device) for flat in (flat_parameters(model), flat_running(model)))
     packed = pack_networks(config, parameters, running)
+    for x, bounds in _batches(features, offsets):
+        part = bounds.to(device)
+        logits, weights = packed.logits(x.to(device), PackedRows.of_constituents(part), training=False)
+        yield logits[0], None if weights is None else weights[0], part
+
+
+def _batches(features: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(features, offsets from 0) of one batch of jets after the other."""
     for start in range(0, len(offsets) - 1, _BATCH):
         bounds = offsets[start : start + _BATCH + 1]
-        part = (bounds - bounds[0]).to(device)
-        rows = PackedRows.of_constituents(part)
-        logits, weights = packed.logits(features[bounds[0] : bounds[-1]].to(device), rows, training=False)
-        yield logits[0], None if weights is None else weights[0], part
+        yield features[bounds[0] : bounds[-1]], bounds - bounds[0]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kdfast.models.config import DeepSetsConfig
-from kdfast.models.deep_sets import DeepSets
 from kdfast.models.layers import segment_max, segment_sum
 from kdfast.models.packed_network import PackedNetwork
 from kdfast.ops.packed_rows import PackedRows, wide
@@ -20,9 +19,7 @@ __all__ = ["PackedDeepSets"]
 class PackedDeepSets(PackedNetwork):
     """K DeepSets on flat buffers. running: [K, 0]. "bf16" is for the products on constituents."""
 
-    def __init__(self, config: DeepSetsConfig, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
-        super().__init__(DeepSets(config), parameters, running, precision)
-        self.config = config
+    config: DeepSetsConfig
 
     def logits(
         self, features: Tensor, rows: PackedRows, seeds: Tensor | None = None, *, training: bool

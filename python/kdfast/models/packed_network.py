@@ -21,13 +21,14 @@ _MOMENTS = ("running_mean", "running_var")
 class PackedNetwork(ABC):
     """K members on flat buffers.
 
-    model: for names and shapes alone. parameters: [K, P], each row in the order of model.parameters(). running: [K, R],
-    mean and variance of each BatchNorm, as models/flat.py has them. Both are shared with the caller. precision: "fp32"
-    (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
+    model: for sizes, names and shapes alone. parameters: [K, P], each row in the order of model.parameters(). running:
+    [K, R], mean and variance of each BatchNorm, as models/flat.py has them. Both are shared with the caller. precision:
+    "fp32" (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
     """
 
     def __init__(self, model: Network, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
         self.dtype = torch.bfloat16 if precision == "bf16" else parameters.dtype
+        self.config = model.config
         self.members = len(parameters)
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._parameters = {name: part.requires_grad_() for name, part in _views(parameters.detach(), self._shapes)}

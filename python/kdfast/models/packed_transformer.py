@@ -10,7 +10,6 @@ from typing import Any, overload
 from torch import Tensor
 
 from kdfast.models.config import ModelConfig
-from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.packed_network import PackedNetwork
 from kdfast.ops.attention_pooling import attention_pooling
 from kdfast.ops.batch_norm_gelu import batch_norm_gelu
@@ -38,9 +37,7 @@ def dropout_seeds(seed: Any, layers: int) -> list[Any]:
 class PackedTransformer(PackedNetwork):
     """K JetTransformers on flat buffers. seeds of `logits`: dropout_seeds of the step."""
 
-    def __init__(self, config: ModelConfig, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
-        super().__init__(JetTransformer(config), parameters, running, precision)
-        self.config = config
+    config: ModelConfig
 
     def logits(
         self, features: Tensor, rows: PackedRows, seeds: Tensor | None = None, *, training: bool
