@@ -127,7 +127,7 @@ def test_a_function_without_a_translation_is_named(jets: PackedJets, tmp_path: P
     module = tagger_of(JetTransformer("small", seed=4), jets).to_torch()
     module.network = Strange()
     with pytest.raises(ModelError, match="ONNX: erfinv has no translation"):
-        onnx_model(module, 1, 17, False, {})
+        onnx_model(module, 1, 17, False)
 
 
 def test_a_missing_package_names_the_extra(jets: PackedJets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,8 +96,10 @@ def export_tagger(
 
     metadata = _metadata(tagger, precision) | {key: str(value) for key, value in (about or {}).items()}
     content = onnx_bytes(tagger, opset, precision, metadata)
-    after = _logits(content, view)
-    empty = _run(session(content), np.zeros((1, 3, 4), np.float32))
+    running = session(content)
+    batches = [*padded_batches(view, _BATCH), np.zeros((1, 3, 4), np.float32)]  # the last jet is empty
+    scores = np.concatenate([running.run(None, {"jets": x})[0] for x in batches])
+    after, empty = scores[:-1], scores[-1:]
     difference = float(np.abs(after - before).max())
     if not np.isfinite(empty).all() or not np.isfinite(difference):
         raise ModelError("a score of the ONNX file is not finite: it is not written", where=str(out))
@@ -108,7 +109,10 @@ def export_tagger(
 
     labelled = np.isin(given.labels, (0, 1)) & (before.shape[1] == 1)
     both = len(np.unique(given.labels[labelled])) == 2
-    aucs = [_auc(logits, given, labelled) if both else None for logits in (after, before)]
+    aucs = [
+        roc_auc(given.labels[labelled], logits[labelled, 0], given.weights[labelled]) if both else None
+        for logits in (after, before)
+    ]
     with writing_errors(out, ModelError):
         write_content(out, content)
     return OnnxFile(out, precision, opset, len(view), difference, int(labelled.sum()) if both else 0, *aucs)
@@ -119,6 +123,7 @@ def onnx_bytes(
 ) -> bytes:
     """The content of an ONNX file. Raises ConfigError, ModelError; see `kdfast.export_onnx`."""
     try:
+        import onnx
         import onnxruntime  # noqa: F401
 
         from kdfast.models.onnx_graph import OPSETS, onnx_model
@@ -129,19 +134,17 @@ def onnx_bytes(
         raise ConfigError(f"must lie in {OPSETS[0]} … {OPSETS[-1]}, is {opset}", where="opset")
     if precision not in PRECISIONS:
         raise ConfigError(f"must be one of {', '.join(PRECISIONS)}, is {precision!r}", where="precision")
-    if isinstance(tagger.model.config, OwnModel):
-        model = _by_torch(tagger, opset, precision, metadata or {})
+    config = tagger.model.config
+    if isinstance(config, OwnModel):
+        model = _by_torch(tagger, opset, precision, config.name)
     else:
-        classes = tagger.model.config.num_classes
-        model = onnx_model(tagger.to_torch(), classes, opset, precision == "fp16", metadata or {})
+        model = onnx_model(tagger.to_torch(), config.num_classes, opset, precision == "fp16")
+    onnx.helper.set_model_props(model, dict(metadata or {}))
     return (_int8(model) if precision == "int8" else model).SerializeToString()
 
 
-def _by_torch(tagger: Tagger, opset: int, precision: str, metadata: Mapping[str, str]) -> ModelProto:
+def _by_torch(tagger: Tagger, opset: int, precision: str, where: str) -> ModelProto:
     """A network of one's own, by torch's exporter: it may use any function of torch."""
-    from onnx import helper
-
-    where = str(getattr(tagger.model.config, "name", "model"))
     if precision == "fp16":
         raise ModelError("fp16 is for the package's own networks", where=where, hint="export fp32 or int8")
     plain = tagger.to_torch()
@@ -159,9 +162,7 @@ def _by_torch(tagger: Tagger, opset: int, precision: str, metadata: Mapping[str,
         hint = "to_torch() gives it as a plain module, for torch.export and other exporters"
         raise ModelError(f"torch can't export it to ONNX ({reason})", where=where, hint=hint) from error
     assert program is not None
-    model = program.model_proto
-    helper.set_model_props(model, dict(metadata))
-    return model
+    return program.model_proto
 
 
 def session(content: bytes, threads: int = 0) -> Any:
@@ -182,19 +183,6 @@ def padded_batches(view: PackedJets, jets: int) -> Iterator[NDArray[np.float32]]
         yield part.to_padded(max(1, int(part.counts.max())))[0]
 
 
-def _logits(content: bytes, view: PackedJets) -> NDArray[np.float32]:
-    running = session(content)
-    return np.concatenate([_run(running, x) for x in padded_batches(view, _BATCH)])
-
-
-def _run(running: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return running.run(None, {running.get_inputs()[0].name: x})[0]
-
-
-def _auc(logits: NDArray[np.float32], jets: PackedJets, labelled: NDArray[np.bool_]) -> float:
-    return roc_auc(jets.labels[labelled], logits[labelled, 0], jets.weights[labelled])
-
-
 def _int8(model: ModelProto) -> ModelProto:
     """Weights of the matrix products in 8 bits, a scale per output, and their inputs quantized as they come.
 
@@ -203,7 +191,9 @@ def _int8(model: ModelProto) -> ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
+    # It advises to infer shapes first, which these graphs don't need, unless they are marked so.
+    mark = model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
         quantize_dynamic(
@@ -215,23 +205,9 @@ def _int8(model: ModelProto) -> ModelProto:
             weight_type=QuantType.QInt8,
         )
         quantized = onnx.load(target)
+    quantized.metadata_props.remove(mark)
     quantized.ir_version = model.ir_version
     return quantized
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Drops what onnxruntime logs with the root logger: to infer shapes first, which these graphs don't need."""
-    root = logging.getLogger()
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "pre-processing before quantization" not in record.getMessage()
-
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
 
 
 def _metadata(tagger: Tagger, precision: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ read, and every matrix product is a MatMul by a constant, as quantization wants 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,7 @@ OPSETS = range(15, 21)
 INPUT, OUTPUT = "jets", "logits"
 
 
-def onnx_model(
-    module: PlainTagger, num_classes: int, opset: int, half: bool, metadata: Mapping[str, str]
-) -> ModelProto:
+def onnx_model(module: PlainTagger, num_classes: int, opset: int, half: bool) -> ModelProto:
     """The module as an ONNX model: jets [jets, constituents, 4] → logits [jets, num_classes], both float32.
 
     half: the network in float16; features and standardisation stay in float32. Raises ModelError for a module that
@@ -56,7 +54,6 @@ def onnx_model(
         producer_name="kdfast",
         producer_version=__version__,
     )
-    helper.set_model_props(model, dict(metadata))
     checker.check_model(model, full_check=True)
     return model
 
@@ -96,7 +93,7 @@ class _Graph:
     def add(self, module: nn.Module, name: str, inputs: Sequence[str]) -> Any:
         """Appends a module; returns the names of its results."""
         try:
-            traced = fx.Tracer().trace(module)
+            traced = _Tracer().trace(module)
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"the {name} can't be traced: {error}", where="ONNX") from None
         values: dict[fx.Node, Any] = {}
@@ -109,42 +106,39 @@ class _Graph:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "get_attr":
-                values[node] = self.constant(operator.attrgetter(str(node.target))(module))
+                values[node] = operator.attrgetter(str(node.target))(module)
             elif node.op == "output":
                 return of(node.args[0])
             else:
-                values[node] = self._translation(node, module)(self, *of(node.args), **of(node.kwargs))
+                values[node] = _translation(node)(self, *of(node.args), **of(node.kwargs))
         raise AssertionError("a trace ends with its output")
 
-    def _translation(self, node: fx.Node, module: nn.Module) -> Callable[..., str]:
-        if node.op == "call_module":
-            layer = module.get_submodule(str(node.target))
-            if type(layer) in _LAYERS:
-                return lambda graph, x: _LAYERS[type(layer)](graph, layer, x)
-            name = type(layer).__name__
-        else:
-            name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
-            if name in _FUNCTIONS:
-                return _FUNCTIONS[name]
+
+class _Tracer(fx.Tracer):
+    """Layers of torch are traced to the functions that they call, as the package's own are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return False
+
+
+def _translation(node: fx.Node) -> Callable[..., str]:
+    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+    if name not in _FUNCTIONS:
         raise ModelError(f"{name} has no translation to ONNX", where="ONNX")
+    return _FUNCTIONS[name]
 
 
-# ---- layers
+def _linear(graph: _Graph, x: str, weight: Tensor, bias: Tensor) -> str:
+    return graph.node("Add", graph.node("MatMul", x, weight.T), bias)
 
 
-def _linear(graph: _Graph, layer: nn.Linear, x: str) -> str:
-    bias: Tensor | None = layer.bias
-    product = graph.node("MatMul", x, graph.constant(layer.weight.T))
-    return product if bias is None else graph.node("Add", product, bias)
-
-
-def _layer_norm(graph: _Graph, layer: nn.LayerNorm, x: str) -> str:
+def _layer_norm(graph: _Graph, x: str, sizes: Any, weight: Tensor, bias: Tensor, eps: float) -> str:
     if graph.opset >= 17:
-        return graph.node("LayerNormalization", x, layer.weight, layer.bias, axis=-1, epsilon=layer.eps)
+        return graph.node("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
     centred = graph.node("Sub", x, _mean(graph, x))
     variance = _mean(graph, graph.node("Mul", centred, centred))
-    scale = graph.node("Sqrt", graph.node("Add", variance, layer.eps))
-    return graph.node("Add", graph.node("Mul", graph.node("Div", centred, scale), layer.weight), layer.bias)
+    scale = graph.node("Sqrt", graph.node("Add", variance, eps))
+    return graph.node("Add", graph.node("Mul", graph.node("Div", centred, scale), weight), bias)
 
 
 def _mean(graph: _Graph, x: str) -> str:
@@ -156,9 +150,6 @@ def _gelu(graph: _Graph, x: str) -> str:
         return graph.node("Gelu", x)
     error = graph.node("Erf", graph.node("Div", x, 2**0.5))
     return graph.node("Mul", graph.node("Mul", x, graph.node("Add", error, 1.0)), 0.5)
-
-
-# ---- functions
 
 
 def _elementwise(op: str) -> Callable[..., str]:
@@ -190,8 +181,6 @@ def _transpose(graph: _Graph, x: str, first: int, second: int) -> str:
     return graph.node("Transpose", x, perm=order)
 
 
-_LAYERS: dict[type[nn.Module], Callable[..., str]] = {nn.Linear: _linear, nn.LayerNorm: _layer_norm}
-
 # By the name of the function or method in torch.
 _FUNCTIONS: dict[str, Callable[..., str]] = {
     **{name: _elementwise(name.capitalize()) for name in ("abs", "add", "atan", "cos", "log", "mul", "neg", "relu")},
@@ -202,6 +191,8 @@ _FUNCTIONS: dict[str, Callable[..., str]] = {
     "le": _elementwise("LessOrEqual"),
     "clamp": _elementwise("Clip"),
     "matmul": _elementwise("MatMul"),
+    "linear": _linear,
+    "layer_norm": _layer_norm,
     "gelu": _gelu,
     # PlainDeepSets counts constituents by type_as.
     "type_as": lambda graph, x, like: graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(graph.dtype)),

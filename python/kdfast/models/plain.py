@@ -9,7 +9,7 @@ and without control flow.
 from __future__ import annotations
 
 import copy
-from functools import singledispatch
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from kdfast.models.layers import DenseBlock
 from kdfast.models.own_model import OwnNetwork
 from kdfast.ops.jet_features import CLIP, NO_AXIS
 
-__all__ = ["PlainFeatures", "PlainTagger", "plain_network"]
+__all__ = ["PlainTagger"]
 
 _LARGEST = 3.4028234663852886e38  # of float32
 _MASKED = -3e4  # score of what is no constituent: its weight is exactly 0, and float16 can hold it
@@ -40,7 +40,9 @@ class PlainTagger(nn.Module):
     def __init__(self, standardisation: Standardisation, model: nn.Module) -> None:
         super().__init__()
         self.features = PlainFeatures(standardisation)
-        self.network = plain_network(model)
+        if type(model) not in _PLAIN:
+            raise ModelError(f"{type(model).__name__} has no plain form", where="to_torch")
+        self.network = _PLAIN[type(model)](model)
         self.eval().requires_grad_(False)
 
     def forward(self, jets: Tensor) -> Tensor:
@@ -107,27 +109,6 @@ class PlainFeatures(nn.Module):
 # ---- the families
 
 
-@singledispatch
-def plain_network(model: nn.Module) -> nn.Module:
-    """The plain twin of a model: (x [B, N, F], there [B, N]) → logits [B, C]."""
-    raise ModelError(f"{type(model).__name__} has no plain form", where="to_torch")
-
-
-@plain_network.register
-def _transformer(model: JetTransformer) -> nn.Module:
-    return _PlainTransformer(model)
-
-
-@plain_network.register
-def _deep_sets(model: DeepSets) -> nn.Module:
-    return _PlainDeepSets(model)
-
-
-@plain_network.register
-def _own(model: OwnNetwork) -> nn.Module:
-    return _PlainOwn(model)
-
-
 class _PlainTransformer(nn.Module):
     """JetTransformer. The query of the pooling attention is folded into its keys: a score is linear in x."""
 
@@ -144,10 +125,10 @@ class _PlainTransformer(nn.Module):
             key_bias = model.pool.kv.bias[:width].double().view(heads, -1, 1)
             self.scores = _linear((query @ keys)[:, 0], (query @ key_bias)[:, 0, 0])
         self.values = _linear(model.pool.kv.weight[width:], model.pool.kv.bias[width:])
-        self.out = _copy(model.pool.out)
-        self.pool_norm = _norm(model.pool_norm)
+        self.out = copy.deepcopy(model.pool.out)
+        self.pool_norm = copy.deepcopy(model.pool_norm)
         self.dense = nn.ModuleList(_folded(block) for block in (model.dense1, model.dense2, model.dense3))
-        self.classify = _copy(model.classify)
+        self.classify = copy.deepcopy(model.classify)
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         x = F.gelu(self.embed(x))
@@ -170,12 +151,12 @@ class _PlainLayer(nn.Module):
         width = layer.heads * layer.head_dim
         scale = torch.ones(3 * width, dtype=torch.float64)
         scale[:width] = layer.head_dim**-0.5
-        self.norm1 = _norm(layer.norm1)
+        self.norm1 = copy.deepcopy(layer.norm1)
         self.qkv = _linear(layer.qkv.weight * scale[:, None], layer.qkv.bias * scale)
-        self.out = _copy(layer.out)
-        self.norm2 = _norm(layer.norm2)
-        self.ffn_in = _copy(layer.ffn_in)
-        self.ffn_out = _copy(layer.ffn_out)
+        self.out = copy.deepcopy(layer.out)
+        self.norm2 = copy.deepcopy(layer.norm2)
+        self.ffn_in = copy.deepcopy(layer.ffn_in)
+        self.ffn_out = copy.deepcopy(layer.ffn_out)
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x)).unflatten(2, self.heads).permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
@@ -191,9 +172,9 @@ class _PlainDeepSets(nn.Module):
 
     def __init__(self, model: DeepSets) -> None:
         super().__init__()
-        self.constituent = nn.ModuleList(map(_copy, model.constituent))
-        self.jet = nn.ModuleList(map(_copy, model.jet))
-        self.classify = _copy(model.classify)
+        self.constituent = copy.deepcopy(model.constituent)
+        self.jet = copy.deepcopy(model.jet)
+        self.classify = copy.deepcopy(model.classify)
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         for layer in self.constituent:
@@ -235,7 +216,11 @@ class _PlainOwn(nn.Module):
         return logits.unsqueeze(1) if logits.ndim == 1 else logits
 
 
-# ---- copies of layers
+_PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    JetTransformer: _PlainTransformer,
+    DeepSets: _PlainDeepSets,
+    OwnNetwork: _PlainOwn,
+}
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -245,16 +230,6 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
     return layer
-
-
-def _copy(layer: Any) -> nn.Linear:
-    return _linear(layer.weight, layer.bias)
-
-
-def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    twin = nn.LayerNorm(norm.normalized_shape, norm.eps)
-    twin.load_state_dict(norm.state_dict())
-    return twin
 
 
 def _folded(block: DenseBlock) -> nn.Linear:
