@@ -9,7 +9,7 @@ from kdfast.jets.features import Standardisation
 from kdfast.models import Adapter
 from kdfast.models.build import build_network
 from kdfast.models.config import OwnModel, model_config
-from kdfast.models.own_model import import_factory, named_again, own_model
+from kdfast.models.own_model import named_again, own_model
 from tests import own_networks
 
 OFFSETS = torch.tensor([0, 3, 3, 4])
@@ -102,7 +102,7 @@ def test_a_network_instead_of_a_function_is_refused():
 
 
 def test_functions_are_named_and_imported():
-    config = import_factory("tests.own_networks:wide")
+    config = own_model("tests.own_networks:wide")
     assert config.name == "tests.own_networks:wide"
     for name, message in [
         ("tests.no_such_module:net", "can't be imported"),
@@ -111,7 +111,7 @@ def test_functions_are_named_and_imported():
         (":net", "can't be imported"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            import_factory(name)
+            own_model(name)
 
 
 def test_the_stored_description_runs_no_code_and_refuses_another_network():

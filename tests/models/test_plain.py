@@ -18,7 +18,7 @@ from kdfast.jets.features import Standardisation, features
 from kdfast.jets.hlt import emulate_hlt, offline_view
 from kdfast.jets.packed import PackedJets
 from kdfast.models import DeepSets, JetTransformer, Preparation, Tagger
-from kdfast.models.own_model import OwnNetwork, import_factory
+from kdfast.models.own_model import OwnNetwork, own_model
 from tests.synthetic import synthetic_jets
 
 pytestmark = pytest.mark.filterwarnings("ignore:kdfast.ops.encoder runs its PyTorch reference")
@@ -151,7 +151,7 @@ def test_aot_inductor(jets: PackedJets, tmp_path: Any) -> None:
 
 def own(name: str, jets: PackedJets) -> Tagger:
     standardisation = Standardisation.fit(features(offline_view(jets)))
-    config = import_factory(f"tests.own_networks:{name}").model_copy(update={"standardisation": standardisation})
+    config = own_model(f"tests.own_networks:{name}").model_copy(update={"standardisation": standardisation})
     return Tagger(OwnNetwork(config, seed=2), Preparation("hlt", "nominal", 3, None, standardisation))
 
 

@@ -17,20 +17,12 @@ __all__ = ["flat_parameters", "flat_running", "flatten_parameters", "flatten_run
 
 def flatten_parameters(model: nn.Module) -> Tensor:
     """[P], in the order of model.parameters(), which become views of it. Frozen ones (requires_grad False) stay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([p.detach().flatten() for p in parameters])
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.data = part.view(parameter.shape)
-    return flat
+    return _flatten([p for p in model.parameters() if p.requires_grad])
 
 
 def flatten_running(model: nn.Module) -> Tensor:
     """Mean and variance of each BatchNorm of the model, in its order; the model's own become views."""
-    names = _running(model)
-    flat = torch.cat([getattr(norm, name) for norm, name in names]) if names else torch.empty(0)
-    for (norm, name), part in zip(names, flat.split([getattr(n, name).numel() for n, name in names]), strict=True):
-        setattr(norm, name, part)
-    return flat
+    return _flatten(_running(model))
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
@@ -40,7 +32,7 @@ def flat_parameters(model: nn.Module) -> Tensor:
 
 def flat_running(model: nn.Module) -> Tensor:
     """Float32, in the order of `flatten_running`: the buffer that they are views of, or a copy."""
-    return _flat([getattr(norm, name) for norm, name in _running(model)])
+    return _flat(_running(model))
 
 
 def parameters_of(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -51,9 +43,18 @@ def parameters_of(model: nn.Module) -> Iterator[nn.Parameter]:
                 yield parameter
 
 
-def _running(model: nn.Module) -> list[tuple[nn.Module, str]]:
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.empty(0)
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.data = part.view(tensor.shape)
+    return flat
+
+
+def _running(model: nn.Module) -> list[Tensor]:
     norms = [module for module in _modules(model) if isinstance(module, BatchNorm)]
-    return [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+    return [getattr(norm, name) for norm in norms for name in ("running_mean", "running_var")]
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -21,10 +21,14 @@ from kdfast.errors import ConfigError, KdfastError, ModelError
 from kdfast.jets.features import Standardisation
 from kdfast.models.config import NetworkConfig, OwnModel
 from kdfast.models.network import Network
-from kdfast.ops.jet_features import jet_features
+from kdfast.ops.jet_features import NUM_FEATURES, jet_features
 from kdfast.ops.philox import derive_seed
 
-__all__ = ["Adapter", "OwnNetwork", "import_factory", "named_again", "own_model"]
+__all__ = ["NOT_STANDARDISED", "Adapter", "Factory", "OwnNetwork", "named_again", "own_model"]
+
+Factory = str | Callable[[], Any]  # of networks of the user's own, or its name package.module:function
+
+NOT_STANDARDISED = Standardisation(torch.zeros(NUM_FEATURES), torch.ones(NUM_FEATURES))
 
 _SEED_BITS = (1 << 63) - 1
 _TRIAL_JETS = (3, 0, 1, 2)  # constituents
@@ -144,20 +148,13 @@ class OwnNetwork(Network):
             raise ConfigError(f"{config.name} is a network of your own", where="model", hint=_NAME_IT_AGAIN)
         self.config = config
         with _seeded(derive_seed(seed, "init", 0)):
-            try:
+            with _users_code("the function fails", config.name):
                 made = config.factory()
-            except KdfastError:
-                raise
-            except Exception as error:  # it is the user's code, which may raise anything
-                what = f"the function fails: {type(error).__name__}: {error}"
-                raise ModelError(what, where=config.name, hint="--debug shows where") from error
             self.adapter = made if isinstance(made, Adapter) else Adapter(made)
             if not self.adapter.standardised:
-                scaling = config.standardisation
-                mean = torch.zeros(config.num_features) if scaling is None else scaling.mean
-                std = torch.ones(config.num_features) if scaling is None else scaling.std
-                self.register_buffer("mean", mean, persistent=False)
-                self.register_buffer("std", std, persistent=False)
+                scaling = config.standardisation or NOT_STANDARDISED
+                self.register_buffer("mean", scaling.mean, persistent=False)
+                self.register_buffer("std", scaling.std, persistent=False)
             self._check()
 
     def forward(
@@ -171,10 +168,7 @@ class OwnNetwork(Network):
         """Logits [B, C] of packed jets; with return_attention also the weights [M], or None."""
         if not self.adapter.standardised:
             features = features * self.std + self.mean
-        if self.training and dropout_seed is not None:
-            with _seeded(dropout_seed):
-                logits, weights = self.adapter(features, offsets)
-        else:
+        with _seeded(dropout_seed) if self.training and dropout_seed is not None else nullcontext():
             logits, weights = self.adapter(features, offsets)
         return (logits, weights) if return_attention else logits
 
@@ -184,26 +178,34 @@ class OwnNetwork(Network):
         features = jet_features(torch.tensor(_TRIAL_CONSTITUENTS), offsets)
         if self.config.standardisation is not None:
             features = self.config.standardisation.apply(features)
+        jets = len(_TRIAL_JETS)
         self.eval()
-        try:
-            with torch.no_grad():
-                logits, weights = self(features, offsets, return_attention=True)
-        except KdfastError:
-            raise
-        except Exception as error:
-            what = f"fails with {len(_TRIAL_JETS)} jets: {type(error).__name__}: {error}"
-            raise ModelError(what, where=self.config.name, hint="--debug shows where") from error
+        with torch.no_grad(), _users_code(f"fails with {jets} jets", self.config.name):
+            logits, weights = self(features, offsets, return_attention=True)
         self.train()
-        expected = (len(_TRIAL_JETS), self.config.num_classes)
-        if logits.shape != expected:
-            what = f"must return logits {list(expected)} for {expected[0]} jets, returns {list(logits.shape)}"
-            raise ModelError(what, where=self.config.name)
-        if weights is not None and weights.shape != features.shape[:1]:
+        what = None
+        hint = None
+        if logits.shape != (jets, self.config.num_classes):
+            expected = [jets, self.config.num_classes]
+            what = f"must return logits {expected} for {jets} jets, returns {list(logits.shape)}"
+        elif weights is not None and weights.shape != features.shape[:1]:
             what = f"must return weights of {len(features)} constituents, returns {list(weights.shape)}"
-            raise ModelError(what, where=self.config.name)
-        if not bool(logits.isfinite().all()):
+        elif not bool(logits.isfinite().all()):
+            what = f"gives logits that are not finite: {logits.tolist()}"
             hint = "a jet may have no constituents: divide by at least 1, take maxima from a finite value"
-            raise ModelError(f"gives logits that are not finite: {logits.tolist()}", where=self.config.name, hint=hint)
+        if what is not None:
+            raise ModelError(what, where=self.config.name, hint=hint)
+
+
+@contextmanager
+def _users_code(what: str, where: str) -> Iterator[None]:
+    """Makes a ModelError of whatever the user's code raises."""
+    try:
+        yield
+    except KdfastError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {type(error).__name__}: {error}", where=where, hint="--debug shows where") from error
 
 
 @contextmanager
@@ -217,15 +219,19 @@ def _seeded(seed: int) -> Iterator[None]:
 _NAME_IT_AGAIN = "name it again: --model package.module:function, or model=function in Python"
 
 
-def own_model(factory: Callable[[], Any], name: str | None = None) -> OwnModel:
+def own_model(factory: Factory, where: str = "model") -> OwnModel:
     """The description of networks that a function makes; the function is called once.
 
-    name: of the function, for messages. Raises ConfigError or ModelError where the network can't be used.
+    It may be named as ``package.module:function``; modules of the working directory are found too. where: the setting.
+    Raises ConfigError or ModelError where the network can't be used.
     """
     if isinstance(factory, nn.Module):
         hint = "give a function that makes the network: each run begins with weights of its own"
         raise ConfigError("is a network", where="model", hint=hint)
-    if name is None:
+    if isinstance(factory, str):
+        name = factory
+        factory = _imported(name, f"{where}, {name}")
+    else:
         name = f"{getattr(factory, '__module__', '')}:{getattr(factory, '__qualname__', type(factory).__name__)}"
     network = OwnNetwork(OwnModel(name=name, weights="", factory=factory))
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -240,11 +246,7 @@ def own_model(factory: Callable[[], Any], name: str | None = None) -> OwnModel:
     return OwnModel(name=name, weights=digest.hexdigest()[:16], factory=factory)
 
 
-def import_factory(name: str, where: str = "model") -> OwnModel:
-    """The networks that ``package.module:function`` makes; modules of the working directory are found too.
-
-    Raises ConfigError where there is no such function.
-    """
+def _imported(name: str, where: str) -> Callable[[], Any]:
     module, _, attribute = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -255,10 +257,10 @@ def import_factory(name: str, where: str = "model") -> OwnModel:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         hint = "name a function without arguments that returns the network: package.module:function"
-        raise ConfigError(f"can't be imported ({error})", where=f"{where}, {name}", hint=hint) from None
+        raise ConfigError(f"can't be imported ({error})", where=where, hint=hint) from None
     if not callable(found):
-        raise ConfigError(f"is no function: {found!r}", where=f"{where}, {name}")
-    return own_model(found, name)
+        raise ConfigError(f"is no function: {found!r}", where=where)
+    return found
 
 
 def named_again(

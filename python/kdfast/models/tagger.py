@@ -31,7 +31,7 @@ from kdfast.models.config import NetworkConfig, OwnModel, model_config
 from kdfast.models.evaluation import evaluate_model
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.network import Network
-from kdfast.models.own_model import import_factory, named_again, own_model
+from kdfast.models.own_model import named_again, own_model
 from kdfast.models.plain import PlainTagger
 
 __all__ = ["Preparation", "Tagger", "load_model", "model_bytes", "tagger_card"]
@@ -310,7 +310,7 @@ def load_model(path: str | Path, *, model: str | Callable[[], Any] | None = None
         preparation = Preparation.from_json(card["preparation"])
         trained_on = _sample_in(card)
         if isinstance(config, OwnModel):
-            given = import_factory(model) if isinstance(model, str) else own_model(model) if model else None
+            given = own_model(model) if model else None
             config = named_again(config, given, where, preparation.standardisation)
         network = build_network(config)
         network.load_state_dict(state)

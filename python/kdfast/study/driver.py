@@ -27,6 +27,7 @@ from kdfast.jets.memory_table import is_table
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.readers import read_jets
 from kdfast.models.config import OwnModel, model_config
+from kdfast.models.own_model import own_model
 from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
 from kdfast.store.grid import with_baselines
@@ -41,7 +42,7 @@ from kdfast.study import dask_engine
 from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
-from kdfast.study.own_models import as_own_model, network_config
+from kdfast.study.own_models import network_config
 from kdfast.study.plan import (
     CALIBRATION_MEMBERS,
     CALIBRATION_STEPS,
@@ -211,9 +212,9 @@ def sweep(
     overrides["teacher"] = teacher_file
     for name in ("model", "teacher_model"):
         if _is_factory(overrides.get(name)):
-            overrides[name] = as_own_model(overrides[name], name)
+            overrides[name] = own_model(overrides[name], name)
     if callable(teacher) and _is_factory(teacher):  # of a teacher to be trained
-        overrides["teacher_model"] = as_own_model(teacher, "teacher")
+        overrides["teacher_model"] = own_model(teacher, "teacher")
         overrides["teacher"] = teacher = None
     try:
         resolved = StudySettings.resolve(config, overrides, data_given="data" in jets or "data" in tables)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,19 +85,31 @@ def latency(
     elif not isinstance(jets, PackedJets):
         jets = load_jets(jets, require_labels=False)
     jets = jets[:_JETS]
-    rows: list[dict[str, Any]] = []
+    measured: list[tuple[str, int | None, LatencyDocument]] = []
     if isinstance(model, Tagger) or not (Path(model) / "provenance.json").exists():
         if run is not None or seed is not None:
             raise ConfigError("names a run of a study, and this is none", where="run")
         tagger = model if isinstance(model, Tagger) else load_model(model, model=own_model)
         name = "" if isinstance(model, Tagger) else Path(model).name
-        rows += _rows(name, None, _measured(tagger, jets, seconds))
+        measured.append((name, None, _measured(tagger, jets, seconds)))
     else:
         store = StudyStore.open(model)
         for key in [chosen_run(store, run, seed)] if run is not None else _one_of_each_size(store, seed):
             document = _measured(load_model(run_model(store, key), model=own_model), jets, seconds)
             store.write_latency(key, document)
-            rows += _rows(key.name, key.seed, document)
+            measured.append((key.name, key.seed, document))
+    rows = [
+        {
+            "run_name": run_name,
+            "seed": run_seed,
+            "parameters": document.parameters,
+            "flops": document.flops_per_jet(),
+            "constituents": document.constituents,
+            **timing.model_dump(),
+        }
+        for run_name, run_seed, document in measured
+        for timing in document.timings
+    ]
     return pd.DataFrame(rows)
 
 
@@ -108,19 +121,6 @@ def _one_of_each_size(store: StudyStore, seed: int | None) -> list[RunKey]:
     for key in [key for key in (best, *stored) if key in stored]:
         found.setdefault(json.dumps(stored[key]["model"], sort_keys=True), key)
     return list(found.values())
-
-
-def _rows(name: str, seed: int | None, document: LatencyDocument) -> Iterator[dict[str, Any]]:
-    flops = document.flops_per_jet()
-    for timing in document.timings:
-        yield {
-            "run_name": name,
-            "seed": seed,
-            "parameters": document.parameters,
-            "flops": flops,
-            "constituents": document.constituents,
-            **timing.model_dump(),
-        }
 
 
 def _measured(tagger: Tagger, jets: PackedJets, seconds: float) -> LatencyDocument:
@@ -136,9 +136,10 @@ def _measured(tagger: Tagger, jets: PackedJets, seconds: float) -> LatencyDocume
                 continue
             padded = list(padded_batches(view, batch))[: len(view) // batch]
             packed = [view[start : start + batch] for start in range(0, len(padded) * batch, batch)]
-            runtime = partial(_cycled, lambda x: running.run(None, {"jets": x}), padded)
-            kernels = partial(_cycled, partial(tagger.logits, prepared=True), packed)
-            timings += [_timing("onnxruntime", batch, runtime, seconds), _timing("kdfast", batch, kernels, seconds)]
+            timings += [
+                _timing("onnxruntime", batch, lambda x: running.run(None, {"jets": x}), padded, seconds),
+                _timing("kdfast", batch, partial(tagger.logits, prepared=True), packed, seconds),
+            ]
     return LatencyDocument(
         model=tagger.model.config.model_dump(),
         parameters=sum(each.numel() for each in tagger.model.parameters()),
@@ -150,21 +151,23 @@ def _measured(tagger: Tagger, jets: PackedJets, seconds: float) -> LatencyDocume
     )
 
 
-def _cycled(call: Callable[[Any], Any], inputs: Sequence[Any], number: int) -> Any:
-    return call(inputs[number % len(inputs)])
-
-
 def _timing(
-    engine: Literal["onnxruntime", "kdfast"], batch: int, call: Callable[[int], Any], seconds: float
+    engine: Literal["onnxruntime", "kdfast"],
+    batch: int,
+    call: Callable[[Any], Any],
+    inputs: Sequence[Any],
+    seconds: float,
 ) -> TimingDocument:
-    """call: takes the number of the call."""
-    for i in range(_WARM_UP):
-        call(i)
+    """Times calls with the inputs in turns."""
+    turns = cycle(inputs)
+    for _ in range(_WARM_UP):
+        call(next(turns))
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST_CALLS or time.perf_counter() < end:
+        each = next(turns)
         start = time.perf_counter()
-        call(len(times))
+        call(each)
         times.append(1e6 * (time.perf_counter() - start))
     p50, p99 = np.percentile(times, [50, 99]).tolist()
     return TimingDocument(engine=engine, batch=batch, p50_us=p50, p99_us=p99, calls=len(times))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,11 @@ from kdfast.jets.features import Standardisation
 from kdfast.jets.hlt_config import HLTConfig
 from kdfast.jets.packed import PackedJets
 from kdfast.models.config import NetworkConfig, OwnModel, model_config
-from kdfast.models.own_model import Adapter, OwnNetwork, import_factory, named_again, own_model
+from kdfast.models.own_model import NOT_STANDARDISED, Adapter, Factory, OwnNetwork, named_again, own_model
 from kdfast.models.tagger import Preparation, Tagger
-from kdfast.ops.jet_features import NUM_FEATURES
 from kdfast.store.settings import StudySettings
 
-__all__ = ["Factory", "adapted", "as_own_model", "importable_names", "network_config", "with_own_models"]
-
-Factory = str | Callable[[], Any]
-
-
-def as_own_model(factory: Factory, where: str) -> OwnModel:
-    """The description of the networks that a function makes; it may be named as ``package.module:function``."""
-    return import_factory(factory, where) if isinstance(factory, str) else own_model(factory)
+__all__ = ["Factory", "adapted", "importable_names", "network_config", "with_own_models"]
 
 
 def with_own_models(
@@ -45,7 +36,7 @@ def with_own_models(
                 raise ConfigError("the study has no network of your own there: leave it out", where=name)
             continue
         if name == "model" or trains_teacher:
-            given = None if factory is None else as_own_model(factory, name)
+            given = None if factory is None else own_model(factory, name)
             changes[name] = named_again(stored, given, name)
     return settings.model_copy(update=changes)
 
@@ -82,8 +73,7 @@ def adapted(
     adapter = teacher if isinstance(teacher, Adapter) else Adapter(teacher)
     name = type(adapter.module).__name__
     network = OwnNetwork(OwnModel(name=name, weights="", factory=lambda: adapter))
-    identity = Standardisation(torch.zeros(NUM_FEATURES), torch.ones(NUM_FEATURES))
-    logits = Tagger(network, Preparation("offline", hlt, 0, max_constituents, identity)).logits(jets)
+    logits = Tagger(network, Preparation("offline", hlt, 0, max_constituents, NOT_STANDARDISED)).logits(jets)
     if not bool(logits.isfinite().all()):
         row = int(torch.argmax((~logits.isfinite()).any(1).int()))
         raise ModelError(f"gives a logit that is not finite for jet {row}", where=f"teacher, {name}")
