@@ -16,7 +16,7 @@ import kdfast
 from kdfast.errors import BackendError, KdfastWarning
 from kdfast.ops import backend
 from kdfast.ops.distill_loss import distill_loss
-from kdfast.ops.distill_loss_reference import distill_loss_reference
+from kdfast.ops.distill_loss_reference import LossInputs, distill_loss_reference
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import BACKENDS, chosen
 from tests.ops.plain_distill_loss import exact_with_grad, make, plain_with_grad
@@ -125,7 +125,7 @@ def test_finite_at_the_extremes(each_backend: str, temperature: float, classes: 
     assert student.grad is not None
     assert student.grad.isfinite().all()
     t, a = torch.tensor([[temperature], [0.5]], dtype=torch.float64)
-    exact = distill_loss_reference(student.detach().double(), teacher.double(), labels, t, a)[0]
+    exact = distill_loss_reference(student.detach().double(), LossInputs(teacher.double(), labels, t, a, None))[0]
     assert_accurate(loss, exact.to(loss.dtype), exact)  # to a unit in the last place
 
 

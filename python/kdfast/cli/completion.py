@@ -36,13 +36,7 @@ _CHOICES: dict[str, Iterable[str]] = {
 def choices(keyword: str) -> Callable[[str], list[str]] | None:
     """What completes a setting; None where its values are not known beforehand."""
     known = _CHOICES.get(keyword)
-    if known is None:
-        return None
-
-    def complete(incomplete: str) -> list[str]:
-        return _beginning(known, incomplete)
-
-    return complete
+    return None if known is None else lambda incomplete: _beginning(known, incomplete)
 
 
 def run_names(context: typer.Context, incomplete: str) -> list[str]:

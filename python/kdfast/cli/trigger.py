@@ -16,21 +16,16 @@ from kdfast.errors import ConfigError
 __all__ = ["export", "latency"]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or a study's folder.")]
-Run = Annotated[
-    str | None,
-    typer.Option(
-        "--run",
-        metavar="NAME",
-        help="Run of the study.",
-        show_default="the student that is best by AUC",
-        autocompletion=run_names,
-    ),
-]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of that run.")]
 Jets = Annotated[
     list[str] | None,
     typer.Option("--jets", metavar="FILE", help="Jets to use. Repeatable.", show_default="the bundled sample"),
 ]
+
+
+def _run_option(default: str) -> Any:
+    text = "Run of the study."
+    return typer.Option("--run", metavar="NAME", help=text, show_default=default, autocompletion=run_names)
 
 
 @app.command()
@@ -41,7 +36,7 @@ def export(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="File to write.", show_default="the model's name with .onnx"),
     ] = None,
-    run: Run = None,
+    run: Annotated[str | None, _run_option("the student that is best by AUC")] = None,
     seed: Seed = None,
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 15 to 20.")] = 17,
     fp16: Annotated[bool, typer.Option("--fp16", help="The network in 16-bit floating-point numbers.")] = False,
@@ -87,16 +82,7 @@ def export(
 @app.command()
 def latency(
     model: Model,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="NAME",
-            help="Run of the study.",
-            show_default="one of each size of model",
-            autocompletion=run_names,
-        ),
-    ] = None,
+    run: Annotated[str | None, _run_option("one of each size of model")] = None,
     seed: Seed = None,
     jets: Jets = None,
     columns: Annotated[str | None, setting_option("columns")] = None,

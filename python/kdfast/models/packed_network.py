@@ -8,14 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdfast.models.layers import BatchNorm
 from kdfast.models.network import Network
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.undocumented import copy_each
 
 __all__ = ["PackedNetwork"]
-
-_MOMENTS = ("running_mean", "running_var")
 
 
 class PackedNetwork(ABC):
@@ -32,10 +29,7 @@ class PackedNetwork(ABC):
         self.members = len(parameters)
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._parameters = {name: part.requires_grad_() for name, part in _views(parameters.detach(), self._shapes)}
-        norms = [name for name, module in model.named_modules() if isinstance(module, BatchNorm)]
-        moments = {
-            f"{norm}.{moment}": model.get_buffer(f"{norm}.{moment}").shape for norm in norms for moment in _MOMENTS
-        }
+        moments = {name: x.shape for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
         self._running = dict(_views(running, moments))
 
     @abstractmethod
@@ -66,8 +60,7 @@ class PackedNetwork(ABC):
 
     def moments(self, norm: str) -> tuple[Tensor, Tensor]:
         """Running mean and variance [K, D] of a BatchNorm."""
-        mean, variance = (self._running[f"{norm}.{moment}"] for moment in _MOMENTS)
-        return mean, variance
+        return self._running[f"{norm}.running_mean"], self._running[f"{norm}.running_var"]
 
 
 def _views(flat: Tensor, shapes: dict[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:

@@ -30,8 +30,8 @@ from torch import Tensor
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops.arrays import DTYPE_CODES, check_device
-from kdfast.ops.distill_loss_kernels import LossInputs, run_cpu, run_cuda, why_unsupported
-from kdfast.ops.distill_loss_reference import check_values, distill_loss_reference, row_terms
+from kdfast.ops.distill_loss_kernels import run_cpu, run_cuda, why_unsupported
+from kdfast.ops.distill_loss_reference import LossInputs, check_values, distill_loss_reference, row_terms
 from kdfast.ops.eager import is_eager
 from kdfast.ops.once import without_derivative
 from kdfast.ops.undocumented import direct_apply
@@ -204,7 +204,7 @@ def _reduced(
         raise ConfigError(f"unknown reduction {reduction!r}", where="reduction", hint=hint)
     if not 0.0 <= smoothing <= 1.0:
         raise ConfigError(f"must lie in [0, 1], is {smoothing}", where="label_smoothing")
-    _check_shapes(student, inputs.teacher, inputs.labels, inputs.weights)
+    _check_shapes(student, inputs)
     if reduction == "none":
         return _unreduced(student, inputs, smoothing)
     teacher, labels, t, a, weights = inputs
@@ -244,14 +244,14 @@ def _label_lead(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tenso
 
 def _unreduced(student: Tensor, inputs: LossInputs, smoothing: float) -> tuple[Tensor, Tensor]:
     """(loss [K, B], terms [K, B, 2])."""
-    teacher, labels, t, a, weights = inputs
     if is_eager(student):
-        check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
-        check_values(teacher, labels, student.shape[-1], t, a, weights)
-    terms = row_terms(student, teacher, labels, t, a, smoothing)
-    if weights is not None:
-        terms = terms * weights.double()[:, None]
-    loss = a[:, None] * terms[..., 0] + (1 - a)[:, None] * terms[..., 1]
+        inputs.check_device(student)
+        check_values(inputs, student.shape[-1])
+    terms = row_terms(student, inputs, smoothing)
+    if inputs.weights is not None:
+        terms = terms * inputs.weights.double()[:, None]
+    a = inputs.alpha[:, None]
+    loss = a * terms[..., 0] + (1 - a) * terms[..., 1]
     dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
     shape = student.shape[:-1]
     return loss.to(dtype).reshape(shape), terms.detach().to(dtype).reshape(*shape, 2)
@@ -291,11 +291,11 @@ def _run(
     student: Tensor, inputs: LossInputs, grad_dtype: torch.dtype | None, want_terms: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, grad, terms) by kernel or reference; grad and terms may be anything where they are not wanted."""
-    _check_shapes(student, inputs.teacher, inputs.labels, inputs.weights)
+    _check_shapes(student, inputs)
     kernel = _kernel_of(student)
     if kernel == "reference":
-        check_device(student, teacher_logits=inputs.teacher, labels=inputs.labels, weights=inputs.weights)
-        return distill_loss_reference(student, *inputs, grad_dtype)
+        inputs.check_device(student)
+        return distill_loss_reference(student, inputs, grad_dtype)
     run = run_cuda if kernel == "cuda" else run_cpu
     found = run(student, inputs, grad_dtype, want_terms)
     return _run_refused(student, inputs, grad_dtype, want_terms) if found is None else found
@@ -318,7 +318,7 @@ def _run_refused(
     which changes nothing but rounding.
     """
     weights = inputs.weights
-    check_values(inputs.teacher, inputs.labels, student.shape[-1], inputs.temperature, inputs.alpha, weights)
+    check_values(inputs, student.shape[-1])
     largest = 1.0 if weights is None else float(weights.max())
     if weights is None or 0.5 <= largest < 1.0:
         raise AssertionError("the kernel refused values that the check accepts")
@@ -326,8 +326,9 @@ def _run_refused(
     return _run(student, inputs._replace(weights=weights), grad_dtype, want_terms)
 
 
-def _check_shapes(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor | None) -> None:
+def _check_shapes(student: Tensor, inputs: LossInputs) -> None:
     """Raises DataError where shapes or types don't fit."""
+    teacher, labels, _, _, weights = inputs
     shape = student.shape
     dims = len(shape)
     jets, classes = shape[-2:] if dims in (2, 3) else (0, 0)

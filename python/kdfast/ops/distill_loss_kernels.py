@@ -1,29 +1,18 @@
 """How distill_loss calls its CPU and CUDA kernels."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from kdfast.ops import backend, gpu
-from kdfast.ops.arrays import DTYPE_CODES, check_device
+from kdfast.ops.arrays import DTYPE_CODES
+from kdfast.ops.distill_loss_reference import LossInputs
 
-__all__ = ["LossInputs", "run_cpu", "run_cuda", "why_unsupported"]
+__all__ = ["run_cpu", "run_cuda", "why_unsupported"]
 
 _LABELS = (torch.float32, torch.int64)  # that kernels read
 # Of the kernels: kMaxClasses in csrc/distill_loss/distill_loss*.h
 _MAX_CLASSES = 128
 _MAX_CLASSES_CUDA = 1024
-
-
-class LossInputs(NamedTuple):
-    """The arguments of the loss other than the student's logits, all constants to autograd."""
-
-    teacher: Tensor | None
-    labels: Tensor
-    temperature: Tensor  # [K] float64, contiguous, and so is alpha
-    alpha: Tensor
-    weights: Tensor | None
 
 
 def why_unsupported(classes: int, device: str) -> str | None:
@@ -39,7 +28,7 @@ def run_cpu(
     student = student.contiguous()
     teacher, labels, temperature, alpha, weights = _readable(inputs)
     if not (labels.is_cpu and (teacher is None or teacher.is_cpu) and (weights is None or weights.is_cpu)):
-        check_device(student, teacher_logits=teacher, labels=labels, weights=weights)
+        inputs.check_device(student)
     members, jets, classes = _sizes(student)
     outer = (members,) if student.dim() == 3 else ()
     loss = _empty(student, outer)

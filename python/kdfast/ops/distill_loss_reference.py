@@ -6,18 +6,27 @@ import torch
 from torch import Tensor
 
 from kdfast.errors import ConfigError, DataError
+from kdfast.ops.arrays import check_device
 
-__all__ = ["check_jets", "check_values", "distill_loss_reference", "row_terms"]
+__all__ = ["LossInputs", "check_jets", "check_values", "distill_loss_reference", "row_terms"]
+
+
+class LossInputs(NamedTuple):
+    """The arguments of the loss other than the student's logits, all constants to autograd."""
+
+    teacher: Tensor | None
+    labels: Tensor
+    temperature: Tensor  # [K] float64, contiguous, and so is alpha
+    alpha: Tensor
+    weights: Tensor | None
+
+    def check_device(self, student_logits: Tensor) -> None:
+        """Raises DataError unless all lie where the student's logits do."""
+        check_device(student_logits, teacher_logits=self.teacher, labels=self.labels, weights=self.weights)
 
 
 def distill_loss_reference(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
-    temperature: Tensor,
-    alpha: Tensor,
-    weights: Tensor | None = None,
-    grad_dtype: torch.dtype | None = None,
+    student_logits: Tensor, inputs: LossInputs, grad_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification, in float64: (loss [K], grad like student_logits, terms [K, 2]), as the raw op gives them.
 
@@ -25,9 +34,10 @@ def distill_loss_reference(
     loss = α · terms[:, 0] + (1 − α) · terms[:, 1]. grad: of each member's own loss, empty where grad_dtype is None.
     """
     classes = student_logits.shape[-1]
-    check_values(teacher_logits, labels, classes, temperature, alpha, weights)
+    check_values(inputs, classes)
+    _, labels, temperature, alpha, weights = inputs
     dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
-    rows = _rows(student_logits, teacher_logits, labels, temperature, alpha)
+    rows = _rows(student_logits, inputs)
     w = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
     w = w / w.max()  # their sum may be more than the largest float64
     w = w / w.sum()
@@ -47,17 +57,10 @@ def distill_loss_reference(
     return loss.to(dtype).reshape(outer), grad, terms.to(dtype).reshape(*outer, 2)
 
 
-def row_terms(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
-    temperature: Tensor,
-    alpha: Tensor,
-    label_smoothing: float,
-) -> Tensor:
+def row_terms(student_logits: Tensor, inputs: LossInputs, label_smoothing: float) -> Tensor:
     """[K, B, 2] float64: T² · KL and CE of each jet, differentiable by the student's logits through autograd."""
-    rows = _rows(student_logits, teacher_logits, labels, temperature, alpha, label_smoothing)
-    return torch.stack(rows.terms(temperature), -1)
+    rows = _rows(student_logits, inputs, label_smoothing)
+    return torch.stack(rows.terms(inputs.temperature), -1)
 
 
 class _Rows(NamedTuple):
@@ -75,20 +78,14 @@ class _Rows(NamedTuple):
         return kd, ce
 
 
-def _rows(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
-    temperature: Tensor,
-    alpha: Tensor,
-    label_smoothing: float = 0.0,
-) -> _Rows:
+def _rows(student_logits: Tensor, inputs: LossInputs, label_smoothing: float = 0.0) -> _Rows:
+    teacher, labels, temperature, alpha, _ = inputs
     classes = student_logits.shape[-1]
     distils = (alpha > 0)[:, None, None]
     s = student_logits.double().reshape(-1, *student_logits.shape[-2:])
     t = s.detach()  # for members without a teacher: KL = 0
-    if teacher_logits is not None:
-        t = torch.where(distils, teacher_logits.detach().double(), t)
+    if teacher is not None:
+        t = torch.where(distils, teacher.detach().double(), t)
     if classes == 1:
         s, t = (torch.cat([torch.zeros_like(x), x], -1) for x in (s, t))
         y = torch.stack([1 - labels.double(), labels.double()], -1)
@@ -99,15 +96,9 @@ def _rows(
     return _Rows(torch.log_softmax(t / T, -1), torch.log_softmax(s / T, -1), torch.log_softmax(s, -1), y)
 
 
-def check_values(
-    teacher: Tensor | None,
-    labels: Tensor,
-    classes: int,
-    temperature: Tensor,
-    alpha: Tensor,
-    weights: Tensor | None,
-) -> None:
+def check_values(inputs: LossInputs, classes: int) -> None:
     """Raises for the first value that is out of range. (The kernel checks in passing; this then names the fault.)"""
+    teacher, labels, temperature, alpha, weights = inputs
     k = _first(~((temperature > 0) & temperature.isfinite()))
     if k is not None:
         raise ConfigError(f"must be finite and above 0, is {float(temperature[k])}", where=f"temperature, member {k}")
