@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from kdfast.store.grid import grid
     from kdfast.study.driver import sweep
     from kdfast.study.imports import import_study
-    from kdfast.study.latency import latency
     from kdfast.study.refine import refine
     from kdfast.study.results import StudyResults, open_study
-    from kdfast.study.trigger import export_onnx
+    from kdfast.study.trigger import export_onnx, latency
 
 __all__ = [
     "HLTConfig",
@@ -65,7 +64,7 @@ _HOMES = {
     "features": "jets.features",
     "grid": "store.grid",
     "import_study": "study.imports",
-    "latency": "study.latency",
+    "latency": "study.trigger",
     "load_jets": "jets.readers",
     "load_model": "models.tagger",
     "metrics": "metrics",

@@ -15,7 +15,7 @@ from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import BackendError
-from kdfast.models.packed_transformer import dropout_seeds
+from kdfast.models.packed import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed
 from tests.cuda_kernels import needs_gpu

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdfast.models import DeepSets, DeepSetsConfig, JetTransformer, ModelConfig
 from kdfast.models.build import pack_networks
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.packed_transformer import dropout_seeds
+from kdfast.models.packed import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 
 CONFIG = ModelConfig(width=16, layers=2, heads=2, ffn=32, pooling_heads=4, dropout=0.1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdfast.models import JetTransformer, ModelConfig
 from kdfast.models.build import pack_networks
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.packed_transformer import dropout_seeds
+from kdfast.models.packed import dropout_seeds
 from kdfast.ops import gpu
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels

@@ -16,9 +16,8 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.models.onnx_file import padded_batches, session
 from kdfast.store.store import StudyStore
 from kdfast.store.verify import repair
-from kdfast.study.latency import _flops
 from kdfast.study.results import StudyResults
-from kdfast.study.trigger import chosen_run
+from kdfast.study.trigger import _flops, chosen_run
 from tests.study.small_sweep import small_jets
 
 onnx = pytest.importorskip("onnx")

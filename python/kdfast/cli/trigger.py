@@ -105,7 +105,7 @@ def latency(
     from rich.table import Table
 
     from kdfast.jets.readers import load_jets
-    from kdfast.study.latency import latency as measure
+    from kdfast.study.trigger import latency as measure
 
     how = given({"columns": columns, "unit": unit, "sort": sort})
     loaded = load_jets(jets, require_labels=False, isolate=True, **how) if jets else None

@@ -1,7 +1,7 @@
 """The CUDA engine: all members of a pack in lock-step.
 
 Members share the batches, so a step is batched matrix products over [K, M, D] with one op for all members between them
-(models/packed_network.py). What differs between steps, jets, rows, seeds, lies on the device as a plan of those to
+(models/packed.py). What differs between steps, jets, rows, seeds, lies on the device as a plan of those to
 come, what differs between epochs in vectors of length K; so the step is captured once as a CUDA graph and replayed,
 and the host waits for the device once an epoch. Same results as the reference engine within the accuracy rule; the
 same pack gives the same bits.
@@ -34,7 +34,7 @@ from kdfast.errors import BackendError
 from kdfast.models.build import build_network, pack_networks
 from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.packed_transformer import dropout_seeds
+from kdfast.models.packed import dropout_seeds
 from kdfast.ops import backend
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_transfer import attention_transfer

@@ -11,9 +11,7 @@ from kdfast.models.deep_sets import DeepSets
 from kdfast.models.jet_transformer import JetTransformer
 from kdfast.models.network import Network
 from kdfast.models.own_model import OwnNetwork
-from kdfast.models.packed_deep_sets import PackedDeepSets
-from kdfast.models.packed_network import PackedNetwork
-from kdfast.models.packed_transformer import PackedTransformer
+from kdfast.models.packed import PackedDeepSets, PackedNetwork, PackedTransformer
 
 __all__ = ["build_network", "pack_networks"]
 

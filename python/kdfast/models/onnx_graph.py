@@ -8,7 +8,6 @@ read, and every matrix product is a MatMul by a constant, as quantization wants 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,22 +95,7 @@ class _Graph:
             traced = _Tracer().trace(module)
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"the {name} can't be traced: {error}", where="ONNX") from None
-        values: dict[fx.Node, Any] = {}
-        given = iter(inputs)
-
-        def of(argument: Any) -> Any:
-            return fx.node.map_arg(argument, lambda node: values[node])
-
-        for node in traced.nodes:
-            if node.op == "placeholder":
-                values[node] = next(given)
-            elif node.op == "get_attr":
-                values[node] = operator.attrgetter(str(node.target))(module)
-            elif node.op == "output":
-                return of(node.args[0])
-            else:
-                values[node] = _translation(node)(self, *of(node.args), **of(node.kwargs))
-        raise AssertionError("a trace ends with its output")
+        return _Appender(fx.GraphModule(module, traced), self).run(*inputs)
 
 
 class _Tracer(fx.Tracer):
@@ -121,11 +105,21 @@ class _Tracer(fx.Tracer):
         return False
 
 
-def _translation(node: fx.Node) -> Callable[..., str]:
-    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
-    if name not in _FUNCTIONS:
-        raise ModelError(f"{name} has no translation to ONNX", where="ONNX")
-    return _FUNCTIONS[name]
+class _Appender(fx.Interpreter):
+    """Runs a trace on names of values: what it calls appends nodes to the graph."""
+
+    def __init__(self, module: fx.GraphModule, graph: _Graph) -> None:
+        super().__init__(module)
+        self.onnx_graph = graph
+        self.extra_traceback = False  # it would rewrite the errors
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> str:
+        name = target if isinstance(target, str) else target.__name__
+        if name not in _FUNCTIONS:
+            raise ModelError(f"{name} has no translation to ONNX", where="ONNX")
+        return _FUNCTIONS[name](self.onnx_graph, *args, **kwargs)
+
+    call_method = call_function
 
 
 def _linear(graph: _Graph, x: str, weight: Tensor, bias: Tensor) -> str:
