@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -52,10 +51,10 @@ _RUNS = """
             Of these runs. By default that of the best student."""
 
 
-def _of_runs(name: str, about: str) -> Callable[..., Any]:
-    """A method that draws a figure of chosen networks."""
+def _figure(name: str, about: str, *, chooses: bool = False) -> Callable[..., Any]:
+    """A method that draws a figure: of networks that the user chooses, or of the whole study."""
 
-    def method(
+    def of_runs(
         self: StudyPlots,
         runs: Sequence[str] | None = None,
         *,
@@ -66,21 +65,12 @@ def _of_runs(name: str, about: str) -> Callable[..., Any]:
     ) -> Any:
         return self._draw(name, label, ax, style, self._choose(runs, seed))
 
-    method.__doc__ = f"{about}\n\n        Parameters\n        ----------{_RUNS}{_PARAMETERS}\n        "
-    return _named(method, name)
-
-
-def _of_study(name: str, about: str) -> Callable[..., Any]:
-    """A method that draws a figure of the whole study."""
-
-    def method(self: StudyPlots, *, label: str | None = None, ax: AnyAxes | None = None, style: Style = None) -> Any:
+    def of_study(self: StudyPlots, *, label: str | None = None, ax: AnyAxes | None = None, style: Style = None) -> Any:
         return self._draw(name, label, ax, style)
 
-    method.__doc__ = f"{about}\n\n        Parameters\n        ----------{_PARAMETERS}\n        "
-    return _named(method, name)
-
-
-def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    method: Callable[..., Any] = of_runs if chooses else of_study
+    parameters = _RUNS + _PARAMETERS if chooses else _PARAMETERS
+    method.__doc__ = f"{about}\n\n        Parameters\n        ----------{parameters}\n        "
     method.__name__ = name
     method.__qualname__ = f"StudyPlots.{name}"
     return method
@@ -107,22 +97,24 @@ class StudyPlots:
         self._store = store
         self._find = find
 
-    roc = _of_runs("roc", "Draw the signal efficiency against the background efficiency.")
-    rejection = _of_runs("rejection", "Draw the rejection against the signal efficiency; on two axes also its ratio.")
-    scores = _of_runs("scores", "Draw the distributions of the scores by class, a panel for each run.")
-    mass = _of_runs("mass", "Draw the mass of the background that passes, two panels for each run.")
-    training = _of_runs("training", "Draw losses and validation AUC by epoch.")
-    schedules = _of_runs("schedules", "Draw the schedules of T and α.")
-    configurations = _of_study("configurations", "Draw AUC and rejection of every configuration in order.")
-    leaders = _of_study("leaders", "Draw the best configurations relative to the baseline.")
-    heat_maps = _of_study("heat_maps", "Draw mean AUC and rejection by initial T and α.")
-    strategies = _of_study("strategies", "Draw AUC and rejection by strategy.")
-    pareto = _of_study("pareto", "Draw the rejection of every configuration against its AUC.")
-    latency = _of_study("latency", "Draw the AUC against the time of one jet, as `kdfast latency` stored it.")
-    calibration = _of_study("calibration", "Draw the share of signal against the predicted probability.")
-    sculpting = _of_study("sculpting", "Draw the mass divergence of every student against its rejection.")
-    by_pt = _of_study("by_pt", "Draw AUC and rejection by jet pT.")
-    agreement = _of_study("agreement", "Draw the teacher's scores against those of baseline and best student.")
+    roc = _figure("roc", "Draw the signal efficiency against the background efficiency.", chooses=True)
+    rejection = _figure(
+        "rejection", "Draw the rejection against the signal efficiency; on two axes also its ratio.", chooses=True
+    )
+    scores = _figure("scores", "Draw the distributions of the scores by class, a panel for each run.", chooses=True)
+    mass = _figure("mass", "Draw the mass of the background that passes, two panels for each run.", chooses=True)
+    training = _figure("training", "Draw losses and validation AUC by epoch.", chooses=True)
+    schedules = _figure("schedules", "Draw the schedules of T and α.", chooses=True)
+    configurations = _figure("configurations", "Draw AUC and rejection of every configuration in order.")
+    leaders = _figure("leaders", "Draw the best configurations relative to the baseline.")
+    heat_maps = _figure("heat_maps", "Draw mean AUC and rejection by initial T and α.")
+    strategies = _figure("strategies", "Draw AUC and rejection by strategy.")
+    pareto = _figure("pareto", "Draw the rejection of every configuration against its AUC.")
+    latency = _figure("latency", "Draw the AUC against the time of one jet, as `kdfast latency` stored it.")
+    calibration = _figure("calibration", "Draw the share of signal against the predicted probability.")
+    sculpting = _figure("sculpting", "Draw the mass divergence of every student against its rejection.")
+    by_pt = _figure("by_pt", "Draw AUC and rejection by jet pT.")
+    agreement = _figure("agreement", "Draw the teacher's scores against those of baseline and best student.")
 
     @cached_property
     def _analysis(self) -> Analysis:
@@ -152,19 +144,13 @@ class StudyPlots:
         if name not in drawings:
             hint = "ANALYSIS_SUMMARY.txt of its report says what is missing"
             raise StudyError(f"does not have the numbers for the figure {name}", where=str(self._store.path), hint=hint)
+        from matplotlib import style as styles
+
         given = () if ax is None else tuple(np.array(ax, object).ravel())
-        with _styled(style), drawn_on(given) as drawn:
+        context: Any = styles.context
+        with figure_style() if style is None else context(style), drawn_on(given) as drawn:
             drawings[name]()
             (axes,) = drawn
             if label is not None:
                 experiment_label(axes.flat[0], label)
         return axes.item() if axes.size == 1 else axes.squeeze()
-
-
-def _styled(style: Style) -> AbstractContextManager[None]:
-    if style is None:
-        return figure_style()
-    from matplotlib import style as styles
-
-    context: AbstractContextManager[None] = styles.context(style)  # type: ignore[arg-type]
-    return context
