@@ -116,32 +116,17 @@ class CompiledModel:
         self.config = config
         self.parameters = parameters
         self.running = running
+        module = backend.cpu_module()
+        in_bf16 = precision == "bf16"
         if isinstance(config, ModelConfig):
-            self._kernels = backend.cpu_module().Encoder(
-                config.num_features,
-                config.width,
-                config.layers,
-                config.heads,
-                config.ffn,
-                config.pooling_heads,
-                config.num_classes,
-                parameters.data_ptr(),
-                running.data_ptr(),
-                precision == "bf16",
-            )
+            sizes = [config.num_features, config.width, config.layers, config.heads, config.ffn]
+            sizes += [config.pooling_heads, config.num_classes]
+            self._kernels = module.Encoder(*sizes, parameters.data_ptr(), running.data_ptr(), in_bf16)
             expected = (self._kernels.num_parameters, self._kernels.num_running)
         else:
             assert isinstance(config, DeepSetsConfig)
-            self._kernels = backend.cpu_module().DeepSets(
-                config.num_features,
-                config.width,
-                config.layers,
-                config.head_width,
-                config.head_layers,
-                config.num_classes,
-                parameters.data_ptr(),
-                precision == "bf16",
-            )
+            sizes = [config.num_features, config.width, config.layers, config.head_width, config.head_layers]
+            self._kernels = module.DeepSets(*sizes, config.num_classes, parameters.data_ptr(), in_bf16)
             expected = (self._kernels.num_parameters, 0)
         found = (parameters.numel(), running.numel())
         if found != expected:

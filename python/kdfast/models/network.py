@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +14,10 @@ __all__ = ["Network", "uniform"]
 class Network(nn.Module):
     """A network on packed jets, made by a config and a seed.
 
-    It is called with features [M, F] and offsets [B + 1]. It returns logits [B, C]; with return_attention also the
-    weights [M] by which it pools the constituents, or None if it has none. dropout_seed: key of the step's random
-    numbers in training mode; None: they are drawn from torch's default generator.
+    It is called as model(features [M, F], offsets [B + 1], return_attention=False, dropout_seed=None). It returns
+    logits [B, C]; with return_attention also the weights [M] by which it pools the constituents, or None if it has
+    none. dropout_seed: key of the step's random numbers in training mode; None: they are drawn from torch's default
+    generator.
     """
 
     config: NetworkConfig
@@ -26,12 +25,6 @@ class Network(nn.Module):
     def num_parameters(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
-
-    def __call__(
-        self, features: Tensor, offsets: Tensor, return_attention: bool = False, *, dropout_seed: int | None = None
-    ) -> Any:
-        """As the class says."""
-        return super().__call__(features, offsets, return_attention, dropout_seed=dropout_seed)
 
 
 def uniform(seed: int, like: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from kdfast.report import schema
 from kdfast.report.networks import StudyNetworks
-from kdfast.store.documents import LatencyDocument
 
 __all__ = ["latencies"]
 
@@ -18,10 +17,34 @@ def latencies(
 
     Networks of one size take the same time, so one measurement counts for all of them.
     """
-    measured = list(study.store.latencies().values())
-    if not measured:
-        return []
-    found = list(_points(study, rows, networks, measured))
+    measured = [
+        (document, timing)
+        for document in study.store.latencies().values()
+        for timing in document.timings
+        if (timing.engine, timing.batch) == ("onnxruntime", 1)
+    ]
+    sizes = {(result.kind, result.name): result.card["model"] for result in study.results if result.card}
+    points: list[tuple[schema.Role, str, schema.Estimate | None]] = []
+    points += [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
+    points += [("student", row.run_name, row.auc) for row in rows]
+    found = []
+    for role, name, auc in points:
+        costs = [each for each in measured if each[0].model == sizes.get((role, name))]
+        if auc is None or not costs:
+            continue
+        document, timing = costs[0]
+        point = schema.Latency(
+            role=role,
+            run_name=name,
+            parameters=document.parameters,
+            flops=document.flops_per_jet(),
+            constituents=document.constituents,
+            p50_us=timing.p50_us,
+            p99_us=timing.p99_us,
+            auc=auc,
+            pareto=False,
+        )
+        found.append(point)
     front = [
         not any(
             other.p50_us <= each.p50_us
@@ -33,33 +56,3 @@ def latencies(
     ]
     marked = [each.model_copy(update={"pareto": best}) for each, best in zip(found, front, strict=True)]
     return sorted(marked, key=lambda each: (each.p50_us, -each.auc.value, each.run_name))
-
-
-def _points(
-    study: StudyNetworks,
-    rows: Sequence[schema.Configuration],
-    networks: Sequence[schema.Network],
-    measured: Sequence[LatencyDocument],
-) -> Iterator[schema.Latency]:
-    sizes = {(result.kind, result.name): result.card["model"] for result in study.results if result.card}
-    points: list[tuple[schema.Role, str, schema.Estimate | None]] = []
-    points += [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
-    points += [("student", row.run_name, row.auc) for row in rows]
-    for role, name, auc in points:
-        size = sizes.get((role, name))
-        for document in measured:
-            timing = document.timing("onnxruntime", 1)
-            if auc is None or timing is None or document.model != size:
-                continue
-            yield schema.Latency(
-                role=role,
-                run_name=name,
-                parameters=document.parameters,
-                flops=document.flops_per_jet(),
-                constituents=document.constituents,
-                p50_us=timing.p50_us,
-                p99_us=timing.p99_us,
-                auc=auc,
-                pareto=False,
-            )
-            break
