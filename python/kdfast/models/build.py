@@ -1,4 +1,4 @@
-"""A network from its sizes: as a module, and as members in lock-step. What each family of networks is made of."""
+"""A network from its sizes, as a module and as members in lock-step: what each family is made of."""
 
 from __future__ import annotations
 

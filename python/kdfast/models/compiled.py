@@ -24,9 +24,9 @@ MAX_FEATURES = 16
 
 # What `seconds` of CompiledModel.gradient counts; `Part` in csrc/encoder/encoder.h.
 PARTS = (
-    *("gather", "pack", "dropout", "embed", "norm", "qkv", "attention", "out", "ffn_in", "ffn_out", "pooling", "head"),
-    *("back_pooling", "back_ffn_out", "back_ffn_in", "back_out", "back_attention", "back_qkv", "back_norm"),
-    *("back_weights", "back_embed", "gradient"),
+    *("gather", "pack", "dropout", "embed", "norm", "qkv", "attention", "out", "ffn_in", "ffn_out"),
+    *("pooling", "head", "back_pooling", "back_ffn_out", "back_ffn_in", "back_out", "back_attention"),
+    *("back_qkv", "back_norm", "back_weights", "back_embed", "gradient"),
 )
 
 
@@ -82,7 +82,7 @@ def unsupported(config: NetworkConfig) -> str | None:
 
 
 def runs_compiled(config: NetworkConfig, device_type: str = "cpu", reason: str | None = None) -> bool:
-    """Whether networks of these sizes run on the compiled kernels, by `backend.choose`: it warns where they do not.
+    """Whether networks of these sizes run on the compiled kernels; `backend.choose` warns where they do not.
 
     Networks of the user's own have none. reason: why they can't, whatever the sizes.
     """
@@ -98,12 +98,10 @@ def _kernels_of(config: NetworkConfig) -> str:
 class CompiledModel:
     """One JetTransformer, or one DeepSets of any sizes, on flat parameters [models/flat.py].
 
-    parameters: [P] float32, in the order of the network's own. running: mean and variance of each BatchNorm, one after
-    the other; each step moves them. Both are shared with the caller. precision "bf16": operands of the matrix products
-    of layers (of DeepSets: of those on constituents) in bfloat16, everything else in float32. A JetTransformer's batch
-    has two jets at least.
-
-    Results do not depend on num_threads.
+    parameters: [P] float32, in the order of the network's own. running: mean and variance of each BatchNorm,
+    one after the other; each step moves them. Both are shared with the caller. precision "bf16": operands of
+    the matrix products of layers (of DeepSets: of those on constituents) in bfloat16, everything else in
+    float32. A JetTransformer's batch has two jets at least. Results do not depend on num_threads.
     """
 
     def __init__(self, config: NetworkConfig, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
@@ -149,9 +147,9 @@ class CompiledModel:
         """Writes the gradient [P] of a batch (jets: positions [B]), moves the running statistics.
 
         Returns [4] float64: the loss, and its KL, BCE and attention-transfer parts as weighted. dropout_seed:
-        the step's. seconds: [len(PARTS)] float64, to which a JetTransformer's step adds the processor time of each
-        part. Raises DataError for a label, weight, temperature or α out of range and for a model of several classes,
-        ResourceError where there is not enough memory.
+        the step's. seconds: [len(PARTS)] float64, to which a JetTransformer's step adds the processor time of
+        each part. Raises DataError for a label, weight, temperature or α out of range and for a model of
+        several classes, ResourceError where there is not enough memory.
         """
         if self.config.num_classes != 1:
             raise DataError(f"trains models of one logit, this one has {self.config.num_classes}", where=self.name)
@@ -182,18 +180,13 @@ class CompiledModel:
         return torch.tensor(terms, dtype=torch.float64)
 
     def logits(
-        self,
-        features: Tensor,
-        offsets: Tensor,
-        first: int,
-        count: int,
-        num_threads: int,
-        pooling: bool = False,
+        self, features: Tensor, offsets: Tensor, first: int, count: int, num_threads: int, pooling: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
-        features: [M, F] float32, offsets: [B + 1] int64, contiguous. DeepSets has no pooling weights. Raises DataError
-        for others, ModelError for features of another model, ResourceError where there is not enough memory.
+        features: [M, F] float32, offsets: [B + 1] int64, contiguous. DeepSets has no pooling weights. Raises
+        DataError for others, ModelError for features of another model, ResourceError where there is not enough
+        memory.
         """
         _check_array(features, torch.float32, "features")
         _check_array(offsets, torch.int64, "offsets")

@@ -24,19 +24,20 @@ def evaluate_model(
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """(logits [b, C], pooling weights [m], offsets [b + 1] from 0) of one batch of jets after the other.
 
-    features: [M, F] standardised. offsets: [B + 1] int64. Weights are None where the network has none. reference: by
-    the model's own forward pass, on its own device, as where the compiled kernels can't take it; results are on the
-    CPU. Raises ModelError for features of another model.
+    features: [M, F] standardised. offsets: [B + 1] int64. Weights are None where the network has none.
+    reference: by the model's own forward pass, on its own device, as where the compiled kernels can't take it;
+    results are on the CPU. Raises ModelError for features of another model.
     """
     config = model.config
     config.check_features(features)
     parameter = next(parameters_of(model))
+    device = parameter.device
     reason = None if parameter.dtype == torch.float32 else "the weights are not float32"
     if reference or not runs_compiled(config, features.device.type, reason):
         model.eval()
         for rows, part in _batches(features, offsets):
             with torch.no_grad():
-                logits, weights = model(rows.to(parameter.device), part.to(parameter.device), return_attention=True)
+                logits, weights = model(rows.to(device), part.to(device), return_attention=True)
             yield logits.cpu(), None if weights is None else weights.cpu(), part
         return
     compiled = CompiledModel(config, flat_parameters(model), flat_running(model))

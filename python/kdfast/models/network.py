@@ -14,10 +14,10 @@ __all__ = ["Network", "uniform"]
 class Network(nn.Module):
     """A network on packed jets, made by a config and a seed.
 
-    It is called as model(features [M, F], offsets [B + 1], return_attention=False, dropout_seed=None). It returns
-    logits [B, C]; with return_attention also the weights [M] by which it pools the constituents, or None if it has
-    none. dropout_seed: key of the step's random numbers in training mode; None: they are drawn from torch's default
-    generator.
+    It is called as model(features [M, F], offsets [B + 1], return_attention=False, dropout_seed=None). It
+    returns logits [B, C]; with return_attention also the weights [M] by which it pools the constituents, or
+    None if it has none. dropout_seed: key of the step's random numbers in training mode; None: they are drawn
+    from torch's default generator.
     """
 
     config: NetworkConfig

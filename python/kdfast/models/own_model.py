@@ -205,7 +205,8 @@ def _users_code(what: str, where: str) -> Iterator[None]:
     except KdfastError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {type(error).__name__}: {error}", where=where, hint="--debug shows where") from error
+        what = f"{what}: {type(error).__name__}: {error}"
+        raise ModelError(what, where=where, hint="--debug shows where") from error
 
 
 @contextmanager
@@ -222,8 +223,8 @@ _NAME_IT_AGAIN = "name it again: --model package.module:function, or model=funct
 def own_model(factory: Factory, where: str = "model") -> OwnModel:
     """The description of networks that a function makes; the function is called once.
 
-    It may be named as ``package.module:function``; modules of the working directory are found too. where: the setting.
-    Raises ConfigError or ModelError where the network can't be used.
+    It may be named as ``package.module:function``; modules of the working directory are found too. where: the
+    setting. Raises ConfigError or ModelError where the network can't be used.
     """
     if isinstance(factory, nn.Module):
         hint = "give a function that makes the network: each run begins with weights of its own"

@@ -31,9 +31,9 @@ __all__ = ["PackedDeepSets", "PackedNetwork", "PackedTransformer", "dropout_seed
 class PackedNetwork(ABC):
     """K members on flat buffers.
 
-    model: for sizes, names and shapes alone. parameters: [K, P], each row in the order of model.parameters(). running:
-    [K, R], mean and variance of each BatchNorm, as models/flat.py has them. Both are shared with the caller. precision:
-    "fp32" (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
+    model: for sizes, names and shapes alone. parameters: [K, P], each row in the order of model.parameters().
+    running: [K, R], mean and variance of each BatchNorm, as models/flat.py has them. Both are shared with the
+    caller. precision: "fp32" (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
     """
 
     def __init__(self, model: Network, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
@@ -42,8 +42,9 @@ class PackedNetwork(ABC):
         self.members = len(parameters)
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._parameters = {name: part.requires_grad_() for name, part in _views(parameters.detach(), self._shapes)}
-        moments = {name: x.shape for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
-        self._running = dict(_views(running, moments))
+        moments = ("running_mean", "running_var")
+        shapes = {name: buffer.shape for name, buffer in model.named_buffers() if name.endswith(moments)}
+        self._running = dict(_views(running, shapes))
 
     @abstractmethod
     def logits(

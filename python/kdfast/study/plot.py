@@ -51,8 +51,8 @@ _RUNS = """
             Of these runs. By default that of the best student."""
 
 
-def _figure(name: str, about: str, *, chooses: bool = False) -> Callable[..., Any]:
-    """A method that draws a figure: of networks that the user chooses, or of the whole study."""
+def _figure(name: str, about: str, choice: str = "") -> Callable[..., Any]:
+    """A method that draws a figure of the whole study, or of chosen networks. choice: the documentation of these."""
 
     def of_runs(
         self: StudyPlots,
@@ -68,9 +68,8 @@ def _figure(name: str, about: str, *, chooses: bool = False) -> Callable[..., An
     def of_study(self: StudyPlots, *, label: str | None = None, ax: AnyAxes | None = None, style: Style = None) -> Any:
         return self._draw(name, label, ax, style)
 
-    method: Callable[..., Any] = of_runs if chooses else of_study
-    parameters = _RUNS + _PARAMETERS if chooses else _PARAMETERS
-    method.__doc__ = f"{about}\n\n        Parameters\n        ----------{parameters}\n        "
+    method: Callable[..., Any] = of_runs if choice else of_study
+    method.__doc__ = f"{about}\n\n        Parameters\n        ----------{choice}{_PARAMETERS}\n        "
     method.__name__ = name
     method.__qualname__ = f"StudyPlots.{name}"
     return method
@@ -97,14 +96,14 @@ class StudyPlots:
         self._store = store
         self._find = find
 
-    roc = _figure("roc", "Draw the signal efficiency against the background efficiency.", chooses=True)
+    roc = _figure("roc", "Draw the signal efficiency against the background efficiency.", _RUNS)
     rejection = _figure(
-        "rejection", "Draw the rejection against the signal efficiency; on two axes also its ratio.", chooses=True
+        "rejection", "Draw the rejection against the signal efficiency; on two axes also its ratio.", _RUNS
     )
-    scores = _figure("scores", "Draw the distributions of the scores by class, a panel for each run.", chooses=True)
-    mass = _figure("mass", "Draw the mass of the background that passes, two panels for each run.", chooses=True)
-    training = _figure("training", "Draw losses and validation AUC by epoch.", chooses=True)
-    schedules = _figure("schedules", "Draw the schedules of T and α.", chooses=True)
+    scores = _figure("scores", "Draw the distributions of the scores by class, a panel for each run.", _RUNS)
+    mass = _figure("mass", "Draw the mass of the background that passes, two panels for each run.", _RUNS)
+    training = _figure("training", "Draw losses and validation AUC by epoch.", _RUNS)
+    schedules = _figure("schedules", "Draw the schedules of T and α.", _RUNS)
     configurations = _figure("configurations", "Draw AUC and rejection of every configuration in order.")
     leaders = _figure("leaders", "Draw the best configurations relative to the baseline.")
     heat_maps = _figure("heat_maps", "Draw mean AUC and rejection by initial T and α.")
