@@ -154,12 +154,10 @@ def _model_text(model: Any) -> str:
     """Sizes become `width.32-layers.2-…`: a name and a value each, in the order of their type."""
     if not isinstance(model, str):
         config = model_config(model, where="model")
-        all_sizes = config.model_dump()
-        usual = {key: field.default for key, field in type(config).model_fields.items() if key != "family"}
-        changed = {key: value for key, value in all_sizes.items() if key not in usual or value != usual[key]}
-        sizes = dict(model) if isinstance(model, Mapping) else changed
-        keys = [*(key for key in sizes if key not in all_sizes), *(key for key in all_sizes if key in sizes)]
-        model = "-".join(f"{key}.{sizes[key]}" for key in keys)
+        every = config.model_dump()
+        family = {"family": every["family"]} if "family" in every else {}
+        sizes = {**(model if isinstance(model, Mapping) else config.model_dump(exclude_defaults=True)), **family}
+        model = "-".join(f"{key}.{sizes[key]}" for key in every if key in sizes)
     if not _WORD.fullmatch(model):
         raise ConfigError(f"{model!r} can't be part of a run's name", where="model", hint="name a preset or sizes")
     return str(model)

@@ -34,16 +34,9 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         training = self.training and len(x) > 1
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum if self.momentum is not None else 0.1,
-            self.eps,
-        )
+        momentum = 0.1 if self.momentum is None else self.momentum
+        moments = (self.running_mean, self.running_var)
+        return F.batch_norm(x, *moments, self.weight, self.bias, training, momentum, self.eps)
 
 
 class DenseBlock(nn.Module):
