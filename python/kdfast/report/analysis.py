@@ -28,6 +28,7 @@ from kdfast.report.records import comparison_of, integer, jet_counts, number, pl
 from kdfast.report.verdict import verdict
 from kdfast.store.grid import with_baselines
 from kdfast.store.key import RunKey
+from kdfast.store.packs import asked_runs, planned
 from kdfast.store.result import StoredResult
 from kdfast.store.store import StudyStore
 from kdfast.store.table import STRATEGIES, combined_score, select_best
@@ -178,7 +179,8 @@ def _asked(study: StudyNetworks) -> list[RunKey]:
     settings = planned_settings(study.store.settings, study.store.provenance)
     if settings is None:
         return []
-    runs = with_baselines(settings.runs())
+    packs = planned(study.store) if settings.search else []
+    runs = with_baselines(asked_runs(settings, packs, [result.key for result in study.results]))
     keys = [RunKey.of(run, seed) for seed in settings.seeds for run in runs]
     return [RunKey.teacher(settings.data.seed), *sorted(keys, key=lambda key: key.kind)]  # baselines first
 

@@ -18,7 +18,16 @@ from pydantic.fields import FieldInfo
 from kdfast.distill.axes import AXES
 from kdfast.errors import suggest
 from kdfast.store.setting_errors import SettingError, UnknownSetting
-from kdfast.store.settings import DEMO, DataSettings, GridLists, HLTFiles, RecipeSettings, Shown, StudySettings
+from kdfast.store.settings import (
+    DEMO,
+    DataSettings,
+    GridLists,
+    HLTFiles,
+    RecipeSettings,
+    SearchSettings,
+    Shown,
+    StudySettings,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -58,6 +67,7 @@ class SweepSettings(TypedDict, total=False):
     teacher: str | PathLike[str] | Tagger | Callable[[], Any] | ArrayLike | None
     epochs: int | None
     seeds: int | Sequence[int] | None
+    search: Literal["race", "grid"] | Mapping[str, Any] | None
     batch_size: int | None
     max_constituents: int | Literal["all"] | None
     precision: Literal["fp32", "bf16"] | None
@@ -168,6 +178,7 @@ _AXIS = "A further axis: model, or a setting of the recipe, e.g. learning_rate=5
 _GRID_AXIS = ("grid", "axis")
 AXIS = Setting(_GRID_AXIS, "axis", "--axis", list[str], "NAME=V,V…", "Your own grid", _AXIS, "", "", "")
 HLT_FILES = tuple(_settings(HLTFiles, ("hlt",), "Data", {}))
+_SEARCH = tuple(_settings(SearchSettings, ("search",), "Grid", {}))
 
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
 
@@ -224,7 +235,14 @@ def _named(error: SettingError, names: Mapping[tuple[str, ...], str]) -> Setting
 
 def settings_table() -> str:
     """All settings in Markdown, a section and a table for each table of study.toml."""
-    tables = {"Top level": _TOP, "[data]": _DATA, "[recipe]": _RECIPE, "[grid]": _GRID, "[hlt]": HLT_FILES}
+    tables = {
+        "Top level": _TOP,
+        "[data]": _DATA,
+        "[recipe]": _RECIPE,
+        "[grid]": _GRID,
+        "[search]": _SEARCH,
+        "[hlt]": HLT_FILES,
+    }
     lines = []
     for title, settings in tables.items():
         lines += [

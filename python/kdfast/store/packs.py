@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from kdfast.distill.axes import Settings
 from kdfast.distill.pack import Member
-from kdfast.distill.schedules import Run, run_table, settings_of
+from kdfast.distill.schedules import Run, RunConfig, run_table, settings_of
 from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.documents import PackDocument, json_bytes
 from kdfast.store.folders import commit, damage, folders, read_document
 from kdfast.store.key import RunKey, run_name
+from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore
 
 __all__ = [
     "TEACHER",
     "PlannedPack",
+    "asked_runs",
     "at_work",
     "find",
     "missing",
@@ -74,6 +76,17 @@ class PlannedPack:
     def of(self, names: Container[str]) -> PlannedPack:
         """The pack with only those of its runs that have one of these names."""
         return replace(self, runs=tuple(run for run in self.runs if run_name(run) in names))
+
+
+def asked_runs(settings: StudySettings, packs: Iterable[PlannedPack], stored: Iterable[RunKey]) -> list[RunConfig]:
+    """The grid's configurations that a study is to train: all, or those that its search has chosen so far, which are in
+    packs or stored."""
+    runs = settings.runs()
+    if settings.search is None:
+        return runs
+    chosen = {member.name for pack in packs if pack.seed in settings.seeds for member in pack.members}
+    chosen |= {key.name for key in stored if key.kind == "student" and key.seed in settings.seeds}
+    return [run for run in runs if run.name in chosen]
 
 
 def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:

@@ -37,6 +37,7 @@ from kdfast.jets.jet_store import is_store
 from kdfast.models.config import PRESETS, DeepSetsConfig, ModelConfig, NetworkConfig, OwnModel, model_config
 from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, NumberOrAll, SettingsTable, Shown
 from kdfast.store.grid import GRIDS, grid
+from kdfast.store.search_settings import SearchSettings, as_search
 from kdfast.store.setting_errors import SettingError
 from kdfast.validation import in_words
 
@@ -48,6 +49,7 @@ __all__ = [
     "GridLists",
     "HLTFiles",
     "RecipeSettings",
+    "SearchSettings",
     "Shown",
     "StudySettings",
     "check_counts",
@@ -247,6 +249,12 @@ Sizes = Annotated[
 Hlt = Annotated[str | HLTConfig | HLTFiles, BeforeValidator(_as_hlt), Shown(metavar="PRESET", panel="Data")]
 Grid = Annotated[str | GridLists | tuple[str, ...], BeforeValidator(_as_grid), Shown(metavar="PRESET", panel="Grid")]
 
+Search = Annotated[
+    SearchSettings | None,
+    BeforeValidator(as_search),
+    Shown(metavar="race", kind=str, unset="train all", panel="Grid"),
+]
+
 Precision = Annotated[str, AfterValidator(check_precision), Shown(metavar="|".join(PRECISIONS), panel="Running")]
 # Whether this machine has the device is not checked: the file may be read elsewhere.
 Device = Annotated[str, AfterValidator(check_device_name), Shown(metavar="NAME", panel="Running")]
@@ -265,6 +273,8 @@ class StudySettings(SettingsTable):
     """Seeds of initial weights, batches and dropout; each trains a baseline and the whole grid."""
     grid: Grid = "study"
     """Grid of T and α: study (132 runs), wide (378), or lists of your own."""
+    search: Search = None
+    """Train only the configurations of the grid that may be the best: race, or a table [search]."""
     hlt: Hlt = Field(default="nominal", description=f"HLT emulation: {', '.join(HLT_PRESETS)}, or a table [hlt].")
     model: Sizes = Field(
         default="small",
@@ -332,7 +342,7 @@ class StudySettings(SettingsTable):
         HLT jets and teacher, which their fingerprints identify; device and checkpoints.
         """
         table = self.table()
-        for key in ("seeds", "grid", "teacher", "teacher_kind", "device", "checkpoint_every"):
+        for key in ("seeds", "grid", "search", "teacher", "teacher_kind", "device", "checkpoint_every"):
             table.pop(key, None)
         for key in DATA_SOURCE:
             table["data"].pop(key, None)

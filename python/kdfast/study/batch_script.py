@@ -112,6 +112,10 @@ def _jobs(study: str | PathLike[str], cpus: int | None, retry: bool) -> dict[str
     packs = planned(store)
     if not packs:
         raise no_packs(store, "to submit")
+    if "search" in store.settings:
+        what = "is a race, whose rounds are planned one after the other: the packs to submit are not known yet"
+        hint = "run `kdfast worker` in as many jobs as you like, each to the end of the race"
+        raise StudyError(what, where=str(store.path), hint=hint)
     left = [pack for pack in packs if missing(store, pack).runs]
     if not left:
         hint = f"`kdfast report {shlex.quote(str(store.path))}` writes its report"

@@ -21,6 +21,7 @@ from kdfast import report
 from kdfast.distill import cuda_engine
 from kdfast.distill.axes import Settings
 from kdfast.distill.devices import check_threads, training_devices
+from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.jets.memory_table import is_table
@@ -58,6 +59,7 @@ from kdfast.study.plan import (
 from kdfast.study.prepare import reading
 from kdfast.study.progress import SweepProgress, duration
 from kdfast.study.results import StudyResults, open_study
+from kdfast.study.search import check_search, refuse_other_search, runs_to_train
 from kdfast.study.sets import SET_PATHS, SETS
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
@@ -284,6 +286,7 @@ def run_study(
     elif not plan_only:
         check_threads(budget.threads)
         _check_device(settings)
+    check_search(settings)
     settings = absolute_paths(settings)
     exists = (out / "provenance.json").exists()
     if exists and not resume:
@@ -301,20 +304,29 @@ def run_study(
         }
         store = StudyStore.create_or_open(out, settings.table(), provenance)
         refuse_another(store, inputs.decisive)  # made by another process meanwhile
+        refuse_other_search(store, settings)
         if not elsewhere:  # else the workers warn
             warn_of_other_environment(store, settings.device)
         with store.writing():
             _describe(settings, store, inputs, shown, elsewhere)
-            packs, sizes = _plan(settings, store, inputs, budget, shown)
+            runs = runs_to_train(store, settings, shown.say)
+            packs, sizes = _plan(settings, runs, store, inputs, budget, shown)
             if not plan_only:
                 training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
-                if client is not None:
-                    failed = dask_engine.run_packs(client, training, packs, sizes)
-                else:
-                    failed = PackRunner(training, inputs.teacher, Claims(store.path / "claims")).sweep(packs).failed
-                for error in failed.values():
-                    raise error
-                del inputs, training  # the jets' memory: the report reads what is stored
+                runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims"))
+                while True:
+                    if client is not None:
+                        failed = dask_engine.run_packs(client, training, packs, sizes)
+                    else:
+                        failed = runner.sweep(packs).failed
+                    for error in failed.values():
+                        raise error
+                    trained = runs
+                    runs = runs_to_train(store, settings, shown.say)
+                    if len(runs) == len(trained):
+                        break
+                    packs, sizes = _plan(settings, runs, store, inputs, budget, shown)
+                del inputs, training, runner  # the jets' memory: the report reads what is stored
                 gc.collect()  # views and what makes them refer to each other
                 shown.say("writing the report")
                 report.write(store)
@@ -376,11 +388,15 @@ def _describe(
 
 
 def _plan(
-    settings: StudySettings, store: StudyStore, inputs: Inputs, budget: Budget, shown: SweepProgress
+    settings: StudySettings,
+    runs: Sequence[RunConfig],
+    store: StudyStore,
+    inputs: Inputs,
+    budget: Budget,
+    shown: SweepProgress,
 ) -> tuple[list[PlannedPack], Mapping[Settings, int]]:
-    """Plans what the settings ask for, says so, and returns the packs with just these runs, and how many of
-    them a new pack has at most, by the settings that its members share."""
-    runs = settings.runs()
+    """Plans these runs with all seeds, says so, and returns the packs with just these runs, and how many of them a new
+    pack has at most, by the settings that its members share."""
     wanted = with_baselines(runs)
     names = {run_name(run) for run in wanted}
     known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}

@@ -16,12 +16,13 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kdfast._version import __version__
 from kdfast.distill.devices import check_threads
 from kdfast.distill.pack import Targets
-from kdfast.errors import CallbackError, ConfigError, StudyError
+from kdfast.errors import BusyError, CallbackError, ConfigError, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.models.tagger import Tagger
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures
@@ -34,6 +35,7 @@ from kdfast.store.store import StudyStore
 from kdfast.study.inputs import Inputs, stored_inputs
 from kdfast.study.own_models import Factory, with_own_models
 from kdfast.study.progress import SweepProgress
+from kdfast.study.search import plan_next_round
 from kdfast.study.training import StudyTraining
 
 __all__ = [
@@ -279,7 +281,10 @@ def work(
         packs = [] if pack == TEACHER else [find(packs, pack)]
     with SweepProgress(progress) as shown, stoppable(shown.say, store.path) as stop:
         stored = store.keys()
-        if packs and not any(missing(store, each, stored).runs for each in packs):  # before the data are read
+        races = "search" in store.settings and not one and max_packs is None
+        if (
+            packs and not races and not any(missing(store, each, stored).runs for each in packs)
+        ):  # before the data are read
             return Outcome(done=[each.id for each in packs])
         settings, inputs = open_inputs(store, model, teacher_model)
         warn_of_other_environment(store, settings.device)
@@ -287,4 +292,15 @@ def work(
         runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims", lease=lease))
         if pack == TEACHER:
             return runner.teacher(retry=retry)
-        return runner.run(packs, max_packs=max_packs, wait=one, retry=retry)
+        outcome = runner.run(packs, max_packs=max_packs, wait=one or races, retry=retry)
+        while races and not outcome.failed:
+            try:
+                packs = plan_next_round(store, settings, threads or torch.get_num_threads(), shown.say)
+            except BusyError:  # a sweep, which plans the rounds itself
+                break
+            if not packs:
+                break
+            done = outcome.done
+            outcome = runner.run(packs, wait=True, retry=retry)
+            outcome.done[:0] = done
+        return outcome

@@ -1,0 +1,184 @@
+"""What the configurations of a search are expected to reach: those that are trained, and those that are not.
+
+All members of a seed share initial weights, batches and dropout. So the validation score is a smooth function of T, α
+and the further settings, and the configurations that are trained tell of the others: by a Gaussian process with a
+Matérn kernel (ν = 5/2), one length for each setting, and noise. [Rasmussen and Williams, Gaussian Processes for Machine
+Learning, MIT Press 2006; scikit-learn computes it.]
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from kdfast.distill.schedules import RunConfig
+from kdfast.report.sampling import auc_estimates, rejection_estimates
+from kdfast.store.result import StoredResult
+from kdfast.store.settings import StudySettings
+
+__all__ = ["Candidates", "Outlook", "fitted", "places", "smooth_part"]
+
+Floats = NDArray[np.float64]
+
+FEWEST = 4  # configurations that tell of others
+COMPARED = 8  # trained networks that tell what the test jets resolve
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The expected score of each candidate [N], and what it says of those that are not trained.
+
+    Scores are of the validation jets, means over the seeds, on the metric's scale (AUC, or ln of the rejection).
+    mean, error [N]: expected, without the noise of a single run. leader: the trained candidate with the best mean.
+    chance [N]: that a candidate which is not tried is better than the leader by more than the tolerance; 0 for others.
+    kernel: of the fit.
+    """
+
+    mean: Floats
+    error: Floats
+    leader: int
+    tolerance: float
+    chance: Floats
+    kernel: Any
+
+
+def places(runs: Sequence[RunConfig]) -> Floats:
+    """[N, d] in [0, 1]: where candidates are in the space of the settings that differ among them.
+
+    T by its logarithm, α, at both ends of their schedules; numbers of further settings by their logarithm if they span
+    more than a factor of 4; texts by a column each. Columns that say the same count once.
+    """
+    columns: list[Floats] = []
+    for values in (
+        [math.log(run.temp_init) for run in runs],
+        [math.log(run.temp_final or run.temp_init) for run in runs],
+        [run.alpha_init for run in runs],
+        [run.alpha_init if run.alpha_final is None else run.alpha_final for run in runs],
+    ):
+        columns.append(np.array(values))
+    columns += _of_texts([run.shape for run in runs])
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        found = [run.settings.get(name, "") for run in runs]
+        if any(isinstance(value, str) for value in found):
+            columns += _of_texts([str(value) for value in found])
+        else:
+            numbers = np.array(found, np.float64)
+            wide = numbers.min() > 0 and numbers.max() > 4 * numbers.min()
+            columns.append(np.log(numbers) if wide else numbers)
+    spans = [(column - column.min(), np.ptp(column)) for column in columns]
+    different = {(column / span).tobytes(): column / span for column, span in spans if span > 0}
+    return np.stack([*different.values()], axis=1) if different else np.zeros((len(runs), 0))
+
+
+def _of_texts(values: Sequence[str]) -> list[Floats]:
+    kinds = sorted(set(values))
+    return [np.array([value == kind for value in values], np.float64) for kind in kinds[1:]]
+
+
+def fitted(x: Floats, scores: Floats, kernel: Any = None) -> Any:
+    """scikit-learn's regressor of scores [n] with mean 0 and variance 1 at places [n, d].
+
+    kernel: of a fit before; None: its parameters are those of the greatest likelihood.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    optimizer = "fmin_l_bfgs_b" if kernel is None else None
+    if kernel is None:
+        smooth = ConstantKernel(1.0, (0.05, 20.0)) * Matern(np.ones(x.shape[1]), (0.1, 20.0), nu=2.5)
+        kernel = smooth + WhiteKernel(0.05, (1e-4, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: the setting does not matter
+        return GaussianProcessRegressor(kernel, optimizer=optimizer).fit(x, scores)
+
+
+def smooth_part(regressor: Any, x: Floats) -> tuple[Floats, Floats]:
+    """Mean [N] and covariance [N, N] at places, without the noise of a single run."""
+    mean, covariance = regressor.predict(x, return_cov=True)
+    return mean, covariance - regressor.kernel_.k2.noise_level * np.eye(len(x))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The configurations that a search chooses from, in the grid's order, and what is known of them.
+
+    x: [N, d] their `places`. scores: of those that finished with all seeds, by number: mean over the seeds, of the
+    validation jets, on the metric's scale. tried [N]: whether one is planned or trained, whatever became of it.
+    tolerance: see `Outlook`; NaN while nothing has finished.
+    """
+
+    runs: Sequence[RunConfig]
+    x: Floats
+    scores: Mapping[int, float]
+    tried: NDArray[np.bool_]
+    tolerance: float
+
+    @classmethod
+    def of(
+        cls,
+        settings: StudySettings,
+        results: Sequence[StoredResult],
+        planned: Container[str],
+        test: Mapping[str, NDArray[Any]],
+    ) -> Candidates:
+        """planned: names of runs in packs. test: labels and weights of the test jets."""
+        assert settings.search is not None
+        runs = settings.runs()
+        own = {(result.name, result.seed): result for result in results if result.kind == "student"}
+        scores: dict[int, float] = {}
+        finished: list[StoredResult] = []
+        for number, run in enumerate(runs):
+            found = [own.get((run.name, seed)) for seed in settings.seeds]
+            done = [result for result in found if result is not None and result.status == "done"]
+            if len(done) == len(settings.seeds):
+                scores[number] = float(np.mean([_score(result, settings.search.metric) for result in done]))
+                finished.append(done[0])
+        names = {name for name, _ in own}
+        tried = np.array([run.name in names or run.name in planned for run in runs])
+        tolerance = settings.search.tolerance or _resolution(finished[:COMPARED], test, settings.search.metric)
+        return cls(runs, places(runs), scores, tried, tolerance)
+
+    def outlook(self) -> Outlook | None:
+        """What the finished ones say of all; None where they are too few."""
+        if len(self.scores) < FEWEST:
+            return None
+        numbers = sorted(self.scores)
+        values = np.array([self.scores[number] for number in numbers])
+        spread = float(values.std()) or 1.0
+        regressor = fitted(self.x[numbers], (values - values.mean()) / spread)
+        mean, covariance = smooth_part(regressor, self.x)
+        mean, covariance = values.mean() + spread * mean, spread**2 * covariance
+        leader = numbers[int(np.argmax(mean[numbers]))]
+        variance = covariance.diagonal()
+        apart = np.sqrt(np.maximum(variance + variance[leader] - 2 * covariance[leader], 1e-30))
+        chance = stats.norm.sf((mean[leader] + self.tolerance - mean) / apart)
+        chance[self.tried] = 0.0
+        return Outlook(mean, np.sqrt(np.maximum(variance, 0)), leader, self.tolerance, chance, regressor.kernel_)
+
+
+def _score(result: StoredResult, metric: str) -> float:
+    value = float(result.metrics[f"{metric}_val"])
+    return value if metric == "auc" else math.log(value)
+
+
+def _resolution(results: Sequence[StoredResult], test: Mapping[str, NDArray[Any]], metric: str) -> float:
+    """The standard error of the difference of two networks that the test jets allow: the median over pairs."""
+    if len(results) < 2:
+        return math.nan
+    scores = np.stack([np.asarray(result.arrays["scores_test"], np.float64) for result in results])
+    weights = np.asarray(test["weights"], np.float64)
+    if metric == "auc":
+        factor = auc_estimates(test["labels"], scores, weights).factor
+    else:
+        factor = rejection_estimates(test["labels"], scores, weights, points=[50])[50].factor
+    pairs = itertools.combinations(range(len(factor)), 2)
+    return float(np.median([np.linalg.norm(factor[i] - factor[j]) for i, j in pairs]))

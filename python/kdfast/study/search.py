@@ -1,0 +1,168 @@
+"""The race of a grid's configurations: which ones each round trains, and when the rest need not be trained.
+
+The first round is spread over the grid. Each further round takes those with the largest expected improvement over the
+leader [Jones, Schonlau and Welch, J. Global Optim. 13 (1998) 455], one after the other, as if those before it had
+reached what is expected of them. The race is over when the candidates left are, taken together, expected to hold fewer
+than `error` configurations that are better than the leader by more than the tolerance.
+
+A round follows from the settings and the stored results alone: a race that was interrupted resumes with the same
+decisions, and any process may plan the next round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from kdfast.distill.schedules import RunConfig, shown
+from kdfast.errors import ConfigError, StudyError
+from kdfast.report.outlook import Candidates, Outlook, fitted, places, smooth_part
+from kdfast.store.folders import AlreadyStored
+from kdfast.store.identity import differing, shown_setting
+from kdfast.store.packs import PlannedPack, asked_runs, missing, planned
+from kdfast.store.settings import SearchSettings, StudySettings
+from kdfast.store.store import StudyStore
+from kdfast.study.plan import plan
+
+__all__ = ["candidates", "check_search", "next_round", "plan_next_round", "refuse_other_search", "runs_to_train"]
+
+PER_SETTING = 4  # configurations of the first round for each setting that differs
+
+
+def runs_to_train(store: StudyStore, settings: StudySettings, say: Callable[[str], None]) -> list[RunConfig]:
+    """The configurations that the study is to train as far as its search has come, with a new round where those before
+    are finished: none are new where the search is over. Without a search: the grid's.
+
+    say: shows a line about the round. The caller holds the study (StudyStore.writing), and plans what is new before it
+    gives it up.
+    """
+    if settings.search is None:
+        return settings.runs()
+    found = candidates(store, settings)
+    names = {run.name for run in asked_runs(settings, planned(store), store.keys())}
+    if not names - {result.name for result in store.results()}:  # else a round is under way
+        chosen, said = next_round(found, settings.search)
+        names |= {found.runs[number].name for number in chosen}
+        say(shown(said))
+    return [run for run in found.runs if run.name in names]
+
+
+def plan_next_round(
+    store: StudyStore, settings: StudySettings, threads: int, say: Callable[[str], None]
+) -> list[PlannedPack]:
+    """Packs with runs that are not stored, with those of a new round where there were none; of a worker with threads.
+
+    Raises BusyError where another process holds the study, and plans its rounds.
+    """
+    with store.writing():
+        runs = runs_to_train(store, settings, say)
+        packs = planned(store)
+        size = max((len(pack.runs) for pack in packs), default=threads)
+        with suppress(AlreadyStored):  # by another process, on a file system without locks
+            packs, _ = plan(store, settings.seeds, runs, size, threads=threads)
+    return [pack for pack in packs if missing(store, pack).runs]
+
+
+def refuse_other_search(store: StudyStore, settings: StudySettings) -> None:
+    """Raises StudyError where the study was begun with another search. A call without one is none: it adds runs."""
+    if settings.search is None:
+        return
+    before = store.settings.get("search") or {"method": "grid"}
+    listing = ", ".join(
+        f"{name} {shown_setting(old)} → {shown_setting(new)}"
+        for name, old, new in differing(before, settings.table()["search"])
+    )
+    if listing:
+        hint = "give the same search or another folder; without a search, the grid's further runs are trained"
+        raise StudyError(f"was begun with another search: {listing}", where=str(store.path), hint=hint)
+
+
+def candidates(store: StudyStore, settings: StudySettings) -> Candidates:
+    """What is known of the grid's configurations."""
+    names = {member.name for pack in planned(store) if pack.seed in settings.seeds for member in pack.members}
+    return Candidates.of(settings, store.results(), names, store.shared("test"))
+
+
+def next_round(found: Candidates, search: SearchSettings) -> tuple[list[int], str]:
+    """Numbers of the candidates to train next, none where the race is over, and why, in words."""
+    left = np.flatnonzero(~found.tried)
+    tried = len(found.runs) - len(left)
+    most = len(left) if search.max_runs is None else min(len(left), max(0, search.max_runs - tried))
+    shown = f"race: {tried} of {len(found.runs)} configurations trained"
+    if not tried:
+        size = min(_first(search, found.x.shape[1]), most)
+        return _spread(found.x, size), f"race: {size} of {len(found.runs)} configurations first"
+    if not most:
+        why = "all" if not len(left) else f"max_runs is {search.max_runs}"
+        return [], f"{shown}: {why}"
+    outlook = found.outlook()
+    if outlook is None:  # too few have finished
+        return _spread(found.x, min(search.batch, most), found.tried), f"{shown}, too few of them finished"
+    expected = float(outlook.chance.sum())
+    better = f"{outlook.tolerance:.2g} above {found.runs[outlook.leader].name}: {expected:.2g} of the others expected"
+    if expected <= search.error:
+        return [], f"{shown}; more than {better}, so the race is over"
+    chosen = _most_promising(found, outlook, min(search.batch, most))
+    return chosen, f"{shown}; more than {better}, {len(chosen)} next"
+
+
+def _first(search: SearchSettings, settings_that_differ: int) -> int:
+    """Configurations of the first round."""
+    return search.first or max(2 * PER_SETTING, PER_SETTING * settings_that_differ)
+
+
+def _spread(x: NDArray[np.float64], count: int, tried: NDArray[np.bool_] | None = None) -> list[int]:
+    """Candidates far from each other and from those tried: the central one, then each time the one farthest from all
+    before it."""
+    tried = np.zeros(len(x), np.bool_) if tried is None else tried
+    if tried.any():
+        distance = np.min([((x - x[number]) ** 2).sum(axis=1) for number in np.flatnonzero(tried)], axis=0)
+    else:
+        distance = -((x - np.median(x, axis=0)) ** 2).sum(axis=1)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        distance[[*np.flatnonzero(tried), *chosen]] = -np.inf
+        number = int(np.argmax(distance))
+        own = ((x - x[number]) ** 2).sum(axis=1)
+        distance = own if not chosen and not tried.any() else np.minimum(distance, own)
+        chosen.append(number)
+    return chosen
+
+
+def _most_promising(found: Candidates, outlook: Outlook, count: int) -> list[int]:
+    """Candidates with the largest expected improvement over the leader, one after the other."""
+    known = dict(found.scores)
+    scale = float(np.std(list(known.values()))) or 1.0
+    centre = float(np.mean(list(known.values())))
+    chosen: list[int] = []
+    while len(chosen) < count:
+        numbers = sorted(known)
+        values = (np.array([known[number] for number in numbers]) - centre) / scale
+        mean, covariance = smooth_part(fitted(found.x[numbers], values, outlook.kernel), found.x)
+        mean, error = centre + scale * mean, scale * np.sqrt(np.maximum(covariance.diagonal(), 1e-30))
+        z = (mean - outlook.mean[outlook.leader]) / error
+        improvement = error * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
+        improvement[found.tried] = -1.0
+        improvement[chosen] = -1.0
+        number = int(np.argmax(improvement))
+        chosen.append(number)
+        known[number] = float(mean[number])
+    return chosen
+
+
+def check_search(settings: StudySettings) -> None:
+    """Raises ConfigError for a search that has nothing to choose from, or that its budget can't begin."""
+    search = settings.search
+    if search is None:
+        return
+    runs = settings.runs()
+    if len(runs) < 2:
+        raise ConfigError(f"the grid has {len(runs)} configuration", where="search", hint="give a grid to choose from")
+    first = _first(search, places(runs).shape[1])
+    if search.max_runs is not None and search.max_runs < min(first, len(runs)):
+        hint = f"give max_runs ≥ {first}, or a smaller `first`"
+        raise ConfigError(f"is {search.max_runs}, the first round has {first}", where="search.max_runs", hint=hint)

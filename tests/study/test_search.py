@@ -1,0 +1,177 @@
+"""The race of a grid's configurations: its choices against a known truth, and that no interruption changes them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdfast.cli import main
+from kdfast.errors import ConfigError, StudyError
+from kdfast.report.outlook import Candidates, places
+from kdfast.store.grid import grid
+from kdfast.store.packs import planned
+from kdfast.store.settings import SearchSettings, StudySettings
+from kdfast.store.status import study_status
+from kdfast.store.store import StudyStore
+from kdfast.study.batch_script import slurm_script
+from kdfast.study.search import next_round
+from kdfast.study.worker import work
+from tests.study.small_sweep import small_sweep
+
+WIDE = grid(temperature=[1.0, 2.0, 4.0, 8.0, 16.0], alpha=[0.1, 0.3, 0.5, 0.7, 0.9])
+RACE = {"first": 6, "batch": 3, "max_runs": 12, "tolerance": 1e-9}
+
+
+def raced(x, truth, noise, tolerance, search, rng):
+    """Numbers of the candidates that a race trains, with scores truth + noise."""
+    runs = WIDE if len(x) == len(WIDE) else grid("study")
+    scores = {}
+    tried = np.zeros(len(x), np.bool_)
+    while True:
+        found = Candidates(runs, x, scores, tried.copy(), tolerance)
+        chosen, _ = next_round(found, search)
+        assert not tried[chosen].any()
+        assert len(set(chosen)) == len(chosen)
+        if not chosen:
+            return scores
+        tried[chosen] = True
+        scores |= {number: truth[number] + rng.normal(0, noise) for number in chosen}
+
+
+def smooth_truth(x, rng):
+    """A smooth function with a spread of 1: one of a Gaussian process with random lengths."""
+    lengths = rng.uniform(0.5, 2.0, x.shape[1])
+    distance = ((x[:, None] - x[None]) / lengths) ** 2
+    covariance = np.exp(-0.5 * distance.sum(axis=2)) + 1e-9 * np.eye(len(x))
+    values = np.linalg.cholesky(covariance) @ rng.standard_normal(len(x))
+    return values / values.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_the_choice_is_within_the_tolerance_of_the_best(noise):
+    """In at least 95 % of the races, as promised, with a quarter of the runs on average."""
+    x = places(grid("study"))
+    tolerance = 0.4  # of the spread of the truth, as in the demo: 0.001 of 0.0024
+    lost = []
+    trained = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        truth = smooth_truth(x, rng)
+        scores = raced(x, truth, noise, tolerance, SearchSettings(), rng)
+        lost.append(truth.max() - truth[max(scores, key=scores.get)])
+        trained.append(len(scores))
+    assert np.mean(np.array(lost) > tolerance + 2 * noise) <= 0.05  # the noise of the scores that are compared at last
+    assert np.mean(trained) < 132 / 3.5
+
+
+def test_a_race_without_differences_ends_early():
+    x = places(WIDE)
+    rng = np.random.default_rng(1)
+    scores = raced(x, np.zeros(len(x)), 1e-3, 0.01, SearchSettings(), rng)
+    assert len(scores) <= 16
+
+
+def test_the_budget_is_kept_and_a_failed_candidate_is_not_tried_again():
+    x = places(WIDE)
+    search = SearchSettings(first=6, batch=4, max_runs=12)
+    rng = np.random.default_rng(2)
+    assert len(raced(x, rng.standard_normal(len(x)), 0.0, 1e-9, search, rng)) == 12
+    tried = np.zeros(len(x), np.bool_)
+    tried[:6] = True
+    found = Candidates(WIDE, x, {0: 1.0, 1: 1.1, 2: 0.9}, tried, 0.01)  # three of six diverged
+    chosen, said = next_round(found, search)
+    assert len(chosen) == 4
+    assert min(chosen) >= 6
+    assert "too few" in said
+
+
+def test_places_take_every_axis():
+    runs = grid(temperature=[1.0, 10.0], alpha=[0.5], learning_rate=[1e-4, 1e-3, 1e-2], model=["tiny", "small"])
+    x = places(runs)
+    assert x.shape == (12, 3)
+    assert np.unique(x[:, 1].round(9)).tolist() == [0.0, 0.5, 1.0]  # a logarithm
+    assert places(WIDE).shape == (25, 2)  # without schedules, both ends are one
+    assert places(grid(temperature=[3.0], alpha=[0.5])).shape == (1, 0)
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory):
+    """A study that raced, and what it trained."""
+    out = tmp_path_factory.mktemp("race") / "study"
+    study = small_sweep(out, grid=WIDE, search=RACE)
+    return out, study
+
+
+def test_a_sweep_races(race):
+    out, study = race
+    assert len(study.results) == 12
+    assert study_status(StudyStore.open(out)).finished
+    assert sorted(len(pack.runs) for pack in planned(StudyStore.open(out))) == [3, 3, 7]  # with the baseline
+
+
+def test_a_finished_race_trains_nothing_and_another_is_refused(race):
+    out, study = race
+    again = small_sweep(out, grid=WIDE, search=RACE)
+    assert again.results.equals(study.results)
+    with pytest.raises(StudyError, match=r"another search: tolerance 1e-09 → 0.5"):
+        small_sweep(out, grid=WIDE, search=RACE | {"tolerance": 0.5})
+
+
+def test_a_race_that_is_cut_off_decides_the_same(race, tmp_path):
+    out, study = race
+    program = f"""
+import os
+from kdfast.store.store import StudyStore
+from tests.study.test_search import RACE, WIDE, small_sweep
+write, left = StudyStore.write, [9]
+def dying(self, result):
+    write(self, result)
+    left[0] -= 1
+    if not left[0]:
+        os._exit(3)
+StudyStore.write = dying
+small_sweep({str(tmp_path / "study")!r}, grid=WIDE, search=RACE)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 3
+    resumed = small_sweep(tmp_path / "study", grid=WIDE, search=RACE)
+    assert resumed.results.equals(study.results)
+    first, second = ([pack.runs for pack in planned(StudyStore.open(folder))] for folder in (out, tmp_path / "study"))
+    assert first == second
+
+
+def test_workers_race(race, tmp_path):
+    out = tmp_path / "study"
+    small_sweep(out, grid=WIDE, search=RACE, plan_only=True)
+    assert len(planned(StudyStore.open(out))) == 1
+    with pytest.raises(StudyError, match="the packs to submit are not known yet"):
+        slurm_script(out)
+    outcome = work(out, progress=False, threads=2)
+    assert not outcome.failed
+    assert StudyStore.open(out).keys() == StudyStore.open(race[0]).keys()
+    assert work(out, progress=False).failed == {}
+
+
+def test_further_runs_of_the_grid_may_be_added(race, tmp_path):
+    """A sweep without the search trains the rest."""
+    out = tmp_path / "study"
+    small_sweep(out, grid=WIDE[:8], search=RACE | {"max_runs": 6})
+    assert len(small_sweep(out, grid=WIDE[:8]).results) == 8
+
+
+def test_refused_searches(tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r"search.max_runs: is 5, the first round has 8"):
+        small_sweep(tmp_path / "a", grid=WIDE, search={"max_runs": 5})
+    with pytest.raises(ConfigError, match="the grid has 1 configuration"):
+        small_sweep(tmp_path / "b", grid=WIDE[:1], search="race")
+    assert main(["sweep", "--search", "halving", "--out", str(tmp_path / "c")]) == 2
+    assert "--search" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_stored_as_a_table(race):
+    out, _ = race
+    table = StudyStore.open(out).settings["search"]
+    assert table == {"method": "race", "metric": "auc", "error": 0.05} | {k: RACE[k] for k in RACE}
+    assert StudySettings.resolve({"search": "grid"}).search is None
