@@ -9,7 +9,7 @@ from kdfast.errors import ConfigError
 from kdfast.jets.columns import column_map
 from kdfast.jets.splits import split_rule
 from kdfast.store.keywords import GRID_LISTS, HLT_FILES, SETTINGS, SweepSettings, nested, settings_table
-from kdfast.store.settings import StudySettings
+from kdfast.store.settings import SearchSettings, StudySettings
 from kdfast.study import driver
 from tests.store.test_settings import write_toml
 
@@ -30,6 +30,7 @@ VALUES = {
     "model": "medium",
     "teacher_model": "small",
     "seeds": (7,),
+    "search": SearchSettings(max_runs=40),
     "fractions": (0.5, 0.25, 0.25),
     "validation_data": ("v.h5",),
     "test_data": ("t.h5",),

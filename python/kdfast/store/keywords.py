@@ -67,11 +67,11 @@ class SweepSettings(TypedDict, total=False):
     teacher: str | PathLike[str] | Tagger | Callable[[], Any] | ArrayLike | None
     epochs: int | None
     seeds: int | Sequence[int] | None
-    search: Literal["race", "grid"] | Mapping[str, Any] | None
     batch_size: int | None
     max_constituents: int | Literal["all"] | None
     precision: Literal["fp32", "bf16"] | None
     device: str | None
+    search: Literal["race", "grid"] | Mapping[str, Any] | None
     teacher_kind: Literal["logit", "probability"] | None
     teacher_model: str | NetworkConfig | Mapping[str, Any] | Callable[[], Any] | None
     checkpoint_every: float | None
