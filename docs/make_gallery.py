@@ -1,6 +1,7 @@
 """Makes docs/figures/gallery/ from a study's figures, and docs/figures/report.png, a picture of its report.
 
-usage: python docs/make_gallery.py STUDY      the demo: kdfast sweep --out demo; the picture needs chromium
+usage: python docs/make_gallery.py STUDY…      the demo: kdfast sweep --out demo, and for the figure of races the same
+                                              with --search race; the picture, of the first one, needs chromium
 """
 
 import io
@@ -34,15 +35,16 @@ def screenshot(page: Path) -> bytes:
         return shot.read_bytes()
 
 
-def main(study: Path) -> None:
+def main(studies: list[Path]) -> None:
     gallery = FIGURES / "gallery"
     shutil.rmtree(gallery, ignore_errors=True)
     gallery.mkdir(parents=True)
-    for figure in sorted((study / "figures").glob("*.png")):
-        shrink(figure.read_bytes(), gallery / figure.name)
+    figures = {figure.name: figure for study in reversed(studies) for figure in (study / "figures").glob("*.png")}
+    for name, figure in figures.items():
+        shrink(figure.read_bytes(), gallery / name)
     if shutil.which("chromium"):
-        shrink(screenshot(study / "report.html"), FIGURES / "report.png")
+        shrink(screenshot(studies[0] / "report.html"), FIGURES / "report.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([*map(Path, sys.argv[1:])])

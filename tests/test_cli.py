@@ -313,7 +313,9 @@ def test_a_study_whose_name_is_no_text(study, tmp_path):
     assert main(["sweep", "--out", str(out), "--quiet", *TINY]) == 0
 
 
-@pytest.mark.parametrize("command", [["doctor"], ["report"], ["refine", "--seeds", "1"]])
+@pytest.mark.parametrize(
+    "command", [["doctor"], ["report"], pytest.param(["refine", "--seeds", "1"], marks=pytest.mark.slow)]
+)
 def test_without_stdout(study, command):
     run = [sys.executable, "-m", "tests.study.run_cli", *command, *([] if command == ["doctor"] else [str(study)])]
     closed = ["bash", "-c", 'exec "$@" >&-', "bash", *run]

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import time
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -29,9 +30,18 @@ from tests.report.study_logs import Job, write_logs
 
 
 @pytest.fixture(scope="module")
-def drawings(analysis, store):
+def raced(store, tmp_path_factory):
+    """The same study, as if its grid had been a race."""
+    path = tmp_path_factory.mktemp("raced") / "study"
+    shutil.copytree(store.path, path)
+    StudyStore.open(path).describe({**store.settings, "search": {"method": "race"}}, store.provenance)
+    return StudyStore.open(path)
+
+
+@pytest.fixture(scope="module")
+def drawings(raced):
     with figure_style():
-        return {drawing.name: drawing for drawing in draw(analysis, store)}
+        return {drawing.name: drawing for drawing in draw(analyse(raced), raced)}
 
 
 @pytest.fixture(scope="module")
@@ -452,3 +462,15 @@ def test_figures_of_a_whole_study_take_little_more_than_a_small_ones(tmp_path):
 
     small = seconds("small", SMALL_GRID)
     assert seconds("whole") < 4 * small
+
+
+def test_a_race_shows_what_is_expected(raced, drawings):
+    race = analyse(raced).race
+    (axes,) = drawings["race"].figure.axes
+    trained = [each for each in race.outlook if each.score is not None]
+    assert race.trained == len(SMALL_GRID)  # one of them diverged
+    assert len(trained) == len(SMALL_GRID) - 1
+    assert race.candidates == 132
+    assert np.array_equal(line(axes, "score").get_ydata(), [each.score for each in trained])
+    leader = next(each for each in race.outlook if each.run_name == race.leader)
+    assert set(line(axes, "leader").get_ydata()) == {leader.expected + race.tolerance}

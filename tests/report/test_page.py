@@ -116,9 +116,10 @@ def test_ids_and_references(html):
 
 def test_figures_have_text_alternatives_and_captions(html):
     figures, captions = html.all("figure"), html.all("figcaption")
-    assert len(figures) == len(captions) == len(ORDER)
+    drawn = len(ORDER) - 1  # it was no race
+    assert len(figures) == len(captions) == drawn
     assert all(text for _, text in captions)
-    assert len(html.all("desc")) == len(ORDER)
+    assert len(html.all("desc")) == drawn
     assert all(len(text) > 10 for _, text in html.all("desc"))
 
 

@@ -57,6 +57,7 @@ def test_groups_of_a_pack():
     assert list(shared_groups(grid("study")).values()) == [with_baselines(grid("study"))]
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_stopped_leave_what_one_process_does(plan, swept, tmp_path):
     study = tmp_path / "study"
     shutil.copytree(plan, study)

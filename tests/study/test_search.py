@@ -15,8 +15,10 @@ from kdfast.store.settings import SearchSettings, StudySettings
 from kdfast.store.status import study_status
 from kdfast.store.store import StudyStore
 from kdfast.study.batch_script import slurm_script
+from kdfast.study.dask_engine import connected
 from kdfast.study.search import next_round
 from kdfast.study.worker import work
+from tests.report.fake_study import SMALL_GRID, make_study
 from tests.study.small_sweep import small_sweep
 
 WIDE = grid(temperature=[1.0, 2.0, 4.0, 8.0, 16.0], alpha=[0.1, 0.3, 0.5, 0.7, 0.9])
@@ -96,6 +98,18 @@ def test_places_take_every_axis():
     assert places(grid(temperature=[3.0], alpha=[0.5])).shape == (1, 0)
 
 
+def test_rejections_are_compared_by_their_logarithm(tmp_path):
+    store = make_study(tmp_path / "study", SMALL_GRID, seeds=(1, 2), jets=900, diverged=(SMALL_GRID[3].name,))
+    table = {"grid": [run.name for run in SMALL_GRID], "seeds": [1, 2], "search": {"metric": "bkg_rej_50"}}
+    found = Candidates.of(StudySettings.resolve(table), store.results(), (), store.shared("test"))
+    own = [result.metrics for result in store.results() if result.name == SMALL_GRID[0].name]
+    assert found.scores[0] == pytest.approx(np.mean([np.log(metrics["bkg_rej_50_val"]) for metrics in own]))
+    assert 3 not in found.scores
+    assert found.tried.all()
+    assert 0.01 < found.tolerance < 0.5
+    assert found.outlook().chance.sum() == 0
+
+
 @pytest.fixture(scope="module")
 def race(tmp_path_factory):
     """A study that raced, and what it trained."""
@@ -108,6 +122,9 @@ def test_a_sweep_races(race):
     out, study = race
     assert len(study.results) == 12
     assert study_status(StudyStore.open(out)).finished
+    text = " ".join((out / "ANALYSIS_SUMMARY.txt").read_text().split())
+    assert "Race: 12 of 25 configurations trained. Of the others, " in text
+    assert "Race: 12 of 25 configurations trained." in (out / "report.html").read_text()
     assert sorted(len(pack.runs) for pack in planned(StudyStore.open(out))) == [3, 3, 7]  # with the baseline
 
 
@@ -151,6 +168,13 @@ def test_workers_race(race, tmp_path):
     assert not outcome.failed
     assert StudyStore.open(out).keys() == StudyStore.open(race[0]).keys()
     assert work(out, progress=False).failed == {}
+
+
+@pytest.mark.slow
+def test_a_cluster_races(race, tmp_path):
+    with connected("local", threads=2) as client:
+        study = small_sweep(tmp_path / "study", grid=WIDE, search=RACE, client=client)
+    assert study.results.equals(race[1].results)
 
 
 def test_further_runs_of_the_grid_may_be_added(race, tmp_path):

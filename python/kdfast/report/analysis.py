@@ -24,6 +24,7 @@ from kdfast.report.findings import findings
 from kdfast.report.fitting import Contrast
 from kdfast.report.latencies import latencies
 from kdfast.report.networks import StudyNetworks
+from kdfast.report.outlook import race
 from kdfast.report.records import comparison_of, integer, jet_counts, number, planned_settings, setting_fields
 from kdfast.report.verdict import verdict
 from kdfast.store.grid import with_baselines
@@ -107,6 +108,7 @@ def analyse_networks(study: StudyNetworks) -> schema.Analysis:
         rank_agreement=ranking.rank_agreement(sweep),
         convergence=summaries.convergence(study),
         refinement=None if leaders is None else _refinement(leaders),
+        race=race(sweep),
         **_physics(study, shown),
         missing=list(dict.fromkeys([*study.missing, *sweep.missing, *(leaders.missing if leaders else ())])),
     )

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdfast.distill.schedules import RunConfig
+from kdfast.report import schema
+from kdfast.report.networks import StudyNetworks
+from kdfast.report.records import planned_settings
 from kdfast.report.sampling import auc_estimates, rejection_estimates
 from kdfast.store.result import StoredResult
 from kdfast.store.settings import StudySettings
 
-__all__ = ["Candidates", "Outlook", "fitted", "places", "smooth_part"]
+__all__ = ["Candidates", "Outlook", "fitted", "places", "race", "smooth_part"]
 
 Floats = NDArray[np.float64]
 
@@ -182,3 +185,32 @@ def _resolution(results: Sequence[StoredResult], test: Mapping[str, NDArray[Any]
         factor = rejection_estimates(test["labels"], scores, weights, points=[50])[50].factor
     pairs = itertools.combinations(range(len(factor)), 2)
     return float(np.median([np.linalg.norm(factor[i] - factor[j]) for i, j in pairs]))
+
+
+def race(study: StudyNetworks) -> schema.Race | None:
+    """How the study's race ended, or where it is; None where there is none, or too few configurations have finished."""
+    settings = planned_settings(study.store.settings, study.store.provenance)
+    if settings is None or settings.search is None or study.done.empty:
+        return None
+    found = Candidates.of(settings, study.results, (), study.store.shared("test"))
+    outlook = found.outlook()
+    if outlook is None:
+        return None
+    expected = [
+        schema.Expected(
+            run_name=run.name,
+            score=found.scores.get(number),
+            expected=float(outlook.mean[number]),
+            error=float(outlook.error[number]),
+        )
+        for number, run in enumerate(found.runs)
+    ]
+    return schema.Race(
+        metric=settings.search.metric,
+        trained=int(found.tried.sum()),
+        candidates=len(found.runs),
+        leader=found.runs[outlook.leader].name,
+        tolerance=outlook.tolerance,
+        expected_better=float(outlook.chance.sum()),
+        outlook=sorted(expected, key=lambda each: -each.expected),
+    )

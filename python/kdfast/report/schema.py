@@ -24,6 +24,7 @@ __all__ = [
     "Correlation",
     "Distribution",
     "Estimate",
+    "Expected",
     "Finding",
     "Group",
     "GroupTable",
@@ -39,6 +40,7 @@ __all__ = [
     "PtBin",
     "PtDifference",
     "PtRatio",
+    "Race",
     "RankAgreement",
     "Run",
     "SettingTable",
@@ -249,6 +251,34 @@ class Latency(Record):
     auc: Estimate
     pareto: bool
     """No other of these networks is as fast and tags better, or is faster and tags as well."""
+
+
+class Expected(Record):
+    """A candidate of a race."""
+
+    run_name: str
+    score: float | None
+    """On the validation jets, mean over the seeds; null: it was not trained, or did not finish."""
+    expected: float
+    error: float
+    """Expected score and its standard error, without the noise of a single network."""
+
+
+class Race(Record):
+    """How the race of a grid ended, or where it is."""
+
+    metric: Literal["auc", "bkg_rej_50"]
+    """What scores are of; of bkg_rej_50 they are logarithms."""
+    trained: int
+    candidates: int
+    leader: str
+    """The candidate with the highest expected score of those that finished."""
+    tolerance: float
+    expected_better: float
+    """How many of the candidates that were not trained are expected to be better than the leader by more than the
+    tolerance."""
+    outlook: list[Expected]
+    """The highest expected score first."""
 
 
 class Network(Record):
@@ -700,6 +730,8 @@ class Analysis(Record):
     planned: list[PlannedContrast] = []
     convergence: Convergence | None = None
     refinement: Refinement | None = None
+    race: Race | None = None
+    """Null where the whole grid was to be trained, and while too few have finished."""
     verdict: Verdict | None = None
     by_pt: list[PtBin] = []
     pt_differences: list[PtDifference] = []

@@ -36,6 +36,7 @@ ORDER = (
     "rejection",
     "configurations",
     "leaders",
+    "race",
     "heat_maps",
     "strategies",
     "pareto",

@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 
 from kdfast.distill.schedules import shown
-from kdfast.report.figures.style import HALF, ROLES, STRATEGIES, WIDE, Drawing, Figures, axes_grid, error_bars, said
+from kdfast.report.figures.style import (
+    CONTEXT,
+    HALF,
+    ROLES,
+    STRATEGIES,
+    WIDE,
+    Drawing,
+    Figures,
+    axes_grid,
+    error_bars,
+    legend_above,
+    said,
+)
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
-from kdfast.report.schema import SIGNIFICANT, Analysis, Configuration, Estimate, Metric
+from kdfast.report.schema import SIGNIFICANT, Analysis, Configuration, Estimate, Metric, Race
 from kdfast.report.two_studies import StudyComparison
 
 __all__ = ["configuration_figures", "draw_differences"]
@@ -40,6 +52,8 @@ def configuration_figures(analysis: Analysis) -> Figures:
         yield "strategies", partial(_strategies, analysis, rows)
     if len(rows) > 1:
         yield "pareto", partial(_pareto, analysis, rows)
+    if analysis.race is not None:
+        yield "race", partial(_race, analysis.race)
     if len({each.p50_us for each in analysis.latencies}) > 1:
         yield "latency", partial(_latency, analysis)
 
@@ -224,6 +238,42 @@ def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         + (" The cross: one standard error of a difference of two configurations, to each side." if cross else ""),
         f"On the Pareto front: {', '.join(row.run_name for row in front)}",
         figure,
+    )
+
+
+def _race(race: Race) -> Drawing:
+    figure, ((axes,),) = axes_grid(size=(WIDE, 3.4))
+    places = {each.run_name: place for place, each in enumerate(race.outlook, 1)}
+    trained = [each for each in race.outlook if each.score is not None]
+    others = [each for each in race.outlook if each.score is None]
+    for which, label, color in ((trained, "trained", ROLES["student"]["color"]), (others, "not trained", CONTEXT)):
+        axes.errorbar(
+            [places[each.run_name] for each in which],
+            [each.expected for each in which],
+            yerr=[2 * each.error for each in which],
+            linestyle="none",
+            marker="_",
+            color=color,
+            linewidth=1,
+            label=f"expected, {label}",
+        )
+    look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "color": ROLES["student"]["color"]}
+    axes.plot([places[each.run_name] for each in trained], [each.score for each in trained], label="score", **look)
+    best = next(each.expected for each in race.outlook if each.run_name == race.leader)
+    axes.axhline(best + race.tolerance, color="black", linewidth=0.8, linestyle="--", label="leader + tolerance")
+    axes.margins(0.02, 0.08)
+    axes.set_xlabel("Configurations by expected score")
+    axes.set_ylabel("Validation AUC" if race.metric == "auc" else "ln(validation rejection)")
+    legend_above(figure, axes, columns=4)
+    return Drawing(
+        "race",
+        "The race",
+        "Expected score of every configuration with two standard errors, by a Gaussian process of those that were "
+        "trained. The race is over when hardly any bar reaches the dashed line.",
+        f"{race.trained} of {race.candidates} trained; leader {race.leader}; {race.expected_better:.1g} of the others "
+        f"are expected to be more than {race.tolerance:.1g} better",
+        figure,
+        wide=True,
     )
 
 
