@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kdfast.errors import ConfigError, KdfastError, ModelError
 from kdfast.jets.features import Standardisation
-from kdfast.models.config import NetworkConfig, OwnModel
+from kdfast.models.config import OwnModel
 from kdfast.models.network import Network
 from kdfast.ops.jet_features import NUM_FEATURES, jet_features
 from kdfast.ops.philox import derive_seed
@@ -265,14 +265,12 @@ def _imported(name: str, where: str) -> Callable[[], Any]:
 
 
 def named_again(
-    stored: NetworkConfig, given: OwnModel | None, where: str, standardisation: Standardisation | None = None
-) -> NetworkConfig:
-    """The stored description, with the function that is named again where it needs one.
+    stored: OwnModel, given: OwnModel | None, where: str, standardisation: Standardisation | None = None
+) -> OwnModel:
+    """The stored description, with the function that is named again.
 
     Raises ConfigError where it is missing, or makes another network.
     """
-    if not isinstance(stored, OwnModel):
-        return stored
     if given is None:
         raise ConfigError(f"{stored.name} is a network of your own", where=where, hint=_NAME_IT_AGAIN)
     if given.weights != stored.weights:

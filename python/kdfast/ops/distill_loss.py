@@ -332,23 +332,13 @@ def _check_shapes(student: Tensor, inputs: LossInputs) -> None:
     shape = student.shape
     dims = len(shape)
     jets, classes = shape[-2:] if dims in (2, 3) else (0, 0)
-    if (  # everything at once, since this is a large part of what a small batch costs; what is wrong comes after
-        classes > 0
-        and jets > 0
-        and student.is_floating_point()
-        and (teacher is None or teacher.shape == shape or (teacher.dim() == 2 and teacher.shape == (jets, classes)))
-        and labels.shape == (jets,)
-        and (classes == 1 or not labels.is_floating_point())
-        and (weights is None or weights.shape == (jets,))
-    ):
-        return
-    if dims not in (2, 3) or shape[-1] == 0 or not student.is_floating_point():
+    if classes == 0 or not student.is_floating_point():
         what = f"must be floats [B, C] or [K, B, C], is {student.dtype} {list(shape)}"
         hint = "one logit for each jet is [B, 1]: logits[:, None]" if dims == 1 else None
         raise DataError(what, where="student_logits", hint=hint)
     if jets == 0:
         raise DataError("no jets: the mean over them is undefined", where="student_logits")
-    if teacher is not None and teacher.shape != shape and teacher.shape != shape[-2:]:
+    if teacher is not None and teacher.shape != shape and teacher.shape != (jets, classes):
         accepted = " or ".join(dict.fromkeys([str(list(shape[-2:])), str(list(shape))]))
         raise DataError(f"must be {accepted}, is {list(teacher.shape)}", where="teacher_logits")
     if labels.shape != (jets,):
@@ -356,8 +346,8 @@ def _check_shapes(student: Tensor, inputs: LossInputs) -> None:
         raise DataError(f"must be [{jets}], one for each jet; is {list(labels.shape)}", where="labels", hint=hint)
     if classes > 1 and labels.is_floating_point():
         raise DataError(f"must be integers for {classes} classes, are {labels.dtype}", where="labels")
-    found = None if weights is None else list(weights.shape)
-    raise DataError(f"must be [{jets}], one for each jet; is {found}", where="weights")
+    if weights is not None and weights.shape != (jets,):
+        raise DataError(f"must be [{jets}], one for each jet; is {list(weights.shape)}", where="weights")
 
 
 def _check_members(student: Tensor, temperature: Tensor, alpha: Tensor) -> None:
