@@ -1,5 +1,6 @@
 """The race of a grid's configurations: its choices against a known truth, and that no interruption changes them."""
 
+import shutil
 import subprocess
 import sys
 
@@ -16,10 +17,11 @@ from kdfast.store.status import study_status
 from kdfast.store.store import StudyStore
 from kdfast.study.batch_script import slurm_script
 from kdfast.study.dask_engine import connected
+from kdfast.study.refine import refine
 from kdfast.study.search import next_round
 from kdfast.study.worker import work
 from tests.report.fake_study import SMALL_GRID, make_study
-from tests.study.small_sweep import small_sweep
+from tests.study.small_sweep import small_jets, small_sweep
 
 WIDE = grid(temperature=[1.0, 2.0, 4.0, 8.0, 16.0], alpha=[0.1, 0.3, 0.5, 0.7, 0.9])
 RACE = {"first": 6, "batch": 3, "max_runs": 12, "tolerance": 1e-9}
@@ -136,26 +138,38 @@ def test_a_finished_race_trains_nothing_and_another_is_refused(race):
         small_sweep(out, grid=WIDE, search=RACE | {"tolerance": 0.5})
 
 
-def test_a_race_that_is_cut_off_decides_the_same(race, tmp_path):
-    out, study = race
+@pytest.mark.parametrize("seeds", [[42], [1, 2]])
+def test_a_race_that_is_cut_off_decides_the_same(tmp_path, seeds):
+    """Also between the seeds of a round."""
+    grid, few = WIDE[::2], {"first": 4, "batch": 2, "max_runs": 6, "tolerance": 1e-9}
+    study = small_sweep(tmp_path / "whole", grid=grid, search=few, seeds=seeds, pack_size=2)
     program = f"""
-import os
+import os, sys
 from kdfast.store.store import StudyStore
-from tests.study.test_search import RACE, WIDE, small_sweep
-write, left = StudyStore.write, [9]
+from tests.study.test_search import WIDE, small_sweep
+write, left = StudyStore.write, [int(sys.argv[1])]
 def dying(self, result):
     write(self, result)
     left[0] -= 1
     if not left[0]:
         os._exit(3)
 StudyStore.write = dying
-small_sweep({str(tmp_path / "study")!r}, grid=WIDE, search=RACE)
+small_sweep({str(tmp_path / "study")!r}, grid=WIDE[::2], search={few!r}, seeds={seeds!r}, pack_size=2)
 """
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 3
-    resumed = small_sweep(tmp_path / "study", grid=WIDE, search=RACE)
+    for stored in (5, 2):
+        assert subprocess.run([sys.executable, "-c", program, str(stored)], check=False).returncode == 3
+    resumed = small_sweep(tmp_path / "study", grid=grid, search=few, seeds=seeds, pack_size=2)
     assert resumed.results.equals(study.results)
-    first, second = ([pack.runs for pack in planned(StudyStore.open(folder))] for folder in (out, tmp_path / "study"))
+    first, second = ([pack.runs for pack in planned(StudyStore.open(tmp_path / name))] for name in ("whole", "study"))
     assert first == second
+
+
+def test_leaders_of_a_race_are_refined(race, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(race[0], out)
+    refined = refine(out, top=2, seeds=2, data=small_jets(), progress=False)
+    assert len(refined.results) == 14
+    assert study_status(StudyStore.open(out)).finished
 
 
 def test_workers_race(race, tmp_path):

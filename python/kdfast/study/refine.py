@@ -97,7 +97,7 @@ def refine(
     names, known = leaders(results.results, top, metric)
     store = StudyStore.open(Path(study))
     wanted = _seeds(known, _tried(results.results, planned(store), names), seeds)
-    table: dict[str, Any] = {**results.settings, "grid": names, "seeds": wanted}
+    table: dict[str, Any] = {**results.settings, "grid": names, "search": None, "seeds": wanted}
     settings = StudySettings.resolve(table, data_given=True)
     trains_teacher = "teacher" not in store.provenance["decisive"]
     settings = with_own_models(settings, model, teacher_model, trains_teacher=trains_teacher)

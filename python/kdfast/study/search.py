@@ -23,6 +23,7 @@ from kdfast.errors import ConfigError, StudyError
 from kdfast.report.outlook import Candidates, Outlook, fitted, places, smooth_part
 from kdfast.store.folders import AlreadyStored
 from kdfast.store.identity import differing, shown_setting
+from kdfast.store.key import RunKey
 from kdfast.store.packs import PlannedPack, asked_runs, missing, planned
 from kdfast.store.settings import SearchSettings, StudySettings
 from kdfast.store.store import StudyStore
@@ -43,8 +44,9 @@ def runs_to_train(store: StudyStore, settings: StudySettings, say: Callable[[str
     if settings.search is None:
         return settings.runs()
     found = candidates(store, settings)
-    names = {run.name for run in asked_runs(settings, planned(store), store.keys())}
-    if not names - {result.name for result in store.results()}:  # else a round is under way
+    stored = store.keys()
+    names = {run.name for run in asked_runs(settings, planned(store), stored)}
+    if {RunKey("student", name, seed) for name in names for seed in settings.seeds} <= stored:  # no round is under way
         chosen, said = next_round(found, settings.search)
         names |= {found.runs[number].name for number in chosen}
         say(shown(said))
