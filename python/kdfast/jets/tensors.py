@@ -12,4 +12,6 @@ __all__ = ["as_tensor"]
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """A tensor that shares the array's memory; a copy where torch can't (read-only or not contiguous)."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    flags = array.flags
+    shared = flags.c_contiguous and flags.writeable
+    return torch.from_numpy(array if shared else np.require(array, requirements=["C", "W"]))

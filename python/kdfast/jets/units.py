@@ -69,7 +69,7 @@ def check_in_gev(jets: PackedJets, where: str, *, also_soft: bool = True) -> Non
     also_soft: whether jets that seem too soft are refused too, which a few may be, and what a trigger saw. Those whose
     own pT is not too small are not: they have lost constituents.
     """
-    filled = np.flatnonzero(jets.counts)
+    filled = np.flatnonzero(jets.offsets[1:] > jets.offsets[:-1])
     filled = filled[_evenly(len(filled))] if len(filled) > LOOKED_AT else filled
     pt, stored_pt = _scalar_pt(jets, filled)
     known = pt[np.isfinite(pt)]

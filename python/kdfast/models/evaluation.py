@@ -30,7 +30,7 @@ def evaluate_model(
     """
     config = model.config
     config.check_features(features)
-    parameter = next(parameters_of(model))
+    parameter = parameters_of(model)[0]
     device = parameter.device
     reason = None if parameter.dtype == torch.float32 else "the weights are not float32"
     if reference or not runs_compiled(config, features.device.type, reason):
@@ -43,10 +43,12 @@ def evaluate_model(
     compiled = CompiledModel(config, flat_parameters(model), flat_running(model))
     features = features.contiguous()
     offsets = offsets.contiguous()
-    for start in range(0, len(offsets) - 1, _BATCH):
-        part = offsets[start : start + _BATCH + 1]
-        logits, weights = compiled.logits(features, offsets, start, len(part) - 1, torch.get_num_threads(), True)
-        yield logits, weights, part - part[0]
+    jets = offsets.shape[0] - 1
+    for start in range(0, jets, _BATCH):
+        count = min(jets - start, _BATCH)
+        logits, weights = compiled.logits(features, offsets, start, count, torch.get_num_threads(), True)
+        part = offsets[start : start + count + 1]
+        yield logits, weights, part - part[0] if start else part
 
 
 @torch.no_grad()
