@@ -12,7 +12,9 @@ import kdfast
 from bench.ratio import compare
 from kdfast.jets.features import Standardisation, features
 from kdfast.models import Preparation, Tagger, load_model
+from kdfast.models.build import build_network
 from kdfast.models.compiled import CompiledModel
+from kdfast.models.config import model_config
 from kdfast.models.flat import flat_parameters, flat_running
 from kdfast.models.onnx_file import onnx_bytes, padded_batches, session
 
