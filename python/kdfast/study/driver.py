@@ -113,6 +113,9 @@ def sweep(
         Folder of the study.
     grid
         ``"study"``, ``"wide"``, what `kdfast.grid` returns or a mapping of its arguments, or names of runs.
+    search
+        ``"race"``: train only the configurations of the grid that may be the best, in rounds. Or a mapping of the
+        settings in [search]. None: train the whole grid.
     model, teacher_model
         Sizes of students and baseline, and of the teacher: a preset, ModelConfig, DeepSetsConfig or mapping of
         numbers. Or a network of your own: a function that makes it, an ``nn.Module`` or a `kdfast.models.Adapter`, or
