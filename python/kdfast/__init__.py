@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from kdfast._version import __version__
 
 if TYPE_CHECKING:
-    from kdfast import errors, metrics, models, nn, ops
+    from kdfast import errors, metrics, models, nn, ops, optuna
     from kdfast.distill.schedules import RunConfig
     from kdfast.jets.features import features
     from kdfast.jets.hlt import HLTConfig, emulate_hlt
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdfast.models.tagger import load_model
     from kdfast.ops.backend import backend
     from kdfast.store.grid import grid
+    from kdfast.store.space import space
     from kdfast.study.driver import sweep
     from kdfast.study.imports import import_study
     from kdfast.study.refine import refine
@@ -44,9 +45,11 @@ __all__ = [
     "nn",
     "open_study",
     "ops",
+    "optuna",
     "prepare",
     "refine",
     "sample",
+    "space",
     "sweep",
 ]
 
@@ -72,9 +75,11 @@ _HOMES = {
     "nn": "nn",
     "open_study": "study.results",
     "ops": "ops",
+    "optuna": "optuna",
     "prepare": "jets.prepare",
     "refine": "study.refine",
     "sample": "jets.sample",
+    "space": "store.space",
     "sweep": "study.driver",
 }
 

@@ -24,6 +24,7 @@ _EXTRAS = {
     "onnx": ("onnx", "onnxruntime"),
     "dask": ("dask", "distributed"),
     "slurm": ("dask-jobqueue",),
+    "optuna": ("optuna",),
     "bench": ("pytest-benchmark",),
 }
 

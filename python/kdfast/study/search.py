@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from kdfast.distill.schedules import RunConfig, shown
 from kdfast.errors import ConfigError, StudyError
-from kdfast.report.outlook import Candidates, Outlook, fitted, places, smooth_part
 from kdfast.store.folders import AlreadyStored
 from kdfast.store.identity import differing, shown_setting
 from kdfast.store.key import RunKey
@@ -28,6 +27,9 @@ from kdfast.store.packs import PlannedPack, asked_runs, missing, planned
 from kdfast.store.settings import SearchSettings, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.plan import plan
+
+if TYPE_CHECKING:
+    from kdfast.report.outlook import Candidates, Outlook
 
 __all__ = ["candidates", "check_search", "next_round", "plan_next_round", "refuse_other_search", "runs_to_train"]
 
@@ -85,6 +87,8 @@ def refuse_other_search(store: StudyStore, settings: StudySettings) -> None:
 
 def candidates(store: StudyStore, settings: StudySettings) -> Candidates:
     """What is known of the grid's configurations."""
+    from kdfast.report.outlook import Candidates
+
     names = {member.name for pack in planned(store) if pack.seed in settings.seeds for member in pack.members}
     return Candidates.of(settings, store.results(), names, store.shared("test"))
 
@@ -137,6 +141,10 @@ def _spread(x: NDArray[np.float64], count: int, tried: NDArray[np.bool_] | None 
 
 def _most_promising(found: Candidates, outlook: Outlook, count: int) -> list[int]:
     """Candidates with the largest expected improvement over the leader, one after the other."""
+    from scipy import stats
+
+    from kdfast.report.outlook import fitted, smooth_part
+
     known = dict(found.scores)
     scale = float(np.std(list(known.values()))) or 1.0
     centre = float(np.mean(list(known.values())))
@@ -161,6 +169,8 @@ def check_search(settings: StudySettings) -> None:
     search = settings.search
     if search is None:
         return
+    from kdfast.report.outlook import places
+
     runs = settings.runs()
     if len(runs) < 2:
         raise ConfigError(f"the grid has {len(runs)} configuration", where="search", hint="give a grid to choose from")
