@@ -105,9 +105,9 @@ def fitted(x: Floats, scores: Floats, kernel: Any = None) -> Any:
 
 
 def smooth_part(regressor: Any, x: Floats) -> tuple[Floats, Floats]:
-    """Mean [N] and covariance [N, N] at places, without the noise of a single run."""
-    mean, covariance = regressor.predict(x, return_cov=True)
-    return mean, covariance - regressor.kernel_.k2.noise_level * np.eye(len(x))
+    """Mean and standard error [N] at places, without the noise of a single run."""
+    mean, error = regressor.predict(x, return_std=True)
+    return mean, np.sqrt(np.maximum(error**2 - regressor.kernel_.k2.noise_level, 1e-12))
 
 
 @dataclass(frozen=True)
@@ -158,14 +158,13 @@ class Candidates:
         values = np.array([self.scores[number] for number in numbers])
         spread = float(values.std()) or 1.0
         regressor = fitted(self.x[numbers], (values - values.mean()) / spread)
-        mean, covariance = smooth_part(regressor, self.x)
-        mean, covariance = values.mean() + spread * mean, spread**2 * covariance
+        mean, error = smooth_part(regressor, self.x)
+        mean, error = values.mean() + spread * mean, spread * error
         leader = numbers[int(np.argmax(mean[numbers]))]
-        variance = covariance.diagonal()
-        apart = np.sqrt(np.maximum(variance + variance[leader] - 2 * covariance[leader], 1e-30))
+        apart = np.hypot(error, error[leader])  # their correlation is left out: it would make it smaller
         chance = stats.norm.sf((mean[leader] + self.tolerance - mean) / apart)
         chance[self.tried] = 0.0
-        return Outlook(mean, np.sqrt(np.maximum(variance, 0)), leader, self.tolerance, chance, regressor.kernel_)
+        return Outlook(mean, error, leader, self.tolerance, chance, regressor.kernel_)
 
 
 def _score(result: StoredResult, metric: str) -> float:

@@ -152,8 +152,8 @@ def _most_promising(found: Candidates, outlook: Outlook, count: int) -> list[int
     while len(chosen) < count:
         numbers = sorted(known)
         values = (np.array([known[number] for number in numbers]) - centre) / scale
-        mean, covariance = smooth_part(fitted(found.x[numbers], values, outlook.kernel), found.x)
-        mean, error = centre + scale * mean, scale * np.sqrt(np.maximum(covariance.diagonal(), 1e-30))
+        mean, error = smooth_part(fitted(found.x[numbers], values, outlook.kernel), found.x)
+        mean, error = centre + scale * mean, scale * error
         z = (mean - outlook.mean[outlook.leader]) / error
         improvement = error * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
         improvement[found.tried] = -1.0
