@@ -21,7 +21,6 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -50,8 +49,7 @@ _TORN = ClaimDocument(
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(ClaimDocument):
     """Who holds the claim `name`, and since when (UTC, by that machine's clock). version: of kdfast.
 
     alive: False if it is known to be gone: a process of this machine that has ended, or that claimed it in
@@ -61,14 +59,12 @@ class Holder:
 
     name: str
     generation: int
-    host: str
-    pid: int
-    version: str
-    since: str
-    owner: str
     alive: bool
     size: int
     released: bool
+
+    def __str__(self) -> str:
+        return f"{self.host}, process {self.pid}, is working on {self.name}"
 
 
 class Claims:
@@ -137,12 +133,8 @@ class Claims:
         """Makes a file that says who claims."""
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with open(path, "xb") as file:
-            more = {
-                "version": __version__,
-                "since": since,
-                "owner": self.owner,
-                "inode": os.fstat(file.fileno()).st_ino,
-            }
+            inode = os.fstat(file.fileno()).st_ino
+            more = {"version": __version__, "since": since, "owner": self.owner, "inode": inode}
             file.write(json.dumps(_this_process() | more).encode() + b"\n")
 
     def holders(self) -> list[Holder]:
@@ -263,13 +255,9 @@ def _read(path: Path) -> Holder:
     here = bool(who.machine) and who.machine == _this_process()["machine"]
     gone = who is _TORN or (here and (who.inode != inode or is_running(who.pid, who.started) is False))
     return Holder(
+        **dict(who),
         name=path.parent.name,
         generation=_generation(path),
-        host=who.host,
-        pid=who.pid,
-        version=who.version,
-        since=who.since,
-        owner=who.owner,
         alive=not gone,
         size=len(content),
         released=content.endswith(_RELEASED),

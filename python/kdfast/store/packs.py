@@ -21,6 +21,7 @@ from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.documents import PackDocument, json_bytes
 from kdfast.store.folders import commit, damage, folders, read_document
+from kdfast.store.grid import with_baselines
 from kdfast.store.key import RunKey, run_name
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore
@@ -28,6 +29,7 @@ from kdfast.store.store import StudyStore
 __all__ = [
     "TEACHER",
     "PlannedPack",
+    "asked_keys",
     "asked_runs",
     "at_work",
     "find",
@@ -87,6 +89,13 @@ def asked_runs(settings: StudySettings, packs: Iterable[PlannedPack], stored: It
     chosen = {member.name for pack in packs if pack.seed in settings.seeds for member in pack.members}
     chosen |= {key.name for key in stored if key.kind == "student" and key.seed in settings.seeds}
     return [run for run in runs if run.name in chosen]
+
+
+def asked_keys(settings: StudySettings, packs: Iterable[PlannedPack], stored: Iterable[RunKey]) -> list[RunKey]:
+    """Of the teacher, made with the seed of its data, and for each seed of the baselines and `asked_runs`."""
+    runs = with_baselines(asked_runs(settings, packs, stored))
+    of_seeds = (RunKey.of(run, seed) for seed in settings.seeds for run in runs)
+    return [RunKey.teacher(settings.data.seed), *of_seeds]
 
 
 def parts(pack: PlannedPack, runs: int) -> list[PlannedPack]:

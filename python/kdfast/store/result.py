@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["StoredResult", "array_bytes", "load_arrays", "load_result", "result_files"]
 
 T = TypeVar("T")
+
+# What of a result is not in result.json.
+_ELSEWHERE = ("arrays", "state")
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,11 @@ class StoredResult:
 
 def result_files(result: StoredResult) -> dict[str, bytes]:
     """The files that store a result."""
-    document = {
-        "kind": result.kind,
-        "name": result.name,
-        "seed": result.seed,
+    document = {each.name: getattr(result, each.name) for each in fields(result) if each.name not in _ELSEWHERE}
+    document |= {
         "config": run_table(result.config),
-        "status": result.status,
-        "message": result.message,
-        "metrics": dict(result.metrics),
         "curves": {name: [json_number(value) for value in values] for name, values in result.curves.items()},
-        "card": None if result.card is None else dict(result.card),
         "stored": result.stored or now(),
-        "environment": None if result.environment is None else dict(result.environment),
-        "resumed_from": [dict(environment) for environment in result.resumed_from],
     }
     return {
         "result.json": json_bytes(document),

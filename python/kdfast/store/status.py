@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any
 
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures, read_attempt
 from kdfast.store.folders import check_complete, folders, manifest, read_each
-from kdfast.store.grid import with_baselines
 from kdfast.store.key import RunKey
 from kdfast.store.locks import is_held
-from kdfast.store.packs import PlannedPack, asked_runs, at_work, read_pack
+from kdfast.store.packs import PlannedPack, asked_keys, at_work, read_pack
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 
@@ -113,7 +112,10 @@ def _state(
     store: StudyStore, stored: Sequence[StoredResult], attempts: Sequence[Attempt], packs: Sequence[PlannedPack]
 ) -> dict[RunKey, tuple[str, str]]:
     """Status and message of each run that is wanted or stored."""
-    wanted = _of_settings(store, packs, [result.key for result in stored])
+    wanted: list[RunKey] = []
+    if "imported" not in store.provenance:  # an import asks for none: what it named is stored
+        settings = StudySettings.resolve(store.settings, data_given=True)
+        wanted = asked_keys(settings, packs, [result.key for result in stored])
     for pack in packs:  # later calls may have asked for more than the settings
         wanted += pack.keys
     state = dict.fromkeys(wanted, ("missing", ""))
@@ -127,16 +129,6 @@ def _state(
             status = "failed" if count >= GIVEN_UP else "missing"
             state[key] = (status, f"tried {'once' if count == 1 else f'{count} times'}: {why}")
     return state | {result.key: (result.status, result.message) for result in stored}
-
-
-def _of_settings(store: StudyStore, packs: Iterable[PlannedPack], stored: Iterable[RunKey]) -> list[RunKey]:
-    """The runs that the settings ask for. An import asks for none: what it named is stored."""
-    if "imported" in store.provenance:
-        return []
-    settings = StudySettings.resolve(store.settings, data_given=True)
-    wanted = [RunKey.teacher(settings.data.seed)]  # one per study, made with the seed of its data
-    runs = with_baselines(asked_runs(settings, packs, stored))
-    return wanted + [RunKey.of(run, seed) for seed in settings.seeds for run in runs]
 
 
 def _running(path: Path) -> list[dict[str, Any]]:

@@ -49,18 +49,9 @@ __all__ = ["StoredResult", "StudyStore", "check_description", "read_description"
 
 LATENCY = "latency.json"
 
-_FOLDERS = (
-    "results",
-    "shared",
-    "attempts",
-    "packs",
-    "inputs",
-    "checkpoints",
-    "targets",
-    "claims",
-    "damaged",
-    "latency",
-)
+# What a study holds of folders; the first three are made with it.
+_NEW = ("results", "shared", "targets")
+_FOLDERS = (*_NEW, "attempts", "packs", "inputs", "checkpoints", "claims", "damaged", "latency")
 
 
 class StudyStore:
@@ -339,7 +330,7 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
             if _is_study(path):  # another process was first
                 return
             _refuse_other_content(path)
-            for folder in ("results", "shared", "targets"):
+            for folder in _NEW:
                 (path / folder).mkdir(exist_ok=True)
             write_content(path / "study.toml", described["study.toml"])
             write_content(path / MANIFEST, manifest_bytes(described))
@@ -351,7 +342,7 @@ def _refuse_other_content(path: Path) -> None:
     """Raises StudyError for a folder that holds more than a study, or than a killed `_create` left."""
     if not path.exists() or _is_study(path):
         return
-    own = {LOCK, "study.toml", MANIFEST, "provenance.json", "results", "shared", "targets"}
+    own = {LOCK, "study.toml", MANIFEST, "provenance.json", *_NEW}
     if not path.is_dir() or any(item.name not in own and item.suffix != ".tmp" for item in path.iterdir()):
         hint = "give a new or an empty folder"
         raise StudyError("is no study and is not empty", where=str(path), hint=hint)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdfast.errors import BusyError, DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
@@ -119,7 +120,6 @@ def verify(study: str | Path, *, progress: bool = False) -> Verification:
 
 
 def _verify(path: Path, progress: bool, *, sweeping: bool) -> Verification:
-    """sweeping: another process holds the study."""
     with _bar(path, progress) as tick:
         check = _Check(path, tick, sweeping)
         check.everything()
@@ -155,18 +155,10 @@ class _Check:
     files: int = 0
     bytes: int = 0
 
-    def found(
-        self,
-        path: Path,
-        fault: Fault,
-        remedy: Remedy,
-        unit: Path | None = None,
-        detail: str = "",
-        of_report: bool = False,
-    ) -> None:
-        unit = path if unit is None else unit
-        names = [str(each.relative_to(self.path)) for each in (path, unit)]
-        self.findings.append(Finding(names[0], fault, remedy, names[1], detail, of_report))
+    def found(self, path: Path, fault: Fault, remedy: Remedy, unit: Path | None = None, **more: Any) -> None:
+        """more: detail and of_report of the finding."""
+        name, whole = (str(each.relative_to(self.path)) for each in (path, unit or path))
+        self.findings.append(Finding(name, fault, remedy, whole, **more))
 
     @contextmanager
     def judging(self, remedy: Remedy, unit: Path | None = None, of_report: bool = False) -> Iterator[None]:
@@ -176,7 +168,7 @@ class _Check:
         except DamagedError as error:
             path = Path(error.where or "", error.file or "")
             detail = "" if error.fault is Fault.LINK else error.detail
-            self.found(path, error.fault, remedy, unit, detail, of_report)
+            self.found(path, error.fault, remedy, unit, detail=detail, of_report=of_report)
 
     def compare(self, folder: Path, file: str, digest: str, listed_in: str = "") -> None:
         """Hashes a file. Raises DamagedError if it has another digest."""
@@ -287,7 +279,7 @@ class _Check:
         """The process that is at work on the study; "": none."""
         if self.sweeping:
             return "a sweep is running on the study"
-        return ", ".join(f"{h.host}, process {h.pid}, is working on {h.name}" for h in at_work(self.path)[:1])
+        return ", ".join(map(str, at_work(self.path)[:1]))
 
     def targets(self, folder: Path) -> None:
         for path in self.entries(folder):
@@ -403,20 +395,16 @@ def _by_hand(path: Path, finding: Finding) -> str:
 
 def _refuse_at_work(path: Path) -> None:
     for holder in at_work(path):
-        what = f"{holder.host}, process {holder.pid}, is working on {holder.name}"
         hint = f"stop it; if that machine is gone, delete {path / 'claims' / holder.name}"
-        raise BusyError(what, where=str(path), hint=hint)
+        raise BusyError(str(holder), where=str(path), hint=hint)
 
 
 def _move_aside(study: Path, unit: str, why: list[str]) -> str:
     aside = study / "damaged"
     refuse_link(aside)
     aside.mkdir(exist_ok=True)
-    name = unit.replace("/", ".")
-    number = 1
-    while os.path.lexists(aside / f"{name}.{number}"):
-        number += 1
-    place = aside / f"{name}.{number}"
+    places = (aside / f"{unit.replace('/', '.')}.{number}" for number in count(1))
+    place = next(place for place in places if not os.path.lexists(place))
     write_content(aside / f"{place.name}.txt", ("\n".join([f"{unit} was moved here:", *why]) + "\n").encode())
     os.rename(study / unit, place)
     fsync_folder((study / unit).parent)
@@ -426,11 +414,11 @@ def _move_aside(study: Path, unit: str, why: list[str]) -> str:
 
 def _remove(path: Path) -> str:
     """Removes a file or folder; returns what happened."""
+    if not os.path.lexists(path):
+        return "was not there"
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
     else:
-        return "was not there"
+        path.unlink()
     fsync_folder(path.parent)
     return "removed"
