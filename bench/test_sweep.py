@@ -15,7 +15,7 @@ from kdfast.distill.trainer import train_pack
 from kdfast.models import JetTransformer
 from kdfast.models.config import model_config
 from kdfast.store.settings import StudySettings
-from kdfast.study.prepare import load, prepare
+from kdfast.study.prepare import load_sets, prepare
 
 MEMBERS = 8  # of the 132, for one epoch each: the cost of a member does not depend on its T and α
 SETTINGS = {
@@ -38,7 +38,7 @@ def padded(view: View, jets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def small_pack() -> tuple[Pack, JetTransformer, View, View]:
     """MEMBERS small students, the teacher behind their targets, and its and their training jets."""
     settings = StudySettings.resolve(overrides=SETTINGS)
-    prepared = prepare(load(None, settings.data), settings)
+    prepared = prepare(load_sets({}, settings.data)[0], settings)
     student, teacher = model_config(settings.model), JetTransformer(settings.teacher_model)
     offline, hlt = prepared.offline["train"], prepared.hlt["train"]
     recipe = settings.recipe.student().model_copy(update={"epochs": 1})

@@ -34,7 +34,7 @@ from kdfast.errors import BackendError, ClusterError, ConfigError, StudyError
 from kdfast.store.attempts import GIVEN_UP, Attempt
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.key import RunKey
-from kdfast.store.packs import TEACHER, PlannedPack
+from kdfast.store.packs import TEACHER
 from kdfast.store.store import StudyStore
 from kdfast.store.table import csv_text, results_table
 from kdfast.study import dask_engine, training
@@ -353,7 +353,7 @@ def endless_teacher(out: Path, client: Client) -> Any:
     recipe = {"epochs": 3000, "teacher_patience": 3000}
     small_sweep(out, epochs=None, config={"recipe": recipe}, plan_only=True)
     digest = study_worker.study_digest(StudyStore.open(out))
-    task = client.submit(dask_engine.train, str(out), digest, "owner", PlannedPack(TEACHER, 42, ()), pure=False)
+    task = client.submit(dask_engine.train, str(out), digest, "owner", TEACHER, 42, (), pure=False)
     wait_until(lambda: max(client.run(steps_taken).values()) > 5, "the teacher is trained")
     return task
 

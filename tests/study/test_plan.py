@@ -18,7 +18,6 @@ from kdfast.store.packs import PlannedPack, find, missing, planned
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.verify import repair, verify
-from kdfast.study import driver
 from kdfast.study import plan as module
 from kdfast.study.plan import (
     CHECKPOINT_BYTES,
@@ -188,7 +187,7 @@ def test_the_time_of_a_study_is_right_within_a_factor_of_two(teacher, member, me
 )
 def test_the_time_that_a_plan_says_includes_the_teachers(tmp_path, monkeypatch, capsys, teacher, time):
     costs = iter([MemberCost(20.0), MemberCost(110.0)])
-    monkeypatch.setattr(driver, "calibrate", lambda *_, **__: next(costs))
+    monkeypatch.setattr(module, "calibrate", lambda *_, **__: next(costs))
     given = None if teacher is None else np.linspace(-1, 1, 400)
     small_sweep(tmp_path / "study", teacher=given, plan_only=True, progress=True, threads=2)
     assert f"plan: 5 runs in one pack, up to {time} checkpoints of up to 1 MB" in capsys.readouterr().err

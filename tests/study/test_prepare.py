@@ -14,7 +14,7 @@ from kdfast.jets.kinematics import jet_p4
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.pairs import check_pairs
 from kdfast.store.settings import DataSettings, StudySettings
-from kdfast.study.prepare import SPLITS, load, prepare
+from kdfast.study.prepare import SPLITS, load_sets, prepare
 from tests.synthetic import synthetic_jets
 
 SETTINGS = StudySettings.resolve(data_given=True)
@@ -22,7 +22,7 @@ SETTINGS = StudySettings.resolve(data_given=True)
 
 @pytest.fixture(scope="module")
 def jets() -> PackedJets:
-    return load(synthetic_jets(400, seed=1), SETTINGS.data)
+    return load_sets({"data": synthetic_jets(400, seed=1)}, SETTINGS.data)[0]
 
 
 def test_split_is_disjoint_complete_stratified_and_set_by_the_data_seed(jets):
@@ -73,7 +73,7 @@ def test_cutting_keeps_the_hardest(jets):
     assert short.counts.max() == 5
     first = jets.offsets[:-1]
     assert np.array_equal(short.constituents[short.offsets[:-1]], jets.constituents[first])
-    assert len(load(jets, DataSettings(max_jets=30))) == 30
+    assert len(load_sets({"data": jets}, DataSettings(max_jets=30))[0]) == 30
 
 
 def constituent_set(jets: PackedJets, row: int, column: int, value: float) -> PackedJets:
@@ -108,7 +108,7 @@ def with_array(jets: PackedJets, name: str, row: int, value: float) -> PackedJet
 )
 def test_bad_jets_say_what_is_wrong(make, message):
     with pytest.raises(DataError) as error:
-        prepare(load(make(synthetic_jets(200, seed=2)), SETTINGS.data), SETTINGS)
+        prepare(load_sets({"data": make(synthetic_jets(200, seed=2))}, SETTINGS.data)[0], SETTINGS)
     assert message in str(error.value)
 
 

@@ -213,7 +213,7 @@ def _submit(client: Client, training: StudyTraining, pack: PlannedPack) -> Futur
 
     def task(*given: Any) -> None:
         """Code that is no module's, and plain arguments: the scheduler needs neither kdfast nor torch to read them."""
-        import_module("kdfast.study.dask_engine").run_task(*given)
+        import_module("kdfast.study.dask_engine").train(*given)
 
     return client.submit(
         task,
@@ -279,23 +279,16 @@ def _lost() -> ClusterError:
 # ---- a task
 
 
-def run_task(
+def train(
     path: str,
     digest: str,
     owner: str,
     name: str,
     seed: int,
     runs: Sequence[Mapping[str, Any] | None],
-    own_models: Mapping[str, str],
+    own_models: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """`train` with a pack's parts."""
-    train(path, digest, owner, PlannedPack(name, seed, tuple(map(run_from, runs))), own_models)
-
-
-def train(
-    path: str, digest: str, owner: str, pack: PlannedPack, own_models: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    """A task: trains what a pack is missing, or the teacher. When it returns, all is stored.
+    """A task: trains what a pack is missing (name: its id), or the teacher. When it returns, all is stored.
 
     digest: of the study that is meant (study_digest). owner: of the claims. own_models: see importable_names.
 
@@ -306,7 +299,7 @@ def train(
 
     worker = get_worker()
     # Dask runs as many tasks as a worker has threads: one each. The teacher, before all others, takes all.
-    threads = worker.state.nthreads if pack.id == TEACHER else 1
+    threads = worker.state.nthreads if name == TEACHER else 1
     torch.set_num_threads(threads)
     try:
         with _opening:
@@ -315,9 +308,10 @@ def train(
         stop = Stop(store.path, _Unwanted(worker))
         training = StudyTraining(settings, store, inputs.prepared, SweepProgress(False), stop, threads)
         runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims", owner=owner))
-        outcome = runner.sweep([] if pack.id == TEACHER else [pack])
-        for name, error in outcome.failed.items():
-            raise UnitFailed(name, error)
+        pack = PlannedPack(name, seed, tuple(map(run_from, runs)))
+        outcome = runner.sweep([] if name == TEACHER else [pack])
+        for unit, error in outcome.failed.items():
+            raise UnitFailed(unit, error)
     except SweepInterrupted:
         raise Reschedule from None
     except KdfastError as error:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import gc
 import inspect
-import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from kdfast import report
 from kdfast.distill import cuda_engine
-from kdfast.distill.axes import Settings
 from kdfast.distill.devices import check_threads, training_devices
-from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.jets.memory_table import is_table
@@ -31,33 +27,17 @@ from kdfast.models.config import OwnModel, model_config
 from kdfast.models.own_model import own_model
 from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
-from kdfast.store.grid import with_baselines
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
-from kdfast.store.key import RunKey, run_name
 from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settings
-from kdfast.store.packs import PlannedPack, planned
 from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
-from kdfast.study.checkpoints import checkpoint_bytes
 from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
-from kdfast.study.own_models import network_config
-from kdfast.study.plan import (
-    CALIBRATION_MEMBERS,
-    CALIBRATION_STEPS,
-    Budget,
-    MemberCost,
-    calibrate,
-    free_memory,
-    members_per_pack,
-    plan,
-    shared_groups,
-    study_seconds,
-)
+from kdfast.study.plan import Budget, plan_study, shared_groups
 from kdfast.study.prepare import reading
-from kdfast.study.progress import SweepProgress, duration
+from kdfast.study.progress import SweepProgress
 from kdfast.study.results import StudyResults, open_study
 from kdfast.study.search import check_search, refuse_other_search, runs_to_train
 from kdfast.study.sets import SET_PATHS, SETS
@@ -209,8 +189,8 @@ def sweep(
     tables = {name: value for name, value in arguments.items() if is_table(value)}
     hlt = settings.get("hlt")
     overrides = nested(settings, known=inspect.signature(sweep).parameters)
-    for key, (name, value) in zip(SET_PATHS, arguments.items(), strict=True):
-        overrides["data"][key] = GIVEN if name in jets or name in tables else _paths(value, name)
+    for name, value in arguments.items():
+        overrides["data"][SET_PATHS[name]] = GIVEN if name in jets or name in tables else _paths(value, name)
     if "data" in jets or "data" in tables:
         overrides["data"]["paths"] = None
     overrides["hlt"] = GIVEN if is_jets(hlt) else hlt
@@ -313,7 +293,7 @@ def run_study(
         with store.writing():
             _describe(settings, store, inputs, shown, elsewhere)
             runs = runs_to_train(store, settings, shown.say)
-            packs, sizes = _plan(settings, runs, store, inputs, budget, shown)
+            packs, sizes = plan_study(settings, runs, store, inputs, budget, shown)
             if not plan_only:
                 training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
                 runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims"))
@@ -328,7 +308,7 @@ def run_study(
                     runs = runs_to_train(store, settings, shown.say)
                     if len(runs) == len(trained):
                         break
-                    packs, sizes = _plan(settings, runs, store, inputs, budget, shown)
+                    packs, sizes = plan_study(settings, runs, store, inputs, budget, shown)
                 del inputs, training, runner  # the jets' memory: the report reads what is stored
                 gc.collect()  # views and what makes them refer to each other
                 shown.say("writing the report")
@@ -344,7 +324,8 @@ def _check_given(settings: StudySettings, given: Given) -> None:
     if given.hlt_jets is None and settings.hlt == GIVEN:
         hint = "give kdfast.sweep the same hlt=… again, or name a preset or files of HLT jets"
         raise ConfigError(f"{GIVEN!r} needs the HLT jets that were given in Python", where="hlt", hint=hint)
-    for name, key in zip(SETS[1:], SET_PATHS[1:], strict=True):
+    for name in SETS[1:]:
+        key = SET_PATHS[name]
         paths = getattr(data, key)
         if paths == GIVEN and name not in given.sets():
             hint = f"give kdfast.sweep the same {name}=… again, or name files"
@@ -388,116 +369,6 @@ def _describe(
         write_inputs(store, inputs)  # before the packs: workers may be waiting for them
     for change in describe_anew(store, settings, inputs.given, held=elsewhere):
         shown.say(f"{store.path / 'study.toml'}: {change}")
-
-
-def _plan(
-    settings: StudySettings,
-    runs: Sequence[RunConfig],
-    store: StudyStore,
-    inputs: Inputs,
-    budget: Budget,
-    shown: SweepProgress,
-) -> tuple[list[PlannedPack], Mapping[Settings, int]]:
-    """Plans these runs with all seeds, says so, and returns the packs with just these runs, and how many of them a new
-    pack has at most, by the settings that its members share."""
-    wanted = with_baselines(runs)
-    names = {run_name(run) for run in wanted}
-    known = {(pack.seed, member.name) for pack in planned(store) for member in pack.members}
-    lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
-    threads = budget.threads or torch.get_num_threads()
-    workers = budget.workers or 1
-    groups = shared_groups(runs)
-    costs = dict.fromkeys(groups, MemberCost())
-    teacher = MemberCost()
-    checkpoints = {shared: checkpoint_bytes(settings.student(shared)[0]) for shared in groups}
-    if budget.pack_size is not None:
-        sizes = dict.fromkeys(groups, budget.pack_size)
-    else:
-        sizes = {}
-        for shared, group in groups.items():
-            asked = {(seed, run_name(run)) for seed in settings.seeds for run in group}
-            if not asked <= known and not lock_step:
-                costs[shared] = _cost(settings, shared, inputs, threads)
-            disk = checkpoints[shared] if lock_step else 0
-            sizes[shared] = members_per_pack(len(group), costs[shared], threads, workers, free_memory(), disk)
-        if any(cost.seconds > 0 for cost in costs.values()):
-            teacher = _teacher_cost(settings, store, inputs, threads)
-    packs, new = plan(store, settings.seeds, runs, sizes, threads=threads, costs=costs)
-    seeds = set(settings.seeds)
-    chosen = [part for pack in packs if pack.seed in seeds and (part := pack.of(names)).runs]
-    _say_what_is_stored(store, {RunKey.of(run, seed) for seed in seeds for run in wanted}, shown)
-    if new:
-        work = sum(len(pack.runs) * costs[pack.shared].seconds for pack in new)
-        at_once = [len(pack.runs) if lock_step else min(len(pack.runs), threads) for pack in new]
-        disk = max(n * checkpoints[pack.shared] for n, pack in zip(at_once, new, strict=True))
-        _say_plan(new, work, teacher, threads, budget.workers, disk, shown)
-    return chosen, sizes
-
-
-def _say_plan(
-    new: Sequence[PlannedPack],
-    work: float,
-    teacher: MemberCost,
-    threads: int,
-    workers: int | None,
-    disk: int,
-    shown: SweepProgress,
-) -> None:
-    """work: seconds that the runs take on one thread; nan where it is not known. disk: bytes of checkpoints."""
-    members = sum(len(pack.runs) for pack in new)
-    largest = max(len(pack.runs) for pack in new)
-    packs_of = f"{len(new)} packs of up to {largest}" if len(new) > 1 else "one pack"
-    took = ""
-    seconds = study_seconds(teacher, MemberCost(work / members), members, threads * (workers or 1))
-    if seconds > 0:  # not nan
-        each = "one thread" if threads == 1 else f"{threads} threads"
-        of_workers = f" of {workers} workers" if workers else ""
-        first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
-        took = f", up to {duration(seconds)} on {each}{of_workers}{first}"
-    checkpoints = f"checkpoints of up to {math.ceil(disk / 1e6)} MB a worker"
-    shown.say(f"plan: {members} runs in {packs_of}{took}; {checkpoints}")
-
-
-def _cost(settings: StudySettings, shared: Settings, inputs: Inputs, threads: int) -> MemberCost:
-    """Of a member with these shared settings, which has one thread of all."""
-    prepared = inputs.prepared
-    model, recipe = settings.student(shared)
-    at_once = min(threads, CALIBRATION_MEMBERS)
-    return calibrate(
-        network_config(model, prepared.offline_preparation.standardisation),
-        recipe,
-        prepared.hlt["train"],
-        prepared.hlt["validation"],
-        settings.precision,
-        members=at_once,
-        threads=at_once,
-    )
-
-
-def _teacher_cost(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> MemberCost:
-    """Of the teacher, which has all threads: 0 s where none is to be trained."""
-    if inputs.teacher is not None or store.has(RunKey.teacher(settings.data.seed)):
-        return MemberCost(0.0)
-    prepared = inputs.prepared
-    recipe = settings.recipe.teacher()
-    return calibrate(
-        network_config(settings.teacher_model, prepared.offline_preparation.standardisation),
-        recipe,
-        prepared.some_offline("train", CALIBRATION_STEPS * recipe.batch_size),
-        prepared.some_offline("validation", recipe.batch_size),
-        settings.precision,
-        jets=(len(prepared.hlt["train"]), len(prepared.hlt["validation"])),
-        threads=threads,
-    )
-
-
-def _say_what_is_stored(store: StudyStore, wanted: Collection[RunKey], shown: SweepProgress) -> None:
-    done = sum(store.has(key) for key in wanted)  # and not damaged
-    if done:
-        shown.say(f"{done} of {len(wanted)} runs are stored, {len(wanted) - done} to go")
-        for stored in store.results():
-            if stored.kind == "student" and stored.status == "done":
-                shown.best(stored.name, stored.metrics["auc_val"])
 
 
 def _check_device(settings: StudySettings) -> None:

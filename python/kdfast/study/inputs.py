@@ -134,7 +134,7 @@ def joined_hlt(hlt: PackedJets | Sequence[PackedJets], data: DataSettings) -> Pa
     """HLT jets of all sets, given as such or as a list of those of each set that the settings name."""
     if isinstance(hlt, PackedJets):
         return hlt
-    names = [name for name, key in zip(SETS, SET_PATHS, strict=True) if name == "data" or getattr(data, key)]
+    names = [name for name, key in SET_PATHS.items() if name == "data" or getattr(data, key)]
     if len(hlt) != len(names):
         what = f"has {len(hlt)} sets of HLT jets, for {', '.join(names)}"
         raise DataError(what, where="hlt", hint="give the HLT jets of each of them")
@@ -146,7 +146,7 @@ def _stored_hlt_jets(files: HLTFiles, data: DataSettings) -> PackedJets:
     from kdfast.jets.readers import read_jets
 
     found = {}
-    for name, key in zip(SETS, SET_PATHS, strict=True):
+    for name, key in SET_PATHS.items():
         paths = getattr(files, key)
         how = replace(reading(data, name), max_constituents=None, exactly=False)
         if how.split is not None and how.split.other == "error":  # else the same jets are left out here
@@ -175,30 +175,26 @@ def _decisive(
 
 def write_inputs(store: StudyStore, inputs: Inputs) -> None:
     """Stores what was given in Python, so that other processes can open the study."""
-    folder = store.path / "inputs"
     given = inputs.given
     teacher = inputs.teacher
     # The jets as the settings cut them: these may be cut otherwise when they are given again.
-    parts = {name: inputs.prepared.jets[inputs.sets.rows[name]] for name in given.sets()}
-    files = {
-        f"{name}/arrays.safetensors": save({key: np.ascontiguousarray(getattr(jets, key)) for key in DTYPES})
-        for name, jets in (
-            ("jets", parts.get("data")),
-            ("validation_jets", parts.get("validation_data")),
-            ("test_jets", parts.get("test_data")),
-            ("hlt_jets", given.hlt_jets),
-        )
-        if jets is not None
-    }
+    names = {argument: name for name, (_, argument) in _IN_PYTHON.items()}
+    jets = {names[each]: inputs.prepared.jets[inputs.sets.rows[each]] for each in given.sets()}
+    if given.hlt_jets is not None:
+        jets["hlt_jets"] = given.hlt_jets
+    files = {}
+    for name, part in jets.items():
+        arrays = {key: np.ascontiguousarray(getattr(part, key)) for key in DTYPES}
+        files[name] = {"arrays.safetensors": save(arrays)}
     if given.teacher is not None and teacher is not None:  # else the settings name a file
         if isinstance(teacher, np.ndarray):
-            files["teacher/arrays.safetensors"] = save({_VALUES: np.ascontiguousarray(given.teacher)})
+            files["teacher"] = {"arrays.safetensors": save({_VALUES: np.ascontiguousarray(given.teacher)})}
         else:
-            files["teacher/model.safetensors"] = teacher.to_bytes()
-    for path, content in files.items():
-        name, file = path.split("/")
-        if not (folder / name).exists():
-            commit(folder / name, {file: content})
+            files["teacher"] = {"model.safetensors": teacher.to_bytes()}
+    for name, content in files.items():
+        folder = store.path / "inputs" / name
+        if not folder.exists():
+            commit(folder, content)
 
 
 def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
@@ -207,13 +203,12 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
     Raises StudyError where the study was given what is neither.
     """
     again = again or Given()
-    return Given(
-        _stored_jets(store, "jets") if again.jets is None else again.jets,
-        _stored_jets(store, "hlt_jets") if again.hlt_jets is None else again.hlt_jets,
-        _stored_teacher(store) if again.teacher is None else again.teacher,
-        _stored_jets(store, "validation_jets") if again.validation_jets is None else again.validation_jets,
-        _stored_jets(store, "test_jets") if again.test_jets is None else again.test_jets,
-    )
+    found: dict[str, Any] = {}
+    for name in _IN_PYTHON:
+        value = getattr(again, name)
+        read = _stored_teacher if name == "teacher" else _stored_jets
+        found[name] = read(store, name) if value is None else value
+    return Given(**found)
 
 
 def _stored_jets(store: StudyStore, name: str) -> PackedJets | None:
@@ -221,12 +216,12 @@ def _stored_jets(store: StudyStore, name: str) -> PackedJets | None:
     return None if arrays is None else PackedJets(**{key: arrays[key] for key in DTYPES})
 
 
-def _stored_teacher(store: StudyStore) -> Tagger | NDArray[np.floating] | None:
-    model = store.path / "inputs" / "teacher" / "model.safetensors"
-    if "teacher" in _given(store) and model.exists():
+def _stored_teacher(store: StudyStore, name: str) -> Tagger | NDArray[np.floating] | None:
+    model = store.path / "inputs" / name / "model.safetensors"
+    if name in _given(store) and model.exists():
         read_checked(model.parent, model.name)
         return load_model(model)
-    arrays = _arrays(store, "teacher")
+    arrays = _arrays(store, name)
     return None if arrays is None else arrays[_VALUES]
 
 
@@ -302,7 +297,7 @@ def absolute_paths(settings: StudySettings) -> StudySettings:
         return named
 
     def files(table: DataSettings | HLTFiles) -> dict[str, tuple[str, ...]]:
-        named = {key: getattr(table, key) for key in SET_PATHS}
+        named = {key: getattr(table, key) for key in SET_PATHS.values()}
         return {key: tuple(map(absolute, paths)) for key, paths in named.items() if paths != GIVEN}
 
     data = settings.data.model_copy(update=files(settings.data))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+
+import torch
 
 from kdfast.distill.axes import Settings
 from kdfast.distill.pack import EpochReport, Member, Pack, View
@@ -20,10 +22,14 @@ from kdfast.distill.schedules import Run, RunConfig, settings_of
 from kdfast.distill.trainer import train_pack
 from kdfast.models.config import NetworkConfig
 from kdfast.store.grid import with_baselines
-from kdfast.store.key import run_name
+from kdfast.store.key import RunKey, run_name
 from kdfast.store.packs import PlannedPack, missing, place, planned, write_pack
-from kdfast.store.settings import check_counts
+from kdfast.store.settings import StudySettings, check_counts
 from kdfast.store.store import StudyStore
+from kdfast.study.checkpoints import checkpoint_bytes
+from kdfast.study.inputs import Inputs
+from kdfast.study.own_models import network_config
+from kdfast.study.progress import SweepProgress, duration
 
 __all__ = [
     "CALIBRATION_MEMBERS",
@@ -34,6 +40,7 @@ __all__ = [
     "free_memory",
     "members_per_pack",
     "plan",
+    "plan_study",
     "shared_groups",
     "study_seconds",
 ]
@@ -48,6 +55,96 @@ PACKS_PER_WORKER = 4
 # Of an epoch of a calibration, and how many members take part in it at most.
 CALIBRATION_STEPS = 2
 CALIBRATION_MEMBERS = 8
+
+
+def plan_study(
+    settings: StudySettings,
+    runs: Sequence[RunConfig],
+    store: StudyStore,
+    inputs: Inputs,
+    budget: Budget,
+    shown: SweepProgress,
+) -> tuple[list[PlannedPack], Mapping[Settings, int]]:
+    """Plans these runs with all seeds, says so, and returns the packs with just these runs, and how many of them a new
+    pack has at most, by the settings that its members share."""
+    wanted = [RunKey.of(run, seed) for seed in settings.seeds for run in with_baselines(runs)]
+    known = {key for pack in planned(store) for key in pack.keys}
+    lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
+    threads = budget.threads or torch.get_num_threads()
+    groups = shared_groups(runs)
+    costs = dict.fromkeys(groups, MemberCost())
+    checkpoints = {shared: checkpoint_bytes(settings.student(shared)[0]) for shared in groups}
+    sizes = dict.fromkeys(groups, budget.pack_size or 0)
+    for shared, group in groups.items() if budget.pack_size is None else ():
+        if not lock_step and any(RunKey.of(run, seed) not in known for seed in settings.seeds for run in group):
+            costs[shared] = _cost(settings, shared, inputs, threads)
+        disk = checkpoints[shared] if lock_step else 0
+        workers = budget.workers or 1
+        sizes[shared] = members_per_pack(len(group), costs[shared], threads, workers, free_memory(), disk)
+    teacher = MemberCost()
+    if any(cost.seconds > 0 for cost in costs.values()):
+        teacher = _teacher_cost(settings, store, inputs, threads)
+    packs, new = plan(store, settings.seeds, runs, sizes, threads=threads, costs=costs)
+    _say_what_is_stored(store, wanted, shown)
+    if new:
+        work = sum(len(pack.runs) * costs[pack.shared].seconds for pack in new)
+        at_once = [len(pack.runs) if lock_step else min(len(pack.runs), threads) for pack in new]
+        disk = max(n * checkpoints[pack.shared] for n, pack in zip(at_once, new, strict=True))
+        took = _time_in_words(teacher, work, sum(len(pack.runs) for pack in new), replace(budget, threads=threads))
+        shown.say(f"plan: {_packs_in_words(new)}{took}; checkpoints of up to {math.ceil(disk / 1e6)} MB a worker")
+    names = {key.name for key in wanted}
+    chosen = (pack.of(names) for pack in packs if pack.seed in settings.seeds)
+    return [pack for pack in chosen if pack.runs], sizes
+
+
+def _packs_in_words(packs: Sequence[PlannedPack]) -> str:
+    sizes = [len(pack.runs) for pack in packs]
+    return f"{sum(sizes)} runs in " + (f"{len(packs)} packs of up to {max(sizes)}" if len(packs) > 1 else "one pack")
+
+
+def _time_in_words(teacher: MemberCost, work: float, members: int, budget: Budget) -> str:
+    """work: seconds that the members take on one thread; nan where it is not known: then nothing is said."""
+    threads = budget.threads or 1
+    seconds = study_seconds(teacher, MemberCost(work / members), members, threads * (budget.workers or 1))
+    if not seconds > 0:
+        return ""
+    each = "one thread" if threads == 1 else f"{threads} threads"
+    of_workers = f" of {budget.workers} workers" if budget.workers else ""
+    first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
+    return f", up to {duration(seconds)} on {each}{of_workers}{first}"
+
+
+def _cost(settings: StudySettings, shared: Settings, inputs: Inputs, threads: int) -> MemberCost:
+    """Of a member with these shared settings, which has one thread of all."""
+    model, recipe = settings.student(shared)
+    views = inputs.prepared.hlt
+    at_once = min(threads, CALIBRATION_MEMBERS)
+    network = network_config(model, inputs.prepared.offline_preparation.standardisation)
+    train = views["train"]
+    validation = views["validation"]
+    return calibrate(network, recipe, train, validation, settings.precision, members=at_once, threads=at_once)
+
+
+def _teacher_cost(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> MemberCost:
+    """Of the teacher, which has all threads: 0 s where none is to be trained."""
+    if inputs.teacher is not None or store.has(RunKey.teacher(settings.data.seed)):
+        return MemberCost(0.0)
+    prepared = inputs.prepared
+    recipe = settings.recipe.teacher()
+    network = network_config(settings.teacher_model, prepared.offline_preparation.standardisation)
+    train = prepared.some_offline("train", CALIBRATION_STEPS * recipe.batch_size)
+    validation = prepared.some_offline("validation", recipe.batch_size)
+    jets = (len(prepared.hlt["train"]), len(prepared.hlt["validation"]))
+    return calibrate(network, recipe, train, validation, settings.precision, jets=jets, threads=threads)
+
+
+def _say_what_is_stored(store: StudyStore, wanted: Collection[RunKey], shown: SweepProgress) -> None:
+    done = sum(store.has(key) for key in wanted)  # and not damaged
+    if done:
+        shown.say(f"{done} of {len(wanted)} runs are stored, {len(wanted) - done} to go")
+        for stored in store.results():
+            if stored.kind == "student" and stored.status == "done":
+                shown.best(stored.name, stored.metrics["auc_val"])
 
 
 def plan(

@@ -39,7 +39,7 @@ from kdfast.study.views import LazyViews, fit_standardisation, in_memory, view_o
 if TYPE_CHECKING:
     from kdfast.jets.readers import Reading
 
-__all__ = ["SPLITS", "PreparedData", "load", "load_sets", "prepare", "reading"]
+__all__ = ["SPLITS", "PreparedData", "load_sets", "prepare", "reading"]
 
 CHECKED_JETS = 1 << 16  # at a time
 
@@ -87,18 +87,13 @@ class PreparedData:
         return LazyViews(self.positions, lambda part: view_of(tagger.preparation, self.jets, self.positions[part]))
 
 
-def load(jets: PackedJets | None, settings: DataSettings) -> PackedJets:
-    """`load_sets` for jets given in Python, or None, and no other set."""
-    return load_sets({} if jets is None else {"data": jets}, settings)[0]
-
-
 def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[PackedJets, Sets]:
     """The jets given in Python, by set, or those of the settings' files; without data the bundled sample.
 
     Cut to the settings' max_jets (of data, the first ones) and max_constituents (the hardest ones).
     Raises DataError for jets that can't be trained on; the readers' own errors name file, dataset and row.
     """
-    files = {name: getattr(settings, key) for name, key in zip(SETS, SET_PATHS, strict=True)}
+    files = {name: getattr(settings, key) for name, key in SET_PATHS.items()}
     found: dict[str, PackedJets] = {}
     places = None
     sizes: dict[str, int] = {}  # of the sets of a store

@@ -103,13 +103,7 @@ def refine(
     settings = with_own_models(settings, model, teacher_model, trains_teacher=trains_teacher)
     hlt_jets = None if hlt is None else joined_hlt(hlt, settings.data)
     given = stored_inputs(store, Given(data, hlt_jets, teacher, validation_data, test_data))
-    return run_study(
-        settings,
-        Path(study),
-        given,
-        Budget(threads),
-        SweepProgress(progress),
-    )
+    return run_study(settings, Path(study), given, Budget(threads), SweepProgress(progress))
 
 
 def _tried(table: pd.DataFrame, packs: Iterable[PlannedPack], names: Collection[str]) -> set[int]:

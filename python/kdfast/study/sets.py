@@ -23,9 +23,9 @@ from kdfast.store.settings import DataSettings
 
 __all__ = ["CLASSES", "SETS", "SET_PATHS", "SPLITS", "Sets", "check_apart", "join", "split"]
 
-# The splits, in the order of splits.PARTS; the keys of the files of splits.SETS.
+# The splits, in the order of splits.PARTS; the keys of files in the settings, by set.
 SPLITS = ("train", "validation", "test")
-SET_PATHS = ("paths", "validation_paths", "test_paths")
+SET_PATHS = dict(zip(SETS, ("paths", "validation_paths", "test_paths"), strict=True))
 
 CLASSES = {0: "background", 1: "signal"}
 

@@ -38,14 +38,7 @@ from kdfast.study.progress import SweepProgress
 from kdfast.study.search import plan_next_round
 from kdfast.study.training import StudyTraining
 
-__all__ = [
-    "Outcome",
-    "PackRunner",
-    "UnitFailed",
-    "open_inputs",
-    "study_digest",
-    "work",
-]
+__all__ = ["Outcome", "PackRunner", "UnitFailed", "open_inputs", "study_digest", "work"]
 
 
 @dataclass
