@@ -28,9 +28,11 @@ from threadpoolctl import threadpool_limits
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse_networks
-from kdfast.report.networks import StudyNetworks, TestJets
+from kdfast.report.networks import StudyNetworks
+from kdfast.report.physics import TestJets
 from kdfast.report.sampling import Estimates
-from kdfast.report.schema import Analysis, Comparison
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.values import Comparison
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.result import StoredResult

@@ -3,7 +3,7 @@
 import re
 
 from kdfast.report.analysis import analyse
-from kdfast.report.texts import report_texts
+from kdfast.report.rendering import report_texts
 from kdfast.store.grid import grid
 from kdfast.store.store import StudyStore
 from kdfast.study.imports import import_study

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kdfast.report.analysis import analyse
+from kdfast.report.rendering import report_texts
 from kdfast.report.sampling import auc_estimates
-from kdfast.report.schema import Analysis, Claim
-from kdfast.report.texts import report_texts
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.statements import Claim
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.study.results import open_study

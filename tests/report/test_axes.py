@@ -9,7 +9,7 @@ from kdfast.report import write
 from kdfast.report.analysis import analyse
 from kdfast.report.explorer import explorer
 from kdfast.report.page import page
-from kdfast.report.texts import report_texts
+from kdfast.report.rendering import report_texts
 from kdfast.store.grid import grid
 from kdfast.store.table import csv_text, results_table
 from tests.report.fake_study import SMALL_GRID, make_study

@@ -351,7 +351,7 @@ def test_histograms_of_scores_are_normalised(drawings):
 def test_lower_limits_have_arrows(tmp_path):
     """Signal and background apart but for one jet: no background survives at 50 %."""
     from kdfast.report.figures.style import axes_grid, error_bars
-    from kdfast.report.schema import Estimate
+    from kdfast.report.schema.values import Estimate
 
     labels = np.repeat([1, 0], 50)
     value = background_rejection(labels, labels * 1.0, 0.5)

@@ -7,8 +7,10 @@ import pytest
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
-from kdfast.report.findings import beats_baseline, group_finding, versus
-from kdfast.report.schema import Claim, Comparison, Estimate, Group, GroupTable, MetricSummary
+from kdfast.report.findings import group_finding, versus
+from kdfast.report.schema.settings import Group, GroupTable, MetricSummary
+from kdfast.report.schema.statements import Claim
+from kdfast.report.schema.values import Comparison, Estimate
 from kdfast.store.grid import grid
 from tests.report.fake_study import SMALL_GRID, make_study
 from tests.report.test_analysis import with_pt
@@ -81,10 +83,8 @@ def test_what_beats_the_baseline(report):
         (better, worse, False),
         (None, None, False),
     ):
-        assert (
-            beats_baseline(row.model_copy(update={"auc_vs_baseline": auc, "rejection_vs_baseline": rejection}))
-            == expected
-        )
+        compared = row.model_copy(update={"auc_vs_baseline": auc, "rejection_vs_baseline": rejection})
+        assert compared.beats_baseline == expected
 
 
 def test_a_strong_effect_is_found(report):

@@ -13,6 +13,7 @@ from kdfast.metrics import background_rejection, roc_auc
 from kdfast.report import physics
 from kdfast.report.families import BUDGET
 from kdfast.report.figures.performance import ShownNetwork, TestSample
+from kdfast.report.physics import TestJets
 from kdfast.report.sampling import auc_estimates, auc_interval
 from tests.report.simulated import STUDIES, binormal, true_auc, within_binomial
 
@@ -21,7 +22,7 @@ def test_pt_bins():
     labels, (scores,), w = binormal(1, 2000, 1.5, weights=True)
     pt = np.random.default_rng(1).uniform(450.0, 1200.0, 2000)
     edges = physics.pt_edges(pt, labels)
-    bins = physics.pt_bins("student", labels, scores, w, pt, edges)
+    bins = physics.pt_bins("student", TestJets(labels, w, pt), scores, edges)
     assert len(bins) == 5
     assert sum(b.signal + b.background for b in bins) == 2000
     threshold = np.sort(scores[labels == 1])[::-1][0]
@@ -53,7 +54,7 @@ def test_jets_without_a_pt_count_for_the_threshold_alone():
     pt[lost] = np.nan
     edges = physics.pt_edges(pt, labels)
     np.testing.assert_array_equal(edges, physics.pt_edges(pt[~lost], labels[~lost]))
-    bins = physics.pt_bins("student", labels, scores, w, pt, edges)
+    bins = physics.pt_bins("student", TestJets(labels, w, pt), scores, edges)
     assert sum(b.signal + b.background for b in bins) == (~lost).sum()
     passed = sum(b.signal_efficiency.value * b.signal for b in bins) + (lost & (labels == 1)).sum()
     assert passed == pytest.approx(250)  # half of all signal
@@ -65,15 +66,17 @@ def test_a_bin_with_a_handful_of_one_class_is_left_out():
     labels = np.r_[1, np.zeros(99, int), np.arange(100) % 2]
     pt = np.repeat([500.0, 900.0], 100)
     scores = rng.normal(size=200) + 1.2 * labels
-    bins = physics.pt_bins("student", labels, scores, np.ones(200), pt, np.array([400.0, 700.0, 1000.0]))
+    bins = physics.pt_bins("student", TestJets(labels, np.ones(200), pt), scores, np.array([400.0, 700.0, 1000.0]))
     assert [(b.pt_low, b.signal, b.background) for b in bins] == [(700.0, 50, 50)]
     light = np.where((pt > 700.0) & (labels == 1) & (np.arange(200) > 110), 1e-3, 1.0)  # 5 of these 50 count
-    assert physics.pt_bins("student", labels, scores, light, pt, np.array([400.0, 700.0, 1000.0])) == []
+    assert physics.pt_bins("student", TestJets(labels, light, pt), scores, np.array([400.0, 700.0, 1000.0])) == []
 
 
 def test_jets_that_are_all_told_apart_tell_no_error():
     labels = np.arange(200) % 2
-    (found,) = physics.pt_bins("student", labels, 1.0 * labels, np.ones(200), np.full(200, 500.0), np.array([400, 600]))
+    (found,) = physics.pt_bins(
+        "student", TestJets(labels, np.ones(200), np.full(200, 500.0)), 1.0 * labels, np.array([400, 600])
+    )
     assert (found.auc.value, found.auc.error, found.auc.low) == (1.0, None, None)
 
 
@@ -95,7 +98,7 @@ def test_one_threshold_everywhere():
     labels = np.r_[1, 1, np.zeros(1000, int)]
     weights = np.r_[0.5 - 1e-13, 0.5 + 1e-13, np.ones(1000)]
     scores = np.r_[2.0, 1.0, np.linspace(0.0, 3.0, 1000)]
-    cut = physics.threshold_at(labels, scores, weights, 0.5)
+    cut = physics.threshold_at(TestJets(labels, weights), scores, 0.5)
     survivors = background_rejection(labels, scores, 0.5, weights).survivors
     assert cut == 1.0
     assert survivors == int((scores[labels == 0] >= cut).sum())
@@ -117,7 +120,7 @@ def sculpted(rng, jets, pull):
 def test_divergence():
     """Against the definition: half the mean information of either histogram about the mixture, in bits."""
     labels, scores, mass = sculpted(np.random.default_rng(0), 4000, 1.0)
-    found = physics.mass_sculpting("student", labels, scores, np.ones(4000), mass, 50)
+    found = physics.mass_sculpting("student", TestJets(labels, np.ones(4000), mass=mass), scores, 50)
     p, q = np.array(found.passing), np.array(found.all)
     m = (p + q) / 2
     information = [np.sum(x[x > 0] * np.log2(x[x > 0] / m[x > 0])) for x in (p, q)]
@@ -132,7 +135,7 @@ def test_no_sculpting_is_not_claimed():
     claims, studies = 0, 120
     for i in range(studies):
         labels, scores, mass = sculpted(rng, 1500, 0.0)
-        found = physics.mass_sculpting("student", labels, scores, np.ones(1500), mass, 50, seed=i)
+        found = physics.mass_sculpting("student", TestJets(labels, np.ones(1500), mass=mass), scores, 50, seed=i)
         claims += found.p_value < 0.05
         assert found.divergence < 0.1
     assert within_binomial(claims, studies, 0.05)
@@ -142,7 +145,7 @@ def test_the_p_value_of_the_mass_is_the_share_of_random_picks():
     """Of jets picked at random, here by permuting the scores; beyond these few it reaches by a gamma distribution."""
     rng = np.random.default_rng(8)
     labels, scores, mass = sculpted(rng, 1500, 0.12)
-    found = physics.mass_sculpting("student", labels, scores, np.ones(1500), mass, 50)
+    found = physics.mass_sculpting("student", TestJets(labels, np.ones(1500), mass=mass), scores, 50)
     background = mass[labels == 0]
     edges = np.array([-np.inf, *found.edges[1:-1], np.inf])
     everything = np.histogram(background, edges)[0].astype(float)
@@ -158,7 +161,7 @@ def test_the_p_value_of_the_mass_is_the_share_of_random_picks():
 def test_strong_sculpting_is_significant_among_all_tests():
     """More so than a thousand permutations could tell."""
     labels, scores, mass = sculpted(np.random.default_rng(9), 1500, 1.5)
-    found = physics.mass_sculpting("student", labels, scores, np.ones(1500), mass, 50)
+    found = physics.mass_sculpting("student", TestJets(labels, np.ones(1500), mass=mass), scores, 50)
     assert 0.0 < found.p_value < 1e-4
     assert found.p_adjusted == pytest.approx(80 * found.p_value)
     assert found.p_adjusted < 0.05
@@ -173,7 +176,7 @@ def test_coverage_of_the_divergence():
     hits, studies = 0, 200
     for i in range(studies):
         y, s, m = sculpted(rng, 2000, 1.0)
-        found = physics.mass_sculpting("student", y, s, np.ones(2000), m, 50, seed=i)
+        found = physics.mass_sculpting("student", TestJets(y, np.ones(2000), mass=m), s, 50, seed=i)
         edges = [-np.inf, *found.edges[1:-1], np.inf]
         passing = background & (scores >= np.sort(s[y == 1])[500])
         p, q = (np.histogram(mass[of], edges)[0].astype(float) for of in (passing, background))
@@ -188,7 +191,7 @@ def test_memory_of_the_divergence_is_bounded():
     labels, scores, mass = sculpted(np.random.default_rng(6), 20_000, 0.5)
     tracemalloc.start()
     try:
-        physics.mass_sculpting("student", labels, scores, np.ones(20_000), mass, 50)
+        physics.mass_sculpting("student", TestJets(labels, np.ones(20_000), mass=mass), scores, 50)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -197,9 +200,9 @@ def test_memory_of_the_divergence_is_bounded():
 
 def test_blocks_change_nothing(monkeypatch):
     labels, scores, mass = sculpted(np.random.default_rng(7), 2000, 0.5)
-    whole = physics.mass_sculpting("student", labels, scores, np.ones(2000), mass, 50)
+    whole = physics.mass_sculpting("student", TestJets(labels, np.ones(2000), mass=mass), scores, 50)
     monkeypatch.setattr(physics, "_BLOCK", 130_000)
-    parts = physics.mass_sculpting("student", labels, scores, np.ones(2000), mass, 50)
+    parts = physics.mass_sculpting("student", TestJets(labels, np.ones(2000), mass=mass), scores, 50)
     assert parts.p_value == pytest.approx(whole.p_value, abs=0.02)  # other random numbers
     assert parts.corrected == pytest.approx(whole.corrected, abs=0.002)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.005)
@@ -207,7 +210,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 def test_too_few_jets_pass():
     labels, scores, mass = sculpted(np.random.default_rng(3), 60, 0.0)
-    assert physics.mass_sculpting("student", labels, scores, np.ones(60), mass, 50) is None
+    assert physics.mass_sculpting("student", TestJets(labels, np.ones(60), mass=mass), scores, 50) is None
 
 
 # ---- calibration
@@ -222,7 +225,7 @@ def calibrated(rng, jets, slope=1.0, shift=0.0):
 def test_calibration():
     labels, scores = calibrated(np.random.default_rng(0), 5000, slope=0.7, shift=0.3)
     w = np.random.default_rng(1).uniform(0.5, 1.5, 5000)
-    found = physics.calibration("student", labels, scores, w)
+    found = physics.calibration("student", TestJets(labels, w), scores)
     theirs = LogisticRegression(C=np.inf, tol=1e-10).fit(scores[:, None], labels, sample_weight=w)
     assert found.slope.value == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
     assert found.intercept.value == pytest.approx(theirs.intercept_[0], rel=1e-4)
@@ -268,9 +271,8 @@ def test_intervals_of_calibration_are_of_the_report_s_tests():
 
 def test_scores_that_separate_have_no_slope():
     labels = np.arange(100) % 2
-    found = physics.calibration(
-        "teacher", labels, np.where(labels == 1, 5.0, -5.0) + np.arange(100) / 100, np.ones(100)
-    )
+    scores = np.where(labels == 1, 5.0, -5.0) + np.arange(100) / 100
+    found = physics.calibration("teacher", TestJets(labels, np.ones(100)), scores)
     assert found.slope is None
     assert found.expected_error < 0.01
 

@@ -17,8 +17,8 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.errors import StudyError
 from kdfast.report import analysis as analysis_module
 from kdfast.report.figures import ORDER
+from kdfast.report.rendering import TEXTS
 from kdfast.report.schema import Analysis
-from kdfast.report.texts import TEXTS
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore

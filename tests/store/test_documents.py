@@ -14,7 +14,7 @@ import pytest
 from kdfast import report
 from kdfast.errors import KdfastError, StudyError
 from kdfast.report.analysis import analyse
-from kdfast.report.texts import report_texts
+from kdfast.report.rendering import report_texts
 from kdfast.report.two_studies import compare
 from kdfast.store.attempts import Attempt
 from kdfast.store.claims import Claims

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ __all__ = ["write", "write_comparison"]
 def write(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     """Write the report of a study, finished or not, from its stored results alone.
 
-    The files are report.json (the analysis, see schema.py), results_summary.csv, four texts, report.html with
+    The files are report.json (the analysis, see schema), results_summary.csv, four texts, report.html with
     figures/*.pdf and .png, models/*.safetensors of the networks that the report shows, and report.sha256 with
     the checksums of all these. Everything is made before the first file is written, and each file appears
     whole or not at all; of two processes that report on one study, one waits for the other. What can't be
@@ -52,7 +52,7 @@ def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.report.analysis import analyse_networks
     from kdfast.report.networks import StudyNetworks
     from kdfast.report.page import page_files
-    from kdfast.report.texts import report_texts
+    from kdfast.report.rendering import report_texts
     from kdfast.store.key import RunKey
     from kdfast.store.table import csv_text
 
@@ -68,13 +68,10 @@ def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
         if result.card is not None:
             name = "best_student" if network.role == "student" else network.role
             contents[f"models/{name}.safetensors"] = store.model_file(result)
-    _refuse_links(folder, contents)
-    with writing_errors(folder):
-        (folder / REPORT_CHECKSUMS).unlink(missing_ok=True)  # else a kill would leave one that is wrong
-    written = _write(folder, contents)
     lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
-    with writing_errors(folder):
-        write_content(folder / REPORT_CHECKSUMS, "".join(lines).encode())
+    contents[REPORT_CHECKSUMS] = "".join(lines).encode()
+    written = _write(folder, contents)
+    del written[REPORT_CHECKSUMS]
     return written
 
 
@@ -103,24 +100,20 @@ def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[s
     from kdfast.report.two_studies import compare
 
     comparison = compare(first, second)
-    return _write(
-        out, {"comparison.json": comparison.model_dump_json(indent=1).encode()} | comparison_files(comparison)
-    )
+    contents = {"comparison.json": comparison.model_dump_json(indent=1).encode()}
+    return _write(out, contents | comparison_files(comparison))
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
+    """Raises StudyError where a file would land in another folder; one that is a link is replaced."""
     written = {name: folder / name for name in contents}
-    _refuse_links(folder, contents)
+    for parent in {path.parent for path in written.values()} - {folder}:
+        refuse_link(parent)
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if REPORT_CHECKSUMS in contents:
+            (folder / REPORT_CHECKSUMS).unlink(missing_ok=True)  # else a kill would leave one that is wrong
         for name, content in contents.items():
             written[name].parent.mkdir(exist_ok=True)
             write_content(written[name], content)
     return written
-
-
-def _refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Raises StudyError where a part of the report would land in another folder; a file that is a link is
-    replaced."""
-    for parent in {(folder / name).parent for name in names} - {folder}:
-        refuse_link(parent)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -93,12 +93,11 @@ class Configurations:
         own = self.model.cautious_variance * float(self.spread[i, i])
         common = self.common_variance / self.seeds
         run = own + common
-        df = math.inf
-        if run > 0:
-            variance, test = run, float(self.test[i, i])
-            uncertain = (own**2 / self.model.df if self.model.df else 0.0) + common**2 / max(self.seeds - 1, 1)
-            df = max(float(max(self.seeds - 1, 1)), (variance + test) ** 2 / uncertain) if uncertain else math.inf
-        return Contrast(float(self.values[i]), float(self.test[i, i]), run, df)
+        test = float(self.test[i, i])
+        least = float(max(self.seeds - 1, 1))
+        uncertain = (own**2 / self.model.df if self.model.df else 0.0) + common**2 / least
+        df = max(least, (run + test) ** 2 / uncertain) if uncertain else math.inf
+        return Contrast(float(self.values[i]), test, run, df)
 
     def combination(self, weights: Floats) -> Contrast:
         """Σ weights · values for weights [C] that add up to 0: what all configurations share cancels."""
@@ -128,18 +127,14 @@ class Configurations:
     def without(self, *names: str) -> Configurations:
         """Those left when some are taken away."""
         keep = np.array([i for i, name in enumerate(self.names) if name not in names], np.int64)
-        return Configurations(
-            tuple(self.names[i] for i in keep),
-            self.values[keep],
-            self.factor[keep],
-            self.test[np.ix_(keep, keep)],
-            self.spread[np.ix_(keep, keep)],
-            self.model,
-            self.common_variance,
-            self.blocks,
-            self.connected,
-            self.runs,
-            self.rows[:, keep],
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in keep),
+            values=self.values[keep],
+            factor=self.factor[keep],
+            test=self.test[np.ix_(keep, keep)],
+            spread=self.spread[np.ix_(keep, keep)],
+            rows=self.rows[:, keep],
         )
 
 

@@ -21,15 +21,16 @@ from kdfast.distill.axes import AXES, Value
 from kdfast.report.comparisons import Configurations
 from kdfast.report.families import Adjusted, adjust
 from kdfast.report.fitting import Contrast, Fit, Part, fit, satterthwaite
+from kdfast.report.records import estimate_of
 from kdfast.report.sampling import LEVEL, Estimates
+from kdfast.report.schema.settings import LinearModel, Term
+from kdfast.report.schema.values import Metric
 from kdfast.store.table import axis_columns
 
 __all__ = [
     "PLANNED",
     "TABLES",
-    "Correlation",
     "Effects",
-    "LinearModel",
     "correlation",
     "further_axes",
     "group_labels",
@@ -294,44 +295,23 @@ def _effect(estimates: Configurations, model: Fit, weights: Floats) -> Effect | 
 # ---- correlation
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Pearson's r over n points, its interval (Fisher's z) and two-sided p-value."""
-
-    r: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-
-
-def correlation(x: Floats, y: Floats) -> Correlation | None:
-    """scipy's; None with fewer than 4 points or where one of the two does not vary."""
+def correlation(x: Floats, y: Floats) -> dict[str, float] | None:
+    """Pearson's r, its interval (low, high; Fisher's z) and two-sided p_value, by scipy; None with fewer than 4
+    points or where one of the two does not vary."""
     if len(x) < 4 or any(np.ptp(v) <= 1e-9 * np.abs(v).max() for v in (x, y)):
         return None
     result = stats.pearsonr(x, y)
-    interval = result.confidence_interval(LEVEL)
-    return Correlation(float(result.statistic), float(interval.low), float(interval.high), float(result.pvalue), len(x))
+    low, high = result.confidence_interval(LEVEL)
+    numbers = {"r": result.statistic, "low": low, "high": high, "p_value": result.pvalue}
+    return {name: float(number) for name, number in numbers.items()}
 
 
 # ---- the linear model
 
 
-@dataclass(frozen=True)
-class LinearModel:
-    """slopes by term: a main effect is the slope at the mean of the other settings. settings: the main effects.
-    undetermined: terms that the design does not determine. df: residual degrees of freedom."""
-
-    settings: list[str]
-    slopes: dict[str, Contrast]
-    undetermined: list[str]
-    df: int
-    r_squared: float
-
-
-def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearModel | None:
+def linear_model(estimates: Configurations, settings: pd.DataFrame, metric: Metric) -> LinearModel | None:
     """Slopes of ln T_init, ln T_last, α_init, α_last, further axes of numbers, and of the products of any two, all
-    centred: a description, not tested.
+    centred: a description, not tested. A main effect is the slope at the mean of the other settings.
 
     Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
     nothing varies, too few degrees of freedom are left, or no slope is determined.
@@ -348,21 +328,25 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame) -> LinearMod
     main |= dict(symbol_and_values for name, symbol_and_values in numeric(settings).items() if name in AXES)
     main = {name: values - values.mean() for name, values in main.items() if np.ptp(values) > 0}
     terms = dict(main) | {f"{a} × {b}": main[a] * main[b] for a, b in combinations(main, 2)}
-    if not terms:
-        return None
-    model = _model(estimates, [np.ones(len(settings)), *terms.values()])
+    model = _model(estimates, [np.ones(len(settings)), *terms.values()]) if terms else None
     if model is None:
         return None
-    slopes = {}
-    for name, weights in zip(terms, np.eye(len(terms) + 1)[1:], strict=True):
-        effect = _effect(estimates, model, weights)
-        if effect is not None:
-            slopes[name] = effect.contrast
-    if not slopes:
+    effects = {
+        name: _effect(estimates, model, weights)
+        for name, weights in zip(terms, np.eye(len(terms) + 1)[1:], strict=True)
+    }
+    known = {name: estimate_of(effect.contrast) for name, effect in effects.items() if effect is not None}
+    if not known:
         return None
     total = float(np.square(estimates.values - estimates.values.mean()).sum())
-    r_squared = 1.0 - model.mean_square * model.df / total if total > 0 else 0.0
-    return LinearModel(list(main), slopes, [name for name in terms if name not in slopes], model.df, r_squared)
+    return LinearModel(
+        metric=metric,
+        settings=list(main),
+        terms=[Term(name=name, slope=slope) for name, slope in known.items()],
+        undetermined=[name for name in terms if name not in known],
+        df=model.df,
+        r_squared=1.0 - model.mean_square * model.df / total if total > 0 else 0.0,
+    )
 
 
 # ---- shares of variance

@@ -13,7 +13,9 @@ from markupsafe import Markup
 from kdfast.distill.axes import AXES
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.rendering import TEMPLATES
-from kdfast.report.schema import Analysis, Run
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.runs import Run
+from kdfast.report.schema.values import Estimate
 
 __all__ = ["MOST_CURVES", "Explorer", "explorer"]
 
@@ -58,7 +60,7 @@ def explorer(analysis: Analysis) -> Explorer | None:
         "seeds": [run.seed for run in runs],
         "axes": _axes(runs),
         "pareto": [i for i, run in enumerate(runs) if run.run_name in front],
-        "limits": [i for i, run in enumerate(runs) if _limited(run)],
+        "limits": [i for i, found in enumerate(_rejections(runs)) if found is not None and found.lower_limit],
         "curves": {
             name: {"digits": _CURVE, "values": [_steps(run.curves.get(name, ()), _CURVE) for run in runs]}
             for name in there
@@ -77,26 +79,23 @@ def explorer(analysis: Analysis) -> Explorer | None:
 def _axes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One per setting and metric, with a value per run; null where it is not known."""
     names = list(STRATEGIES)
-    settings: list[dict[str, Any]] = [
-        {
-            "key": "strategy",
-            "label": "Strategy",
-            "digits": 0,
-            "names": [label for label, _, _ in STRATEGIES.values()],
-            "values": [names.index(run.strategy) for run in runs],
-        },
+    labels = [label for label, _, _ in STRATEGIES.values()]
+    strategies: dict[str, Any] = {"key": "strategy", "label": "Strategy", "digits": 0, "names": labels}
+    rejections = [None if found is None else found.value for found in _rejections(runs)]
+    found = [
+        strategies | {"values": [names.index(run.strategy) for run in runs]},
         _axis("temp_init", "Initial T", _SETTING, [run.temp_init for run in runs]),
         _axis("temp_final", "Final T", _SETTING, [_last(run.temp_init, run.temp_final) for run in runs]),
         _axis("alpha_init", "Initial α", _SETTING, [run.alpha_init for run in runs]),
         _axis("alpha_final", "Final α", _SETTING, [_last(run.alpha_init, run.alpha_final) for run in runs]),
         *_further(runs),
         _axis("auc", "AUC", _AUC, [None if run.auc is None else run.auc.value for run in runs]),
-        _axis("rejection", "Rejection at 50 %", _REJECTION, [_rejection(run) for run in runs]),
+        _axis("rejection", "Rejection at 50 %", _REJECTION, rejections),
     ]
     gains = [run.auc_gain for run in runs]
     if any(gain is not None for gain in gains):
-        settings.append(_axis("auc_gain", "Δ AUC", _AUC, gains))
-    return settings
+        found.append(_axis("auc_gain", "Δ AUC", _AUC, gains))
+    return found
 
 
 def _further(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -123,14 +122,8 @@ def _last(first: float, last: float | None) -> float:
     return first if last is None else last
 
 
-def _rejection(run: Run) -> float | None:
-    found = run.rejection.get("50")
-    return None if found is None else found.value
-
-
-def _limited(run: Run) -> bool:
-    found = run.rejection.get("50")
-    return found is not None and found.lower_limit
+def _rejections(runs: Sequence[Run]) -> list[Estimate | None]:
+    return [run.rejection.get("50") for run in runs]
 
 
 def _steps(curve: Sequence[float | None], digits: int) -> list[int | None]:

@@ -15,29 +15,14 @@ from kdfast.distill.schedules import shown
 from kdfast.report.layout import first_upper
 from kdfast.report.physics import FEWEST_IN_BIN
 from kdfast.report.rendering import environment
-from kdfast.report.schema import (
-    SIGNIFICANT,
-    Analysis,
-    Claim,
-    Comparison,
-    Configuration,
-    Convergence,
-    Estimate,
-    Finding,
-    GroupTable,
-    Metric,
-)
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.choices import Convergence
+from kdfast.report.schema.runs import Configuration
+from kdfast.report.schema.settings import GroupTable
+from kdfast.report.schema.statements import Claim, Finding
+from kdfast.report.schema.values import SIGNIFICANT, Comparison, Estimate, Metric
 
-__all__ = [
-    "NO_TEACHER",
-    "beats_baseline",
-    "converged",
-    "finding",
-    "findings",
-    "group_finding",
-    "seeds_are_known",
-    "versus",
-]
+__all__ = ["converged", "finding", "findings", "group_finding", "seeds_are_known", "versus"]
 
 NO_TEACHER = "the baseline without a teacher"
 
@@ -72,13 +57,6 @@ def finding(topic: str, code: Claim, supported: bool, **numbers: Any) -> Finding
     template = environment().get_template("findings.j2")
     text = shown(str(getattr(template.module, code.value)(numbers, supported)))
     return Finding(topic=topic, code=code, supported=supported, numbers=numbers, text=text)
-
-
-def beats_baseline(row: Configuration) -> bool:
-    """Whether a configuration has a significantly higher AUC or rejection than the baseline, and neither
-    lower."""
-    known = [c for c in (row.auc_vs_baseline, row.rejection_vs_baseline) if c is not None and c.supported]
-    return bool(known) and all(c.difference.value > 0 for c in known)
 
 
 def versus(topic: str, one: str, other: str, comparison: Comparison, metric: Metric, **more: Any) -> Finding:
@@ -128,23 +106,18 @@ def _precision(analysis: Analysis) -> Iterator[Finding]:
     if not analysis.study.scored:
         yield finding("precision", Claim.NO_SCORES, False)
     if test is not None and min(test.signal, test.background) < FEWEST_IN_BIN:
-        numbers: dict[str, Any] = {"signal": test.signal, "background": test.background, "fewest": FEWEST_IN_BIN}
-        yield finding("precision", Claim.FEW_JETS, False, **numbers)
+        jets = {"signal": test.signal, "background": test.background}
+        yield finding("precision", Claim.FEW_JETS, False, **jets, fewest=FEWEST_IN_BIN)
     for metric, digits in _METRICS.items():
         spread = getattr(d, metric).std
         error = getattr(d, f"{metric}_error")
         if spread is None or not error:  # 0: all AUCs are 1
             continue
         paired = getattr(d, f"{metric}_paired_error")
-        numbers = {
-            "metric": metric,
-            "runs": d.runs,
-            "spread": spread,
-            "error": error,
-            "paired": paired if paired is not None and round(paired, digits) > 0.0 else None,
-            "kind": _kind(analysis),
-        }
-        yield finding("precision", Claim.SPREAD, False, **numbers)
+        if paired is not None and round(paired, digits) == 0.0:
+            paired = None
+        numbers = {"metric": metric, "runs": d.runs, "spread": spread, "error": error, "paired": paired}
+        yield finding("precision", Claim.SPREAD, False, **numbers, kind=_kind(analysis))
 
 
 def _convergence(analysis: Analysis) -> Iterator[Finding]:
@@ -152,14 +125,22 @@ def _convergence(analysis: Analysis) -> Iterator[Finding]:
     if c is None:
         return
     slope = None if c.slope is None or c.slope.error is None else {"value": c.slope.value, "error": c.slope.error}
-    numbers: dict[str, Any] = {"runs": c.runs, "late": c.late, "stopped": c.stopped, "slope": slope}
-    numbers["groups"] = {name: list(counts) for name, counts in c.groups.items()}
+    groups = {name: list(counts) for name, counts in c.groups.items()}
+    numbers = {"runs": c.runs, "late": c.late, "stopped": c.stopped, "slope": slope, "groups": groups}
     yield finding("convergence", Claim.CONVERGENCE, converged(c), **numbers)
 
 
 def converged(convergence: Convergence) -> bool:
     """Whether at most a tenth of the runs were best among their last epochs."""
     return convergence.late <= convergence.runs / 10
+
+
+def _versus_baseline(topic: str, one: str, row: Configuration) -> Iterator[Finding]:
+    """A configuration against the baseline, by each metric that has a comparison."""
+    for metric in _METRICS:
+        comparison = getattr(row, f"{metric}_vs_baseline")
+        if comparison is not None:
+            yield versus(topic, one, NO_TEACHER, comparison, metric)
 
 
 def _baseline(analysis: Analysis) -> Iterator[Finding]:
@@ -171,34 +152,26 @@ def _baseline(analysis: Analysis) -> Iterator[Finding]:
         if not compared:
             continue
         significant = [c.difference.value for c in compared if c.supported]
-        numbers: dict[str, Any] = {
-            "metric": metric,
-            "kind": kind,
+        counts = {
             "compared": len(compared),
             "higher": sum(value > 0 for value in significant),
             "lower": sum(value < 0 for value in significant),
             "limits": len(rows) - len(compared),
         }
+        numbers = {"metric": metric, "kind": kind, **counts}
         yield finding("improvement", Claim.BASELINE_COUNTS, bool(significant), **numbers)
     for metric, comparison in analysis.mean_vs_baseline.items() if several else ():
         yield versus("improvement", f"The mean of all {len(rows)} {kind}s", NO_TEACHER, comparison, metric)
     chosen = _chosen(analysis)
-    for metric in _METRICS if chosen is not None else ():
-        comparison = getattr(chosen, f"{metric}_vs_baseline")
-        if comparison is not None and chosen is not None:
-            yield versus("improvement", chosen.run_name, NO_TEACHER, comparison, metric)
+    if chosen is not None:
+        yield from _versus_baseline("improvement", chosen.run_name, chosen)
 
 
 def _refined(analysis: Analysis) -> Iterator[Finding]:
     """The leaders against the baseline, by the seeds that did not choose them."""
-    if analysis.refinement is None:
-        return
-    for row in analysis.refinement.configurations:
-        for metric in _METRICS:
-            comparison = getattr(row, f"{metric}_vs_baseline")
-            if comparison is not None:
-                one = f"With {row.runs} further seeds, {row.run_name}"
-                yield versus("refined", one, NO_TEACHER, comparison, metric)
+    if analysis.refinement is not None:
+        for row in analysis.refinement.configurations:
+            yield from _versus_baseline("refined", f"With {row.runs} further seeds, {row.run_name}", row)
 
 
 def _chosen(analysis: Analysis) -> Configuration | None:
@@ -214,16 +187,12 @@ def _best(analysis: Analysis) -> Iterator[Finding]:
             continue
         metric: Metric = "auc" if winner.goal == "auc" else "rejection"
         excess = winner.excess_on_test
-        shown = excess is not None and round(excess, _METRICS[metric]) > 0.0
-        numbers: dict[str, Any] = {
-            "metric": metric,
-            "kind": _kind(analysis),
-            "size": winner.best_set_size,
-            "of": n,
-            "excess": excess if shown else None,
-            "excess_chosen": winner.excess_chosen,
-        }
-        yield finding(f"best_{winner.goal}", Claim.BEST_SET, winner.best_set_size < n, **numbers)
+        if excess is not None and round(excess, _METRICS[metric]) == 0.0:
+            excess = None
+        size = winner.best_set_size
+        numbers = {"metric": metric, "kind": _kind(analysis), "size": size, "of": n, "excess": excess}
+        numbers["excess_chosen"] = winner.excess_chosen
+        yield finding(f"best_{winner.goal}", Claim.BEST_SET, size < n, **numbers)
     for two in analysis.top_two:
         needed = {"seeds_needed": two.seeds_needed, "jets_needed": two.jets_needed}
         yield versus("top_two", two.first, two.second, two.difference, two.metric, **needed)
@@ -297,21 +266,14 @@ def group_finding(table: GroupTable, metric: Metric, **scope: Any) -> Finding | 
 def _effects(analysis: Analysis) -> Iterator[Finding]:
     scope = _scope(analysis)
     for c in analysis.correlations:
-        numbers: dict[str, Any] = {
-            "metric": c.metric,
-            "setting": c.setting,
-            "symbol": c.symbol,
-            "r": c.r,
-            **_ends(c.slope.difference),
-        }
+        numbers = {"metric": c.metric, "setting": c.setting, "symbol": c.symbol, "r": c.r}
+        numbers |= _ends(c.slope.difference)
         yield finding(f"correlation_{c.metric}", Claim.TREND, c.slope.supported, **numbers, **scope)
-    for importance in analysis.importance:
-        numbers = {"metric": importance.metric, "one": importance.one, "other": importance.other}
-        numbers |= _ends(importance.difference.difference)
-        yield finding("importance", Claim.IMPORTANCE, importance.difference.supported, **numbers, **scope)
+    for i in analysis.importance:
+        numbers = {"metric": i.metric, "one": i.one, "other": i.other, **_ends(i.difference.difference)}
+        yield finding("importance", Claim.IMPORTANCE, i.difference.supported, **numbers, **scope)
     for shares in analysis.variance_shares:
-        numbers = {"metric": shares.metric, "shares": shares.shares, "noise": shares.noise}
-        yield finding(f"shares_{shares.metric}", Claim.SHARES, False, **numbers, **scope)
+        yield finding(f"shares_{shares.metric}", Claim.SHARES, False, **shares.model_dump(), **scope)
 
 
 def _choices(analysis: Analysis) -> Iterator[Finding]:
@@ -330,13 +292,14 @@ def _choices(analysis: Analysis) -> Iterator[Finding]:
 
 def _gap(analysis: Analysis) -> Iterator[Finding]:
     chosen = _chosen(analysis)
-    for metric in _METRICS if chosen is not None else ():
+    if chosen is None:
+        return
+    for metric in _METRICS:
         gap: Estimate | None = getattr(chosen, f"gap_recovered_{metric}")
-        if gap is None or chosen is None:
-            continue
-        numbers: dict[str, Any] = {"metric": metric, "run_name": chosen.run_name, **_ends(gap)}
-        code = Claim.GAP_UNCERTAIN if gap.low is None or gap.high is None else Claim.GAP
-        yield finding("gap", code, gap.low is not None and gap.low > 0, **numbers)
+        if gap is not None:
+            code = Claim.GAP_UNCERTAIN if gap.low is None or gap.high is None else Claim.GAP
+            supported = gap.low is not None and gap.low > 0
+            yield finding("gap", code, supported, metric=metric, run_name=chosen.run_name, **_ends(gap))
 
 
 # ---- the tagger
@@ -344,15 +307,14 @@ def _gap(analysis: Analysis) -> Iterator[Finding]:
 
 def _networks(analysis: Analysis) -> dict[str, str]:
     """The networks shown, by role, in words."""
-    words = {
-        "teacher": "the teacher",
-        "baseline": "the baseline (seed {0.seed})",
-        "student": "the best student ({0.run_name}, seed {0.seed})",
-    }
-    found: dict[str, str] = {network.role: words[network.role].format(network) for network in analysis.networks}
+    words = {"baseline": "the baseline", "student": "the best student"}
+    found = {}
     for network in analysis.networks:
-        if network.role == "baseline" and network.run_name != "baseline":  # with further settings
-            found["baseline"] = f"the baseline ({network.run_name}, seed {network.seed})"
+        if network.role == "teacher":
+            found["teacher"] = "the teacher"
+        else:
+            name = "" if network.run_name == "baseline" else f"{network.run_name}, "  # with further settings
+            found[network.role] = f"{words[network.role]} ({name}seed {network.seed})"
     return found
 
 
@@ -368,15 +330,10 @@ def _mass(analysis: Analysis) -> Iterator[Finding]:
     for mass in analysis.mass_sculpting:
         if mass.efficiency != 50:
             continue
-        numbers: dict[str, Any] = {
-            "network": _networks(analysis)[mass.role],
-            "corrected": mass.corrected,
-            "low": mass.low,
-            "high": mass.high,
-            "p_adjusted": mass.p_adjusted,
-            "survivors": mass.survivors,
-        }
-        yield finding("mass", Claim.MASS, mass.p_adjusted < SIGNIFICANT, **numbers)
+        stated = ("corrected", "low", "high", "p_adjusted", "survivors")
+        numbers = {name: getattr(mass, name) for name in stated}
+        network = _networks(analysis)[mass.role]
+        yield finding("mass", Claim.MASS, mass.p_adjusted < SIGNIFICANT, network=network, **numbers)
 
 
 def _calibration(analysis: Analysis) -> Iterator[Finding]:

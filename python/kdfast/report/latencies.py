@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdfast.report import schema
 from kdfast.report.networks import StudyNetworks
+from kdfast.report.schema.runs import Configuration, Latency, Network
+from kdfast.report.schema.values import Estimate, Role
 
 __all__ = ["latencies"]
 
 
-def latencies(
-    study: StudyNetworks, rows: Sequence[schema.Configuration], networks: Sequence[schema.Network]
-) -> list[schema.Latency]:
+def latencies(study: StudyNetworks, rows: Sequence[Configuration], networks: Sequence[Network]) -> list[Latency]:
     """Teacher, baseline and every configuration whose size of network was measured, the fastest first.
 
     Networks of one size take the same time, so one measurement counts for all of them.
@@ -23,8 +22,8 @@ def latencies(
         for timing in document.timings
         if (timing.engine, timing.batch) == ("onnxruntime", 1)
     ]
-    sizes = {(result.kind, result.name): result.card["model"] for result in study.results if result.card}
-    points: list[tuple[schema.Role, str, schema.Estimate | None]] = []
+    sizes = {(r.kind, r.name): r.card.get("model") for r in study.results if r.card}
+    points: list[tuple[Role, str, Estimate | None]] = []
     points += [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
     points += [("student", row.run_name, row.auc) for row in rows]
     found = []
@@ -33,7 +32,7 @@ def latencies(
         if auc is None or not costs:
             continue
         document, timing = costs[0]
-        point = schema.Latency(
+        point = Latency(
             role=role,
             run_name=name,
             parameters=document.parameters,

@@ -4,10 +4,11 @@ templates."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kdfast.report.schema import Estimate, Setting
+from kdfast.report.schema.runs import Setting
+from kdfast.report.schema.values import Estimate
 
 __all__ = [
     "GOALS",
@@ -15,14 +16,11 @@ __all__ = [
     "WIDTH",
     "alpha_span",
     "at_least",
-    "columns",
     "counted",
     "ends",
     "first_upper",
     "fixed",
-    "general",
     "interval",
-    "listed",
     "p_text",
     "p_value",
     "percent",
@@ -59,20 +57,6 @@ def title(*lines: str) -> str:
     return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH, "", ""])
 
 
-def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """A table; columns in `left` are flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=False)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = []
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=False)):
-            padded.append(cell.ljust(width) if i in left else cell.rjust(width))
-        return "  " + "  ".join(padded).rstrip()
-
-    rule = "  " + "-" * (sum(widths) + 2 * len(widths) - 2)
-    return "\n".join([line(heads), rule, *map(line, rows)])
-
-
 def wrapped(text: str, first: str = "  ", rest: str | None = None) -> str:
     """A sentence over several lines; rest: the indent of all but the first (None: blanks as long as it)."""
     bound = " ".join(text.split()).replace(" %", "\u00a0%")  # a number and its % stay on one line
@@ -100,21 +84,11 @@ def first_upper(text: str) -> str:
     return text if text[0] in "α" else text[0].upper() + text[1:]
 
 
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c" """
-    return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
-
-
 # ---- numbers
 
 
 def fixed(value: float | None, digits: int, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.{digits}f}"
-
-
-def general(value: float, digits: int = 2) -> str:
-    """Significant digits, for p-values in tables."""
-    return f"{value:.{digits}g}"
 
 
 def thousands(value: float) -> str:

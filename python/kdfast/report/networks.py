@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,30 +17,26 @@ from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.models.config import OwnModel
-from kdfast.report import effects, physics, schema
+from kdfast.report import effects, physics
 from kdfast.report.comparisons import Baselines, Configurations, baseline, configurations
 from kdfast.report.families import Adjusted, AllPairs, adjust, level_of
 from kdfast.report.pairing import fault_of_scores
+from kdfast.report.physics import TestJets
 from kdfast.report.records import planned_settings
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
+from kdfast.report.schema import Missing
+from kdfast.report.schema.values import Estimate, Metric
 from kdfast.store.key import RunKey, run_name
+from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.table import NEED_SCORES, axis_columns, results_table, selected_on
 
-__all__ = ["METRICS", "StudyNetworks", "means_of"]
+__all__ = ["COLUMNS", "METRICS", "StudyNetworks", "means_of"]
 
 Floats = NDArray[np.float64]
-METRICS: tuple[schema.Metric, ...] = ("auc", "rejection")
-
-
-@dataclass(frozen=True)
-class TestJets:
-    """The test jets: labels, weights [B]; pt, mass [B] in GeV or None."""
-
-    labels: NDArray[np.int64]
-    weights: Floats
-    pt: Floats | None
-    mass: Floats | None
+# The metrics, with their columns of the results table.
+COLUMNS: dict[Metric, str] = {"auc": "auc_student", "rejection": "bkg_rej_50"}
+METRICS = tuple(COLUMNS)
 
 
 class StudyNetworks:
@@ -52,7 +47,7 @@ class StudyNetworks:
         """stages: number of such objects of which one report speaks: they share its error budget."""
         self.store = store
         self.stages = stages
-        self.missing: list[schema.Missing] = []
+        self.missing: list[Missing] = []
         self.results = self._distinct(results)
         self.jets = self._test_jets()
         self.usable = self._usable()
@@ -71,19 +66,17 @@ class StudyNetworks:
         return StudyNetworks(self.store, results, stages=stages)
 
     def add_missing(self, what: str, reason: str) -> None:
-        self.missing.append(schema.Missing(what=what, reason=reason))
+        self.missing.append(Missing(what=what, reason=reason))
 
     def _distinct(self, results: Iterable[StoredResult]) -> list[StoredResult]:
         """One result per configuration and seed: a second one, under another name, is left out."""
         kept: dict[tuple[Any, ...], StoredResult] = {}
         for result in results:
             identity = (result.kind, result.config.name if result.config else result.name, result.seed)
-            if identity in kept:
-                first = kept[identity]
+            first = kept.setdefault(identity, result)
+            if first is not result:
                 reason = f"has the same T, α and seed as {first.name}, which is reported instead"
                 self.add_missing(f"run {result.name}, seed {result.seed}", reason)
-            else:
-                kept[identity] = result
         return list(kept.values())
 
     def _test_jets(self) -> TestJets | None:
@@ -115,7 +108,7 @@ class StudyNetworks:
             if result.status != "done":
                 continue
             fault = ""
-            needed = ("auc", "bkg_rej_50") if result.kind == "student" or result.has_scores else ("auc",)
+            needed = ["auc", "bkg_rej_50"] if result.kind == "student" or result.has_scores else ["auc"]
             if not all(math.isfinite(result.metrics.get(name, math.nan)) for name in needed):
                 fault = "it has no finite AUC and rejection"
             elif self.jets is not None and result.has_scores:
@@ -147,15 +140,8 @@ class StudyNetworks:
         return next((r for r in usable if r.config == config and seed in (None, r.seed)), None)
 
     def find(self, kind: str, seed: int | None = None, name: str | None = None) -> StoredResult | None:
-        for result in self.results:
-            if (
-                result.kind == kind
-                and result.key in self.usable
-                and seed in (None, result.seed)
-                and name in (None, result.name)
-            ):
-                return result
-        return None
+        usable = (r for r in self.results if r.kind == kind and r.key in self.usable)
+        return next((r for r in usable if seed in (None, r.seed) and name in (None, r.name)), None)
 
     @cached_property
     def networks(self) -> list[StoredResult]:
@@ -165,11 +151,8 @@ class StudyNetworks:
             by_key[RunKey("student", name, int(seed))]
             for name, seed in zip(self.done["run_name"], self.done["seed"], strict=True)
         ]
-        others = [r for kind in ("baseline", "teacher") for r in self.results if r.kind == kind and self._in_use(r)]
-        return [*students, *others]
-
-    def _in_use(self, result: StoredResult) -> bool:
-        return result.key in self.usable
+        others = [r for kind in ("baseline", "teacher") for r in self.results if r.kind == kind]
+        return [*students, *(r for r in others if r.key in self.usable)]
 
     @cached_property
     def have_scores(self) -> bool:
@@ -207,48 +190,48 @@ class StudyNetworks:
         values = np.exp(log.values)
         return Estimates(values, log.factor * values[:, None])
 
-    def metric(self, metric: schema.Metric) -> Estimates:
+    def metric(self, metric: Metric) -> Estimates:
         return self.auc if metric == "auc" else self.rejection
 
     def _survivors(self, result: StoredResult, point: int) -> int | None:
         count = result.metrics.get(f"n_bkg_{point}")
         return None if count is None else int(count)
 
-    def auc_of(self, k: int) -> schema.Estimate:
+    def auc_of(self, k: int) -> Estimate:
         value = float(self.auc.values[k])
         if not self.have_scores:
-            return schema.Estimate(value=value)
+            return Estimate(value=value)
         return physics.auc_estimate(value, float(self.auc.errors[k]))
 
-    def rejections_of(self, k: int) -> dict[str, schema.Estimate]:
+    def rejections_of(self, k: int) -> dict[str, Estimate]:
         found = {}
         for point, estimates in self.log_rejection.items():
             if math.isnan(estimates.values[k]):
                 continue
             value = math.exp(estimates.values[k])
             survivors = self._survivors(self.networks[k], point)
+            estimate = Estimate(value=value, lower_limit=survivors == 0)
             if self.have_scores:
                 error = float(estimates.errors[k])
-                found[str(point)] = physics.rejection_estimate(value, error, 1 if survivors is None else survivors)
-            else:
-                found[str(point)] = schema.Estimate(value=value, lower_limit=survivors == 0)
+                estimate = physics.rejection_estimate(value, error, 1 if survivors is None else survivors)
+            found[str(point)] = estimate
         return found
 
     def counts_of(self, k: int) -> dict[str, int]:
         counts = {str(p): self._survivors(self.networks[k], p) for p in WORKING_POINTS}
         return {point: count for point, count in counts.items() if count is not None}
 
-    def _finite(self, kind: str, metric: schema.Metric) -> list[int]:
+    def _finite(self, kind: str, metric: Metric) -> list[int]:
         values = self.metric(metric).values
         return [k for k, r in enumerate(self.networks) if r.kind == kind and np.isfinite(values[k])]
 
-    def _model(self, metric: schema.Metric, rows: Sequence[int]) -> Configurations:
+    def _model(self, metric: Metric, rows: Sequence[int]) -> Configurations:
         names = [self.networks[k].name for k in rows]
         seeds = [self.networks[k].seed for k in rows]
         return configurations(self.metric(metric).rows(rows), names, seeds)
 
     @cached_property
-    def students(self) -> dict[schema.Metric, Configurations]:
+    def students(self) -> dict[Metric, Configurations]:
         """The two-way model of configurations and seeds. That of the rejection has none whose rejection is
         a lower limit, which would enter every other's number; the rejection is absent where all are."""
         rows = {metric: self._finite("student", metric) for metric in METRICS}
@@ -263,12 +246,12 @@ class StudyNetworks:
             self.add_missing(what, reason)
         return found
 
-    def means(self, metric: schema.Metric) -> pd.Series:
+    def means(self, metric: Metric) -> pd.Series:
         """By configuration, the model's estimate; where it is a lower limit, the plain mean of its runs."""
-        return means_of(self.done, {"auc": "auc_student", "rejection": "bkg_rej_50"}[metric], self.students.get(metric))
+        return means_of(self.done, COLUMNS[metric], self.students.get(metric))
 
     @cached_property
-    def baselines(self) -> dict[schema.Metric, Baselines]:
+    def baselines(self) -> dict[Metric, Baselines]:
         """The baselines compared with `students`; without a metric where too few seeds are shared, or the
         baselines' own rejections are limits."""
         found, unpaired = {}, set()
@@ -303,7 +286,7 @@ class StudyNetworks:
     # ---- families of tests (families.py): by metric, none where a metric's errors are unknown
 
     @cached_property
-    def against_baseline(self) -> dict[schema.Metric, dict[str | None, Adjusted]]:
+    def against_baseline(self) -> dict[Metric, dict[str | None, Adjusted]]:
         """Configurations, and (None) their mean, minus the baseline."""
         found = {}
         for metric in self.tested:
@@ -314,14 +297,14 @@ class StudyNetworks:
         return found
 
     @cached_property
-    def pairs(self) -> dict[schema.Metric, AllPairs]:
+    def pairs(self) -> dict[Metric, AllPairs]:
         """Configurations against each other. Half of the level by AUC is for their order under different seeds."""
         levels = {metric: level_of("choices", metric, self.stages) for metric in METRICS}
         levels["auc"] /= 2.0
         return {metric: AllPairs(self.students[metric].noise(), levels[metric]) for metric in self.comparable}
 
     @cached_property
-    def effects(self) -> dict[schema.Metric, effects.Effects]:
+    def effects(self) -> dict[Metric, effects.Effects]:
         """Effects of settings, also where they can only be described (`comparable` says which are tested)."""
         return {
             metric: effects.Effects(self.students[metric], self.settings, level_of("effects", metric, self.stages))
@@ -329,7 +312,7 @@ class StudyNetworks:
         }
 
     @cached_property
-    def tested(self) -> tuple[schema.Metric, ...]:
+    def tested(self) -> tuple[Metric, ...]:
         """The metrics by which configurations without a lower limit are compared with the baseline."""
         return tuple(self.students) if self.have_scores else ()
 
@@ -337,10 +320,15 @@ class StudyNetworks:
     def settings(self) -> pd.DataFrame:
         return effects.settings_frame(self.done, self.students["auc"].names, self._usual)
 
+    @cached_property
+    def planned(self) -> StudySettings | None:
+        """The settings of the sweep; None for an import, and where they can't be read."""
+        return planned_settings(self.store.settings, self.store.provenance)
+
     @property
     def _usual(self) -> Mapping[str, Any]:
         """The study's own values of further settings, which runs without these have."""
-        settings = planned_settings(self.store.settings, self.store.provenance)
+        settings = self.planned
         if settings is None:
             return {}
         model, recipe = settings.student(Settings())
@@ -359,7 +347,7 @@ class StudyNetworks:
         return {r.name for k, r in enumerate(self.networks) if r.kind == "student" and self.is_limit(k)}
 
     @cached_property
-    def modelled(self) -> tuple[schema.Metric, ...]:
+    def modelled(self) -> tuple[Metric, ...]:
         """The metrics that put all configurations in order: not the rejection where one's is a lower
         limit."""
         if self.limited:
@@ -371,7 +359,7 @@ class StudyNetworks:
         return METRICS
 
     @cached_property
-    def comparable(self) -> tuple[schema.Metric, ...]:
+    def comparable(self) -> tuple[Metric, ...]:
         """Those whose errors are known, too."""
         if not self.have_scores:
             for what in NEED_SCORES:
@@ -380,7 +368,7 @@ class StudyNetworks:
         return self.modelled
 
     @cached_property
-    def teachers(self) -> dict[schema.Metric, int]:
+    def teachers(self) -> dict[Metric, int]:
         """The teacher's place among the networks, for each metric in which it is no lower limit."""
         place = next((k for k, r in enumerate(self.networks) if r.kind == "teacher"), None)
         if place is None:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdfast.distill.schedules import RunConfig
-from kdfast.report import schema
 from kdfast.report.networks import StudyNetworks
-from kdfast.report.records import planned_settings
 from kdfast.report.sampling import auc_estimates, rejection_estimates
+from kdfast.report.schema.choices import Expected, Race
 from kdfast.store.result import StoredResult
 from kdfast.store.settings import StudySettings
 
@@ -186,9 +185,9 @@ def _resolution(results: Sequence[StoredResult], test: Mapping[str, NDArray[Any]
     return float(np.median([np.linalg.norm(factor[i] - factor[j]) for i, j in pairs]))
 
 
-def race(study: StudyNetworks) -> schema.Race | None:
+def race(study: StudyNetworks) -> Race | None:
     """How the study's race ended, or where it is; None where there is none, or too few configurations have finished."""
-    settings = planned_settings(study.store.settings, study.store.provenance)
+    settings = study.planned
     if settings is None or settings.search is None or study.done.empty:
         return None
     found = Candidates.of(settings, study.results, (), study.store.shared("test"))
@@ -196,7 +195,7 @@ def race(study: StudyNetworks) -> schema.Race | None:
     if outlook is None:
         return None
     expected = [
-        schema.Expected(
+        Expected(
             run_name=run.name,
             score=found.scores.get(number),
             expected=float(outlook.mean[number]),
@@ -204,7 +203,7 @@ def race(study: StudyNetworks) -> schema.Race | None:
         )
         for number, run in enumerate(found.runs)
     ]
-    return schema.Race(
+    return Race(
         metric=settings.search.metric,
         trained=int(found.tried.sum()),
         candidates=len(found.runs),

@@ -19,7 +19,9 @@ from kdfast.report.figures import Drawing, draw, draw_differences, exports, figu
 from kdfast.report.figures.style import STRATEGIES
 from kdfast.report.records import planned_settings
 from kdfast.report.rendering import TEMPLATES, environment, text_of
-from kdfast.report.schema import Analysis, Comparison, Estimate, VerdictRow
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.choices import VerdictRow
+from kdfast.report.schema.values import Estimate
 from kdfast.report.two_studies import StudyComparison
 from kdfast.report.view import ReportView
 from kdfast.store.store import StudyStore
@@ -70,10 +72,13 @@ def page(analysis: Analysis, figures: Sequence[tuple[Drawing, str]]) -> str:
 def _forest(analysis: Analysis) -> list[tuple[VerdictRow, dict[str, str]]]:
     """The verdict's comparisons, each with its places in percent of the width: of 0, value, and the interval."""
     rows = [] if analysis.verdict is None else analysis.verdict.rows
-    ends = [0.0]
+    spans = []
     for row in rows:
         difference = row.comparison.difference
-        ends += [end for end in (difference.low, difference.value, difference.high) if end is not None]
+        first = difference.value if difference.low is None else difference.low
+        last = difference.value if difference.high is None else difference.high
+        spans.append((first, difference.value, last))
+    ends = [0.0, *(end for span in spans for end in span)]
     low = min(ends)
     width = (max(ends) - low) * 1.1 or 1.0
 
@@ -81,11 +86,8 @@ def _forest(analysis: Analysis) -> list[tuple[VerdictRow, dict[str, str]]]:
         return 100.0 * (value - low) / width + 4.5
 
     found = []
-    for row in rows:
-        difference = row.comparison.difference
-        first = difference.value if difference.low is None else difference.low
-        last = difference.value if difference.high is None else difference.high
-        places = {"zero": place(0.0), "value": place(difference.value), "low": place(first)}
+    for row, (first, value, last) in zip(rows, spans, strict=True):
+        places = {"zero": place(0.0), "value": place(value), "low": place(first)}
         places["width"] = place(last) - place(first)
         found.append((row, {name: f"{x:.2f}" for name, x in places.items()}))
     return found
@@ -125,8 +127,6 @@ def _rendered(template: str, **values: Any) -> str:
             script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
             number=_number,
             decimals=_decimals,
-            difference=_difference,
-            mark=_mark,
             **values,
         )
     )
@@ -145,22 +145,3 @@ def _decimals(estimate: Estimate | None, most: int) -> int:
     if estimate is None or not estimate.error:
         return most
     return min(most, max(0, 1 - math.floor(math.log10(estimate.error))))
-
-
-def _difference(comparison: Comparison | None, digits: int) -> Markup:
-    """Two cells: a difference, and its p value."""
-    if comparison is None:
-        return Markup('<td data-value="">–</td><td data-value="">–</td>')
-    value = comparison.difference.value
-    return Markup('<td data-value="{}">{}</td>').format(value, _number(value, digits, "+")) + _p_cell(comparison)
-
-
-def _p_cell(comparison: Comparison) -> Markup:
-    p = comparison.p_adjusted
-    if p is None:
-        return Markup('<td data-value="">–</td>')
-    return Markup('<td data-value="{}">{}</td>').format(p, "< 0.001" if p < 0.001 else f"{p:.3f}")
-
-
-def _mark(member: bool | None) -> str:
-    return "–" if member is None else "yes" if member else "no"

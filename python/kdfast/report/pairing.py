@@ -6,6 +6,7 @@ number.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,10 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
         For a damaged study. What can't be paired is no error but one of the `reasons`.
     """
     stores = (first, second)
-    done = [_finished(store) for store in stores]
+    done = []
+    for store in stores:
+        results = sorted(store.results(), key=lambda result: KINDS.index(result.kind))
+        done.append({r.key: r for r in results if r.status == "done"})
     shared = [key for key in done[0] if key in done[1]]
     scored = [key for key in shared if all(runs[key].has_scores for runs in done)]
     reasons = [] if shared else ["The studies have no run of the same kind, name and seed."]
@@ -81,26 +85,19 @@ def pair_studies(first: StudyStore, second: StudyStore) -> Pairing:
     weights = np.zeros(0, np.float32)
     paired: list[PairedRun] = []
     if scored:
-        jets = first.shared("test")
-        others = second.shared("test")
+        jets, others = (store.shared("test") for store in stores)
         common, here, there = np.intersect1d(jets["index"], others["index"], return_indices=True)
-        labels_there = others["labels"][there]
-        weights_there = others["weights"][there]
-        same = np.array_equal(jets["labels"][here], labels_there) and np.array_equal(
-            jets["weights"][here], weights_there
-        )
-        obstacle = _different_data(first, second) or _different_jets(same, labels_there, weights_there)
+        same = all(np.array_equal(jets[name][here], others[name][there]) for name in ("labels", "weights"))
+        both = (others["labels"][there], others["weights"][there])
+        obstacle = _different_data(stores) or _different_jets(same, *both)
         if obstacle:
             reasons.append(obstacle)
         else:
             index = common
-            labels = labels_there
-            weights = weights_there
-            scores = [
-                [of[key].arrays["scores_test"][part] for key in scored]
-                for of, part in zip(done, (here, there), strict=True)
-            ]
-            paired = [PairedRun(*run) for run in zip(scored, *scores, strict=True)]
+            labels, weights = both
+            for key in scored:
+                one, other = (runs[key].arrays["scores_test"] for runs in done)
+                paired.append(PairedRun(key, one[here], other[there]))
     return Pairing(
         index=index,
         labels=labels,
@@ -124,19 +121,13 @@ def fault_of_scores(result: StoredResult, jets: int) -> str:
     return "all its test scores are equal" if np.ptp(scores) == 0 else ""
 
 
-def _finished(store: StudyStore) -> dict[RunKey, StoredResult]:
-    """The results that are done: teacher, baselines, students."""
-    results = sorted(store.results(), key=lambda result: KINDS.index(result.kind))
-    return {r.key: r for r in results if r.status == "done"}
-
-
-def _different_data(first: StudyStore, second: StudyStore) -> str:
+def _different_data(stores: Iterable[StudyStore]) -> str:
     """Why the jets that the test jets come from are not known to be the same; empty where they are.
 
     These are the study's jets, or its test jets where they were given apart.
     """
     prints = []
-    for store in (first, second):
+    for store in stores:
         data = store.provenance.get("decisive", {}).get("data", {})
         name = data.get("test_fingerprint") or data.get("fingerprint")
         if not isinstance(name, str):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,15 @@ from kdfast.report.sampling import (
     LEVEL,
     auc_estimates,
     auc_interval,
+    effective_number,
     rejection_estimates,
     rejection_interval,
 )
-from kdfast.report.schema import Calibration, CalibrationBin, Estimate, MassSculpting, PtBin, PtRatio
+from kdfast.report.schema.physics import Calibration, CalibrationBin, MassSculpting, PtBin, PtRatio
+from kdfast.report.schema.values import Estimate
 
 __all__ = [
-    "Recovered",
+    "TestJets",
     "calibration",
     "gap_recovered",
     "mass_divergence",
@@ -54,9 +57,21 @@ _MANY_JETS = 50_000
 FEWEST_IN_BIN = 20
 
 
-def threshold_at(labels: NDArray[np.int64], scores: Floats, weights: Floats, efficiency: float) -> float:
+@dataclass(frozen=True)
+class TestJets:
+    """The test jets: labels, weights [B]; pt, mass [B] in GeV or None."""
+
+    __test__ = False  # not a test class of pytest's
+
+    labels: NDArray[np.int64]
+    weights: Floats
+    pt: Floats | None = None
+    mass: Floats | None = None
+
+
+def threshold_at(jets: TestJets, scores: Floats, efficiency: float) -> float:
     """The first score whose signal efficiency reaches `efficiency`."""
-    curve = roc_curve(labels, scores, weights)
+    curve = roc_curve(jets.labels, scores, jets.weights)
     return float(curve.thresholds[curve.reaching(efficiency)])
 
 
@@ -74,57 +89,53 @@ def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jet
     return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
 
 
-def pt_bins(
-    role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats, pt: Floats, edges: Floats
-) -> list[PtBin]:
+def pt_bins(role: str, jets: TestJets, scores: Floats, edges: Floats) -> list[PtBin]:
     """One network in each bin of pT; bins with fewer than 20 jets of a class are left out. Jets whose pT is
     not finite are in none, but count for the threshold over all jets."""
-    threshold = threshold_at(labels, scores, weights, 0.5)
+    threshold = threshold_at(jets, scores, 0.5)
     found = []
-    for b, inside in _bins_of_pt(labels, weights, pt, edges):
-        y = labels[inside]
+    for ends, inside in _bins_of_pt(jets, edges):
+        y = jets.labels[inside]
         s = scores[inside]
-        w = weights[inside]
+        w = jets.weights[inside]
         auc = auc_estimates(y, s[None], w)
         rejection = background_rejection(y, s, 0.5, w)
         log_rejection = rejection_estimates(y, s[None], w, points=(50,))[50]
-        efficiencies = [_efficiency(s[y == label] >= threshold, w[y == label]) for label in (1, 0)]
+        signal, background = (_efficiency(s[y == label] >= threshold, w[y == label]) for label in (1, 0))
         found.append(
             PtBin(
                 role=role,  # type: ignore[arg-type]
-                pt_low=float(edges[b]),
-                pt_high=float(edges[b + 1]),
+                **ends,
                 signal=int((y == 1).sum()),
                 background=int((y == 0).sum()),
                 auc=auc_estimate(float(auc.values[0]), float(auc.errors[0])),
                 rejection=rejection_estimate(rejection.value, float(log_rejection.errors[0]), rejection.survivors),
-                signal_efficiency=efficiencies[0],
-                background_efficiency=efficiencies[1],
+                signal_efficiency=signal,
+                background_efficiency=background,
             )
         )
     return found
 
 
-def _bins_of_pt(
-    labels: NDArray[np.int64], weights: Floats, pt: Floats, edges: Floats
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """The bins that hold enough jets of either class, and which jets [B] are in them."""
-    place = np.clip(np.searchsorted(edges, pt, "right") - 1, 0, len(edges) - 2)
+def _bins_of_pt(jets: TestJets, edges: Floats) -> Iterator[tuple[dict[str, float], NDArray[np.bool_]]]:
+    """The ends of bins that hold enough jets of either class, and which jets [B] are in them."""
+    if jets.pt is None:
+        return
+    place = np.clip(np.searchsorted(edges, jets.pt, "right") - 1, 0, len(edges) - 2)
     for b in range(len(edges) - 1):
-        inside = (place == b) & (weights > 0) & np.isfinite(pt)
-        if min(_effective(weights[inside & (labels == label)]) for label in (0, 1)) >= FEWEST_IN_BIN:
-            yield b, inside
+        inside = (place == b) & (jets.weights > 0) & np.isfinite(jets.pt)
+        classes = (jets.weights[inside & (jets.labels == label)] for label in (0, 1))
+        if min(map(effective_number, classes)) >= FEWEST_IN_BIN:
+            yield {"pt_low": float(edges[b]), "pt_high": float(edges[b + 1])}, inside
 
 
-def pt_ratios(
-    labels: NDArray[np.int64], student: Floats, baseline: Floats, weights: Floats, pt: Floats, edges: Floats
-) -> list[PtRatio]:
+def pt_ratios(jets: TestJets, student: Floats, baseline: Floats, edges: Floats) -> list[PtRatio]:
     """Rejections at 50 % of one network over another's within each bin of pT, paired: both are resampled together. Bins
     with few jets, or without a background jet that survives, are left out."""
     found = []
-    for b, inside in _bins_of_pt(labels, weights, pt, edges):
-        y = labels[inside]
-        w = weights[inside]
+    for ends, inside in _bins_of_pt(jets, edges):
+        y = jets.labels[inside]
+        w = jets.weights[inside]
         both = np.stack([student[inside], baseline[inside]])
         if any(background_rejection(y, scores, 0.5, w).is_lower_limit for scores in both):
             continue
@@ -132,13 +143,8 @@ def pt_ratios(
         value = float(log.values[0] - log.values[1])
         error = float(np.linalg.norm(log.factor[0] - log.factor[1]))
         half = critical(1.0 - LEVEL) * error
-        ratio = Estimate(
-            value=math.exp(value),
-            error=math.exp(value) * error,
-            low=math.exp(value - half),
-            high=math.exp(value + half),
-        )
-        found.append(PtRatio(pt_low=float(edges[b]), pt_high=float(edges[b + 1]), ratio=ratio))
+        ratio, low, high = (math.exp(x) for x in (value, value - half, value + half))
+        found.append(PtRatio(**ends, ratio=Estimate(value=ratio, error=ratio * error, low=low, high=high)))
     return found
 
 
@@ -162,28 +168,16 @@ def rejection_estimate(value: float, log_error: float, survivors: int) -> Estima
 def _efficiency(passed: NDArray[np.bool_], weights: Floats) -> Estimate:
     """A share with Wilson's interval; with weights, a class counts as (Σw)²/Σw² jets."""
     share = float(np.average(passed, weights=weights))
-    number = _effective(weights)
+    number = effective_number(weights)
     low, high = proportion_confint(share * number, number, alpha=1.0 - LEVEL, method="wilson")
     return Estimate(value=share, error=math.sqrt(share * (1.0 - share) / number), low=float(low), high=float(high))
-
-
-def _effective(weights: Floats) -> float:
-    """(Σw)²/Σw²: as many jets of equal weight would fluctuate alike."""
-    return float(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0.0
 
 
 # ---- mass
 
 
 def mass_sculpting(
-    role: str,
-    labels: NDArray[np.int64],
-    scores: Floats,
-    weights: Floats,
-    mass: Floats,
-    efficiency: int,
-    *,
-    seed: int = 0,
+    role: str, jets: TestJets, scores: Floats, efficiency: int, *, seed: int = 0
 ) -> MassSculpting | None:
     """The mass of the background that passes at a signal efficiency (percent) against that of all background.
 
@@ -192,7 +186,7 @@ def mass_sculpting(
     bootstrap: 2 D − D*). The threshold is held fixed. None where fewer than 30 jets pass: the bootstrap
     does not see what bins that stayed empty by chance might hold.
     """
-    chosen = _mass_cells(labels, scores, weights, mass, efficiency)
+    chosen = _mass_cells(jets, scores, efficiency)
     if chosen is None:
         return None
     edges, cells, passed = chosen
@@ -218,23 +212,26 @@ def mass_sculpting(
     )
 
 
-def mass_divergence(
-    labels: NDArray[np.int64], scores: Floats, weights: Floats, mass: Floats, efficiency: int = 50
-) -> float | None:
+def mass_divergence(jets: TestJets, scores: Floats, efficiency: int = 50) -> float | None:
     """The divergence alone, as `mass_sculpting` observes it; None where that gives none."""
-    chosen = _mass_cells(labels, scores, weights, mass, efficiency)
-    return None if chosen is None else float(_divergence(chosen[1][chosen[2]].sum(axis=0), chosen[1].sum(axis=0)))
+    chosen = _mass_cells(jets, scores, efficiency)
+    if chosen is None:
+        return None
+    _, cells, passed = chosen
+    return float(_divergence(cells[passed].sum(axis=0), cells.sum(axis=0)))
 
 
 def _mass_cells(
-    labels: NDArray[np.int64], scores: Floats, weights: Floats, mass: Floats, efficiency: int
+    jets: TestJets, scores: Floats, efficiency: int
 ) -> tuple[Floats, NDArray[np.float32], NDArray[np.bool_]] | None:
     """Edges of bins equally filled by all background, its weights by bin [jets, bins], and which of its jets pass. None
-    where fewer than 30 pass, or masses do not vary."""
-    passing = scores >= threshold_at(labels, scores, weights, efficiency / 100)
-    background = (labels == 0) & (weights > 0) & np.isfinite(mass)
+    where fewer than 30 pass, or masses do not vary or are not known."""
+    if jets.mass is None:
+        return None
+    passing = scores >= threshold_at(jets, scores, efficiency / 100)
+    background = (jets.labels == 0) & (jets.weights > 0) & np.isfinite(jets.mass)
     passed = passing[background]
-    m = mass[background]
+    m = jets.mass[background]
     survivors = int(passed.sum())
     if survivors < FEWEST_SURVIVORS:
         return None
@@ -244,7 +241,7 @@ def _mass_cells(
         return None
     place = np.clip(np.searchsorted(edges, m, "right") - 1, 0, len(edges) - 2)
     cells = np.zeros((len(m), len(edges) - 1), np.float32)
-    cells[np.arange(len(m)), place] = weights[background]
+    cells[np.arange(len(m)), place] = jets.weights[background]
     return edges, cells, passed
 
 
@@ -321,12 +318,12 @@ def _divergence(one: NDArray[Any], other: NDArray[Any]) -> Floats:
 # ---- calibration
 
 
-def calibration(role: str, labels: NDArray[np.int64], scores: Floats, weights: Floats) -> Calibration:
+def calibration(role: str, jets: TestJets, scores: Floats) -> Calibration:
     """How well σ(score) is the probability of signal."""
-    used = weights > 0
-    y = labels[used]
+    used = jets.weights > 0
+    y = jets.labels[used]
     s = scores[used]
-    w = weights[used]
+    w = jets.weights[used]
     probability = np.exp(-np.logaddexp(0.0, -s))
     edges = np.unique(np.quantile(probability, np.linspace(0.0, 1.0, 11)))
     place = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, max(len(edges) - 2, 0))
@@ -389,21 +386,13 @@ def _logistic(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> tup
 # ---- the gap between baseline and teacher
 
 
-class Recovered(NamedTuple):
-    """value, and Fieller's interval, or None where the gap's own interval contains 0."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-def gap_recovered(gain: float, gap: float, variances: tuple[float, float, float], quantile: float) -> Recovered | None:
+def gap_recovered(gain: float, gap: float, variances: tuple[float, float, float], quantile: float) -> Estimate | None:
     """(student − baseline)/(teacher − baseline) = gain/gap, with Fieller's interval (Biometrika 41, 1954,
     175).
 
     variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q
-    σ(gain − θ gap), q the quantile. Neither scipy nor statsmodels has it. None where the teacher is not above the
-    baseline.
+    σ(gain − θ gap), q the quantile. Neither scipy nor statsmodels has it. There is none where the gap's own interval
+    contains 0. None where the teacher is not above the baseline.
     """
     if gap <= 0:
         return None
@@ -413,6 +402,6 @@ def gap_recovered(gain: float, gap: float, variances: tuple[float, float, float]
     b = gain * gap - q2 * v12
     c = gain**2 - q2 * v1
     if a <= 0 or b * b - a * c < 0:
-        return Recovered(gain / gap, None, None)
+        return Estimate(value=gain / gap)
     root = math.sqrt(b * b - a * c)
-    return Recovered(gain / gap, (b - root) / a, (b + root) / a)
+    return Estimate(value=gain / gap, low=(b - root) / a, high=(b + root) / a)

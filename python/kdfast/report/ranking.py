@@ -12,90 +12,102 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.report import physics, schema
+from kdfast.report import physics
 from kdfast.report.comparisons import best_of_equals, configurations, to_separate
 from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of, matrix_root
 from kdfast.report.fitting import Contrast
-from kdfast.report.networks import METRICS, StudyNetworks, means_of
-from kdfast.report.records import comparison_of, number, setting_fields
+from kdfast.report.networks import COLUMNS, StudyNetworks, means_of
+from kdfast.report.records import comparison_of, estimate_of, number, setting_fields
 from kdfast.report.sampling import Estimates, auc_interval, quantile
+from kdfast.report.schema.choices import RankAgreement, TopTwo, Winner
+from kdfast.report.schema.runs import Configuration
+from kdfast.report.schema.settings import GroupTable
+from kdfast.report.schema.values import Comparison, Estimate, Metric
 from kdfast.store.table import combined_score, in_order, is_limited
 
 __all__ = ["configuration_rows", "mean_versus_baseline", "rank_agreement", "top_two", "winners"]
 
 Floats = NDArray[np.float64]
+_VALIDATION: dict[Metric, str] = {"auc": "auc_val", "rejection": "bkg_rej_50_val"}
 
 
-def configuration_rows(study: StudyNetworks) -> list[schema.Configuration]:
-    names = study.students["auc"].names
-    frame = study.settings.copy()
-    frame["auc_student"] = study.means("auc")
-    frame["bkg_rej_50"] = study.means("rejection")
-    fewest = study.done.groupby("run_name")[["n_bkg_50", "n_bkg_50_val"]].min()  # 0: a lower limit, as one run's is
-    frame = frame.join(fewest)
-    limited_on_validation = set(frame.index[is_limited(frame, "bkg_rej_50_val")])
-    if study.selected_on["auc"] == "validation":
-        frame["auc_val"] = _validation_means(study, "auc_val")
-    if study.selected_on["rejection"] == "validation":
-        frame["bkg_rej_50_val"] = _validation_means(study, "bkg_rej_50_val", limited_on_validation)
-    if study.selected_on["combined"] == "validation":
-        frame["combined_val"] = combined_score(frame, "_val")
-    frame["combined"] = combined_score(frame)
+def configuration_rows(study: StudyNetworks) -> list[Configuration]:
+    limited_on_validation, frame = _numbers(study)
     ranked = frame[["auc_student", "combined"]].assign(bkg_rej_50=in_order(frame, "bkg_rej_50"))
     ranks = ranked.rank(ascending=False, method="min").astype(int)
-    versus = {metric: _versus_baseline(study, metric) for metric in METRICS}
+    both = ranked[list(COLUMNS.values())]
+    against = study.against_baseline
     best = {metric: _best_set(study, metric) for metric in study.comparable}
-    spread = study.done.groupby("run_name")[["auc_student", "bkg_rej_50"]].agg(["std", "count"])
+    spread = study.done.groupby("run_name")[list(COLUMNS.values())].agg(["std", "count"])
     found = []
-    for name in names:
+    for name in study.students["auc"].names:
         row = frame.loc[name]
-        both = ranked[["auc_student", "bkg_rej_50"]]
+        numbers: dict[str, Any] = {}
+        for metric, column in COLUMNS.items():
+            tested = against.get(metric, {}).get(name)
+            numbers |= {
+                metric: _estimate(study, metric, name, float(row[column])),
+                f"{metric}_std": number(spread.loc[name, (column, "std")]),
+                f"rank_{metric}": int(ranks[column][name]),
+                f"{metric}_validation": number(row.get(_VALIDATION[metric])),
+                f"{metric}_vs_baseline": None if tested is None else _against(study, metric, name, tested),
+                f"in_best_set_{metric}": name in best[metric] if metric in best else None,
+                f"gap_recovered_{metric}": _gap(study, metric, name),
+            }
         dominated = ((both >= both.loc[name]).all(axis=1) & (both > both.loc[name]).any(axis=1)).any()
         found.append(
-            schema.Configuration(
+            Configuration(
                 **setting_fields(name, row, study.configs[name]),
+                **numbers,
                 runs=int(spread.loc[name, ("auc_student", "count")]),
-                auc=_auc(study, name),
-                rejection=_rejection(study, name, float(row["bkg_rej_50"])),
-                auc_std=number(spread.loc[name, ("auc_student", "std")]),
-                rejection_std=number(spread.loc[name, ("bkg_rej_50", "std")]),
                 combined=float(row["combined"]),
-                rank_auc=int(ranks["auc_student"][name]),
-                rank_rejection=int(ranks["bkg_rej_50"][name]),
                 rank_combined=int(ranks["combined"][name]),
-                auc_validation=number(row.get("auc_val")),
-                rejection_validation=number(row.get("bkg_rej_50_val")),
                 rejection_validation_limit=name in limited_on_validation,
                 combined_validation=number(row.get("combined_val")),
-                auc_vs_baseline=versus["auc"].get(name),
-                rejection_vs_baseline=versus["rejection"].get(name),
-                in_best_set_auc=name in best["auc"] if "auc" in best else None,
-                in_best_set_rejection=name in best["rejection"] if "rejection" in best else None,
                 pareto=not dominated,
-                gap_recovered_auc=_gap(study, "auc", name),
-                gap_recovered_rejection=_gap(study, "rejection", name),
             )
         )
     open_ended = [c.run_name for c in found if c.rejection.error is not None and c.rejection.low is None]
     if open_ended:
         what = f"interval of the rejection of {', '.join(open_ended[:5])}"
         what += f" and {len(open_ended) - 5} more" if len(open_ended) > 5 else ""
-        study.add_missing(
-            what, "too few seeds that differ too much: it would include everything that these jets can measure"
-        )
+        why = "too few seeds that differ too much: it would include everything that these jets can measure"
+        study.add_missing(what, why)
     return sorted(found, key=lambda c: (c.rank_auc, c.run_name))
 
 
-def _auc(study: StudyNetworks, name: str) -> schema.Estimate:
-    contrast = study.students["auc"].estimate(name)
-    return _estimate(study, "auc", contrast, auc_interval(contrast.value, contrast.error, contrast.df))
+def _numbers(study: StudyNetworks) -> tuple[set[str], pd.DataFrame]:
+    """Settings and means of the configurations, and those whose rejection is a lower limit on validation."""
+    frame = study.settings.copy()
+    for metric, column in COLUMNS.items():
+        frame[column] = study.means(metric)
+    fewest = study.done.groupby("run_name")[["n_bkg_50", "n_bkg_50_val"]].min()  # 0: a lower limit, as one run's is
+    frame = frame.join(fewest)
+    limited = set(frame.index[is_limited(frame, "bkg_rej_50_val")])
+    for metric, column in _VALIDATION.items():
+        if study.selected_on[metric] == "validation":
+            frame[column] = _validation_means(study, column, limited if metric == "rejection" else ())
+    if study.selected_on["combined"] == "validation":
+        frame["combined_val"] = combined_score(frame, "_val")
+    frame["combined"] = combined_score(frame)
+    return limited, frame
 
 
-def _rejection(study: StudyNetworks, name: str, mean: float) -> schema.Estimate:
-    if name in study.limited:
-        return schema.Estimate(value=mean, lower_limit=True)
-    contrast = study.students["rejection"].estimate(name)
-    return _estimate(study, "rejection", contrast, _rejection_interval(study, contrast))
+def _estimate(study: StudyNetworks, metric: Metric, name: str, mean: float) -> Estimate:
+    """mean: of the runs, of which one's rejection may be a lower limit."""
+    if metric == "rejection" and name in study.limited:
+        return Estimate(value=mean, lower_limit=True)
+    contrast = study.students[metric].estimate(name)
+    if metric == "auc":
+        interval = auc_interval(contrast.value, contrast.error, contrast.df)
+    else:
+        interval = _rejection_interval(study, contrast)
+    exact = metric == "auc" and interval is None  # an AUC of 0 or 1: the jets tell no error
+    if not study.have_scores or exact:
+        return Estimate(value=contrast.value)
+    low, high = interval or (None, None)
+    found = estimate_of(contrast, study.students[metric].seeds_known)
+    return found.model_copy(update={"low": low, "high": high})
 
 
 def _rejection_interval(study: StudyNetworks, contrast: Contrast) -> tuple[float, float] | None:
@@ -111,23 +123,6 @@ def _rejection_interval(study: StudyNetworks, contrast: Contrast) -> tuple[float
     return value * math.exp(-half), value * math.exp(half)
 
 
-def _estimate(
-    study: StudyNetworks, metric: schema.Metric, contrast: Contrast, interval: tuple[float, float] | None
-) -> schema.Estimate:
-    exact = metric == "auc" and interval is None  # an AUC of 0 or 1: the jets tell no error
-    if not study.have_scores or exact:
-        return schema.Estimate(value=contrast.value)
-    low, high = interval or (None, None)
-    return schema.Estimate(
-        value=contrast.value,
-        error=contrast.error,
-        low=low,
-        high=high,
-        error_test=math.sqrt(contrast.test_variance),
-        error_runs=math.sqrt(contrast.run_variance) if study.students[metric].seeds_known else None,
-    )
-
-
 def _validation_means(study: StudyNetworks, column: str, limited: Collection[str] = ()) -> pd.Series:
     """limited: configurations that are no part of the others' means, as a run's number is a lower limit."""
     runs = study.done[~study.done["run_name"].isin(limited)]
@@ -138,26 +133,21 @@ def _validation_means(study: StudyNetworks, column: str, limited: Collection[str
     return means_of(study.done, column, model)
 
 
-def _versus_baseline(study: StudyNetworks, metric: schema.Metric) -> dict[str, schema.Comparison]:
-    tested = study.against_baseline.get(metric, {})
-    return {name: _against(study, metric, name, found) for name, found in tested.items() if name is not None}
-
-
-def _against(study: StudyNetworks, metric: schema.Metric, name: str | None, adjusted: Adjusted) -> schema.Comparison:
+def _against(study: StudyNetworks, metric: Metric, name: str | None, adjusted: Adjusted) -> Comparison:
     """name: None for the mean of all."""
     baselines = study.baselines[metric]
     value = (baselines if name is None else baselines.of(name)).value
     return comparison_of(adjusted.contrast, value, baselines.students.seeds_known, adjusted)
 
 
-def mean_versus_baseline(study: StudyNetworks) -> dict[schema.Metric, schema.Comparison]:
+def mean_versus_baseline(study: StudyNetworks) -> dict[Metric, Comparison]:
     """By metric; not the rejection where one of the configurations has only a limit."""
     tested = study.against_baseline
     metrics = [metric for metric in study.comparable if metric in tested]
     return {metric: _against(study, metric, None, tested[metric][None]) for metric in metrics}
 
 
-def _best_set(study: StudyNetworks, metric: schema.Metric) -> set[str]:
+def _best_set(study: StudyNetworks, metric: Metric) -> set[str]:
     """The configurations that are statistically indistinguishable from the best: those that no other beats, all pairs
     taken together. The truly best one is among them in more than 95 % of studies."""
     students = study.students[metric]
@@ -172,7 +162,7 @@ def _best_set(study: StudyNetworks, metric: schema.Metric) -> set[str]:
     return inside
 
 
-def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estimate | None:
+def _gap(study: StudyNetworks, metric: Metric, name: str) -> Estimate | None:
     """With the quantile of the simultaneous interval of the gain, so that the two agree."""
     tested = study.against_baseline.get(metric, {}).get(name)
     if tested is None or metric not in study.teachers:
@@ -189,15 +179,12 @@ def _gap(study: StudyNetworks, metric: schema.Metric, name: str) -> schema.Estim
         float(of_gain @ of_gap) + baseline.run_variance,
     )
     quantile = (tested.high - tested.low) / (2.0 * gain.error) if gain.error > 0.0 else 0.0
-    found = physics.gap_recovered(gain.value, float(single.values[0]) - baseline.value, variances, quantile)
-    return None if found is None else schema.Estimate(value=found.value, low=found.low, high=found.high)
+    return physics.gap_recovered(gain.value, float(single.values[0]) - baseline.value, variances, quantile)
 
 
-def winners(
-    study: StudyNetworks, rows: Sequence[schema.Configuration], groups: Sequence[schema.GroupTable]
-) -> list[schema.Winner]:
+def winners(study: StudyNetworks, rows: Sequence[Configuration], groups: Sequence[GroupTable]) -> list[Winner]:
     constant = [row for row in rows if row.strategy == "baseline"]
-    goals: list[tuple[str, str, Sequence[schema.Configuration]]] = [
+    goals: list[tuple[str, str, Sequence[Configuration]]] = [
         ("auc", "auc", rows),
         ("rejection", "rejection", rows),
         ("combined", "combined", rows),
@@ -209,18 +196,18 @@ def winners(
         steadiest = max(consistent, key=lambda group: group.consistency or 0.0).label
         goals.append(("consistent", "auc", [row for row in rows if row.strategy == steadiest]))
 
-    def on_test(row: schema.Configuration, quantity: str) -> float:
+    def on_test(row: Configuration, quantity: str) -> float:
         value = getattr(row, quantity)
-        if not isinstance(value, schema.Estimate):
+        if not isinstance(value, Estimate):
             return float(value)
         return math.inf if value.lower_limit else value.value
 
-    def on_validation(row: schema.Configuration, quantity: str) -> float:
+    def on_validation(row: Configuration, quantity: str) -> float:
         limit = quantity == "rejection" and row.rejection_validation_limit
         value = getattr(row, f"{quantity}_validation")
         return math.inf if limit else -math.inf if value is None else float(value)
 
-    winners: list[schema.Winner] = []
+    winners: list[Winner] = []
     for goal, quantity, among in goals:
         if not among:
             continue
@@ -231,21 +218,17 @@ def winners(
         highest = max(among, key=lambda row: (on_test(row, quantity), row is chosen))
         more: dict[str, Any] = {}
         if goal in study.comparable:
-            more |= _excess(study, goal)
+            more = _excess(study, goal)
             more["best_set_size"] = sum(bool(getattr(row, f"in_best_set_{goal}")) for row in rows)
-        value = getattr(chosen, f"{quantity}_validation")
         first = winners[0].configuration if winners else chosen.run_name
         for metric in study.comparable if chosen.run_name != first else ():
-            students = study.students[metric]
-            reference = float(students.values[students.index(first)])
-            tested = study.pairs[metric].adjust(students.difference(chosen.run_name, first))
-            more[f"{metric}_vs_best"] = comparison_of(tested.contrast, reference, students.seeds_known, tested)
+            more[f"{metric}_vs_best"] = _of_pair(study, metric, chosen.run_name, first)
         winners.append(
-            schema.Winner(
+            Winner(
                 goal=goal,  # type: ignore[arg-type]
                 configuration=chosen.run_name,
                 selected_on=study.selected_on[quantity],  # type: ignore[arg-type]
-                value_validation=value,
+                value_validation=getattr(chosen, f"{quantity}_validation"),
                 highest_on_test=highest.run_name,
                 **more,
             )
@@ -253,7 +236,15 @@ def winners(
     return winners
 
 
-def _excess(study: StudyNetworks, metric: schema.Metric) -> dict[str, float | None]:
+def _of_pair(study: StudyNetworks, metric: Metric, one: str, other: str) -> Comparison:
+    """One configuration against another, as one of all pairs."""
+    students = study.students[metric]
+    tested = study.pairs[metric].adjust(students.difference(one, other))
+    reference = float(students.values[students.index(other)])
+    return comparison_of(tested.contrast, reference, students.seeds_known, tested)
+
+
+def _excess(study: StudyNetworks, metric: Metric) -> dict[str, float | None]:
     """Winner's curse of a choice on the test jets, and of one on validation quoted from test."""
     students = study.students[metric]
     excess: dict[str, float | None] = {"excess_on_test": best_of_equals(students.noise())}
@@ -266,7 +257,7 @@ def _excess(study: StudyNetworks, metric: schema.Metric) -> dict[str, float | No
     return excess
 
 
-def top_two(study: StudyNetworks, rows: Sequence[schema.Configuration]) -> list[schema.TopTwo]:
+def top_two(study: StudyNetworks, rows: Sequence[Configuration]) -> list[TopTwo]:
     if len(rows) < 2 or study.jets is None:
         return []
     found = []
@@ -274,15 +265,13 @@ def top_two(study: StudyNetworks, rows: Sequence[schema.Configuration]) -> list[
         students = study.students[metric]
         first, second = (students.names[i] for i in np.argsort(-students.values, kind="stable")[:2])
         contrast = students.difference(first, second)
-        tested = study.pairs[metric].adjust(contrast)
         seeds, jets = to_separate(contrast, seeds=students.seeds, jets=len(study.jets.labels))
-        reference = float(students.values[students.index(second)])
         found.append(
-            schema.TopTwo(
+            TopTwo(
                 metric=metric,
                 first=first,
                 second=second,
-                difference=comparison_of(contrast, reference, students.seeds_known, tested),
+                difference=_of_pair(study, metric, first, second),
                 seeds_needed=seeds if students.seeds_known else None,
                 jets_needed=jets,
             )
@@ -290,7 +279,7 @@ def top_two(study: StudyNetworks, rows: Sequence[schema.Configuration]) -> list[
     return found
 
 
-def rank_agreement(study: StudyNetworks, *, simulated: int = 4000) -> schema.RankAgreement | None:
+def rank_agreement(study: StudyNetworks, *, simulated: int = 4000) -> RankAgreement | None:
     """Whether seeds agree on the order of configurations by AUC, more than equal configurations on the same test jets
     would; None with fewer than two seeds or four configurations that all have them, or where nothing is tested."""
     students = study.students["auc"]
@@ -306,7 +295,7 @@ def rank_agreement(study: StudyNetworks, *, simulated: int = 4000) -> schema.Ran
     rho = float(_mean_rho(students.runs.values[students.rows][None])[0])
     p = float((1 + (expected >= rho).sum()) / (1 + simulated))
     level = level_of("choices", "auc", study.stages) / 2.0
-    return schema.RankAgreement(
+    return RankAgreement(
         seeds=seeds,
         rho=rho,
         expected=float(expected.mean()),

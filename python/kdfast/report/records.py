@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError
-from kdfast.report import schema
 from kdfast.report.families import Adjusted
 from kdfast.report.fitting import ROUNDING, Contrast
+from kdfast.report.sampling import effective_number
+from kdfast.report.schema.runs import Jets
+from kdfast.report.schema.settings import MetricSummary
+from kdfast.report.schema.values import Comparison, Estimate
 from kdfast.store.settings import StudySettings
 
 __all__ = [
@@ -59,24 +62,22 @@ def integer(value: Any) -> int | None:
     return None if value is None or pd.isna(value) else int(value)
 
 
-def jet_counts(labels: NDArray[Any], weights: NDArray[np.float64]) -> schema.Jets:
-    def effective(label: int) -> float:
-        w = weights[labels == label]
-        return float(w.sum() ** 2 / np.square(w).sum()) if w.any() else 0.0
-
-    return schema.Jets(
-        signal=int((labels == 1).sum()),
-        background=int((labels == 0).sum()),
-        effective_signal=effective(1),
-        effective_background=effective(0),
+def jet_counts(labels: NDArray[Any], weights: NDArray[np.float64]) -> Jets:
+    signal = labels == 1
+    background = labels == 0
+    return Jets(
+        signal=int(signal.sum()),
+        background=int(background.sum()),
+        effective_signal=effective_number(weights[signal]),
+        effective_background=effective_number(weights[background]),
         weighted=bool(np.ptp(weights) > 0),
     )
 
 
-def summary(values: pd.Series, limits: int = 0) -> schema.MetricSummary:
+def summary(values: pd.Series, limits: int = 0) -> MetricSummary:
     """limits: how many of the values are lower limits."""
     several = len(values) > 1 and not limits
-    return schema.MetricSummary(
+    return MetricSummary(
         mean=float(values.mean()),
         std=float(values.std()) if several else None,
         variance=float(values.var()) if several else None,
@@ -86,12 +87,12 @@ def summary(values: pd.Series, limits: int = 0) -> schema.MetricSummary:
     )
 
 
-def estimate_of(contrast: Contrast, seeds_known: bool = True) -> schema.Estimate:
+def estimate_of(contrast: Contrast, seeds_known: bool = True) -> Estimate:
     def exact(value: float) -> float:
         return 0.0 if abs(value) < ROUNDING else value
 
     low, high = contrast.interval
-    return schema.Estimate(
+    return Estimate(
         value=exact(contrast.value),
         error=exact(contrast.error),
         low=exact(low),
@@ -103,14 +104,14 @@ def estimate_of(contrast: Contrast, seeds_known: bool = True) -> schema.Estimate
 
 def comparison_of(
     contrast: Contrast, reference: float, seeds_known: bool, adjusted: Adjusted | None = None
-) -> schema.Comparison:
+) -> Comparison:
     """adjusted: the contrast as one of its family. None: it is described and not tested, without an interval."""
     difference = estimate_of(contrast, seeds_known)
     low = high = None
     if adjusted is not None and math.isfinite(adjusted.high):
         low, high = adjusted.low, adjusted.high
     difference = difference.model_copy(update={"low": low, "high": high})
-    return schema.Comparison(
+    return Comparison(
         difference=difference,
         relative=difference.value / reference if reference else None,
         p_value=None if adjusted is None else contrast.p_value,

@@ -18,11 +18,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdfast.distill.axes import AXES
 from kdfast.distill.schedules import shown
 from kdfast.report import layout
-from kdfast.report.schema import Finding
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.statements import Finding
+from kdfast.report.view import ReportView
 
-__all__ = ["TEMPLATES", "environment", "text_of"]
+__all__ = ["TEMPLATES", "TEXTS", "environment", "report_texts", "text_of"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+# The report's plain texts, each from the template of its name.
+TEXTS = ("results_summary.txt", "hyperparameter_analysis.txt", "detailed_comparison.txt", "ANALYSIS_SUMMARY.txt")
 
 
 @cache
@@ -48,6 +53,12 @@ def environment(*, html: bool = False) -> Environment:
     return found
 
 
+def report_texts(analysis: Analysis) -> dict[str, str]:
+    """The texts of an analysis by file name."""
+    view = ReportView(analysis)
+    return {name: text_of(f"{name}.j2", a=analysis, view=view) for name in TEXTS}
+
+
 def text_of(template: str, **values: Any) -> str:
     """A plain text from its template and values."""
     return shown(environment().get_template(template).render(**values).rstrip("\n") + "\n")
@@ -59,8 +70,16 @@ def _section(heading: str, caller: Callable[[], str]) -> str:
 
 
 def _columns(block: str, left: Collection[int] = (0,)) -> str:
-    heads, *rows = ([cell.strip() for cell in line.split("│")] for line in block.strip("\n").split("\n"))
-    return layout.columns(heads, rows, left) + "\n"
+    """A table of lines, the first of which is its head; columns in `left` are flush left, others flush right."""
+    rows = [[cell.strip() for cell in line.split("│")] for line in block.strip("\n").split("\n")]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=False))
+        padded = [cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in cells]
+        lines.append("  " + "  ".join(padded).rstrip() + "\n")
+    rule = "  " + "-" * (sum(widths) + 2 * len(widths) - 2) + "\n"
+    return "".join([lines[0], rule, *lines[1:]])
 
 
 def _paragraph(block: str, first: str = "  ", rest: str | None = None) -> str:

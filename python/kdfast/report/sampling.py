@@ -29,6 +29,7 @@ __all__ = [
     "Estimates",
     "auc_estimates",
     "auc_interval",
+    "effective_number",
     "quantile",
     "rejection_estimates",
     "rejection_interval",
@@ -76,6 +77,11 @@ def quantile(df: float = math.inf) -> float:
     """How many standard errors the two-sided interval extends to each side: Student's t, 1.96 for many
     degrees of freedom."""
     return float(stats.t.isf((1.0 - LEVEL) / 2.0, df) if math.isfinite(df) else stats.norm.isf((1.0 - LEVEL) / 2.0))
+
+
+def effective_number(weights: Floats) -> float:
+    """(Σw)²/Σw²: as many jets of equal weight would fluctuate alike; 0 without weight."""
+    return float(weights.sum() ** 2 / np.square(weights).sum()) if weights.any() else 0.0
 
 
 # ---- AUC

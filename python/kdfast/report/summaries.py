@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kdfast.distill.axes import AXES
-from kdfast.report import effects, schema
+from kdfast.report import effects
 from kdfast.report.effects import group_labels, numeric, questions
-from kdfast.report.networks import METRICS, StudyNetworks
-from kdfast.report.records import comparison_of, estimate_of, number, planned_settings, summary
-from kdfast.report.sampling import Estimates
+from kdfast.report.networks import COLUMNS, METRICS, StudyNetworks
+from kdfast.report.records import comparison_of, number, summary
+from kdfast.report.schema.choices import Convergence
+from kdfast.report.schema.settings import (
+    Correlation,
+    Distribution,
+    Group,
+    GroupTable,
+    Importance,
+    LinearModel,
+    Pair,
+    PlannedContrast,
+    SettingTable,
+    TopQuartile,
+    VarianceShares,
+)
+from kdfast.report.schema.values import Comparison, Estimate, Metric
 from kdfast.store.table import STRATEGIES
-
-_COLUMNS: dict[schema.Metric, str] = {"auc": "auc_student", "rejection": "bkg_rej_50"}
 
 __all__ = [
     "convergence",
@@ -32,57 +46,51 @@ __all__ = [
 ]
 
 
-def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
+def group_tables(study: StudyNetworks) -> list[GroupTable]:
     return [_group_table(study, setting, groups) for setting, groups in group_labels(study.settings).items()]
 
 
-def _group_table(study: StudyNetworks, setting: str, groups: pd.Series) -> schema.GroupTable:
+def _group_table(study: StudyNetworks, setting: str, groups: pd.Series) -> GroupTable:
     runs = study.done.assign(group=study.done["run_name"].map(groups)).dropna(subset=["group"])
     means = runs.groupby("group", sort=False)[["auc_student", "bkg_rej_50"]].mean()
     constant = means.loc["baseline"] if setting == "strategy" and "baseline" in means.index else None
     references: dict[str, str] = {}
-    differences: dict[str, dict[str, schema.Comparison]] = {metric: {} for metric in METRICS}
+    compared: dict[tuple[str, str], Comparison | None] = {}
     for metric in study.modelled:
-        column = _COLUMNS[metric]
-        reference = str(means[column].idxmax())
-        references[metric] = reference
+        column = COLUMNS[metric]
+        reference = references[metric] = str(means[column].idxmax())
         highest = float(means.loc[reference, column])
-        for label in means.index:
-            compared = _effect(study, metric, ("pair", setting, str(label), reference), highest)
-            if compared is not None:
-                differences[metric][str(label)] = compared
+        for label in map(str, means.index):
+            compared[metric, label] = _effect(study, metric, ("pair", setting, label, reference), highest)
     rows = []
     order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
     for label in order:
         own = runs[runs["group"] == label]
         auc = summary(own["auc_student"])
         rejection = summary(own["bkg_rej_50"], _limits(own))
+        over: dict[str, float] = {}
+        if constant is not None:
+            over["auc_over_constant"] = auc.mean - float(constant["auc_student"])
+            if "rejection" in study.modelled:
+                over["rejection_over_constant"] = rejection.mean - float(constant["bkg_rej_50"])
         rows.append(
-            schema.Group(
-                label=str(label),
+            Group(
+                label=label,
                 runs=len(own),
                 auc=auc,
                 rejection=rejection,
                 consistency=None if auc.std is None else 1.0 / (auc.std + 0.001),
-                auc_over_constant=None if constant is None else auc.mean - float(constant["auc_student"]),
-                rejection_over_constant=None
-                if constant is None or "rejection" not in study.modelled
-                else rejection.mean - float(constant["bkg_rej_50"]),
-                auc_difference=differences["auc"].get(str(label)),
-                rejection_difference=differences["rejection"].get(str(label)),
+                auc_over_constant=over.get("auc_over_constant"),
+                rejection_over_constant=over.get("rejection_over_constant"),
+                auc_difference=compared.get(("auc", label)),
+                rejection_difference=compared.get(("rejection", label)),
             )
         )
-    return schema.GroupTable(
-        setting=setting,
-        reference=references["auc"],
-        reference_rejection=references.get("rejection"),
-        groups=rows,
-    )
+    second = references.get("rejection")
+    return GroupTable(setting=setting, reference=references["auc"], reference_rejection=second, groups=rows)
 
 
-def _effect(
-    study: StudyNetworks, metric: schema.Metric, key: tuple[str, ...], reference: float
-) -> schema.Comparison | None:
+def _effect(study: StudyNetworks, metric: Metric, key: tuple[str, ...], reference: float) -> Comparison | None:
     """An effect by its key (`Effects`), tested where errors are known; of a pair in either order."""
     found = study.effects[metric].found
     sign = 1.0
@@ -96,26 +104,19 @@ def _effect(
     return comparison_of(found[key].contrast.times(sign), reference, True)
 
 
-def planned(study: StudyNetworks) -> list[schema.PlannedContrast]:
+def planned(study: StudyNetworks) -> list[PlannedContrast]:
     """The contrasts that a reader expects: high against low, scheduled against constant, at equal other settings."""
     found = []
     for question, (_, one, other) in questions(study.settings).items():
         for metric in study.modelled:
             compared = _effect(study, metric, ("planned", question), 0.0)
             if compared is not None:
-                found.append(
-                    schema.PlannedContrast(
-                        question=question,
-                        metric=metric,
-                        one=one,
-                        other=other,
-                        comparison=compared,
-                    )
-                )
+                sides = {"one": one, "other": other}
+                found.append(PlannedContrast(question=question, metric=metric, **sides, comparison=compared))
     return found
 
 
-def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[schema.Pair]]:
+def grid_of_settings(study: StudyNetworks) -> tuple[SettingTable, list[Pair]]:
     by = study.done.groupby(["temp_init", "alpha_init"])
     means = by[["auc_student", "bkg_rej_50"]].mean()
     counts = by.size()
@@ -126,68 +127,50 @@ def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[sc
     def rows(column: str) -> list[list[float | None]]:
         return [[number(means[column].get((t, a))) for a in alphas] for t in temps]
 
-    table = schema.SettingTable(
+    table = SettingTable(
         temp_init=temps,
         alpha_init=alphas,
         auc=rows("auc_student"),
         rejection=rows("bkg_rej_50"),
         rejection_limits=[[int(limits.get((t, a), 0)) for a in alphas] for t in temps],
     )
-    pairs = [
-        schema.Pair(
-            temp_init=float(t),
-            alpha_init=float(a),
-            runs=int(counts[t, a]),
-            auc=float(row["auc_student"]),
-            rejection=float(row["bkg_rej_50"]),
-            rejection_limits=int(limits[t, a]),
-        )
-        for (t, a), row in means.iterrows()
-    ]
+    pairs = []
+    for (t, a), row in means.iterrows():
+        numbers: dict[str, Any] = {"auc": float(row["auc_student"]), "rejection": float(row["bkg_rej_50"])}
+        sizes = {"runs": int(counts[t, a]), "rejection_limits": int(limits[t, a])}
+        pairs.append(Pair(temp_init=float(t), alpha_init=float(a), **sizes, **numbers))
     return table, sorted(pairs, key=lambda pair: -pair.auc)
 
 
-def correlations(study: StudyNetworks) -> list[schema.Correlation]:
+def correlations(study: StudyNetworks) -> list[Correlation]:
     found = []
     for setting, (symbol, values) in numeric(study.settings).items():
         of_runs = study.done["run_name"].map(pd.Series(values, study.settings.index)).to_numpy(np.float64)
         for metric in study.modelled:
             own = effects.correlation(values, study.students[metric].values)
-            runs = effects.correlation(of_runs, study.done[_COLUMNS[metric]].to_numpy(np.float64))
+            runs = effects.correlation(of_runs, study.done[COLUMNS[metric]].to_numpy(np.float64))
             slope = _effect(study, metric, ("slope", setting), 0.0)
             if own is not None and runs is not None and slope is not None:
-                found.append(
-                    schema.Correlation(
-                        setting=setting,
-                        symbol=symbol,
-                        metric=metric,
-                        r_runs=runs.r,
-                        r=own.r,
-                        low=own.low,
-                        high=own.high,
-                        p_value=own.p_value,
-                        points=own.n,
-                        slope=slope,
-                    )
-                )
+                numbers: dict[str, Any] = {"r_runs": runs["r"], **own, "points": len(values), "slope": slope}
+                found.append(Correlation(setting=setting, symbol=symbol, metric=metric, **numbers))
     return found
 
 
-def importance(study: StudyNetworks) -> list[schema.Importance]:
+def importance(study: StudyNetworks) -> list[Importance]:
     found = []
     symbols = {name: symbol for name, (symbol, _) in numeric(study.settings).items()}
     for other, one in combinations(symbols, 2):
         for metric in study.modelled:
             c = _effect(study, metric, ("importance", one, other), 0.0)
             if c is not None:
-                found.append(schema.Importance(metric=metric, one=symbols[one], other=symbols[other], difference=c))
+                found.append(Importance(metric=metric, one=symbols[one], other=symbols[other], difference=c))
     return found
 
 
-def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
+def linear_models(study: StudyNetworks) -> list[LinearModel]:
     found = []
     for metric in study.modelled:
-        fitted = effects.linear_model(study.students[metric], study.settings)
+        fitted = effects.linear_model(study.students[metric], study.settings, metric)
         if fitted is None:
             reason = "too few configurations, or T and α do not vary, or only together"
             study.add_missing(f"linear model of {metric}", reason)
@@ -195,79 +178,55 @@ def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
         if fitted.undetermined:
             reason = "these settings change together with others in this grid"
             study.add_missing(f"slopes of {metric} with {', '.join(fitted.undetermined)}", reason)
-        terms = [schema.Term(name=name, slope=estimate_of(contrast)) for name, contrast in fitted.slopes.items()]
-        found.append(
-            schema.LinearModel(
-                metric=metric,
-                settings=fitted.settings,
-                terms=terms,
-                undetermined=fitted.undetermined,
-                df=fitted.df,
-                r_squared=fitted.r_squared,
-            )
-        )
+        found.append(fitted)
     return found
 
 
-def variance_shares(study: StudyNetworks) -> list[schema.VarianceShares]:
+def variance_shares(study: StudyNetworks) -> list[VarianceShares]:
     found = []
     for metric in study.modelled:
         shares = effects.variance_shares(study.students[metric], study.settings)
         if isinstance(shares, str):
             study.add_missing(f"shares of the variance of {metric}", shares)
         else:
-            found.append(
-                schema.VarianceShares(
-                    metric=metric,
-                    shares={name: share for name, (share, _) in shares.items()},
-                    noise={name: noise for name, (_, noise) in shares.items()},
-                )
-            )
+            taken = {name: share for name, (share, _) in shares.items()}
+            noise = {name: expected for name, (_, expected) in shares.items()}
+            found.append(VarianceShares(metric=metric, shares=taken, noise=noise))
     return found
 
 
-def distribution(study: StudyNetworks) -> schema.Distribution:
-    students = range(len(study.done))
-
-    def error(estimates: Estimates) -> float | None:
-        return float(np.median(estimates.errors[list(students)])) if study.have_scores else None
-
-    def paired(metric: schema.Metric) -> float | None:
-        if not study.have_scores or metric not in study.modelled:
-            return None
-        noise = study.students[metric].noise()
-        if len(noise) < 2:
-            return None
-        variance = np.diag(noise)[:, None] + np.diag(noise)[None, :] - 2.0 * noise
-        return math.sqrt(max(0.0, float(np.median(variance[np.triu_indices(len(noise), 1)]))))
-
-    def by_seed(metric: schema.Metric) -> tuple[float | None, float | None]:
-        if metric not in study.modelled or not study.students[metric].seeds_known:
-            return None, None
-        model = study.students[metric]
-        if len(model.names) == 1:  # nothing tells the two apart
-            return None, None
-        return math.sqrt(model.model.run_variance), math.sqrt(model.common_variance)
-
-    own, common = by_seed("auc")
-    own_rejection, common_rejection = by_seed("rejection")
-    return schema.Distribution(
+def distribution(study: StudyNetworks) -> Distribution:
+    """The numbers of a metric that does not put all configurations in order are null."""
+    found: dict[str, float | None] = {}
+    for metric in METRICS:
+        modelled = metric in study.modelled
+        error = paired = own = common = None
+        if study.have_scores and modelled:
+            error = float(np.median(study.metric(metric).errors[: len(study.done)]))
+            paired = _typical_difference(study.students[metric].noise())
+        if modelled and study.students[metric].seeds_known and len(study.students[metric].names) > 1:
+            own = math.sqrt(study.students[metric].model.run_variance)
+            common = math.sqrt(study.students[metric].common_variance)
+        found |= {f"{metric}_error": error, f"{metric}_paired_error": paired}
+        found |= {f"{metric}_seed_std": own, f"{metric}_seed_common_std": common}
+    return Distribution(
         runs=len(study.done),
         auc=summary(study.done["auc_student"]),
         rejection=summary(study.done["bkg_rej_50"], _limits(study.done)),
-        auc_error=error(study.auc),
-        rejection_error=error(study.rejection) if "rejection" in study.modelled else None,
-        auc_paired_error=paired("auc"),
-        rejection_paired_error=paired("rejection"),
-        auc_seed_std=own,
-        rejection_seed_std=own_rejection,
-        auc_seed_common_std=common,
-        rejection_seed_common_std=common_rejection,
         seed_df=study.students["auc"].seed_df,
+        **found,
     )
 
 
-def top_quartile(study: StudyNetworks) -> schema.TopQuartile:
+def _typical_difference(noise: NDArray[np.float64]) -> float | None:
+    """Median standard error of a difference of two configurations; None for a single one."""
+    if len(noise) < 2:
+        return None
+    variance = np.diag(noise)[:, None] + np.diag(noise)[None, :] - 2.0 * noise
+    return math.sqrt(max(0.0, float(np.median(variance[np.triu_indices(len(noise), 1)]))))
+
+
+def top_quartile(study: StudyNetworks) -> TopQuartile:
     done = study.done
     top = done.sort_values("auc_student", ascending=False, kind="stable").head(math.ceil(len(done) / 4))
     axes = {name: labels for name, labels in group_labels(study.settings).items() if name in AXES}
@@ -283,7 +242,7 @@ def top_quartile(study: StudyNetworks) -> schema.TopQuartile:
             found |= {f"{AXES[name].label.lower()} {label}": float((own == label).mean()) for label in labels.unique()}
         return found
 
-    return schema.TopQuartile(
+    return TopQuartile(
         runs=len(top),
         mean_temp_init=float(top["temp_init"].mean()),
         mean_alpha_init=float(top["alpha_init"].mean()),
@@ -313,12 +272,13 @@ def _in_order(means: pd.DataFrame, setting: str) -> list[str]:
     return sorted((str(label) for label in means.index), key=place)
 
 
-def convergence(study: StudyNetworks) -> schema.Convergence | None:
+def convergence(study: StudyNetworks) -> Convergence | None:
     """None where no run has its epochs, as imported ones."""
     runs = study.done.dropna(subset=["best_epoch", "epochs"])
     if runs.empty:
         return None
-    asked = _epochs_asked(study)
+    settings = study.planned
+    asked = None if settings is None else settings.recipe.epochs
     if "planned_epochs" in runs:
         asked = runs["planned_epochs"].astype("Float64").fillna(asked if asked is not None else runs["epochs"])
     possible = runs["epochs"] if asked is None else np.maximum(runs["epochs"], asked)
@@ -333,21 +293,13 @@ def convergence(study: StudyNetworks) -> schema.Convergence | None:
     slope = None
     if len(slopes) > 1:
         error = float(np.std(slopes, ddof=1)) / math.sqrt(len(slopes))
-        slope = schema.Estimate(value=float(np.mean(slopes)), error=error)
+        slope = Estimate(value=float(np.mean(slopes)), error=error)
     by_strategy = late.groupby(runs["strategy"]).agg(["sum", "size"])
-    return schema.Convergence(
+    counts = {name: (int(own["sum"]), int(own["size"])) for name, own in by_strategy.iterrows()}
+    return Convergence(
         runs=len(runs),
         late=int(late.sum()),
         stopped=int((runs["epochs"] < possible).sum()),
         slope=slope,
-        groups={
-            name: (int(by_strategy.loc[name, "sum"]), int(by_strategy.loc[name, "size"]))
-            for name in STRATEGIES
-            if name in by_strategy.index
-        },
+        groups={name: counts[name] for name in STRATEGIES if name in counts},
     )
-
-
-def _epochs_asked(study: StudyNetworks) -> int | None:
-    settings = planned_settings(study.store.settings, study.store.provenance)
-    return None if settings is None else settings.recipe.epochs

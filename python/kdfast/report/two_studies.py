@@ -21,7 +21,8 @@ from kdfast.report.comparisons import configurations, holm
 from kdfast.report.pairing import Pairing, pair_studies
 from kdfast.report.records import estimate_of, jet_counts
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
-from kdfast.report.schema import Estimate, Jets, Metric, Record
+from kdfast.report.schema.runs import Jets
+from kdfast.report.schema.values import Estimate, Metric, Record
 from kdfast.store.identity import differing, shown_setting
 from kdfast.store.key import RunKey
 from kdfast.store.store import StudyStore
@@ -191,7 +192,7 @@ def _limits(pairs: _Pairs) -> list[str]:
 # ---- rows
 
 
-def _rows(pairs: _Pairs, kind: Literal["teacher", "baseline", "student"]) -> list[PairedRow]:
+def _rows(pairs: _Pairs, kind: Literal["teacher", "baseline", "mean", "student"]) -> list[PairedRow]:
     """A row for each network or configuration of a kind."""
     chosen = [k for k, key in enumerate(pairs.keys) if key.kind == kind]
     names = [pairs.keys[k].name for k in chosen]
@@ -222,10 +223,7 @@ def _mean(pairs: _Pairs) -> list[PairedRow]:
         None if pairs.factor is None else {metric: averaging @ factor for metric, factor in pairs.factor.items()},
         averaging @ pairs.limited > 0,
     )
-    every = range(len(seeds))
-    metrics = {metric: _compared(means, metric, every, [name] * len(seeds), seeds) for metric in pairs.values}
-    rejection = metrics["rejection"].get(name)
-    return [PairedRow(kind="mean", name=name, seeds=len(seeds), auc=metrics["auc"][name], rejection=rejection)]
+    return _rows(means, "mean")
 
 
 def _compared(
@@ -241,7 +239,8 @@ def _compared(
     if not kept:
         return {}
     places = [rows[i] for i in kept]
-    names, seeds = [names[i] for i in kept], [seeds[i] for i in kept]
+    names = [names[i] for i in kept]
+    seeds = [seeds[i] for i in kept]
     one, other = pairs.values[metric][:, places]
     nothing = np.zeros((len(places), 1))
     factor = nothing if pairs.factor is None else pairs.factor[metric][places]

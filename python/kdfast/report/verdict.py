@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from kdfast.distill.schedules import shown
 from kdfast.report.findings import converged, seeds_are_known
 from kdfast.report.fitting import ROUNDING
 from kdfast.report.rendering import environment
-from kdfast.report.schema import Analysis, Comparison, Configuration, Light, Verdict, VerdictRow, Winner
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.choices import Light, Verdict, VerdictRow
 
 __all__ = ["verdict"]
 
@@ -20,17 +19,18 @@ def verdict(analysis: Analysis) -> Verdict:
     """The answer to the question whether a teacher helps, with its limits."""
     lights = [_seeds(analysis), _jets(analysis), _convergence(analysis)]
     template = environment().get_template("verdict.txt.j2")
-    judged = _judged(analysis)
-    compared = [row.auc_vs_baseline for row in judged if row.auc_vs_baseline is not None]
-    values = _baseline_values(judged)
+    rows = analysis.judged.configurations
+    compared = [(row.auc.value, row.auc_vs_baseline) for row in rows if row.auc_vs_baseline is not None]
+    significant = [c.difference.value for _, c in compared if c.supported]
+    values = [auc - c.difference.value for auc, c in compared]  # of the baselines, over the same seeds
     text = template.render(
         a=analysis,
         d=analysis.distribution,
         kind="configurations" if seeds_are_known(analysis) else "students",
         compared=len(compared),
-        higher=_counted(compared, 1.0),
-        lower=_counted(compared, -1.0),
-        mean=_mean(analysis),
+        higher=sum(value > 0.0 for value in significant),
+        lower=sum(value < 0.0 for value in significant),
+        mean=analysis.mean_vs_baseline.get("auc"),
         baseline=sum(values) / len(values) if values else None,
         several=bool(values) and max(values) - min(values) > ROUNDING,
         advice=[light.advice for light in lights if light.advice],
@@ -38,36 +38,14 @@ def verdict(analysis: Analysis) -> Verdict:
     return Verdict(text=" ".join(text.split()), rows=_rows(analysis), lights=lights)
 
 
-def _judged(analysis: Analysis) -> Sequence[Configuration]:
-    """The leaders where further seeds judge them; else all configurations."""
-    return analysis.configurations if analysis.refinement is None else analysis.refinement.configurations
-
-
-def _winners(analysis: Analysis) -> Sequence[Winner]:
-    return analysis.winners if analysis.refinement is None else analysis.refinement.winners
-
-
-def _mean(analysis: Analysis) -> Comparison | None:
-    return analysis.mean_vs_baseline.get("auc")
-
-
-def _counted(compared: Sequence[Comparison], sign: float) -> int:
-    return sum(c.supported and sign * c.difference.value > 0.0 for c in compared)
-
-
-def _baseline_values(rows: Sequence[Configuration]) -> list[float]:
-    """AUC of the baseline that each compared configuration has, over the same seeds."""
-    return [row.auc.value - row.auc_vs_baseline.difference.value for row in rows if row.auc_vs_baseline is not None]
-
-
 def _rows(analysis: Analysis) -> list[VerdictRow]:
     found = []
-    mean = _mean(analysis)
+    mean = analysis.mean_vs_baseline.get("auc")
     if mean is not None and len(analysis.configurations) > 1:
         found.append(VerdictRow(label=f"mean of all {len(analysis.configurations)}", comparison=mean))
-    rows = {row.run_name: row for row in _judged(analysis)}
+    rows = {row.run_name: row for row in analysis.judged.configurations}
     words = {"auc": "chosen", "constant": "best with constant T and α"}
-    for winner in _winners(analysis):
+    for winner in analysis.judged.winners:
         comparison = rows[winner.configuration].auc_vs_baseline
         if winner.goal in words and comparison is not None:
             label = f"{words[winner.goal]}: {shown(winner.configuration)}"
@@ -86,22 +64,19 @@ def _seeds(analysis: Analysis) -> Light:
         number = len(analysis.refinement.seeds)
         if number >= _ENOUGH_SEEDS:
             return Light(about="seeds", state="good", text=f"the leaders have {number} further seeds", advice="")
-        text = (
-            f"the leaders are judged by {number} further seeds" if number > 1 else "the leaders have one further seed"
-        )
+        text = f"the leaders are judged by {number} further seeds"
+        text = text if number > 1 else "the leaders have one further seed"
         return Light(about="seeds", state="fair", text=text, advice="give the leaders more seeds (kdfast refine)")
-    if number == 1 or not seeds_are_known(analysis):
-        text = "one seed: trained networks are compared, not configurations"
-        if number > 1:
-            text = "too few runs share seeds: trained networks are compared, not configurations"
-        imported = "imported" in analysis.study.provenance
-        advice = "" if imported else "train with five seeds, or give the leaders more (kdfast refine)"
-        return Light(about="seeds", state="poor", text=text, advice=advice)
-    if number < _ENOUGH_SEEDS:
-        advice = f"train with {_ENOUGH_SEEDS} seeds"
+    if number >= _ENOUGH_SEEDS and seeds_are_known(analysis):
+        return Light(about="seeds", state="good", text=f"{number} seeds", advice="")
+    if number > 1 and seeds_are_known(analysis):
         text = f"{number} seeds: the variance between seeds is known roughly"
-        return Light(about="seeds", state="fair", text=text, advice=advice)
-    return Light(about="seeds", state="good", text=f"{number} seeds", advice="")
+        return Light(about="seeds", state="fair", text=text, advice=f"train with {_ENOUGH_SEEDS} seeds")
+    why = "one seed" if number == 1 else "too few runs share seeds"
+    text = f"{why}: trained networks are compared, not configurations"
+    imported = "imported" in analysis.study.provenance
+    advice = "" if imported else "train with five seeds, or give the leaders more (kdfast refine)"
+    return Light(about="seeds", state="poor", text=text, advice=advice)
 
 
 def _jets(analysis: Analysis) -> Light:

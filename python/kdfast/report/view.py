@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kdfast.distill.axes import AXES
-from kdfast.report.findings import NO_TEACHER, beats_baseline, seeds_are_known, versus
 from kdfast.report.layout import counted
-from kdfast.report.schema import (
-    Analysis,
-    Comparison,
-    Configuration,
-    Correlation,
-    Finding,
-    Group,
-    GroupTable,
-    Network,
-    Run,
-    Winner,
-)
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.choices import Winner
+from kdfast.report.schema.runs import Configuration, Network, Run
+from kdfast.report.schema.settings import Correlation, Group, GroupTable
+from kdfast.report.schema.statements import Finding
+from kdfast.report.schema.values import Comparison
 
 __all__ = ["ADJUSTED_MEANS", "ReportView"]
 
@@ -53,24 +46,15 @@ class ReportView:
         """The tables of further axes."""
         return [table for table in self.analysis.groups if table.setting in AXES]
 
-    @property
-    def leaders(self) -> bool:
-        """Whether leading configurations are judged by seeds that did not choose them."""
-        return self.analysis.refinement is not None
-
     @cached_property
     def rows(self) -> dict[str, Configuration]:
         """The configurations among which winners are chosen, by name: the leaders, or all."""
-        refinement = self.analysis.refinement
-        rows = self.analysis.configurations if refinement is None else refinement.configurations
-        return {row.run_name: row for row in rows}
+        return {row.run_name: row for row in self.analysis.judged.configurations}
 
     @cached_property
     def winners(self) -> dict[str, Winner]:
         """By goal."""
-        refinement = self.analysis.refinement
-        winners = self.analysis.winners if refinement is None else refinement.winners
-        return {winner.goal: winner for winner in winners}
+        return {winner.goal: winner for winner in self.analysis.judged.winners}
 
     @cached_property
     def networks(self) -> dict[str, Network]:
@@ -94,9 +78,11 @@ class ReportView:
     def done(self) -> int:
         return self.analysis.study.counts.get("done", 0)
 
-    @property
-    def seeds_are_known(self) -> bool:
-        return seeds_are_known(self.analysis)
+    @cached_property
+    def further_seeds(self) -> list[int]:
+        """Those that judge the leaders, and did not choose them."""
+        refinement = self.analysis.refinement
+        return [] if refinement is None else refinement.seeds
 
     @property
     def extent(self) -> str:
@@ -118,10 +104,8 @@ class ReportView:
     def adjusted(self) -> str:
         """ADJUSTED_MEANS where a configuration's number is another than its runs' mean; else empty."""
         values: dict[str, list[float]] = {}
-        refinement = self.analysis.refinement
-        further = [] if refinement is None else refinement.seeds
         for run in self.analysis.runs:
-            if run.auc is not None and run.seed not in further:
+            if run.auc is not None and run.seed not in self.further_seeds:
                 values.setdefault(run.run_name, []).append(run.auc.value)
         for row in self.analysis.configurations:
             own = values[row.run_name]
@@ -136,19 +120,11 @@ class ReportView:
         done = (run for run in self.analysis.runs if run.status == "done")
         return "validation" if all(run.auc_validation is not None for run in done) else "test"
 
-    @property
-    def diverged(self) -> list[Run]:
-        return [run for run in self.analysis.runs if run.status == "diverged"]
-
     def runs_of(self, row: Configuration) -> list[Run]:
         """The runs that a configuration's numbers are means of."""
-        refinement = self.analysis.refinement
-        further = [] if refinement is None else refinement.seeds
-        return [
-            run
-            for run in self.analysis.runs
-            if run.run_name == row.run_name and run.auc is not None and (run.seed in further) == self.leaders
-        ]
+        own = [run for run in self.analysis.runs if run.run_name == row.run_name and run.auc is not None]
+        judged_apart = self.analysis.refinement is not None
+        return [run for run in own if (run.seed in self.further_seeds) == judged_apart]
 
     def limited_runs(self, point: str) -> int:
         """Number of runs in which no background survives at a signal efficiency in percent."""
@@ -204,23 +180,9 @@ class ReportView:
         """The first goal for which a configuration is chosen."""
         return next(winner.goal for winner in self.winners.values() if winner.configuration == name)
 
-    def beats_baseline(self, row: Configuration) -> bool:
-        return beats_baseline(row)
-
-    def versus_baseline(self, row: Configuration) -> Finding | None:
-        """A configuration's AUC against the baseline's."""
-        comparison = row.auc_vs_baseline
-        if comparison is None:
-            return None
-        return versus("improvement", row.run_name, NO_TEACHER, comparison, "auc")
-
     @property
     def any_beats_baseline(self) -> bool:
-        return any(beats_baseline(row) for row in self.rows.values())
-
-    @property
-    def networks_have_errors(self) -> bool:
-        return any(network.auc is not None and network.auc.error is not None for network in self.analysis.networks)
+        return any(row.beats_baseline for row in self.rows.values())
 
     @property
     def networks_have_limits(self) -> bool:
@@ -235,9 +197,6 @@ class ReportView:
 
     def by_consistency(self, table: GroupTable) -> list[Group]:
         return sorted(table.groups, key=lambda group: -(group.consistency or 0.0))
-
-    def by_auc(self, table: GroupTable) -> list[Group]:
-        return sorted(table.groups, key=lambda group: -group.auc.mean)
 
     def is_best(self, table: GroupTable, group: Group) -> bool:
         """Whether a group beats every other."""

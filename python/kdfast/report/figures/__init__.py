@@ -14,7 +14,8 @@ from kdfast.report.figures.physics import physics_figures
 from kdfast.report.figures.style import STUDENTS, Drawing, drawn_on, experiment_label, exports, figure_style
 from kdfast.report.figures.training import Curves, training_figures
 from kdfast.report.records import planned_settings
-from kdfast.report.schema import Analysis, Estimate
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.values import Estimate
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore
 
@@ -98,24 +99,16 @@ def _sample(
         ("student", run.run_name, run.seed): (run.auc, run.rejection.get("50")) for run in analysis.runs
     }
     measured |= {(n.role, n.run_name, n.seed): (n.auc, n.rejection.get("50")) for n in analysis.networks}
+    shown = []
+    for style, (label, result) in scored.items():
+        scores = np.asarray(result.arrays["scores_test"], np.float64)
+        shown.append(ShownNetwork(style, label, scores, *measured.get(result.key, (None, None))))
+    mass = None
+    if store.has_shared("test_kinematics"):
+        mass = np.asarray(store.shared("test_kinematics")["mass"], np.float64)
     jets = store.shared("test")
-    return TestSample(
-        np.asarray(jets["labels"], np.int64),
-        np.asarray(jets["weights"], np.float64),
-        [
-            ShownNetwork(
-                style,
-                label,
-                np.asarray(result.arrays["scores_test"], np.float64),
-                *measured.get((result.kind, result.name, result.seed), (None, None)),
-            )
-            for style, (label, result) in scored.items()
-        ],
-        np.asarray(store.shared("test_kinematics")["mass"], np.float64)
-        if store.has_shared("test_kinematics")
-        else None,
-        chosen,
-    )
+    labels = np.asarray(jets["labels"], np.int64)
+    return TestSample(labels, np.asarray(jets["weights"], np.float64), shown, mass, chosen)
 
 
 def _chosen(analysis: Analysis, runs: Sequence[StoredResult]) -> dict[str, tuple[str, StoredResult]]:

@@ -19,13 +19,19 @@ from kdfast.report.figures.style import (
     Drawing,
     Figures,
     axes_grid,
+    bar_lengths,
+    by_strategy,
+    drawing,
     error_bars,
     legend_above,
     said,
 )
 from kdfast.report.layout import counted
 from kdfast.report.sampling import quantile
-from kdfast.report.schema import SIGNIFICANT, Analysis, Configuration, Estimate, Metric, Race
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.choices import Race
+from kdfast.report.schema.runs import Configuration
+from kdfast.report.schema.values import SIGNIFICANT, Estimate, Metric
 from kdfast.report.two_studies import StudyComparison
 
 __all__ = ["configuration_figures", "draw_differences"]
@@ -100,17 +106,18 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     figure, axes = axes_grid(2, 1, size=(WIDE, 4.6))
     for panel, (metric, label) in zip(axes[:, 0], _METRICS, strict=True):
         ordered = sorted(rows, key=lambda row: -_estimate(row, metric).value)
+        places = {row.run_name: place for place, row in enumerate(ordered, 1)}
         known = any(_in_set(row, metric) for row in ordered)
-        for strategy, (name, color, marker) in STRATEGIES.items():
-            options = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 0.9}
+        for own, name, look in by_strategy(ordered):
             for inside in (True, False):
-                chosen = [i for i, r in enumerate(ordered) if r.strategy == strategy and _in_set(r, metric) == inside]
+                chosen = [row for row in own if _in_set(row, metric) == inside]
                 if chosen:
-                    outside = {} if inside or not known else {"markerfacecolor": "white"}
-                    estimates = [_estimate(ordered[i], metric) for i in chosen]
-                    error_bars(panel, np.array(chosen) + 1, estimates, **options, **outside)
-            if metric == "auc" and any(row.strategy == strategy for row in rows):
-                panel.plot([], [], linestyle="none", color=color, marker=marker, markersize=5, label=name)
+                    face = {} if inside or not known else {"markerfacecolor": "white"}
+                    x = [places[row.run_name] for row in chosen]
+                    estimates = [_estimate(row, metric) for row in chosen]
+                    error_bars(panel, x, estimates, markersize=4.5, elinewidth=0.9, **look, **face)
+            if metric == "auc":
+                panel.plot([], [], linestyle="none", markersize=5, label=name, **look)
         _references(panel, analysis, metric)
         _paired_error(panel, analysis, metric, len(ordered))
         _places(panel, len(ordered))
@@ -119,24 +126,14 @@ def _ordered(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     axes[0, 0].legend(ncols=6, loc="upper right")
     _room_above(axes[0, 0])
     figure.align_ylabels()
-    caption = "Every configuration, the highest first"
-    if any(row.auc.error is not None for row in rows):
-        caption += (
-            ", with 95 % intervals. Filled: statistically indistinguishable from the best ("
-            f"{_sizes(analysis, 'auc')}, {_sizes(analysis, 'rejection')})"
-        )
-    if analysis.distribution is not None and analysis.distribution.auc_paired_error is not None:
-        caption += (
-            ". All share the test jets, so differences are known better than single values: the bar at the right is "
-            "the typical 95 % interval of a difference of two"
-        )
-    return Drawing(
+    spread = analysis.distribution
+    return drawing(
         "configurations",
-        "AUC and rejection by configuration",
-        f"{caption}.",
-        _best_names(rows),
         figure,
-        wide=True,
+        _best_names(rows),
+        errors=any(row.auc.error is not None for row in rows),
+        sizes=[_sizes(analysis, metric) for metric, _ in _METRICS],
+        paired=spread is not None and spread.auc_paired_error is not None,
     )
 
 
@@ -172,20 +169,12 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         known = any(_in_set(row, metric) for row in rows)
         for i, row in enumerate(leaders):
             estimate = _estimate(row, metric)
-            (_, color, marker) = STRATEGIES[row.strategy]
             if compared:
                 estimate = getattr(row, f"{metric}_vs_baseline").difference
-            ends = [estimate.value if end is None else end for end in (estimate.low, estimate.high)]
-            panel.errorbar(
-                estimate.value,
-                i,
-                xerr=np.abs(np.array(ends)[:, None] - estimate.value),
-                color=color,
-                marker=marker,
-                markersize=6,
-                markerfacecolor=color if _in_set(row, metric) or not known else "white",
-                linestyle="none",
-            )
+            _, color, marker = STRATEGIES[row.strategy]
+            face = color if _in_set(row, metric) or not known else "white"
+            look = {"color": color, "marker": marker, "markersize": 6, "markerfacecolor": face}
+            panel.errorbar(estimate.value, i, xerr=bar_lengths([estimate]), linestyle="none", **look)
         if compared:
             panel.axvline(0.0, linewidth=1.2, **ROLES["baseline"])
         panel.set_xlabel(f"{label}\nrelative to the baseline" if compared else label)
@@ -194,51 +183,37 @@ def _leaders(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
         panel.tick_params(axis="y", which="both", left=False, right=False)
     axes[0, 0].set_yticks(np.arange(len(leaders)), [shown(row.run_name) for row in leaders])
     axes[0, 0].set_ylim(len(leaders) - 0.3, -0.7)
-    return Drawing(
-        "leaders",
-        f"The {len(leaders)} configurations of the highest AUC",
-        (
-            "Differences relative to the baseline (dashed), the student without a teacher, on the same test jets and "
-            "seeds; the intervals hold together for the whole report; filled: statistically indistinguishable from the "
-            "best by that metric. "
-            "Colours and markers of the strategies as above."
-            if compared
-            else "Colours and markers of the strategies as above."
-        ),
-        "; ".join(
-            f"{row.run_name}: AUC {row.auc.value:.4f}, rejection {row.rejection.value:.2f}" for row in leaders[:5]
-        ),
-        figure,
-        wide=True,
-    )
+    numbers = [(row.run_name, row.auc.value, row.rejection.value) for row in leaders[:5]]
+    best = "; ".join(f"{name}: AUC {auc:.4f}, rejection {rejection:.2f}" for name, auc, rejection in numbers)
+    return drawing("leaders", figure, best, number=len(leaders), compared=compared)
 
 
 def _pareto(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
-    for strategy, (name, color, marker) in STRATEGIES.items():
-        chosen = [row for row in rows if row.strategy == strategy]
-        if chosen:
-            x, y = ([_estimate(row, metric).value for row in chosen] for metric in ("auc", "rejection"))
-            axes.plot(x, y, linestyle="none", marker=marker, markersize=5, color=color, label=name)
+
+    def points(chosen: Sequence[Configuration]) -> list[tuple[float, float]]:
+        return [(row.auc.value, row.rejection.value) for row in chosen]
+
+    for own, name, look in by_strategy(rows):
+        axes.plot(*zip(*points(own), strict=True), linestyle="none", markersize=5, label=name, **look)
     front = sorted((row for row in rows if row.pareto), key=lambda row: row.auc.value)
-    x, y = ([_estimate(row, metric).value for row in front] for metric in ("auc", "rejection"))
-    axes.plot(x, y, drawstyle="steps-pre", color="black", linewidth=1.2, label="Pareto front")
-    axes.plot(x, y, linestyle="none", marker="o", markersize=10, markerfacecolor="none", color="black")
+    _front(axes, points(front), "steps-pre")
     spread = analysis.distribution
-    cross = spread is not None and spread.auc_paired_error is not None and spread.rejection_paired_error is not None
-    if spread is not None and spread.auc_paired_error is not None and spread.rejection_paired_error is not None:
-        _typical_error(axes, spread.auc_paired_error, spread.rejection_paired_error)
-    axes.set_xlabel("AUC")
-    axes.set_ylabel(_METRICS[1][1])
+    errors = [] if spread is None else [spread.auc_paired_error, spread.rejection_paired_error]
+    known = [error for error in errors if error is not None]
+    if len(known) == 2:
+        _typical_error(axes, *known)
+    axes.set(xlabel="AUC", ylabel=_METRICS[1][1])
     axes.legend(loc="upper left")
-    return Drawing(
-        "pareto",
-        "Rejection against AUC",
-        "One point a configuration. Circled: no other configuration is higher in both."
-        + (" The cross: one standard error of a difference of two configurations, to each side." if cross else ""),
-        f"On the Pareto front: {', '.join(row.run_name for row in front)}",
-        figure,
-    )
+    best = ", ".join(row.run_name for row in front)
+    return drawing("pareto", figure, f"On the Pareto front: {best}", cross=len(known) == 2)
+
+
+def _front(axes: Any, points: Sequence[tuple[float, float]], steps: str) -> None:
+    """A line through the best of both quantities, and circles around them."""
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, drawstyle=steps, color="black", linewidth=1.2, label="Pareto front")
+    axes.plot(x, y, linestyle="none", marker="o", markersize=10, markerfacecolor="none", color="black")
 
 
 def _race(race: Race) -> Drawing:
@@ -246,35 +221,25 @@ def _race(race: Race) -> Drawing:
     places = {each.run_name: place for place, each in enumerate(race.outlook, 1)}
     trained = [each for each in race.outlook if each.score is not None]
     others = [each for each in race.outlook if each.score is None]
-    for which, label, color in ((trained, "trained", ROLES["student"]["color"]), (others, "not trained", CONTEXT)):
-        axes.errorbar(
-            [places[each.run_name] for each in which],
-            [each.expected for each in which],
-            yerr=[2 * each.error for each in which],
-            linestyle="none",
-            marker="_",
-            color=color,
-            linewidth=1,
-            label=f"expected, {label}",
-        )
-    look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "color": ROLES["student"]["color"]}
-    axes.plot([places[each.run_name] for each in trained], [each.score for each in trained], label="score", **look)
+    color = ROLES["student"]["color"]
+    for which, label, shade in ((trained, "trained", color), (others, "not trained", CONTEXT)):
+        x = [places[each.run_name] for each in which]
+        y = [each.expected for each in which]
+        errors = [2 * each.error for each in which]
+        look: dict[str, Any] = {"linestyle": "none", "marker": "_", "color": shade, "linewidth": 1}
+        axes.errorbar(x, y, yerr=errors, label=f"expected, {label}", **look)
+    x = [places[each.run_name] for each in trained]
+    scores = [each.score for each in trained]
+    axes.plot(x, scores, label="score", linestyle="none", marker="o", markersize=4, color=color)
     best = next(each.expected for each in race.outlook if each.run_name == race.leader)
     axes.axhline(best + race.tolerance, color="black", linewidth=0.8, linestyle="--", label="leader + tolerance")
     axes.margins(0.02, 0.08)
     axes.set_xlabel("Configurations by expected score")
     axes.set_ylabel("Validation AUC" if race.metric == "auc" else "ln(validation rejection)")
     legend_above(figure, axes, columns=4)
-    return Drawing(
-        "race",
-        "The race",
-        "Expected score of every configuration with two standard errors, by a Gaussian process of those that were "
-        "trained. The race is over when hardly any bar reaches the dashed line.",
-        f"{race.trained} of {race.candidates} trained; leader {race.leader}; {race.expected_better:.1g} of the others "
-        f"are expected to be more than {race.tolerance:.1g} better",
-        figure,
-        wide=True,
-    )
+    others_better = f"{race.expected_better:.1g} of the others are expected to be more than {race.tolerance:.1g} better"
+    state = f"{race.trained} of {race.candidates} trained; leader {race.leader}"
+    return drawing("race", figure, f"{state}; {others_better}")
 
 
 def _latency(analysis: Analysis) -> Drawing:
@@ -283,37 +248,24 @@ def _latency(analysis: Analysis) -> Drawing:
     figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
     strategies = {row.run_name: row.strategy for row in analysis.configurations}
     for each in analysis.latencies:
-        look: dict[str, Any] = {"color": ROLES[each.role]["color"], "marker": "s"}
+        color, marker = ROLES[each.role]["color"], "s"
         if each.role == "student":
             _, color, marker = STRATEGIES[strategies[each.run_name]]
-            look = {"color": color, "marker": marker}
-        ends = [each.auc.value if end is None else end for end in (each.auc.low, each.auc.high)]
-        error = np.abs(np.array(ends)[:, None] - each.auc.value)
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5, "linewidth": 0.8}
         late = [[0.0], [max(each.p99_us - each.p50_us, 0.0)]]
-        axes.errorbar(each.p50_us, each.auc.value, yerr=error, xerr=late, markersize=5, linewidth=0.8, **look)
+        axes.errorbar(each.p50_us, each.auc.value, yerr=bar_lengths([each.auc]), xerr=late, **look)
     front = [each for each in analysis.latencies if each.pareto]
-    x = [each.p50_us for each in front]
-    y = [each.auc.value for each in front]
-    axes.plot(x, y, drawstyle="steps-post", color="black", linewidth=1.2)
-    axes.plot(x, y, linestyle="none", marker="o", markersize=10, markerfacecolor="none", color="black")
+    _front(axes, [(each.p50_us, each.auc.value) for each in front], "steps-post")
     for each in analysis.latencies:
         if each.role != "student":
             where: dict[str, Any] = {"xytext": (6, -12), "textcoords": "offset points"}
             axes.annotate(each.role, (each.p50_us, each.auc.value), **where)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="time of one jet (µs)", ylabel="AUC")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("time of one jet (µs)")
-    axes.set_ylabel("AUC")
-    return Drawing(
-        "latency",
-        "AUC against latency",
-        "One thread, one jet a call, by onnxruntime: points at the median, lines to the 99th percentile and the "
-        "ends of the AUC's interval. Circled: no other network is faster and better. Colours and markers as above.",
-        "; ".join(f"{each.run_name}: {each.p50_us:.0f} µs, AUC {said(each.auc, 4)}" for each in front),
-        figure,
-    )
+    fastest = [f"{each.run_name}: {each.p50_us:.0f} µs, AUC {said(each.auc, 4)}" for each in front]
+    return drawing("latency", figure, "; ".join(fastest))
 
 
 def _typical_error(axes: Any, auc: float, rejection: float) -> None:
@@ -346,56 +298,38 @@ def _heat_maps(analysis: Analysis) -> Drawing:
         panel.tick_params(which="both", length=0)
         panel.minorticks_off()
         panel.set_title(f"Mean {label}", loc="left")
-        panel.set_xlabel("Initial α")
-        panel.set_ylabel("Initial T")
+        panel.set(xlabel="Initial α", ylabel="Initial T")
         figure.colorbar(mesh, ax=panel, pad=0.02)
-    best = analysis.pairs[0] if analysis.pairs else None
-    return Drawing(
-        "heat_maps",
-        "Mean AUC and rejection by initial T and α",
-        "Means over all runs of a cell, whatever their final values.",
-        "no pair"
-        if best is None
-        else f"Highest mean AUC: {best.auc:.4f} at T = {best.temp_init:g}, "
-        f"α = {best.alpha_init:g}, over {counted(best.runs, 'run')}",
-        figure,
-        wide=True,
-    )
+    highest = "no pair"
+    for best in analysis.pairs[:1]:
+        where = f"T = {best.temp_init:g}, α = {best.alpha_init:g}, over {counted(best.runs, 'run')}"
+        highest = f"Highest mean AUC: {best.auc:.4f} at {where}"
+    return drawing("heat_maps", figure, highest)
 
 
 def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:
     figure, axes = axes_grid(1, 2, size=(WIDE, 3.2))
-    present = [name for name in STRATEGIES if any(row.strategy == name for row in rows)]
+    present = list(by_strategy(rows))
     rng = np.random.default_rng(0)
     said_of = []
     for panel, (metric, label) in zip(axes[0], _METRICS, strict=True):
-        for i, strategy in enumerate(present):
-            _, color, marker = STRATEGIES[strategy]
-            values = [_estimate(row, metric).value for row in rows if row.strategy == strategy]
+        for i, (own, _, look) in enumerate(present):
+            values = [_estimate(row, metric).value for row in own]
             places = i + rng.uniform(-0.22, 0.22, len(values))
-            panel.plot(places, values, linestyle="none", marker=marker, markersize=4, color=color)
+            panel.plot(places, values, linestyle="none", markersize=4, **look)
             mean = float(np.mean(values))
             std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             panel.errorbar(i, mean, yerr=std, color="black", marker="_", markersize=18, capsize=4)
-            said_of.append(f"{strategy}: mean {_WORDS[metric]} {mean:.4g}, standard deviation {std:.2g}")
+            spread = f"mean {_WORDS[metric]} {mean:.4g}, standard deviation {std:.2g}"
+            said_of.append(f"{own[0].strategy}: {spread}")
         _references(panel, analysis, metric)
-        panel.set_xticks(range(len(present)), [STRATEGIES[name][0] for name in present])
+        panel.set_xticks(range(len(present)), [name for _, name, _ in present])
         panel.tick_params(axis="x", which="minor", bottom=False, top=False)
-        panel.set_xlim(-0.6, len(present) - 0.4)
-        panel.set_xlabel("Strategy")
-        panel.set_ylabel(label)
+        panel.set(xlim=(-0.6, len(present) - 0.4), xlabel="Strategy", ylabel=label)
     if axes[0, 0].get_legend_handles_labels()[0]:  # a baseline
         _room_above(axes[0, 0], 0.12)
         axes[0, 0].legend(loc="upper left")
-    return Drawing(
-        "strategies",
-        "Scheduling strategies",
-        "One point a configuration, set apart sideways. Black: mean and standard deviation of the points. "
-        "Strategies cover different T and α, so equal settings are compared in the tables, not here.",
-        "; ".join(said_of),
-        figure,
-        wide=True,
-    )
+    return drawing("strategies", figure, "; ".join(said_of))
 
 
 def draw_differences(comparison: StudyComparison) -> list[Drawing]:
@@ -419,15 +353,5 @@ def draw_differences(comparison: StudyComparison) -> list[Drawing]:
         panel.set_ylabel(label)
     axes[-1, 0].set_xlabel("Shared configurations, ordered by the difference in AUC")
     figure.align_ylabels()
-    first, second = comparison.names
-    return [
-        Drawing(
-            "differences",
-            f"{second} relative to {first}, by configuration",
-            "Differences in AUC and ratios of the rejection, each with its own 95 % interval. Blue: significant after "
-            "Holm's correction over all configurations.",
-            f"largest difference in AUC: {rows[0].name}, {said(rows[0].auc.change, 4)}",
-            figure,
-            wide=True,
-        )
-    ]
+    largest = f"largest difference in AUC: {rows[0].name}, {said(rows[0].auc.change, 4)}"
+    return [drawing("differences", figure, largest, names=comparison.names)]

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.metrics import RocCurve, roc_curve
-from kdfast.report.figures.style import HALF, ROLES, WIDE, Drawing, Figures, axes_grid, filled, fits, legend_above, said
+from kdfast.report.figures.style import (
+    HALF,
+    ROLES,
+    WIDE,
+    Drawing,
+    Figures,
+    axes_grid,
+    drawing,
+    filled,
+    fits,
+    legend_above,
+    said,
+)
 from kdfast.report.layout import with_error
 from kdfast.report.sampling import Estimates, quantile, rejection_estimates
-from kdfast.report.schema import Analysis, Estimate
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.values import Estimate
 
 __all__ = ["ShownNetwork", "TestSample", "performance_figures"]
 
@@ -97,8 +111,10 @@ def performance_figures(analysis: Analysis, sample: TestSample | None) -> Figure
         yield "scores", partial(_scores, sample)
 
 
-def _shade(network: ShownNetwork) -> float:
-    return 0.18 if network.style in ("teacher", "baseline", "student") else 0.08
+def _shade(network: ShownNetwork) -> dict[str, Any]:
+    """The look of a network's band."""
+    first = network.style in ("teacher", "baseline", "student")
+    return {"color": ROLES[network.style]["color"], "alpha": 0.18 if first else 0.08, "linewidth": 0}
 
 
 def _jets(analysis: Analysis) -> str:
@@ -113,32 +129,17 @@ def _numbers(networks: Sequence[ShownNetwork]) -> str:
 def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
     figure, ((axes,),) = axes_grid(size=(HALF, 4.8))
     for k, network in enumerate(sample.networks):
-        style = ROLES[network.style]
-        curve = sample.curves[k]
         auc = network.auc
         label = network.label if auc is None else f"{network.label}: AUC {with_error(auc, 4)}"
-        axes.plot(*_thinned(curve), label=label, **style)
+        axes.plot(*_thinned(sample.curves[k]), label=label, **ROLES[network.style])
         _, low, high = sample.band(k)
-        axes.fill_betweenx(
-            sample.efficiencies, 1.0 / high, 1.0 / low, color=style["color"], alpha=_shade(network), linewidth=0
-        )
+        axes.fill_betweenx(sample.efficiencies, 1.0 / high, 1.0 / low, **_shade(network))
     grid = np.geomspace(1e-4, 1.0, 200)
     axes.plot(grid, grid, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.set_xscale("log")
-    axes.set_xlim(_least(sample), 1.0)
-    axes.set_ylim(0.0, 1.06)
-    axes.set_xlabel(r"Background efficiency $ε_B$")
-    axes.set_ylabel(r"Signal efficiency $ε_S$")
+    axes.set(xscale="log", xlim=(_least(sample), 1.0), ylim=(0.0, 1.06))
+    axes.set(xlabel=r"Background efficiency $ε_B$", ylabel=r"Signal efficiency $ε_S$")
     legend_above(figure, axes)
-    return Drawing(
-        "roc",
-        "ROC curves",
-        f"Signal efficiency against background efficiency; {_jets(analysis)}. Bands: 95 % intervals of the background "
-        "efficiency, from a bootstrap of both classes; none where fewer than 5 background jets pass. Dotted: no "
-        "discrimination.",
-        _numbers(sample.networks),
-        figure,
-    )
+    return drawing("roc", figure, _numbers(sample.networks), jets=_jets(analysis))
 
 
 def _thinned(curve: RocCurve, most: int = 600) -> tuple[Floats, Floats]:
@@ -166,42 +167,29 @@ def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:
         2 if with_ratio else 1, 1, size=(HALF, 4.8), sharex=True, height_ratios=[3, 1.3] if with_ratio else [1]
     )
     top = axes[0, 0]
+    below = axes[-1, 0]
     reached = [10.0]
     for k, network in enumerate(sample.networks):
-        style = ROLES[network.style]
         values, low, high = sample.band(k)
-        top.plot(sample.efficiencies, values, label=network.label, **style)
-        top.fill_between(sample.efficiencies, low, high, color=style["color"], alpha=_shade(network), linewidth=0)
+        top.plot(sample.efficiencies, values, label=network.label, **ROLES[network.style])
+        top.fill_between(sample.efficiencies, low, high, **_shade(network))
         reached += values[np.isfinite(values)].tolist()
         if with_ratio and k != reference and network.style != "teacher":
             ratio, low, high = sample.band(k, reference)
-            axes[1, 0].plot(sample.efficiencies, ratio, **style)
-            axes[1, 0].fill_between(
-                sample.efficiencies, low, high, color=style["color"], alpha=_shade(network), linewidth=0
-            )
+            below.plot(sample.efficiencies, ratio, **ROLES[network.style])
+            below.fill_between(sample.efficiencies, low, high, **_shade(network))
     top.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
-    top.set_yscale("log")
-    top.set_xlim(0.0, 1.0)
-    top.set_ylim(1.0, 3.0 * max(reached))
+    top.set(yscale="log", xlim=(0.0, 1.0), ylim=(1.0, 3.0 * max(reached)))
     top.set_ylabel(r"Background rejection 1/$ε_B$")
     legend_above(figure, top)
     if with_ratio:
-        axes[1, 0].axhline(1.0, **ROLES["baseline"])
-        axes[1, 0].axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
-        axes[1, 0].set_ylim(*_ratio_limits(sample, reference or 0))
-        axes[1, 0].set_ylabel("Student /\nbaseline")
+        below.axhline(1.0, **ROLES["baseline"])
+        below.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
+        below.set(ylim=_ratio_limits(sample, reference or 0), ylabel="Student /\nbaseline")
         figure.align_ylabels()
-    axes[-1, 0].set_xlabel(r"Signal efficiency $ε_S$")
-    return Drawing(
-        "rejection",
-        "Background rejection against signal efficiency",
-        f"{_jets(analysis)}. Bands: 95 % intervals from a bootstrap of both classes; lines begin where 5 background "
-        "jets survive. "
-        + ("Below: the students over the baseline, on the same jets (paired bands). " if with_ratio else "")
-        + "Dotted: the working point of 50 %.",
-        _numbers(sample.networks),
-        figure,
-    )
+    below.set_xlabel(r"Signal efficiency $ε_S$")
+    numbers = _numbers(sample.networks)
+    return drawing("rejection", figure, numbers, jets=_jets(analysis), with_ratio=with_ratio)
 
 
 def _ratio_limits(sample: TestSample, reference: int) -> tuple[float, float]:
@@ -238,11 +226,4 @@ def _scores(sample: TestSample) -> Drawing:
     axes[0, 0].set_ylim(max(low, 0.0), 1.25 * high)
     axes[0, 0].set_ylabel("Jets / unit of score (normalised)")
     axes[0, -1].legend()
-    return Drawing(
-        "scores",
-        "Score distributions",
-        "Scores of the test jets by class, each normalised to 1; the outermost bins hold what lies beyond.",
-        "; ".join(means),
-        figure,
-        wide=True,
-    )
+    return drawing("scores", figure, "; ".join(means))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +17,19 @@ from kdfast.report.figures.style import (
     CONTEXT,
     HALF,
     ROLES,
-    STRATEGIES,
     WIDE,
     Drawing,
     Figures,
     axes_grid,
+    by_strategy,
+    drawing,
     error_bars,
     filled,
     legend_above,
 )
-from kdfast.report.schema import Analysis, Network
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.physics import PtBin, PtRatio
+from kdfast.report.schema.runs import Network
 
 __all__ = ["physics_figures"]
 
@@ -71,62 +75,41 @@ def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
         label = shown[curve.role].label if curve.role in shown else curve.role
         axes.errorbar(predicted, observed, yerr=errors, marker="o", markersize=4, label=label, **style)
         said_of.append(f"{label}: expected calibration error {curve.expected_error:.3f}, Brier score {curve.brier:.4f}")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("Predicted probability of signal")
-    axes.set_ylabel("Share of signal")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Predicted probability of signal", ylabel="Share of signal")
     legend_above(figure, axes)
-    return Drawing(
-        "calibration",
-        "Calibration of the scores",
-        "Share of signal against the predicted probability, in bins with equally many test jets; bars: Wilson's 95 % "
-        "intervals. On the dotted line scores are probabilities.",
-        "; ".join(said_of),
-        figure,
-    )
+    return drawing("calibration", figure, "; ".join(said_of))
 
 
 def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
     figure, axes = axes_grid(1, 3, size=(WIDE, 3.7))
     roles = list(dict.fromkeys(b.role for b in analysis.by_pt))
     edges = sorted({edge for b in analysis.by_pt for edge in (b.pt_low, b.pt_high)})
-    said_of = []
-    for number, role in enumerate(roles):
-        bins = [b for b in analysis.by_pt if b.role == role]
-        label = shown[role].label if role in shown else role
+
+    def bars(panel: Any, bins: Sequence[PtBin | PtRatio], name: str, role: str, marker: str, **label: Any) -> None:
+        """A quantity of the bins, and their widths."""
         centres = np.array([0.5 * (b.pt_low + b.pt_high) for b in bins])
         widths = np.array([0.5 * (b.pt_high - b.pt_low) for b in bins])
-        options = {"color": ROLES[role]["color"], "marker": "osD"[number], "markersize": 5, "xerr": widths}
-        error_bars(axes[0, 0], centres, [b.auc for b in bins], label=label, **options)
-        error_bars(axes[0, 1], centres, [b.rejection for b in bins], **options)
-        said_of.append(
-            f"{label}: " + ", ".join(f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV AUC {b.auc.value:.4f}" for b in bins)
-        )
-    ratios = analysis.pt_ratios
-    if ratios:
-        centres = np.array([0.5 * (r.pt_low + r.pt_high) for r in ratios])
-        widths = np.array([0.5 * (r.pt_high - r.pt_low) for r in ratios])
-        options = {"color": ROLES["student"]["color"], "marker": "D", "markersize": 5, "xerr": widths}
-        error_bars(axes[0, 2], centres, [r.ratio for r in ratios], **options)
+        options = {"color": ROLES[role]["color"], "marker": marker, "markersize": 5, "xerr": widths}
+        error_bars(panel, centres, [getattr(b, name) for b in bins], **options, **label)
+
+    said_of = []
+    for role, marker in zip(roles, "osD", strict=False):
+        bins = [b for b in analysis.by_pt if b.role == role]
+        label = shown[role].label if role in shown else role
+        bars(axes[0, 0], bins, "auc", role, marker, label=label)
+        bars(axes[0, 1], bins, "rejection", role, marker)
+        aucs = [f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV AUC {b.auc.value:.4f}" for b in bins]
+        said_of.append(f"{label}: {', '.join(aucs)}")
+    if analysis.pt_ratios:
+        bars(axes[0, 2], analysis.pt_ratios, "ratio", "student", "D")
     axes[0, 2].axhline(1.0, **ROLES["baseline"])
     for panel in axes[0]:
-        panel.set_xlabel(r"Jet $p_T$ [GeV]")
-        panel.set_xlim(edges[0], edges[-1])
+        panel.set(xlabel=r"Jet $p_T$ [GeV]", xlim=(edges[0], edges[-1]))
     axes[0, 0].set_ylabel("AUC")
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].set_ylabel(r"1/$ε_B$ at $ε_S$ = 50 %")
+    axes[0, 1].set(yscale="log", ylabel=r"1/$ε_B$ at $ε_S$ = 50 %")
     axes[0, 2].set_ylabel(r"1/$ε_B$, student / baseline")
     legend_above(figure, axes[0, 0], 100)
-    return Drawing(
-        "by_pt",
-        "Performance by jet pT",
-        "AUC and rejection at 50 % signal efficiency within bins of jet pT (horizontal bars) that hold equally many "
-        "test jets, and the rejection of the best student over the baseline's on the same jets; vertical bars: 95 % "
-        "intervals, arrows: 68 % lower limits (no background survives).",
-        "; ".join(said_of),
-        figure,
-        wide=True,
-    )
+    return drawing("by_pt", figure, "; ".join(said_of))
 
 
 def _mass_edges(mass: Floats) -> Floats:
@@ -167,54 +150,35 @@ def _mass(sample: TestSample, mass: Floats, networks: Sequence[ShownNetwork]) ->
             said_of.append(f"{network.label} at {point} %: {int(passing.sum()):,} background jets pass")
         ratio.axhline(1.0, color="0.6", linewidth=0.8)
         top.set_title(filled(network.label, 30), loc="left")
-        ratio.set_xlabel("Jet mass [GeV]")
-        ratio.set_xlim(edges[0], edges[-1])
+        ratio.set(xlabel="Jet mass [GeV]", xlim=(edges[0], edges[-1]))
     axes[0, 0].set_ylabel("Share of jets per GeV [%]")
     axes[1, 0].set_ylabel("Ratio")
     figure.align_ylabels(axes[:, 0])
     legend_above(figure, axes[0, 0], columns=3)
-    return Drawing(
-        "mass",
-        "Mass of the background that passes",
-        "Jet mass of all background, of signal, and of the background that passes at 30, 50 and 80 % signal "
-        "efficiency, each normalised to 1; below, what passes over all. The outer bins hold what lies beyond them.",
-        "; ".join(said_of),
-        figure,
-        wide=True,
-    )
+    return drawing("mass", figure, "; ".join(said_of))
 
 
 def _sculpting(analysis: Analysis) -> Drawing:
     figure, ((axes,),) = axes_grid(size=(HALF, 4.5))
     runs = [run for run in analysis.runs if run.mass_divergence is not None and "50" in run.rejection]
-    for strategy, (label, color, marker) in STRATEGIES.items():
-        own = [run for run in runs if run.strategy == strategy]
-        if own:
-            x = [run.rejection["50"].value for run in own]
-            y = [run.mass_divergence for run in own]
-            axes.plot(x, y, color=color, marker=marker, markersize=4, linestyle="none", label=label, alpha=0.8)
+    for own, label, look in by_strategy(runs):
+        x = [run.rejection["50"].value for run in own]
+        y = [run.mass_divergence for run in own]
+        axes.plot(x, y, markersize=4, linestyle="none", label=label, alpha=0.8, **look)
     said_of = [f"{len(runs)} students"]
+    networks = {network.role: network for network in analysis.networks if "50" in network.rejection}
     for m in analysis.mass_sculpting:
-        network = next((n for n in analysis.networks if n.role == m.role), None)
-        if m.efficiency == 50 and network is not None and "50" in network.rejection:
+        if m.efficiency == 50 and m.role in networks:
+            rejection = networks[m.role].rejection["50"].value
             style = {"color": ROLES[m.role]["color"], "marker": "*", "markersize": 12, "markeredgecolor": "white"}
-            axes.plot(network.rejection["50"].value, m.divergence, linestyle="none", label=m.role.capitalize(), **style)
+            axes.plot(rejection, m.divergence, linestyle="none", label=m.role.capitalize(), **style)
             axes.axhline(m.expected_without, color=CONTEXT, linewidth=0.8, linestyle=(0, (1, 2)))
-            said_of.append(
-                f"{network.label}: {m.divergence:.3f} bits at a rejection of {network.rejection['50'].value:.1f}"
-            )
-    axes.set_xlabel(r"1/$ε_B$ at $ε_S$ = 50 %")
-    axes.set_ylabel("Mass divergence [bits]")
+            where = f"{m.divergence:.3f} bits at a rejection of {rejection:.1f}"
+            said_of.append(f"{networks[m.role].label}: {where}")
+    axes.set(xlabel=r"1/$ε_B$ at $ε_S$ = 50 %", ylabel="Mass divergence [bits]")
     axes.set_ylim(bottom=0.0)
     legend_above(figure, axes, columns=2)
-    return Drawing(
-        "sculpting",
-        "Mass sculpting against rejection",
-        "Jensen–Shannon divergence between the masses of the background that passes at 50 % signal efficiency and of "
-        "all background, for every student, against its rejection. Dotted: expected of as many jets picked at random.",
-        "; ".join(said_of),
-        figure,
-    )
+    return drawing("sculpting", figure, "; ".join(said_of))
 
 
 def _rank_correlation(one: Floats, other: Floats) -> str:
@@ -233,28 +197,12 @@ def _agreement(sample: TestSample, teacher: ShownNetwork, students: Sequence[Sho
             jets = np.flatnonzero(sample.labels == label)
             rho = _rank_correlation(student.scores[jets], teacher.scores[jets])
             drawn = rng.permutation(jets)[:_MOST_POINTS]
-            panel.plot(
-                student.scores[drawn],
-                teacher.scores[drawn],
-                color=ROLES[role]["color"],
-                marker=".",
-                markersize=2.5,
-                linestyle="none",
-                alpha=0.5,
-                rasterized=True,
-                label=f"{name.capitalize()}: ρ = {rho}",
-            )
+            look = {"color": ROLES[role]["color"], "marker": ".", "markersize": 2.5, "alpha": 0.5}
+            look |= {"linestyle": "none", "rasterized": True, "label": f"{name.capitalize()}: ρ = {rho}"}
+            panel.plot(student.scores[drawn], teacher.scores[drawn], **look)
             said_of.append(f"{student.label}, {name}: Spearman's ρ {rho}")
         panel.set_title(filled(student.label, 44), loc="left")
         panel.set_xlabel("Score (logit)")
         panel.legend(loc="lower right", markerscale=4)
     axes[0, 0].set_ylabel("Teacher's score (logit)")
-    return Drawing(
-        "agreement",
-        "Agreement with the teacher",
-        f"Scores of test jets by the teacher against those of the baseline and of the best student, at most "
-        f"{_MOST_POINTS:,} jets of each class; ρ: Spearman's rank correlation within a class, over all of its jets.",
-        "; ".join(said_of),
-        figure,
-        wide=True,
-    )
+    return drawing("agreement", figure, "; ".join(said_of), most=_MOST_POINTS)

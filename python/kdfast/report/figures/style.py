@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdfast.errors import ConfigError
-from kdfast.report.schema import Estimate
+from kdfast.report.rendering import environment
+from kdfast.report.schema.runs import Setting
+from kdfast.report.schema.values import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +39,9 @@ __all__ = [
     "Drawing",
     "Figures",
     "axes_grid",
+    "bar_lengths",
+    "by_strategy",
+    "drawing",
     "drawn_on",
     "error_bars",
     "experiment_label",
@@ -95,7 +100,7 @@ class Drawing:
     """One figure of the report.
 
     name: of its files. title, caption: what is shown and how. description: what a reader sees in it, for
-    those who do not see it. wide: it takes the page's whole width.
+    those who do not see it.
     """
 
     name: str
@@ -103,11 +108,24 @@ class Drawing:
     caption: str
     description: str
     figure: Figure
-    wide: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes the page's whole width."""
+        return self.figure.get_figwidth() > HALF
+
+
+def drawing(name: str, figure: Figure, description: str, **values: Any) -> Drawing:
+    """A figure with its title and caption. values: what these state (see templates/figures.j2)."""
+    words = getattr(environment().get_template("figures.j2").module, name)(values)
+    title, _, caption = str(words).strip().partition("\n")
+    return Drawing(name, title, " ".join(caption.split()), description, figure)
 
 
 # Names of figures, and what draws them.
 Figures: TypeAlias = Iterator[tuple[str, Callable[[], Drawing]]]
+
+S = TypeVar("S", bound=Setting)
 
 
 @contextmanager
@@ -199,9 +217,23 @@ def error_bars(axes: Axes, x: Sequence[float] | NDArray[Any], estimates: Sequenc
     upwards."""
     values = np.array([estimate.value for estimate in estimates])
     limits = np.array([estimate.lower_limit for estimate in estimates], bool)
-    ends = np.array([[e.value if e.low is None else e.low, e.value if e.high is None else e.high] for e in estimates])
-    lengths = np.where(limits, 0.5 * values, np.abs(ends.T - values))
+    lengths = np.where(limits, 0.5 * values, bar_lengths(estimates))
     axes.errorbar(x, values, yerr=lengths, lolims=limits, linestyle="none", **options)
+
+
+def bar_lengths(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
+    """[2, n]: from the values down and up to the ends of their intervals; 0 without one."""
+    values = np.array([estimate.value for estimate in estimates])
+    ends = np.array([[e.value if e.low is None else e.low, e.value if e.high is None else e.high] for e in estimates])
+    return np.abs(ends.T - values)
+
+
+def by_strategy(rows: Sequence[S]) -> Iterator[tuple[list[S], str, dict[str, Any]]]:
+    """The rows of each strategy that has any, with its label and the look of its points."""
+    for strategy, (label, color, marker) in STRATEGIES.items():
+        own = [row for row in rows if row.strategy == strategy]
+        if own:
+            yield own, label, {"color": color, "marker": marker}
 
 
 def legend_above(figure: Figure, axes: Axes, width: int = 46, columns: int = 1) -> None:

@@ -10,8 +10,19 @@ import numpy as np
 
 from kdfast.distill.schedules import RunConfig, shown
 from kdfast.errors import ConfigError
-from kdfast.report.figures.style import CONTEXT, ROLES, STUDENTS, WIDE, Drawing, Figures, axes_grid, legend_above
-from kdfast.report.schema import Analysis, Setting
+from kdfast.report.figures.style import (
+    CONTEXT,
+    ROLES,
+    STUDENTS,
+    WIDE,
+    Drawing,
+    Figures,
+    axes_grid,
+    drawing,
+    legend_above,
+)
+from kdfast.report.schema import Analysis
+from kdfast.report.schema.runs import Setting
 
 __all__ = ["Curves", "training_figures"]
 
@@ -63,18 +74,9 @@ def _schedules(analysis: Analysis, leaders: Sequence[str], epochs: int | None) -
     _, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(0.0, 1.35 * high)
     axes[0, 0].legend(loc="upper right")
-    return Drawing(
-        "schedules",
-        "Schedules of temperature and mixing weight",
-        "The best configurations' schedules; grey: all others of the study.",
-        "; ".join(
-            f"{name}: T {_span(configs[name].temp_init, configs[name].temp_final)}, "
-            f"α {_span(configs[name].alpha_init, configs[name].alpha_final)}"
-            for name in leaders
-        ),
-        figure,
-        wide=True,
-    )
+    own = [configs[name] for name in leaders]
+    spans = [f"T {_span(c.temp_init, c.temp_final)}, α {_span(c.alpha_init, c.alpha_final)}" for c in own]
+    return drawing("schedules", figure, "; ".join(map(": ".join, zip(leaders, spans, strict=True))))
 
 
 def _span(first: float, last: float | None) -> str:
@@ -108,22 +110,12 @@ def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, othe
         panel.set_ylabel(label)
         panel.xaxis.get_major_locator().set_params(integer=True)
     legend_above(figure, axes[0, -1], columns=2)
-    best = max(
-        (run for run in with_curves if run.auc_validation is not None),
-        key=lambda run: run.auc_validation or 0.0,
-        default=None,
-    )
-    return Drawing(
-        "training",
-        "Training curves",
-        "Losses, as they enter the total (with α), and validation AUC by epoch; grey: all students. Losses of "
-        "different T and α do not compare.",
-        "no validation AUC is stored"
-        if best is None
-        else f"highest validation AUC {best.auc_validation:.4f}: {best.run_name}, seed {best.seed}",
-        figure,
-        wide=True,
-    )
+    validated = [(run.auc_validation, run) for run in with_curves if run.auc_validation is not None]
+    highest = "no validation AUC is stored"
+    if validated:
+        auc, best = max(validated, key=lambda each: each[0])
+        highest = f"highest validation AUC {auc:.4f}: {best.run_name}, seed {best.seed}"
+    return drawing("training", figure, highest)
 
 
 def _points(curves: Curves, name: str) -> np.ndarray[Any, Any]:
