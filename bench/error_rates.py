@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse_networks
 from kdfast.report.networks import StudyNetworks
+from kdfast.report.outlook import Candidates, places
 from kdfast.report.physics import TestJets
 from kdfast.report.sampling import Estimates
 from kdfast.report.schema import Analysis
@@ -36,7 +37,9 @@ from kdfast.report.schema.values import Comparison
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.result import StoredResult
+from kdfast.store.settings import SearchSettings
 from kdfast.store.table import results_table
+from kdfast.study.search import next_round
 
 Floats = NDArray[np.float64]
 
@@ -56,7 +59,8 @@ _JETS = 400
 class Truth:
     """seeds: number of them. seed_spread: σ of a run's AUC from seed to seed. tails: of that scatter ("normal" or
     "heavy"). effect: true AUC of a configuration relative to the baseline. leaders: number of configurations that are
-    refined with `further` seeds, chosen by their validation AUC over the first ones."""
+    refined with `further` seeds, chosen by their validation AUC over the first ones. race: only those are trained that
+    a race of the configurations chooses."""
 
     seeds: int
     seed_spread: float
@@ -65,6 +69,7 @@ class Truth:
     configurations: Sequence[RunConfig] = tuple(CONFIGURATIONS)
     leaders: int = 0
     further: int = 0
+    race: bool = False
 
 
 class SimulatedNetworks(StudyNetworks):
@@ -201,6 +206,9 @@ def _study(truth: Truth, covariance: _Covariance, rng: np.random.Generator) -> t
         train("baseline", "baseline", seed, None)
         for config in truth.configurations:
             train("student", config.name, seed, config)
+    if truth.race:
+        chosen = _raced(truth.configurations, results)
+        results = [result for result in results if result.kind != "student" or result.name in chosen]
     if truth.leaders:
         ranked = sorted(truth.configurations, key=lambda c: -_mean_validation(results, c.name))
         for seed in range(truth.seeds + 1, truth.seeds + truth.further + 1):
@@ -209,6 +217,18 @@ def _study(truth: Truth, covariance: _Covariance, rng: np.random.Generator) -> t
                 train("student", config.name, seed, config)
     study = SimulatedNetworks(results, given, list(first))
     return analyse_networks(study), true
+
+
+def _raced(configurations: Sequence[RunConfig], results: Sequence[StoredResult]) -> set[str]:
+    """Names of those that a race trains; it tolerates the standard error of a difference."""
+    x = places(configurations)
+    scores: dict[int, float] = {}
+    while True:
+        tried = np.isin(np.arange(len(x)), [*scores])
+        chosen, _ = next_round(Candidates(configurations, x, scores, tried, 0.0014), SearchSettings())
+        if not chosen:
+            return {configurations[number].name for number in scores}
+        scores |= {number: _mean_validation(results, configurations[number].name) for number in chosen}
 
 
 def _mean_validation(results: Sequence[StoredResult], name: str) -> float:
@@ -325,6 +345,13 @@ SETTINGS = {
     for seeds in (1, 2, 3, 5)
     for spread in (0.001, 0.009)
     for tails in ("normal", "heavy")
+}
+SETTINGS |= {
+    f"race of 132, {seeds} seed{'s' * (seeds > 1)}, σ = {spread}": Truth(
+        seeds, spread, configurations=tuple(grid("study")), race=True
+    )
+    for seeds in (1, 3)
+    for spread in (0.001, 0.009)
 }
 SETTINGS |= {
     f"refined: 5 leaders of 1 seed, 4 further ones, σ = {spread}": Truth(1, spread, leaders=5, further=4)

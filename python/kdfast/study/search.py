@@ -3,7 +3,8 @@
 The first round is spread over the grid. Each further round takes those with the largest expected improvement over the
 leader [Jones, Schonlau and Welch, J. Global Optim. 13 (1998) 455], one after the other, as if those before it had
 reached what is expected of them. The race is over when the candidates left are, taken together, expected to hold fewer
-than `error` configurations that are better than the leader by more than the tolerance.
+than `error` configurations that are better than the leader by more than the tolerance. It has two rounds at least: what
+a first round alone lets expect is sometimes far too sure.
 
 A round follows from the settings and the stored results alone: a race that was interrupted resumes with the same
 decisions, and any process may plan the next round.
@@ -110,7 +111,8 @@ def next_round(found: Candidates, search: SearchSettings) -> tuple[list[int], st
         return _spread(found.x, min(search.batch, most), found.tried), f"{shown}, too few of them finished"
     expected = float(outlook.chance.sum())
     better = f"{outlook.tolerance:.2g} above {found.runs[outlook.leader].name}: {expected:.2g} of the others expected"
-    if expected <= search.error:
+    tested = tried > min(_first(search, found.x.shape[1]), len(found.runs))
+    if expected <= search.error and tested:
         return [], f"{shown}; more than {better}, so the race is over"
     chosen = _most_promising(found, outlook, min(search.batch, most))
     return chosen, f"{shown}; more than {better}, {len(chosen)} next"
