@@ -13,7 +13,7 @@ from kdfast.jets.packed import PackedJets
 from kdfast.jets.readers import load_jets
 from kdfast.models import JetTransformer, Preparation, Tagger
 from kdfast.store.settings import StudySettings
-from kdfast.study.prepare import load, prepare
+from kdfast.study.prepare import load_sets, prepare
 from tests.jets.atlas_files import atlas_arrays, write_arrays
 from tests.synthetic import synthetic_jets
 
@@ -96,7 +96,7 @@ def test_a_file_of_empty_jets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use", ["sweep", "predict"])
 def test_jets_in_memory(factor: float, remedy: str, use: str) -> None:
     uses: dict[str, Callable[[PackedJets], object]] = {
-        "sweep": lambda jets: load(jets, StudySettings().data),
+        "sweep": lambda jets: load_sets({"data": jets}, StudySettings().data),
         "predict": tagger().predict,
     }
     uses[use](JETS)
