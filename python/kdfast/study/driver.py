@@ -292,28 +292,42 @@ def run_study(
             warn_of_other_environment(store, settings.device)
         with store.writing():
             _describe(settings, store, inputs, shown, elsewhere)
-            runs = runs_to_train(store, settings, shown.say)
-            packs, sizes = plan_study(settings, runs, store, inputs, budget, shown)
-            if not plan_only:
+            if plan_only:
+                runs = runs_to_train(store, settings, shown.say)
+                plan_study(settings, runs, store, inputs, budget, shown)
+            else:
                 training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
-                runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims"))
-                while True:
-                    if client is not None:
-                        failed = dask_engine.run_packs(client, training, packs, sizes)
-                    else:
-                        failed = runner.sweep(packs).failed
-                    for error in failed.values():
-                        raise error
-                    trained = runs
-                    runs = runs_to_train(store, settings, shown.say)
-                    if len(runs) == len(trained):
-                        break
-                    packs, sizes = plan_study(settings, runs, store, inputs, budget, shown)
-                del inputs, training, runner  # the jets' memory: the report reads what is stored
+                _train(training, inputs, budget, client)
+                del inputs, training  # the jets' memory: the report reads what is stored
                 gc.collect()  # views and what makes them refer to each other
                 shown.say("writing the report")
                 report.write(store)
     return open_study(out)
+
+
+def _train(training: StudyTraining, inputs: Inputs, budget: Budget, client: Client | None) -> None:
+    """Plans and trains what is missing, of a search round after round. Raises the first error of a pack."""
+    settings, store, shown = training.settings, training.store, training.shown
+    runner = PackRunner(training, inputs.teacher, Claims(store.path / "claims"))
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        if text not in said:  # of a race that was over before
+            shown.say(text)
+        said.append(text)
+
+    trained = 0
+    runs = runs_to_train(store, settings, say)
+    while len(runs) > trained:
+        packs, sizes = plan_study(settings, runs, store, inputs, budget, shown)
+        if client is not None:
+            failed = dask_engine.run_packs(client, training, packs, sizes)
+        else:
+            failed = runner.sweep(packs).failed
+        for error in failed.values():
+            raise error
+        trained = len(runs)
+        runs = runs_to_train(store, settings, say)
 
 
 def _check_given(settings: StudySettings, given: Given) -> None:
