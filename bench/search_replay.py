@@ -91,7 +91,7 @@ class Replay:
 
 
 def tables(path: Path) -> list[Table]:
-    """The complete seeds of a study."""
+    """The complete seeds of a study, and their mean where there are several."""
     store = StudyStore.open(path)
     students = {(r.name, r.seed): r for r in store.results() if r.kind == "student" and r.status == "done"}
     every = sorted({seed for _, seed in students})
@@ -106,6 +106,11 @@ def tables(path: Path) -> list[Table]:
         validation = np.array([result.metrics["auc_val"] for result in own])
         curves = [np.array(result.curves["auc_val"]) for result in own]
         found.append(Table(f"{path.name}, seed {seed}", runs, validation, test, curves, known.tolerance))
+    if len({len(curve) for table in found for curve in table.curves}) == 1 < len(found):  # no run has stopped early
+        validation = np.mean([table.validation for table in found], axis=0)
+        means = list(np.mean([table.curves for table in found], axis=0))
+        tolerance = float(np.mean([table.tolerance for table in found]))  # of one seed: as a study of several has it
+        found.append(Table(f"{path.name}, {len(seeds)} seeds", runs, validation, test, means, tolerance))
     return found
 
 
@@ -313,7 +318,7 @@ def main() -> None:
     replays = {"race": replayed("race", race)}
     runs = round(float(np.mean([len(replay.numbers) for replay in replays["race"]])))
     replays |= {name: replayed(name, search) for name, search in searches(runs).items()}
-    counted = f"Whole grids: {len(found)}. Replays of each search on each: {given.replays}, of GPSampler a quarter.\n\n"
+    counted = f"Grids: {len(found)}. Replays of each search on each: {given.replays}, of GPSampler a quarter.\n\n"
     text = f"{counted}{results_table(replays)}\n{seeds_table(replays, found)}"
     print(f"{text}\n{ranks_table(found)}")
     if given.write is not None:
