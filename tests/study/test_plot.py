@@ -26,7 +26,8 @@ PANELS = {"rejection": 2, "scores": 3, "mass": 6, "training": 2, "schedules": 2,
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     path = tmp_path_factory.mktemp("studies") / "study"
-    make_study(path, SMALL_GRID, seeds=(1, 2), jets=600, diverged=(NAMES[3],), latency=True)
+    settings = {"search": {"method": "race"}}
+    make_study(path, SMALL_GRID, seeds=(1, 2), jets=600, diverged=(NAMES[3],), latency=True, settings=settings)
     return open_study(path)
 
 

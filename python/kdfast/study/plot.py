@@ -106,6 +106,7 @@ class StudyPlots:
     schedules = _figure("schedules", "Draw the schedules of T and α.", _RUNS)
     configurations = _figure("configurations", "Draw AUC and rejection of every configuration in order.")
     leaders = _figure("leaders", "Draw the best configurations relative to the baseline.")
+    race = _figure("race", "Draw the expected score of every configuration of a race.")
     heat_maps = _figure("heat_maps", "Draw mean AUC and rejection by initial T and α.")
     strategies = _figure("strategies", "Draw AUC and rejection by strategy.")
     pareto = _figure("pareto", "Draw the rejection of every configuration against its AUC.")
