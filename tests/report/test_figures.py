@@ -45,7 +45,7 @@ def drawings(raced):
 
 
 @pytest.fixture(scope="module")
-def files(drawings, store):
+def files(drawings):
     """By name; exporting settles layouts, so it comes after whatever looks at axes."""
     with figure_style():
         return {name: exports(drawing) for name, drawing in drawings.items()}
@@ -393,9 +393,9 @@ def test_files(files, drawings, name):
 
 
 @pytest.mark.slow
-def test_the_same_results_give_the_same_files(analysis, store, files):
+def test_the_same_results_give_the_same_files(raced, files):
     with figure_style():
-        again = {drawing.name: exports(drawing) for drawing in draw(analysis, store)}
+        again = {drawing.name: exports(drawing) for drawing in draw(analyse(raced), raced)}
     assert again == files
 
 
