@@ -88,7 +88,7 @@ def refuse_other_search(store: StudyStore, settings: StudySettings) -> None:
 
 def candidates(store: StudyStore, settings: StudySettings) -> Candidates:
     """What is known of the grid's configurations."""
-    from kdfast.report.outlook import Candidates
+    from kdfast.report.outlook import Candidates  # and SciPy, which only a search needs
 
     names = {member.name for pack in planned(store) if pack.seed in settings.seeds for member in pack.members}
     return Candidates.of(settings, store.results(), names, store.shared("test"))

@@ -275,9 +275,8 @@ def work(
     with SweepProgress(progress) as shown, stoppable(shown.say, store.path) as stop:
         stored = store.keys()
         races = "search" in store.settings and not one and max_packs is None
-        if (
-            packs and not races and not any(missing(store, each, stored).runs for each in packs)
-        ):  # before the data are read
+        left = races or any(missing(store, each, stored).runs for each in packs)
+        if packs and not left:  # before the data are read
             return Outcome(done=[each.id for each in packs])
         settings, inputs = open_inputs(store, model, teacher_model)
         warn_of_other_environment(store, settings.device)
