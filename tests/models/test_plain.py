@@ -108,6 +108,13 @@ def test_it_is_a_copy_without_gradients(jets: PackedJets) -> None:
     assert not plain.training
 
 
+@pytest.mark.parametrize("model", [JetTransformer("small"), DeepSets()], ids=["transformer", "deepsets"])
+def test_layers_are_torchs_own(model: Any, jets: PackedJets) -> None:
+    """A tracer as hls4ml's steps into subclasses of torch's layers, and does not know what it finds."""
+    modules = list(tagger_of(model, jets).to_torch().modules())
+    assert all(type(module).__module__.startswith(("torch.nn.", "kdfast.models.plain")) for module in modules)
+
+
 @pytest.mark.parametrize("model", models())
 def test_torch_export_with_dynamic_sizes(model: Any, jets: PackedJets) -> None:
     plain = tagger_of(model(), jets).to_torch()

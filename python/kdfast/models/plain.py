@@ -125,10 +125,10 @@ class _PlainTransformer(nn.Module):
             key_bias = model.pool.kv.bias[:width].double().view(heads, -1, 1)
             self.scores = _linear((query @ keys)[:, 0], (query @ key_bias)[:, 0, 0])
         self.values = _linear(model.pool.kv.weight[width:], model.pool.kv.bias[width:])
-        self.out = copy.deepcopy(model.pool.out)
+        self.out = _copied(model.pool.out)
         self.pool_norm = copy.deepcopy(model.pool_norm)
         self.dense = nn.ModuleList(_folded(block) for block in (model.dense1, model.dense2, model.dense3))
-        self.classify = copy.deepcopy(model.classify)
+        self.classify = _copied(model.classify)
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         x = F.gelu(self.embed(x))
@@ -153,10 +153,10 @@ class _PlainLayer(nn.Module):
         scale[:width] = layer.head_dim**-0.5
         self.norm1 = copy.deepcopy(layer.norm1)
         self.qkv = _linear(layer.qkv.weight * scale[:, None], layer.qkv.bias * scale)
-        self.out = copy.deepcopy(layer.out)
+        self.out = _copied(layer.out)
         self.norm2 = copy.deepcopy(layer.norm2)
-        self.ffn_in = copy.deepcopy(layer.ffn_in)
-        self.ffn_out = copy.deepcopy(layer.ffn_out)
+        self.ffn_in = _copied(layer.ffn_in)
+        self.ffn_out = _copied(layer.ffn_out)
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x)).unflatten(2, self.heads).permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
@@ -172,9 +172,9 @@ class _PlainDeepSets(nn.Module):
 
     def __init__(self, model: DeepSets) -> None:
         super().__init__()
-        self.constituent = copy.deepcopy(model.constituent)
-        self.jet = copy.deepcopy(model.jet)
-        self.classify = copy.deepcopy(model.classify)
+        self.constituent = nn.ModuleList(map(_copied, model.constituent))
+        self.jet = nn.ModuleList(map(_copied, model.jet))
+        self.classify = _copied(model.classify)
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         for layer in self.constituent:
@@ -221,6 +221,11 @@ _PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     DeepSets: _PlainDeepSets,
     OwnNetwork: _PlainOwn,
 }
+
+
+def _copied(layer: nn.Linear) -> nn.Linear:
+    """torch's own layer: hls4ml follows no subclass."""
+    return _linear(layer.weight, layer.bias)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
