@@ -49,6 +49,7 @@ USUAL_MEMORY = 1 << 29
 ADDRESSES = 8 << 30  # more than the libraries reserve without use
 FILES_A_CHILD = 1_000
 FORK = multiprocessing.get_context("fork")
+SIGNALS: list[int] = []  # that asked this run to end; an exception would be lost if it came in a fork's hooks
 
 
 def options(seed: int) -> dict[str, Any]:
@@ -237,7 +238,7 @@ class State:
     def of(self, name: str) -> Work:
         known = dict(self.known.get(name, {}))
         # in a process of its own: a fork would not copy the threads that the tools start
-        with FORK.Pool(1) as pool:
+        with FORK.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
             contents = pool.apply(base_files, (name,))
         for tool in FORMATS[name].tools:
             importlib.import_module(tool)
@@ -252,6 +253,10 @@ class State:
 def read_files(work: Work, state: State, seconds: float, files: int | None, folder: Path, processes: int) -> None:
     """Reads damaged files of a format for some time, or up to a number of files."""
     end = time.monotonic() + seconds
+
+    def over() -> bool:
+        return bool(SIGNALS) or time.monotonic() >= end
+
     waiting: list[range] = []
     children: list[Child | None] = [None] * processes
     try:
@@ -265,11 +270,11 @@ def read_files(work: Work, state: State, seconds: float, files: int | None, fold
                     state.save(work)
                 left = sys.maxsize if files is None else files - work.counts.total()
                 running = sum(len(each.seeds) for each in children if each is not None)
-                if child is None and (waiting or running < left) and time.monotonic() < end:
+                if child is None and (waiting or running < left) and not over():
                     seeds = waiting.pop() if waiting else work.take(min(FILES_A_CHILD, left - running))
                     children[place] = Child(work, seeds, folder / f"{work.name}-{place}.file")
             working = [child for child in children if child is not None]
-            if not working or time.monotonic() >= end:
+            if not working or over():
                 break
             wait([child.process.sentinel for child in working], timeout=0.5)
     finally:
@@ -294,6 +299,8 @@ def fuzz(
     number = 0
     try:
         for name in names:
+            if SIGNALS:
+                break
             work = state.of(name)
             read_files(work, state, seconds / len(names), files, folder, processes)
             number += len(work.finds)
@@ -326,11 +333,12 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="file of the counts so far")
     parser.add_argument("--keep", type=Path, help="folder for the files of finds, and of what is contained")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was counted is saved
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: SIGNALS.append(received))
     print(f"seeds from {given.first}", flush=True)
-    number = fuzz(given.formats, given.seconds, given.first, given.processes, given.keep, given.state, given.files)
-    print(f"{number} finds" if number else "no finds")
-    return 1 if number else 0
+    finds = fuzz(given.formats, given.seconds, given.first, given.processes, given.keep, given.state, given.files)
+    print(f"{finds} finds" if finds else "no finds")
+    return 128 + SIGNALS[0] if SIGNALS else int(finds > 0)
 
 
 if __name__ == "__main__":
