@@ -9,6 +9,7 @@ import pytest
 
 from kdfast.cli import main
 from kdfast.errors import ConfigError, StudyError
+from kdfast.report.analysis import analyse
 from kdfast.report.outlook import Candidates, places
 from kdfast.store.grid import grid
 from kdfast.store.packs import planned
@@ -18,13 +19,14 @@ from kdfast.store.store import StudyStore
 from kdfast.study.batch_script import slurm_script
 from kdfast.study.dask_engine import connected
 from kdfast.study.refine import refine
-from kdfast.study.search import next_round
+from kdfast.study.search import confidence_set, next_round, survivors
 from kdfast.study.worker import work
 from tests.report.fake_study import SMALL_GRID, make_study
 from tests.study.small_sweep import small_jets, small_sweep
 
 WIDE = grid(temperature=[1.0, 2.0, 4.0, 8.0, 16.0], alpha=[0.1, 0.3, 0.5, 0.7, 0.9])
 RACE = {"first": 6, "batch": 3, "max_runs": 12, "tolerance": 1e-9}
+FURTHER = {"replicates": 2, "survivors": 3}
 
 
 def raced(x, truth, noise, tolerance, search, rng):
@@ -141,7 +143,7 @@ def test_a_finished_race_trains_nothing_and_another_is_refused(race):
 @pytest.mark.parametrize("seeds", [[42], [1, 2]])
 def test_a_race_that_is_cut_off_decides_the_same(tmp_path, seeds):
     """Also between the seeds of a round."""
-    grid, few = WIDE[::2], {"first": 4, "batch": 2, "max_runs": 6, "tolerance": 1e-9}
+    grid, few = WIDE[::2], {"first": 4, "batch": 2, "max_runs": 6, "tolerance": 1e-9, "replicates": 1, "survivors": 2}
     study = small_sweep(tmp_path / "whole", grid=grid, search=few, seeds=seeds, pack_size=2)
     program = f"""
 import os, sys
@@ -156,8 +158,9 @@ def dying(self, result):
 StudyStore.write = dying
 small_sweep({str(tmp_path / "study")!r}, grid=WIDE[::2], search={few!r}, seeds={seeds!r}, pack_size=2)
 """
-    for stored in (5, 2):
+    for stored in (5, 2, 7 * len(seeds) - 4):  # the last with a run of the further seed left
         assert subprocess.run([sys.executable, "-c", program, str(stored)], check=False).returncode == 3
+    assert len(StudyStore.open(tmp_path / "study").keys()) == 3 + 7 * len(seeds)
     resumed = small_sweep(tmp_path / "study", grid=grid, search=few, seeds=seeds, pack_size=2)
     assert resumed.results.equals(study.results)
     first, second = ([pack.runs for pack in planned(StudyStore.open(tmp_path / name))] for name in ("whole", "study"))
@@ -170,6 +173,68 @@ def test_leaders_of_a_race_are_refined(race, tmp_path):
     refined = refine(out, top=2, seeds=2, data=small_jets(), progress=False)
     assert len(refined.results) == 14
     assert study_status(StudyStore.open(out)).finished
+
+
+def test_survivors_get_further_seeds(race, tmp_path):
+    out = tmp_path / "study"
+    study = small_sweep(out, grid=WIDE, search=RACE | FURTHER)
+    table = study.results
+    own, further = table[table["seed"] == 42], table[table["seed"] > 42]
+    assert own.reset_index(drop=True).equals(race[1].results)
+    assert sorted(further["seed"].unique()) == [43, 44]
+    assert len(further) == 2 * further["run_name"].nunique() <= 6
+    assert study_status(StudyStore.open(out)).finished
+    refinement = analyse(StudyStore.open(out)).refinement  # told from the race's own seed
+    assert refinement.seeds == [43, 44]
+    assert {row.run_name for row in refinement.configurations} == set(further["run_name"])
+    assert small_sweep(out, grid=WIDE, search=RACE | FURTHER).results.equals(table)
+
+    workers = tmp_path / "workers"
+    small_sweep(workers, grid=WIDE, search=RACE | FURTHER, plan_only=True)
+    assert not work(workers, progress=False, threads=2).failed
+    assert StudyStore.open(workers).keys() == StudyStore.open(out).keys()
+
+
+def test_budgets_of_epochs_and_hours(race, tmp_path):
+    """In epochs also of further seeds, as far as they go; what a race has taken is known from its results."""
+    search = {name: value for name, value in RACE.items() if name != "max_runs"} | {"max_epochs": 2 * 10}
+    table = small_sweep(tmp_path / "study", grid=WIDE, search=search).results
+    assert len(table) == 10
+    table = small_sweep(tmp_path / "more", grid=WIDE, search=RACE | FURTHER | {"max_epochs": 2 * 15}).results
+    assert 12 < len(table) <= 15
+    store = StudyStore.open(race[0])
+    seconds = [result.metrics["seconds"] for result in store.results() if result.kind == "student"]
+    for hours, affordable in {1.0: 3600 // np.mean(seconds) - 12, sum(seconds) / 3600 - 1e-6: 0}.items():
+        table = {"grid": [run.name for run in WIDE], "search": RACE | {"max_hours": hours}}
+        found = Candidates.of(StudySettings.resolve(table), store.results(), (), store.shared("test"))
+        assert found.affordable == pytest.approx(affordable, abs=1.5 if affordable else 0)
+    chosen, said = next_round(found, SearchSettings(first=6, max_hours=1e-9))
+    assert not chosen
+    assert said.endswith("12 of 25 configurations trained: the budget has no room for more")
+
+
+def test_the_confidence_set_holds_the_best():
+    """Of equal configurations too, where the correction for comparisons matters most; of different ones it is small."""
+    rng = np.random.default_rng(4)
+    held = [0 in confidence_set(rng.normal(size=(10, 5)), 0.05) for _ in range(4000)]
+    assert np.mean(held) >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 4000)
+    apart = np.arange(10)[:, None] + 0.1 * rng.normal(size=(10, 5))
+    assert confidence_set(apart, 0.05) == [9]
+    apart[9, 2] = np.nan  # it diverged
+    assert confidence_set(apart, 0.05) == [8]
+    assert confidence_set(apart[:, :1], 0.05) == list(range(10))  # one seed does not tell
+    assert confidence_set(apart[:, :0], 0.05) == list(range(10))
+
+
+def test_survivors_are_near_the_leader():
+    x = places(WIDE)
+    truth = -((x - 0.6) ** 2).sum(axis=1)
+    rng = np.random.default_rng(5)
+    scores = dict(enumerate(truth + rng.normal(0, 0.005, len(x))))
+    near = survivors(Candidates(WIDE, x, scores, np.ones(len(x), np.bool_), 0.02), SearchSettings(survivors=6))
+    assert np.argmax(truth) in near
+    assert 1 < len(near) <= 6
+    assert all(truth.max() - truth[number] < 0.1 for number in near)
 
 
 def test_workers_race(race, tmp_path):
@@ -201,6 +266,8 @@ def test_further_runs_of_the_grid_may_be_added(race, tmp_path):
 def test_refused_searches(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"search.max_runs: is 5, the first round has 8"):
         small_sweep(tmp_path / "a", grid=WIDE, search={"max_runs": 5})
+    with pytest.raises(ConfigError, match=r"search.max_epochs: is 15, the first round takes 16"):
+        small_sweep(tmp_path / "a", grid=WIDE, search={"max_epochs": 15})
     with pytest.raises(ConfigError, match="the grid has 1 configuration"):
         small_sweep(tmp_path / "b", grid=WIDE[:1], search="race")
     assert main(["sweep", "--search", "halving", "--out", str(tmp_path / "c")]) == 2
@@ -211,5 +278,6 @@ def test_refused_searches(tmp_path, capsys):
 def test_settings_are_stored_as_a_table(race):
     out, _ = race
     table = StudyStore.open(out).settings["search"]
-    assert table == {"method": "race", "metric": "auc", "error": 0.05} | {k: RACE[k] for k in RACE}
+    default = {"method": "race", "metric": "auc", "error": 0.05, "replicates": 0, "survivors": 10}
+    assert table == default | RACE
     assert StudySettings.resolve({"search": "grid"}).search is None

@@ -223,7 +223,7 @@ _PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 }
 
 
-def _copied(layer: nn.Linear) -> nn.Linear:
+def _copied(layer: Any) -> nn.Linear:
     """torch's own layer: hls4ml follows no subclass."""
     return _linear(layer.weight, layer.bias)
 

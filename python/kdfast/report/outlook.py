@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from kdfast.report.schema.choices import Expected, Race
 from kdfast.store.result import StoredResult
 from kdfast.store.settings import StudySettings
 
-__all__ = ["Candidates", "Outlook", "fitted", "places", "race", "smooth_part"]
+__all__ = ["Candidates", "Outlook", "fitted", "places", "race", "smooth_part", "validation_scores"]
 
 Floats = NDArray[np.float64]
 
@@ -115,7 +115,8 @@ class Candidates:
 
     x: [N, d] their `places`. scores: of those that finished with all seeds, by number: mean over the seeds, of the
     validation jets, on the metric's scale. tried [N]: whether one is planned or trained, whatever became of it.
-    tolerance: see `Outlook`; NaN while nothing has finished.
+    tolerance: see `Outlook`; NaN while nothing has finished. affordable: further trainings that the search's budget of
+    epochs and hours has room for. seeds: trainings of a configuration.
     """
 
     runs: Sequence[RunConfig]
@@ -123,6 +124,8 @@ class Candidates:
     scores: Mapping[int, float]
     tried: NDArray[np.bool_]
     tolerance: float
+    affordable: float = math.inf
+    seeds: int = 1
 
     @classmethod
     def of(
@@ -133,21 +136,18 @@ class Candidates:
         test: Mapping[str, NDArray[Any]],
     ) -> Candidates:
         """planned: names of runs in packs. test: labels and weights of the test jets."""
-        assert settings.search is not None
+        search = settings.search
+        assert search is not None
         runs = settings.runs()
-        own = {(result.name, result.seed): result for result in results if result.kind == "student"}
-        scores: dict[int, float] = {}
-        finished: list[StoredResult] = []
-        for number, run in enumerate(runs):
-            found = [own.get((run.name, seed)) for seed in settings.seeds]
-            done = [result for result in found if result is not None and result.status == "done"]
-            if len(done) == len(settings.seeds):
-                scores[number] = float(np.mean([_score(result, settings.search.metric) for result in done]))
-                finished.append(done[0])
-        names = {name for name, _ in own}
+        scores = validation_scores(results, runs, settings.seeds, search.metric)
+        finished = {number: float(row.mean()) for number, row in enumerate(scores) if not np.isnan(row).any()}
+        students = {(result.name, result.seed): result for result in results if result.kind == "student"}
+        compared = [students[runs[number].name, settings.seeds[0]] for number in list(finished)[:COMPARED]]
+        tolerance = search.tolerance or _resolution(compared, test, search.metric)
+        names = {name for name, seed in students if seed in settings.seeds}
         tried = np.array([run.name in names or run.name in planned for run in runs])
-        tolerance = settings.search.tolerance or _resolution(finished[:COMPARED], test, settings.search.metric)
-        return cls(runs, places(runs), scores, tried, tolerance)
+        affordable = _affordable(settings, list(students.values()))
+        return cls(runs, places(runs), finished, tried, tolerance, affordable, len(settings.seeds))
 
     def outlook(self) -> Outlook | None:
         """What the finished ones say of all; None where they are too few."""
@@ -166,9 +166,32 @@ class Candidates:
         return Outlook(mean, error, leader, self.tolerance, chance, regressor.kernel_)
 
 
-def _score(result: StoredResult, metric: str) -> float:
-    value = float(result.metrics[f"{metric}_val"])
-    return value if metric == "auc" else math.log(value)
+def validation_scores(
+    results: Iterable[StoredResult], runs: Sequence[RunConfig], seeds: Sequence[int], metric: str
+) -> Floats:
+    """[N, seeds] scores on the validation jets, on the metric's scale (see `Outlook`); NaN of what has not finished."""
+    rows = {run.name: number for number, run in enumerate(runs)}
+    scores = np.full((len(rows), len(seeds)), np.nan)
+    for result in results:
+        if result.kind == "student" and result.status == "done" and result.name in rows and result.seed in seeds:
+            value = float(result.metrics[f"{metric}_val"])
+            scores[rows[result.name], seeds.index(result.seed)] = value if metric == "auc" else math.log(value)
+    return scores
+
+
+def _affordable(settings: StudySettings, students: Sequence[StoredResult]) -> float:
+    """How many trainings the budget has room for after these. One takes as many epochs as any may, and the hours that
+    these took on average."""
+    search = settings.search
+    assert search is not None
+    left = math.inf
+    if search.max_epochs is not None:
+        each = max(settings.recipe.student(run.settings).epochs for run in settings.runs())
+        left = (search.max_epochs - sum(result.metrics["epochs"] for result in students)) // each
+    seconds = [result.metrics["seconds"] for result in students if result.status == "done"]
+    if search.max_hours is not None and seconds:
+        left = min(left, (3600 * search.max_hours - sum(seconds)) // np.mean(seconds))
+    return max(0.0, left)
 
 
 def _resolution(results: Sequence[StoredResult], test: Mapping[str, NDArray[Any]], metric: str) -> float:

@@ -30,6 +30,16 @@ class SearchSettings(SettingsTable):
     """Configurations of each further round."""
     max_runs: int | None = Field(default=None, ge=1)
     """Configurations to train at most."""
+    max_epochs: int | None = Field(default=None, ge=1)
+    """Epochs to train at most, added up over the students."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours to train at most, added up over the students; what a round takes is known from those before."""
+    replicates: int = Field(default=0, ge=0)
+    """Further seeds of the leading configurations once the race is over, at most."""
+    survivors: int = Field(default=10, ge=1)
+    """Leading configurations that get further seeds at most: those that may be the best."""
+    confidence_set: int | None = Field(default=None, ge=1)
+    """No further seed where at most this many configurations may be the best by the further seeds; all by default."""
 
 
 def as_search(value: Any) -> SearchSettings | None:

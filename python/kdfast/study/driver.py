@@ -293,8 +293,8 @@ def run_study(
         with store.writing():
             _describe(settings, store, inputs, shown, elsewhere)
             if plan_only:
-                runs = runs_to_train(store, settings, shown.say)
-                plan_study(settings, runs, store, inputs, budget, shown)
+                seeds, runs = runs_to_train(store, settings, shown.say)
+                plan_study(settings.model_copy(update={"seeds": tuple(seeds)}), runs, store, inputs, budget, shown)
             else:
                 training = StudyTraining(settings, store, inputs.prepared, shown, stop, budget.threads)
                 _train(training, inputs, budget, client)
@@ -316,18 +316,19 @@ def _train(training: StudyTraining, inputs: Inputs, budget: Budget, client: Clie
             shown.say(text)
         said.append(text)
 
-    trained = 0
-    runs = runs_to_train(store, settings, say)
-    while len(runs) > trained:
-        packs, sizes = plan_study(settings, runs, store, inputs, budget, shown)
+    trained: set[tuple[int, str]] = set()
+    seeds, runs = runs_to_train(store, settings, say)
+    while new := {(seed, run.name) for seed in seeds for run in runs} - trained:
+        asked = settings.model_copy(update={"seeds": tuple(seeds)})
+        packs, sizes = plan_study(asked, runs, store, inputs, budget, shown)
         if client is not None:
             failed = dask_engine.run_packs(client, training, packs, sizes)
         else:
             failed = runner.sweep(packs).failed
         for error in failed.values():
             raise error
-        trained = len(runs)
-        runs = runs_to_train(store, settings, say)
+        trained |= new
+        seeds, runs = runs_to_train(store, settings, say)
 
 
 def _check_given(settings: StudySettings, given: Given) -> None:

@@ -6,13 +6,18 @@ reached what is expected of them. The race is over when the candidates left are,
 than `error` configurations that are better than the leader by more than the tolerance. It has two rounds at least: what
 a first round alone lets expect is sometimes far too sure.
 
+Once the race is over, those that may be the best (`survivors` at most) and the baseline are trained with `replicates`
+further seeds, one after the other. The race's own seeds have chosen them and are no evidence for them; which one is the
+best is told by the further seeds alone. [Boesel, Nelson and Kim, Oper. Res. 51 (2003) 814, "clean up" after a search]
+
 A round follows from the settings and the stored results alone: a race that was interrupted resumes with the same
 decisions, and any process may plan the next round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -37,23 +42,92 @@ __all__ = ["candidates", "check_search", "next_round", "plan_next_round", "refus
 PER_SETTING = 4  # configurations of the first round for each setting that differs
 
 
-def runs_to_train(store: StudyStore, settings: StudySettings, say: Callable[[str], None]) -> list[RunConfig]:
-    """The configurations that the study is to train as far as its search has come, with a new round where those before
-    are finished: none are new where the search is over. Without a search: the grid's.
+def runs_to_train(
+    store: StudyStore, settings: StudySettings, say: Callable[[str], None]
+) -> tuple[Sequence[int], list[RunConfig]]:
+    """The seeds and configurations that the study is to train as far as its search has come, with a new round where
+    those before are finished: none are new where the search is over. Without a search: the grid's.
 
     say: shows a line about the round. The caller holds the study (StudyStore.writing), and plans what is new before it
     gives it up.
     """
-    if settings.search is None:
-        return settings.runs()
-    found = candidates(store, settings)
+    search = settings.search
+    if search is None:
+        return settings.seeds, settings.runs()
     stored = store.keys()
     names = {run.name for run in asked_runs(settings, planned(store), stored)}
-    if {RunKey("student", name, seed) for name in names for seed in settings.seeds} <= stored:  # no round is under way
-        chosen, said = next_round(found, settings.search)
-        names |= {found.runs[number].name for number in chosen}
+    if _are_stored(names, settings.seeds, stored):  # no round is under way
+        found = candidates(store, settings)
+        chosen, said = next_round(found, search)
         say(shown(said))
-    return [run for run in found.runs if run.name in names]
+        if not chosen and search.replicates:
+            return _replicates(store, settings, found, say)
+        names |= {found.runs[number].name for number in chosen}
+    return settings.seeds, [run for run in settings.runs() if run.name in names]
+
+
+def _are_stored(names: Iterable[str], seeds: Iterable[int], stored: Container[RunKey]) -> bool:
+    return all(RunKey("student", name, seed) in stored for seed in seeds for name in names)
+
+
+def _replicates(
+    store: StudyStore, settings: StudySettings, found: Candidates, say: Callable[[str], None]
+) -> tuple[list[int], list[RunConfig]]:
+    """The further seeds of the survivors, as far as they have come, and one more unless these are enough."""
+    from kdfast.report.outlook import validation_scores
+
+    search = settings.search
+    assert search is not None
+    runs = [found.runs[number] for number in survivors(found, search)]
+    names = {run.name for run in runs}
+    stored = store.keys()
+    first = max(settings.seeds) + 1
+    seeds = list(range(first, first + search.replicates))
+    scores = validation_scores(store.results(), runs, seeds, search.metric)
+    count = next((k for k, seed in enumerate(seeds) if not _are_stored(names, [seed], stored)), len(seeds))
+    best = confidence_set(scores[:, :count], search.error / search.replicates)
+    said = f"race: {len(runs)} configurations with {count} of {len(seeds)} further seeds, {len(best)} may be the best"
+    begun = any(RunKey("student", name, seed) in stored for name in names for seed in seeds[count : count + 1])
+    if search.confidence_set is not None and len(best) <= search.confidence_set:
+        say(f"{said}: enough")
+    elif count < len(seeds) and not begun and found.affordable < len(runs):
+        say(f"{said}: the budget has no room for more")
+    elif runs:
+        count = min(count + 1, len(seeds))
+        say(said)
+    return seeds[:count], runs
+
+
+def survivors(found: Candidates, search: SearchSettings) -> list[int]:
+    """Numbers of the finished configurations that may be the best, by what all finished ones tell; best first."""
+    from scipy import stats
+
+    outlook = found.outlook()
+    if outlook is None:
+        return sorted(found.scores, key=lambda number: -found.scores[number])[: search.survivors]
+    ordered = sorted(found.scores, key=lambda number: -outlook.mean[number])
+    leader = ordered[0]
+    reach = float(stats.norm.isf(search.error)) * np.hypot(outlook.error, outlook.error[leader]) + outlook.tolerance
+    near = [number for number in ordered if outlook.mean[leader] - outlook.mean[number] <= reach[number]]
+    return near[: search.survivors]
+
+
+def confidence_set(scores: NDArray[np.float64], error: float) -> list[int]:
+    """Rows of scores [configurations, seeds] that may be the best.
+
+    One is not if it is below the best mean by Student's t of the differences at each seed, with Bonferroni's correction
+    for the comparisons. NaN: a run that did not finish; its configuration takes no part.
+    """
+    from scipy import stats
+
+    finished = np.flatnonzero(~np.isnan(scores).any(axis=1))
+    seeds = scores.shape[1]
+    if seeds < 2 or len(finished) < 2:
+        return [*map(int, finished)] if seeds else list(range(len(scores)))
+    best = scores[finished[np.argmax(scores[finished].mean(axis=1))]]
+    behind = best - scores[finished]
+    reach = stats.t.isf(error / (len(finished) - 1), seeds - 1) * behind.std(axis=1, ddof=1) / np.sqrt(seeds)
+    return [int(row) for row, apart in zip(finished, behind.mean(axis=1) <= reach, strict=True) if apart]
 
 
 def plan_next_round(
@@ -64,11 +138,11 @@ def plan_next_round(
     Raises BusyError where another process holds the study, and plans its rounds.
     """
     with store.writing():
-        runs = runs_to_train(store, settings, say)
+        seeds, runs = runs_to_train(store, settings, say)
         packs = planned(store)
         size = max((len(pack.runs) for pack in packs), default=threads)
         with suppress(AlreadyStored):  # by another process, on a file system without locks
-            packs, _ = plan(store, settings.seeds, runs, size, threads=threads)
+            packs, _ = plan(store, seeds, runs, size, threads=threads)
     return [pack for pack in packs if missing(store, pack).runs]
 
 
@@ -76,7 +150,9 @@ def refuse_other_search(store: StudyStore, settings: StudySettings) -> None:
     """Raises StudyError where the study was begun with another search. A call without one is none: it adds runs."""
     if settings.search is None:
         return
-    before = store.settings.get("search") or {"method": "grid"}
+    before = {"method": "grid"}
+    if "search" in store.settings:  # with the defaults of settings that are younger than the study
+        before = SearchSettings.model_validate(store.settings["search"]).model_dump(exclude_none=True)
     listing = ", ".join(
         f"{name} {shown_setting(old)} → {shown_setting(new)}"
         for name, old, new in differing(before, settings.table()["search"])
@@ -98,14 +174,15 @@ def next_round(found: Candidates, search: SearchSettings) -> tuple[list[int], st
     """Numbers of the candidates to train next, none where the race is over, and why, in words."""
     left = np.flatnonzero(~found.tried)
     tried = len(found.runs) - len(left)
-    most = len(left) if search.max_runs is None else min(len(left), max(0, search.max_runs - tried))
+    room = math.inf if search.max_runs is None else max(0, search.max_runs - tried)
+    most = int(min(len(left), room, found.affordable / found.seeds))
     shown = f"race: {tried} of {len(found.runs)} configurations trained"
     if not tried:
         size = min(_first(search, found.x.shape[1]), most)
         return _spread(found.x, size), f"race: {size} of {len(found.runs)} configurations first"
     if not most:
-        why = "all" if not len(left) else f"max_runs is {search.max_runs}"
-        return [], f"{shown}: {why}"
+        why = "the budget has no room for more" if room else f"max_runs is {search.max_runs}"
+        return [], f"{shown}: {why if len(left) else 'all'}"
     outlook = found.outlook()
     if outlook is None:  # too few have finished
         return _spread(found.x, min(search.batch, most), found.tried), f"{shown}, too few of them finished"
@@ -176,7 +253,13 @@ def check_search(settings: StudySettings) -> None:
     runs = settings.runs()
     if len(runs) < 2:
         raise ConfigError(f"the grid has {len(runs)} configuration", where="search", hint="give a grid to choose from")
-    first = _first(search, places(runs).shape[1])
-    if search.max_runs is not None and search.max_runs < min(first, len(runs)):
+    first = min(_first(search, places(runs).shape[1]), len(runs))
+    epochs = first * len(settings.seeds) * max(settings.recipe.student(run.settings).epochs for run in runs)
+    if search.max_epochs is not None and search.max_epochs < epochs:
+        hint = f"give max_epochs ≥ {epochs}, or a smaller `first`"
+        raise ConfigError(
+            f"is {search.max_epochs}, the first round takes {epochs}", where="search.max_epochs", hint=hint
+        )
+    if search.max_runs is not None and search.max_runs < first:
         hint = f"give max_runs ≥ {first}, or a smaller `first`"
         raise ConfigError(f"is {search.max_runs}, the first round has {first}", where="search.max_runs", hint=hint)
