@@ -15,7 +15,7 @@ from kdfast.models import Preparation, Tagger, load_model
 from kdfast.models.build import build_network
 from kdfast.models.compiled import CompiledModel
 from kdfast.models.config import model_config
-from kdfast.models.flat import flat_parameters, flat_running
+from kdfast.models.flat import flat, tensors_of
 from kdfast.models.onnx_file import onnx_bytes, padded_batches, session
 
 CONSTITUENTS = 30  # at most, as a trigger's jets have
@@ -97,7 +97,7 @@ def test_kernels_beside_onnxruntime(benchmark: Any, preset: str, tmp_path: Path)
     (padded,) = padded_batches(jet, 1)
     running = session(onnx_bytes(tagger), threads=1)
     config = tagger.model.config
-    compiled = CompiledModel(config, flat_parameters(tagger.model), flat_running(tagger.model))
+    compiled = CompiledModel(config, *map(flat, tensors_of(tagger.model)))
     compare(
         benchmark,
         ours=lambda: compiled.logits(*tagger.preparation.inputs(jet), 0, 1, 1)[0],

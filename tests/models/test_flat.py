@@ -5,12 +5,20 @@ import torch
 from torch import nn
 
 from kdfast.models import DeepSets, JetTransformer
-from kdfast.models.flat import flat_parameters, flat_running, flatten_parameters, flatten_running
+from kdfast.models.flat import flat, flatten_parameters, flatten_running, tensors_of
 
 
 @pytest.fixture
 def model() -> JetTransformer:
     return JetTransformer("tiny", seed=1)
+
+
+def flat_parameters(model: nn.Module) -> torch.Tensor:
+    return flat(tensors_of(model)[0])
+
+
+def flat_running(model: nn.Module) -> torch.Tensor:
+    return flat(tensors_of(model)[1])
 
 
 def expected(model: nn.Module) -> torch.Tensor:
@@ -19,9 +27,9 @@ def expected(model: nn.Module) -> torch.Tensor:
 
 def test_a_model_of_separate_tensors_is_copied_and_left_alone(model: JetTransformer) -> None:
     places = [parameter.data_ptr() for parameter in model.parameters()]
-    flat = flat_parameters(model)
-    assert torch.equal(flat, expected(model))
-    flat.zero_()
+    found = flat_parameters(model)
+    assert torch.equal(found, expected(model))
+    found.zero_()
     assert [parameter.data_ptr() for parameter in model.parameters()] == places
     assert bool(expected(model).any())
     assert torch.equal(flat_running(model), flatten_running(model))
@@ -29,10 +37,10 @@ def test_a_model_of_separate_tensors_is_copied_and_left_alone(model: JetTransfor
 
 def test_a_flattened_model_shares_its_buffers(model: JetTransformer) -> None:
     buffers = (flatten_parameters(model), flatten_running(model))
-    for flat, buffer in zip((flat_parameters(model), flat_running(model)), buffers, strict=True):
-        assert flat.data_ptr() == buffer.data_ptr()
-        assert torch.equal(flat, buffer)
-        assert not flat.requires_grad
+    for found, buffer in zip((flat_parameters(model), flat_running(model)), buffers, strict=True):
+        assert found.data_ptr() == buffer.data_ptr()
+        assert torch.equal(found, buffer)
+        assert not found.requires_grad
 
 
 def test_a_model_without_batch_norms_has_no_statistics() -> None:
@@ -45,9 +53,9 @@ def test_rows_of_a_pack_are_shared_too(model: JetTransformer) -> None:
     parts = rows[1].split([parameter.numel() for parameter in model.parameters()])
     for parameter, part in zip(model.parameters(), parts, strict=True):
         parameter.data = part.view(parameter.shape)
-    flat = flat_parameters(model)
-    assert flat.data_ptr() == rows[1].data_ptr()
-    assert flat.shape == rows[1].shape
+    found = flat_parameters(model)
+    assert found.data_ptr() == rows[1].data_ptr()
+    assert found.shape == rows[1].shape
 
 
 @pytest.mark.parametrize(

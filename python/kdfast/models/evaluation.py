@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdfast.models.build import pack_networks
 from kdfast.models.compiled import CompiledModel, runs_compiled
-from kdfast.models.flat import flat_parameters, flat_running, parameters_of
+from kdfast.models.flat import flat, tensors_of
 from kdfast.models.network import Network
 from kdfast.ops.packed_rows import PackedRows
 
@@ -30,9 +30,9 @@ def evaluate_model(
     """
     config = model.config
     config.check_features(features)
-    parameter = parameters_of(model)[0]
-    device = parameter.device
-    reason = None if parameter.dtype == torch.float32 else "the weights are not float32"
+    parameters, running = tensors_of(model)
+    device = parameters[0].device
+    reason = None if parameters[0].dtype == torch.float32 else "the weights are not float32"
     if reference or not runs_compiled(config, features.device.type, reason):
         model.eval()
         for rows, part in _batches(features, offsets):
@@ -40,14 +40,14 @@ def evaluate_model(
                 logits, weights = model(rows.to(device), part.to(device), return_attention=True)
             yield logits.cpu(), None if weights is None else weights.cpu(), part
         return
-    compiled = CompiledModel(config, flat_parameters(model), flat_running(model))
+    compiled = CompiledModel(config, flat(parameters), flat(running))
     features = features.contiguous()
     offsets = offsets.contiguous()
     jets = offsets.shape[0] - 1
     for start in range(0, jets, _BATCH):
         count = min(jets - start, _BATCH)
         logits, weights = compiled.logits(features, offsets, start, count, torch.get_num_threads(), True)
-        part = offsets[start : start + count + 1]
+        part = offsets if count == jets else offsets[start : start + count + 1]
         yield logits, weights, part - part[0] if start else part
 
 
@@ -58,7 +58,7 @@ def evaluate_on_device(
     """As evaluate_model, in float32 by the ops of the lock-step engine; results stay on the device."""
     config = model.config
     config.check_features(features)
-    parameters, running = (flat[None].to(device) for flat in (flat_parameters(model), flat_running(model)))
+    parameters, running = (flat(tensors)[None].to(device) for tensors in tensors_of(model))
     packed = pack_networks(config, parameters, running)
     for x, bounds in _batches(features, offsets):
         part = bounds.to(device)

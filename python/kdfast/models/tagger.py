@@ -167,7 +167,10 @@ class Tagger:
         if several and not constituents:
             hint = "the pT threshold of the model's view is above that of every constituent: give harder jets"
             raise DataError("no jet has a constituent left", where="jets", hint=hint)
-        logits = torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
+        if len(parts) == 1:
+            logits = parts[0]
+        else:
+            logits = torch.cat(parts) if parts else torch.empty(0, self.model.config.num_classes)
         if several and bool((logits == logits[0]).all()):
             what = f"the scores of all {len(jets):,} jets are equal"
             warnings.warn(f"{what}: check the jets, and that the model has learnt", KdfastWarning, stacklevel=3)
