@@ -177,6 +177,22 @@ def test_samplers_of_optuna_propose_batches(study, sampler):
     assert all(1 <= run.temp_init <= 8 for run in runs)
 
 
+def test_a_trial_is_named_that_a_kill_left_without_a_name(monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    empty = maximizing()
+    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kdfast.optuna.ask(empty, SPACE, 2)
+    monkeypatch.undo()
+    (left,) = empty.trials
+    assert kdfast.optuna.ask(empty, SPACE, 1, resume=False) != [SPACE.run(left.params)]
+    assert SPACE.run(left.params) in kdfast.optuna.ask(empty, SPACE, 2)
+    assert len(empty.trials) == 2
+    assert all("run" in trial.user_attrs for trial in empty.trials)
+
+
 def test_known_configurations_are_not_proposed_again(study):
     found = maximizing()
     few = kdfast.space(temperature=[2.0, 4.0], alpha=0.5, temperature_final=[None, 1.0, 3.0])

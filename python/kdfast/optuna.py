@@ -76,10 +76,11 @@ def ask(optuna_study: Study, space: Space, n: int, *, resume: bool = True) -> li
     running = [name for name, trial in known.items() if trial.state == states.RUNNING]
     batch = [RunConfig.from_name(name) for name in running[:n]] if resume else []
     distributions = _of_space(space)
+    unnamed = _unnamed(optuna_study, distributions) if resume else []
     for _ in range(_ATTEMPTS * n):
         if len(batch) == n:
             break
-        trial = optuna_study.ask(distributions)
+        trial = unnamed.pop(0) if unnamed else optuna_study.ask(distributions)
         run = space.run(trial.params)
         earlier = known.get(run.name)
         if earlier is None:
@@ -236,6 +237,14 @@ def _curve(results: Sequence[StoredResult]) -> dict[int, float]:
 def _trials(optuna_study: Study) -> dict[str, FrozenTrial]:
     """The trials that are runs, by the run's name: repetitions of a known run have none."""
     return {str(trial.user_attrs[RUN]): trial for trial in optuna_study.trials if RUN in trial.user_attrs}
+
+
+def _unnamed(optuna_study: Study, distributions: Distributions) -> list[Any]:
+    """Running trials of these parameters that a process was given when it was killed, before it named them."""
+    optuna = _optuna()
+    running = [each for each in optuna_study.trials if each.state == optuna.trial.TrialState.RUNNING]
+    cut_off = [each for each in running if RUN not in each.user_attrs and each.params.keys() == distributions.keys()]
+    return [optuna.trial.Trial(optuna_study, each._trial_id) for each in cut_off]
 
 
 def _complete(optuna_study: Study, frozen: FrozenTrial, run: _Run) -> None:
