@@ -55,6 +55,22 @@ install_with_tests() {
     python -c "import kdfast._cpu, kdfast._probe"
 }
 
+# install_next_to_torch PYTHON VENV REQUIREMENTS: a virtual environment that has the packages of PYTHON's torch (be that in an
+# environment itself or not), and those of the file REQUIREMENTS that are missing there. KDFAST_WHEELS: a folder to take them
+# from, where no index can be reached.
+install_next_to_torch() {
+    local python=$1 venv=$2 source=() packages
+    packages=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])')
+    if [ ! -x "$venv/bin/python" ]; then
+        "$python" -m venv --system-site-packages --without-pip "$venv"
+        echo "$packages" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/next-to-torch.pth"
+    fi
+    if [ -n "${KDFAST_WHEELS:-}" ]; then
+        source=(--no-index --find-links "$KDFAST_WHEELS")
+    fi
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --quiet "${source[@]}" -r "$3"
+}
+
 # With ccache, a clone in another folder compiles nothing that was compiled before.
 if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1

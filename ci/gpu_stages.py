@@ -1,7 +1,7 @@
-"""The stages of ci/gpu: each timed and bounded, and run whatever became of the others; the exit status tells of all.
+"""The stages of ci/gpu, each timed, bounded and run whatever the outcome of the others; exit status 0 if all passed.
 
 usage: python ci/gpu_stages.py requirements                     what pip has to install, torch as it is
-       python ci/gpu_stages.py run TREE RESULTS [STAGE ...]     TREE: a copy of the sources that may be built in
+       python ci/gpu_stages.py run TREE RESULTS [STAGE ...]     TREE: where sources are copied to, built and kept
 """
 
 from __future__ import annotations
@@ -14,21 +14,30 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
-# Seconds; tests and sanitizers run at the same time. Together less than ten minutes.
-LIMITS = {"build": 150, "tests": 170, "sanitizers": 170, "benchmarks": 265}
+LIMIT = 460.0  # seconds for a stage, so that one fits a call of eight minutes
+SOURCES = (
+    "CMakeLists.txt",
+    "pyproject.toml",
+    "csrc",
+    "python",
+    "tests",
+    "bench",
+)  # csrc and CMakeLists.txt are compiled
 TESTS = (
     *(f"tests/{folder}/test_*.py" for folder in ("ops", "models", "distill", "nn")),
     "tests/study/test_sweep_on_a_gpu.py",
 )
 TENSORS_ON_A_GPU = "tests/ops/test_tensors_on_a_gpu.py"
+GRID = "bench/gpu/test_packed_step.py::test_grid"
 # Most important first: what has no time left is left out.
-BENCHMARKS = [f"bench/gpu/test_{name}.py" for name in ("distill_loss", "packed_step", "constituent_attention")]
-UNUSED = ("statsmodels", "matplotlib", "mplhep", "jinja2", "typer")  # dependencies of reports and the command line
+KERNELS = [f"bench/gpu/test_{name}.py" for name in ("distill_loss", "packed_step", "constituent_attention")]
 TOOLS = ("memcheck", "racecheck", "initcheck")
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+# Prints the architectures that kdfast._cuda has code for, or why it can't be used.
+USABLE = "from kdfast.ops import backend, gpu; print(gpu.why_unusable() or backend.cuda_module().architectures)"
 WORKERS = 6  # processes of tests at a time, of two threads each
 
 
@@ -36,27 +45,60 @@ class StageError(Exception):
     """What went wrong, in a line."""
 
 
-def requirements() -> list[str]:
-    """What the stages use of the project's dependencies, and what builds and tests it; torch as it is."""
-    import torch
-
+def dependencies() -> list[str]:
+    """The project's dependencies, and what builds and tests it; without torch."""
     try:
         import tomllib
     except ImportError:  # Python 3.10
         from pip._vendor import tomli as tomllib
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     tools = ("pytest", "hypothesis", "cmake", "ninja", "pybind11")
-    extra = [line for line in project["optional-dependencies"]["test"] if line.startswith(tools)]
-    wanted = [line for line in project["dependencies"] if not line.startswith(("torch", *UNUSED))]
-    return [*wanted, *extra, f"torch=={torch.__version__}"]
+    wanted = [line for line in project["optional-dependencies"]["test"] if line.startswith(tools)]
+    wanted += ["scikit-build-core>=0.11"]
+    return [line for line in project["dependencies"] if not line.startswith("torch")] + wanted
+
+
+def requirements() -> list[str]:
+    """The dependencies, and torch as it is: a local version (2.11.0+cu130) is in no index; its public one fits it."""
+    return [*dependencies(), f"torch=={version('torch').partition('+')[0]}"]
+
+
+def synchronise(source: Path, tree: Path) -> bool:
+    """Makes the tree's sources those of `source`, and says whether any that are compiled have changed.
+
+    Files of the same content are not touched, whatever their times, so that only what has changed is built again.
+    """
+    wanted = {}
+    for name in SOURCES:
+        path = source / name
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file() and file.suffix not in (".so", ".pyc"):
+                wanted[file.relative_to(source)] = file
+    changed = []
+    for name in SOURCES:
+        for file in (tree / name).rglob("*"):
+            relative = file.relative_to(tree)
+            if file.is_file() and file.suffix not in (".so", ".pyc") and relative not in wanted:
+                file.unlink()
+                changed.append(relative)
+    for relative, file in wanted.items():
+        copy = tree / relative
+        content = file.read_bytes()
+        if copy.is_file() and copy.read_bytes() == content:
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+        changed.append(relative)
+    return any(relative.parts[0] in ("csrc", "CMakeLists.txt") for relative in changed)
 
 
 class Machine:
     """Runs commands in the tree, each with its own log."""
 
     def __init__(self, tree: Path) -> None:
-        self.tree, self.logs = tree, tree / "logs"
-        self.logs.mkdir()
+        self.tree = tree
+        self.logs = tree / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {"PYTHONPATH": f"{tree / 'python'}:{tree}", "OMP_NUM_THREADS": "2"}
 
     def run(self, name: str, command: Sequence[str], deadline: float, **environment: str) -> tuple[int | None, str]:
@@ -91,13 +133,20 @@ def build(machine: Machine, deadline: float) -> str:
     configure = ["cmake", "-S", ".", "-B", "build", "-G", "Ninja", "-DKDFAST_CUDA=ON", "-DKDFAST_ISAS=baseline"]
     configure += ["-DKDFAST_TESTS=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", f"-Dpybind11_DIR={pybind}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    built = _built(machine)
+    built.unlink(missing_ok=True)
     for name, command in (("configure", configure), ("compile", ["cmake", "--build", "build"])):
         _expect(machine, name, command, deadline)
-    usable = "from kdfast.ops import _gpu, backend; print(_gpu.why_unusable() or backend.cuda_module().architectures)"
-    text = _expect(machine, "import", [sys.executable, "-c", usable], deadline).strip()
+    text = _expect(machine, "import", [sys.executable, "-c", USABLE], deadline).strip()
     if not re.fullmatch(r"[\w ]+", text):
         raise StageError(f"kdfast._cuda can't be used: {text}")
+    built.touch()
     return f"for compute capability {text}"
+
+
+def _built(machine: Machine) -> Path:
+    """Exists while kdfast._cuda is what the tree's sources make."""
+    return machine.tree / "built"
 
 
 def _expect(machine: Machine, name: str, command: Sequence[str], deadline: float, **environment: str) -> str:
@@ -134,7 +183,7 @@ def tests(machine: Machine, deadline: float) -> str:
     return summary
 
 
-def sanitizers(machine: Machine, deadline: float) -> str:
+def sanitizer(machine: Machine, deadline: float) -> str:
     """compute-sanitizer over each op, forward and backward; torch allocates each tensor alone, as bounds want it."""
     pytest = [*PYTEST, TENSORS_ON_A_GPU, "-k", "same_bits_as_through_copies"]
 
@@ -153,21 +202,30 @@ def sanitizers(machine: Machine, deadline: float) -> str:
     return f"no errors: {', '.join(TOOLS)}"
 
 
-def benchmarks(machine: Machine, deadline: float) -> str:
-    """Alone on the GPU. Those that had time are reported even if others had not."""
-    command = [*PYTEST, *BENCHMARKS, "--benchmark-json", str(_report(machine)), "--benchmark-columns=median,rounds"]
-    return _expect(machine, "benchmarks", command, deadline, OMP_NUM_THREADS="8").strip().rsplit("\n", 1)[-1]
+def grid(machine: Machine, deadline: float) -> str:
+    """The headline: what the study's grid takes."""
+    return _benchmarks(machine, "grid", [GRID], deadline)
 
 
-def _report(machine: Machine) -> Path:
-    return machine.tree / "benchmarks.json"
+def kernels(machine: Machine, deadline: float) -> str:
+    """The other benchmarks. Those that had time are reported even if others had not."""
+    return _benchmarks(machine, "kernels", [*KERNELS, "--deselect", GRID], deadline)
 
 
+def _benchmarks(machine: Machine, name: str, which: Sequence[str], deadline: float) -> str:
+    report = machine.tree / f"{name}.json"
+    report.unlink(missing_ok=True)
+    command = [*PYTEST, *which, "--benchmark-json", str(report), "--benchmark-columns=median,rounds"]
+    return _expect(machine, name, command, deadline, OMP_NUM_THREADS="8").strip().rsplit("\n", 1)[-1]
+
+
+# In this order: the headline first, since the time on a machine may end before the last one has run.
 STAGES: dict[str, Callable[[Machine, float], str]] = {
     "build": build,
+    "grid": grid,
+    "kernels": kernels,
     "tests": tests,
-    "sanitizers": sanitizers,
-    "benchmarks": benchmarks,
+    "sanitizer": sanitizer,
 }
 
 
@@ -175,38 +233,54 @@ def timed(name: str, machine: Machine) -> dict[str, object]:
     """A stage's name, outcome, seconds and summary."""
     began = time.monotonic()
     try:
-        outcome, summary = "passed", STAGES[name](machine, began + LIMITS[name])
+        if name != "build" and not _built(machine).exists():
+            raise StageError("kdfast._cuda is not built from these sources: bash ci/gpu build")
+        outcome = "passed"
+        summary = STAGES[name](machine, began + LIMIT)
     except StageError as error:
-        outcome, summary = "failed", str(error)
+        outcome = "failed"
+        summary = str(error)
     except Exception as error:
-        outcome, summary = "failed", f"{type(error).__name__}: {error}"
+        outcome = "failed"
+        summary = f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - began
     print(f"{name}: {outcome} in {seconds:.0f} s; {summary}", flush=True)
     return {"name": name, "outcome": outcome, "seconds": seconds, "summary": summary}
 
 
+def _commit() -> str:
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
 def run(tree: Path, results: Path, names: Sequence[str]) -> bool:
-    """Whether all stages passed. Tests and sanitizers share the GPU; builds and benchmarks are alone."""
+    """Whether all stages passed: those named, or all. Each has the GPU alone."""
     if unknown := set(names) - STAGES.keys():
         sys.exit(f"gpu: no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     machine = Machine(tree.resolve())
-    done = [timed("build", machine)]
-    if done[0]["outcome"] == "passed":
-        checks = [name for name in ("tests", "sanitizers") if not names or name in names]
-        with ThreadPoolExecutor(2) as pool:
-            done += pool.map(partial(timed, machine=machine), checks)
-        done += [timed(name, machine) for name in ("benchmarks",) if not names or name in names]
+    if synchronise(Path.cwd(), machine.tree):
+        _built(machine).unlink(missing_ok=True)
     sys.path[:0] = [str(machine.tree / "python"), str(machine.tree)]
+    done = []
+    for name in STAGES:
+        if names and name not in names:
+            continue
+        done.append(timed(name, machine))
+        _write(machine, results, done)  # after each: the machine may be gone before the next one ends
+    print(f"wrote {results}; {sum(float(str(stage['seconds'])) for stage in done):.0f} s")
+    return all(stage["outcome"] == "passed" for stage in done)
+
+
+def _write(machine: Machine, results: Path, done: Sequence[dict[str, object]]) -> None:
     from bench.gpu.results import Stage, write_results
     from bench.gpu.timing import gpu_environment
 
-    stages = [Stage(**stage) for stage in done]  # type: ignore[arg-type]
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    gpu = gpu_environment() | {"commit": git.stdout.strip() or "unknown"}
-    for path in write_results(results, gpu, stages, _report(machine)):
-        print(f"wrote {path}")
-    print(f"ci/gpu: {sum(stage.seconds for stage in stages if stage.name != 'sanitizers'):.0f} s")
-    return all(stage.outcome == "passed" for stage in stages)
+    commit = _commit()
+    stages = [Stage(**stage, commit=commit) for stage in done]  # type: ignore[arg-type]
+    write_results(results, gpu_environment(), stages, machine.tree)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,20 @@
-"""What ci/gpu found on a card, as NAME.json and NAME.md: outcomes of its stages, and the benchmarks' ratios."""
+"""What ci/gpu found on a card, as NAME.json and NAME.md: outcomes of its stages, and the benchmarks' ratios.
+
+Calls of single stages add up: what a stage found replaces what it found before, and the others' results remain.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from kdfast.bench import markdown_table, read_rows
+from kdfast.bench import BenchmarkRow, markdown_table, read_rows
+
+ORDER = ("build", "grid", "profile", "kernels", "tests", "sanitizer")  # of the stages in the files
 
 
 @dataclass(frozen=True)
@@ -18,24 +25,46 @@ class Stage:
     outcome: str
     seconds: float
     summary: str
+    commit: str = "unknown"
 
 
-def write_results(folder: Path, gpu: dict[str, str], stages: list[Stage], report: Path | None) -> tuple[Path, Path]:
-    """The two files. gpu: name, driver and versions. report: pytest-benchmark's JSON, None where there is none."""
-    rows = read_rows(report) if report is not None and report.exists() else []
+def write_results(folder: Path, gpu: dict[str, str], stages: Sequence[Stage], reports: Path) -> tuple[Path, Path]:
+    """The two files. gpu: name, driver and versions. reports: has a stage's pytest-benchmark JSON as STAGE.json."""
     slug = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
-    machine, text = folder / f"{slug}.json", folder / f"{slug}.md"
-    content = {
-        "gpu": gpu,
-        "stages": [asdict(stage) for stage in stages],
-        "benchmarks": [asdict(row) | {"verdict": row.verdict} for row in rows],
-    }
+    machine = folder / f"{slug}.json"
+    text = folder / f"{slug}.md"
+    content: dict[str, Any] = {"gpu": gpu, "stages": [], "benchmarks": {}}
+    if machine.exists():
+        content |= json.loads(machine.read_text())
+        content["gpu"] = gpu
+    fresh = {stage.name: asdict(stage) for stage in stages}
+    every = {stage["name"]: stage for stage in content["stages"]} | fresh
+    content["stages"] = sorted(every.values(), key=lambda stage: ORDER.index(stage["name"]))
+    for name in fresh:
+        report = reports / f"{name}.json"
+        content["benchmarks"].pop(name, None)
+        if report.exists():
+            rows = read_rows(report)
+            content["benchmarks"][name] = [asdict(row) | {"verdict": row.verdict} for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     machine.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    lines = [f"# {gpu['name']}", "", *(f"- {name}: {value}" for name, value in gpu.items() if name != "name"), ""]
-    lines += ["By `bash ci/gpu`: medians of CUDA events, and p20–p80 of the paired ratios.", ""]
-    lines += ["| stage | outcome | seconds | |", "|---|---|---:|---|"]
-    lines += [f"| {s.name} | {s.outcome} | {s.seconds:.0f} | {s.summary.replace('|', '/')} |" for s in stages]
-    lines += ["", markdown_table(rows).rstrip() if rows else "No benchmark has run."]
-    text.write_text("\n".join(lines) + "\n")
+    text.write_text(_markdown(content))
     return machine, text
+
+
+def _markdown(content: dict[str, Any]) -> str:
+    gpu = content["gpu"]
+    lines = [f"# {gpu['name']}", ""]
+    lines += [f"- {name}: {value}" for name, value in gpu.items() if name != "name"]
+    lines += ["", "By `bash ci/gpu`: medians of CUDA events, and p20–p80 of the paired ratios.", ""]
+    lines += ["| stage | outcome | seconds | commit | |", "|---|---|---:|---|---|"]
+    for stage in content["stages"]:
+        summary = stage["summary"].replace("|", "/")
+        cells = stage["name"], stage["outcome"], f"{stage['seconds']:.0f}", stage["commit"], summary
+        lines.append(f"| {' | '.join(cells)} |")
+    rows = []
+    for name in ORDER:
+        for row in content["benchmarks"].get(name, []):
+            rows.append(BenchmarkRow(**{key: value for key, value in row.items() if key != "verdict"}))
+    lines += ["", markdown_table(rows).rstrip() if rows else "No benchmark has run."]
+    return "\n".join(lines) + "\n"
