@@ -127,7 +127,7 @@ def test_a_sweep_races(race):
     assert len(study.results) == 12
     assert study_status(StudyStore.open(out)).finished
     text = " ".join((out / "ANALYSIS_SUMMARY.txt").read_text().split())
-    assert "Race: 12 of 25 configurations trained. Of the others, " in text
+    assert "Race: 12 of 25 configurations trained. The leader, with the largest expected validation AUC, is " in text
     assert "Race: 12 of 25 configurations trained." in (out / "report.html").read_text()
     assert sorted(len(pack.runs) for pack in planned(StudyStore.open(out))) == [3, 3, 7]  # with the baseline
 
