@@ -84,7 +84,7 @@ def test_the_first_epochs_are_the_references(model: NetworkConfig):
     compiled = by_name(train_pack(a_pack))
     with backend("reference"):
         plain = by_name(train_pack(a_pack))
-        exact = by_name(train_members(in_float64(a_pack), 1, None, threading.Event(), ExactLearner))
+        exact = by_name(train_members(ExactLearner, in_float64(a_pack), 1, None, threading.Event()))
     runs = (compiled, plain, exact)
 
     def check(what: str, quantity: Callable[[MemberResult], Tensor]) -> None:

@@ -7,18 +7,14 @@ sums are taken over fixed groups of jets in a fixed order, so that no result dep
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
-from kdfast.distill.checkpoint import Checkpoints
-from kdfast.distill.engine import train_members
-from kdfast.distill.optimizer import FlatAdamW
-from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
-from kdfast.models.build import build_network
+from kdfast.distill.engine import Learner, train_members
+from kdfast.distill.pack import Member, Pack, View
 from kdfast.models.compiled import CompiledModel, StepInputs
-from kdfast.models.flat import flatten_running
 
 __all__ = ["train"]
 
@@ -27,27 +23,14 @@ __all__ = ["train"]
 _EVALUATED = 1024
 
 
-def train(
-    pack: Pack,
-    threads: int,
-    on_epoch: Callable[[EpochReport], None] | None,
-    stop: threading.Event,
-    checkpoints: Checkpoints | None = None,
-) -> Generator[MemberResult, None, None]:
-    """The engine's entrance; see trainer.train_pack."""
-    return train_members(pack, threads, on_epoch, stop, _Learner, checkpoints)
-
-
-class _Learner:
-    """distill.engine.Learner on flat parameters."""
+class _Learner(Learner):
+    """On flat parameters."""
 
     def __init__(self, pack: Pack, member: Member) -> None:
-        recipe = pack.recipe_of(member)
-        self.attention_weight = recipe.attention_weight
-        self.model = build_network(pack.model, pack.seed)
-        self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
-        self.running = flatten_running(self.model)
-        self.compiled = CompiledModel(pack.model, self.optimizer.parameters, self.running, pack.precision)
+        super().__init__(pack, member)
+        self.attention_weight = pack.recipe_of(member).attention_weight
+        parameters = self.optimizer.parameters
+        self.compiled = CompiledModel(pack.model, parameters, self.buffers["running"], pack.precision)
         self.inputs = step_inputs(pack, member)
 
     def step(
@@ -72,14 +55,9 @@ class _Learner:
             count = min(_EVALUATED, len(view) - start)
             yield self.compiled.logits(features, offsets, start, count, num_threads)[0][:, 0]
 
-    def state(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(state)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {**self.optimizer.tensors(), "running": self.running}
+train = partial(train_members, _Learner)
+"""The engine's entrance; see trainer.train_pack."""
 
 
 def step_inputs(pack: Pack, member: Member) -> StepInputs:

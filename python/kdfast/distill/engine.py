@@ -10,25 +10,35 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdfast.distill.batches import epoch_batches
 from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, Stopped, copy_tensors
-from kdfast.distill.optimizer import learning_rate
+from kdfast.distill.optimizer import FlatAdamW, learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.metrics import roc_auc
+from kdfast.models.build import build_network
+from kdfast.models.flat import flatten_running
 from kdfast.ops.philox import derive_seed, fold_seed
 
-__all__ = ["Learner", "end_epoch", "train_members"]
+__all__ = ["Learner", "Team", "end_epoch", "train_members"]
 
 
-class Learner(Protocol):
+class Learner(ABC):
     """One member's model and optimizer, as an engine keeps them. num_threads: what a call may use."""
 
+    def __init__(self, pack: Pack, member: Member) -> None:
+        recipe = pack.recipe_of(member)
+        self.model = build_network(pack.model, pack.seed).to("cpu" if pack.device == "auto" else pack.device)
+        self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
+        self.buffers = {"running": flatten_running(self.model)}
+
+    @abstractmethod
     def step(
         self, jets: Tensor, temperature: float, alpha: float, rate: float, dropout_seed: int, num_threads: int
     ) -> Tensor | None:
@@ -38,25 +48,86 @@ class Learner(Protocol):
         the gradient is not finite; the member ends then.
         """
 
+    @abstractmethod
     def logits(self, view: View, num_threads: int) -> Iterator[Tensor]:
         """Logits [b] of a view's jets in evaluation mode, batch after batch: between them the member can be stopped."""
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights and running statistics, by name."""
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes back what `state` gave."""
+        self.model.load_state_dict(state)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the next step depends on, named as in MemberCheckpoint: the tensors themselves, to read or fill."""
+        return {**self.optimizer.tensors(), **self.buffers}
+
+
+class Team:
+    """Threads whose results one iterator yields.
+
+    running: how many have not ended. given_up: tells them to end, as the iterator is closed or one of them has failed.
+    It is this team's own: an abandoned iterator must not stop the caller's other packs.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.given_up = threading.Event()
+        self._finished: queue.SimpleQueue[MemberResult | BaseException | None] = queue.SimpleQueue()  # None: an end
+
+    def thread(self, name: str, job: Callable[[], Iterable[MemberResult]], *, daemon: bool = False) -> threading.Thread:
+        """A thread for a job. It sees the caller's context: a backend forced by `with kdfast.backend(...)` holds."""
+        context = contextvars.copy_context()
+        return threading.Thread(target=context.run, args=(self._work, job), name=f"kdfast-{name}", daemon=daemon)
+
+    def _work(self, job: Callable[[], Iterable[MemberResult]]) -> None:
+        try:
+            for result in job():
+                self._finished.put(result)
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._finished.put(error)
+        finally:
+            self._finished.put(None)
+
+    def results(
+        self,
+        threads: Sequence[threading.Thread],
+        stop: threading.Event,
+        start: Callable[[Sequence[threading.Thread]], None],
+    ) -> Generator[MemberResult, None, None]:
+        """Starts the threads and yields their results; raises what one of them raises. stop: ends them, too."""
+        self.running = len(threads)
+        try:
+            start(threads)
+            while self.running:
+                try:
+                    result = self._finished.get(timeout=_POLL)  # a signal that another thread took is then handled
+                except queue.Empty:
+                    if stop.is_set():
+                        self.given_up.set()
+                    continue
+                if result is None:
+                    self.running -= 1
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    yield result
+        finally:
+            self.given_up.set()
+            for thread in threads:
+                thread.join()
 
 
 def train_members(
+    new_learner: Callable[[Pack, Member], Learner],
     pack: Pack,
     threads: int,
     on_epoch: Callable[[EpochReport], None] | None,
     stop: threading.Event,
-    new_learner: Callable[[Pack, Member], Learner],
     checkpoints: Checkpoints | None = None,
     at_once: int | None = None,
 ) -> Generator[MemberResult, None, None]:
@@ -64,71 +135,42 @@ def train_members(
     waiting: queue.SimpleQueue[Member] = queue.SimpleQueue()
     for member in pack.members:
         waiting.put(member)
-    finished: queue.SimpleQueue[MemberResult | BaseException] = queue.SimpleQueue()
     set_up = threading.Semaphore(0)  # counts the workers that compute on one thread
-    given_up = threading.Event()  # this pack's own: an abandoned iterator must not stop the caller's other packs
-    running = [max(1, min(at_once or threads, len(pack.members)))]
+    team = Team()
 
     def should_stop() -> bool:
-        return stop.is_set() or given_up.is_set()
+        return stop.is_set() or team.given_up.is_set()
 
     def threads_each() -> int:
-        return max(1, threads // running[0])
+        return max(1, threads // team.running)
 
-    def work() -> None:
+    def work() -> Iterator[MemberResult]:
         torch.get_num_threads()  # a thread's first look takes over what the last one anywhere has set
         torch.set_num_threads(1)
         set_up.release()
-        try:
-            while not should_stop():
-                try:
-                    member = waiting.get_nowait()
-                except queue.Empty:
-                    break
-                going = _Member(pack, member, new_learner, should_stop, threads_each, checkpoints)
-                finished.put(going.train(on_epoch))
-        except Stopped:
-            pass
-        except BaseException as error:
-            finished.put(error)
-        finally:
-            finished.put(_WORKER_DONE)
-
-    # Each worker sees the caller's context: a backend forced by `with kdfast.backend(...)` holds there too.
-    workers = [
-        threading.Thread(target=contextvars.copy_context().run, args=(work,), name=f"kdfast-member-{i}", daemon=True)
-        for i in range(running[0])
-    ]
-    try:
-        _start(workers, set_up)
-        while running[0]:
+        while not should_stop():
             try:
-                result = finished.get(timeout=_POLL)  # a signal that another thread took is handled when this one wakes
+                member = waiting.get_nowait()
             except queue.Empty:
-                continue
-            if result is _WORKER_DONE:
-                running[0] -= 1
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                yield result
-    finally:
-        given_up.set()
-        for worker in workers:
-            worker.join()
+                break
+            going = _Member(pack, member, new_learner, should_stop, threads_each, checkpoints)
+            yield going.train(on_epoch)
 
+    def start(workers: Sequence[threading.Thread]) -> None:
+        """Starts the workers and waits until each computes on one thread; this thread's own number stays."""
+        num_threads = torch.get_num_threads()
+        try:
+            for worker in workers:
+                worker.start()
+            for _ in workers:
+                set_up.acquire()
+        finally:
+            # A thread's setting holds for itself, and for threads that begin later: those are none of the pack's.
+            torch.set_num_threads(num_threads)
 
-def _start(workers: Sequence[threading.Thread], set_up: threading.Semaphore) -> None:
-    """Starts the workers and waits until each computes on one thread; this thread's own number stays."""
-    num_threads = torch.get_num_threads()
-    try:
-        for worker in workers:
-            worker.start()
-        for _ in workers:
-            set_up.acquire()
-    finally:
-        # A thread's setting holds for itself, and for threads that begin later: those are none of the pack's.
-        torch.set_num_threads(num_threads)
+    number = max(1, min(at_once or threads, len(pack.members)))
+    workers = [team.thread(f"member-{i}", work, daemon=True) for i in range(number)]
+    yield from team.results(workers, stop, start)
 
 
 def end_epoch(
@@ -150,9 +192,8 @@ def end_epoch(
     return ""
 
 
-_POLL = 0.5  # seconds
+_POLL = 0.1  # seconds
 _RELEASED = 1 << 16  # jets: after so many, the pages of mapped views are given back
-_WORKER_DONE = MemberResult("", "", "", -1, 0, 0.0, {})
 
 
 class _Member:

@@ -15,14 +15,11 @@ from torch import Tensor
 from kdfast.distill.attention_transfer import attention_transfer_loss
 from kdfast.distill.batches import gather
 from kdfast.distill.checkpoint import Checkpoints
-from kdfast.distill.engine import train_members
-from kdfast.distill.optimizer import FlatAdamW
+from kdfast.distill.engine import Learner, train_members
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
 from kdfast.errors import ConfigError
-from kdfast.models.build import build_network
 from kdfast.models.config import OwnModel
 from kdfast.models.evaluation import evaluate_model
-from kdfast.models.flat import flatten_running
 from kdfast.models.network import Network
 from kdfast.ops.distill_loss import distill_loss
 
@@ -45,20 +42,17 @@ def train(
         hint = 'use precision="fp32"'
         raise ConfigError(f"the reference engine does not train in {pack.precision!r}", where="precision", hint=hint)
     # Their dropout comes from torch's one default generator, so that two at once would wait for each other.
-    return train_members(pack, threads, on_epoch, stop, _Learner, checkpoints, at_once=1 if own else threads)
+    return train_members(_Learner, pack, threads, on_epoch, stop, checkpoints, at_once=1 if own else threads)
 
 
-class _Learner:
-    """distill.engine.Learner in PyTorch."""
+class _Learner(Learner):
+    """In PyTorch."""
 
     def __init__(self, pack: Pack, member: Member) -> None:
+        super().__init__(pack, member)
         self.pack = pack
         self.member = member
-        recipe = pack.recipe_of(member)
         self.own = isinstance(pack.model, OwnModel)
-        self.model = build_network(pack.model, pack.seed).to("cpu" if pack.device == "auto" else pack.device)
-        self.optimizer = FlatAdamW(self.model, recipe.weight_decay, recipe.clip_norm)
-        self.buffers = {"running": flatten_running(self.model)}
         if self.own:
             self.buffers = {f"buffer.{name}": buffer for name, buffer in self.model.named_buffers()}
 
@@ -80,15 +74,6 @@ class _Learner:
     def _use_threads(self, num_threads: int) -> None:
         if self.own:
             torch.set_num_threads(num_threads)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(state)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {**self.optimizer.tensors(), **self.buffers}
 
 
 def member_loss(

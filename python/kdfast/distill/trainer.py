@@ -6,11 +6,10 @@ and never what a member's neighbours are. `train_pack` picks the engine and yiel
 
 from __future__ import annotations
 
-import contextvars
-import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -18,14 +17,13 @@ from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 from kdfast.distill.batches import check_batch_weights, scale_weights
 from kdfast.distill.checkpoint import Checkpoints
 from kdfast.distill.devices import training_devices
+from kdfast.distill.engine import Team
 from kdfast.distill.pack import EpochReport, MemberResult, Pack
 from kdfast.errors import BackendError
 from kdfast.models.compiled import runs_compiled
 from kdfast.models.config import OwnModel
 
 __all__ = ["train_on_gpus", "train_pack"]
-
-_POLL = 0.1  # seconds between looks at whether to stop
 
 
 def train_pack(
@@ -83,42 +81,15 @@ def train_on_gpus(
         replace(pack, members=pack.members[first :: len(devices)], device=device)
         for first, device in enumerate(devices[: len(pack.members)])
     ]
-    finished: queue.SimpleQueue[MemberResult | BaseException | None] = queue.SimpleQueue()  # None: a pack's end
-    given_up = threading.Event()  # by the caller, or for a fault on another device
+    team = Team()
 
-    def work(part: Pack) -> None:
-        try:
-            if part.device != "cpu":
-                torch.cuda.set_device(part.device)
-            for result in train(part, 0, on_epoch, given_up, checkpoints):
-                finished.put(result)
-        except BaseException as error:
-            finished.put(error)
-        finally:
-            finished.put(None)
+    def work(part: Pack) -> Generator[MemberResult, None, None]:
+        if part.device != "cpu":
+            torch.cuda.set_device(part.device)
+        yield from train(part, 0, on_epoch, team.given_up, checkpoints)
 
-    workers = [
-        threading.Thread(target=contextvars.copy_context().run, args=(work, part), name=f"kdfast-{part.device}")
-        for part in packs
-    ]
-    try:
+    def start(workers: Sequence[threading.Thread]) -> None:
         for worker in workers:
             worker.start()
-        running = len(workers)
-        while running:
-            try:
-                result = finished.get(timeout=_POLL)
-            except queue.Empty:
-                if stop.is_set():
-                    given_up.set()
-                continue
-            if result is None:
-                running -= 1
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                yield result
-    finally:
-        given_up.set()
-        for worker in workers:
-            worker.join()
+
+    yield from team.results([team.thread(part.device, partial(work, part)) for part in packs], stop, start)
