@@ -207,6 +207,14 @@ def grid(machine: Machine, deadline: float) -> str:
     return _benchmarks(machine, "grid", [GRID], deadline)
 
 
+def profile(machine: Machine, deadline: float) -> str:
+    """Where the time of a step goes: bench/gpu/step_profile.py."""
+    report = machine.tree / "profile.json"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "bench.gpu.step_profile", str(report)]
+    return "; ".join(_expect(machine, "profile", command, deadline, OMP_NUM_THREADS="8").strip().splitlines()[-3:])
+
+
 def kernels(machine: Machine, deadline: float) -> str:
     """The other benchmarks. Those that had time are reported even if others had not."""
     return _benchmarks(machine, "kernels", [*KERNELS, "--deselect", GRID], deadline)
@@ -223,6 +231,7 @@ def _benchmarks(machine: Machine, name: str, which: Sequence[str], deadline: flo
 STAGES: dict[str, Callable[[Machine, float], str]] = {
     "build": build,
     "grid": grid,
+    "profile": profile,
     "kernels": kernels,
     "tests": tests,
     "sanitizer": sanitizer,

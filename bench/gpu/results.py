@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.trace import Group, markdown
 from kdfast.bench import BenchmarkRow, markdown_table, read_rows
 
 ORDER = ("build", "grid", "profile", "kernels", "tests", "sanitizer")  # of the stages in the files
@@ -40,7 +41,10 @@ def write_results(folder: Path, gpu: dict[str, str], stages: Sequence[Stage], re
     fresh = {stage.name: asdict(stage) for stage in stages}
     every = {stage["name"]: stage for stage in content["stages"]} | fresh
     content["stages"] = sorted(every.values(), key=lambda stage: ORDER.index(stage["name"]))
-    for name in fresh:
+    if "profile" in fresh:
+        report = reports / "profile.json"
+        content["profile"] = json.loads(report.read_text()) if report.exists() else None
+    for name in fresh.keys() - {"profile"}:
         report = reports / f"{name}.json"
         content["benchmarks"].pop(name, None)
         if report.exists():
@@ -67,4 +71,30 @@ def _markdown(content: dict[str, Any]) -> str:
         for row in content["benchmarks"].get(name, []):
             rows.append(BenchmarkRow(**{key: value for key, value in row.items() if key != "verdict"}))
     lines += ["", markdown_table(rows).rstrip() if rows else "No benchmark has run."]
+    if content.get("profile"):
+        lines += ["", *_profile(content["profile"])]
     return "\n".join(lines) + "\n"
+
+
+def _profile(report: dict[str, Any]) -> list[str]:
+    copy = report["copy_bytes_per_second"]
+    product = report["product_flops_per_second"] / 1e12
+    lines = ["## Profile", ""]
+    lines += [
+        "By `bash ci/gpu profile`: times by torch.profiler, bytes and FLOP by formula (`bench/step_model.py`).",
+        "",
+    ]
+    lines += [f"- a copy: {copy / 1e9:.0f} GB/s, read and written", f"- {report['product']}: {product:.1f} TFLOP/s", ""]
+    lines += ["| attention, bf16 | forward | forward and backward |", "|---|---:|---:|"]
+    for times in report["attention"]:
+        forward, both = (f"{times[name] * 1e6:.0f} µs" for name in ("forward", "forward_and_backward"))
+        lines.append(f"| {times['jets']} jets, dropout {times['dropout']:g} | {forward} | {both} |")
+    for step in report["steps"]:
+        lines += ["", f"### {step['members']} members: {step['seconds'] * 1e3:.2f} ms a step", ""]
+        if "memory_peak" in step:
+            peak, estimate, reserved = (step[f"memory_{name}"] / 2**30 for name in ("peak", "estimate", "reserved"))
+            lines += [f"Memory: peak {peak:.2f} GiB, estimate {estimate:.2f} GiB, reserved {reserved:.2f} GiB.", ""]
+        names = ("label", "calls", "seconds", "bytes", "flops")
+        groups = [Group(**{name: kernel[name] for name in names}) for kernel in step["kernels"]]
+        lines.append(markdown(groups, copy) if groups else "The trace has no kernels.")
+    return lines

@@ -179,19 +179,26 @@ class _Plan:
         source = torch.where(valid, self.first[jets].gather(1, jet) + position, len(self.features) - 1)
         return torch.cat([jets, source, jet, position, offsets, seeds], 1)
 
+    def member_bytes(self) -> int:
+        """Of one member's activations and buffers on the device, as members_at_once estimates them."""
+        activations = self.capacity * _row_bytes(self.pack.model, self.pack.precision)
+        # Moments, gradient, best, the graph's temporaries.
+        parameters = 10 * 4 * build_network(self.pack.model).num_parameters()
+        return activations + parameters
+
+    def planning_bytes(self) -> int:
+        """Of the plan of the coming steps and its making."""
+        return 10 * 8 * sum(self.columns) * self.steps_at_once
+
     def members_at_once(self) -> int:
         """How many members' activations and buffers fit the device's free memory, in which the jets lie already."""
         if self.device.type != "cuda":
             return len(self.pack.members)
-        activations = self.capacity * _row_bytes(self.pack.model, self.pack.precision)
-        # Moments, gradient, best, the graph's temporaries.
-        parameters = 10 * 4 * build_network(self.pack.model).num_parameters()
         gc.collect()  # a group before this one, which refers to itself
         with _capturing:
             torch.cuda.empty_cache()  # and what torch keeps of it
         free, _ = torch.cuda.mem_get_info(self.device)
-        planning = 10 * 8 * sum(self.columns) * self.steps_at_once
-        return max(1, (int(0.85 * free) - planning) // (activations + parameters))
+        return max(1, (int(0.85 * free) - self.planning_bytes()) // self.member_bytes())
 
 
 class _Trainer:
