@@ -1,7 +1,8 @@
 """Makes docs/figures/gallery/ from a study's figures, and docs/figures/report.png, a picture of its report.
 
-usage: python docs/make_gallery.py STUDY…      the demo: kdfast sweep --out demo, and for the figure of races the same
-                                              with --search race; the picture, of the first one, needs chromium
+usage: python docs/make_gallery.py STUDY…      the demo: kdfast sweep --out demo, for the figure of races the same with
+                                              --search race, and for that of latency the one that reference/figures.md
+                                              names; the picture, of the first one, needs chromium
 """
 
 import io

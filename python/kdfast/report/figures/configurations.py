@@ -256,10 +256,12 @@ def _latency(analysis: Analysis) -> Drawing:
         axes.errorbar(each.p50_us, each.auc.value, yerr=bar_lengths([each.auc]), xerr=late, **look)
     front = [each for each in analysis.latencies if each.pareto]
     _front(axes, [(each.p50_us, each.auc.value) for each in front], "steps-post")
-    for each in analysis.latencies:
-        if each.role != "student":
-            where: dict[str, Any] = {"xytext": (6, -12), "textcoords": "offset points"}
-            axes.annotate(each.role, (each.p50_us, each.auc.value), **where)
+    named = [each for each in analysis.latencies if each.role != "student"]
+    sizes = {each.parameters: each for each in analysis.latencies}  # of each the network of the lowest AUC
+    for each in (*named, *(sizes[size] for size in sorted(sizes.keys() - {each.parameters for each in named}))):
+        name = "" if each.role == "student" else f"{each.role}, "
+        where: dict[str, Any] = {"xytext": (6, -12), "textcoords": "offset points"}
+        axes.annotate(f"{name}{each.parameters:,}", (each.p50_us, each.auc.value), **where)
     axes.set(xscale="log", xlabel="time of one jet (µs)", ylabel="AUC")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
