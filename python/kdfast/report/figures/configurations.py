@@ -258,7 +258,8 @@ def _latency(analysis: Analysis) -> Drawing:
     _front(axes, [(each.p50_us, each.auc.value) for each in front], "steps-post")
     named = [each for each in analysis.latencies if each.role != "student"]
     sizes = {each.parameters: each for each in analysis.latencies}  # of each the network of the lowest AUC
-    for each in (*named, *(sizes[size] for size in sorted(sizes.keys() - {each.parameters for each in named}))):
+    unnamed = sizes.keys() - {each.parameters for each in named}
+    for each in (*named, *(sizes[size] for size in sorted(unnamed))):
         name = "" if each.role == "student" else f"{each.role}, "
         where: dict[str, Any] = {"xytext": (6, -12), "textcoords": "offset points"}
         axes.annotate(f"{name}{each.parameters:,}", (each.p50_us, each.auc.value), **where)
