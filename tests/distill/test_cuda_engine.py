@@ -14,7 +14,7 @@ from kdfast.distill import cuda_engine
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
-from kdfast.errors import BackendError
+from kdfast.errors import BackendError, KdfastWarning
 from kdfast.models.packed import dropout_seeds
 from kdfast.ops.packed_rows import PackedRows
 from kdfast.ops.philox import derive_seed, fold_seed
@@ -136,6 +136,120 @@ def test_too_little_memory_is_told(device, monkeypatch):
     ) as told:
         lock_step(pack(students(1), device=device))
     assert "batch_size" in str(told.value)
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of 4 MiB")
+
+
+def too_small_for(monkeypatch, where, fails):
+    """Makes a method of the trainer run out of memory where fails(trainer).
+
+    Returns lists that fill: members of each trainer made, and of each step taken.
+    """
+    sizes = []
+    steps = []
+    advance = cuda_engine._Trainer.advance
+    method = getattr(cuda_engine._Trainer, where)
+    begin = cuda_engine._Trainer.__init__
+
+    def failing(self, *arguments):
+        if fails(self):
+            raise OUT_OF_MEMORY
+        return method(self, *arguments)
+
+    def counted(self, a_pack, members, plan):
+        sizes.append(len(members))
+        if where == "__init__" and len(members) > 3:
+            raise OUT_OF_MEMORY
+        begin(self, a_pack, members, plan)
+
+    def stepping(self):
+        advance(self)
+        steps.append(len(self.members))
+
+    if where != "__init__":
+        monkeypatch.setattr(cuda_engine._Trainer, where, failing)
+    monkeypatch.setattr(cuda_engine._Trainer, "__init__", counted)
+    monkeypatch.setattr(cuda_engine._Trainer, "advance", stepping)
+    return sizes, steps
+
+
+@pytest.mark.parametrize(
+    ("where", "fails", "sizes"),
+    [
+        ("__init__", None, [5, 3, 2]),
+        # The first evaluation, that of the second epoch, and that of the end; a step, of which nothing may remain.
+        ("_logits", lambda trainer: len(trainer.members) > 3, [5, 3, 2]),
+        ("_logits", lambda trainer: len(trainer.members) > 3 and trainer.updates[0] > 3, [5, 3, 2]),
+        ("keep_best", lambda trainer: len(trainer.members) > 3 and trainer.updates[0] > 3, [5, 3, 2]),
+        ("begin_epoch", lambda trainer: len(trainer.members) > 2 and trainer.updates[0] > 3, [5, 3, 2, 2, 1]),
+        ("step", lambda trainer: len(trainer.members) > 2 and trainer.updates[0] > 1, [5, 3, 2, 2, 1]),
+    ],
+    ids=["trainer", "first evaluation", "second evaluation", "best", "plan", "step"],
+)
+def test_fewer_members_train_at_once_where_memory_runs_out(device, monkeypatch, where, fails, sizes):
+    """Three quarters of them, again and again; each ends as it would have, with no epoch twice in its curves."""
+    a_pack = pack([Member("baseline"), *students(4)], device=device)
+    expected = lock_step(a_pack)
+    found, steps = too_small_for(monkeypatch, where, fails)
+    with pytest.warns(KdfastWarning, match="runs at once") as warned:
+        ours = lock_step(a_pack)
+    assert "too small for 5 runs at once; 3 train at once" in str(warned[0].message)
+    assert found == sizes
+    # Nothing is trained twice but what a broken step or epoch leaves behind.
+    if where in ("step", "keep_best"):
+        assert sum(steps) > 5 * 3 * 3
+    else:
+        assert sum(steps) == 5 * 3 * 3
+    assert ours.keys() == expected.keys()
+    for name, result in ours.items():
+        assert result.epochs == expected[name].epochs == len(result.curves["loss"])
+        np.testing.assert_allclose(result.curves["loss"], expected[name].curves["loss"], rtol=1e-4)
+        torch.testing.assert_close(result.scores_test, expected[name].scores_test, rtol=5e-2, atol=2e-2)
+
+
+def test_members_are_evaluated_a_few_rows_at_a_time(device, monkeypatch):
+    a_pack = pack(students(3), device=device, epochs=1)
+    expected = lock_step(a_pack)
+    rows = []
+    logits = cuda_engine._batches
+
+    def watched(view, most, on):
+        rows.append(most)
+        return logits(view, most, on)
+
+    monkeypatch.setattr(cuda_engine, "_batches", watched)
+    monkeypatch.setattr(cuda_engine, "_EVALUATED_ROWS", 90)
+    ours = lock_step(a_pack)
+    assert set(rows) == {30}
+    for name, result in ours.items():
+        torch.testing.assert_close(result.scores_test, expected[name].scores_test)
+
+
+def test_an_evaluation_gives_up_the_graph_before_members(monkeypatch):
+    calls = []
+
+    def evaluate(*arguments):
+        calls.append(trainer.graph)
+        if trainer.graph is not None:
+            raise OUT_OF_MEMORY
+        return torch.zeros(2, 3)
+
+    trainer = mock.MagicMock(graph="captured", _logits=evaluate)
+    assert cuda_engine._Trainer.logits(trainer, None, None).shape == (2, 3)
+    assert calls == ["captured", None]
+
+
+def test_errors_that_mean_too_little_memory():
+    a_pack = pack(students(1))
+    broken = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    broken.__context__ = OUT_OF_MEMORY
+    handles = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    for error in (OUT_OF_MEMORY, broken, handles):
+        assert "its memory is too small" in str(cuda_engine._too_small(a_pack, error))
+    other = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal"):
+        cuda_engine._too_small(a_pack, other)
 
 
 def test_each_gpu_captures_on_a_stream_of_its_own(monkeypatch):

@@ -15,6 +15,7 @@ import gc
 import math
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, S
 from kdfast.distill.engine import end_epoch
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
-from kdfast.errors import BackendError
+from kdfast.errors import BackendError, KdfastWarning
 from kdfast.models.build import build_network, pack_networks
 from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
@@ -55,6 +56,7 @@ _KERNELS_OF_TRANSFORMERS = (
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 _AHEAD = 4  # steps that the host may be ahead of the device, so that a stop does not wait for many
 _PLAN_BYTES = 16 << 20  # of the steps that are planned at a time, if more than one; making them takes ten times that
+_EVALUATED_ROWS = 1 << 16  # constituents of all members that are evaluated at a time
 # One capture at a time: torch empties every device's cache before it begins one, which no capture under way survives.
 _capturing = threading.Lock()
 
@@ -99,25 +101,75 @@ def train(
 ) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack. threads: not used.
 
-    As many members at once as the device's memory holds, the others after them. Members resume together with those
-    that are at the same step, the furthest first: as a pack of another size they may end in other last bits.
+    As many members at once as the device's memory holds, the others after them; where it turns out to hold fewer,
+    three quarters of them. Members resume together with those that are at the same step, the furthest first: as a
+    pack of another size they may end in other last bits.
     """
-    groups: dict[tuple[int, int], list[tuple[Member, MemberCheckpoint]]] = {}
-    for member in pack.members:
-        start = (checkpoints.load(member.name) if checkpoints else None) or MemberCheckpoint()
-        groups.setdefault(start.position, []).append((member, start))
+    waiting = [_start(member, checkpoints) for member in pack.members]
+    most = len(waiting)
     try:
         plan = _Plan(pack)
-        for position in sorted(groups, reverse=True):
-            waiting = groups.pop(position)
-            while waiting and not stop.is_set():
-                count = min(len(waiting), plan.members_at_once())
-                yield from _Group(pack, waiting[:count], plan, stop, checkpoints).train(on_epoch)
-                waiting = waiting[count:]
-    except torch.OutOfMemoryError as error:
-        what = f"its memory is too small ({str(error).partition('. ')[0]})"
-        hint = "take a smaller batch_size or model, fewer jets, or the device 'cpu'"
-        raise BackendError(what, where=f"device '{pack.device}'", hint=hint) from error
+    except RuntimeError as error:
+        raise _too_small(pack, error) from error
+    while waiting and not stop.is_set():
+        furthest = max(start.position for _, start in waiting)
+        together = [number for number, (_, start) in enumerate(waiting) if start.position == furthest]
+        together = together[: min(most, plan.members_at_once())]
+        starts = [waiting[number] for number in together]
+        waiting = [start for number, start in enumerate(waiting) if number not in together]
+        left = yield from _train_together(pack, starts, plan, stop, checkpoints, on_epoch)
+        if left:
+            most = max(1, 3 * len(starts) // 4)
+            what = (
+                f"device '{pack.device}': its memory is too small for {len(starts)} runs at once; {most} train at once"
+            )
+            warnings.warn(what, KdfastWarning, stacklevel=2)
+            waiting = left + waiting
+
+
+_Start = tuple[Member, MemberCheckpoint]
+
+
+def _start(member: Member, checkpoints: Checkpoints | None) -> _Start:
+    return member, (checkpoints.load(member.name) if checkpoints else None) or MemberCheckpoint()
+
+
+def _train_together(
+    pack: Pack,
+    starts: list[_Start],
+    plan: _Plan,
+    stop: threading.Event,
+    checkpoints: Checkpoints | None,
+    on_epoch: Callable[[EpochReport], None] | None,
+) -> Generator[MemberResult, None, list[_Start]]:
+    """Trains members at the same step to their ends; where memory runs out, returns those that have not ended.
+
+    Raises BackendError where it runs out for a single one.
+    """
+    group = None
+    try:
+        group = _Group(pack, starts, plan, stop, checkpoints)
+        yield from group.train(on_epoch)
+        return []
+    except RuntimeError as error:
+        fault = _too_small(pack, error)
+        if len(starts) == 1:
+            raise fault from error
+    # After the handler: its exception holds the frames, and so the tensors, of what has failed.
+    if group is None:
+        return [_start(member, checkpoints) for member, _ in starts]
+    return group.left()
+
+
+def _too_small(pack: Pack, error: RuntimeError) -> BackendError:
+    """What to raise for an allocation that has failed; any other error is raised as it is."""
+    causes = (error, error.__context__)  # the end of a capture fails after an allocation within it, with its own error
+    failed = next((cause for cause in causes if isinstance(cause, torch.OutOfMemoryError)), None)
+    if failed is None and "ALLOC_FAILED" not in str(error):  # cuBLAS's and cuDNN's own workspaces
+        raise error
+    what = f"its memory is too small ({str(failed or error).partition('. ')[0]})"
+    hint = "take a smaller batch_size or model, fewer jets, or the device 'cpu'"
+    return BackendError(what, where=f"device '{pack.device}'", hint=hint)
 
 
 class _Plan:
@@ -377,17 +429,31 @@ class _Trainer:
     def logits(self, view: View, between: Callable[[], None], members: Tensor | None = None) -> Tensor:
         """[K, B] on the host: of all members as they are, or [k, B] of the best of those given by number.
 
-        between: called between batches of jets.
+        between: called between batches of jets. Where memory runs out, again without the graph, whose activations
+        lie idle meanwhile; it is captured anew at the next step.
         """
+        try:
+            return self._logits(view, between, members)
+        except torch.OutOfMemoryError:
+            if self.graph is None:
+                raise
+        self.graph = None
+        with _capturing:
+            torch.cuda.empty_cache()
+        return self._logits(view, between, members)
+
+    def _logits(self, view: View, between: Callable[[], None], members: Tensor | None) -> Tensor:
         model = self.model
+        count = len(self.members)
         if members is not None:
             members = members.to(self.plan.device)
+            count = len(members)
             parameters = self.best_parameters[members]
             running = self.best_running[members]
             model = pack_networks(self.pack.model, parameters, running, self.pack.precision)
         parts: list[Tensor] = []
         with torch.no_grad():
-            for features, rows in _batches(view, 2 * self.plan.capacity, self.plan.device):
+            for features, rows in _batches(view, max(1, _EVALUATED_ROWS // count), self.plan.device):
                 if parts:
                     between()
                 parts.append(model.logits(features, rows, training=False)[0][..., 0].float().cpu())
@@ -448,6 +514,7 @@ class _Group:
                 at.learner = {}
                 at.best_state = {}
         self.boundary = Boundary(stop.is_set, checkpoints, self._save)
+        self.whole = True  # False while the state on the device is not that of `position`
 
     def train(self, on_epoch: Callable[[EpochReport], None] | None) -> Generator[MemberResult, None, None]:
         try:
@@ -472,9 +539,12 @@ class _Group:
         trainer.begin_epoch(epoch, done)
         for _ in range(done, steps):
             self.boundary.cross()
+            self.whole = False
             trainer.advance()
             self.position = epoch, self.position[1] + 1
+            self.whole = True
         logits = trainer.logits(pack.validation, self.boundary.stop_here)
+        self.whole = False
         means = (trainer.sums / steps).tolist()
         died = trainer.died.tolist()
         rates = trainer.rate.tolist()
@@ -495,6 +565,7 @@ class _Group:
         trainer.keep_best(improved)
         trainer.sums.zero_()
         self.position = epoch + 1, self.position[1]
+        self.whole = True
         seconds = time.perf_counter() - began
         if on_epoch is not None:
             jets = (steps - done) * recipe.batch_size
@@ -530,17 +601,34 @@ class _Group:
         numbers = sorted(self.running)
         before = self.trainer
         before.graph = None  # its memory is free for the next one's
-        self.members = [self.members[k] for k in numbers]
+        members = [self.members[k] for k in numbers]
+        trainer = _Trainer(self.pack, members, before.plan)
+        trainer.take(before, numbers)
+        self.trainer = trainer
+        self.members = members
         self.at = [self.at[k] for k in numbers]
         self.seconds_before = [self.seconds_before[k] for k in numbers]
         self.running = set(range(len(numbers)))
-        self.trainer = _Trainer(self.pack, self.members, before.plan)
-        self.trainer.take(before, numbers)
 
     def _save(self) -> None:
         """Of every member that runs. One that has diverged since its last checkpoint will do so again."""
         if self.checkpoints is None or self.position == self.saved:
             return
+        for member, checkpoint in self._running_members():
+            self.checkpoints.save(member.name, checkpoint)
+        self.saved = self.position
+
+    def left(self) -> list[_Start]:
+        """The members that have not ended, where they are now, or at their checkpoints or starts where that is lost."""
+        whole = {member.name: checkpoint for member, checkpoint in self._running_members()} if self.whole else {}
+        members = [self.members[k] for k in sorted(self.running)]
+        return [
+            (member, whole[member.name]) if member.name in whole else _start(member, self.checkpoints)
+            for member in members
+        ]
+
+    def _running_members(self) -> Iterator[_Start]:
+        """Those that run, without those that have diverged since their last checkpoint, as they are now."""
         # waits for the device
         died = self.trainer.died.tolist()
         sums = self.trainer.sums.cpu()
@@ -548,19 +636,17 @@ class _Group:
             if died[k] >= 0:
                 continue
             at = self.at[k]
-            learner = {name: tensor.cpu() for name, tensor in self.trainer.tensors(k).items()}
-            self.checkpoints.save(
-                self.members[k].name,
+            yield (
+                self.members[k],
                 replace(
                     at,
                     step=self.position[1],
                     sums=sums[k].clone(),
                     best_state=self.trainer.state(k) if at.best_epoch >= 0 else {},
                     seconds=self._seconds(k),
-                    learner=learner,
+                    learner={name: tensor.cpu() for name, tensor in self.trainer.tensors(k).items()},
                 ),
             )
-        self.saved = self.position
 
     def _seconds(self, k: int) -> float:
         return self.seconds_before[k] + time.perf_counter() - self.began
