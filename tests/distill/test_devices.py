@@ -2,13 +2,14 @@
 
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kdfast.distill import cuda_engine
-from kdfast.distill.devices import training_devices
+from kdfast.distill.devices import check_bf16, default_precision, exact_sums, training_devices
 from kdfast.distill.pack import EpochReport, Member
 from kdfast.distill.trainer import train_on_gpus, train_pack
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning
@@ -66,6 +67,51 @@ def test_a_gpu_that_another_process_has_for_itself_is_left_out(
     assert training_devices("cuda") == ["cuda:0", "cuda:2"]
     with pytest.raises(BackendError, match=r"device 'cuda:1': GPU 1 can't be used: .* busy or unavailable"):
         training_devices("cuda:1")
+
+
+def capabilities(monkeypatch: pytest.MonkeyPatch, *found: tuple[int, int]) -> None:
+    """Of the GPUs in order."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[int(device.removeprefix("cuda:"))])
+
+
+def test_bf16_is_the_default_of_gpus_that_have_it(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities(monkeypatch, (8, 0), (12, 0), (7, 5))
+    assert default_precision(["cpu"]) == "fp32"
+    assert default_precision(["cuda:0", "cuda:1"]) == "bf16"
+    assert default_precision(["cuda:0", "cuda:2"]) == "fp32"
+    check_bf16(["cpu"])
+    check_bf16(["cuda:0", "cuda:1"])
+    message = r"precision: bf16 needs a GPU of compute capability 8.0 or later, cuda:2 has 7.5\nuse precision=\"fp32\""
+    with pytest.raises(BackendError, match=message):
+        check_bf16(["cuda:0", "cuda:2"])
+    for device in ("cuda", "cuda:2"):
+        with pytest.raises(BackendError, match=message):
+            train_pack(replace(pack(students(1), device=device), precision="bf16"))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_products_in_bf16_add_in_float32_while_a_pack_trains(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every device's thread, and until the last of the packs that train at once has ended; then as before."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    found = []
+
+    def train(a_pack, threads, on_epoch, stop, checkpoints):
+        found.append(matmul.allow_bf16_reduced_precision_reduction)
+        yield from ()
+
+    try:
+        matmul.allow_bf16_reduced_precision_reduction = allowed
+        with exact_sums():
+            list(train_on_gpus(["cpu"] * 2, train, pack(students(2)), None, threading.Event()))
+            assert not matmul.allow_bf16_reduced_precision_reduction
+        list(train_on_gpus(["cpu"] * 2, train, pack(students(2)), None, threading.Event()))
+        with pytest.raises(ArithmeticError), exact_sums():
+            raise ArithmeticError
+        assert matmul.allow_bf16_reduced_precision_reduction is allowed
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
+    assert found == [False] * 4
 
 
 def test_what_is_missing_is_named(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,45 @@ def test_the_lock_step_engine_on_two_devices_gives_the_same_study(study, tmp_pat
     assert 'device = "cuda"' in (ours.path / "study.toml").read_text()
 
 
+@pytest.fixture
+def bf16_gpus(monkeypatch):
+    """The processor in the place of two GPUs that have bf16."""
+    for module in (driver, trainer, training):
+        monkeypatch.setattr(module, "training_devices", lambda name: {"cuda": ["cpu", "cpu"]}.get(name, ["cpu"]))
+    monkeypatch.setattr(identity, "training_devices", lambda name: ["cpu"])
+    monkeypatch.setattr(cuda_engine, "unsupported", lambda sizes: None)
+    monkeypatch.setattr(driver, "default_precision", lambda devices: "bf16" if devices == ["cpu", "cpu"] else "fp32")
+
+
+def precision_of(path):
+    return StudyStore.open(path).settings["precision"]
+
+
+def test_a_study_on_gpus_is_bf16_by_default_and_keeps_its_precision(tmp_path, bf16_gpus, capsys):
+    out = tmp_path / "study"
+    small_sweep(out, device="cuda", epochs=1, progress=True)
+    assert precision_of(out) == "bf16"
+    assert ", in bf16; checkpoints of up to " in capsys.readouterr().err
+    assert 'precision = "bf16"' in (out / "study.toml").read_text()
+    # Resumed, also where bf16 is no default; another precision is another study.
+    small_sweep(out, device="cuda", epochs=1, seeds=(42, 43))
+    small_sweep(out, device="cpu", epochs=1)
+    assert precision_of(out) == "bf16"
+    with pytest.raises(StudyError, match="precision"):
+        small_sweep(out, device="cuda", epochs=1, precision="fp32")
+
+
+def test_a_precision_that_is_given_wins(tmp_path, bf16_gpus):
+    for number, arguments in enumerate(({"precision": "fp32"}, {"config": {"precision": "fp32"}})):
+        small_sweep(tmp_path / f"{number}", device="cuda", epochs=1, **arguments)
+        assert precision_of(tmp_path / f"{number}") == "fp32"
+    # What others are to train is not known here; a study in fp32 stays so on GPUs.
+    small_sweep(tmp_path / "planned", device="cuda", epochs=1, plan_only=True)
+    assert precision_of(tmp_path / "planned") == "fp32"
+    small_sweep(tmp_path / "planned", device="cuda", epochs=1)
+    assert precision_of(tmp_path / "planned") == "fp32"
+
+
 def test_scores_are_those_that_the_written_model_gives(study):
     best = study.best("auc")
     scores = study.scores(best["run_name"], 42)

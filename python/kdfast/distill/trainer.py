@@ -16,7 +16,7 @@ import torch
 from kdfast.distill import cpu_engine, cuda_engine, reference_engine
 from kdfast.distill.batches import check_batch_weights, scale_weights
 from kdfast.distill.checkpoint import Checkpoints
-from kdfast.distill.devices import training_devices
+from kdfast.distill.devices import check_bf16, exact_sums, training_devices
 from kdfast.distill.engine import Team
 from kdfast.distill.pack import EpochReport, MemberResult, Pack
 from kdfast.errors import BackendError
@@ -42,8 +42,8 @@ def train_pack(
     between two steps, each `interval` seconds and when the pack is ended before them. On the reference and
     the CPU engine a member that resumes ends in the same bits as one that was never interrupted.
 
-    Raises BackendError where the pack's device can't be used, or not for a model of its sizes, DataError for
-    a batch whose jets all have weight 0.
+    Raises BackendError where the pack's device can't be used, or not for its precision or a model of its sizes,
+    DataError for a batch whose jets all have weight 0.
     """
     weights = scale_weights(pack.train.weights)
     recipe = pack.recipe
@@ -51,6 +51,8 @@ def train_pack(
     pack = replace(pack, train=replace(pack.train, weights=weights))
     stop = stop or threading.Event()
     devices = training_devices(pack.device)
+    if pack.precision == "bf16":
+        check_bf16(devices)
     if devices != ["cpu"] and isinstance(pack.model, OwnModel):
         return train_on_gpus(devices, reference_engine.train, pack, on_epoch, stop, checkpoints)
     if devices != ["cpu"]:
@@ -92,4 +94,5 @@ def train_on_gpus(
         for worker in workers:
             worker.start()
 
-    yield from team.results([team.thread(part.device, partial(work, part)) for part in packs], stop, start)
+    with exact_sums():
+        yield from team.results([team.thread(part.device, partial(work, part)) for part in packs], stop, start)

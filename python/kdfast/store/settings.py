@@ -289,7 +289,7 @@ class StudySettings(SettingsTable):
     teacher_kind: Annotated[Literal["logit", "probability"], Shown(metavar="KIND", panel="Models")] = "logit"
     """What the numbers of a teacher are: logit, or probability (of signal)."""
     precision: Precision = "fp32"
-    """Precision of matrix products: fp32, or bf16, which is faster."""
+    """Precision of matrix products: fp32, or bf16, which is faster and what GPUs that have it take by default."""
     device: Device = "auto"
     """Where to train: auto and cpu (the CPU), cuda (all GPUs) or cuda:1 (one of them)."""
     checkpoint_every: Annotated[float, Field(ge=0), Shown(panel="Running")] = 300.0

@@ -17,7 +17,7 @@ from torch import nn
 
 from kdfast import report
 from kdfast.distill import cuda_engine
-from kdfast.distill.devices import check_threads, training_devices
+from kdfast.distill.devices import check_bf16, check_threads, default_precision, training_devices
 from kdfast.errors import BackendError, ConfigError, DataError, KdfastWarning, StudyError
 from kdfast.interrupt import stoppable
 from kdfast.jets.memory_table import is_table
@@ -122,7 +122,8 @@ def sweep(
     max_jets, max_constituents
         Number of jets of `data` to read, and of constituents to keep of each jet (``"all"``: all).
     precision
-        ``"fp32"`` or ``"bf16"``, of the matrix products.
+        ``"fp32"`` or ``"bf16"``, of the matrix products. Not given: that of the study that resumes; for a new one
+        ``"bf16"`` on GPUs of compute capability 8.0 and later, ``"fp32"`` elsewhere.
     device
         ``"cpu"`` or ``"auto"``: the CPU. ``"cuda"``: all GPUs that torch sees share the members of each seed;
         ``"cuda:1"``: that GPU.
@@ -271,15 +272,17 @@ def run_study(
         _check_device(settings)
     check_search(settings)
     settings = absolute_paths(settings)
+    elsewhere = plan_only or client is not None  # other processes train
     exists = (out / "provenance.json").exists()
     if exists and not resume:
         hint = "give another folder, or leave out --no-resume (in Python, resume=False) to resume it"
         raise StudyError("holds a study already", where=str(out), hint=hint)
     with shown, stoppable(shown.say, out) as stop:
-        inputs = Inputs.load(settings, given, StudyStore.open(out) if exists else None)
+        stored = StudyStore.open(out) if exists else None
+        settings = _with_precision(settings, stored, elsewhere)
+        inputs = Inputs.load(settings, given, stored)
         if isinstance(inputs.teacher, Tagger):
             check_training_jets(inputs.teacher, inputs.prepared)
-        elsewhere = plan_only or client is not None  # other processes train
         provenance = {
             "decisive": inputs.decisive,
             "environment": planned_environment(settings.device) if elsewhere else environment(settings.device),
@@ -384,6 +387,21 @@ def _describe(
         write_inputs(store, inputs)  # before the packs: workers may be waiting for them
     for change in describe_anew(store, settings, inputs.given, held=elsewhere):
         shown.say(f"{store.path / 'study.toml'}: {change}")
+
+
+def _with_precision(settings: StudySettings, stored: StudyStore | None, elsewhere: bool) -> StudySettings:
+    """The settings with the precision that is trained in: what is given, else an existing study's own, else bf16 on
+    GPUs that have it. Own networks, which may not take bf16, and GPUs of other processes are fp32 by default."""
+    precision = settings.precision
+    if "precision" not in settings.model_fields_set:
+        own = any(isinstance(model_config(model), OwnModel) for model in (settings.model, settings.teacher_model))
+        if stored is not None:
+            precision = stored.settings.get("precision", precision)
+        elif not own and not elsewhere:
+            precision = default_precision(training_devices(settings.device))
+    if precision == "bf16" and not elsewhere:
+        check_bf16(training_devices(settings.device))
+    return settings.model_copy(update={"precision": precision})
 
 
 def _check_device(settings: StudySettings) -> None:

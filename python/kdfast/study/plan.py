@@ -91,7 +91,10 @@ def plan_study(
         at_once = [len(pack.runs) if lock_step else min(len(pack.runs), threads) for pack in new]
         disk = max(n * checkpoints[pack.shared] for n, pack in zip(at_once, new, strict=True))
         took = _time_in_words(teacher, work, sum(len(pack.runs) for pack in new), replace(budget, threads=threads))
-        shown.say(f"plan: {_packs_in_words(new)}{took}; checkpoints of up to {math.ceil(disk / 1e6)} MB a worker")
+        precision = f", in {settings.precision}" if lock_step else ""
+        shown.say(
+            f"plan: {_packs_in_words(new)}{took}{precision}; checkpoints of up to {math.ceil(disk / 1e6)} MB a worker"
+        )
     names = {key.name for key in wanted}
     chosen = (pack.of(names) for pack in packs if pack.seed in settings.seeds)
     return [pack for pack in chosen if pack.runs], sizes
