@@ -5,9 +5,12 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 import kdfast
 from kdfast.errors import BackendError, ConfigError, KdfastWarning
@@ -60,6 +63,62 @@ def test_a_context_holds_for_its_own_thread() -> None:
         thread.start()
         thread.join()
     assert seen == [None]
+
+
+def attended(x: torch.Tensor) -> torch.Tensor:
+    return kdfast.ops.constituent_attention(x, x, x, torch.tensor([0, 2, 5]), dropout_p=0.5, seed=3)
+
+
+def attended_by_the_registered_op(x: torch.Tensor) -> torch.Tensor:
+    op = torch.ops.kdfast.constituent_attention.default
+    return op(x, x, x, torch.tensor([0, 2, 5]), None, 0.5, 0.5, torch.tensor(3))[0]
+
+
+def dropped(x: torch.Tensor) -> torch.Tensor:
+    return kdfast.ops.dropout(x.flatten(1), None, p=0.5, seed=3)
+
+
+def dropped_by_the_registered_op(x: torch.Tensor) -> torch.Tensor:
+    return torch.ops.kdfast.dropout.default(x.flatten(1), None, 0.5, torch.tensor(3))
+
+
+def loss(x: torch.Tensor) -> torch.Tensor:
+    logits = x.flatten(1)[:, :1]
+    labels = torch.ones(len(logits))
+    return kdfast.ops.distill_loss(logits, torch.zeros_like(logits), labels, temperature=2.0, alpha=0.5)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "op",
+    [attended, attended_by_the_registered_op, dropped, dropped_by_the_registered_op, loss],
+    ids=lambda op: op.__name__,
+)
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_the_backward_pass_keeps_the_backend_on_another_thread(
+    op: Callable[[torch.Tensor], torch.Tensor], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As autograd's threads of GPUs have it: no block is entered on them."""
+    chosen = []
+    choose = backend.choose
+
+    def watched(*arguments: Any) -> str:
+        chosen.append(choose(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(backend, "choose", watched)
+    x = torch.randn(5, 2, 16, requires_grad=True)
+    with kdfast.backend(name):
+        y = op(x)
+    thread = threading.Thread(target=y.sum().backward)
+    thread.start()
+    thread.join()
+    assert x.grad is not None
+    assert set(chosen) == {name}
+    assert backend.forced() is None
+    chosen.clear()
+    op(x).sum().backward()  # by itself
+    assert set(chosen) == {"cpu"}
 
 
 def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ than to fall back.
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -74,6 +75,8 @@ def _check(name: str, where: str) -> str:
 def backend(name: str) -> Iterator[None]:
     """Force a backend inside a `with` block, in this thread or task; KDFAST_BACKEND does so for a process.
 
+    What is computed in the block is differentiated by the same backend, wherever that happens.
+
     Parameters
     ----------
     name : str
@@ -108,6 +111,25 @@ def forced() -> str | None:
         return name
     value = _read_variable()
     return _check(value, _VARIABLE) if value else None
+
+
+def forced_here() -> str | None:
+    """What a `with` block forces here: for an op's backward pass to keep, see `as_forced`."""
+    return _forced.get()
+
+
+def as_forced(name: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls the function with the backend forced that was forced in the op's forward pass; None: as it is here.
+
+    Autograd runs the backward pass of a GPU's tensors on a thread of its own, on which no block has been entered.
+    """
+    if name is None:
+        return function(*arguments)
+    token = _forced.set(name)
+    try:
+        return function(*arguments)
+    finally:
+        _forced.reset(token)
 
 
 @cache

@@ -334,6 +334,7 @@ class _EagerAttention(torch.autograd.Function):
     ) -> Tensor:
         q, k, v = _unpacked(inputs)
         out, lse = _forward(q, k, v, AttentionCall(offsets, bias, scale, dropout_p, seed))
+        ctx.forced = backend.forced_here()
         ctx.scale = scale
         ctx.dropout_p = dropout_p
         ctx.seed = None if isinstance(seed, Tensor) else seed
@@ -347,7 +348,7 @@ class _EagerAttention(torch.autograd.Function):
         call = AttentionCall(offsets, bias, ctx.scale, ctx.dropout_p, ctx.seed if seed is None else seed)
         grads = [_empty_like(x) for x in inputs]
         q, k, v = _unpacked(inputs)
-        dbias = _backward(grad_out, q, k, v, lse, call, _unpacked(grads))
+        dbias = backend.as_forced(ctx.forced, _backward, grad_out, q, k, v, lse, call, _unpacked(grads))
         return None, dbias, None, None, None, *grads
 
 
@@ -374,15 +375,16 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, offsets, bias, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.forced = backend.forced_here()
     ctx.save_for_backward(q, k, v, offsets, bias, output[1], seed)
 
 
 def _registered_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     """As _EagerAttention.backward, through the op; lse is a by-product that is not differentiated."""
     q, k, v, offsets, bias, lse, seed = ctx.saved_tensors
-    grads = torch.ops.kdfast.constituent_attention_backward.default(
-        grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, seed
-    )
+    op = torch.ops.kdfast.constituent_attention_backward.default
+    arguments = (grad_out, q, k, v, offsets, bias, lse, ctx.scale, ctx.dropout_p, seed)
+    grads = backend.as_forced(ctx.forced, op, *arguments)
     grads = without_derivative("constituent_attention", *grads)
     return (*grads[:3], None, None if bias is None else grads[3], None, None, None)
 

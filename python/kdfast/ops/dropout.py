@@ -125,6 +125,7 @@ def _dropout(x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
 class _EagerDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, offsets: Tensor | None, p: float, seed: int) -> Tensor:
+        ctx.forced = backend.forced_here()
         ctx.p = p
         ctx.seed = seed
         ctx.save_for_backward(offsets)
@@ -133,17 +134,18 @@ class _EagerDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (offsets,) = ctx.saved_tensors
-        return dropout(grad, offsets, ctx.p, ctx.seed), None, None, None
+        return backend.as_forced(ctx.forced, dropout, grad, offsets, ctx.p, ctx.seed), None, None, None
 
 
 def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, offsets, ctx.p, seed = inputs
+    ctx.forced = backend.forced_here()
     ctx.save_for_backward(offsets, seed)
 
 
 def _registered_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     offsets, seed = ctx.saved_tensors
-    return dropout(grad, offsets, ctx.p, seed), None, None, None
+    return backend.as_forced(ctx.forced, dropout, grad, offsets, ctx.p, seed), None, None, None
 
 
 # The seed of the registered op is a tensor, so that compiled code takes another one at every step.
