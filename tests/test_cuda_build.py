@@ -1,6 +1,7 @@
 """KDFAST_CUDA=ON|OFF|AUTO: when CMake builds kdfast._cuda, and what it says where it can't."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,3 +87,19 @@ def test_auto_with_a_gpu_builds_for_it(tmp_path: Path) -> None:
     rules = (tmp_path / "build" / "build.ninja").read_text()
     assert "_cuda.dir" in rules
     assert "sm_120" not in rules or "sm_75" not in rules  # not the release's list
+
+
+def test_a_release_is_built_by_a_cuda_of_older_drivers() -> None:
+    """CUDA 12.8 or 12.9: drivers from 550.54.14 on, and compute capability 12.0, which older ones don't know."""
+    project = (ROOT / "pyproject.toml").read_text()
+    config = project[project.index("[tool.cibuildwheel]") : project.index("[tool.repo-review]")]
+    assert '"cmake.define.KDFAST_CUDA" = "ON"' in config
+    (version,) = set(re.findall(r"cuda-(?:minimal-build-)?(\d+[.-]\d+)", config.replace("12-9", "12.9")))
+    assert version in ("12.8", "12.9")
+    binding = (ROOT / "csrc/bindings/gpu/cuda_module.cpp").read_text()
+    assert 'CUDART_VERSION >= 13000 ? "580.65.06" : "550.54.14"' in binding
+    architectures = re.search(r"set\(KDFAST_CUDA_ARCHITECTURES (75.*?)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert architectures is not None
+    assert architectures[1].split()[-1] == "120"  # code, and PTX for later GPUs
+    page = (ROOT / "docs/explanation/kernels.md").read_text()
+    assert f"built with CUDA {version}" in page
