@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """What all calls of one kernel in a step move and compute. label: as bench/gpu/profile.py has it."""
+    """What all calls of one kernel in a step move and compute. label: as bench/gpu/trace.py has it."""
 
     label: str
     calls: int

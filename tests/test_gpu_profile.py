@@ -17,7 +17,16 @@ if not (ROOT / "bench/gpu/trace.py").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
 from bench.gpu.trace import groups_of_trace, kernel_label, markdown, product_work  # noqa: E402
-from bench.step_model import Batch, Work, step_work, table  # noqa: E402
+from bench.step_model import (  # noqa: E402
+    STUDY_MEMBERS,
+    STUDY_STEPS,
+    Batch,
+    Work,
+    least_seconds,
+    step_work,
+    study_batch,
+    table,
+)
 from kdfast.models import PRESETS, ModelConfig  # noqa: E402
 
 SPACE = "kdfast::gpu::(anonymous namespace)::"
@@ -128,6 +137,17 @@ def test_the_model_follows_its_formulas() -> None:
     assert works["bias_gelu: backward"].bytes == 5 * 3 * 50 * 64 * 6
     last = table(config, 5, "bf16", "H100").splitlines()[-1]
     assert last.startswith("| sum | ")
+
+
+def test_the_documentation_has_the_models_table() -> None:
+    """`python -m bench.step_model` prints it; one that has changed goes to docs/explanation/kernels.md."""
+    config = PRESETS["study"]
+    assert isinstance(config, ModelConfig)
+    page = (ROOT / "docs/explanation/kernels.md").read_text(encoding="utf-8")
+    assert table(config, STUDY_MEMBERS, "bf16", "H100") in page
+    works = step_work(config, STUDY_MEMBERS, study_batch(), "bf16")
+    seconds = STUDY_STEPS * sum(least_seconds(work, "H100", "bf16") for work in works)
+    assert f"{STUDY_STEPS:,} such steps are the study's grid: {seconds:.0f} s at least." in page
 
 
 @pytest.mark.slow
