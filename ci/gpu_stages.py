@@ -6,6 +6,7 @@ usage: python ci/gpu_stages.py requirements                     what pip has to 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -278,18 +279,27 @@ def run(tree: Path, results: Path, names: Sequence[str]) -> bool:
         if names and name not in names:
             continue
         done.append(timed(name, machine))
-        _write(machine, results, done)  # after each: the machine may be gone before the next one ends
+        try:
+            _write(machine, results, done)  # after each: the machine may be gone before the next one ends
+        except Exception as error:  # no reason to leave out what follows
+            print(f"gpu: results could not be written: {type(error).__name__}: {error}", file=sys.stderr)
     print(f"wrote {results}; {sum(float(str(stage['seconds'])) for stage in done):.0f} s")
     return all(stage["outcome"] == "passed" for stage in done)
 
 
 def _write(machine: Machine, results: Path, done: Sequence[dict[str, object]]) -> None:
     from bench.gpu.results import Stage, write_results
-    from bench.gpu.timing import gpu_environment
 
     commit = _commit()
     stages = [Stage(**stage, commit=commit) for stage in done]  # type: ignore[arg-type]
-    write_results(results, gpu_environment(), stages, machine.tree)
+    write_results(results, environment(machine), stages, machine.tree)
+
+
+def environment(machine: Machine) -> dict[str, str]:
+    """The card and versions. Asked by a process of its own, which leaves the GPU's memory to the stages."""
+    ask = "import json; from bench.gpu.timing import gpu_environment; print(json.dumps(gpu_environment()))"
+    said = _expect(machine, "environment", [sys.executable, "-c", ask], time.monotonic() + 60)
+    return json.loads(said.strip().rsplit("\n", 1)[-1])
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_no_failure_hides_the_next_stage(
 
     functions = {"build": build, "grid": lambda *_: "ran", "tests": failing, "sanitizer": broken}
     monkeypatch.setattr(stages, "STAGES", functions)
-    monkeypatch.setattr("bench.gpu.timing.gpu_environment", lambda: GPU)
+    monkeypatch.setattr(stages, "environment", lambda machine: GPU)
 
     def outcomes() -> list[tuple[str, str, str]]:
         found = json.loads((tmp_path / "results/some-gpu-80gb.json").read_text())

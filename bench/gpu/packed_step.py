@@ -12,6 +12,7 @@ from bench.compiled_step import ALPHA, RECIPE, TEMPERATURE, jets, padded, random
 from bench.plain_trainer import PlainTagger, distillation_loss
 from bench.test_ensemble import VmapEnsemble
 from kdfast.distill.cuda_engine import _Plan, _Trainer
+from kdfast.distill.devices import exact_sums
 from kdfast.distill.pack import Member, Pack
 from kdfast.distill.schedules import RunConfig
 from kdfast.models import JetTransformer, ModelConfig
@@ -43,9 +44,10 @@ class PackedStep:
         self.members = min(members, plan.members_at_once())
         self.trainer = _Trainer(pack, list(pack.members[: self.members]), plan)
         self.trainer.begin_epoch(0)
-        while device.type == "cuda" and self.trainer.graph is None:
-            self.trainer.next.zero_()
-            self.trainer._step_and_capture()
+        with exact_sums():  # as packs are trained
+            while device.type == "cuda" and self.trainer.graph is None:
+                self.trainer.next.zero_()
+                self.trainer._step_and_capture()
 
     def __call__(self) -> Tensor:
         """One step of all members; the sum of their losses so far [K]."""

@@ -26,6 +26,7 @@ from bench.gpu.packed_step import PackedStep
 from bench.gpu.test_constituent_attention import draw
 from bench.gpu.trace import groups_of_trace
 from bench.step_model import Batch, step_work
+from kdfast.distill.devices import exact_sums
 from kdfast.distill.pack import View
 from kdfast.models import PRESETS, ModelConfig
 from kdfast.ops import gpu
@@ -90,7 +91,7 @@ def traced(device: torch.device, step: PackedStep) -> list[dict[str, Any]]:
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, record_shapes=True) as profiler:
+    with exact_sums(), profile(activities=activities, record_shapes=True) as profiler:
         for _ in range(STEPS):
             step.trainer.next.zero_()
             step.trainer.step()

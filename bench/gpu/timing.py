@@ -57,7 +57,8 @@ def captured(device: torch.device, call: Callable[[], Any]) -> Callable[[], Any]
 def gpu_environment() -> dict[str, str]:
     """The card, its driver, and the versions of CUDA."""
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader", "-i", "0"]
-    driver, clock, power = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    said = subprocess.run(query, capture_output=True, text=True).stdout.strip().split(", ")
+    driver, clock, power = said if len(said) == 3 else ["unknown"] * 3
     return {
         "name": torch.cuda.get_device_name(),
         "driver": driver,

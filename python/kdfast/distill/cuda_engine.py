@@ -456,8 +456,8 @@ class _Trainer:
             for features, rows in _batches(view, max(1, _EVALUATED_ROWS // count), self.plan.device):
                 if parts:
                     between()
-                parts.append(model.logits(features, rows, training=False)[0][..., 0].float().cpu())
-        return torch.cat(parts, 1)
+                parts.append(model.logits(features, rows, training=False)[0][..., 0].float())
+        return torch.cat(parts, 1).cpu()
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's best weights and running statistics, by name."""
