@@ -283,7 +283,7 @@ def run(tree: Path, results: Path, names: Sequence[str]) -> bool:
             _write(machine, results, done)  # after each: the machine may be gone before the next one ends
         except Exception as error:  # no reason to leave out what follows
             print(f"gpu: results could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-    print(f"wrote {results}; {sum(float(str(stage['seconds'])) for stage in done):.0f} s")
+    print(f"{sum(float(str(stage['seconds'])) for stage in done):.0f} s; results are in {results}")
     return all(stage["outcome"] == "passed" for stage in done)
 
 
