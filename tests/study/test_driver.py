@@ -128,13 +128,14 @@ def test_a_study_on_gpus_is_bf16_by_default_and_keeps_its_precision(tmp_path, bf
         small_sweep(out, device="cuda", epochs=1, precision="fp32")
 
 
-def test_a_precision_that_is_given_wins(tmp_path, bf16_gpus):
+def test_a_precision_that_is_given_wins(tmp_path, bf16_gpus, capsys):
     for number, arguments in enumerate(({"precision": "fp32"}, {"config": {"precision": "fp32"}})):
         small_sweep(tmp_path / f"{number}", device="cuda", epochs=1, **arguments)
         assert precision_of(tmp_path / f"{number}") == "fp32"
     # What others are to train is not known here; a study in fp32 stays so on GPUs.
-    small_sweep(tmp_path / "planned", device="cuda", epochs=1, plan_only=True)
+    small_sweep(tmp_path / "planned", device="cuda", epochs=1, plan_only=True, progress=True)
     assert precision_of(tmp_path / "planned") == "fp32"
+    assert "in fp32, since the GPUs are other processes'; precision bf16 is faster" in capsys.readouterr().err
     small_sweep(tmp_path / "planned", device="cuda", epochs=1)
     assert precision_of(tmp_path / "planned") == "fp32"
 

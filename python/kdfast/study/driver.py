@@ -279,7 +279,7 @@ def run_study(
         raise StudyError("holds a study already", where=str(out), hint=hint)
     with shown, stoppable(shown.say, out) as stop:
         stored = StudyStore.open(out) if exists else None
-        settings = _with_precision(settings, stored, elsewhere)
+        settings = _with_precision(settings, stored, elsewhere, shown)
         inputs = Inputs.load(settings, given, stored)
         if isinstance(inputs.teacher, Tagger):
             check_training_jets(inputs.teacher, inputs.prepared)
@@ -389,7 +389,9 @@ def _describe(
         shown.say(f"{store.path / 'study.toml'}: {change}")
 
 
-def _with_precision(settings: StudySettings, stored: StudyStore | None, elsewhere: bool) -> StudySettings:
+def _with_precision(
+    settings: StudySettings, stored: StudyStore | None, elsewhere: bool, shown: SweepProgress
+) -> StudySettings:
     """The settings with the precision that is trained in: what is given, else an existing study's own, else bf16 on
     GPUs that have it. Own networks, which may not take bf16, and GPUs of other processes are fp32 by default."""
     precision = settings.precision
@@ -399,6 +401,8 @@ def _with_precision(settings: StudySettings, stored: StudyStore | None, elsewher
             precision = stored.settings.get("precision", precision)
         elif not own and not elsewhere:
             precision = default_precision(training_devices(settings.device))
+        elif settings.device.startswith("cuda") and not own:
+            shown.say("in fp32, since the GPUs are other processes'; precision bf16 is faster if they have it")
     if precision == "bf16" and not elsewhere:
         check_bf16(training_devices(settings.device))
     return settings.model_copy(update={"precision": precision})
