@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kdfast.cli.common import OwnModelOption, Quiet, app, given
-from kdfast.cli.options import setting_option
+from kdfast.cli.options import with_options
 from kdfast.errors import ConfigError
 
 __all__ = ["generate", "predict", "prepare"]
 
 
 @app.command()
+@with_options("validation_data", "test_data", "max_constituents", "on_bad", "columns", "unit", "sort", before="split")
 def prepare(
     data: Annotated[list[str], typer.Argument(metavar="DATA", help="Files of jets, or patterns of them.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="The store to write, for example jets.store.")
     ],
-    validation_data: Annotated[list[str] | None, setting_option("validation_data")] = None,
-    test_data: Annotated[list[str] | None, setting_option("test_data")] = None,
-    max_constituents: Annotated[str | None, setting_option("max_constituents")] = None,
-    on_bad: Annotated[str | None, setting_option("on_bad")] = None,
-    columns: Annotated[str | None, setting_option("columns")] = None,
-    unit: Annotated[str | None, setting_option("unit")] = None,
-    sort: Annotated[bool | None, setting_option("sort")] = None,
     split: Annotated[
         str | None,
         typer.Option("--split", metavar="COLUMN", help="Keep a column, by which kdfast sweep --split splits the jets."),
@@ -37,6 +31,7 @@ def prepare(
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="all cores")] = None,
     quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Write files of jets into a packed store, for data larger than memory.
 
@@ -53,19 +48,16 @@ def prepare(
     from kdfast.jets.prepare import prepare as write_store
     from kdfast.store.settings import DataSettings
 
-    kept = DataSettings.model_validate({} if max_constituents is None else {"max_constituents": max_constituents})
-    how = given({"on_bad": on_bad, "columns": columns, "unit": unit, "sort": sort, "jobs": jobs})
+    kept = DataSettings.model_validate(given({"max_constituents": settings.pop("max_constituents")}))
     write_store(
         data,
         out,
-        validation_data=validation_data or None,
-        test_data=test_data or None,
         max_constituents=kept.max_constituents,
         exactly=kept.asks_for_constituents,
         require_labels=not no_labels,
         split=split,
         progress=not quiet,
-        **how,
+        **given(settings | {"jobs": jobs}),
     )
     if not quiet:
         card = StoreCard.read(out)
@@ -73,6 +65,7 @@ def prepare(
 
 
 @app.command()
+@with_options("max_jets", "on_bad", "columns", "unit", "sort", before="prepared")
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file written by kdfast (.safetensors).")],
     data: Annotated[
@@ -88,17 +81,13 @@ def predict(
             help="File to write: CSV if it ends in .csv, else HDF5. Replaced if it exists and is no input.",
         ),
     ],
-    max_jets: Annotated[int | None, setting_option("max_jets")] = None,
-    on_bad: Annotated[str | None, setting_option("on_bad")] = None,
-    columns: Annotated[str | None, setting_option("columns")] = None,
-    unit: Annotated[str | None, setting_option("unit")] = None,
-    sort: Annotated[bool | None, setting_option("sort")] = None,
     prepared: Annotated[
         bool,
         typer.Option("--prepared", help="Apply no HLT emulation: the jets are as a real trigger saw them."),
     ] = False,
     own_model: OwnModelOption = None,
     quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Score jets with a trained model.
 
@@ -118,9 +107,8 @@ def predict(
         if out.exists() and used.exists() and out.samefile(used):
             hint = "give another name: the scores would replace it"
             raise ConfigError("is one of the input files", where=f"--out {out}", hint=hint)
-    how = given({"max_jets": max_jets, "on_bad": on_bad, "columns": columns, "unit": unit, "sort": sort})
     with ThreadPoolExecutor(1) as pool:  # in a process of its own, while this one imports torch
-        reading = pool.submit(load_jets, data, require_labels=False, isolate=True, **how)
+        reading = pool.submit(load_jets, data, require_labels=False, isolate=True, **given(settings))
         from kdfast.models import load_model
         from kdfast.models.scoring import write_scores
 

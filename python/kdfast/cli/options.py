@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, get_origin
 
 import typer
@@ -13,7 +13,7 @@ from kdfast.cli.completion import choices
 from kdfast.errors import ConfigError, KdfastError
 from kdfast.store.keywords import SETTINGS, Setting
 
-__all__ = ["InSections", "in_options", "setting_argument", "setting_option", "with_options"]
+__all__ = ["InSections", "in_options", "setting_argument", "with_options"]
 
 _SECTIONS = ("Arguments", "Options", "Grid", "Your own grid", "Data", "Models", "Recipe", "Running")
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
@@ -23,11 +23,6 @@ def setting_argument(keyword: str) -> Any:
     """A setting as a command's positional argument, given by its keyword."""
     setting = _BY_KEYWORD[keyword]
     return typer.Argument(metavar=setting.option, help=setting.help())
-
-
-def setting_option(keyword: str) -> Any:
-    """A setting as a command's option."""
-    return _option(_BY_KEYWORD[keyword])
 
 
 def _option(setting: Setting) -> Any:
@@ -54,22 +49,31 @@ def _spelled(name: str, value: Any) -> str:
     return option if value is True else f"{option} {value}"
 
 
-def with_options(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator: the command's `**settings` become an option for each of these settings."""
+def with_options(*settings: Setting | str, before: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the command's `**settings` become an option for each of these settings, or of their keywords.
+
+    before: the command's own option that they come before in its help; by default they come last.
+    """
+    chosen = [_BY_KEYWORD[each] if isinstance(each, str) else each for each in settings]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        options = [
+        parameters = [
+            each.replace(kind=each.KEYWORD_ONLY)
+            for each in signature.parameters.values()
+            if each.kind is not each.VAR_KEYWORD
+        ]
+        place = next((place for place, each in enumerate(parameters) if each.name == before), len(parameters))
+        parameters[place:place] = [
             inspect.Parameter(
                 setting.keyword,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[setting.kind | None, _option(setting)],
             )
-            for setting in settings
+            for setting in chosen
         ]
-        command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate

@@ -71,7 +71,7 @@ The folder then holds:
 
 
 @app.command(cls=InSections, epilog=_FOLDER)
-@with_options(_OPTIONS)
+@with_options(*_OPTIONS)
 def sweep(
     data: Annotated[list[str] | None, setting_argument("data")] = None,
     out: Out = Path("study"),

@@ -9,7 +9,7 @@ import typer
 
 from kdfast.cli.common import OwnModelOption, Quiet, app, console, given
 from kdfast.cli.completion import run_names
-from kdfast.cli.options import setting_option
+from kdfast.cli.options import with_options
 from kdfast.distill import schedules
 from kdfast.errors import ConfigError
 
@@ -29,6 +29,7 @@ def _run_option(default: str) -> Any:
 
 
 @app.command()
+@with_options("columns", "unit", "sort", before="own_model")
 def export(
     model: Model,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file, the only format so far.")] = False,
@@ -44,11 +45,9 @@ def export(
         bool, typer.Option("--int8", help="Matrix products in 8-bit integers (onnxruntime's dynamic quantization).")
     ] = False,
     jets: Jets = None,
-    columns: Annotated[str | None, setting_option("columns")] = None,
-    unit: Annotated[str | None, setting_option("unit")] = None,
-    sort: Annotated[bool | None, setting_option("sort")] = None,
     own_model: OwnModelOption = None,
     quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Write a trained network for use outside Python.
 
@@ -70,8 +69,7 @@ def export(
     from kdfast.jets.readers import load_jets
     from kdfast.study.trigger import export_onnx
 
-    how = given({"columns": columns, "unit": unit, "sort": sort})
-    loaded = load_jets(jets, require_labels=False, isolate=True, **how) if jets else None
+    loaded = load_jets(jets, require_labels=False, isolate=True, **given(settings)) if jets else None
     precision = "fp16" if fp16 else "int8" if int8 else "fp32"
     which: dict[str, Any] = {"run": run, "seed": seed, "own_model": own_model}
     written = export_onnx(model, out, opset=opset, precision=precision, jets=loaded, **which)
@@ -80,16 +78,15 @@ def export(
 
 
 @app.command()
+@with_options("columns", "unit", "sort", before="seconds")
 def latency(
     model: Model,
     run: Annotated[str | None, _run_option("one of each size of model")] = None,
     seed: Seed = None,
     jets: Jets = None,
-    columns: Annotated[str | None, setting_option("columns")] = None,
-    unit: Annotated[str | None, setting_option("unit")] = None,
-    sort: Annotated[bool | None, setting_option("sort")] = None,
     seconds: Annotated[float, typer.Option(min=0, metavar="S", help="Time for each measurement.")] = 1.0,
     own_model: OwnModelOption = None,
+    **settings: Any,
 ) -> None:
     """Measure how long a trained network takes on one thread.
 
@@ -107,8 +104,7 @@ def latency(
     from kdfast.jets.readers import load_jets
     from kdfast.study.trigger import latency as measure
 
-    how = given({"columns": columns, "unit": unit, "sort": sort})
-    loaded = load_jets(jets, require_labels=False, isolate=True, **how) if jets else None
+    loaded = load_jets(jets, require_labels=False, isolate=True, **given(settings)) if jets else None
     table = Table("network", "parameters", "kFLOP a jet", "engine", "jets a call", "p50 (µs)", "p99 (µs)", box=None)
     rows = measure(model, run=run, seed=seed, jets=loaded, seconds=seconds, own_model=own_model)
     for row in rows.to_dict("records"):

@@ -62,19 +62,8 @@ class DeepSets(Network):
         self.float()
         _initialise(self, seed)
 
-    def forward(
-        self,
-        features: Tensor,
-        offsets: Tensor,
-        return_attention: bool = False,
-        *,
-        dropout_seed: int | None = None,
-    ) -> Any:
-        """Logits [B, C] of packed jets (with return_attention: and None). dropout_seed is not used.
-
-        features: [M, F] standardised. offsets: [B + 1] int64. A jet without constituents has mean and maximum 0.
-        Raises ModelError for features of another width.
-        """
+    def _answer(self, features: Tensor, offsets: Tensor, dropout_seed: int | None) -> tuple[Tensor, None]:
+        """See Network. There is no dropout. A jet without constituents has mean and maximum 0."""
         self.config.check_features(features)
         x = features
         for layer in self.constituent:
@@ -85,8 +74,7 @@ class DeepSets(Network):
         h = torch.cat([mean, maximum], dim=1)
         for layer in self.jet:
             h = torch.relu(layer(h))
-        logits = self.classify(h)
-        return (logits, None) if return_attention else logits
+        return self.classify(h), None
 
 
 def _initialise(model: DeepSets, seed: int) -> None:

@@ -77,39 +77,8 @@ class JetTransformer(Network):
         self.float()
         initialise(self, seed)
 
-    def forward(
-        self,
-        features: Tensor,
-        offsets: Tensor,
-        return_attention: bool = False,
-        *,
-        dropout_seed: int | None = None,
-    ) -> Any:
-        """Logits of packed jets.
-
-        Parameters
-        ----------
-        features : Tensor [M, F]
-            Standardised features of the constituents.
-        offsets : Tensor [B + 1], int64
-            Where each jet begins.
-        return_attention : bool
-            Whether to return the pooling weights too.
-        dropout_seed : int, optional
-            Key of this step's dropout in training mode. By default it is drawn from torch's default
-            generator.
-
-        Returns
-        -------
-        logits : Tensor [B, C]
-        attention : Tensor [M]
-            Only with return_attention: pooling weights, averaged over heads; they sum to 1 over a jet.
-
-        Raises
-        ------
-        ModelError
-            For features of another width.
-        """
+    def _answer(self, features: Tensor, offsets: Tensor, dropout_seed: int | None) -> tuple[Tensor, Tensor]:
+        """See Network."""
         self.config.check_features(features)
         seeds: list[int | None]
         if self.training and self.config.dropout > 0:
@@ -124,8 +93,7 @@ class JetTransformer(Network):
         pooled, attention = self.pool(x, offsets, seeds[1])
         h = self.dense1(self.pool_norm(pooled), None, seeds[2])
         h = h + self.dense2(h, None, seeds[3])
-        logits = self.classify(self.dense3(h, None, seeds[4]))
-        return (logits, attention) if return_attention else logits
+        return self.classify(self.dense3(h, None, seeds[4])), attention
 
 
 def initialise(model: JetTransformer, seed: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,15 +14,50 @@ __all__ = ["Network", "uniform"]
 
 
 class Network(nn.Module):
-    """A network on packed jets, made by a config and a seed.
-
-    It is called as model(features [M, F], offsets [B + 1], return_attention=False, dropout_seed=None). It
-    returns logits [B, C]; with return_attention also the weights [M] by which it pools the constituents, or
-    None if it has none. dropout_seed: key of the step's random numbers in training mode; None: they are drawn
-    from torch's default generator.
-    """
+    """A network on packed jets, made by a config and a seed."""
 
     config: NetworkConfig
+
+    def forward(
+        self,
+        features: Tensor,
+        offsets: Tensor,
+        return_attention: bool = False,
+        *,
+        dropout_seed: int | None = None,
+    ) -> Any:
+        """Logits of packed jets.
+
+        Parameters
+        ----------
+        features : Tensor [M, F]
+            Standardised features of the constituents.
+        offsets : Tensor [B + 1], int64
+            Where each jet begins.
+        return_attention : bool
+            Whether to return the pooling weights too.
+        dropout_seed : int, optional
+            Key of this step's dropout in training mode. By default it is drawn from torch's default
+            generator.
+
+        Returns
+        -------
+        logits : Tensor [B, C]
+        attention : Tensor [M], or None
+            Only with return_attention: pooling weights, averaged over heads; they sum to 1 over a jet. None where
+            the network has none.
+
+        Raises
+        ------
+        ModelError
+            For features of another width.
+        """
+        logits, weights = self._answer(features, offsets, dropout_seed)
+        return (logits, weights) if return_attention else logits
+
+    def _answer(self, features: Tensor, offsets: Tensor, dropout_seed: int | None) -> tuple[Tensor, Tensor | None]:
+        """What `forward` returns with return_attention."""
+        raise NotImplementedError
 
     def num_parameters(self) -> int:
         """Number of trainable parameters."""

@@ -157,20 +157,13 @@ class OwnNetwork(Network):
                 self.register_buffer("std", scaling.std, persistent=False)
             self._check()
 
-    def forward(
-        self,
-        features: Tensor,
-        offsets: Tensor,
-        return_attention: bool = False,
-        *,
-        dropout_seed: int | None = None,
-    ) -> Any:
-        """Logits [B, C] of packed jets; with return_attention also the weights [M], or None."""
+    def _answer(self, features: Tensor, offsets: Tensor, dropout_seed: int | None) -> tuple[Tensor, Tensor | None]:
+        """See Network."""
         if not self.adapter.standardised:
             features = features * self.std + self.mean
         with _seeded(dropout_seed) if self.training and dropout_seed is not None else nullcontext():
-            logits, weights = self.adapter(features, offsets)
-        return (logits, weights) if return_attention else logits
+            answer: tuple[Tensor, Tensor | None] = self.adapter(features, offsets)
+        return answer
 
     def _check(self) -> None:
         """Calls it once, which also makes the weights of lazy layers."""

@@ -8,6 +8,8 @@ does it):
 A member whose gradient is not finite is left as it is.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -101,17 +103,8 @@ def adamw_reference(
     return norm
 
 
-def _run(
-    parameters: Tensor,
-    gradient: Tensor,
-    moment1: Tensor,
-    moment2: Tensor,
-    step: Tensor,
-    learning_rate: Tensor,
-    weight_decay: Tensor,
-    clip_norm: float,
-    num_threads: int,
-) -> Tensor:
+def _run(*arguments: Any) -> Tensor:
+    parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm, num_threads = arguments
     arrays = (parameters, gradient, moment1, moment2, learning_rate, weight_decay)
     unsupported = None
     if any(x.dtype != torch.float32 or not x.is_contiguous() for x in arrays) or not step.is_contiguous():
@@ -120,7 +113,7 @@ def _run(
     is_double = parameters.dtype == torch.float64
     kernel = "reference" if is_double else backend.choose("adamw", device.type, unsupported, device.index)
     if kernel == "reference":
-        return adamw_reference(parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm)
+        return adamw_reference(*arguments[:-1])
     norm = parameters.new_empty(len(parameters))
     if kernel == "cuda":
         if parameters.numel() == 0:

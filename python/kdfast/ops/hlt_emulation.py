@@ -18,6 +18,8 @@ Threshold and merging take constituents away but renumber none: another threshol
 of all others as they are.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,12 +77,12 @@ def hlt_emulation_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification of `hlt_emulation`, in float64 on padded jets."""
     _check_values(constituents, offsets)
-    settings = (pt_threshold, merge_radius, pt_resolution, angular_resolution, loss, seed)
+    settings = (pt_threshold, merge_radius, pt_resolution, angular_resolution, loss)
     parts = []
     for first in range(0, len(index), _REFERENCE_CHUNK):
         edges = offsets[first : first + _REFERENCE_CHUNK + 1]
         part = constituents[int(edges[0]) : int(edges[-1])]
-        parts.append(_emulate(part, edges - edges[0], index[first : first + _REFERENCE_CHUNK], *settings))
+        parts.append(_emulate(part, edges - edges[0], index[first : first + _REFERENCE_CHUNK], settings, seed))
     if not parts:
         return torch.empty_like(constituents), torch.zeros_like(offsets), offsets.new_zeros(3)
     rows, counts, removed = zip(*parts, strict=True)
@@ -89,17 +91,10 @@ def hlt_emulation_reference(
 
 
 def _emulate(
-    constituents: Tensor,
-    offsets: Tensor,
-    index: Tensor,
-    pt_threshold: float,
-    merge_radius: float,
-    pt_resolution: float,
-    angular_resolution: float,
-    loss: float,
-    seed: int,
+    constituents: Tensor, offsets: Tensor, index: Tensor, settings: tuple[float, ...], seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(constituents, counts [B], removed [3]) of a few jets."""
+    pt_threshold, merge_radius, pt_resolution, angular_resolution, loss = settings
     counts = offsets.diff()
     place = torch.arange(int(counts.max()), device=constituents.device)
     valid = place < counts[:, None]
@@ -177,20 +172,12 @@ def _check_values(constituents: Tensor, offsets: Tensor) -> None:
 
 
 def _hlt_emulation(
-    constituents: Tensor,
-    offsets: Tensor,
-    index: Tensor,
-    pt_threshold: float,
-    merge_radius: float,
-    pt_resolution: float,
-    angular_resolution: float,
-    loss: float,
-    seed: int,
+    constituents: Tensor, offsets: Tensor, index: Tensor, *settings_and_seed: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    settings = (pt_threshold, merge_radius, pt_resolution, angular_resolution, loss)
+    *settings, seed = settings_and_seed
     kernel_takes_it = constituents.dtype == torch.float32
     if not kernel_takes_it or backend.choose("hlt_emulation", constituents.device.type) == "reference":
-        return hlt_emulation_reference(constituents, offsets, index, *settings, seed)
+        return hlt_emulation_reference(constituents, offsets, index, *settings_and_seed)
     module = backend.cpu_module()
     threads = torch.get_num_threads()
     jets = len(index)

@@ -16,12 +16,8 @@ def latencies(study: StudyNetworks, rows: Sequence[Configuration], networks: Seq
 
     Networks of one size take the same time, so one measurement counts for all of them.
     """
-    measured = [
-        (document, timing)
-        for document in study.store.latencies().values()
-        for timing in document.timings
-        if (timing.engine, timing.batch) == ("onnxruntime", 1)
-    ]
+    timed = [(document, document.timing("onnxruntime", 1)) for document in study.store.latencies().values()]
+    measured = [(document, timing) for document, timing in timed if timing is not None]
     sizes = {(r.kind, r.name): r.card.get("model") for r in study.results if r.card}
     points: list[tuple[Role, str, Estimate | None]] = []
     points += [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
@@ -44,14 +40,11 @@ def latencies(study: StudyNetworks, rows: Sequence[Configuration], networks: Seq
             pareto=False,
         )
         found.append(point)
-    front = [
-        not any(
-            other.p50_us <= each.p50_us
-            and other.auc.value >= each.auc.value
-            and (other.p50_us < each.p50_us or other.auc.value > each.auc.value)
-            for other in found
-        )
-        for each in found
-    ]
-    marked = [each.model_copy(update={"pareto": best}) for each, best in zip(found, front, strict=True)]
+    marked = [each.model_copy(update={"pareto": not any(_beats(other, each) for other in found)}) for each in found]
     return sorted(marked, key=lambda each: (each.p50_us, -each.auc.value, each.run_name))
+
+
+def _beats(one: Latency, other: Latency) -> bool:
+    """Whether it is as fast and as good, and not the same in both."""
+    as_good = one.p50_us <= other.p50_us and one.auc.value >= other.auc.value
+    return as_good and (one.p50_us, one.auc.value) != (other.p50_us, other.auc.value)
