@@ -83,11 +83,6 @@ KDFAST_INLINE float reduce_add(Vec v) {
         for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
     return lanes[0];
 }
-KDFAST_INLINE float reduce_max(Vec v) {
-    float m = v[0];
-    for (int i = 1; i < kLanes; ++i) m = m > v[i] ? m : v[i];
-    return m;
-}
 
 // Alternate lanes of (a, b), and two vectors woven into one sequence a0 b0 a1 b1 …: its first and second half.
 #if defined(__AVX512F__)

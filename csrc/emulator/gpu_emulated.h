@@ -35,24 +35,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
-struct alignas(8) int2 {
-    int x, y;
-};
-struct alignas(16) int4 {
-    int x, y, z, w;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
 
@@ -70,14 +55,6 @@ inline float __fmul_rn(float a, float b) {  // never one rounding with an additi
     return product;
 }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     const uint64_t bytes = uint64_t{b} << 32 | a;
     unsigned result = 0;
@@ -171,12 +148,6 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
         site);
     return operand.out;
 }
-inline int __any_sync(unsigned mask, int predicate, kdfast::emulator::Site site = kdfast::emulator::Site::current()) {
-    return __ballot_sync(mask, predicate, site) != 0;
-}
-inline int __all_sync(unsigned mask, int predicate, kdfast::emulator::Site site = kdfast::emulator::Site::current()) {
-    return __ballot_sync(mask, !predicate, site) == 0;
-}
 
 // Atomics. Blocks run one after the other, threads of a block give way only where the emulator lets them: global ones
 // are plain operations here. All return what was there before.
@@ -214,11 +185,7 @@ inline T atomic(T* p, const Site& site, Combine combine) {
         return kdfast::emulator::atomic(p, site, [=](T old) -> T { return result; }); \
     }
 KDFAST_ATOMIC(atomicAdd, old + value)
-KDFAST_ATOMIC(atomicMin, value < old ? value : old)
-KDFAST_ATOMIC(atomicMax, value > old ? value : old)
 KDFAST_ATOMIC(atomicOr, old | value)
-KDFAST_ATOMIC(atomicExch, value)
-KDFAST_ATOMIC(atomicInc, old >= value ? T{0} : old + 1)
 #undef KDFAST_ATOMIC
 
 namespace kdfast::gpu {

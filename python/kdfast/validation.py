@@ -1,14 +1,30 @@
-"""Faults that pydantic finds, in kdfast's words: which key, what is wrong, what to do."""
+"""Tables of settings, and the faults that pydantic finds in them, in kdfast's words."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from kdfast.errors import ConfigError, suggest
 
-__all__ = ["in_words"]
+__all__ = ["SettingsTable", "in_words"]
+
+
+class SettingsTable(BaseModel):
+    """A table of settings. A number must not be a truth value, which pydantic would read as 1 or 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        if cls.model_fields[str(info.field_name)].annotation is bool:
+            return value
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(item, bool) for item in items):
+            raise ConfigError(f"must not be true or false, is {value!r}")
+        return value
 
 
 # Type of a fault that pydantic finds → what it says, with the names of the fault's context.

@@ -1,7 +1,7 @@
 import numpy as np
 
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.preprocess import orient, study_view
+from kdfast.jets.preprocess import study_view
 from tests.synthetic import synthetic_jets
 
 
@@ -9,6 +9,14 @@ def jet(*constituents: tuple[float, float, float]) -> PackedJets:
     """One jet of massless (pt, eta, phi)."""
     x = np.array([(pt, eta, phi, pt * np.cosh(eta)) for pt, eta, phi in constituents], np.float32).reshape(1, -1, 4)
     return PackedJets.from_padded(x, np.ones(x.shape[:2], bool))
+
+
+def orient(jets: PackedJets) -> PackedJets:
+    """The jets in the orientation of their study view, with their own pT and massless."""
+    pt = jets.constituents[:, 0].astype(np.float64)
+    _, eta, phi, _ = study_view(jets).constituents.astype(np.float64).T
+    constituents = np.stack([pt, eta, phi, pt * np.cosh(eta)], axis=1).astype(np.float32)
+    return jets.with_constituents(constituents, jets.offsets)
 
 
 def test_orientation_of_every_jet():

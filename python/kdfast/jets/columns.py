@@ -11,11 +11,11 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from kdfast.errors import ConfigError, suggest
 from kdfast.files import read_toml
-from kdfast.validation import in_words
+from kdfast.validation import SettingsTable, in_words
 
 __all__ = ["COLUMN_PRESETS", "JET", "ColumnMap", "LabelRule", "column_map", "has_default_names", "is_default"]
 
@@ -31,20 +31,6 @@ FORMS = (
 JET = ("pt", "eta", "phi", "mass")
 
 
-class _Table(BaseModel):
-    """A table of the map. None of its values is a truth value, which pydantic would read as the number 1 or 0."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(item, bool) for item in items):
-            raise ConfigError(f"must not be true or false, is {value!r}")
-        return value
-
-
 def _as_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -57,7 +43,7 @@ def _as_classes(value: Any) -> Any:
     return entries
 
 
-class ConstituentColumns(_Table):
+class ConstituentColumns(SettingsTable):
     """[constituents]: one of the forms pt, eta, phi, energy; pt, eta, phi, mass; pt, eta, phi; pt, rapidity, phi; and
     px, py, pz, energy."""
 
@@ -105,7 +91,7 @@ class ConstituentColumns(_Table):
         return tuple(getattr(self, key) for key in self.form)
 
 
-class JetColumns(_Table):
+class JetColumns(SettingsTable):
     """[jet]: the jets themselves. What is missing is computed from all constituents of a jet."""
 
     pt: str | None = None
@@ -118,7 +104,7 @@ class JetColumns(_Table):
     """Mass."""
 
 
-class LabelRule(_Table):
+class LabelRule(SettingsTable):
     """[label]: which jets are signal, and which are background."""
 
     column: str | None = None
@@ -152,7 +138,7 @@ class LabelRule(_Table):
         return (self.column,) if self.column else tuple(map(str, (*self.signal, *self.background)))
 
 
-class ColumnMap(_Table):
+class ColumnMap(SettingsTable):
     """Which columns of a file hold the jets.
 
     A TOML file with these keys and tables (`kdfast sweep --map FILE`), the table [data.columns], or a dict. With

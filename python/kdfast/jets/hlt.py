@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.preprocess import study_view
@@ -13,23 +9,9 @@ from kdfast.jets.tensors import as_tensor
 from kdfast.ops.hlt_emulation import hlt_emulation
 from kdfast.ops.philox import derive_seed
 
-__all__ = ["HLT_PRESETS", "HLTConfig", "HLTStatistics", "emulate_hlt", "hlt_config", "hlt_statistics", "offline_view"]
+__all__ = ["HLT_PRESETS", "HLTConfig", "emulate_hlt", "hlt_config", "offline_view"]
 
 OFFLINE_PT_THRESHOLD = 0.5  # GeV
-
-
-@dataclass(frozen=True)
-class HLTStatistics:
-    """Numbers of constituents: given to the emulation, removed by each effect, and left."""
-
-    given: int
-    below_threshold: int
-    merged: int
-    lost: int
-
-    @property
-    def left(self) -> int:
-        return self.given - self.below_threshold - self.merged - self.lost
 
 
 def emulate_hlt(jets: PackedJets, preset: str | HLTConfig = "nominal", *, seed: int = 0) -> PackedJets:
@@ -76,15 +58,19 @@ def emulate_hlt(jets: PackedJets, preset: str | HLTConfig = "nominal", *, seed: 
     True
     """
     config = hlt_config(preset)
-    constituents, offsets, _ = _emulate(study_view(jets) if config.log_pt else jets, config, seed)
+    given = study_view(jets) if config.log_pt else jets
+    constituents, offsets, _ = hlt_emulation(
+        as_tensor(given.constituents),
+        as_tensor(given.offsets),
+        as_tensor(given.index),
+        pt_threshold=config.pt_threshold,
+        merge_radius=config.merge_radius,
+        pt_resolution=config.pt_resolution,
+        angular_resolution=config.angular_resolution,
+        loss=config.loss,
+        seed=derive_seed(seed, "hlt"),
+    )
     return jets.with_constituents(constituents.numpy(), offsets.numpy())
-
-
-def hlt_statistics(jets: PackedJets, preset: str | HLTConfig = "nominal", *, seed: int = 0) -> HLTStatistics:
-    """What `emulate_hlt` with the same arguments removes, and why (it runs the emulation once more)."""
-    config = hlt_config(preset)
-    _, _, removed = _emulate(study_view(jets) if config.log_pt else jets, config, seed)
-    return HLTStatistics(len(jets.constituents), *removed.tolist())
 
 
 def offline_view(jets: PackedJets, preset: str | HLTConfig = "nominal") -> PackedJets:
@@ -97,17 +83,3 @@ def offline_view(jets: PackedJets, preset: str | HLTConfig = "nominal") -> Packe
     if hlt_config(preset).log_pt:
         jets = study_view(jets)
     return jets.select_constituents(jets.constituents[:, 0] >= OFFLINE_PT_THRESHOLD)
-
-
-def _emulate(jets: PackedJets, config: HLTConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    return hlt_emulation(
-        as_tensor(jets.constituents),
-        as_tensor(jets.offsets),
-        as_tensor(jets.index),
-        pt_threshold=config.pt_threshold,
-        merge_radius=config.merge_radius,
-        pt_resolution=config.pt_resolution,
-        angular_resolution=config.angular_resolution,
-        loss=config.loss,
-        seed=derive_seed(seed, "hlt"),
-    )

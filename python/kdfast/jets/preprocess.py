@@ -6,22 +6,7 @@ from numpy.typing import NDArray
 from kdfast.jets.kinematics import wrap_phi
 from kdfast.jets.packed import PackedJets
 
-__all__ = ["orient", "study_view"]
-
-
-def orient(jets: PackedJets) -> PackedJets:
-    """The jets in a common orientation of the (η, φ) plane, E = pT·cosh η (massless) with the new η.
-
-    Constituents are taken in the stored, falling order of pT. Each jet is shifted so that the hardest is at the
-    origin, turned so that the second is on the negative φ axis, and mirrored in η where the third has η < 0. A jet
-    of fewer constituents, or whose second coincides with the first, skips what it can't do. pT, labels, weights, p4 and
-    index stay as they are.
-    """
-    pt = jets.constituents[:, 0].astype(np.float64)
-    eta, phi = _oriented(jets)
-    with np.errstate(over="ignore"):  # an absurd η gives an infinite energy in float32
-        constituents = np.stack([pt, eta, phi, pt * np.cosh(eta)], axis=1).astype(np.float32)
-    return jets.with_constituents(constituents, jets.offsets)
+__all__ = ["study_view"]
 
 
 def study_view(jets: PackedJets) -> PackedJets:
@@ -38,7 +23,12 @@ def study_view(jets: PackedJets) -> PackedJets:
 
 
 def _oriented(jets: PackedJets) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """(η, φ) [M] after shift, turn and mirroring."""
+    """(η, φ) [M] in a common orientation.
+
+    Constituents are taken in the stored, falling order of pT. Each jet is shifted so that the hardest is at the
+    origin, turned so that the second is on the negative φ axis, and mirrored in η where the third has η < 0. A jet
+    of fewer constituents, or whose second coincides with the first, skips what it can't do.
+    """
     counts = jets.counts
     _, eta, phi, _ = jets.constituents.astype(np.float64).T
 

@@ -1,6 +1,6 @@
 """Settings of a study's jets: which files, how they are read, and how they are split.
 
-They are a part of store/settings.py, which imports them. `Shown` and `SettingsTable` are what all settings are made of.
+They are a part of store/settings.py, which imports them. `Shown` is a part of all settings.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from kdfast.errors import ConfigError
 from kdfast.jets.columns import COLUMN_PRESETS, ColumnMap, column_map, is_default
 from kdfast.jets.splits import PARTS, SplitRule, split_rule
+from kdfast.validation import SettingsTable
 
-__all__ = ["DATA_SOURCE", "GIVEN", "DataSettings", "HLTFiles", "NumberOrAll", "SettingsTable", "Shown"]
+__all__ = ["DATA_SOURCE", "GIVEN", "DataSettings", "HLTFiles", "NumberOrAll", "Shown"]
 
 # In [data]: where the jets are, how they are stored, and which of them are read. The fingerprints of the jets and of
 # their split decide, not these.
@@ -41,22 +42,6 @@ class Shown:
     kind: Any = None
     unset: str = ""
     panel: str = ""
-
-
-class SettingsTable(BaseModel):
-    """A table of settings. A number must not be a truth value, which pydantic would read as 1 or 0."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        if cls.model_fields[str(info.field_name)].annotation is bool:
-            return value
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(item, bool) for item in items):
-            raise ConfigError(f"must not be true or false, is {value!r}")
-        return value
 
 
 def _as_paths(paths: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kdfast.errors import ConfigError
-from kdfast.store.data_settings import SettingsTable
+from kdfast.validation import SettingsTable
 
 __all__ = ["SearchSettings", "as_search"]
 

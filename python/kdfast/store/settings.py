@@ -35,11 +35,11 @@ from kdfast.jets.columns import is_default
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.jets.jet_store import is_store
 from kdfast.models.config import PRESETS, DeepSetsConfig, ModelConfig, NetworkConfig, OwnModel, model_config
-from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, NumberOrAll, SettingsTable, Shown
+from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, NumberOrAll, Shown
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.search_settings import SearchSettings, as_search
 from kdfast.store.setting_errors import SettingError
-from kdfast.validation import in_words
+from kdfast.validation import SettingsTable, in_words
 
 __all__ = [
     "DATA_SOURCE",
