@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdfast.ops import constituent_attention_qkvpacked, distill_loss, dropout, undocumented
-from kdfast.ops.eager import is_eager
+from kdfast.ops.autograd import is_eager
 from tests.ops.backends import cuda_kernels
 
 NAMES = ["_C._len_torch_dispatch_stack", "_C._are_functorch_transforms_active", "_foreach_copy_", "Tensor._version"]

@@ -76,9 +76,5 @@ def _lines(status: StudyStatus) -> Iterator[str]:
         yield "  a sweep is at work on it"
     if status.per_hour is not None and not status.finished:
         left = "" if status.seconds_left is None else f", {duration(status.seconds_left)} left at that rate"
-        yield f"  {_three_digits(status.per_hour)} runs per hour{left}"
-
-
-def _three_digits(value: float) -> str:
-    """E.g. 1,270, 84.2, 0.35."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        rate = f"{status.per_hour:,.0f}" if status.per_hour >= 100 else f"{status.per_hour:.3g}"
+        yield f"  {rate} runs per hour{left}"

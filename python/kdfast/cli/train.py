@@ -14,8 +14,8 @@ from kdfast.cli.options import InSections, setting_argument, with_options
 from kdfast.distill.axes import in_order
 from kdfast.interrupt import stoppable
 from kdfast.store.keywords import AXIS, GRID_LISTS, HLT_FILES, SETTINGS, by_option
-from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import StudySettings
+from kdfast.validation import SettingError
 
 __all__ = ["refine", "sweep"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdfast.errors import DataError
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.tensors import as_tensor
+from kdfast.ops.arrays import as_tensor
 from kdfast.ops.jet_features import NUM_FEATURES, jet_features
 
 __all__ = ["FEATURE_NAMES", "Standardisation", "features"]

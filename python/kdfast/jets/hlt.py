@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdfast.jets.hlt_config import HLT_PRESETS, HLTConfig, hlt_config
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.preprocess import study_view
-from kdfast.jets.tensors import as_tensor
+from kdfast.ops.arrays import as_tensor
 from kdfast.ops.hlt_emulation import hlt_emulation
 from kdfast.ops.philox import derive_seed
 

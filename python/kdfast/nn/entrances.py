@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops.arrays import check_padded_bias
-from kdfast.ops.eager import is_eager
+from kdfast.ops.autograd import is_eager
 from kdfast.ops.philox import seed_tensor
 
 _TAIL = 16  # rows of padding that form one jet under torch.compile: attention costs 16 a row

@@ -1,12 +1,23 @@
-"""What ops check about tensors, and the element types as the compiled modules name them."""
+"""Arrays as tensors, what ops check about them, and the element types as the compiled modules name them."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdfast.errors import DataError
 
 # DType in csrc/core/types.h
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor that shares the array's memory; a copy where torch can't (read-only or not contiguous)."""
+    flags = array.flags
+    shared = flags.c_contiguous and flags.writeable
+    return torch.from_numpy(array if shared else np.require(array, requirements=["C", "W"]))
 
 
 def check_device(like: Tensor, **others: Tensor | None) -> None:

@@ -21,10 +21,9 @@ from kdfast.ops import backend
 from kdfast.ops import constituent_attention_cpu as _cpu
 from kdfast.ops import constituent_attention_cuda as _cuda
 from kdfast.ops.arrays import DTYPE_CODES, check_device, check_padded_bias
+from kdfast.ops.autograd import is_eager, without_derivative
 from kdfast.ops.constituent_attention_reference import AttentionCall, reference_backward, reference_forward
-from kdfast.ops.eager import is_eager
 from kdfast.ops.memory import empty
-from kdfast.ops.once import without_derivative
 from kdfast.ops.philox import seed_tensor
 
 __all__ = ["HEAD_DIMS", "constituent_attention", "constituent_attention_qkvpacked", "padded_attention"]

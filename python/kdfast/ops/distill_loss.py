@@ -30,10 +30,9 @@ from torch import Tensor
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops.arrays import DTYPE_CODES, check_device
+from kdfast.ops.autograd import is_eager, without_derivative
 from kdfast.ops.distill_loss_kernels import run_cpu, run_cuda, why_unsupported
 from kdfast.ops.distill_loss_reference import LossInputs, check_values, distill_loss_reference, row_terms
-from kdfast.ops.eager import is_eager
-from kdfast.ops.once import without_derivative
 from kdfast.ops.undocumented import direct_apply
 
 __all__ = ["distill_loss"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops.arrays import DTYPE_CODES, check_device, check_offsets
-from kdfast.ops.eager import is_eager
+from kdfast.ops.autograd import is_eager
 from kdfast.ops.philox import dropout_keep, dropout_scale, dropout_threshold, seed_tensor
 
 __all__ = ["dropout", "dropout_reference"]

@@ -63,10 +63,6 @@ def _as_columns(value: Any) -> str | ColumnMap:
     return "atlas" if is_default(columns) else columns
 
 
-def _as_split(value: Any) -> SplitRule | None:
-    return None if value is None else split_rule(value)
-
-
 def _as_shares(value: Any) -> Any:
     three = isinstance(value, (list, tuple)) and len(value) == 3
     numbers = three and all(isinstance(item, (int, float)) and item > 0 for item in value)
@@ -83,10 +79,12 @@ def _as_number_or_all(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
-PathsOrGiven = Annotated[Literal["given"] | tuple[str, ...], BeforeValidator(_as_paths_or_given)]
+PathsOrGiven = Annotated[
+    Literal["given"] | tuple[str, ...], BeforeValidator(lambda paths: paths if paths == GIVEN else _as_paths(paths))
+]
 Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
 Columns = Annotated[str | ColumnMap, BeforeValidator(_as_columns)]
-Split = Annotated[SplitRule | None, BeforeValidator(_as_split)]
+Split = Annotated[SplitRule | None, BeforeValidator(lambda value: None if value is None else split_rule(value))]
 NumberOrAll = Annotated[int | None, Field(ge=1), BeforeValidator(_as_number_or_all)]
 
 

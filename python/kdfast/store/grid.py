@@ -139,12 +139,7 @@ def _configurations(lists: Mapping[str, Sequence[float]], shape: str, only_falli
     configs: dict[str, RunConfig] = {}  # by name, so that repetitions count once
     constant = (None,)
     annealed, scheduled = lists["temperature_final"], lists["alpha_final"]
-    for temp_finals, alpha_finals in (
-        (constant, constant),
-        (annealed, constant),
-        (constant, scheduled),
-        (annealed, scheduled),
-    ):
+    for alpha_finals, temp_finals in product((constant, scheduled), (constant, annealed)):
         for temp, temp_final, a, a_final in product(lists["temperature"], temp_finals, lists["alpha"], alpha_finals):
             if allowed(temp, temp_final) and allowed(a, a_final):
                 config = RunConfig(temp, a, temp_final, a_final, shape)

@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 
 from kdfast.distill.axes import AXES
 from kdfast.errors import suggest
-from kdfast.store.setting_errors import SettingError, UnknownSetting
 from kdfast.store.settings import (
     DEMO,
     DataSettings,
@@ -28,6 +27,7 @@ from kdfast.store.settings import (
     Shown,
     StudySettings,
 )
+from kdfast.validation import SettingError, UnknownSetting
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -38,8 +38,7 @@ from kdfast.models.config import PRESETS, DeepSetsConfig, ModelConfig, NetworkCo
 from kdfast.store.data_settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, NumberOrAll, Shown
 from kdfast.store.grid import GRIDS, grid
 from kdfast.store.search_settings import SearchSettings, as_search
-from kdfast.store.setting_errors import SettingError
-from kdfast.validation import SettingsTable, in_words
+from kdfast.validation import SettingError, SettingsTable, in_words
 
 __all__ = [
     "DATA_SOURCE",

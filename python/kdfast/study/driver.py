@@ -29,7 +29,6 @@ from kdfast.models.tagger import Tagger
 from kdfast.store.claims import Claims
 from kdfast.store.identity import environment, planned_environment, refuse_another, warn_of_other_environment
 from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settings
-from kdfast.store.setting_errors import SettingError
 from kdfast.store.settings import GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
@@ -43,6 +42,7 @@ from kdfast.study.search import check_search, refuse_other_search, runs_to_train
 from kdfast.study.sets import SET_PATHS, SETS
 from kdfast.study.training import StudyTraining
 from kdfast.study.worker import PackRunner
+from kdfast.validation import SettingError
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
