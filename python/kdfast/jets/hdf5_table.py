@@ -103,12 +103,6 @@ class Hdf5Table(Table):
                 found.append(name)
         return found
 
-    def has(self, name: str) -> bool:
-        try:
-            return self._find(name) is not None
-        except DataError:
-            return True  # `column` says what is wrong with it
-
     def _find(self, name: str) -> _Place | None:
         """Where a column is; None where there is none. Raises DataError for what is not read."""
         if name not in self._found:

@@ -59,17 +59,9 @@ def emulate_hlt(jets: PackedJets, preset: str | HLTConfig = "nominal", *, seed: 
     """
     config = hlt_config(preset)
     given = study_view(jets) if config.log_pt else jets
-    constituents, offsets, _ = hlt_emulation(
-        as_tensor(given.constituents),
-        as_tensor(given.offsets),
-        as_tensor(given.index),
-        pt_threshold=config.pt_threshold,
-        merge_radius=config.merge_radius,
-        pt_resolution=config.pt_resolution,
-        angular_resolution=config.angular_resolution,
-        loss=config.loss,
-        seed=derive_seed(seed, "hlt"),
-    )
+    arrays = [as_tensor(array) for array in (given.constituents, given.offsets, given.index)]
+    settings = {name: value for name, value in vars(config).items() if name != "log_pt"}
+    constituents, offsets, _ = hlt_emulation(*arrays, **settings, seed=derive_seed(seed, "hlt"))
     return jets.with_constituents(constituents.numpy(), offsets.numpy())
 
 

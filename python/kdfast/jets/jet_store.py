@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = [
     "split_values",
     "store_of",
     "stored_types",
+    "table_digest",
     "verify_store",
 ]
 
@@ -75,7 +76,7 @@ class StoreCard(_Document):
     def write(self, folder: Path) -> None:
         """Writes store.json with a checksum of its own, whole or not at all."""
         table = self.model_dump()
-        write_content(folder / CARD, json.dumps({**table, "sha256": _digest(table)}, indent=1).encode())
+        write_content(folder / CARD, json.dumps({**table, "sha256": table_digest(table)}, indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> StoreCard:
@@ -87,7 +88,7 @@ class StoreCard(_Document):
             if int(table["format"]) > FORMAT:
                 what = f"has format {table['format']}, newer than this kdfast reads"
                 raise DataError(what, where=where, hint="update kdfast")
-            if _digest(table) != checksum:
+            if table_digest(table) != checksum:
                 raise DataError("is damaged: its content does not match its checksum", where=where, hint=_AGAIN)
             return cls.model_validate(table)
         except DataError:
@@ -98,7 +99,8 @@ class StoreCard(_Document):
             raise DataError(f"is damaged ({str(error).splitlines()[0]})", where=where, hint=_AGAIN) from None
 
 
-def _digest(table: dict[str, Any]) -> str:
+def table_digest(table: Mapping[str, Any]) -> str:
+    """SHA-256 of a table of numbers and texts."""
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
@@ -140,7 +142,7 @@ def content_of(jets: PackedJets) -> str:
     parts = [part.model_dump() for part in StoreCard.read(store).parts]
     origin = {name: _first_row(getattr(jets, name), array_path(store, name)) for name in DTYPES}
     arrays = {name: array_digest(getattr(jets, name)) if row is None else row for name, row in origin.items()}
-    return _digest({"parts": parts, "jets": len(jets), "arrays": arrays})
+    return table_digest({"parts": parts, "jets": len(jets), "arrays": arrays})
 
 
 def _first_row(array: NDArray[Any], path: Path) -> int | None:

@@ -80,12 +80,6 @@ class MemoryTable(Table):
             found += [str(key)] if inner is None else [f"{key}/{each}" for each in inner]
         return found
 
-    def has(self, name: str) -> bool:
-        try:
-            return self._find(name) is not None
-        except DataError:
-            return True  # `column` says what is wrong with it
-
     def _find(self, name: str) -> NDArray[Any] | list[NDArray[Any]] | _Lists | None:
         """The values of a column: an array, one for each slot, or lists; None where there is none."""
         if name not in self._found:

@@ -83,9 +83,6 @@ class ParquetTable(Table):
             found += [f"{field.name}/{each.name}" for each in inner] if is_record else [field.name]
         return found
 
-    def has(self, name: str) -> bool:
-        return self._find(name) is not None
-
     def _item_of(self, kind: Any) -> tuple[Any, int | None]:
         """What a list holds, and how many (None: it is no list)."""
         types = self._arrow.types

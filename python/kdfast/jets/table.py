@@ -54,9 +54,16 @@ class Table(ABC):
     def names(self) -> list[str]:
         """Its columns, for messages."""
 
-    @abstractmethod
     def has(self, name: str) -> bool:
         """Whether there is something of this name."""
+        try:
+            return self._find(name) is not None
+        except DataError:
+            return True  # `column` says what is wrong with it
+
+    def _find(self, name: str) -> Any:
+        """What there is of this name; None where there is nothing. Raises DataError for what is not read."""
+        raise NotImplementedError
 
     @abstractmethod
     def column(self, name: str) -> Column:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdfast.errors import ConfigError
-from kdfast.nn.entrances import JetModule, check_sizes, initialise
+from kdfast.nn.entrances import JetModule, check_sizes
 from kdfast.ops.constituent_attention import constituent_attention_qkvpacked
 
 __all__ = ["ConstituentAttention"]
@@ -66,10 +66,6 @@ class ConstituentAttention(JetModule):
         self.qkv = nn.Linear(width, 3 * width, bias, device=device, dtype=dtype)
         self.out = nn.Linear(width, width, bias, device=device, dtype=dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """New weights from torch's default generator: Xavier-uniform matrices, zero biases."""
-        initialise(self)
 
     def _packed(self, x: Tensor, offsets: Tensor, pair_bias: Tensor | None, seed: int | Tensor | None) -> Tensor:
         return attend(x, offsets, self.qkv, self.out, self.heads, pair_bias, self.dropout, seed)

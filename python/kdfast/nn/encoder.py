@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdfast.errors import ConfigError, suggest
 from kdfast.nn.attention import attend, check_attention
-from kdfast.nn.entrances import JetModule, check_sizes, initialise
+from kdfast.nn.entrances import JetModule, check_sizes
 from kdfast.ops.dropout import dropout as drop_elements
 from kdfast.ops.philox import fold_seed
 
@@ -109,10 +109,6 @@ class EncoderBlock(JetModule):
         self.ffn_in = nn.Linear(width, ffn, bias, device=device, dtype=dtype)
         self.ffn_out = nn.Linear(ffn, width, bias, device=device, dtype=dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """New weights from torch's default generator: Xavier-uniform matrices, zero biases, norms 1 and 0."""
-        initialise(self)
 
     def _packed(self, x: Tensor, offsets: Tensor, pair_bias: Tensor | None, seed: int | Tensor | None) -> Tensor:
         def drop(x: Tensor, part: int) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.ops.arrays import check_padded_bias
+from kdfast.ops.arrays import check_padded_bias, through_rows
 from kdfast.ops.autograd import is_eager
 from kdfast.ops.philox import seed_tensor
 
@@ -80,8 +81,18 @@ class JetModule(nn.Module):
         assert mask is not None
         _check_mask(x, mask, pair_bias, self.heads)
         if is_eager(x) or pair_bias is not None:
-            return _through_rows(self._packed, x, mask, pair_bias, seed)
+            return through_rows(partial(self._packed, seed=seed), (x,), mask, pair_bias)
         return _through_fixed_rows(self._packed, x, mask, seed)
+
+    def reset_parameters(self) -> None:
+        """New weights from torch's default generator: Xavier-uniform matrices, zero biases, norms 1 and 0."""
+        for part in self.children():
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+            elif isinstance(part, nn.LayerNorm):
+                part.reset_parameters()
 
     def _packed(self, x: Tensor, offsets: Tensor, pair_bias: Tensor | None, seed: int | Tensor | None) -> Tensor:
         """The result for packed constituents; no dropout where seed is None."""
@@ -121,19 +132,6 @@ class JetModule(nn.Module):
 _Packed = Callable[[Tensor, Tensor, Tensor | None, int | Tensor | None], Tensor]
 
 
-def _through_rows(
-    packed: _Packed, x: Tensor, mask: Tensor, pair_bias: Tensor | None, seed: int | Tensor | None
-) -> Tensor:
-    """The padded result by way of the constituents that are there."""
-    rows = mask.flatten().nonzero()[:, 0]
-    offsets = torch.cat([rows.new_zeros(1), mask.sum(1).cumsum(0)])
-    if pair_bias is not None:
-        pairs = (mask[:, :, None] & mask[:, None, :]).flatten().nonzero()[:, 0]
-        pair_bias = pair_bias.transpose(0, 1).flatten(1).index_select(1, pairs)
-    out = packed(x.flatten(0, 1).index_select(0, rows), offsets, pair_bias, seed)
-    return out.new_zeros(x.flatten(0, 1).shape).index_copy(0, rows, out).view(x.shape)
-
-
 def _through_fixed_rows(packed: _Packed, x: Tensor, mask: Tensor, seed: int | Tensor | None) -> Tensor:
     """The same with shapes that do not depend on what the mask holds, so that it compiles without a graph break.
 
@@ -169,14 +167,3 @@ def check_sizes(where: str, dropout: float, **sizes: Any) -> None:
         raise ConfigError(f"width {width} is no multiple of heads {heads}", where=where)
     if not 0 <= dropout < 1:  # NaN fails too
         raise ConfigError(f"dropout must lie in [0, 1), is {dropout}", where=where)
-
-
-def initialise(module: nn.Module) -> None:
-    """Xavier-uniform matrices, zero biases, norms 1 and 0, as JetTransformer, from torch's default generator."""
-    for part in module.children():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            part.reset_parameters()

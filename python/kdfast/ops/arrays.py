@@ -1,5 +1,6 @@
 """Arrays as tensors, what ops check about them, and the element types as the compiled modules name them."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,21 @@ def check_padded_bias(bias: Tensor | None, mask: Tensor, heads: int, name: str) 
     if bias is not None and bias.shape != (jets, heads, slots, slots):
         what = f"must be [B, heads, N, N] = {[jets, heads, slots, slots]}, is {list(bias.shape)}"
         raise DataError(what, where=name)
+
+
+def through_rows(packed: Callable[..., Tensor], padded: Sequence[Tensor], mask: Tensor, bias: Tensor | None) -> Tensor:
+    """The result [B, N, …] for padded jets of packed(*arrays [M, …], offsets, bias), zeros in padding.
+
+    padded: [B, N, …] each. mask: [B, N]. bias: [B, heads, N, N], packed to [heads, Σ n²], or None.
+    """
+    rows = mask.flatten().nonzero()[:, 0]
+    offsets = torch.cat([rows.new_zeros(1), mask.sum(1).cumsum(0)])
+    if bias is not None:
+        pairs = (mask[:, :, None] & mask[:, None, :]).flatten().nonzero()[:, 0]
+        bias = bias.transpose(0, 1).flatten(1).index_select(1, pairs)
+    first = padded[0]
+    out = packed(*(x.flatten(0, 1).index_select(0, rows) for x in padded), offsets, bias)
+    return out.new_zeros(first.flatten(0, 1).shape).index_copy(0, rows, out).view(first.shape)
 
 
 def check_constituents(constituents: Tensor, offsets: Tensor) -> None:

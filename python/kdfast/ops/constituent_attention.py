@@ -20,7 +20,7 @@ from kdfast.errors import ConfigError, DataError
 from kdfast.ops import backend
 from kdfast.ops import constituent_attention_cpu as _cpu
 from kdfast.ops import constituent_attention_cuda as _cuda
-from kdfast.ops.arrays import DTYPE_CODES, check_device, check_padded_bias
+from kdfast.ops.arrays import DTYPE_CODES, check_device, check_padded_bias, through_rows
 from kdfast.ops.autograd import is_eager, without_derivative
 from kdfast.ops.constituent_attention_reference import AttentionCall, reference_backward, reference_forward
 from kdfast.ops.memory import empty
@@ -193,16 +193,11 @@ def padded_attention(
     _check_like(q, k, v)
     check_padded_bias(bias, mask, q.shape[2], "bias")
     check_device(q, mask=mask, bias=bias)
-    rows = mask.flatten().nonzero()[:, 0]
-    offsets = torch.cat([rows.new_zeros(1), mask.sum(1).cumsum(0)])
-    if bias is not None:
-        pairs = (mask[:, :, None] & mask[:, None, :]).flatten().nonzero()[:, 0]
-        bias = bias.transpose(0, 1).flatten(1).index_select(1, pairs)
-    packed_q, packed_k, packed_v = (x.flatten(0, 1).index_select(0, rows) for x in (q, k, v))
-    out = constituent_attention(
-        packed_q, packed_k, packed_v, offsets, bias=bias, scale=scale, dropout_p=dropout_p, seed=seed
-    )
-    return out.new_zeros(q.flatten(0, 1).shape).index_copy(0, rows, out).view(q.shape)
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+        return constituent_attention(q, k, v, offsets, bias=bias, scale=scale, dropout_p=dropout_p, seed=seed)
+
+    return through_rows(packed, (q, k, v), mask, bias)
 
 
 def _attend(inputs: tuple[Tensor, ...], call: AttentionCall) -> Tensor:

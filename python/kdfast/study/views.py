@@ -22,19 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdfast.distill.pack import MappedView, View
+from kdfast.errors import StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
 from kdfast.jets.features import Standardisation, features
-from kdfast.jets.jet_store import content_of, store_of
+from kdfast.jets.jet_store import content_of, store_of, table_digest
 from kdfast.jets.packed import PackedJets
 from kdfast.mapped import HEADER_BYTES, map_file, release, write_header
 from kdfast.models.tagger import Preparation
 from kdfast.process import temporary_name
+from kdfast.store.folders import hash_file
 from kdfast.store.identity import training_environment
 
 __all__ = ["LazyViews", "fit_standardisation", "view_of"]
 
 JETS = 1 << 15  # at a time: some 40 MB of features
-HASHED_BYTES = 1 << 24  # at a time
 ARRAYS = {"features": np.float32, "offsets": np.int64, "labels": np.float32, "weights": np.float32}
 CARD = "view.json"
 
@@ -107,7 +108,7 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
     path = store / "views" / f"standardisation-{_key(jets, unit, positions)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_bytes())
-        if kept["sha256"] == _numbers_digest(kept["numbers"]):  # else it is damaged
+        if kept["sha256"] == table_digest(kept["numbers"]):  # else it is damaged
             return Standardisation.from_dict(kept["numbers"])
     sums = _Moments()
     for block in _blocks(jets, positions):
@@ -118,12 +119,8 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
     with writing_errors(path):
         path.parent.mkdir(exist_ok=True)
         numbers = found.to_dict()
-        write_content(path, json.dumps({"numbers": numbers, "sha256": _numbers_digest(numbers)}).encode())
+        write_content(path, json.dumps({"numbers": numbers, "sha256": table_digest(numbers)}).encode())
     return found
-
-
-def _numbers_digest(numbers: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
 class _Moments:
@@ -176,7 +173,7 @@ def _write(folder: Path, preparation: Preparation, jets: PackedJets, positions: 
         shapes = _write_arrays(temporary, preparation, jets, positions)
         for name, dtype in ARRAYS.items():
             write_header(temporary / f"{name}.npy", dtype, shapes[name])
-        digests = {name: _digest(temporary / f"{name}.npy") for name in ARRAYS}
+        digests = {name: hash_file(temporary, f"{name}.npy") for name in ARRAYS}
         write_content(temporary / CARD, json.dumps(digests, indent=1).encode())
         fsync_folder(temporary)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
@@ -217,14 +214,6 @@ def _is_intact(folder: Path) -> bool:
     """Whether a view is there and matches its checksums."""
     try:
         digests: dict[str, Any] = json.loads((folder / CARD).read_bytes())
-        return all(_digest(folder / f"{name}.npy") == digests[name] for name in ARRAYS)
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(hash_file(folder, f"{name}.npy") == digests[name] for name in ARRAYS)
+    except (StudyError, OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASHED_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
