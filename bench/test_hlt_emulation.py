@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bench.ratio import compare
 from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, emulate_hlt
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import sample
 
 PLAIN_JETS = 100  # of OUR_JETS: the plain emulation is slow
 

@@ -11,7 +11,7 @@ from bench.ratio import compare
 from kdfast.jets.features import features
 from kdfast.jets.hlt import emulate_hlt
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import sample
 
 
 def numpy_features(jets: PackedJets) -> Tensor:

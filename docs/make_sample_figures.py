@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import sample
 
 FIGURE = Path(__file__).parent / "figures" / "sample.png"
 CLASSES = ((1, "top", "#0072B2", "-"), (0, "QCD", "#D55E00", "--"))  # Okabe and Ito: told apart by all readers

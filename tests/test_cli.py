@@ -24,7 +24,7 @@ from kdfast.cli.common import print_results
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import DataError, KdfastWarning
 from kdfast.jets.features import Standardisation
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import sample
 from kdfast.models import PRESETS, JetTransformer, ModelConfig, Preparation, Tagger, load_model
 from kdfast.models.scoring import write_scores
 from kdfast.report.figures.style import exports

@@ -12,12 +12,10 @@ if TYPE_CHECKING:
     from kdfast.jets.hlt import HLTConfig, emulate_hlt
     from kdfast.jets.packed import PackedJets
     from kdfast.jets.prepare import prepare
-    from kdfast.jets.readers import load_jets
-    from kdfast.jets.sample import sample
+    from kdfast.jets.readers import load_jets, sample
     from kdfast.models.tagger import load_model
     from kdfast.ops.backend import backend
-    from kdfast.store.grid import grid
-    from kdfast.store.space import space
+    from kdfast.store.grid import grid, space
     from kdfast.study.driver import sweep
     from kdfast.study.imports import import_study
     from kdfast.study.refine import refine
@@ -78,8 +76,8 @@ _HOMES = {
     "optuna": "optuna",
     "prepare": "jets.prepare",
     "refine": "study.refine",
-    "sample": "jets.sample",
-    "space": "store.space",
+    "sample": "jets.readers",
+    "space": "store.grid",
     "sweep": "study.driver",
 }
 

@@ -19,9 +19,9 @@ import numpy as np
 from kdfast.distill.axes import AXES
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
+from kdfast.store.grid import Range, Space, space
 from kdfast.store.packs import planned
 from kdfast.store.result import StoredResult
-from kdfast.store.space import Range, Space, space
 from kdfast.store.store import StudyStore
 from kdfast.study.results import StudyResults
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from kdfast.errors import ConfigError, suggest
 
-__all__ = ["SettingError", "SettingsTable", "UnknownSetting", "in_words"]
+__all__ = ["SettingError", "SettingsTable", "UnknownSetting", "fault_in_words", "in_words"]
 
 
 class SettingError(ConfigError):
@@ -88,6 +89,14 @@ def in_words(error: ValidationError, model: type[BaseModel]) -> tuple[tuple[str,
     value = fault["input"]
     shown = f", is {value!r}" if isinstance(value, (str, int, float)) else ""
     return path, ConfigError(f"{what}{shown}")
+
+
+def fault_in_words(fault: ErrorDetails) -> str:
+    """A fault with the key that it is about, in the words of the check that found it."""
+    key = ".".join(map(str, fault["loc"]))
+    cause = fault.get("ctx", {}).get("error")  # of a check of ours, without pydantic's prefix
+    message = fault["msg"] if cause is None else str(cause)
+    return f"{key}: {message}" if key else message
 
 
 def _model_of(model: type[BaseModel], key: str) -> type[BaseModel]:

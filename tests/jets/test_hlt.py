@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from kdfast.errors import ConfigError, DataError
-from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, emulate_hlt, offline_view
-from kdfast.jets.preprocess import study_view
+from kdfast.jets.hlt import HLT_PRESETS, HLTConfig, emulate_hlt, offline_view, study_view
 from kdfast.ops.arrays import as_tensor
 from kdfast.ops.hlt_emulation import hlt_emulation
 from kdfast.ops.philox import derive_seed

@@ -1,7 +1,7 @@
 import numpy as np
 
+from kdfast.jets.hlt import study_view
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.preprocess import study_view
 from tests.synthetic import synthetic_jets
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 import kdfast.jets
 from kdfast.jets.kinematics import jet_p4
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import sample
 
 PATH = files(kdfast.jets) / "data" / "sample.h5"
 FIELDS = ("fjet_clus_pt", "fjet_clus_eta", "fjet_clus_phi", "fjet_clus_E")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import kdfast
 from kdfast.errors import ConfigError
-from kdfast.store.space import Range, space
+from kdfast.store.grid import Range, space
 
 EVERY = space(
     temperature=(1, 50, "log"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app
-from kdfast.cli.completion import pack_names
+from kdfast.cli.options import pack_names
 from kdfast.messages import drop
 
 if TYPE_CHECKING:

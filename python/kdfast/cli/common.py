@@ -91,13 +91,8 @@ def print_results(results: StudyResults, written: Sequence[Path] = ()) -> None:
         chosen_on = " and ".join(dict.fromkeys(selected_on(table, metric) for metric in ("auc", "bkg_rej_50")))
         several = table["seed"].nunique() > 1
         heading = f"Best single networks, chosen on {chosen_on} jets; numbers from test jets"
-        look: dict[str, Any] = {
-            "box": SIMPLE_HEAD,
-            "show_edge": False,
-            "pad_edge": False,
-            "padding": (0, 1, 0, 0),
-        }
-        shown = Table(title=heading, title_justify="left", **look)
+        shown = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        shown.padding = (0, 1, 0, 0)
         shown.add_column("best by", no_wrap=True)
         shown.add_column("configuration", overflow="fold")  # the only one that a narrow terminal folds
         for heading in ("AUC", "rejection\nat 50 %", "AUC of\nbaseline", "AUC of\nteacher"):

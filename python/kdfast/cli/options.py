@@ -1,19 +1,26 @@
-"""Options of the command line that are settings, made from the models in store/settings.py."""
+"""Options that are settings, made from the models in store/settings.py; and what a shell completes."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
 from typer.core import TyperCommand
 
-from kdfast.cli.completion import choices
+from kdfast.distill.axes import PRECISIONS
+from kdfast.distill.schedules import SHAPES
 from kdfast.errors import ConfigError, KdfastError
+from kdfast.jets.columns import COLUMN_PRESETS
+from kdfast.jets.hlt_config import HLT_PRESETS
+from kdfast.models.config import PRESETS
+from kdfast.store.grid import GRIDS
+from kdfast.store.key import RunKey
 from kdfast.store.keywords import SETTINGS, Setting
 
-__all__ = ["InSections", "in_options", "setting_argument", "with_options"]
+__all__ = ["InSections", "in_options", "pack_names", "run_names", "setting_argument", "with_options"]
 
 _SECTIONS = ("Arguments", "Options", "Grid", "Your own grid", "Data", "Models", "Recipe", "Running")
 _BY_KEYWORD = {setting.keyword: setting for setting in SETTINGS}
@@ -32,7 +39,7 @@ def _option(setting: Setting) -> Any:
         metavar=setting.metavar or None,
         help=setting.help(repeatable),
         rich_help_panel=setting.panel,
-        autocompletion=choices(setting.keyword),
+        autocompletion=_choices(setting.keyword),
     )
 
 
@@ -103,7 +110,55 @@ class InSections(TyperCommand):
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             sections[panel or usual].append(record)
         for title, records in sections.items():
-            if not records:
-                continue
-            with formatter.section(title):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+# ---- completion
+
+# By the setting's keyword. Another value may be a file, a table or numbers.
+_CHOICES: dict[str, Iterable[str]] = {
+    "model": PRESETS,
+    "teacher_model": PRESETS,
+    "hlt": HLT_PRESETS,
+    "grid": GRIDS,
+    "columns": COLUMN_PRESETS,
+    "shape": SHAPES,
+    "precision": PRECISIONS,
+    "device": ("auto", "cpu", "cuda"),
+    "unit": ("MeV", "GeV"),
+    "on_bad": ("error", "drop"),
+    "teacher_kind": ("logit", "probability"),
+}
+
+
+def _choices(keyword: str) -> Callable[[str], list[str]] | None:
+    """What completes a setting; None where its values are not known beforehand."""
+    known = _CHOICES.get(keyword)
+    return None if known is None else lambda incomplete: _beginning(known, incomplete)
+
+
+def run_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of the stored runs."""
+    keys = (RunKey.parse(name) for name in _folders(context, "results"))
+    return _beginning((key.name for key in keys if key is not None), incomplete)
+
+
+def pack_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The teacher, and the planned packs."""
+    return _beginning(["teacher", *_folders(context, "packs")], incomplete)
+
+
+def _folders(context: typer.Context, inside: str) -> list[str]:
+    """Names of the folders in a part of the study, in order; none where no study is named yet."""
+    options = [value for value in context.params.values() if isinstance(value, Path)]
+    arguments = map(Path, context.args)  # of an unfinished line
+    for study in (*options, *arguments):
+        if (study / inside).is_dir():
+            return sorted(path.name for path in (study / inside).iterdir() if path.is_dir())
+    return []
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kdfast.cli.common import OwnModelOption, Quiet, app, console, given
-from kdfast.cli.completion import run_names
-from kdfast.cli.options import with_options
+from kdfast.cli.options import run_names, with_options
 from kdfast.distill import schedules
 from kdfast.errors import ConfigError
 

@@ -24,9 +24,8 @@ __all__ = ["predict_logits", "teacher_targets"]
 
 def predict_logits(model: Network, view: View) -> Tensor:
     """Logits of a view's jets in evaluation mode: [B] where the model has one output, else [B, C]."""
-    logits = torch.cat(
-        [logits for logits, _, _ in _releasing(view, evaluate_model(model, view.features, view.offsets))]
-    )
+    answers = _releasing(view, evaluate_model(model, view.features, view.offsets))
+    logits = torch.cat([logits for logits, _, _ in answers])
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 

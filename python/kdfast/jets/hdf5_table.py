@@ -155,12 +155,6 @@ class Hdf5Table(Table):
             ) from None
         return None if found is None else _Place(frame, *found)
 
-    def _place(self, name: str) -> _Place:
-        place = self._find(name)
-        if place is None:
-            raise self.missing(name)
-        return place
-
     def column(self, name: str) -> Column:
         if name not in self._columns:
             self._columns[name] = self._checked(name)
@@ -168,7 +162,7 @@ class Hdf5Table(Table):
 
     def _checked(self, name: str) -> Column:
         where = self.where(name)
-        place = self._place(name)
+        place: _Place = self._existing(name)
         item = place.dataset
         properties = item.id.get_create_plist()
         if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
@@ -206,11 +200,11 @@ class Hdf5Table(Table):
         return Column(shape[0], shape[1] if len(shape) == 2 else None, dtype)
 
     def chunk_rows(self, name: str) -> int:
-        chunks = self._place(name).dataset.chunks
+        chunks = self._existing(name).dataset.chunks
         return int(chunks[0]) if chunks else 0
 
     def fill(self, name: str, start: int, stop: int, values: NDArray[Any]) -> None:
-        place = self._place(name)
+        place: _Place = self._existing(name)
         item = place.dataset
         if place.field is None and place.entries is None:
             if values.ndim > 1 or not self._fill_from_ahead(name, item, start, values):

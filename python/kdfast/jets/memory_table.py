@@ -134,9 +134,7 @@ class MemoryTable(Table):
         return values
 
     def column(self, name: str) -> Column:
-        found = self._find(name)
-        if found is None:
-            raise self.missing(name)
+        found = self._existing(name)
         if isinstance(found, _Lists):
             return Column(len(found.offsets) - 1, RAGGED, found.flat.dtype)
         if isinstance(found, list):

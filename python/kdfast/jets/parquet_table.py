@@ -107,10 +107,7 @@ class ParquetTable(Table):
         return kind, slots
 
     def column(self, name: str) -> Column:
-        found = self._find(name)
-        if found is None:
-            raise self.missing(name)
-        kind, slots = found
+        kind, slots = self._existing(name)
         types = self._arrow.types
         if types.is_struct(kind):
             hint = f"name a field: {', '.join(f'{name}/{field.name}' for field in kind)}"

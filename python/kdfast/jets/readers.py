@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from importlib.resources import as_file, files
 from os import PathLike
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ from kdfast.jets.sources import (
 from kdfast.jets.splits import SplitRule
 from kdfast.jets.units import PER_GEV
 
-__all__ = ["Reading", "check_all", "check_numbers", "load_jets", "read_jets", "warn_of_left_out"]
+__all__ = ["Reading", "check_all", "check_numbers", "load_jets", "read_jets", "sample", "warn_of_left_out"]
 
 Paths = AnyPath | Sequence[AnyPath]
 
@@ -115,6 +116,27 @@ def load_jets(
     """
     reading = Reading(max_jets, max_constituents, on_bad, unit, sort, require_labels, columns, isolate=isolate)
     return read_jets(paths, reading)[0]
+
+
+def sample() -> PackedJets:
+    """Return the bundled sample: 16,000 jets at generator level, in random order.
+
+    Half are hadronic top jets (label 1), half are QCD jets (label 0). Pythia 8, pp at 13 TeV, anti-kT with
+    R = 1.0, 450–1200 GeV, abs(η) < 2, equal pT spectra, weight 1. Written by ``kdfast generate --jets 16000
+    --seed 42``; the page "The bundled sample" of the documentation describes it.
+
+    Returns
+    -------
+    PackedJets
+
+    Examples
+    --------
+    >>> import kdfast
+    >>> len(kdfast.sample())
+    16000
+    """
+    with as_file(files("kdfast.jets") / "data" / "sample.h5") as path:
+        return load_jets(path)
 
 
 @dataclass(frozen=True)

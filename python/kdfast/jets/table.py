@@ -65,6 +65,13 @@ class Table(ABC):
         """What there is of this name; None where there is nothing. Raises DataError for what is not read."""
         raise NotImplementedError
 
+    def _existing(self, name: str) -> Any:
+        """The same; raises DataError where there is nothing."""
+        found = self._find(name)
+        if found is None:
+            raise self.missing(name)
+        return found
+
     @abstractmethod
     def column(self, name: str) -> Column:
         """The header of a column; DataError where it can't be read as numbers."""

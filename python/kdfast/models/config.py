@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdfast.errors import ConfigError, ModelError, suggest
+from kdfast.validation import fault_in_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,17 +151,8 @@ def model_config(preset: str | NetworkConfig | Mapping[str, Any], where: str = "
     try:
         return sizes(**preset)
     except (ValidationError, TypeError) as error:
-        raise ConfigError(_first_fault(error), where=where, hint=_sizes_hint(sizes, preset)) from None
-
-
-def _first_fault(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return str(error)
-    fault = error.errors()[0]
-    name = ".".join(map(str, fault["loc"]))
-    cause = fault.get("ctx", {}).get("error")
-    message = fault["msg"] if cause is None else str(cause)
-    return f"{name}: {message}" if name else message
+        what = str(error) if isinstance(error, TypeError) else fault_in_words(error.errors()[0])
+        raise ConfigError(what, where=where, hint=_sizes_hint(sizes, preset)) from None
 
 
 def _sizes_hint(family: type[NetworkConfig], sizes: Mapping[str, Any]) -> str:

@@ -60,7 +60,12 @@ class DeepSets(Network):
         self.jet = nn.ModuleList(map(Linear, widths, widths[1:]))
         self.classify = Linear(config.head_width, config.num_classes)
         self.float()
-        _initialise(self, seed)
+        # He-uniform matrices (arXiv:1502.01852), from Philox of (seed, "init", the parameter's number); zero biases.
+        for number, parameter in enumerate(self.parameters()):
+            if parameter.ndim == 2:
+                bound = (6.0 / parameter.shape[1]) ** 0.5
+                with torch.no_grad():
+                    parameter.copy_((2 * uniform(derive_seed(seed, "init", number), parameter) - 1) * bound)
 
     def _answer(self, features: Tensor, offsets: Tensor, dropout_seed: int | None) -> tuple[Tensor, None]:
         """See Network. There is no dropout. A jet without constituents has mean and maximum 0."""
@@ -75,14 +80,3 @@ class DeepSets(Network):
         for layer in self.jet:
             h = torch.relu(layer(h))
         return self.classify(h), None
-
-
-def _initialise(model: DeepSets, seed: int) -> None:
-    """He-uniform matrices and zero biases (arXiv:1502.01852), from Philox of (seed, "init", the parameter's number)."""
-    for number, parameter in enumerate(model.parameters()):
-        with torch.no_grad():
-            if parameter.ndim == 2:
-                bound = (6.0 / parameter.shape[1]) ** 0.5
-                parameter.copy_((2 * uniform(derive_seed(seed, "init", number), parameter) - 1) * bound)
-            else:
-                parameter.zero_()

@@ -57,8 +57,7 @@ class JetTransformer(Network):
     def __init__(self, preset: str | ModelConfig | None = None, *, seed: int = 0, **sizes: Any) -> None:
         super().__init__()
         base = {} if preset is None else model_config(preset).model_dump()
-        unknown_preset = preset is None and not sizes
-        if unknown_preset:
+        if preset is None and not sizes:
             raise ConfigError("give a preset or sizes", where="JetTransformer", hint='e.g. JetTransformer("small")')
         config = model_config(base | sizes)
         if not isinstance(config, ModelConfig):

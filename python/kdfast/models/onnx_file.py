@@ -21,7 +21,7 @@ from kdfast.errors import ConfigError, ModelError
 from kdfast.files import write_content, writing_errors
 from kdfast.jets.features import FEATURE_NAMES
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import sample
 from kdfast.metrics import roc_auc
 from kdfast.models.config import OwnModel
 from kdfast.models.tagger import Tagger

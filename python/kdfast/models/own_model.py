@@ -176,18 +176,17 @@ class OwnNetwork(Network):
         with torch.no_grad(), _users_code(f"fails with {jets} jets", self.config.name):
             logits, weights = self(features, offsets, return_attention=True)
         self.train()
-        what = None
-        hint = None
-        if logits.shape != (jets, self.config.num_classes):
-            expected = [jets, self.config.num_classes]
+        where = self.config.name
+        expected = [jets, self.config.num_classes]
+        if list(logits.shape) != expected:
             what = f"must return logits {expected} for {jets} jets, returns {list(logits.shape)}"
-        elif weights is not None and weights.shape != features.shape[:1]:
+            raise ModelError(what, where=where)
+        if weights is not None and weights.shape != features.shape[:1]:
             what = f"must return weights of {len(features)} constituents, returns {list(weights.shape)}"
-        elif not bool(logits.isfinite().all()):
-            what = f"gives logits that are not finite: {logits.tolist()}"
+            raise ModelError(what, where=where)
+        if not bool(logits.isfinite().all()):
             hint = "a jet may have no constituents: divide by at least 1, take maxima from a finite value"
-        if what is not None:
-            raise ModelError(what, where=self.config.name, hint=hint)
+            raise ModelError(f"gives logits that are not finite: {logits.tolist()}", where=where, hint=hint)
 
 
 @contextmanager

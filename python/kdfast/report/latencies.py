@@ -19,8 +19,8 @@ def latencies(study: StudyNetworks, rows: Sequence[Configuration], networks: Seq
     timed = [(document, document.timing("onnxruntime", 1)) for document in study.store.latencies().values()]
     measured = [(document, timing) for document, timing in timed if timing is not None]
     sizes = {(r.kind, r.name): r.card.get("model") for r in study.results if r.card}
-    points: list[tuple[Role, str, Estimate | None]] = []
-    points += [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
+    points: list[tuple[Role, str, Estimate | None]]
+    points = [(network.role, network.run_name, network.auc) for network in networks if network.role != "student"]
     points += [("student", row.run_name, row.auc) for row in rows]
     found = []
     for role, name, auc in points:

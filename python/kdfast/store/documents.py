@@ -18,6 +18,7 @@ from kdfast.distill import schedules
 from kdfast.errors import DamagedError, Fault, NewerFormatError
 from kdfast.metrics import WORKING_POINTS
 from kdfast.store.key import RunKey
+from kdfast.validation import fault_in_words
 
 __all__ = [
     "FORMAT",
@@ -267,10 +268,7 @@ def parse(kind: type[D], content: bytes, where: str, file: str | None = None, hi
     first = faults[0]
     if first["type"] == "json_invalid":
         raise DamagedError(Fault.UNREADABLE, where=where, file=file, detail=first["msg"], hint=hint)
-    key = ".".join(map(str, first["loc"]))
-    cause = first.get("ctx", {}).get("error")  # of a check of ours, without pydantic's prefix
-    message = str(first["msg"] if cause is None else cause).rstrip(".")
-    detail = f"{key}: {message}" if key else message
+    detail = fault_in_words(first).rstrip(".")
     raise DamagedError(Fault.CONTENT, where=where, file=file, detail=detail[:300], hint=hint)
 
 

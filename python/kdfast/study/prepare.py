@@ -111,7 +111,7 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
             jets, places_here = read_jets(files[name], reading(settings, name))
             places = places_here if settings.split else None
         elif name == "data":
-            from kdfast.jets.sample import sample
+            from kdfast.jets.readers import sample
 
             jets = sample()
         else:

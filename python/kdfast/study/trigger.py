@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from itertools import cycle
@@ -22,8 +21,7 @@ import torch
 
 from kdfast.errors import ConfigError, DataError, ModelError
 from kdfast.jets.packed import PackedJets
-from kdfast.jets.readers import load_jets
-from kdfast.jets.sample import sample
+from kdfast.jets.readers import load_jets, sample
 from kdfast.models.onnx_file import OnnxFile, export_tagger, onnx_bytes, padded_batches, session
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.store.attempts import now
@@ -243,7 +241,9 @@ def _measured(tagger: Tagger, jets: PackedJets, seconds: float) -> LatencyDocume
         raise DataError("no jet has a constituent in the model's view", where="jets")
     running = session(onnx_bytes(tagger), threads=1)
     timings: list[TimingDocument] = []
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         for batch in _BATCHES:
             if len(view) < batch:
                 continue
@@ -253,6 +253,8 @@ def _measured(tagger: Tagger, jets: PackedJets, seconds: float) -> LatencyDocume
                 _timing("onnxruntime", batch, lambda x: running.run(None, {"jets": x}), padded, seconds),
                 _timing("kdfast", batch, partial(tagger.logits, prepared=True), packed, seconds),
             ]
+    finally:
+        torch.set_num_threads(threads)
     return LatencyDocument(
         model=tagger.model.config.model_dump(),
         parameters=sum(each.numel() for each in tagger.model.parameters()),
@@ -284,16 +286,6 @@ def _timing(
         times.append(1e6 * (time.perf_counter() - start))
     p50, p99 = np.percentile(times, [50, 99]).tolist()
     return TimingDocument(engine=engine, batch=batch, p50_us=p50, p99_us=p99, calls=len(times))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _flops(tagger: Tagger) -> tuple[float, float, float] | None:
