@@ -18,6 +18,7 @@ from kdfast.models.config import model_config
 from kdfast.models.flat import flat, tensors_of
 from kdfast.models.onnx_file import onnx_bytes, padded_batches, session
 
+PRESETS = ["deepsets", "tiny", "small", "demo", "medium", "study"]
 CONSTITUENTS = 30  # at most, as a trigger's jets have
 
 
@@ -42,7 +43,7 @@ def alike(ours: Any, plain: Any) -> None:
     np.testing.assert_allclose(np.asarray(ours), np.asarray(plain), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("preset", ["deepsets", "small", "study"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_predict_of_one_jet(benchmark: Any, preset: str, tmp_path: Path) -> None:
     """All of `predict`, with checks and features, beside the bare module's forward pass on features."""
     tagger, jets = tagger_of(preset, tmp_path)
@@ -65,7 +66,7 @@ def test_predict_of_one_jet(benchmark: Any, preset: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("jets_a_call", [1, 100])
-@pytest.mark.parametrize("preset", ["small", "study"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_beside_onnxruntime(benchmark: Any, preset: str, jets_a_call: int, tmp_path: Path) -> None:
     """`Tagger.logits` beside the ONNX file: both from momenta to logits."""
     pytest.importorskip("onnxruntime")
@@ -84,7 +85,7 @@ def test_beside_onnxruntime(benchmark: Any, preset: str, jets_a_call: int, tmp_p
     )
 
 
-@pytest.mark.parametrize("preset", ["small", "study"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_kernels_beside_onnxruntime(benchmark: Any, preset: str, tmp_path: Path) -> None:
     """One jet by the kernels alone, features and encoder, without what `logits` checks.
 
