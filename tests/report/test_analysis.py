@@ -9,7 +9,7 @@ from kdfast.report.analysis import analyse
 from kdfast.report.rendering import report_texts
 from kdfast.report.sampling import auc_estimates
 from kdfast.report.schema import Analysis
-from kdfast.report.schema.statements import Claim
+from kdfast.report.schema.values import Claim
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.study.results import open_study

@@ -9,8 +9,7 @@ from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
 from kdfast.report.findings import group_finding, versus
 from kdfast.report.schema.settings import Group, GroupTable, MetricSummary
-from kdfast.report.schema.statements import Claim
-from kdfast.report.schema.values import Comparison, Estimate
+from kdfast.report.schema.values import Claim, Comparison, Estimate
 from kdfast.store.grid import grid
 from tests.report.fake_study import SMALL_GRID, make_study
 from tests.report.test_analysis import with_pt

@@ -10,7 +10,7 @@ from kdfast.metrics import background_rejection
 from kdfast.report.analysis import analyse
 from kdfast.report.families import LEVEL_OF_REPORT, level_of
 from kdfast.report.rendering import report_texts
-from kdfast.report.schema.statements import Claim
+from kdfast.report.schema.values import Claim
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult
 from kdfast.study.results import open_study

@@ -12,8 +12,7 @@ from kdfast.distill.schedules import RunConfig, shown
 from kdfast.metrics import evaluate
 from kdfast.report.page import page as page_of
 from kdfast.report.rendering import report_texts
-from kdfast.report.schema.statements import Claim
-from kdfast.report.schema.values import Comparison
+from kdfast.report.schema.values import Claim, Comparison
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore

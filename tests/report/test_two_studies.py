@@ -9,8 +9,7 @@ from scipy import stats
 from kdfast.cli import main
 from kdfast.distill.schedules import shown
 from kdfast.report.page import comparison_files
-from kdfast.report.pairing import PairedRun, Pairing
-from kdfast.report.two_studies import StudyComparison, _mean, _measured, _rows, compare
+from kdfast.report.two_studies import PairedRun, Pairing, StudyComparison, _mean, _measured, _rows, compare
 from kdfast.store.grid import grid
 from kdfast.store.key import RunKey
 from kdfast.store.store import StoredResult, StudyStore

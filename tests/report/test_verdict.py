@@ -6,7 +6,7 @@ import pytest
 from kdfast.distill.schedules import RunConfig, shown
 from kdfast.report.analysis import analyse
 from kdfast.report.rendering import report_texts
-from kdfast.report.schema.statements import Claim
+from kdfast.report.schema.values import Claim
 from kdfast.store.grid import grid
 from tests.report.fake_study import SMALL_GRID, make_study
 from tests.report.reported import imported, in_one_line, reported

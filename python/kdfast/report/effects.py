@@ -29,10 +29,8 @@ from kdfast.store.table import axis_columns
 
 __all__ = [
     "PLANNED",
-    "TABLES",
     "Effects",
     "correlation",
-    "further_axes",
     "group_labels",
     "linear_model",
     "numeric",
@@ -163,7 +161,8 @@ class Effects:
         for question, (table, _, _) in questions(self._settings).items():
             found |= self._planned(question, table)
         for table, labels in group_labels(self._settings).items():
-            found |= self._pairs(table, labels)
+            compared = _compared(self._estimates, self._settings, labels, _held(table, self._settings))
+            found |= {("pair", table, *pair): effect for pair, effect in compared.items()}
         return found | self._slopes()
 
     @cached_property
@@ -200,10 +199,6 @@ class Effects:
             turned = replace(effect, contrast=effect.contrast.times(-1.0), direction=-effect.direction)
             return {("planned", question): turned}
         return {}
-
-    def _pairs(self, table: str, labels: pd.Series) -> dict[tuple[str, ...], Effect]:
-        compared = _compared(self._estimates, self._settings, labels, _held(table, self._settings))
-        return {("pair", table, *pair): effect for pair, effect in compared.items()}
 
     def _slopes(self) -> dict[tuple[str, ...], Effect]:
         varying = {name: values for name, (_, values) in numeric(self._settings).items() if np.ptp(values) > 0}

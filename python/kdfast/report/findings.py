@@ -19,8 +19,7 @@ from kdfast.report.schema import Analysis
 from kdfast.report.schema.choices import Convergence
 from kdfast.report.schema.runs import Configuration
 from kdfast.report.schema.settings import GroupTable
-from kdfast.report.schema.statements import Claim, Finding
-from kdfast.report.schema.values import SIGNIFICANT, Comparison, Estimate, Metric
+from kdfast.report.schema.values import SIGNIFICANT, Claim, Comparison, Estimate, Finding, Metric
 
 __all__ = ["converged", "finding", "findings", "group_finding", "seeds_are_known", "versus"]
 

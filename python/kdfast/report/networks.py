@@ -20,7 +20,6 @@ from kdfast.models.config import OwnModel
 from kdfast.report import effects, physics
 from kdfast.report.comparisons import Baselines, Configurations, baseline, configurations
 from kdfast.report.families import Adjusted, AllPairs, adjust, level_of
-from kdfast.report.pairing import fault_of_scores
 from kdfast.report.physics import TestJets
 from kdfast.report.records import planned_settings
 from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
@@ -31,7 +30,7 @@ from kdfast.store.settings import StudySettings
 from kdfast.store.store import StoredResult, StudyStore
 from kdfast.store.table import NEED_SCORES, axis_columns, results_table, selected_on
 
-__all__ = ["COLUMNS", "METRICS", "StudyNetworks", "means_of"]
+__all__ = ["COLUMNS", "METRICS", "StudyNetworks", "fault_of_scores", "means_of"]
 
 Floats = NDArray[np.float64]
 # The metrics, with their columns of the results table.
@@ -60,10 +59,6 @@ class StudyNetworks:
         self.seeds = sorted(set(map(int, self.done["seed"])))
         columns = {"auc": "auc", "rejection": "bkg_rej_50", "combined": "combined"}
         self.selected_on = {quantity: selected_on(table, column) for quantity, column in columns.items()}
-
-    def part(self, results: Iterable[StoredResult], *, stages: int) -> StudyNetworks:
-        """Some of the results by themselves."""
-        return StudyNetworks(self.store, results, stages=stages)
 
     def add_missing(self, what: str, reason: str) -> None:
         self.missing.append(Missing(what=what, reason=reason))
@@ -125,13 +120,6 @@ class StudyNetworks:
         """The students' configurations, by name."""
         students = (result for result in self.results if result.kind == "student")
         return {result.name: result.config for result in students if isinstance(result.config, RunConfig)}
-
-    def _by_baseline(self, names: Sequence[str]) -> dict[Run, list[int]]:
-        """Places of configurations by the baseline that they are compared with."""
-        groups: dict[Run, list[int]] = {}
-        for place, name in enumerate(names):
-            groups.setdefault(self.configs[name].baseline, []).append(place)
-        return groups
 
     def baseline_of(self, name: str, seed: int | None = None) -> StoredResult | None:
         """The baseline of a student: of the same further settings."""
@@ -256,9 +244,12 @@ class StudyNetworks:
         baselines' own rejections are limits."""
         found, unpaired = {}, set()
         for metric, students in self.students.items():
+            groups: dict[Run, list[int]] = {}  # places of configurations, by their baseline
+            for place, name in enumerate(students.names):
+                groups.setdefault(self.configs[name].baseline, []).append(place)
             compared = []
             limited = 0
-            for config, group in self._by_baseline(students.names).items():
+            for config, group in groups.items():
                 own = [k for k in self._finite("baseline", metric) if self.networks[k].config == config]
                 limits = sum(self.is_limit(k) for k in own)
                 if metric == "rejection" and limits:
@@ -386,3 +377,14 @@ def means_of(runs: pd.DataFrame, column: str, model: Configurations | None) -> p
     if model is not None:
         found[list(model.names)] = model.values
     return found
+
+
+def fault_of_scores(result: StoredResult, jets: int) -> str:
+    """Why a result's scores can't be used on a number of test jets; empty where they can."""
+    scores = result.arrays["scores_test"]
+    if scores.shape != (jets,):
+        return f"it has {len(scores)} scores for {jets} test jets"
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        return f"{bad} of its {len(scores)} test scores are not finite"
+    return "all its test scores are equal" if np.ptp(scores) == 0 else ""

@@ -19,15 +19,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 from statsmodels.stats.proportion import proportion_confint
 
 from kdfast.metrics import background_rejection, roc_curve
+from kdfast.report import sampling
 from kdfast.report.families import LEVEL_OF_REPORT, PHYSICS_LEVEL, critical
-from kdfast.report.sampling import (
-    LEVEL,
-    auc_estimates,
-    auc_interval,
-    effective_number,
-    rejection_estimates,
-    rejection_interval,
-)
 from kdfast.report.schema.physics import Calibration, CalibrationBin, MassSculpting, PtBin, PtRatio
 from kdfast.report.schema.values import Estimate
 
@@ -98,9 +91,9 @@ def pt_bins(role: str, jets: TestJets, scores: Floats, edges: Floats) -> list[Pt
         y = jets.labels[inside]
         s = scores[inside]
         w = jets.weights[inside]
-        auc = auc_estimates(y, s[None], w)
+        auc = sampling.auc_estimates(y, s[None], w)
         rejection = background_rejection(y, s, 0.5, w)
-        log_rejection = rejection_estimates(y, s[None], w, points=(50,))[50]
+        log_rejection = sampling.rejection_estimates(y, s[None], w, points=(50,))[50]
         signal, background = (_efficiency(s[y == label] >= threshold, w[y == label]) for label in (1, 0))
         found.append(
             PtBin(
@@ -125,7 +118,7 @@ def _bins_of_pt(jets: TestJets, edges: Floats) -> Iterator[tuple[dict[str, float
     for b in range(len(edges) - 1):
         inside = (place == b) & (jets.weights > 0) & np.isfinite(jets.pt)
         classes = (jets.weights[inside & (jets.labels == label)] for label in (0, 1))
-        if min(map(effective_number, classes)) >= FEWEST_IN_BIN:
+        if min(map(sampling.effective_number, classes)) >= FEWEST_IN_BIN:
             yield {"pt_low": float(edges[b]), "pt_high": float(edges[b + 1])}, inside
 
 
@@ -139,10 +132,10 @@ def pt_ratios(jets: TestJets, student: Floats, baseline: Floats, edges: Floats) 
         both = np.stack([student[inside], baseline[inside]])
         if any(background_rejection(y, scores, 0.5, w).is_lower_limit for scores in both):
             continue
-        log = rejection_estimates(y, both, w, points=(50,))[50]
+        log = sampling.rejection_estimates(y, both, w, points=(50,))[50]
         value = float(log.values[0] - log.values[1])
         error = float(np.linalg.norm(log.factor[0] - log.factor[1]))
-        half = critical(1.0 - LEVEL) * error
+        half = critical(1.0 - sampling.LEVEL) * error
         ratio, low, high = (math.exp(x) for x in (value, value - half, value + half))
         found.append(PtRatio(**ends, ratio=Estimate(value=ratio, error=ratio * error, low=low, high=high)))
     return found
@@ -150,7 +143,7 @@ def pt_ratios(jets: TestJets, student: Floats, baseline: Floats, edges: Floats) 
 
 def auc_estimate(value: float, error: float, df: float = math.inf) -> Estimate:
     """An AUC with its interval; neither error nor interval where it is 0 or 1, as the jets then tell none."""
-    interval = auc_interval(value, error, df)
+    interval = sampling.auc_interval(value, error, df)
     if interval is None:
         return Estimate(value=value)
     return Estimate(value=value, error=error, low=interval[0], high=interval[1], error_test=error)
@@ -158,7 +151,7 @@ def auc_estimate(value: float, error: float, df: float = math.inf) -> Estimate:
 
 def rejection_estimate(value: float, log_error: float, survivors: int) -> Estimate:
     """A rejection with its interval; log_error: standard error of its logarithm."""
-    interval = rejection_interval(math.log(value), log_error, survivors)
+    interval = sampling.rejection_interval(math.log(value), log_error, survivors)
     if interval is None:
         return Estimate(value=value, lower_limit=True)
     error = value * log_error
@@ -168,8 +161,8 @@ def rejection_estimate(value: float, log_error: float, survivors: int) -> Estima
 def _efficiency(passed: NDArray[np.bool_], weights: Floats) -> Estimate:
     """A share with Wilson's interval; with weights, a class counts as (Σw)²/Σw² jets."""
     share = float(np.average(passed, weights=weights))
-    number = effective_number(weights)
-    low, high = proportion_confint(share * number, number, alpha=1.0 - LEVEL, method="wilson")
+    number = sampling.effective_number(weights)
+    low, high = proportion_confint(share * number, number, alpha=1.0 - sampling.LEVEL, method="wilson")
     return Estimate(value=share, error=math.sqrt(share * (1.0 - share) / number), low=float(low), high=float(high))
 
 
@@ -193,7 +186,7 @@ def mass_sculpting(
     everything = cells.sum(axis=0)
     observed = float(_divergence(cells[passed].sum(axis=0), everything))
     random, again = _resampled_divergences(cells, passed, np.random.default_rng(seed))
-    tail = (1.0 - LEVEL) / 2.0
+    tail = (1.0 - sampling.LEVEL) / 2.0
     low, high = 2.0 * observed - np.nanquantile(again, [1.0 - tail, tail])
     return MassSculpting(
         role=role,  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from kdfast.distill.axes import AXES
 from kdfast.distill.schedules import shown
 from kdfast.report import layout
 from kdfast.report.schema import Analysis
-from kdfast.report.schema.statements import Finding
+from kdfast.report.schema.values import Finding
 from kdfast.report.view import ReportView
 
 __all__ = ["TEMPLATES", "TEXTS", "environment", "report_texts", "text_of"]

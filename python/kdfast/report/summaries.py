@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -15,20 +16,8 @@ from kdfast.report import effects
 from kdfast.report.effects import group_labels, numeric, questions
 from kdfast.report.networks import COLUMNS, METRICS, StudyNetworks
 from kdfast.report.records import comparison_of, number, summary
+from kdfast.report.schema import settings as schema
 from kdfast.report.schema.choices import Convergence
-from kdfast.report.schema.settings import (
-    Correlation,
-    Distribution,
-    Group,
-    GroupTable,
-    Importance,
-    LinearModel,
-    Pair,
-    PlannedContrast,
-    SettingTable,
-    TopQuartile,
-    VarianceShares,
-)
 from kdfast.report.schema.values import Comparison, Estimate, Metric
 from kdfast.store.table import STRATEGIES
 
@@ -46,48 +35,32 @@ __all__ = [
 ]
 
 
-def group_tables(study: StudyNetworks) -> list[GroupTable]:
+def group_tables(study: StudyNetworks) -> list[schema.GroupTable]:
     return [_group_table(study, setting, groups) for setting, groups in group_labels(study.settings).items()]
 
 
-def _group_table(study: StudyNetworks, setting: str, groups: pd.Series) -> GroupTable:
+def _group_table(study: StudyNetworks, setting: str, groups: pd.Series) -> schema.GroupTable:
     runs = study.done.assign(group=study.done["run_name"].map(groups)).dropna(subset=["group"])
     means = runs.groupby("group", sort=False)[["auc_student", "bkg_rej_50"]].mean()
     constant = means.loc["baseline"] if setting == "strategy" and "baseline" in means.index else None
-    references: dict[str, str] = {}
-    compared: dict[tuple[str, str], Comparison | None] = {}
-    for metric in study.modelled:
-        column = COLUMNS[metric]
-        reference = references[metric] = str(means[column].idxmax())
-        highest = float(means.loc[reference, column])
-        for label in map(str, means.index):
-            compared[metric, label] = _effect(study, metric, ("pair", setting, label, reference), highest)
+    references = {metric: str(means[COLUMNS[metric]].idxmax()) for metric in study.modelled}
     rows = []
     order = [s for s in STRATEGIES if s in means.index] if setting == "strategy" else _in_order(means, setting)
     for label in order:
         own = runs[runs["group"] == label]
         auc = summary(own["auc_student"])
-        rejection = summary(own["bkg_rej_50"], _limits(own))
-        over: dict[str, float] = {}
-        if constant is not None:
-            over["auc_over_constant"] = auc.mean - float(constant["auc_student"])
-            if "rejection" in study.modelled:
-                over["rejection_over_constant"] = rejection.mean - float(constant["bkg_rej_50"])
-        rows.append(
-            Group(
-                label=label,
-                runs=len(own),
-                auc=auc,
-                rejection=rejection,
-                consistency=None if auc.std is None else 1.0 / (auc.std + 0.001),
-                auc_over_constant=over.get("auc_over_constant"),
-                rejection_over_constant=over.get("rejection_over_constant"),
-                auc_difference=compared.get(("auc", label)),
-                rejection_difference=compared.get(("rejection", label)),
-            )
-        )
+        numbers: dict[str, Any] = {"auc": auc, "rejection": summary(own["bkg_rej_50"], _limits(own))}
+        numbers |= {"auc_over_constant": None, "rejection_over_constant": None}
+        for metric, reference in references.items():
+            column = COLUMNS[metric]
+            highest = float(means.loc[reference, column])
+            numbers[f"{metric}_difference"] = _effect(study, metric, ("pair", setting, label, reference), highest)
+            if constant is not None:
+                numbers[f"{metric}_over_constant"] = numbers[metric].mean - float(constant[column])
+        consistency = None if auc.std is None else 1.0 / (auc.std + 0.001)
+        rows.append(schema.Group(label=label, runs=len(own), consistency=consistency, **numbers))
     second = references.get("rejection")
-    return GroupTable(setting=setting, reference=references["auc"], reference_rejection=second, groups=rows)
+    return schema.GroupTable(setting=setting, reference=references["auc"], reference_rejection=second, groups=rows)
 
 
 def _effect(study: StudyNetworks, metric: Metric, key: tuple[str, ...], reference: float) -> Comparison | None:
@@ -104,7 +77,7 @@ def _effect(study: StudyNetworks, metric: Metric, key: tuple[str, ...], referenc
     return comparison_of(found[key].contrast.times(sign), reference, True)
 
 
-def planned(study: StudyNetworks) -> list[PlannedContrast]:
+def planned(study: StudyNetworks) -> list[schema.PlannedContrast]:
     """The contrasts that a reader expects: high against low, scheduled against constant, at equal other settings."""
     found = []
     for question, (_, one, other) in questions(study.settings).items():
@@ -112,37 +85,37 @@ def planned(study: StudyNetworks) -> list[PlannedContrast]:
             compared = _effect(study, metric, ("planned", question), 0.0)
             if compared is not None:
                 sides = {"one": one, "other": other}
-                found.append(PlannedContrast(question=question, metric=metric, **sides, comparison=compared))
+                found.append(schema.PlannedContrast(question=question, metric=metric, **sides, comparison=compared))
     return found
 
 
-def grid_of_settings(study: StudyNetworks) -> tuple[SettingTable, list[Pair]]:
+def grid_of_settings(study: StudyNetworks) -> tuple[schema.SettingTable, list[schema.Pair]]:
     by = study.done.groupby(["temp_init", "alpha_init"])
-    means = by[["auc_student", "bkg_rej_50"]].mean()
-    counts = by.size()
-    limits = by.apply(_limits, include_groups=False)
-    temps = sorted(study.done["temp_init"].unique())
-    alphas = sorted(study.done["alpha_init"].unique())
+    cells = by[["auc_student", "bkg_rej_50"]].mean()
+    cells["runs"] = by.size()
+    cells["limits"] = by.apply(_limits, include_groups=False)
 
     def rows(column: str) -> list[list[float | None]]:
-        return [[number(means[column].get((t, a))) for a in alphas] for t in temps]
+        return [[number(value) for value in row] for row in cells[column].unstack().to_numpy()]
 
-    table = SettingTable(
-        temp_init=temps,
-        alpha_init=alphas,
+    limits = cells["limits"].unstack(fill_value=0)
+    table = schema.SettingTable(
+        temp_init=limits.index.tolist(),
+        alpha_init=limits.columns.tolist(),
         auc=rows("auc_student"),
         rejection=rows("bkg_rej_50"),
-        rejection_limits=[[int(limits.get((t, a), 0)) for a in alphas] for t in temps],
+        rejection_limits=limits.to_numpy().tolist(),
     )
     pairs = []
-    for (t, a), row in means.iterrows():
-        numbers: dict[str, Any] = {"auc": float(row["auc_student"]), "rejection": float(row["bkg_rej_50"])}
-        sizes = {"runs": int(counts[t, a]), "rejection_limits": int(limits[t, a])}
-        pairs.append(Pair(temp_init=float(t), alpha_init=float(a), **sizes, **numbers))
+    for (t, a), row in cells.iterrows():
+        counts = {"runs": int(row["runs"]), "rejection_limits": int(row["limits"])}
+        pairs.append(
+            schema.Pair(temp_init=t, alpha_init=a, auc=row["auc_student"], rejection=row["bkg_rej_50"], **counts)
+        )
     return table, sorted(pairs, key=lambda pair: -pair.auc)
 
 
-def correlations(study: StudyNetworks) -> list[Correlation]:
+def correlations(study: StudyNetworks) -> list[schema.Correlation]:
     found = []
     for setting, (symbol, values) in numeric(study.settings).items():
         of_runs = study.done["run_name"].map(pd.Series(values, study.settings.index)).to_numpy(np.float64)
@@ -152,22 +125,22 @@ def correlations(study: StudyNetworks) -> list[Correlation]:
             slope = _effect(study, metric, ("slope", setting), 0.0)
             if own is not None and runs is not None and slope is not None:
                 numbers: dict[str, Any] = {"r_runs": runs["r"], **own, "points": len(values), "slope": slope}
-                found.append(Correlation(setting=setting, symbol=symbol, metric=metric, **numbers))
+                found.append(schema.Correlation(setting=setting, symbol=symbol, metric=metric, **numbers))
     return found
 
 
-def importance(study: StudyNetworks) -> list[Importance]:
+def importance(study: StudyNetworks) -> list[schema.Importance]:
     found = []
     symbols = {name: symbol for name, (symbol, _) in numeric(study.settings).items()}
     for other, one in combinations(symbols, 2):
         for metric in study.modelled:
             c = _effect(study, metric, ("importance", one, other), 0.0)
             if c is not None:
-                found.append(Importance(metric=metric, one=symbols[one], other=symbols[other], difference=c))
+                found.append(schema.Importance(metric=metric, one=symbols[one], other=symbols[other], difference=c))
     return found
 
 
-def linear_models(study: StudyNetworks) -> list[LinearModel]:
+def linear_models(study: StudyNetworks) -> list[schema.LinearModel]:
     found = []
     for metric in study.modelled:
         fitted = effects.linear_model(study.students[metric], study.settings, metric)
@@ -182,7 +155,7 @@ def linear_models(study: StudyNetworks) -> list[LinearModel]:
     return found
 
 
-def variance_shares(study: StudyNetworks) -> list[VarianceShares]:
+def variance_shares(study: StudyNetworks) -> list[schema.VarianceShares]:
     found = []
     for metric in study.modelled:
         shares = effects.variance_shares(study.students[metric], study.settings)
@@ -191,11 +164,11 @@ def variance_shares(study: StudyNetworks) -> list[VarianceShares]:
         else:
             taken = {name: share for name, (share, _) in shares.items()}
             noise = {name: expected for name, (_, expected) in shares.items()}
-            found.append(VarianceShares(metric=metric, shares=taken, noise=noise))
+            found.append(schema.VarianceShares(metric=metric, shares=taken, noise=noise))
     return found
 
 
-def distribution(study: StudyNetworks) -> Distribution:
+def distribution(study: StudyNetworks) -> schema.Distribution:
     """The numbers of a metric that does not put all configurations in order are null."""
     found: dict[str, float | None] = {}
     for metric in METRICS:
@@ -209,7 +182,7 @@ def distribution(study: StudyNetworks) -> Distribution:
             common = math.sqrt(study.students[metric].common_variance)
         found |= {f"{metric}_error": error, f"{metric}_paired_error": paired}
         found |= {f"{metric}_seed_std": own, f"{metric}_seed_common_std": common}
-    return Distribution(
+    return schema.Distribution(
         runs=len(study.done),
         auc=summary(study.done["auc_student"]),
         rejection=summary(study.done["bkg_rej_50"], _limits(study.done)),
@@ -226,31 +199,27 @@ def _typical_difference(noise: NDArray[np.float64]) -> float | None:
     return math.sqrt(max(0.0, float(np.median(variance[np.triu_indices(len(noise), 1)]))))
 
 
-def top_quartile(study: StudyNetworks) -> TopQuartile:
+def top_quartile(study: StudyNetworks) -> schema.TopQuartile:
     done = study.done
     top = done.sort_values("auc_student", ascending=False, kind="stable").head(math.ceil(len(done) / 4))
     axes = {name: labels for name, labels in group_labels(study.settings).items() if name in AXES}
 
-    def shares(runs: pd.DataFrame) -> dict[str, float]:
-        found = {
-            "α_init ≥ 0.7": float((runs["alpha_init"] >= 0.7).mean()),
-            "T_init ≥ 7": float((runs["temp_init"] >= 7).mean()),
-        }
-        found |= {name: float((runs["strategy"] == name).mean()) for name in STRATEGIES}
-        for name, labels in axes.items():
-            own = runs["run_name"].map(labels)
-            found |= {f"{AXES[name].label.lower()} {label}": float((own == label).mean()) for label in labels.unique()}
-        return found
+    everything = {f"all_{name}": value for name, value in _described(done, axes).items()}
+    return schema.TopQuartile(runs=len(top), **_described(top, axes), **everything)
 
-    return TopQuartile(
-        runs=len(top),
-        mean_temp_init=float(top["temp_init"].mean()),
-        mean_alpha_init=float(top["alpha_init"].mean()),
-        all_mean_temp_init=float(done["temp_init"].mean()),
-        all_mean_alpha_init=float(done["alpha_init"].mean()),
-        shares=shares(top),
-        all_shares=shares(done),
-    )
+
+def _described(runs: pd.DataFrame, axes: Mapping[str, pd.Series]) -> dict[str, Any]:
+    """Mean settings of runs, and their shares by setting. axes: labels of configurations by further axis."""
+    shares = {
+        "α_init ≥ 0.7": float((runs["alpha_init"] >= 0.7).mean()),
+        "T_init ≥ 7": float((runs["temp_init"] >= 7).mean()),
+    }
+    shares |= {name: float((runs["strategy"] == name).mean()) for name in STRATEGIES}
+    for name, labels in axes.items():
+        own = runs["run_name"].map(labels)
+        shares |= {f"{AXES[name].label.lower()} {label}": float((own == label).mean()) for label in labels.unique()}
+    means = {f"mean_{name}": float(runs[name].mean()) for name in ("temp_init", "alpha_init")}
+    return {**means, "shares": shares}
 
 
 def _limits(runs: pd.DataFrame) -> int:

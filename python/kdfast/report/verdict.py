@@ -17,7 +17,11 @@ _ENOUGH_SEEDS = 5
 
 def verdict(analysis: Analysis) -> Verdict:
     """The answer to the question whether a teacher helps, with its limits."""
-    lights = [_seeds(analysis), _jets(analysis), _convergence(analysis)]
+    limits = {"seeds": _seeds, "test jets": _jets, "convergence": _convergence}
+    lights = []
+    for about, limit in limits.items():
+        state, words, advice = limit(analysis)
+        lights.append(Light(about=about, state=state, text=words, advice=advice))  # type: ignore[arg-type]
     template = environment().get_template("verdict.txt.j2")
     rows = analysis.judged.configurations
     compared = [(row.auc.value, row.auc_vs_baseline) for row in rows if row.auc_vs_baseline is not None]
@@ -53,56 +57,52 @@ def _rows(analysis: Analysis) -> list[VerdictRow]:
     return found
 
 
-# ---- what limits the answer
+# ---- what limits the answer: state, text and advice
 
 
-def _seeds(analysis: Analysis) -> Light:
+def _seeds(analysis: Analysis) -> tuple[str, str, str]:
     number = len(analysis.study.seeds)
     if not analysis.study.seeds_given:
-        return Light(about="seeds", state="unknown", text="the imported files name no seeds", advice="")
+        return "unknown", "the imported files name no seeds", ""
     if analysis.refinement is not None:
         number = len(analysis.refinement.seeds)
         if number >= _ENOUGH_SEEDS:
-            return Light(about="seeds", state="good", text=f"the leaders have {number} further seeds", advice="")
+            return "good", f"the leaders have {number} further seeds", ""
         text = f"the leaders are judged by {number} further seeds"
         text = text if number > 1 else "the leaders have one further seed"
-        return Light(about="seeds", state="fair", text=text, advice="give the leaders more seeds (kdfast refine)")
+        return "fair", text, "give the leaders more seeds (kdfast refine)"
     if number >= _ENOUGH_SEEDS and seeds_are_known(analysis):
-        return Light(about="seeds", state="good", text=f"{number} seeds", advice="")
+        return "good", f"{number} seeds", ""
     if number > 1 and seeds_are_known(analysis):
         text = f"{number} seeds: the variance between seeds is known roughly"
-        return Light(about="seeds", state="fair", text=text, advice=f"train with {_ENOUGH_SEEDS} seeds")
+        return "fair", text, f"train with {_ENOUGH_SEEDS} seeds"
     why = "one seed" if number == 1 else "too few runs share seeds"
-    text = f"{why}: trained networks are compared, not configurations"
     imported = "imported" in analysis.study.provenance
     advice = "" if imported else "train with five seeds, or give the leaders more (kdfast refine)"
-    return Light(about="seeds", state="poor", text=text, advice=advice)
+    return "poor", f"{why}: trained networks are compared, not configurations", advice
 
 
-def _jets(analysis: Analysis) -> Light:
+def _jets(analysis: Analysis) -> tuple[str, str, str]:
     """Whether the test jets resolve differences as large as the spread of the configurations."""
     d = analysis.distribution
     test = analysis.study.test
     if d is None or test is None or d.auc_paired_error is None or d.auc.std is None:
         text = "no scores per jet: no difference can be tested"
-        return Light(about="test jets", state="unknown", text=text, advice="sweep with kdfast, which keeps the scores")
+        return "unknown", text, "sweep with kdfast, which keeps the scores"
     jets = f"{test.signal + test.background:,} test jets tell two {'means' if seeds_are_known(analysis) else 'runs'} "
     jets += f"apart to ± {d.auc_paired_error:.4f}; all spread by {d.auc.std:.4f}"
     if d.auc_paired_error <= d.auc.std / 3.0:
-        return Light(about="test jets", state="good", text=jets, advice="")
-    state = "fair" if d.auc_paired_error <= d.auc.std else "poor"
-    return Light(about="test jets", state=state, text=jets, advice="test on more jets")  # type: ignore[arg-type]
+        return "good", jets, ""
+    return "fair" if d.auc_paired_error <= d.auc.std else "poor", jets, "test on more jets"
 
 
-def _convergence(analysis: Analysis) -> Light:
+def _convergence(analysis: Analysis) -> tuple[str, str, str]:
     c = analysis.convergence
     if c is None:
-        return Light(about="convergence", state="unknown", text="no epochs are known", advice="")
+        return "unknown", "no epochs are known", ""
     text = f"{c.late} of {c.runs} runs peak in the last tenth of their epochs"
     if c.runs == 1:
         text = f"the run {'peaks' if c.late else 'does not peak'} in the last tenth of its epochs"
     if converged(c):
-        return Light(about="convergence", state="good", text=text, advice="")
-    state = "fair" if c.late <= c.runs / 3 else "poor"
-    advice = f"train longer ({text})"
-    return Light(about="convergence", state=state, text=text, advice=advice)  # type: ignore[arg-type]
+        return "good", text, ""
+    return "fair" if c.late <= c.runs / 3 else "poor", text, f"train longer ({text})"

@@ -11,8 +11,7 @@ from kdfast.report.schema import Analysis
 from kdfast.report.schema.choices import Winner
 from kdfast.report.schema.runs import Configuration, Network, Run
 from kdfast.report.schema.settings import Correlation, Group, GroupTable
-from kdfast.report.schema.statements import Finding
-from kdfast.report.schema.values import Comparison
+from kdfast.report.schema.values import Comparison, Finding
 
 __all__ = ["ADJUSTED_MEANS", "ReportView"]
 

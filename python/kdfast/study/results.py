@@ -15,7 +15,7 @@ from kdfast import report
 from kdfast.distill.schedules import stored_name
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.models.tagger import Tagger, load_model
-from kdfast.report.pairing import Pairing, pair_studies
+from kdfast.report.two_studies import Pairing, pair_studies
 from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StoredResult, StudyStore

@@ -7,23 +7,11 @@ efficiencies in percent. `python -m kdfast.report.schema` prints the JSON schema
 
 from __future__ import annotations
 
+from kdfast.report.schema import settings
 from kdfast.report.schema.choices import Convergence, Race, RankAgreement, Refinement, TopTwo, Verdict, Winner
 from kdfast.report.schema.physics import Calibration, MassSculpting, PtBin, PtDifference, PtRatio
 from kdfast.report.schema.runs import Configuration, Latency, Network, Run, Study
-from kdfast.report.schema.settings import (
-    Correlation,
-    Distribution,
-    GroupTable,
-    Importance,
-    LinearModel,
-    Pair,
-    PlannedContrast,
-    SettingTable,
-    TopQuartile,
-    VarianceShares,
-)
-from kdfast.report.schema.statements import Finding
-from kdfast.report.schema.values import Comparison, Metric, Record
+from kdfast.report.schema.values import Comparison, Finding, Metric, Record
 
 __all__ = ["FORMAT", "Analysis", "Missing"]
 
@@ -50,16 +38,16 @@ class Analysis(Record):
     """Sorted by AUC, the highest first."""
     mean_vs_baseline: dict[Metric, Comparison] = {}
     """Mean of all configurations minus the baseline."""
-    distribution: Distribution | None = None
-    groups: list[GroupTable] = []
-    grid: SettingTable | None = None
-    pairs: list[Pair] = []
+    distribution: settings.Distribution | None = None
+    groups: list[settings.GroupTable] = []
+    grid: settings.SettingTable | None = None
+    pairs: list[settings.Pair] = []
     """Sorted by AUC, the highest first."""
-    correlations: list[Correlation] = []
-    importance: list[Importance] = []
-    models: list[LinearModel] = []
-    variance_shares: list[VarianceShares] = []
-    top_quartile: TopQuartile | None = None
+    correlations: list[settings.Correlation] = []
+    importance: list[settings.Importance] = []
+    models: list[settings.LinearModel] = []
+    variance_shares: list[settings.VarianceShares] = []
+    top_quartile: settings.TopQuartile | None = None
     strategies: dict[str, int] = {}
     """Runs by strategy."""
     latencies: list[Latency] = []
@@ -67,7 +55,7 @@ class Analysis(Record):
     winners: list[Winner] = []
     top_two: list[TopTwo] = []
     rank_agreement: RankAgreement | None = None
-    planned: list[PlannedContrast] = []
+    planned: list[settings.PlannedContrast] = []
     convergence: Convergence | None = None
     refinement: Refinement | None = None
     race: Race | None = None
