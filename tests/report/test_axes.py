@@ -7,8 +7,7 @@ import pytest
 from kdfast.distill.schedules import RunConfig, settings_of
 from kdfast.report import write
 from kdfast.report.analysis import analyse
-from kdfast.report.explorer import explorer
-from kdfast.report.page import page
+from kdfast.report.page import explorer, page
 from kdfast.report.rendering import report_texts
 from kdfast.store.grid import grid
 from kdfast.store.table import csv_text, results_table

@@ -13,9 +13,8 @@ import pytest
 from kdfast.distill import schedules
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.analysis import analyse
-from kdfast.report.explorer import MOST_CURVES, explorer
 from kdfast.report.figures import ORDER
-from kdfast.report.page import page, page_files
+from kdfast.report.page import MOST_CURVES, explorer, page, page_files
 from kdfast.report.schema import Analysis
 from kdfast.store.settings import StudySettings
 from kdfast.store.store import StudyStore

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from kdfast.metrics import WORKING_POINTS, background_rejection, roc_auc
+from kdfast.report.physics import rejection_estimate
 from kdfast.report.sampling import (
     _Falling,
     _first_reaching,
@@ -15,7 +16,6 @@ from kdfast.report.sampling import (
     auc_interval,
     quantile,
     rejection_estimates,
-    rejection_interval,
 )
 from tests.report.simulated import STUDIES, binormal, true_auc, true_rejection, within_binomial
 
@@ -92,7 +92,8 @@ def test_coverage_of_a_rejection(weights):
         truth, hits = true_rejection(1.5, point / 100), 0
         for row, value, error in zip(scores, estimate.values, estimate.errors, strict=True):
             assert value == pytest.approx(math.log(background_rejection(labels, row, point / 100, w).value))
-            low, high = rejection_interval(value, error, survivors=1)
+            found = rejection_estimate(math.exp(value), error, survivors=1)
+            low, high = found.low, found.high
             hits += low <= truth <= high
         # a bootstrapped quantile errs on the side of caution, so that the coverage may lie a little above 95 %
         assert hits / STUDIES >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / STUDIES), point
@@ -148,7 +149,9 @@ def test_the_bootstrap_has_the_metrics_working_points(weighted):
 
 
 def test_limits():
-    assert rejection_interval(3.0, 0.1, survivors=0) is None
+    limit = rejection_estimate(20.0, 0.1, survivors=0)
+    assert limit.lower_limit
+    assert (limit.low, limit.high) == (None, None)
     assert auc_interval(1.0, 0.0) is None
     low, high = auc_interval(0.99, 0.02)
     assert 0.0 < low < 0.99 < high < 1.0

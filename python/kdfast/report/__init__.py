@@ -44,11 +44,6 @@ def write(store: StudyStore, out: Path | None = None) -> dict[str, Path]:
     StudyError
         For a damaged result, test jets of one class, or a folder that can't be written.
     """
-    with locked(store.path, fcntl.LOCK_EX, REPORT_LOCK):
-        return _write_report(store, store.path if out is None else out)
-
-
-def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.report.analysis import analyse_networks
     from kdfast.report.networks import StudyNetworks
     from kdfast.report.page import page_files
@@ -56,23 +51,24 @@ def _write_report(store: StudyStore, folder: Path) -> dict[str, Path]:
     from kdfast.store.key import RunKey
     from kdfast.store.table import csv_text
 
-    study = StudyNetworks(store, store.results())  # read once: workers may be adding some
-    analysis = analyse_networks(study)
-    texts = {
-        "report.json": analysis.model_dump_json(indent=1),
-        "results_summary.csv": csv_text(study.table),
-    } | report_texts(analysis)
-    contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
-    for network in analysis.networks:
-        result = store.get(RunKey(network.role, network.run_name, network.seed))
-        if result.card is not None:
-            name = "best_student" if network.role == "student" else network.role
-            contents[f"models/{name}.safetensors"] = store.model_file(result)
-    lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
-    contents[REPORT_CHECKSUMS] = "".join(lines).encode()
-    written = _write(folder, contents)
-    del written[REPORT_CHECKSUMS]
-    return written
+    with locked(store.path, fcntl.LOCK_EX, REPORT_LOCK):
+        study = StudyNetworks(store, store.results())  # read once: workers may be adding some
+        analysis = analyse_networks(study)
+        texts = {
+            "report.json": analysis.model_dump_json(indent=1),
+            "results_summary.csv": csv_text(study.table),
+        } | report_texts(analysis)
+        contents = {name: text.encode() for name, text in texts.items()} | page_files(analysis, store)
+        for network in analysis.networks:
+            result = store.get(RunKey(network.role, network.run_name, network.seed))
+            if result.card is not None:
+                name = "best_student" if network.role == "student" else network.role
+                contents[f"models/{name}.safetensors"] = store.model_file(result)
+        lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+        contents[REPORT_CHECKSUMS] = "".join(lines).encode()
+        written = _write(store.path if out is None else out, contents)
+        del written[REPORT_CHECKSUMS]
+        return written
 
 
 def write_comparison(first: StudyStore, second: StudyStore, out: Path) -> dict[str, Path]:

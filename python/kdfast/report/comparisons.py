@@ -156,6 +156,9 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
     if not connected:
         model = fit(runs, design[:, : len(known)])
         means = np.eye(len(known))
+    place = {key: row for row, key in enumerate(zip(names, seeds, strict=True))}
+    rows = [[place.get((name, seed), -1) for name in known] for seed in blocks]
+    complete = [row for row in rows if -1 not in row]
     factor = means @ model.factor
     return Configurations(
         names=tuple(known),
@@ -168,14 +171,8 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
         blocks=tuple(blocks),
         connected=connected,
         runs=runs,
-        rows=_complete(names, seeds, known, blocks),
+        rows=np.array(complete, np.int64).reshape(-1, len(known)),
     )
-
-
-def _complete(names: Sequence[str], seeds: Sequence[int], known: list[str], blocks: list[int]) -> NDArray[np.int64]:
-    place = {key: row for row, key in enumerate(zip(names, seeds, strict=True))}
-    rows = [[place.get((name, seed), -1) for name in known] for seed in blocks]
-    return np.array([row for row in rows if -1 not in row], np.int64).reshape(-1, len(known))
 
 
 @dataclass(frozen=True)

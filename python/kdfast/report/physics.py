@@ -141,21 +141,25 @@ def pt_ratios(jets: TestJets, student: Floats, baseline: Floats, edges: Floats) 
     return found
 
 
-def auc_estimate(value: float, error: float, df: float = math.inf) -> Estimate:
+def auc_estimate(value: float, error: float) -> Estimate:
     """An AUC with its interval; neither error nor interval where it is 0 or 1, as the jets then tell none."""
-    interval = sampling.auc_interval(value, error, df)
+    interval = sampling.auc_interval(value, error)
     if interval is None:
         return Estimate(value=value)
     return Estimate(value=value, error=error, low=interval[0], high=interval[1], error_test=error)
 
 
 def rejection_estimate(value: float, log_error: float, survivors: int) -> Estimate:
-    """A rejection with its interval; log_error: standard error of its logarithm."""
-    interval = sampling.rejection_interval(math.log(value), log_error, survivors)
-    if interval is None:
+    """A rejection with its interval, symmetric on the scale of ln(1/ε_B), where background survives.
+
+    log_error: standard error of the logarithm.
+    """
+    if survivors == 0:
         return Estimate(value=value, lower_limit=True)
+    half = sampling.quantile() * log_error
+    low, high = (math.exp(math.log(value) + shift) for shift in (-half, half))
     error = value * log_error
-    return Estimate(value=value, error=error, low=interval[0], high=interval[1], error_test=error)
+    return Estimate(value=value, error=error, low=low, high=high, error_test=error)
 
 
 def _efficiency(passed: NDArray[np.bool_], weights: Floats) -> Estimate:
@@ -260,8 +264,10 @@ def _resampled_divergences(
     passed_cells = cells * passed[:, None]
     random = np.empty(_REPLICATES)
     again = np.empty(_REPLICATES)
-    for block in _blocks(n):
-        size = block.stop - block.start
+    step = max(1, _BLOCK // n)  # a few at a time where there are many jets: memory does not grow with their product
+    for start in range(0, _REPLICATES, step):
+        block = slice(start, start + step)
+        size = len(random[block])
         order = np.argpartition(rng.random((size, n), np.float32), survivors - 1, axis=1)
         picks = np.zeros((size, n), np.float32)
         np.put_along_axis(picks, order[:, :survivors], 1.0, axis=1)
@@ -293,13 +299,6 @@ def _resampled_of_many(
         kept = rng.poisson(1.0, len(chosen)).astype(np.float32) @ chosen
         again[replicate] = _divergence(kept, kept + rng.normal(mean, scatter))
     return random, again
-
-
-def _blocks(jets: int) -> Iterator[slice]:
-    """The replicates, a few at a time where there are many jets: memory does not grow with their product."""
-    size = max(1, _BLOCK // jets)
-    for start in range(0, _REPLICATES, size):
-        yield slice(start, min(start + size, _REPLICATES))
 
 
 def _divergence(one: NDArray[Any], other: NDArray[Any]) -> Floats:

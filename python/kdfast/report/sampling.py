@@ -32,7 +32,6 @@ __all__ = [
     "effective_number",
     "quantile",
     "rejection_estimates",
-    "rejection_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -151,8 +150,8 @@ def rejection_estimates(
 
     Signal and background are resampled apart, each to its own number of jets (multinomial counts times the
     weights); threshold and surviving background are found anew in each replicate. Where a replicate has no
-    survivor, half a jet of mean weight stands in, and a network without any gets its 68 % lower limit (see
-    `rejection_interval`). replicates: None: 600, and fewer for more than 20,000 jets, down to 200.
+    survivor, half a jet of mean weight stands in, and a network without any gets its 68 % lower limit.
+    replicates: None: 600, and fewer for more than 20,000 jets, down to 200.
     """
     if replicates is None:
         replicates = int(np.clip(_DRAWN_JETS // max(len(labels), 1), _FEWEST_REPLICATES, _MOST_REPLICATES))
@@ -243,13 +242,3 @@ def _first_reaching(weights: NDArray[np.float32], shares: Floats) -> NDArray[np.
         inside = before[:, None] + np.cumsum(blocks[block, :, columns], axis=1, dtype=np.float64)
         first[:, i] = block * _ROWS + np.count_nonzero(inside < wanted[:, None], axis=1)
     return np.minimum(first, jets - 1)
-
-
-def rejection_interval(
-    log_rejection: float, error: float, survivors: int, df: float = math.inf
-) -> tuple[float, float] | None:
-    """The interval of a rejection, symmetric on the scale of ln(1/ε_B). None where no background survives."""
-    if survivors == 0:
-        return None
-    half = quantile(df) * error
-    return math.exp(log_rejection - half), math.exp(log_rejection + half)

@@ -40,15 +40,15 @@ __all__ = [
 # Strategies in the order of the grid: constant, T annealed, α scheduled, both.
 STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
 
+# A schedule's values at both ends.
+_SCHEDULES = ("temp_init", "temp_final", "alpha_init", "alpha_final")
+
 # Columns of results_summary.csv: new ones come last. Test jets, unless the name ends in _val. An empty *_final: the
 # value is constant. flag_*: of the rejection at this working point, see `_flag`.
 COLUMNS = (
     "run_name",
     "strategy",
-    "temp_init",
-    "temp_final",
-    "alpha_init",
-    "alpha_final",
+    *_SCHEDULES,
     "seed",
     "auc_student",
     "bkg_rej_30",
@@ -119,10 +119,7 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
                 **result.metrics,
                 "run_name": result.name,
                 "strategy": config.strategy,
-                "temp_init": config.temp_init,
-                "temp_final": config.temp_final,
-                "alpha_init": config.alpha_init,
-                "alpha_final": config.alpha_final,
+                **{name: getattr(config, name) for name in _SCHEDULES},
                 "seed": result.seed,
                 "auc_student": result.metrics.get("auc"),
                 "auc_baseline": baseline.get("auc"),
@@ -175,7 +172,7 @@ def _place(row: dict[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
     def number(name: str) -> float:
         return -np.inf if row[name] is None else row[name]
 
-    values = (number(name) for name in ("temp_init", "temp_final", "alpha_init", "alpha_final"))
+    values = map(number, _SCHEDULES)
     further = ((isinstance(value := row.get(axis), str), -np.inf if value is None else value) for axis in axes)
     return (STRATEGIES.index(row["strategy"]), *values, *further, row["run_name"], row["seed"])
 

@@ -32,8 +32,8 @@ from kdfast.store.keywords import SweepSettings, by_keyword, nested, with_settin
 from kdfast.store.settings import GIVEN, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study import dask_engine
-from kdfast.study.external_teacher import check_training_jets
 from kdfast.study.inputs import Given, Inputs, absolute_paths, describe_anew, is_jets, joined_hlt, write_inputs
+from kdfast.study.own_models import check_training_jets
 from kdfast.study.plan import Budget, plan_study, shared_groups
 from kdfast.study.prepare import reading
 from kdfast.study.progress import SweepProgress

@@ -25,8 +25,7 @@ from kdfast.store.folders import commit, read_checked
 from kdfast.store.identity import differing, refuse_another, shown_setting, teacher_fingerprint
 from kdfast.store.settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
-from kdfast.study.external_teacher import as_logits, check_values, external_teacher
-from kdfast.study.own_models import adapted
+from kdfast.study.own_models import adapted, as_logits, check_values, external_teacher
 from kdfast.study.prepare import PreparedData, load_sets, prepare, reading
 from kdfast.study.sets import SET_PATHS, SETS, Sets, join
 
@@ -203,38 +202,28 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
     Raises StudyError where the study was given what is neither.
     """
     again = again or Given()
+    given = _given(store)
     found: dict[str, Any] = {}
     for name in _IN_PYTHON:
         value = getattr(again, name)
-        read = _stored_teacher if name == "teacher" else _stored_jets
-        found[name] = read(store, name) if value is None else value
+        found[name] = _stored(store, name) if value is None and name in given else value
     return Given(**found)
 
 
-def _stored_jets(store: StudyStore, name: str) -> PackedJets | None:
-    arrays = _arrays(store, name)
-    return None if arrays is None else PackedJets(**{key: arrays[key] for key in DTYPES})
-
-
-def _stored_teacher(store: StudyStore, name: str) -> Tagger | NDArray[np.floating] | None:
-    model = store.path / "inputs" / name / "model.safetensors"
-    if name in _given(store) and model.exists():
-        read_checked(model.parent, model.name)
-        return load_model(model)
-    arrays = _arrays(store, name)
-    return None if arrays is None else arrays[_VALUES]
-
-
-def _arrays(store: StudyStore, name: str) -> dict[str, NDArray[Any]] | None:
-    if name not in _given(store):
-        return None
+def _stored(store: StudyStore, name: str) -> Any:
+    """One of the things that `write_inputs` has stored."""
     folder = store.path / "inputs" / name
-    if folder.exists():
-        return load_arrays(read_checked(folder, "arrays.safetensors"))
-    words, argument = _IN_PYTHON[name]
-    what = f"was given its {words} in Python, and does not hold them"
-    hint = f"give kdfast.refine the same {argument}=… again; kdfast.sweep(…, plan_only=True) stores them there"
-    raise StudyError(what, where=str(store.path), hint=hint)
+    model = folder / "model.safetensors"
+    if name == "teacher" and model.exists():
+        read_checked(folder, model.name)
+        return load_model(model)
+    if not folder.exists():
+        words, argument = _IN_PYTHON[name]
+        what = f"was given its {words} in Python, and does not hold them"
+        hint = f"give kdfast.refine the same {argument}=… again; kdfast.sweep(…, plan_only=True) stores them there"
+        raise StudyError(what, where=str(store.path), hint=hint)
+    arrays = load_arrays(read_checked(folder, "arrays.safetensors"))
+    return arrays[_VALUES] if name == "teacher" else PackedJets(**{key: arrays[key] for key in DTYPES})
 
 
 def _given(store: StudyStore) -> set[str]:

@@ -15,17 +15,9 @@ from numpy.typing import NDArray
 
 from kdfast.distill.pack import View
 from kdfast.errors import ConfigError, DataError
+from kdfast.jets import jet_store
 from kdfast.jets.features import Standardisation
 from kdfast.jets.fingerprint import jet_hashes
-from kdfast.jets.jet_store import (
-    StoreCard,
-    check_stored_constituents,
-    is_store,
-    only_store,
-    split_values,
-    store_of,
-    verify_store,
-)
 from kdfast.jets.packed import PackedJets
 from kdfast.jets.pairs import check_pairs
 from kdfast.jets.splits import SplitRule, places_of
@@ -100,8 +92,8 @@ def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[
     for name in SETS:
         if name in given:
             jets = given[name]
-            _compare(store_of(jets))
-        elif any(map(is_store, files[name])):
+            _compare(jet_store.store_of(jets))
+        elif any(map(jet_store.is_store, files[name])):
             jets = _stored(files[name], reading(settings, name))
             sizes = _sets_of(files[name][0], name, settings)
             places = _stored_places(files[name][0], settings.split) if settings.split else None
@@ -151,17 +143,17 @@ def _stored(paths: Sequence[str], how: Reading) -> PackedJets:
     """The jets of a packed store with all their constituents, after a comparison with its checksums."""
     from kdfast.jets.readers import read_jets
 
-    path = only_store(paths)
+    path = jet_store.only_store(paths)
     _compare(path)
     if how.exactly and how.max_constituents is not None:
-        check_stored_constituents(path, how.max_constituents)
+        jet_store.check_stored_constituents(path, how.max_constituents)
     return read_jets(path, replace(how, max_constituents=None, split=None))[0]
 
 
 def _stored_places(path: str, rule: SplitRule) -> NDArray[np.int8]:
     """[jets] the place of each jet's part in splits.PARTS, by a column that a store keeps. Raises DataError for a jet
     of none: those of a store are not left out."""
-    values = split_values(path, rule.column)
+    values = jet_store.split_values(path, rule.column)
     places = places_of(values, rule)
     if places.min() < 0:
         row = int(np.argmin(places))
@@ -174,14 +166,14 @@ def _stored_places(path: str, rule: SplitRule) -> NDArray[np.int8]:
 def _compare(store: str | PathLike[str] | None) -> None:
     """Compares a store with its checksums, once each time that a study is opened; None: jets are in memory."""
     if store is not None:
-        for _ in verify_store(store):
+        for _ in jet_store.verify_store(store):
             pass
 
 
 def _sets_of(path: str, name: str, settings: DataSettings) -> dict[str, int]:
     """Jets of the sets that a store of data holds; none where it is one set. Raises ConfigError for what such a store
     leaves no choice of."""
-    sizes = StoreCard.read(Path(path)).sets
+    sizes = jet_store.StoreCard.read(Path(path)).sets
     if len(sizes) == 1:
         return {}
     others = {
@@ -199,7 +191,7 @@ def _sets_of(path: str, name: str, settings: DataSettings) -> dict[str, int]:
 
 def _cut(jets: PackedJets, max_constituents: int | None) -> PackedJets:
     """Jets in memory with their hardest constituents. Those of a store are cut when their views are made."""
-    return jets.hardest(max_constituents) if store_of(jets) is None else jets
+    return jets.hardest(max_constituents) if jet_store.store_of(jets) is None else jets
 
 
 def prepare(

@@ -201,10 +201,9 @@ def _write_arrays(
             view = in_memory(preparation, block)
             width = view.features.shape[1]
             ends = view.offsets[1:] + rows
-            for name, tensor in (("features", view.features), ("offsets", ends)):
+            arrays = {"features": view.features, "offsets": ends, "labels": view.labels, "weights": view.weights}
+            for name, tensor in arrays.items():
                 files[name].write(tensor.contiguous().numpy().data)
-            files["labels"].write(view.labels.numpy().data)
-            files["weights"].write(view.weights.contiguous().numpy().data)
             rows += len(view.features)
     number = len(positions)
     return {"features": (rows, width), "offsets": (number + 1,), "labels": (number,), "weights": (number,)}
