@@ -16,10 +16,9 @@ from kdfast.report.families import (
     AllPairs,
     adjust,
     alone,
-    critical,
     level_of,
 )
-from kdfast.report.fitting import Contrast
+from kdfast.report.fitting import Contrast, critical
 from kdfast.report.networks import METRICS, StudyNetworks
 from kdfast.report.records import comparison_of
 from tests.report.fake_study import SMALL_GRID, make_study

@@ -321,7 +321,7 @@ def test_a_result_that_can_not_be_written_is_the_usual_error_and_its_checkpoint_
             raise StudyError("can't be written: No space left on device", where=str(folder))
         return genuine(folder, files)
 
-    monkeypatch.setattr("kdfast.store.store.commit", commit)
+    monkeypatch.setattr(folders, "commit", commit)
     with pytest.raises(StudyError, match="No space left on device"):
         small_sweep(out, checkpoint_every=0.0, threads=1)
     assert list((out / "checkpoints").glob("student.*/0*"))

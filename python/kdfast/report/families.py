@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, special
 
-from kdfast.report.fitting import ROUNDING, Contrast
+from kdfast.report.fitting import ROUNDING, Contrast, critical
 
 __all__ = [
     "BUDGET",
@@ -37,7 +37,6 @@ __all__ = [
     "AllPairs",
     "adjust",
     "alone",
-    "critical",
     "level_of",
     "matrix_root",
 ]
@@ -129,11 +128,6 @@ def alone(contrast: Contrast, level: float) -> Adjusted:
     return _adjusted(contrast, contrast.p_value, critical(level), level)
 
 
-def critical(level: float) -> float:
-    """Normal quantile of a two-sided test."""
-    return float(-special.ndtri(level / 2.0))
-
-
 def _adjusted(contrast: Contrast, p_value: float, quantile: float, level: float) -> Adjusted:
     """quantile: of normal contrasts; one with other tails has the half width of the same level."""
     half = contrast.half_width(2.0 * float(special.ndtr(-quantile)))
@@ -144,7 +138,7 @@ def _adjusted(contrast: Contrast, p_value: float, quantile: float, level: float)
 
 
 def _normal_quantile(p_value: float) -> float:
-    return min(_LARGEST, float(-special.ndtri(p_value / 2.0)))
+    return min(_LARGEST, critical(p_value))
 
 
 def _draws(covariance: Floats) -> NDArray[np.float32]:

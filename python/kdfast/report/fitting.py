@@ -23,7 +23,7 @@ from scipy import optimize, special
 
 from kdfast.report.sampling import Estimates, quantile
 
-__all__ = ["ROUNDING", "Contrast", "Fit", "Part", "fit", "satterthwaite"]
+__all__ = ["ROUNDING", "Contrast", "Fit", "Part", "critical", "fit", "satterthwaite"]
 
 Floats = NDArray[np.float64]
 
@@ -82,13 +82,13 @@ class Contrast:
         """
         loose = [part for part in self.parts if part.df < _WELL_KNOWN]
         if not loose:
-            return _quantile(level, self.df) * self.error
+            return critical(level, self.df) * self.error
         known = self.test_variance + self.run_variance - sum(part.variance for part in loose)
         spread = math.sqrt(sum(part.mean_square for part in loose))
         df = min(part.df for part in loose)
         if known <= ROUNDING * spread**2:
-            return _quantile(level, df) * spread
-        return _quantile(level / 2.0, math.inf) * math.sqrt(known) + _quantile(level / 2.0, df) * spread
+            return critical(level, df) * spread
+        return critical(level / 2.0) * math.sqrt(known) + critical(level / 2.0, df) * spread
 
     @cached_property
     def p_value(self) -> float:
@@ -109,8 +109,8 @@ class Contrast:
         return float(math.exp(optimize.brentq(beyond, _LOWEST, 0.0, xtol=1e-6))) if beyond(0.0) < 0.0 else 1.0
 
 
-def _quantile(level: float, df: float) -> float:
-    """Of a two-sided test: Student's t, or the normal distribution for infinitely many degrees of freedom."""
+def critical(level: float, df: float = math.inf) -> float:
+    """Quantile of a two-sided test: Student's t, or the normal distribution for infinitely many degrees of freedom."""
     return float(-special.stdtrit(df, level / 2.0) if math.isfinite(df) else -special.ndtri(level / 2.0))
 
 

@@ -213,12 +213,12 @@ def explorer(analysis: Analysis) -> Explorer | None:
 
 def _axes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One per setting and metric, with a value per run; null where it is not known."""
-    names = list(STRATEGIES)
+    places = {name: place for place, name in enumerate(STRATEGIES)}
+    strategies = [places[run.strategy] for run in runs]
     labels = [label for label, _, _ in STRATEGIES.values()]
-    strategies: dict[str, Any] = {"key": "strategy", "label": "Strategy", "digits": 0, "names": labels}
     rejections = [None if found is None else found.value for found in _rejections(runs)]
-    found = [
-        strategies | {"values": [names.index(run.strategy) for run in runs]},
+    found: list[dict[str, Any]] = [
+        {"key": "strategy", "label": "Strategy", "digits": 0, "names": labels, "values": strategies},
         _axis("temp_init", "Initial T", _SETTING, [run.temp_init for run in runs]),
         _axis("temp_final", "Final T", _SETTING, [_last(run.temp_init, run.temp_final) for run in runs]),
         _axis("alpha_init", "Initial α", _SETTING, [run.alpha_init for run in runs]),

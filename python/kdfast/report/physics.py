@@ -20,7 +20,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from kdfast.metrics import background_rejection, roc_curve
 from kdfast.report import sampling
-from kdfast.report.families import LEVEL_OF_REPORT, PHYSICS_LEVEL, critical
+from kdfast.report.families import LEVEL_OF_REPORT, PHYSICS_LEVEL
+from kdfast.report.fitting import critical
 from kdfast.report.schema.physics import Calibration, CalibrationBin, MassSculpting, PtBin, PtRatio
 from kdfast.report.schema.values import Estimate
 

@@ -17,7 +17,7 @@ from typing import Any
 from kdfast._version import __version__
 from kdfast.errors import Fault, StudyError
 from kdfast.store.documents import AttemptDocument, json_bytes
-from kdfast.store.folders import AlreadyStored, commit, damage, folders, read_checked, read_document
+from kdfast.store.folders import AlreadyStored, commit, committed, damage, read_checked, read_document
 from kdfast.store.key import RunKey
 
 __all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
@@ -86,7 +86,7 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
     document = asdict(attempt) | {"members": [key.folder for key in attempt.members]}
     del document["number"], document["traceback"]
     files = {"attempt.json": json_bytes(document), "traceback.txt": attempt.traceback.encode(errors="replace")}
-    numbers = (_split(folder)[1] for folder in folders(parent) if _split(folder)[0] == attempt.name)
+    numbers = (_split(folder)[1] for folder in committed(parent) if _split(folder)[0] == attempt.name)
     for number in itertools.count(max(numbers, default=0) + 1):
         folder = parent / f"{attempt.name}.{number:03}"
         with suppress(AlreadyStored):  # another process was first: the next number
@@ -97,7 +97,7 @@ def write_attempt(parent: Path, attempt: Attempt) -> Path:
 
 def read_attempts(parent: Path, name: str | None = None) -> list[Attempt]:
     """All of them, or those of a unit, by unit and number. Raises StudyError for a damaged one."""
-    found = (read_attempt(folder) for folder in folders(parent) if name in (None, _split(folder)[0]))
+    found = (read_attempt(folder) for folder in committed(parent) if name in (None, _split(folder)[0]))
     return sorted(found, key=lambda attempt: (attempt.name, attempt.number))
 
 

@@ -31,7 +31,7 @@ from kdfast.errors import DamagedError
 from kdfast.files import writing_errors
 from kdfast.process import is_running, machine, started, temporary_name
 from kdfast.store.documents import ClaimDocument, parse
-from kdfast.store.folders import folders
+from kdfast.store.folders import committed
 
 __all__ = ["BEAT", "LEASE", "Claim", "Claims", "Holder"]
 
@@ -139,7 +139,7 @@ class Claims:
 
     def holders(self) -> list[Holder]:
         """Who holds what has not been given back, by name."""
-        latest = (self._latest(folder.name) for folder in folders(self.folder))
+        latest = (self._latest(folder.name) for folder in committed(self.folder))
         return [holder for holder in latest if holder is not None and not holder.released]
 
     def is_beating(self, name: str) -> bool:

@@ -29,8 +29,8 @@ __all__ = [
     "check_complete",
     "check_folder",
     "commit",
+    "committed",
     "damage",
-    "folders",
     "hash_file",
     "link_error",
     "manifest",
@@ -126,7 +126,7 @@ def remove_leftovers(parent: Path) -> None:
 # ---- reading
 
 
-def folders(parent: Path) -> list[Path]:
+def committed(parent: Path) -> list[Path]:
     """The committed folders in parent, sorted. (Links are refused when a study is opened.)"""
     try:
         with os.scandir(parent) as entries:

@@ -20,7 +20,7 @@ from kdfast.distill.schedules import Run, RunConfig, run_table, settings_of
 from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder
 from kdfast.store.documents import PackDocument, json_bytes
-from kdfast.store.folders import commit, damage, folders, read_document
+from kdfast.store.folders import commit, committed, damage, read_document
 from kdfast.store.grid import with_baselines
 from kdfast.store.key import RunKey, run_name
 from kdfast.store.settings import StudySettings
@@ -120,7 +120,7 @@ def _is_stored(study: Path, key: RunKey) -> bool:
 
 def planned(store: StudyStore) -> list[PlannedPack]:
     """The study's packs, by seed and number. Raises StudyError for a damaged one."""
-    return sorted(map(read_pack, folders(store.path / "packs")), key=place)
+    return sorted(map(read_pack, committed(store.path / "packs")), key=place)
 
 
 def read_pack(folder: Path) -> PlannedPack:
@@ -141,7 +141,7 @@ def at_work(path: Path) -> list[Holder]:
 def _is_done(path: Path, name: str) -> bool:
     """Whether all results of a pack, or of the one that it is a part of, are there."""
     if name == TEACHER:
-        keys = (RunKey.parse(folder.name) for folder in folders(path / "results"))
+        keys = (RunKey.parse(folder.name) for folder in committed(path / "results"))
         return any(key is not None and key.kind == TEACHER for key in keys)
     for pack in filter(None, (name, name.rpartition(".")[0])):
         folder = path / "packs" / pack

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdfast.store.attempts import GIVEN_UP, Attempt, failures, read_attempt
-from kdfast.store.folders import check_complete, folders, manifest, read_each
+from kdfast.store.folders import check_complete, committed, manifest, read_each
 from kdfast.store.key import RunKey
 from kdfast.store.locks import is_held
 from kdfast.store.packs import PlannedPack, asked_keys, at_work, read_pack
@@ -85,9 +85,9 @@ def study_status(store: StudyStore) -> StudyStatus:
     """
     path = store.path
     stored, damaged = store.complete()
-    _, shared = read_each(folders(path / "shared"), lambda folder: check_complete(folder, manifest(folder)))
-    attempts, broken = read_each(folders(path / "attempts"), read_attempt)
-    packs, more = read_each(folders(path / "packs"), read_pack)
+    _, shared = read_each(committed(path / "shared"), lambda folder: check_complete(folder, manifest(folder)))
+    attempts, broken = read_each(committed(path / "attempts"), read_attempt)
+    packs, more = read_each(committed(path / "packs"), read_pack)
     state = _state(store, stored, attempts, packs)
     for key in state:
         error = damaged.pop(path / "results" / key.folder, None)

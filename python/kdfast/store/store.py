@@ -18,24 +18,9 @@ from numpy.typing import NDArray
 
 from kdfast.errors import BusyError, DamagedError, Fault, StudyError
 from kdfast.files import fsync_folder, write_content, writing_errors
+from kdfast.store import folders
 from kdfast.store.attempts import Attempt, read_attempts, write_attempt
 from kdfast.store.documents import FORMAT, MANIFEST, LatencyDocument, ProvenanceDocument, json_bytes, parse
-from kdfast.store.folders import (
-    check_complete,
-    check_folder,
-    commit,
-    folders,
-    manifest,
-    manifest_bytes,
-    read,
-    read_checked,
-    read_document,
-    read_each,
-    refuse_link,
-    refuse_links,
-    remove,
-    remove_leftovers,
-)
 from kdfast.store.key import RunKey, safe_name
 from kdfast.store.locks import LOCK, exclusively
 from kdfast.store.result import StoredResult, array_bytes, load_arrays, load_result, result_files
@@ -96,9 +81,9 @@ class StudyStore:
         settings, provenance = read_description(path)
         check_description(path)
         for folder in _FOLDERS:
-            refuse_link(path / folder)
+            folders.refuse_link(path / folder)
             with suppress(FileNotFoundError, NotADirectoryError):
-                refuse_links(path / folder, levels=2 if folder == "checkpoints" else 1)
+                folders.refuse_links(path / folder, levels=2 if folder == "checkpoints" else 1)
         return cls(path, settings, provenance)
 
     def writing(self) -> AbstractContextManager[None]:
@@ -109,16 +94,16 @@ class StudyStore:
 
     def results(self) -> list[StoredResult]:
         """All results, sorted by kind, name and seed. Raises StudyError for the first damaged one."""
-        return [load_result(folder) for folder in folders(self._results)]
+        return [load_result(folder) for folder in folders.committed(self._results)]
 
     def complete(self) -> tuple[list[StoredResult], dict[Path, StudyError]]:
         """All results that can be read and have all their files, and what is wrong with the others, by folder."""
 
         def load(folder: Path) -> StoredResult:
-            check_complete(folder, manifest(folder))
+            folders.check_complete(folder, folders.manifest(folder))
             return load_result(folder)
 
-        return read_each(folders(self._results), load)
+        return folders.read_each(folders.committed(self._results), load)
 
     def get(self, key: RunKey) -> StoredResult:
         """One result. Raises StudyError where it is missing or damaged."""
@@ -129,7 +114,7 @@ class StudyStore:
 
     def keys(self) -> set[RunKey]:
         """The results that are there, by a listing; their content is checked where it is used."""
-        keys = (RunKey.parse(folder.name) for folder in folders(self._results))
+        keys = (RunKey.parse(folder.name) for folder in folders.committed(self._results))
         return {key for key in keys if key is not None}
 
     def has(self, key: RunKey) -> bool:
@@ -141,7 +126,7 @@ class StudyStore:
             folder = self._results / key.folder
             if not os.path.lexists(folder):
                 return False
-            check_folder(folder)
+            folders.check_folder(folder)
             self._intact.add(key)
         return True
 
@@ -151,7 +136,7 @@ class StudyStore:
 
     def model_file(self, result: StoredResult) -> bytes:
         """A result's weights as the bytes of a model file (that of a result with a card)."""
-        return read_checked(self._results / result.key.folder, "weights.safetensors")
+        return folders.read_checked(self._results / result.key.folder, "weights.safetensors")
 
     def has_shared(self, name: str) -> bool:
         """Whether `write_shared` stored arrays under this name."""
@@ -167,7 +152,7 @@ class StudyStore:
 
     def latencies(self) -> dict[RunKey, LatencyDocument]:
         """What `write_latency` stored, by run."""
-        found = {RunKey.parse(folder.name): read_latency(folder) for folder in folders(self.path / "latency")}
+        found = {RunKey.parse(folder.name): read_latency(folder) for folder in folders.committed(self.path / "latency")}
         return {key: document for key, document in found.items() if key is not None}
 
     # ---- writing
@@ -177,14 +162,14 @@ class StudyStore:
         folder = self.path / "latency" / key.folder
         with writing_errors(folder):
             if folder.exists():
-                remove(folder)
-        commit(folder, {LATENCY: json_bytes(document.model_dump(mode="json"))})
+                folders.remove(folder)
+        folders.commit(folder, {LATENCY: json_bytes(document.model_dump(mode="json"))})
 
     def write(self, result: StoredResult) -> Path:
         """Stores a result, whole or not at all, and returns its folder. A stored result is never changed."""
         folder = self._results / result.key.folder
         try:
-            commit(folder, result_files(result))
+            folders.commit(folder, result_files(result))
         finally:  # also if it is stored already: checkpoints may have come after the other process's removal
             if folder.exists():
                 self._remove_checkpoints(folder.name)
@@ -203,7 +188,7 @@ class StudyStore:
         with writing_errors(self.path):
             manifest.unlink(missing_ok=True)  # first: never one of other content
             fsync_folder(self.path)
-            for name, content in (*described.items(), (MANIFEST, manifest_bytes(described))):
+            for name, content in (*described.items(), (MANIFEST, folders.manifest_bytes(described))):
                 write_content(self.path / name, content)
         self.settings = settings
         self.provenance = provenance
@@ -222,29 +207,29 @@ class StudyStore:
         folder = self._shared / safe_name(name)
         content = array_bytes(arrays)
         if not folder.exists():
-            commit(folder, {"arrays.safetensors": content})
-        elif read_checked(folder, "arrays.safetensors") != content:
+            folders.commit(folder, {"arrays.safetensors": content})
+        elif folders.read_checked(folder, "arrays.safetensors") != content:
             raise StudyError(f"holds other jets for {name}", where=str(self.path), hint="use another folder")
         return folder
 
     def _remove_checkpoints(self, name: str) -> None:
         """name: of the result's folder."""
         with suppress(OSError):
-            remove(self.path / "checkpoints" / name)
+            folders.remove(self.path / "checkpoints" / name)
 
     def _remove_leftovers(self) -> None:
-        for folder in folders(self.path / "checkpoints"):
+        for folder in folders.committed(self.path / "checkpoints"):
             if (self._results / folder.name).exists():  # stored, and then killed
                 self._remove_checkpoints(folder.name)
         with os.scandir(self.path) as entries:
             parents = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
         for parent in (self.path, *parents):
-            remove_leftovers(parent)
+            folders.remove_leftovers(parent)
 
 
 def read_latency(folder: Path) -> LatencyDocument:
     """The measurement in a folder. Raises DamagedError where it is not as it was written."""
-    return read_document(folder, LATENCY, LatencyDocument)
+    return folders.read_document(folder, LATENCY, LatencyDocument)
 
 
 # ---- description
@@ -271,13 +256,13 @@ def read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and provenance of the study at path; their checksums are not looked at. Raises StudyError."""
     require_study(path)
     file = path / "provenance.json"
-    content = read(file)
+    content = folders.read(file)
     parse(ProvenanceDocument, content, str(file), hint="restore it from a copy")
     provenance = json.loads(content)
     del provenance["format"]
     file = path / "study.toml"
     try:
-        settings = tomllib.loads(read(file).decode())
+        settings = tomllib.loads(folders.read(file).decode())
     except (ValueError, RecursionError) as error:
         raise DamagedError(Fault.UNREADABLE, where=str(file), detail=str(error)) from None
     return settings, provenance
@@ -293,7 +278,7 @@ def check_description(path: Path) -> None:
         if listing is None:
             return
         try:
-            check_folder(path)
+            folders.check_folder(path)
             return
         except DamagedError as error:
             if _description_manifest(path) != listing:
@@ -305,7 +290,7 @@ def check_description(path: Path) -> None:
 
 def _description_manifest(path: Path) -> bytes | None:
     try:
-        return read(path / MANIFEST)
+        return folders.read(path / MANIFEST)
     except DamagedError as error:
         if error.fault is Fault.MISSING:  # also while `describe` writes
             return None
@@ -333,7 +318,7 @@ def _create(path: Path, settings: dict[str, Any], provenance: dict[str, Any]) ->
             for folder in _NEW:
                 (path / folder).mkdir(exist_ok=True)
             write_content(path / "study.toml", described["study.toml"])
-            write_content(path / MANIFEST, manifest_bytes(described))
+            write_content(path / MANIFEST, folders.manifest_bytes(described))
             write_content(path / "provenance.json", described["provenance.json"])  # last: from now on it is a study
         fsync_folder(path.absolute().parent)
 

@@ -51,9 +51,7 @@ COLUMNS = (
     *_SCHEDULES,
     "seed",
     "auc_student",
-    "bkg_rej_30",
-    "bkg_rej_50",
-    "bkg_rej_80",
+    *(f"bkg_rej_{point}" for point in WORKING_POINTS),
     "n_bkg_50",
     "auc_val",
     "bkg_rej_50_val",
@@ -69,9 +67,7 @@ COLUMNS = (
     "n_bkg_30_val",
     "bkg_rej_80_val",
     "n_bkg_80_val",
-    "flag_30",
-    "flag_50",
-    "flag_80",
+    *(f"flag_{point}" for point in WORKING_POINTS),
 )
 
 # Fewer background jets that pass make a rejection uncertain by more than 1/√10, a third.
@@ -80,9 +76,7 @@ FEW_SURVIVORS = 10
 # What a run can be best in, and how the text names it.
 METRICS = {
     "auc": "AUC",
-    "bkg_rej_30": "background rejection at 30 %",
-    "bkg_rej_50": "background rejection at 50 %",
-    "bkg_rej_80": "background rejection at 80 %",
+    **{f"bkg_rej_{point}": f"background rejection at {point} %" for point in WORKING_POINTS},
     "combined": "combined score",
 }
 

@@ -34,17 +34,8 @@ from kdfast.files import writing_errors
 from kdfast.models.build import build_network
 from kdfast.models.config import NetworkConfig
 from kdfast.models.flat import flatten_running
+from kdfast.store import folders
 from kdfast.store.documents import CheckpointDocument, json_bytes, json_number
-from kdfast.store.folders import (
-    AlreadyStored,
-    commit,
-    damage,
-    folders,
-    read_checked,
-    read_document,
-    remove,
-    remove_leftovers,
-)
 from kdfast.store.identity import differing, shown_setting
 
 __all__ = ["StudyCheckpoints", "checkpoint_bytes"]
@@ -98,8 +89,8 @@ class StudyCheckpoints:
     def load(self, member: str) -> MemberCheckpoint | None:
         """The newest intact checkpoint of the member. Warns of those that it can't use."""
         parent = self._folder / self._keys[member]
-        found = sorted(folders(parent), reverse=True)  # which refuses a link
-        remove_leftovers(parent)
+        found = sorted(folders.committed(parent), reverse=True)  # which refuses a link
+        folders.remove_leftovers(parent)
         for folder in found:
             self._unusable.add(folder)
             try:
@@ -133,19 +124,19 @@ class StudyCheckpoints:
             with writing_errors(folder):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 if folder in self._unusable and folder.exists():
-                    remove(folder)
-            commit(folder, files)
-        except AlreadyStored:
+                    folders.remove(folder)
+            folders.commit(folder, files)
+        except folders.AlreadyStored:
             pass  # by a process that has taken the member over and is at the same step
         except StudyError as error:
             self._warn(f"{self._folder}: {error.what}; training continues without checkpoints", once="writing")
             return
         self._newest[member] = folder
-        for other in folders(folder.parent):
+        for other in folders.committed(folder.parent):
             # One that is further may be of a process that has taken the member over from this one.
             if other.name < folder.name or (other in self._unusable and other != folder):
                 with suppress(OSError):
-                    remove(other)
+                    folders.remove(other)
 
     def resumed_from(self, member: str) -> Sequence[Mapping[str, str]]:
         """The environments, other than this one, in which the member was trained before; empty: none."""
@@ -194,13 +185,13 @@ def _files(at: MemberCheckpoint, document: Mapping[str, Any]) -> dict[str, bytes
 
 def _read(folder: Path) -> tuple[CheckpointDocument, MemberCheckpoint]:
     """Raises StudyError unless it is what was written."""
-    document = read_document(folder, "checkpoint.json", CheckpointDocument)
-    tensors = read_checked(folder, "tensors.safetensors")
+    document = folders.read_document(folder, "checkpoint.json", CheckpointDocument)
+    tensors = folders.read_checked(folder, "tensors.safetensors")
     try:
         found = load(tensors)
         sums = found.pop("sums")
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise damage(folder, Fault.CONTENT, "tensors.safetensors", str(error)) from error
+        raise folders.damage(folder, Fault.CONTENT, "tensors.safetensors", str(error)) from error
     checkpoint = MemberCheckpoint(
         **{name: getattr(document, name) for name in _NUMBERS},
         sums=sums,
