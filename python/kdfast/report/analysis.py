@@ -246,22 +246,18 @@ def _measured(study: StudyNetworks, k: int, row: pd.Series) -> dict[str, Any]:
 
 def _shown(study: StudyNetworks, described: Study) -> list[tuple[Network, int]]:
     """Teacher, baseline and best student, with their places among the networks."""
-    best = student = None
-    baseline = study.find("baseline")
+    shown = {"teacher": study.find("teacher"), "baseline": study.find("baseline")}
+    labels = {"teacher": "Teacher (offline view)", "baseline": "Baseline (no teacher)"}
     if len(study.done):
         best = select_best(study.done, "auc")
         name, seed = str(best["run_name"]), int(best["seed"])
-        student = study.find("student", seed, name)
-        baseline = study.baseline_of(name, seed) or study.baseline_of(name) or baseline
-    labels = {"teacher": "Teacher (offline view)", "baseline": "Baseline (no teacher)"}
+        shown["student"] = study.find("student", seed, name)
+        shown["baseline"] = study.baseline_of(name, seed) or study.baseline_of(name) or shown["baseline"]
+        labels["student"] = f"Best student: {schedules.shown(name)}"
+    baseline = shown["baseline"]
     if baseline is not None and baseline.config is not None:  # with further settings
         labels["baseline"] += f": {baseline.name}"
-    if student is not None:
-        labels["student"] = f"Best student: {schedules.shown(student.name)}"
     found: list[tuple[Network, int]] = []
-    shown = {"teacher": study.find("teacher"), "baseline": baseline}
-    if best is not None:
-        shown["student"] = student
     for role, result in shown.items():
         if result is None:
             study.add_missing(f"the {role}", "no finished one is stored")

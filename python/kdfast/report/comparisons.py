@@ -344,13 +344,12 @@ def to_separate(difference: Contrast, *, seeds: int, jets: int, power: float = 0
 
     Var = v_test · jets/jets' + v_run · seeds/seeds', to be at most (difference / (z_0.975 + z_0.8))².
     """
-    allowed = (difference.value / (quantile() + float(stats.norm.isf(1.0 - power)))) ** 2
-    more_seeds: int | None = None
-    more_jets: int | None = None
     if difference.value == 0.0:
         return None, None
-    if difference.run_variance > 0 and allowed > difference.test_variance:
-        more_seeds = math.ceil(seeds * difference.run_variance / (allowed - difference.test_variance))
-    if difference.test_variance > 0 and allowed > difference.run_variance:
-        more_jets = math.ceil(jets * difference.test_variance / (allowed - difference.run_variance))
-    return more_seeds, more_jets
+    allowed = (difference.value / (quantile() + float(stats.norm.isf(1.0 - power)))) ** 2
+
+    def needed(at_hand: int, variance: float, other: float) -> int | None:
+        return math.ceil(at_hand * variance / (allowed - other)) if variance > 0 and allowed > other else None
+
+    more_seeds = needed(seeds, difference.run_variance, difference.test_variance)
+    return more_seeds, needed(jets, difference.test_variance, difference.run_variance)

@@ -25,7 +25,7 @@ from kdfast.report.records import estimate_of
 from kdfast.report.sampling import LEVEL, Estimates
 from kdfast.report.schema.settings import LinearModel, Term
 from kdfast.report.schema.values import Metric
-from kdfast.store.table import axis_columns
+from kdfast.store.table import SCHEDULES, axis_columns
 
 __all__ = [
     "PLANNED",
@@ -68,9 +68,8 @@ def settings_frame(runs: pd.DataFrame, names: Sequence[str], study: Mapping[str,
     constant); the values of the last epoch, temp_last and alpha_last (the initial ones where constant); temp_level and
     alpha_level, the final ones with −1 for constant; further axes, with the study's own value where a configuration has
     none."""
-    columns = ["strategy", "temp_init", "temp_final", "alpha_init", "alpha_final"]
     unique = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names)]
-    frame = unique[columns].copy()
+    frame = unique[["strategy", *SCHEDULES]].copy()
     for name, column in axis_columns(runs).items():
         usual = (study or {}).get(name, "the study's")
         values = unique[column].astype(object)

@@ -19,6 +19,7 @@ from kdfast.report.schema.runs import Jets
 from kdfast.report.schema.settings import MetricSummary
 from kdfast.report.schema.values import Comparison, Estimate
 from kdfast.store.settings import StudySettings
+from kdfast.store.table import SCHEDULES
 
 __all__ = [
     "comparison_of",
@@ -33,15 +34,8 @@ __all__ = [
 
 
 def setting_fields(name: str, row: pd.Series, config: RunConfig) -> dict[str, Any]:
-    return {
-        "run_name": name,
-        "strategy": row["strategy"],
-        "temp_init": float(row["temp_init"]),
-        "temp_final": number(row["temp_final"]),
-        "alpha_init": float(row["alpha_init"]),
-        "alpha_final": number(row["alpha_final"]),
-        "settings": dict(config.settings),
-    }
+    schedules = {column: number(row[column]) for column in SCHEDULES}
+    return {"run_name": name, "strategy": row["strategy"], **schedules, "settings": dict(config.settings)}
 
 
 def planned_settings(settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> StudySettings | None:

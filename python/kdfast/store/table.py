@@ -25,6 +25,7 @@ __all__ = [
     "FEW_SURVIVORS",
     "METRICS",
     "NEED_SCORES",
+    "SCHEDULES",
     "STRATEGIES",
     "axis_column",
     "axis_columns",
@@ -41,14 +42,14 @@ __all__ = [
 STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
 
 # A schedule's values at both ends.
-_SCHEDULES = ("temp_init", "temp_final", "alpha_init", "alpha_final")
+SCHEDULES = ("temp_init", "temp_final", "alpha_init", "alpha_final")
 
 # Columns of results_summary.csv: new ones come last. Test jets, unless the name ends in _val. An empty *_final: the
 # value is constant. flag_*: of the rejection at this working point, see `_flag`.
 COLUMNS = (
     "run_name",
     "strategy",
-    *_SCHEDULES,
+    *SCHEDULES,
     "seed",
     "auc_student",
     *(f"bkg_rej_{point}" for point in WORKING_POINTS),
@@ -113,7 +114,7 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
                 **result.metrics,
                 "run_name": result.name,
                 "strategy": config.strategy,
-                **{name: getattr(config, name) for name in _SCHEDULES},
+                **{name: getattr(config, name) for name in SCHEDULES},
                 "seed": result.seed,
                 "auc_student": result.metrics.get("auc"),
                 "auc_baseline": baseline.get("auc"),
@@ -166,7 +167,7 @@ def _place(row: dict[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
     def number(name: str) -> float:
         return -np.inf if row[name] is None else row[name]
 
-    values = map(number, _SCHEDULES)
+    values = map(number, SCHEDULES)
     further = ((isinstance(value := row.get(axis), str), -np.inf if value is None else value) for axis in axes)
     return (STRATEGIES.index(row["strategy"]), *values, *further, row["run_name"], row["seed"])
 

@@ -269,17 +269,13 @@ class _Check:
         writing = is_writing(path.name)
         if writing or not os.path.lexists(path):
             return
-        busy = "" if writing is False else self.busy()
+        busy = ""
+        if writing is None:
+            busy = "a sweep is running on the study" if self.sweeping else ", ".join(map(str, at_work(self.path)[:1]))
         if busy:
             self.notes.append(f"{path.relative_to(self.path)} may be what another machine is writing: {busy}")
         else:
             self.found(path, Fault.LEFTOVER, "remove")
-
-    def busy(self) -> str:
-        """The process that is at work on the study; "": none."""
-        if self.sweeping:
-            return "a sweep is running on the study"
-        return ", ".join(map(str, at_work(self.path)[:1]))
 
     def targets(self, folder: Path) -> None:
         for path in self.entries(folder):

@@ -202,7 +202,7 @@ def stored_inputs(store: StudyStore, again: Given | None = None) -> Given:
     Raises StudyError where the study was given what is neither.
     """
     again = again or Given()
-    given = _given(store)
+    given = store.provenance.get("given", ())
     found: dict[str, Any] = {}
     for name in _IN_PYTHON:
         value = getattr(again, name)
@@ -226,11 +226,6 @@ def _stored(store: StudyStore, name: str) -> Any:
     return arrays[_VALUES] if name == "teacher" else PackedJets(**{key: arrays[key] for key in DTYPES})
 
 
-def _given(store: StudyStore) -> set[str]:
-    """Names (see Given) of what the study was given in Python."""
-    return {*store.provenance.get("given", ())}
-
-
 def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, held: bool) -> list[str]:
     """Rewrites the settings that decide no result for all who open the study from now on: device,
     checkpoints, and where jets, HLT jets and teacher are. Returns the changes in words.
@@ -240,7 +235,7 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
     """
     here = settings.table()
     table = dict(store.settings)
-    names = _given(store)
+    names = {*store.provenance.get("given", ())}
     found = {"device", "checkpoint_every"}
     taken = {*given.names()}
     for group in ({*_IN_PYTHON} - {"teacher"}, {"teacher"}):  # files of jets and of HLT jets are cut alike, by max_jets
