@@ -28,7 +28,7 @@ from kdfast.store.identity import differing, shown_setting
 from kdfast.store.key import KINDS, RunKey
 from kdfast.store.store import StudyStore
 
-__all__ = ["PairedRun", "Pairing", "StudyComparison", "compare", "pair_studies"]
+__all__ = ["PairedMetric", "PairedRow", "PairedRun", "Pairing", "StudyComparison", "compare", "pair_studies"]
 
 Floats = NDArray[np.float64]
 

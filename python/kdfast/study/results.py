@@ -15,7 +15,6 @@ from kdfast import report
 from kdfast.distill.schedules import stored_name
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.models.tagger import Tagger, load_model
-from kdfast.report.two_studies import Pairing, pair_studies
 from kdfast.store.key import RunKey
 from kdfast.store.status import study_status
 from kdfast.store.store import StoredResult, StudyStore
@@ -25,6 +24,7 @@ from kdfast.store.verify import Verification, verify
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kdfast.report.two_studies import Pairing
     from kdfast.study.plot import StudyPlots
 
 __all__ = ["StudyResults", "open_study", "run_model"]
@@ -347,6 +347,8 @@ class StudyResults:
         StudyError
             A result is damaged.
         """
+        from kdfast.report.two_studies import pair_studies
+
         return pair_studies(self._store, other._store)
 
     def compare(self, other: StudyResults, out: str | Path) -> dict[str, Path]:
