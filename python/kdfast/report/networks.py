@@ -234,10 +234,6 @@ class StudyNetworks:
             self.add_missing(what, reason)
         return found
 
-    def means(self, metric: Metric) -> pd.Series:
-        """By configuration, the model's estimate; where it is a lower limit, the plain mean of its runs."""
-        return means_of(self.done, COLUMNS[metric], self.students.get(metric))
-
     @cached_property
     def baselines(self) -> dict[Metric, Baselines]:
         """The baselines compared with `students`; without a metric where too few seeds are shared, or the

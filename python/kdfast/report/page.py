@@ -135,18 +135,9 @@ def comparison_files(comparison: StudyComparison) -> dict[str, bytes]:
 
 
 def _rendered(template: str, **values: Any) -> str:
-    text = (
-        environment(html=True)
-        .get_template(template)
-        .render(
-            css=_template_text("report.css"),
-            script=_template_text("report.js"),
-            number=_number,
-            decimals=_decimals,
-            **values,
-        )
-    )
-    return shown(text)
+    document = environment(html=True).get_template(template)
+    files = {"css": _template_text("report.css"), "script": _template_text("report.js")}
+    return shown(document.render(number=_number, decimals=_decimals, **files, **values))
 
 
 def _template_text(name: str) -> Markup:

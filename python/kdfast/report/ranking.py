@@ -80,7 +80,7 @@ def _numbers(study: StudyNetworks) -> tuple[set[str], pd.DataFrame]:
     """Settings and means of the configurations, and those whose rejection is a lower limit on validation."""
     frame = study.settings.copy()
     for metric, column in COLUMNS.items():
-        frame[column] = study.means(metric)
+        frame[column] = means_of(study.done, column, study.students.get(metric))
     fewest = study.done.groupby("run_name")[["n_bkg_50", "n_bkg_50_val"]].min()  # 0: a lower limit, as one run's is
     frame = frame.join(fewest)
     limited = set(frame.index[is_limited(frame, "bkg_rej_50_val")])
