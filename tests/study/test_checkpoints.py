@@ -55,7 +55,7 @@ class Disk:
 
     @property
     def steps(self) -> list[str]:
-        return [folder.name for folder in folders.folders(self.study / "checkpoints" / FOLDER)]
+        return [folder.name for folder in folders.committed(self.study / "checkpoints" / FOLDER)]
 
 
 @pytest.fixture(autouse=True)
