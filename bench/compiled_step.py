@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from kdfast.distill.axes import Recipe
 from kdfast.distill.cpu_engine import step_inputs
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import Member, Pack, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import Targets
 from kdfast.models.build import build_network

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import kdfast
 from bench.growth import write_table
-from kdfast.distill.axes import Recipe
 from kdfast.distill.pack import Member, Pack
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.trainer import train_pack
 from kdfast.metrics import roc_auc
 from kdfast.models.config import model_config

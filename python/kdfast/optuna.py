@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import BackendError, ConfigError, KdfastWarning, suggest
 from kdfast.store.grid import Range, Space, space

@@ -2,8 +2,8 @@
 
 import torch
 
-from kdfast.distill.axes import Recipe
 from kdfast.distill.pack import Member, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.models import DeepSetsConfig, ModelConfig
 from kdfast.models.config import NetworkConfig

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdfast.distill.axes import AXES, Recipe, Settings, model_of
 from kdfast.distill.pack import Member, Pack
+from kdfast.distill.recipe import AXES, Recipe, Settings, model_of
 from kdfast.distill.schedules import NoTeacher, RunConfig, run_from, run_table, shown, stored_name
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError

@@ -15,10 +15,10 @@ from torch import Tensor
 import kdfast
 from kdfast import backend
 from kdfast.distill import reference_engine
-from kdfast.distill.axes import Recipe
 from kdfast.distill.engine import train_members
 from kdfast.distill.optimizer import FlatAdamW
 from kdfast.distill.pack import Member, MemberResult, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import ConfigError

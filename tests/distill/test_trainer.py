@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kdfast import backend
-from kdfast.distill.axes import Recipe
 from kdfast.distill.pack import EpochReport, Member, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack

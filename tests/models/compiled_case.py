@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kdfast import backend
-from kdfast.distill.axes import Recipe
 from kdfast.distill.pack import Member, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.reference_engine import member_loss
 from kdfast.distill.schedules import RunConfig
 from kdfast.models.build import build_network

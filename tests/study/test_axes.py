@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdfast.cli import main
-from kdfast.distill.axes import Settings
+from kdfast.distill.recipe import Settings
 from kdfast.store.grid import grid, with_baselines
 from kdfast.store.packs import planned
 from kdfast.store.settings import StudySettings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdfast.cli import main
-from kdfast.distill.axes import Settings
+from kdfast.distill.recipe import Settings
 from kdfast.errors import ConfigError, StudyError
 from kdfast.store.packs import missing, planned
 from kdfast.store.store import StudyStore

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfast.distill.axes import Recipe
 from kdfast.distill.pack import EpochReport
+from kdfast.distill.recipe import Recipe
 from kdfast.errors import ConfigError, StudyError
 from kdfast.models.config import model_config
 from kdfast.store.grid import grid

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_origin
 import typer
 from typer.core import TyperCommand
 
-from kdfast.distill.axes import PRECISIONS
+from kdfast.distill.recipe import PRECISIONS
 from kdfast.distill.schedules import SHAPES
 from kdfast.errors import ConfigError, KdfastError
 from kdfast.jets.columns import COLUMN_PRESETS

@@ -11,7 +11,7 @@ import typer
 
 from kdfast.cli.common import OwnModelOption, OwnTeacherOption, Quiet, Threads, app, given, print_results
 from kdfast.cli.options import InSections, setting_argument, with_options
-from kdfast.distill.axes import in_order
+from kdfast.distill.recipe import in_order
 from kdfast.interrupt import stoppable
 from kdfast.store.keywords import AXIS, GRID_LISTS, HLT_FILES, SETTINGS, by_option
 from kdfast.store.settings import StudySettings

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from kdfast.distill.axes import check_device_name
+from kdfast.distill.recipe import check_device_name
 from kdfast.errors import BackendError, ConfigError
 from kdfast.ops import backend, gpu
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdfast.distill.axes import Recipe, check_device_name, check_precision, model_of
+from kdfast.distill.recipe import Recipe, check_device_name, check_precision, model_of
 from kdfast.distill.schedules import Run, RunConfig, settings_of
 from kdfast.errors import ConfigError, DataError
 from kdfast.mapped import release

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kdfast.distill.axes import Settings
+from kdfast.distill.recipe import Settings
 from kdfast.errors import ConfigError, suggest
 
 __all__ = ["SHAPES", "NoTeacher", "Run", "RunConfig", "run_from", "run_table", "settings_of", "shown", "stored_name"]

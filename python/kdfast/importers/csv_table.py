@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.errors import DataError
 from kdfast.importers.found import Found, Line, Notes, Numbers, Place, configuration, measured
 from kdfast.store.table import axis_column

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kdfast.distill.axes import Settings
+from kdfast.distill.recipe import Settings
 from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import ConfigError, DataError, KdfastWarning
 

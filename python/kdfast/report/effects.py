@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.distill.axes import AXES, Value
+from kdfast.distill.recipe import AXES, Value
 from kdfast.report.comparisons import Configurations
 from kdfast.report.families import Adjusted, adjust
 from kdfast.report.fitting import Contrast, Fit, Part, fit, satterthwaite

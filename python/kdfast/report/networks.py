@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdfast.distill.axes import Settings
+from kdfast.distill.recipe import Settings
 from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import StudyError
 from kdfast.metrics import WORKING_POINTS

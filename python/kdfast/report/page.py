@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 from markupsafe import Markup
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.distill.schedules import shown
 from kdfast.metrics import WORKING_POINTS
 from kdfast.report.figures import Drawing, draw, draw_differences, exports, figure_style

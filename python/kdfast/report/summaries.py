@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.report import effects
 from kdfast.report.effects import group_labels, numeric, questions
 from kdfast.report.networks import COLUMNS, METRICS, StudyNetworks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.report.layout import counted
 from kdfast.report.schema import Analysis
 from kdfast.report.schema.choices import Winner

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from kdfast.distill.axes import Settings, in_order, model_of
+from kdfast.distill.recipe import Settings, in_order, model_of
 from kdfast.distill.schedules import Run, RunConfig
 from kdfast.errors import ConfigError, suggest
 from kdfast.models.config import model_config

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.errors import suggest
 from kdfast.store.settings import (
     DEMO,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kdfast.distill.axes import Settings
 from kdfast.distill.pack import Member
+from kdfast.distill.recipe import Settings
 from kdfast.distill.schedules import Run, RunConfig, run_table, settings_of
 from kdfast.errors import ConfigError, Fault, StudyError, suggest
 from kdfast.store.claims import Claims, Holder

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from kdfast.distill.axes import AXES, PRECISIONS, Recipe, Settings, check_device_name, check_precision, model_of
+from kdfast.distill.recipe import AXES, PRECISIONS, Recipe, Settings, check_device_name, check_precision, model_of
 from kdfast.distill.schedules import SHAPES, RunConfig
 from kdfast.errors import ConfigError, suggest
 from kdfast.files import read_toml

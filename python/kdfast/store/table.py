@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdfast.distill.axes import AXES
+from kdfast.distill.recipe import AXES
 from kdfast.distill.schedules import RunConfig
 from kdfast.errors import ConfigError, StudyError, suggest
 from kdfast.metrics import WORKING_POINTS

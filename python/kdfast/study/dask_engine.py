@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdfast._version import __version__
-from kdfast.distill.axes import Settings
 from kdfast.distill.devices import check_threads
+from kdfast.distill.recipe import Settings
 from kdfast.distill.schedules import run_from, run_table
 from kdfast.errors import BackendError, ClusterError, ConfigError, KdfastError, KdfastWarning, StudyError
 from kdfast.interrupt import Stop, SweepInterrupted

@@ -15,8 +15,8 @@ from statistics import median
 
 import torch
 
-from kdfast.distill.axes import Recipe, Settings
 from kdfast.distill.pack import EpochReport, Member, Pack, View
+from kdfast.distill.recipe import Recipe, Settings
 from kdfast.distill.schedules import Run, RunConfig, settings_of
 from kdfast.distill.trainer import train_pack
 from kdfast.models.config import NetworkConfig

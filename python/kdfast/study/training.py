@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdfast.distill import cuda_engine
-from kdfast.distill.axes import Recipe
 from kdfast.distill.devices import training_devices
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets, View
+from kdfast.distill.recipe import Recipe
 from kdfast.distill.schedules import Run, RunConfig
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack
