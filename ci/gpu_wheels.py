@@ -13,8 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_stages import dependencies
-from pip._vendor.packaging.requirements import Requirement
-from pip._vendor.packaging.utils import canonicalize_name
+
+try:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+except ImportError:  # pip has a copy
+    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.utils import canonicalize_name
 
 # pip takes wheels of exactly these tags, not of older systems' as well.
 PLATFORMS = ["manylinux1", "manylinux2014", *(f"manylinux_2_{minor}" for minor in (17, 24, 26, 27, 28, 31, 34, 35))]

@@ -131,7 +131,7 @@ def _stages(study: StudyNetworks) -> tuple[StudyNetworks, StudyNetworks | None]:
 
     def part(is_added: bool) -> StudyNetworks:
         results = (r for r in study.results if r.kind == "teacher" or (r.seed in added) == is_added)
-        return StudyNetworks(study.store, results, stages=2)
+        return study.part(results, stages=2)
 
     return part(False), part(True)
 

@@ -60,6 +60,10 @@ class StudyNetworks:
         columns = {"auc": "auc", "rejection": "bkg_rej_50", "combined": "combined"}
         self.selected_on = {quantity: selected_on(table, column) for quantity, column in columns.items()}
 
+    def part(self, results: Iterable[StoredResult], *, stages: int) -> StudyNetworks:
+        """Some of the results by themselves. (Simulations make networks of their own kind.)"""
+        return StudyNetworks(self.store, results, stages=stages)
+
     def add_missing(self, what: str, reason: str) -> None:
         self.missing.append(Missing(what=what, reason=reason))
 
