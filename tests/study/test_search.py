@@ -140,6 +140,7 @@ def test_a_finished_race_trains_nothing_and_another_is_refused(race):
         small_sweep(out, grid=WIDE, search=RACE | {"tolerance": 0.5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [[42], [1, 2]])
 def test_a_race_that_is_cut_off_decides_the_same(tmp_path, seeds):
     """Also between the seeds of a round."""
