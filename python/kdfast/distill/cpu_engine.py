@@ -56,8 +56,8 @@ class _Learner(Learner):
             yield self.compiled.logits(features, offsets, start, count, num_threads)[0][:, 0]
 
 
+# The engine's entrance; see trainer.train_pack.
 train = partial(train_members, _Learner)
-"""The engine's entrance; see trainer.train_pack."""
 
 
 def step_inputs(pack: Pack, member: Member) -> StepInputs:

@@ -62,7 +62,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 def _flatten(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.empty(0)
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    buffer = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    for tensor, part in zip(tensors, buffer.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.data = part.view(tensor.shape)
-    return flat
+    return buffer
