@@ -236,6 +236,7 @@ inline V load(Shared<T> p, Site site = Site::current()) {
     T* const address = p.at(0, sizeof(V) / sizeof(T), site);
     emulator::check_aligned(address, sizeof(V), site);
     emulator::note_read(address, sizeof(V), site);
+    emulator::count_access(emulator::Access::load, address, sizeof(V), sizeof(V), site);
     V value;
     std::memcpy(&value, address, sizeof(V));
     return value;
@@ -245,6 +246,7 @@ inline void store(Shared<T> p, const V& value, Site site = Site::current()) {
     T* const address = p.at(0, sizeof(V) / sizeof(T), site);
     emulator::check_aligned(address, sizeof(V), site);
     emulator::note_write(address, sizeof(V), site);
+    emulator::count_access(emulator::Access::store, address, sizeof(V), sizeof(V), site);
     std::memcpy(static_cast<void*>(address), &value, sizeof(V));
 }
 
@@ -289,12 +291,20 @@ inline float reciprocal_approx(float x) {
 
 inline int code_capability() { return emulator::settings.compute_capability; }
 
+// A launch's grid, which knows its line.
+struct Grid {
+    dim3 size;
+    Site site;
+    Grid(dim3 d, Site s = Site::current()) : size(d), site(s) {}
+};
+
 template <class... Parameters, class... Arguments>
-inline void launch(dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t, void (*kernel)(Parameters...),
+inline void launch(Grid grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t, void (*kernel)(Parameters...),
                    Arguments&&... arguments) {
     auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
     emulator::run(
-        grid, block, dynamic_shared_bytes, [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
+        grid.size, block, dynamic_shared_bytes, [](void* context) { (*static_cast<decltype(body)*>(context))(); },
+        &body, grid.site);
 }
 
 }  // namespace kdfast::gpu

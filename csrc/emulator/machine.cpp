@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string_view>
 
+#include "emulator/bank_conflicts.h"
 #include "emulator/guarded_memory.h"
 #include "emulator/shared_memory.h"
 
@@ -195,6 +196,10 @@ void set_order(uint64_t seed) {
     }
 }
 
+void close_all_accesses() {
+    for (int warp = 0; warp < block.num_threads / 32; ++warp) close_accesses(warp);
+}
+
 void run_block() {
     block.first_epoch = ++block.epoch;
     block.arrived = 0;
@@ -225,6 +230,7 @@ void run_block() {
     }
     jump(scheduler.pop());
     if (!scheduler.error.empty()) throw Error(scheduler.error);
+    close_all_accesses();
 }
 
 }  // namespace
@@ -274,6 +280,7 @@ void block_barrier(const Site& site) {
     if (++block.arrived == block.num_threads) {
         block.arrived = 0;
         ++block.epoch;
+        close_all_accesses();
         for (int i = 0; i < block.num_threads; ++i) scheduler.push(block.threads[static_cast<size_t>(i)].get());
     }
     suspend();
@@ -314,6 +321,7 @@ void meet(Wait kind, unsigned mask, void* operand, void (*combine)(void**, void*
     for (int i = 0; i < 32; ++i)
         if (mask >> i & 1) operands[i] = lanes[i]->operand;
     combine(operands, context);
+    if (mask == warp.alive) close_accesses(thread->warp);
     for (int i = 0; i < 32; ++i)
         if (mask >> i & 1 && i != thread->lane) scheduler.push(lanes[i].get());
     thread->wait = Wait::none;
@@ -322,7 +330,7 @@ void meet(Wait kind, unsigned mask, void* operand, void (*combine)(void**, void*
     suspend();
 }
 
-void run(dim3 grid, dim3 size, size_t dynamic_shared, void (*body)(void*), void* context) {
+void run(dim3 grid, dim3 size, size_t dynamic_shared, void (*body)(void*), void* context, const Site& site) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
     const uint64_t num_threads = uint64_t{size.x} * size.y * size.z, num_blocks = uint64_t{grid.x} * grid.y * grid.z;
@@ -330,6 +338,7 @@ void run(dim3 grid, dim3 size, size_t dynamic_shared, void (*body)(void*), void*
         throw Error("launch: a block of " + std::to_string(num_threads) + " threads, not 32 to 1024 in whole warps");
     if (num_blocks == 0 || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffff)
         throw Error("launch: a grid that is empty or over 2^31 - 1, 65535, 65535 blocks");
+    check_dynamic_shared(dynamic_shared, site);
     block.grid = grid;
     block.size = size;
     block.num_threads = static_cast<int>(num_threads);

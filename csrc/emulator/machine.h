@@ -117,6 +117,7 @@ void collective(Wait kind, unsigned mask, Operand& operand, Combine combine, con
 }
 
 // Runs body(context) as each thread of each block. Throws Error for the first thing that is wrong.
-void run(dim3 grid, dim3 size, size_t dynamic_shared, void (*body)(void*), void* context);
+// site: of the launch.
+void run(dim3 grid, dim3 size, size_t dynamic_shared, void (*body)(void*), void* context, const Site& site);
 
 }  // namespace kdfast::emulator

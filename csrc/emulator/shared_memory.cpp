@@ -78,10 +78,34 @@ void add_reader(Cell& cell, const Warp& warp, bool plain) {
 
 }  // namespace
 
+size_t shared_limit(int compute_capability) {
+    switch (compute_capability) {
+        case 75:
+            return 64 << 10;
+        case 80:
+            return 163 << 10;
+        case 86:
+        case 89:
+        case 120:
+            return 99 << 10;
+        case 90:
+        case 100:
+            return 227 << 10;
+        default:
+            throw Error("compute capability " + std::to_string(compute_capability) +
+                        ": its limit of shared memory is not known here");
+    }
+}
+
+void check_dynamic_shared(size_t dynamic, const Site& site) {
+    const int capability = settings.compute_capability;
+    if (dynamic > shared_limit(capability))
+        fail("launch: " + std::to_string(dynamic) + " bytes of dynamic shared memory, over the " +
+                 std::to_string(shared_limit(capability)) + " of compute capability " + std::to_string(capability),
+             site);
+}
+
 void start_shared_memory(size_t dynamic) {
-    if (dynamic > kMaxShared)
-        throw Error("launch: " + std::to_string(dynamic) + " bytes of shared memory, over " +
-                    std::to_string(kMaxShared));
     std::memset(memory, 0xff, std::max(used, dynamic));  // NaN
     arrays.clear();
     dynamic_size = dynamic;
@@ -97,13 +121,24 @@ void* dynamic_shared_memory(size_t offset, size_t bytes, const Site& site) {
     return memory + offset;
 }
 
-void* static_shared_memory(const void* key, size_t bytes) {
+void* static_shared_memory(const void* key, size_t bytes, const Site& site) {
     for (const Array& a : arrays)
         if (a.key == key) return memory + a.offset;
     const size_t offset = used;
-    used = (offset + bytes + 15) / 16 * 16;
-    if (used - (dynamic_size + 15) / 16 * 16 > kMaxStaticShared || used > kMaxShared)
-        throw Error("static shared arrays take over " + std::to_string(kMaxStaticShared) + " bytes");
+    const size_t end = (offset + bytes + 15) / 16 * 16, all_static = end - (dynamic_size + 15) / 16 * 16;
+    const bool asked = dynamic_size > kSharedUnasked;
+    const int capability = settings.compute_capability;
+    const std::string in_all = std::to_string(all_static) + " static and " + std::to_string(dynamic_size) +
+                               " dynamic bytes of shared memory, ";
+    if (asked && end > shared_limit(capability))
+        fail(in_all + "over the " + std::to_string(shared_limit(capability)) + " of compute capability " +
+                 std::to_string(capability),
+             site);
+    if (asked ? all_static > kSharedUnasked : end > kSharedUnasked)
+        fail(in_all + "over the " + std::to_string(kSharedUnasked) +
+                 (asked ? " of static arrays" : " that any launch may have unasked"),
+             site);
+    used = end;
     arrays.push_back({key, offset});
     return memory + offset;
 }

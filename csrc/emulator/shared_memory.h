@@ -15,19 +15,25 @@
 #include <string>
 #include <type_traits>
 
+#include "emulator/bank_conflicts.h"
 #include "emulator/machine.h"
 
 namespace kdfast::emulator {
 
-// What a block may have in all: every GPU since compute capability 8.0 has it. (Static arrays: 48 KiB.)
-constexpr size_t kMaxShared = 99 << 10, kMaxStaticShared = 48 << 10;
+// What static arrays and the launch's memory may take together. More is to be asked for, as gpu_cuda.h's launch does
+// where the launch's memory alone is more, and the GPU has a limit then.
+constexpr size_t kSharedUnasked = 48 << 10, kMaxShared = 227 << 10;
+size_t shared_limit(int compute_capability);
 
 enum class Write : uint8_t { plain, atomic, copy };  // copy: a cp.async that has been issued
+
+// Refuses a launch that asks for more than the GPU has.
+void check_dynamic_shared(size_t dynamic, const Site& site);
 
 // The block's memory becomes unknown: `dynamic` bytes, then static arrays as they are met.
 void start_shared_memory(size_t dynamic);
 void* dynamic_shared_memory(size_t offset, size_t bytes, const Site& site);
-void* static_shared_memory(const void* key, size_t bytes);  // the same key gets the same memory
+void* static_shared_memory(const void* key, size_t bytes, const Site& site);  // the same key gets the same memory
 
 void note_read(const void* address, size_t bytes, const Site& site);
 void note_write(const void* address, size_t bytes, const Site& site, Write how = Write::plain);
@@ -50,6 +56,7 @@ class Element {
     operator T() && { return read(); }  // of a temporary only: `auto x = s[i]` would be a reference, not a value
     T operator=(T value) && {
         note_write(address_, sizeof(T), site_);
+        count_access(Access::store, address_, sizeof(T), alignof(T), site_);
         return *address_ = value;
     }
     T operator=(Element&& other) && { return std::move(*this) = other.read(); }
@@ -60,6 +67,7 @@ class Element {
   private:
     T read() const {
         note_read(address_, sizeof(T), site_);
+        count_access(Access::load, address_, sizeof(T), alignof(T), site_);
         return *address_;
     }
     T* address_;
@@ -105,9 +113,9 @@ class SharedPointer {
 
 // Key: a type that is another one for each array.
 template <class T, class Key>
-SharedPointer<T> static_array(Key, size_t count) {
+SharedPointer<T> static_array(Key, size_t count, Site site = Site::current()) {
     static const char key = 0;
-    return {static_cast<T*>(static_shared_memory(&key, count * sizeof(T))), static_cast<int64_t>(count)};
+    return {static_cast<T*>(static_shared_memory(&key, count * sizeof(T), site)), static_cast<int64_t>(count)};
 }
 
 }  // namespace kdfast::emulator

@@ -105,6 +105,7 @@ inline void ldmatrix(uint32_t (&registers)[kMatrices], emulator::SharedPointer<T
         T* const address = row.at(0, 8, site);
         emulator::check_aligned(address, 16, site);
         emulator::note_read(address, 16, site);
+        emulator::count_access(emulator::Access::load, address, 16, 16, site);  // rows of a matrix: a quarter of a warp
         std::memcpy(operand.row, address, 16);
     }
     emulator::collective(

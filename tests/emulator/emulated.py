@@ -1,8 +1,10 @@
 """CPU tensors through the sources of the CUDA kernels: kdfast._emu in the place of kdfast._cuda."""
 
 import importlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,3 +49,26 @@ def emulated(seed: int = 0, compute_capability: int = 90) -> AbstractContextMana
         getattr(_emu, op)(*addresses, *scalars, 0)
 
     return copied(_emu, Guarded, run)
+
+
+class Accesses(NamedTuple):
+    """What kernels did to shared memory at one place of the source (csrc/emulator/bank_conflicts.h)."""
+
+    place: str  # source:line
+    how: str  # "load" or "store"
+    bytes: int  # of a lane
+    warps: int  # accesses of whole warps
+    conflicts: int  # passes of the banks beyond those that these need
+    most: int  # different words that lanes wanted of one bank at a time: 1 without conflicts
+
+
+@contextmanager
+def counted_accesses() -> Iterator[list[Accesses]]:
+    """Counts accesses to shared memory in a `with` block; the list has them behind it."""
+    assert _emu is not None
+    accesses: list[Accesses] = []
+    _emu.start_counting_accesses()
+    try:
+        yield accesses
+    finally:
+        accesses += [Accesses(*counts) for counts in _emu.stop_counting_accesses()]

@@ -172,6 +172,16 @@ __global__ void dynamic_memory_too_small(Probe p) {
 }
 
 template <bool kBug>
+__global__ void too_many_static_arrays(Probe p) {  // 45,056 bytes, with kDynamic just the 48 KiB of any launch
+    KDFAST_SHARED(float, s, 44 * 256 - kThreads);
+    KDFAST_SHARED(float, more, kThreads + kBug);
+    const int t = thread_index();
+    s[t] = p.x[t];
+    more[t] = p.x[t];
+    p.out[t] = s[t] + more[t];
+}
+
+template <bool kBug>
 __global__ void uninitialised(Probe p) {
     KDFAST_SHARED(float, s, kThreads);
     const int t = thread_index();
@@ -357,6 +367,85 @@ __global__ void masked_tail(Probe p) {
     p.out[thread_index()] = warp_sum<16>(sum);
 }
 
+// Bank conflicts: where kBug, as many as the name says, else none.
+
+template <bool kBug>
+__global__ void tile_without_padding(Probe p) {  // a store by rows, a load by columns of 32 × 32
+    constexpr int kPitch = kBug ? kWarp : kWarp + 1;
+    KDFAST_SHARED(float, tile, kWarp* kPitch);
+    if (warp_index() > 0) return;
+    for (int row = 0; row < kWarp; ++row) tile[row * kPitch + lane_index()] = p.x[row * kWarp + lane_index()];
+    __syncwarp();
+    float sum = 0.0f;
+    for (int column = 0; column < kWarp; ++column) sum += tile[lane_index() * kPitch + column];
+    p.out[thread_index()] = sum;
+}
+
+template <bool kBug>
+__global__ void vectors_apart(Probe p) {  // of 16 bytes: a quarter of a warp at a time
+    constexpr int kStride = kBug ? 8 : 4;
+    KDFAST_SHARED(float, s, kThreads* kStride);
+    const int at = thread_index() * kStride;
+    store(s + at, load<float4>(p.x + 4 * thread_index()));
+    p.out[thread_index()] = load<float4>(s + at).w;
+}
+
+template <bool kBug>
+__global__ void doubles_apart(Probe p) {  // of 8 bytes: half a warp at a time
+    constexpr int kStride = kBug ? 4 : 1;
+    KDFAST_SHARED(double, s, kThreads* kStride);
+    s[thread_index() * kStride] = p.x[thread_index()];
+    p.out[thread_index()] = static_cast<float>(s[thread_index() * kStride]);
+}
+
+struct Triple {
+    float a, b, c;
+};
+template <bool kBug>
+__global__ void structs_apart(Probe p) {  // no access of 12 bytes: three of 4
+    constexpr int kStride = kBug ? 8 : 1;
+    KDFAST_SHARED(Triple, s, kThreads * kStride);
+    s[thread_index() * kStride] = Triple{p.x[thread_index()], 1.0f, 2.0f};
+    const Triple triple = s[thread_index() * kStride];
+    p.out[thread_index()] = triple.a + triple.c;
+}
+
+template <bool kBug>
+__global__ void loops_of_unequal_length(Probe p) {  // lane l goes round l + 1 times, each time with those still there
+    constexpr int kPitch = kBug ? kWarp : 1;
+    KDFAST_SHARED(float, s, 2 * kWarp * kPitch);
+    const int lane = lane_index();
+    for (int i = thread_index(); i < 2 * kWarp * kPitch; i += kThreads) s[i] = p.x[i % kThreads];
+    __syncthreads();
+    float sum = 0.0f;
+    if (warp_index() == 0)
+        for (int i = 0; i <= lane; ++i) sum += s[(i + lane) * kPitch];
+    p.out[thread_index()] = sum;
+}
+
+template <bool kBug>
+__global__ void one_word_for_all(Probe p) {  // is no conflict, nor are the halves of a word
+    KDFAST_SHARED(float, s, kWarp + 1);
+    KDFAST_SHARED(uint16_t, halves, kThreads);
+    if (warp_index() > 0) return;
+    s[lane_index()] = p.x[lane_index()];
+    halves[lane_index()] = 1;
+    __syncwarp();
+    p.out[lane_index()] = s[kBug && lane_index() < 16 ? 0 : 1] + static_cast<float>(halves[lane_index() ^ 1]);
+}
+
+template <bool kBug>
+__global__ void rows_of_matrices(Probe p) {  // ldmatrix: 8 rows of 16 bytes at a time
+    constexpr int kPitch = kBug ? 64 : 72;   // 16-bit elements
+    KDFAST_SHARED(uint16_t, s, kWarp* kPitch);
+    if (warp_index() > 0) return;
+    for (int i = lane_index(); i < kWarp * kPitch; i += kWarp) s[i] = static_cast<uint16_t>(i);
+    __syncwarp();
+    uint32_t registers[4];
+    ldmatrix<4>(registers, s + lane_index() * kPitch);
+    p.out[lane_index()] = static_cast<float>(registers[0]);
+}
+
 __global__ void nothing(float*) {}
 
 // One warp: the products and moves of fragments as they are. in: 32 lanes' registers a [4], b [2], c [4]; out [4].
@@ -452,6 +541,7 @@ void bind_probe(pybind11::module_& m) {
         KDFAST_PROBE(out_of_bounds),
         KDFAST_PROBE(below_bounds),
         KDFAST_PROBE(dynamic_memory_too_small),
+        KDFAST_PROBE(too_many_static_arrays),
         KDFAST_PROBE(uninitialised),
         KDFAST_PROBE(misaligned),
         KDFAST_PROBE(copy_not_waited_for),
@@ -472,6 +562,13 @@ void bind_probe(pybind11::module_& m) {
         KDFAST_PROBE(order_by_way_of_a_third),
         KDFAST_PROBE(atomics_within_a_warp),
         KDFAST_PROBE(masked_tail),
+        KDFAST_PROBE(tile_without_padding),
+        KDFAST_PROBE(vectors_apart),
+        KDFAST_PROBE(doubles_apart),
+        KDFAST_PROBE(structs_apart),
+        KDFAST_PROBE(loops_of_unequal_length),
+        KDFAST_PROBE(one_word_for_all),
+        KDFAST_PROBE(rows_of_matrices),
 #undef KDFAST_PROBE
     };
     py::list names;

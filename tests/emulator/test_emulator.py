@@ -31,6 +31,7 @@ BUGS = {
     "out_of_bounds": r"index 128 outside of \[0, 128\)",
     "below_bounds": r"index -1 outside of \[0, 128\)",
     "dynamic_memory_too_small": "ends at byte 4100 of the launch's 4096",
+    "too_many_static_arrays": r"45072 static and 4096 dynamic bytes .*, over the 49152 that .* at probe\.cu:\d+",
     "uninitialised": "reads uninitialised shared memory",
     "misaligned": "misaligned access of 16 bytes",
     "copy_not_waited_for": "before it was waited for",
@@ -142,10 +143,27 @@ def test_launches_that_no_gpu_takes() -> None:
         ((0, 32, 0), "a grid that is empty"),
         ((1, 2048, 0), "a block of 2048 threads"),
         ((1, 33, 0), "a block of 33 threads"),
-        ((1, 32, 200_000), "200000 bytes of shared memory"),
     ]:
         with pytest.raises(_emu.EmulatorError, match=message):
             probe.launch(*shape, x.ctypes.data)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kibibytes"), [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)]
+)
+def test_shared_memory_is_that_of_the_gpu(capability: int, kibibytes: int) -> None:
+    x, limit = np.zeros(4, np.float32), kibibytes << 10
+    _emu.set_compute_capability(capability)
+    probe.launch(1, 32, limit, x.ctypes.data)
+    message = rf"{limit + 1} bytes .* over the {limit} of compute capability {capability} at probe\.cu:\d+"
+    with pytest.raises(_emu.EmulatorError, match=message):
+        probe.launch(1, 32, limit + 1, x.ctypes.data)
+
+
+def test_an_unknown_gpu_has_no_limit_to_hold_a_launch_to() -> None:
+    _emu.set_compute_capability(42)
+    with pytest.raises(_emu.EmulatorError, match="compute capability 42: its limit of shared memory is not known"):
+        probe.launch(1, 32, 0, np.zeros(4, np.float32).ctypes.data)
 
 
 def test_an_error_in_a_helper_names_the_kernel_as_well() -> None:
