@@ -76,6 +76,9 @@ if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 fi
 
+# NumPy's matrix products run on the process's own core: more threads than cores wait for each other.
+export OPENBLAS_NUM_THREADS=1
+
 # Options of pytest: a process per core; the tests of a file share what its fixtures have made.
 parallel=(--numprocesses=logical --maxprocesses=8 --dist=loadfile)
 

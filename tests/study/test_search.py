@@ -3,14 +3,16 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from kdfast.cli import main
+from kdfast.distill.schedules import shown
 from kdfast.errors import ConfigError, StudyError
 from kdfast.report.analysis import analyse
-from kdfast.report.outlook import Candidates, places
+from kdfast.report.outlook import Candidates, Outlook, joins_front, on_front, places
 from kdfast.store.grid import grid
 from kdfast.store.packs import planned
 from kdfast.store.settings import SearchSettings, StudySettings
@@ -46,6 +48,22 @@ def raced(x, truth, noise, tolerance, search, rng):
         scores |= {number: truth[number] + rng.normal(0, noise) for number in chosen}
 
 
+def raced_for_front(x, truth, noise, tolerance, search, rng):
+    """Numbers of the candidates that a race for the front of two metrics trains."""
+    known = [{}, {}]
+    tried = np.zeros(len(x), np.bool_)
+    while True:
+        by = [Candidates(WIDE, x, dict(scores), tried.copy(), tolerance) for scores in known]
+        chosen, _ = next_round(replace(by[0], rejection=by[1]), search)
+        if not chosen:
+            return known[0]
+        assert not tried[chosen].any()
+        assert len(set(chosen)) == len(chosen)
+        tried[chosen] = True
+        for scores, true in zip(known, truth, strict=True):
+            scores |= {number: true[number] + rng.normal(0, noise) for number in chosen}
+
+
 def smooth_truth(x, rng):
     """A smooth function with a spread of 1: one of a Gaussian process with random lengths."""
     lengths = rng.uniform(0.5, 2.0, x.shape[1])
@@ -71,6 +89,40 @@ def test_the_choice_is_within_the_tolerance_of_the_best(noise):
         trained.append(len(scores))
     assert np.mean(np.array(lost) > tolerance + 2 * noise) <= 0.05  # the noise of the scores that are compared at last
     assert np.mean(trained) < 132 / 3.5
+
+
+@pytest.mark.slow
+def test_a_race_for_the_front_finds_it():
+    """In at least 95 % of the races, no configuration would extend the true front of the trained ones by more than the
+    tolerance; a part of the runs is enough."""
+    x = places(WIDE)
+    tolerance = 0.3
+    missed = []
+    trained = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        truth = np.stack([smooth_truth(x, rng), smooth_truth(x, rng)])
+        scores = raced_for_front(x, truth, 0.05, tolerance, SearchSettings(first=8, batch=3, keep="pareto"), rng)
+        best = truth[:, [*scores]]
+        beyond = ((truth[:, :, None] > best[:, None, :] + tolerance + 0.1).any(axis=0)).all(axis=1)
+        missed.append(beyond.any())
+        trained.append(len(scores))
+    assert np.mean(missed) <= 0.05
+    assert np.mean(trained) < 0.9 * len(WIDE)
+
+
+def test_the_front_of_what_is_expected():
+    """Of known means, with errors of nearly nothing and of their own size."""
+    means = np.array([[3.0, 2.0, 1.0, 0.0, 2.5], [0.0, 2.0, 3.0, 1.0, 1.0]])
+
+    def outlooks(error):
+        return [Outlook(mean, np.full(5, error), 0, 0.1, np.zeros(5), None) for mean in means]
+
+    sure, unsure = outlooks(1e-6), outlooks(1.0)
+    assert on_front(sure, [0, 1, 2, 3]) == [0, 1, 2]
+    assert on_front(sure, range(5)) == [0, 4, 1, 2]
+    assert joins_front(sure, [0, 1, 2])[[3, 4]].tolist() == [0.0, 1.0]
+    assert 0.1 < joins_front(unsure, [0, 1, 2])[3] < joins_front(unsure, [0, 1, 2])[4] < 1.0
 
 
 def test_a_race_without_differences_ends_early():
@@ -139,6 +191,16 @@ def test_a_finished_race_trains_nothing_and_another_is_refused(race):
     assert again.results.equals(study.results)
     with pytest.raises(StudyError, match=r"another search: tolerance 1e-09 → 0.5"):
         small_sweep(out, grid=WIDE, search=RACE | {"tolerance": 0.5})
+
+
+def test_a_sweep_races_for_the_front(tmp_path):
+    search = {"first": 6, "batch": 2, "max_runs": 8, "keep": "pareto"}
+    study = small_sweep(tmp_path / "study", grid=WIDE, search=search)
+    assert len(study.results) == 8
+    front = analyse(StudyStore.open(tmp_path / "study")).race.front
+    assert set(front) <= set(study.results["run_name"])
+    text = " ".join((tmp_path / "study/ANALYSIS_SUMMARY.txt").read_text().split())
+    assert f"front, by their expected validation scores: {shown(', '.join(front))}." in text
 
 
 @pytest.mark.slow
@@ -270,6 +332,8 @@ def test_refused_searches(tmp_path, capsys):
         small_sweep(tmp_path / "a", grid=WIDE, search={"max_runs": 5})
     with pytest.raises(ConfigError, match=r"search.max_epochs: is 15, the first round takes 16"):
         small_sweep(tmp_path / "a", grid=WIDE, search={"max_epochs": 15})
+    with pytest.raises(ConfigError, match=r"search.tolerance: has no meaning in a race for the Pareto front"):
+        small_sweep(tmp_path / "a", grid=WIDE, search={"keep": "pareto", "tolerance": 0.1})
     with pytest.raises(ConfigError, match="the grid has 1 configuration"):
         small_sweep(tmp_path / "b", grid=WIDE[:1], search="race")
     assert main(["sweep", "--search", "halving", "--out", str(tmp_path / "c")]) == 2
@@ -280,6 +344,6 @@ def test_refused_searches(tmp_path, capsys):
 def test_settings_are_stored_as_a_table(race):
     out, _ = race
     table = StudyStore.open(out).settings["search"]
-    default = {"method": "race", "metric": "auc", "error": 0.05, "replicates": 0, "survivors": 10}
+    default = {"method": "race", "metric": "auc", "keep": "best", "error": 0.05, "replicates": 0, "survivors": 10}
     assert table == default | RACE
     assert StudySettings.resolve({"search": "grid"}).search is None

@@ -12,12 +12,13 @@ import itertools
 import math
 import warnings
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from kdfast.distill.schedules import RunConfig
 from kdfast.report.networks import StudyNetworks
@@ -26,7 +27,17 @@ from kdfast.report.schema.choices import Expected, Race
 from kdfast.store.result import StoredResult
 from kdfast.store.settings import StudySettings
 
-__all__ = ["Candidates", "Outlook", "fitted", "places", "race", "smooth_part", "validation_scores"]
+__all__ = [
+    "Candidates",
+    "Outlook",
+    "fitted",
+    "joins_front",
+    "on_front",
+    "places",
+    "race",
+    "smooth_part",
+    "validation_scores",
+]
 
 Floats = NDArray[np.float64]
 
@@ -98,15 +109,21 @@ def fitted(x: Floats, scores: Floats, kernel: Any = None) -> Any:
     if kernel is None:
         smooth = ConstantKernel(1.0, (0.05, 20.0)) * Matern(np.ones(x.shape[1]), (0.1, 20.0), nu=2.5)
         kernel = smooth + WhiteKernel(0.05, (1e-4, 1.0))
-    with warnings.catch_warnings():
+    with _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: the setting does not matter
         return GaussianProcessRegressor(kernel, optimizer=optimizer).fit(x, scores)
 
 
 def smooth_part(regressor: Any, x: Floats) -> tuple[Floats, Floats]:
     """Mean and standard error [N] at places, without the noise of a single run."""
-    mean, error = regressor.predict(x, return_std=True)
+    with _one_thread():
+        mean, error = regressor.predict(x, return_std=True)
     return mean, np.sqrt(np.maximum(error**2 - regressor.kernel_.k2.noise_level, 1e-12))
+
+
+def _one_thread() -> threadpool_limits:
+    """For matrices of a few dozen rows. On a busy machine, threads of BLAS wait minutes for each other."""
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,8 @@ class Candidates:
     x: [N, d] their `places`. scores: of those that finished with all seeds, by number: mean over the seeds, of the
     validation jets, on the metric's scale. tried [N]: whether one is planned or trained, whatever became of it.
     tolerance: see `Outlook`; NaN while nothing has finished. affordable: further trainings that the search's budget of
-    epochs and hours has room for. seeds: trainings of a configuration.
+    epochs and hours has room for. seeds: trainings of a configuration. rejection: the same candidates by their
+    rejection, where the race looks for the Pareto front of both.
     """
 
     runs: Sequence[RunConfig]
@@ -126,6 +144,7 @@ class Candidates:
     tolerance: float
     affordable: float = math.inf
     seeds: int = 1
+    rejection: Candidates | None = None
 
     @classmethod
     def of(
@@ -138,16 +157,37 @@ class Candidates:
         """planned: names of runs in packs. test: labels and weights of the test jets."""
         search = settings.search
         assert search is not None
+        found = cls._by(search.metric, settings, results, planned, test)
+        if search.keep == "pareto":
+            found = replace(found, rejection=cls._by("bkg_rej_50", settings, results, planned, test))
+        return found
+
+    @classmethod
+    def _by(
+        cls,
+        metric: str,
+        settings: StudySettings,
+        results: Sequence[StoredResult],
+        planned: Container[str],
+        test: Mapping[str, NDArray[Any]],
+    ) -> Candidates:
+        search = settings.search
+        assert search is not None
         runs = settings.runs()
-        scores = validation_scores(results, runs, settings.seeds, search.metric)
+        scores = validation_scores(results, runs, settings.seeds, metric)
         finished = {number: float(row.mean()) for number, row in enumerate(scores) if not np.isnan(row).any()}
         students = {(result.name, result.seed): result for result in results if result.kind == "student"}
         compared = [students[runs[number].name, settings.seeds[0]] for number in list(finished)[:COMPARED]]
-        tolerance = search.tolerance or _resolution(compared, test, search.metric)
+        tolerance = search.tolerance or _resolution(compared, test, metric)
         names = {name for name, seed in students if seed in settings.seeds}
         tried = np.array([run.name in names or run.name in planned for run in runs])
         affordable = _affordable(settings, list(students.values()))
         return cls(runs, places(runs), finished, tried, tolerance, affordable, len(settings.seeds))
+
+    def outlooks(self) -> list[Outlook]:
+        """By the metric, and by rejection where the race looks for the front of both; none where too few finished."""
+        found = [each.outlook() for each in (self, self.rejection) if each is not None]
+        return [outlook for outlook in found if outlook is not None]
 
     def outlook(self) -> Outlook | None:
         """What the finished ones say of all; None where they are too few."""
@@ -164,6 +204,29 @@ class Candidates:
         chance = stats.norm.sf((mean[leader] + self.tolerance - mean) / apart)
         chance[self.tried] = 0.0
         return Outlook(mean, error, leader, self.tolerance, chance, regressor.kernel_)
+
+
+def on_front(outlooks: Sequence[Outlook], finished: Iterable[int]) -> list[int]:
+    """Those of the finished candidates that are on the Pareto front of what is expected of them by several metrics, the
+    best by the first metric first."""
+    numbers = sorted(finished, key=lambda number: -outlooks[0].mean[number])
+    means = np.array([[outlook.mean[number] for outlook in outlooks] for number in numbers])
+    dominated = [bool(((means >= own).all(axis=1) & (means > own).any(axis=1)).any()) for own in means]
+    return [number for number, below in zip(numbers, dominated, strict=True) if not below]
+
+
+def joins_front(outlooks: Sequence[Outlook], reached: Sequence[int]) -> Floats:
+    """[N]: probability that a candidate is better than each of those reached by more than the tolerance, in one metric
+    or another.
+
+    That of the one that is hardest to beat, with independent errors of the metrics. Both make it too large rather than
+    too small, as the errors of the metrics rise and fall together.
+    """
+    below = np.ones((len(outlooks[0].mean), len(reached)))
+    for outlook in outlooks:
+        apart = np.hypot(outlook.error[:, None], outlook.error[reached])
+        below *= stats.norm.cdf((outlook.mean[reached] + outlook.tolerance - outlook.mean[:, None]) / apart)
+    return 1.0 - below.max(axis=1)
 
 
 def validation_scores(
@@ -214,9 +277,15 @@ def race(study: StudyNetworks) -> Race | None:
     if settings is None or settings.search is None or study.done.empty:
         return None
     found = Candidates.of(settings, study.results, (), study.store.shared("test"))
-    outlook = found.outlook()
-    if outlook is None:
+    outlooks = found.outlooks()
+    if not outlooks:
         return None
+    outlook = outlooks[0]
+    front: list[int] = []
+    better = outlook.chance
+    if found.rejection is not None:
+        front = on_front(outlooks, found.scores)
+        better = np.where(found.tried, 0.0, joins_front(outlooks, front))
     expected = [
         Expected(
             run_name=run.name,
@@ -232,6 +301,7 @@ def race(study: StudyNetworks) -> Race | None:
         candidates=len(found.runs),
         leader=found.runs[outlook.leader].name,
         tolerance=outlook.tolerance,
-        expected_better=float(outlook.chance.sum()),
+        expected_better=float(better.sum()),
+        front=[found.runs[number].name for number in front],
         outlook=sorted(expected, key=lambda each: -each.expected),
     )

@@ -20,6 +20,8 @@ class SearchSettings(SettingsTable):
     """How candidates are chosen: race."""
     metric: Literal["auc", "bkg_rej_50"] = "auc"
     """What they are compared by, on the validation jets: auc, or bkg_rej_50."""
+    keep: Literal["best", "pareto"] = "best"
+    """What the race looks for: the best by the metric, or the Pareto front of AUC and rejection (pareto)."""
     tolerance: float | None = Field(default=None, gt=0)
     """Difference of the metric (of ln bkg_rej_50) that does not matter; the test jets' standard error by default."""
     error: float = Field(default=0.05, gt=0, lt=1)

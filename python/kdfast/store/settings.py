@@ -419,6 +419,7 @@ DEMO: dict[str, Any] = {
         "batch_size": 128,
         "learning_rate": 3e-3,
         "warmup_epochs": 1,
+        "patience": 8,
         "teacher_epochs": 20,
     },
 }

@@ -6,6 +6,9 @@ reached what is expected of them. The race is over when the candidates left are,
 than `error` configurations that are better than the leader by more than the tolerance. It has two rounds at least: what
 a first round alone lets expect is sometimes far too sure.
 
+A race for the Pareto front of AUC and rejection trains those that most probably join it, and is over when fewer than
+`error` of the others are expected to.
+
 Once the race is over, those that may be the best (`survivors` at most) and the baseline are trained with `replicates`
 further seeds, one after the other. The race's own seeds have chosen them and are no evidence for them; which one is the
 best is told by the further seeds alone. [Boesel, Nelson and Kim, Oper. Res. 51 (2003) 814, "clean up" after a search]
@@ -183,16 +186,23 @@ def next_round(found: Candidates, search: SearchSettings) -> tuple[list[int], st
     if not most:
         why = "the budget has no room for more" if room else f"max_runs is {search.max_runs}"
         return [], f"{shown}: {why if len(left) else 'all'}"
-    outlook = found.outlook()
-    if outlook is None:  # too few have finished
+    outlooks = found.outlooks()
+    if not outlooks:  # too few have finished
         return _spread(found.x, min(search.batch, most), found.tried), f"{shown}, too few of them finished"
-    expected = float(outlook.chance.sum())
-    better = f"{outlook.tolerance:.2g} above {found.runs[outlook.leader].name}: {expected:.2g} of the others expected"
+    count = min(search.batch, most)
+    if found.rejection is None:
+        outlook = outlooks[0]
+        expected = float(outlook.chance.sum())
+        what = f"more than {outlook.tolerance:.2g} above {found.runs[outlook.leader].name}"
+        chosen = _most_promising(found, outlook, count)
+    else:
+        chosen, expected = _likely_on_front(found, outlooks, count)
+        what = "on the front of AUC and rejection"
+    shown += f"; {what}: {expected:.2g} of the others expected"
     tested = tried > min(_first(search, found.x.shape[1]), len(found.runs))
     if expected <= search.error and tested:
-        return [], f"{shown}; more than {better}, so the race is over"
-    chosen = _most_promising(found, outlook, min(search.batch, most))
-    return chosen, f"{shown}; more than {better}, {len(chosen)} next"
+        return [], f"{shown}, so the race is over"
+    return chosen, f"{shown}, {len(chosen)} next"
 
 
 def _first(search: SearchSettings, settings_that_differ: int) -> int:
@@ -243,6 +253,22 @@ def _most_promising(found: Candidates, outlook: Outlook, count: int) -> list[int
     return chosen
 
 
+def _likely_on_front(found: Candidates, outlooks: Sequence[Outlook], count: int) -> tuple[list[int], float]:
+    """Candidates that most probably join the Pareto front, each as if those before it had reached what is expected of
+    them; and how many of all those that are left are expected to join it."""
+    from kdfast.report.outlook import joins_front, on_front
+
+    reached = on_front(outlooks, found.scores)
+    left = ~found.tried
+    expected = float(joins_front(outlooks, reached)[left].sum())
+    chosen: list[int] = []
+    while len(chosen) < count:
+        chance = np.where(left, joins_front(outlooks, reached + chosen), -1.0)
+        chance[chosen] = -1.0
+        chosen.append(int(np.argmax(chance)))
+    return chosen, expected
+
+
 def check_search(settings: StudySettings) -> None:
     """Raises ConfigError for a search that has nothing to choose from, or that its budget can't begin."""
     search = settings.search
@@ -250,6 +276,11 @@ def check_search(settings: StudySettings) -> None:
         return
     from kdfast.report.outlook import places
 
+    if search.keep == "pareto":
+        given = {"metric": search.metric != "auc", "tolerance": search.tolerance, "replicates": search.replicates}
+        for name in filter(given.get, given):
+            hint = "leave it out: configurations are compared by AUC and rejection, and their tolerances follow"
+            raise ConfigError("has no meaning in a race for the Pareto front", where=f"search.{name}", hint=hint)
     runs = settings.runs()
     if len(runs) < 2:
         raise ConfigError(f"the grid has {len(runs)} configuration", where="search", hint="give a grid to choose from")

@@ -231,15 +231,23 @@ def _race(race: Race) -> Drawing:
     x = [places[each.run_name] for each in trained]
     scores = [each.score for each in trained]
     axes.plot(x, scores, label="score", linestyle="none", marker="o", markersize=4, color=color)
-    best = next(each.expected for each in race.outlook if each.run_name == race.leader)
-    axes.axhline(best + race.tolerance, color="black", linewidth=0.8, linestyle="--", label="leader + tolerance")
+    if race.front:
+        front = [each for each in trained if each.run_name in race.front]
+        x = [places[each.run_name] for each in front]
+        look = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none", "color": "black"}
+        axes.plot(x, [each.score for each in front], label="Pareto front", **look)
+    else:
+        best = next(each.expected for each in race.outlook if each.run_name == race.leader)
+        axes.axhline(best + race.tolerance, color="black", linewidth=0.8, linestyle="--", label="leader + tolerance")
     axes.margins(0.02, 0.08)
     axes.set_xlabel("Configurations by expected score")
     axes.set_ylabel("Validation AUC" if race.metric == "auc" else "ln(validation rejection)")
     legend_above(figure, axes, columns=4)
-    others_better = f"{race.expected_better:.1g} of the others are expected to be more than {race.tolerance:.1g} better"
-    state = f"{race.trained} of {race.candidates} trained; leader {race.leader}"
-    return drawing("race", figure, f"{state}; {others_better}")
+    leads, better = f"leader {race.leader}", f"be more than {race.tolerance:.1g} better"
+    if race.front:
+        leads, better = f"on the front: {', '.join(race.front)}", "join it"
+    state = f"{race.trained} of {race.candidates} trained; {leads}"
+    return drawing("race", figure, f"{state}; {race.expected_better:.1g} of the others are expected to {better}")
 
 
 def _latency(analysis: Analysis) -> Drawing:

@@ -117,7 +117,9 @@ class Race(Record):
     tolerance: float
     expected_better: float
     """How many of the candidates that were not trained are expected to be better than the leader by more than the
-    tolerance."""
+    tolerance; of a race for the Pareto front, to join it."""
+    front: list[str] = []
+    """Of a race for the Pareto front: the configurations on it, by their expected AUC and rejection."""
     outlook: list[Expected]
     """The highest expected score first."""
 
