@@ -1,7 +1,7 @@
 """Runs the benchmarks in bench/ and shows how many times faster kdfast is than each plain baseline.
 
-The benchmarks live in the source tree, with their baselines and committed results, and measure whichever kdfast is
-imported, installed or from the tree.
+The benchmarks live in the source tree, with their baselines and committed results, and measure whichever
+kdfast is imported, installed or from the tree.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ class Stop:
         return SweepInterrupted(text, self.signum)
 
 
-# In the main thread: the Stop of the outermost block that is open, and who shows a line, the innermost block's last.
+# In the main thread: the Stop of the outermost block that is open, and who shows a line, the innermost
+# block's last.
 _open: tuple[Stop, list[Callable[[str], None]]] | None = None
 
 

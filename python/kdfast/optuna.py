@@ -1,7 +1,7 @@
 """A bridge to Optuna: the runs of a study as trials, and configurations that Optuna's samplers propose.
 
-`ask` gives a batch of configurations for `kdfast.sweep`, `tell` returns what they reached. Samplers, storages and the
-dashboard are Optuna's. It needs the extra [optuna].
+`ask` gives a batch of configurations for `kdfast.sweep`, `tell` returns what they reached. Samplers, storages
+and the dashboard are Optuna's. It needs the extra [optuna].
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ def train_members(
             for _ in workers:
                 set_up.acquire()
         finally:
-            # A thread's setting holds for itself, and for threads that begin later: those are none of the pack's.
+            # A thread's setting holds for itself, and for threads that begin later: those are none of the
+            # pack's.
             torch.set_num_threads(num_threads)
 
     number = max(1, min(at_once or threads, len(pack.members)))

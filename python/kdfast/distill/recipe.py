@@ -1,7 +1,8 @@
 """How a member is trained, as plain values: the recipe, precision and device, and the further axes of a grid.
 
-Axes are settings of the recipe, and the student's model, that a run can have of its own. Its name holds them after T
-and α, each by a short code: `baseline_T3.0_A0.5_lr0.001_m-small`. Imports no torch, so that `--help` is quick.
+Axes are settings of the recipe, and the student's model, that a run can have of its own. Its name holds them
+after T and α, each by a short code: `baseline_T3.0_A0.5_lr0.001_m-small`. Imports no torch, so that `--help`
+is quick.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The reference engine: the training step in PyTorch, which specifies what the compiled engines compute.
 
 A member computes on one thread alone, so its bits depend neither on the number of threads nor on its
-neighbours. Networks of the user's own are trained here too, one member after the other with all threads, or on a GPU.
+neighbours. Networks of the user's own are trained here too, one member after the other with all threads, or
+on a GPU.
 """
 
 from __future__ import annotations

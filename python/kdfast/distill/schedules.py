@@ -27,7 +27,8 @@ _NAME = re.compile(
     r"(?:_(?P<shape>(?!swall)[a-z]+)(?![^_]))?"  # swall: a further setting
     r"(?P<settings>(?:_.+)?)"
 )
-# A constant configuration is "constant_…" where it is shown, and "baseline_…", as the study calls it, in files.
+# A constant configuration is "constant_…" where it is shown, and "baseline_…", as the study calls it, in
+# files.
 _STORED = "baseline"
 _SHOWN = "constant"
 _LONGEST = 180  # of a name with further settings: it names a folder

@@ -1,7 +1,8 @@
 """The column map: which columns of a file hold the jets, in which form and unit, and which classes they are of.
 
-A column is named by its path: `fjet_pt` (a dataset, an array), `jets/pt` (a field of a structured dataset, a dataset of
-a group, a branch of a tree), `X/0` (the first entry on the last axis of an array), `table/E_*` (one column a slot).
+A column is named by its path: `fjet_pt` (a dataset, an array), `jets/pt` (a field of a structured dataset, a
+dataset of a group, a branch of a tree), `X/0` (the first entry on the last axis of an array), `table/E_*`
+(one column a slot).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from kdfast.validation import SettingsTable, in_words
 
 __all__ = ["COLUMN_PRESETS", "JET", "ColumnMap", "LabelRule", "column_map", "has_default_names", "is_default"]
 
-# The forms in which constituents can be stored; energies that are missing are computed, for massless constituents
-# where there is no mass either. Only for massless ones is the rapidity the same as η.
+# The forms in which constituents can be stored; energies that are missing are computed, for massless
+# constituents where there is no mass either. Only for massless ones is the rapidity the same as η.
 FORMS = (
     ("pt", "eta", "phi", "energy"),
     ("pt", "eta", "phi", "mass"),
@@ -195,7 +196,8 @@ _SALT = ColumnMap(
     order="sort",
 )
 
-# The top tagging reference set of Kasieczka, Plehn, Thompson and Russell: a DataFrame with four columns a slot.
+# The top tagging reference set of Kasieczka, Plehn, Thompson and Russell: a DataFrame with four columns a
+# slot.
 _TOP_REFERENCE = ColumnMap(
     constituents=ConstituentColumns(px="table/PX_*", py="table/PY_*", pz="table/PZ_*", energy="table/E_*"),
     label=LabelRule(column="table/is_signal_new", signal=(1,), background=(0,)),

@@ -1,7 +1,7 @@
 """Generates top and QCD jets with Pythia 8 into a file of the ATLAS layout: `kdfast generate`.
 
-Worker processes (kdfast.jets.pythia) make chunks of jets of one class. The chunks are kept in a folder next to the
-output until all are there; then the file is put together.
+Worker processes (kdfast.jets.pythia) make chunks of jets of one class. The chunks are kept in a folder next
+to the output until all are there; then the file is put together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HDF5 files: datasets [jets] and [jets, slots], fields of structured ones, entries on an array's last axis.
 
-Only hard links to datasets whose bytes lie in the file itself are followed, so that a file from elsewhere can't make
-the reader open another one.
+Only hard links to datasets whose bytes lie in the file itself are followed, so that a file from elsewhere
+can't make the reader open another one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from kdfast.jets.table import COPY_AGAIN, Column, Table
 
 __all__ = ["Hdf5Table"]
 
-# Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets need a cache.
+# Of each dataset. Constituents are read in whole rows of chunks, each chunk once; only the small datasets
+# need a cache.
 CHUNK_CACHE_BYTES = 1 << 20
 AHEAD = 1 << 14  # rows of a column with one value a jet that are read at once: a call costs as much as 10,000 values
 LARGEST_CHUNK = 1 << 30  # bytes: more is a mistake, or a small file that would fill the memory

@@ -1,9 +1,9 @@
 """Reading files in a child process, so that a crash or a hang inside a format's library is an error with the file's
 name. It protects from damaged files. It is no sandbox: the child has the rights of its parent.
 
-The parent is here, the child in reading_process.py. Requests go to the child's stdin, each as a line. Its stdout has a
-line for each file and block that it begins, and at last the answer. The arrays of jets that are loaded are in memory
-that both share.
+The parent is here, the child in reading_process.py. Requests go to the child's stdin, each as a line. Its
+stdout has a line for each file and block that it begins, and at last the answer. The arrays of jets that are
+loaded are in memory that both share.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from kdfast.errors import DataError, KdfastError, KdfastWarning, ResourceError
 
 __all__ = ["ALIGNMENT", "Child", "read_in_child"]
 
-# Seconds for a block of rows, which takes milliseconds: more of computing is a hang; more of waiting is a storage that
-# does not answer, which may come back. Where the system does not tell the two apart, the longer one holds.
+# Seconds for a block of rows, which takes milliseconds: more of computing is a hang; more of waiting is a
+# storage that does not answer, which may come back. Where the system does not tell the two apart, the longer
+# one holds.
 BLOCK_SECONDS = 60.0
 WAITING_SECONDS = 1800.0
 ALIGNMENT = 64  # bytes, of arrays in the shared memory

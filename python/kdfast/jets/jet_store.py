@@ -1,7 +1,8 @@
 """A packed store: the jets of many files in one folder, as they are computed on, mapped into memory.
 
-JETS.store/ holds one .npy file for each array of PackedJets, and store.json, which describes them: numbers of jets and
-constituents, where they come from, and the SHA-256 of each part of each array. `kdfast prepare` writes it (prepare.py).
+JETS.store/ holds one .npy file for each array of PackedJets, and store.json, which describes them: numbers of
+jets and constituents, where they come from, and the SHA-256 of each part of each array. `kdfast prepare`
+writes it (prepare.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tables in memory: a pandas DataFrame, an awkward array of records, a structured array, or a mapping of arrays.
 
-A column is an array [jets], [jets, slots] or [jets, slots, entries], or lists of numbers (of an awkward array, or as
-objects). `part/px` is the field px of the entry `part`. A first part that the table does not have, such as the tree's
-name of `tree/part_px`, is left out, so that a preset for files reads the same table in memory.
+A column is an array [jets], [jets, slots] or [jets, slots, entries], or lists of numbers (of an awkward
+array, or as objects). `part/px` is the field px of the entry `part`. A first part that the table does not
+have, such as the tree's name of `tree/part_px`, is left out, so that a preset for files reads the same table
+in memory.
 """
 
 from __future__ import annotations

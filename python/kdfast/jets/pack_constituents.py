@@ -1,8 +1,8 @@
 """The compiled kernel for a block of padded constituents: it checks and packs them in one pass.
 
-It is the quick way for jets without faults. Its result has the same bits as that of the numpy code in packing.py, which
-is its specification, and which finds and names the fault where the kernel says that there may be one. It is no op of
-torch, so that a process that only reads files need not load torch.
+It is the quick way for jets without faults. Its result has the same bits as that of the numpy code in
+packing.py, which is its specification, and which finds and names the fault where the kernel says that there
+may be one. It is no op of torch, so that a process that only reads files need not load torch.
 """
 
 from __future__ import annotations

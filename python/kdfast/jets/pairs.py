@@ -1,8 +1,8 @@
 """Whether two views are of the same jets, row by row.
 
-A trigger's view differs from the offline one: constituents are missing, merged and smeared. For emulated views of jets
-of 20 to 1200 GeV, and with as little as one constituent kept, ΔR between the axes exceeds 0.8 for at most 1.6 % of the
-jets; for jets paired at random it does for 92 %.
+A trigger's view differs from the offline one: constituents are missing, merged and smeared. For emulated
+views of jets of 20 to 1200 GeV, and with as little as one constituent kept, ΔR between the axes exceeds 0.8
+for at most 1.6 % of the jets; for jets paired at random it does for 92 %.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """DataFrames that pandas has written to HDF5, `frame.to_hdf(file, key=…, format="table")`, without PyTables.
 
-PyTables unpickles attributes, so that a file from elsewhere could run code. The names of columns are all that is needed
-of them: a pickled list of texts, whose opcodes are read here, and anything else refused.
+PyTables unpickles attributes, so that a file from elsewhere could run code. The names of columns are all that
+is needed of them: a pickled list of texts, whose opcodes are read here, and anything else refused.
 """
 
 from __future__ import annotations

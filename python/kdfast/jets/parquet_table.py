@@ -1,7 +1,7 @@
 """Parquet files, by pyarrow: columns with one number a jet, or with a list of numbers.
 
-`part/px` is the field px of a column `part` that holds records, or lists of records. Columns are unpacked in batches of
-rows, from a row group on, and never whole.
+`part/px` is the field px of a column `part` that holds records, or lists of records. Columns are unpacked in
+batches of rows, from a row group on, and never whole.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["ParquetTable"]
 
 ROWS = 4_000  # of a block and of a batch
 BUFFER_BYTES = 1 << 20
-# Bytes a row on average: more is a mistake, or a small file that would fill the memory. That a page announces more than
-# the file's footer (at most 2 GiB) is not known before pyarrow unpacks it.
+# Bytes a row on average: more is a mistake, or a small file that would fill the memory. That a page announces
+# more than the file's footer (at most 2 GiB) is not known before pyarrow unpacks it.
 LARGEST_ROWS = 1 << 22
 
 

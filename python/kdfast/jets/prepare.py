@@ -1,7 +1,7 @@
 """`kdfast prepare`: files of jets become a packed store, in parallel, and resumed where it was interrupted.
 
-Child processes (isolated.py) read parts of the files. This process tells each where its jets go, which is known once
-the parts before it have been read, and notes finished parts in a journal.
+Child processes (isolated.py) read parts of the files. This process tells each where its jets go, which is
+known once the parts before it have been read, and notes finished parts in a journal.
 """
 
 from __future__ import annotations

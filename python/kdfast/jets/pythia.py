@@ -27,10 +27,11 @@ RADIUS = 1.0
 MAX_CONSTITUENTS = 200
 MANTISSA_BITS = 13  # relative error ≤ 2^−14: far below any detector's resolution, and compresses to half the size
 
-# Physical spectra fall like pT^−6. Pythia throws events with their cross section times pT̂^BIAS_POWER. A jet is then
-# kept with probability min(1, (pT / pT̂)^BIAS_POWER / WEIGHT_CAP): this undoes the bias *at a given jet pT*, where it
-# would favour jets that lost much of their parton's pT, and leaves a spectrum harder by pT^BIAS_POWER. One jet in eight
-# exceeds the cap; what that does to the quantiles of the jet mass is below 1 % (without the step: 3 %).
+# Physical spectra fall like pT^−6. Pythia throws events with their cross section times pT̂^BIAS_POWER. A jet
+# is then kept with probability min(1, (pT / pT̂)^BIAS_POWER / WEIGHT_CAP): this undoes the bias *at a given
+# jet pT*, where it would favour jets that lost much of their parton's pT, and leaves a spectrum harder by
+# pT^BIAS_POWER. One jet in eight exceeds the cap; that moves the quantiles of the jet mass by less than 1 %
+# (without the step: 3 %).
 BIAS_POWER = 2.0
 WEIGHT_CAP = 1.4
 

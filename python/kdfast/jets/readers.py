@@ -1,9 +1,9 @@
 """Reading jets from experiments' files into packed jets.
 
-A column map (columns.py) says what the files' columns are. Each format's table (table.py) parses; everything is checked
-and packed in blocks of rows (packing.py). Constituents that are stored as they are packed (pt, eta, phi, energy by
-falling pT, padded with zeros), as in the ATLAS Top Tagging Open Data, are copied; those in another form are brought to
-it first.
+A column map (columns.py) says what the files' columns are. Each format's table (table.py) parses; everything
+is checked and packed in blocks of rows (packing.py). Constituents that are stored as they are packed (pt,
+eta, phi, energy by falling pT, padded with zeros), as in the ATLAS Top Tagging Open Data, are copied; those
+in another form are brought to it first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Units of momenta: a file's are MeV or GeV, everything else is GeV. A wrong unit shows in the jets' pT.
 
-The median pT of jets must lie in PLAUSIBLE_PT: reconstructed jets begin at some 20 GeV, and those of the LHC end at
-7 TeV. So a file in GeV that is read as MeV is found if its median is below 5 TeV, and one in MeV that is read as GeV if
-its median is above 20 GeV.
+The median pT of jets must lie in PLAUSIBLE_PT: reconstructed jets begin at some 20 GeV, and those of the LHC
+end at 7 TeV. So a file in GeV that is read as MeV is found if its median is below 5 TeV, and one in MeV that
+is read as GeV if its median is above 20 GeV.
 """
 
 from __future__ import annotations

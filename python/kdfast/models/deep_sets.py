@@ -60,7 +60,8 @@ class DeepSets(Network):
         self.jet = nn.ModuleList(map(Linear, widths, widths[1:]))
         self.classify = Linear(config.head_width, config.num_classes)
         self.float()
-        # He-uniform matrices (arXiv:1502.01852), from Philox of (seed, "init", the parameter's number); zero biases.
+        # He-uniform matrices (arXiv:1502.01852), from Philox of (seed, "init", the parameter's number); zero
+        # biases.
         for number, parameter in enumerate(self.parameters()):
             if parameter.ndim == 2:
                 bound = (6.0 / parameter.shape[1]) ** 0.5

@@ -1,6 +1,7 @@
 """A model's parameters and running statistics as flat buffers.
 
-`flatten_…` makes the model's own tensors views of a new buffer. `flat` reads them and leaves them as they are.
+`flatten_…` makes the model's own tensors views of a new buffer. `flat` reads them and leaves them as they
+are.
 """
 
 from __future__ import annotations

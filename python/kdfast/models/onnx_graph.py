@@ -1,9 +1,10 @@
 """Plain modules (models/plain.py) as ONNX graphs.
 
-The graph is built here, node by node, from a symbolic trace of the module. torch's own exporters were tried (2.13): the
-older one is deprecated, the newer one writes opset 18 and above only, and what they accept and write changes with the
-version of torch. This way a file depends on the module and the opset alone, the IR version is one that old runtimes
-read, and every matrix product is a MatMul by a constant, as quantization wants it.
+The graph is built here, node by node, from a symbolic trace of the module. torch's own exporters were tried
+(2.13): the older one is deprecated, the newer one writes opset 18 and above only, and what they accept and
+write changes with the version of torch. This way a file depends on the module and the opset alone, the IR
+version is one that old runtimes read, and every matrix product is a MatMul by a constant, as quantization
+wants it.
 """
 
 from __future__ import annotations

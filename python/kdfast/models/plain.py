@@ -1,9 +1,9 @@
 """A trained tagger as a plain torch module: padded jets in, logits out, no custom ops.
 
-The network families have a class each, which is built from the trained model and computes the same function in
-evaluation mode from x [B, N, F] and there [B, N] (true: a constituent). Batch norms are folded into the linear layers
-before them. `models/onnx_graph.py` translates these modules, so they are written in the few functions that it knows,
-and without control flow.
+The network families have a class each, which is built from the trained model and computes the same function
+in evaluation mode from x [B, N, F] and there [B, N] (true: a constituent). Batch norms are folded into the
+linear layers before them. `models/onnx_graph.py` translates these modules, so they are written in the few
+functions that it knows, and without control flow.
 """
 
 from __future__ import annotations

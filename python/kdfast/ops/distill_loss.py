@@ -8,8 +8,8 @@ One logit (C = 1) means two classes with logits (0, s): KL is between Bern(σ(t 
 CE is the binary cross-entropy, and y may be anything in [0, 1]. A member's loss is the weighted mean Σ w·l /
 Σ w over the jets.
 
-Label smoothing ε replaces y by (1 − ε) y + ε / C (ε / 2 for one logit). For C ≥ 2 this adds ε (s_y − Σ_c s_c / C) to
-CE: kernels take the label, and the rest is linear in s.
+Label smoothing ε replaces y by (1 − ε) y + ε / C (ε / 2 for one logit). For C ≥ 2 this adds ε (s_y − Σ_c s_c
+/ C) to CE: kernels take the label, and the rest is linear in s.
 
 Its gradient by s is w / Σ w · [α · T · (q − p) + (1 − α) · (softmax(s) − y)].
 

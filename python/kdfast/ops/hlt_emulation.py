@@ -12,10 +12,10 @@ Per jet, with constituents (pT, η, φ, E) in falling pT and positions in float6
     output      rounded to the constituents' dtype, φ in [−π, π], pT and E at most the largest finite number, in falling
                 pT (equal ones in their old order), so that a later cut at N constituents keeps the hardest.
 
-Random numbers: Philox with the counter (index low, index high, constituent, effect); effect 0 gives z₀, z₁ (words 0, 1)
-and z₂ (words 2, 3), effect 1 gives u (word 0). "Constituent" is the place in the falling order of the jet as given.
-Threshold and merging take constituents away but renumber none: another threshold or radius leaves the random numbers
-of all others as they are.
+Random numbers: Philox with the counter (index low, index high, constituent, effect); effect 0 gives z₀, z₁
+(words 0, 1) and z₂ (words 2, 3), effect 1 gives u (word 0). "Constituent" is the place in the falling order
+of the jet as given. Threshold and merging take constituents away but renumber none: another threshold or
+radius leaves the random numbers of all others as they are.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11) in PyTorch, and the keys it is used with.
 
-The twin of csrc/core/philox.h, which gives the same bits. A random number depends on its key (a `seed`, derived from
-the study's seed, a purpose, step and layer) and its counter (jet, head, query, key or feature), never on the order
-of computation, the number of threads or the device.
+The twin of csrc/core/philox.h, which gives the same bits. A random number depends on its key (a `seed`,
+derived from the study's seed, a purpose, step and layer) and its counter (jet, head, query, key or feature),
+never on the order of computation, the number of threads or the device.
 """
 
 from typing import Any, overload
@@ -71,7 +71,8 @@ def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tup
     c0, c1, c2, c3 = torch.broadcast_tensors(*(c & _MASK32 for c in (c0, c1, c2, c3)))
     k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
     for _ in range(10):
-        # int64 products keep the low 64 bits, all that 32 × 32 bits have; c1 and c3 hold garbage above their 32.
+        # int64 products keep the low 64 bits, all that 32 × 32 bits have; c1 and c3 hold garbage above their
+        # 32.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _MASK32, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK32, p0
         k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32

@@ -1,7 +1,8 @@
 """What temperature, mixing weight and their schedules do: effects at equal other settings, all of one family of tests.
 
-Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two parts, as
-everywhere: the test jets that all share, and the scatter of configurations about the model, which seeds are part of.
+Everything works on one number per configuration, its mean over seeds (comparisons.py). Errors have two parts,
+as everywhere: the test jets that all share, and the scatter of configurations about the model, which seeds
+are part of.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ PLANNED: dict[str, tuple[str, str, str]] = {
     "scheduling": ("alpha_range", "α scheduled", "α constant"),
 }
 
-# Tables of groups, and the settings that their comparisons hold equal (columns of settings_frame): these, and all
-# further axes. Each of those has a table, too, in which T and α are held equal.
+# Tables of groups, and the settings that their comparisons hold equal (columns of settings_frame): these, and
+# all further axes. Each of those has a table, too, in which T and α are held equal.
 TABLES: dict[str, list[str]] = {
     "temp_init": ["alpha_init", "temp_level", "alpha_level"],
     "alpha_init": ["temp_init", "temp_level", "alpha_level"],

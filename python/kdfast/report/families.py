@@ -1,7 +1,7 @@
 """One error budget for all directional statements of a report.
 
-A report without any true effect makes a false directional statement in at most 5 % of studies. The budget is split
-among families that are declared here, before any data are seen:
+A report without any true effect makes a false directional statement in at most 5 % of studies. The budget is
+split among families that are declared here, before any data are seen:
 
 - main: the configurations, and their mean, against the baseline;
 - effects: temperature, mixing weight and schedules, at equal other settings;
@@ -10,10 +10,11 @@ among families that are declared here, before any data are seen:
 
 Inside a family tests are adjusted by the distribution of the largest |t|, step-down (Westfall and Young,
 Resampling-Based Multiple Testing, 1993). That distribution is simulated with the estimated correlation of the
-contrasts: they share test jets, seeds and configurations, so that far fewer than their number are independent, and
-Bonferroni's or Holm's correction would give away power. The interval of a contrast uses the quantile of the step at
-which the contrast was judged, so that an interval never contradicts a verdict. A variance with few degrees of freedom
-enters through the contrast's own p-value: the simulation is one of normal quantiles of equal p.
+contrasts: they share test jets, seeds and configurations, so that far fewer than their number are
+independent, and Bonferroni's or Holm's correction would give away power. The interval of a contrast uses the
+quantile of the step at which the contrast was judged, so that an interval never contradicts a verdict. A
+variance with few degrees of freedom enters through the contrast's own p-value: the simulation is one of
+normal quantiles of equal p.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ BUDGET = {"main": 0.025, "effects": 0.0125, "choices": 0.005, "physics": 0.0075}
 # Parts of a family's level by metric: AUC is the primary one.
 _PARTS = {"auc": 0.7, "rejection": 0.3}
 
-# Level of a test of the family physics, of which there are twelve: of each of three networks the dependence on pT, the
-# mass, slope and intercept of the calibration.
+# Level of a test of the family physics, of which there are twelve: of each of three networks the dependence
+# on pT, the mass, slope and intercept of the calibration.
 PHYSICS_LEVEL = BUDGET["physics"] / 12
 
-# Simulated studies: as many as make a level of 0.5 % known to 7 % of itself, fewer where there are thousands of tests.
+# Simulated studies: as many as make a level of 0.5 % known to 7 % of itself, fewer where there are thousands
+# of tests.
 _MOST_DRAWS, _FEWEST_DRAWS = 40_000, 4_000
 _DRAWN_NUMBERS = 20_000_000
 

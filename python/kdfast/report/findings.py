@@ -1,9 +1,9 @@
 """The report's statements. Each has a code, the numbers that it states, and a sentence of them
 (templates/findings.j2).
 
-A direction (higher, lower, rises, falls) is stated only where its family of tests supports it (families.py); else the
-statement says "not significantly different", with the interval. Without scores per jet nothing is tested, and nothing
-is stated but that.
+A direction (higher, lower, rises, falls) is stated only where its family of tests supports it (families.py);
+else the statement says "not significantly different", with the interval. Without scores per jet nothing is
+tested, and nothing is stated but that.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the configurations of a search are expected to reach: those that are trained, and those that are not.
 
-All members of a seed share initial weights, batches and dropout. So the validation score is a smooth function of T, α
-and the further settings, and the configurations that are trained tell of the others: by a Gaussian process with a
-Matérn kernel (ν = 5/2), one length for each setting, and noise. [Rasmussen and Williams, Gaussian Processes for Machine
-Learning, MIT Press 2006; scikit-learn computes it.]
+All members of a seed share initial weights, batches and dropout. So the validation score is a smooth function
+of T, α and the further settings, and the configurations that are trained tell of the others: by a Gaussian
+process with a Matérn kernel (ν = 5/2), one length for each setting, and noise. [Rasmussen and Williams,
+Gaussian Processes for Machine Learning, MIT Press 2006; scikit-learn computes it.]
 """
 
 from __future__ import annotations

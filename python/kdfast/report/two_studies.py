@@ -1,8 +1,8 @@
 """Two studies: what they share, and a table of differences of the runs that both have, with intervals.
 
-Runs are shared that have the same kind, name and seed, and test jets of the same index and data. On these both scores
-of a jet enter one difference, so that most of the jets' fluctuation cancels. Where no jets are shared, or scores per
-jet are missing, there are differences and no intervals.
+Runs are shared that have the same kind, name and seed, and test jets of the same index and data. On these
+both scores of a jet enter one difference, so that most of the jets' fluctuation cancels. Where no jets are
+shared, or scores per jet are missing, there are differences and no intervals.
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ from kdfast.validation import SettingsTable
 
 __all__ = ["DATA_SOURCE", "GIVEN", "DataSettings", "HLTFiles", "NumberOrAll", "Shown"]
 
-# In [data]: where the jets are, how they are stored, and which of them are read. The fingerprints of the jets and of
-# their split decide, not these.
+# In [data]: where the jets are, how they are stored, and which of them are read. The fingerprints of the jets
+# and of their split decide, not these.
 DATA_SOURCE = ("paths", "validation_paths", "test_paths", "split", "max_jets", "on_bad", "columns", "unit", "sort")
 
-# `hlt`, `validation_paths` or `test_paths` of a study whose HLT, validation or test jets were given in Python.
+# `hlt`, `validation_paths` or `test_paths` of a study whose HLT, validation or test jets were given in
+# Python.
 GIVEN = "given"
 
 

@@ -1,7 +1,7 @@
 """Settings of a study: one checked model, read from and written as TOML.
 
-Each setting is declared once, here, in data_settings.py or in Recipe: its default, bounds and description are its
-field's, and `Shown` holds what the keyword of `sweep` and the option of `kdfast sweep` need beyond that.
+Each setting is declared once, here, in data_settings.py or in Recipe: its default, bounds and description are
+its field's, and `Shown` holds what the keyword of `sweep` and the option of `kdfast sweep` need beyond that.
 store/keywords.py reads them. Imports no torch, so that `--help` is quick.
 """
 
@@ -392,7 +392,8 @@ class StudySettings(SettingsTable):
                 raise ConfigError(f"must be a table, is {table!r}", where=where(key), hint=hint)
         asked = _merge(given, overrides)
         if not _is_given(overrides, ("data", "max_constituents")) and isinstance(asked.get("data"), Mapping):
-            # The default's number asks for nothing: every study.toml holds it (see DataSettings.asks_for_constituents).
+            # The default's number asks for nothing: every study.toml holds it (see
+            # DataSettings.asks_for_constituents).
             same = asked["data"].get("max_constituents") == DataSettings.model_fields["max_constituents"].default
             asked["data"] = {k: v for k, v in asked["data"].items() if not (same and k == "max_constituents")}
         paths = asked.get("data", {}).get("paths")
@@ -408,7 +409,8 @@ class StudySettings(SettingsTable):
             raise ConfigError(fault.what, where=where(*path), hint=fault.hint) from None
 
 
-# The demo: the bundled sample on two cores in minutes. docs/explanation/sample.md says how its settings were chosen.
+# The demo: the bundled sample on two cores in minutes. docs/explanation/sample.md says how its settings were
+# chosen.
 DEMO: dict[str, Any] = {
     "hlt": "mild",
     "model": "demo",

@@ -44,8 +44,8 @@ STRATEGIES = ("baseline", "tempanneal", "alphasched", "combined")
 # A schedule's values at both ends.
 SCHEDULES = ("temp_init", "temp_final", "alpha_init", "alpha_final")
 
-# Columns of results_summary.csv: new ones come last. Test jets, unless the name ends in _val. An empty *_final: the
-# value is constant. flag_*: of the rejection at this working point, see `_flag`.
+# Columns of results_summary.csv: new ones come last. Test jets, unless the name ends in _val. An empty
+# *_final: the value is constant. flag_*: of the rejection at this working point, see `_flag`.
 COLUMNS = (
     "run_name",
     "strategy",

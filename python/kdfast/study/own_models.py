@@ -1,7 +1,7 @@
 """Networks of the user's own, and a trained teacher.
 
-A study's folder holds no code: its own networks are named again. A teacher that it is given is a trained model, or a
-value for each jet."""
+A study's folder holds no code: its own networks are named again. A teacher that it is given is a trained
+model, or a value for each jet."""
 
 from __future__ import annotations
 

@@ -1,20 +1,21 @@
 """The race of a grid's configurations: which ones each round trains, and when the rest need not be trained.
 
-The first round is spread over the grid. Each further round takes those with the largest expected improvement over the
-leader [Jones, Schonlau and Welch, J. Global Optim. 13 (1998) 455], one after the other, as if those before it had
-reached what is expected of them. The race is over when the candidates left are, taken together, expected to hold fewer
-than `error` configurations that are better than the leader by more than the tolerance. It has two rounds at least: what
-a first round alone lets expect is sometimes far too sure.
+The first round is spread over the grid. Each further round takes those with the largest expected improvement
+over the leader [Jones, Schonlau and Welch, J. Global Optim. 13 (1998) 455], one after the other, as if those
+before it had reached what is expected of them. The race is over when the candidates left are, taken together,
+expected to hold fewer than `error` configurations that are better than the leader by more than the tolerance.
+It has two rounds at least: what a first round alone lets expect is sometimes far too sure.
 
-A race for the Pareto front of AUC and rejection trains those that most probably join it, and is over when fewer than
-`error` of the others are expected to.
+A race for the Pareto front of AUC and rejection trains those that most probably join it, and is over when
+fewer than `error` of the others are expected to.
 
-Once the race is over, those that may be the best (`survivors` at most) and the baseline are trained with `replicates`
-further seeds, one after the other. The race's own seeds have chosen them and are no evidence for them; which one is the
-best is told by the further seeds alone. [Boesel, Nelson and Kim, Oper. Res. 51 (2003) 814, "clean up" after a search]
+Once the race is over, those that may be the best (`survivors` at most) and the baseline are trained with
+`replicates` further seeds, one after the other. The race's own seeds have chosen them and are no evidence for
+them; which one is the best is told by the further seeds alone. [Boesel, Nelson and Kim, Oper. Res. 51 (2003)
+814, "clean up" after a search]
 
-A round follows from the settings and the stored results alone: a race that was interrupted resumes with the same
-decisions, and any process may plan the next round.
+A round follows from the settings and the stored results alone: a race that was interrupted resumes with the
+same decisions, and any process may plan the next round.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sets of jets that a study was given, joined, and which of the jets are for training, validation and testing.
 
-Jets come as `data`, which fractions or a column of its files split, and as `validation_data` and `test_data`, which are
-for validation and testing as a whole. All of them are one PackedJets, one set after the other.
+Jets come as `data`, which fractions or a column of its files split, and as `validation_data` and `test_data`,
+which are for validation and testing as a whole. All of them are one PackedJets, one set after the other.
 """
 
 from __future__ import annotations

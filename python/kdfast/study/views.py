@@ -1,8 +1,8 @@
 """Views of jets for training: in memory, or, where the jets are mapped from a packed store, in files next to it.
 
-JETS.store/views/KEY/ holds one view: features.npy, offsets.npy, labels.npy, weights.npy, and view.json with their
-checksums. Every study and process with the same split, emulation and standardisation uses the same one. A view may be
-deleted when nothing uses it; it is then made again.
+JETS.store/views/KEY/ holds one view: features.npy, offsets.npy, labels.npy, weights.npy, and view.json with
+their checksums. Every study and process with the same split, emulation and standardisation uses the same one.
+A view may be deleted when nothing uses it; it is then made again.
 """
 
 from __future__ import annotations

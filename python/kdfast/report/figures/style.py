@@ -158,8 +158,8 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-# Axes that a figure is to be drawn on. Empty: on new ones of pyplot's, which notebooks show. None: on new ones of a
-# figure that pyplot does not know. And, as a list, where `axes_grid` notes what it has given.
+# Axes that a figure is to be drawn on. Empty: on new ones of pyplot's, which notebooks show. None: on new
+# ones of a figure that pyplot does not know. And, as a list, where `axes_grid` notes what it has given.
 _target: ContextVar[tuple[tuple[Axes, ...], list[NDArray[Any]]] | None] = ContextVar("target", default=None)
 
 
