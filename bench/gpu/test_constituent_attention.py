@@ -1,7 +1,8 @@
 """constituent_attention on a GPU, forward and backward from one qkv projection, against PyTorch on ragged jets.
 
 Masked scaled_dot_product_attention by each of its backends that takes a mask, on padded jets; the same on jagged nested
-tensors; flex_attention, compiled, on packed rows with a block mask of jets. Baselines get their layout for nothing.
+tensors; flex_attention, compiled, on packed rows with a block mask of jets; varlen_attn, FlashAttention on packed rows.
+Baselines get their layout for nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SDPA = {
     "masked SDPA, cuDNN": SDPBackend.CUDNN_ATTENTION,
     "masked SDPA, math": SDPBackend.MATH,
 }
-BASELINES = [*SDPA, "nested tensors", "flex_attention"]
+BASELINES = [*SDPA, "nested tensors", "flex_attention", "varlen_attn"]
 Results = tuple[Tensor, Tensor]  # output and gradient of qkv
 Plain = tuple[Callable[[], Results], Any]  # a baseline, and which of its rows are constituents
 
@@ -94,6 +95,19 @@ def flex(offsets: Tensor, qkv: Tensor, grad: Tensor, toy: bool) -> Plain:
     return call, slice(len(qkv))
 
 
+def varlen(offsets: Tensor, qkv: Tensor, grad: Tensor) -> Plain:
+    module = pytest.importorskip("torch.nn.attention.varlen", reason="needs PyTorch ≥ 2.10")
+    longest = int(offsets.diff().max())
+    begins = offsets.int()
+    leaf = qkv.detach().clone().requires_grad_()
+
+    def call() -> Results:
+        out = module.varlen_attn(*leaf.unbind(1), begins, begins, longest, longest)
+        return out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+
+    return call, slice(None)
+
+
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("longest", [40, 128], ids=["N=40", "N=128"])
@@ -112,6 +126,8 @@ def test_constituent_attention(
 
     if baseline in SDPA:
         plain, rows = padded_sdpa(offsets, qkv, grad, SDPA[baseline])
+    elif baseline == "varlen_attn":
+        plain, rows = varlen(offsets, qkv, grad)
     else:
         plain, rows = nested(offsets, qkv, grad) if baseline == "nested tensors" else flex(offsets, qkv, grad, toy)
     try:

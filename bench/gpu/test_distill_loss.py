@@ -1,6 +1,8 @@
-"""distill_loss on a GPU against a copy of as many bytes, eager PyTorch, and torch.compile.
+"""distill_loss on a GPU against a copy of as many bytes, eager PyTorch, torch.compile, and Liger-Kernel's losses.
 
-The baselines take all members at once, by broadcasting, as one writes it for a GPU.
+The baselines take all members at once, by broadcasting, as one writes it for a GPU. Liger-Kernel's take rows of
+log-probabilities and one temperature, so softmax is PyTorch's, the teacher's rows are repeated for each member, and all
+members have the same T and α.
 """
 
 from __future__ import annotations
@@ -111,3 +113,34 @@ def test_distill_loss(
     compare(
         device, benchmark, kernel(inputs), plain, check=lambda a, b: same_loss(a[:2], b), baseline=f"{baseline}, fp32"
     )
+
+
+def liger_loss(divergence: str) -> Callable[..., Tensor]:
+    """The sum over members; divergence: its KL, or its generalised JSD, which is the KL at β = 0."""
+    from liger_kernel.transformers import LigerCrossEntropyLoss, LigerJSD, LigerKLDIVLoss
+
+    kl = LigerJSD(beta=0.0) if divergence == "JSD" else LigerKLDIVLoss(reduction="batchmean", log_target=True)
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, _temperature: Tensor, _alpha: Tensor) -> Tensor:
+        members, _, classes = student.shape
+        rows = student.view(-1, classes)
+        soft = F.log_softmax(teacher / TEMPERATURE, 1).repeat(members, 1)
+        kd = kl(F.log_softmax(rows / TEMPERATURE, 1), soft)
+        hard = LigerCrossEntropyLoss()(rows.clone(), labels.repeat(members))  # it writes the gradient into its input
+        return members * (ALPHA * TEMPERATURE**2 * kd + (1 - ALPHA) * hard)
+
+    return loss
+
+
+@pytest.mark.parametrize("divergence", ["KL", "JSD"])
+@pytest.mark.parametrize("classes", [2, 10, 128, 1024])
+def test_distill_loss_and_liger(benchmark: Any, device: torch.device, toy: bool, classes: int, divergence: str) -> None:
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
+    members, logits = (3, 24 * classes) if toy else (32, 2**24)
+    inputs = make(device, members, logits, classes, torch.float32)
+
+    def check(ours: tuple[Tensor, ...], plain: tuple[Tensor, ...]) -> None:
+        same_loss((ours[0].sum(), ours[1]), plain)
+
+    plain = forward_backward(liger_loss(divergence), *inputs)
+    compare(device, benchmark, kernel(inputs), plain, check=check, baseline=f"Liger-Kernel, {divergence}, fp32")
