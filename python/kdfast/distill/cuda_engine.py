@@ -31,6 +31,7 @@ from kdfast.distill.checkpoint import Boundary, Checkpoints, MemberCheckpoint, S
 from kdfast.distill.engine import end_epoch
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, View
+from kdfast.distill.packed_auc import PackedAuc
 from kdfast.errors import BackendError, KdfastWarning
 from kdfast.models.build import build_network, pack_networks
 from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig
@@ -54,6 +55,7 @@ _KERNELS_OF_TRANSFORMERS = (
     *("constituent_attention", "residual_norm"),
 )
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
+_CLOSED = 0.88  # share of a group's members that still run, from which the others' places are given up
 _AHEAD = 4  # steps that the host may be ahead of the device, so that a stop does not wait for many
 _PLAN_BYTES = 16 << 20  # of the steps that are planned at a time, if more than one; making them takes ten times that
 _EVALUATED_ROWS = 1 << 16  # constituents of all members that are evaluated at a time
@@ -427,7 +429,7 @@ class _Trainer:
             best.copy_(torch.where(which, now, best))
 
     def logits(self, view: View, between: Callable[[], None], members: Tensor | None = None) -> Tensor:
-        """[K, B] on the host: of all members as they are, or [k, B] of the best of those given by number.
+        """[K, B]: of all members as they are, or [k, B] of the best of those given by number.
 
         between: called between batches of jets. Where memory runs out, again without the graph, whose activations
         lie idle meanwhile; it is captured anew at the next step.
@@ -457,7 +459,7 @@ class _Trainer:
                 if parts:
                     between()
                 parts.append(model.logits(features, rows, training=False)[0][..., 0].float())
-        return torch.cat(parts, 1).cpu()
+        return torch.cat(parts, 1)
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's best weights and running statistics, by name."""
@@ -507,6 +509,7 @@ class _Group:
         self.running = set(range(len(starts)))
         self.position = self.saved = self.at[0].position
         self.trainer = _Trainer(pack, self.members, plan)
+        self.auc = PackedAuc(pack.validation.labels, pack.validation.weights, plan.device)
         for k, at in enumerate(self.at):
             if at.step:
                 self.trainer.load(k, at)
@@ -522,7 +525,7 @@ class _Group:
             while self.running:
                 yield from self._epoch(on_epoch)
                 yield from self._finished()
-                if 0 < len(self.running) <= len(self.members) // 2:
+                if 0 < len(self.running) <= _CLOSED * len(self.members):
                     self._close_ranks()
         except Stopped:
             self._save()
@@ -543,7 +546,7 @@ class _Group:
             trainer.advance()
             self.position = epoch, self.position[1] + 1
             self.whole = True
-        logits = trainer.logits(pack.validation, self.boundary.stop_here)
+        aucs = self.auc(trainer.logits(pack.validation, self.boundary.stop_here)).tolist()
         self.whole = False
         means = (trainer.sums / steps).tolist()
         died = trainer.died.tolist()
@@ -556,7 +559,7 @@ class _Group:
                 self.running.remove(k)
                 yield self._result(k, "diverged", f"loss or gradient not finite in epoch {epoch}, step {died[k]}")
                 continue
-            diverged = end_epoch(self.at[k], pack, logits[k], means[k], (temperatures[k], alphas[k], rates[k]), dict)
+            diverged = end_epoch(self.at[k], aucs[k], means[k], (temperatures[k], alphas[k], rates[k]), dict)
             if diverged:
                 self.running.remove(k)
                 yield self._result(k, "diverged", diverged)
@@ -585,7 +588,7 @@ class _Group:
             return
         numbers = torch.tensor(ended)
         views = (self.pack.validation, self.pack.test)
-        scores = [trainer.logits(view, self.boundary.stop_here, numbers) for view in views]
+        scores = [trainer.logits(view, self.boundary.stop_here, numbers).cpu() for view in views]
         self.running.difference_update(ended)
         for k, validation, test in zip(ended, *scores, strict=True):
             if not test.isfinite().all():  # those of the validation jets were finite when they were the best

@@ -7,6 +7,7 @@ each may use several threads in its steps, if its engine can.
 from __future__ import annotations
 
 import contextvars
+import math
 import queue
 import threading
 import time
@@ -176,21 +177,27 @@ def train_members(
 
 def end_epoch(
     at: MemberCheckpoint,
-    pack: Pack,
-    logits: Tensor,
+    auc: float,
     means: list[float],
     settings: tuple[float, float, float],
     state: Callable[[], dict[str, Tensor]],
 ) -> str:
-    """Ends a member's epoch with the AUC of its validation logits [b]. Returns why it has diverged, "" if it has not.
+    """Ends a member's epoch. Returns why it has diverged, "" if it has not.
 
-    means: loss, KL, BCE and attention-transfer parts over the epoch. settings: T, α and learning rate.
+    auc: on the validation jets; NaN where logits are not finite. means: loss, KL, BCE and attention-transfer parts
+    over the epoch. settings: T, α and learning rate.
     """
-    if not logits.isfinite().all():
+    if math.isnan(auc):
         return f"logits of the validation jets not finite after epoch {at.epoch}"
-    auc = roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
     at.end_epoch([*means, auc, *settings], auc, state)
     return ""
+
+
+def _validation_auc(pack: Pack, logits: Tensor) -> float:
+    """Of logits [b]; NaN where they are not finite."""
+    if not logits.isfinite().all():
+        return math.nan
+    return roc_auc(pack.validation.labels.numpy(), logits.numpy(), pack.validation.weights.numpy())
 
 
 _POLL = 0.1  # seconds
@@ -268,7 +275,8 @@ class _Member:
                 pack.train.release()
         logits = self._logits(pack.validation)
         means = (at.sums / len(batches)).tolist()
-        diverged = end_epoch(at, pack, logits, means, (temperature, alpha, rate), self.learner.state)
+        auc = _validation_auc(pack, logits)
+        diverged = end_epoch(at, auc, means, (temperature, alpha, rate), self.learner.state)
         if diverged:
             return self._result("diverged", diverged)
         auc = at.curves["auc_val"][-1]
