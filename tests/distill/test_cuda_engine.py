@@ -268,7 +268,7 @@ def test_each_gpu_captures_on_a_stream_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", capture)
     for number in range(2):
         plan = mock.MagicMock(device=torch.device("cuda", number))
-        trainer = mock.MagicMock(plan=plan, warm=cuda_engine._WARM_UP - 1, graph=None)
+        trainer = mock.MagicMock(plan=plan, warm=cuda_engine._WARM_UP - 1, graph=None, stream=None)
         cuda_engine._Trainer._step_and_capture(trainer)
         assert trainer.step.call_count == 2
     assert captures == [(torch.device("cuda", number), "thread_local", True) for number in range(2)]

@@ -205,6 +205,7 @@ class _Plan:
         b = pack.recipe.batch_size
         m = self.capacity
         self.columns = [b, m, m, m, b + 1, _seeds(pack.model, np.zeros(1, np.uint64)).shape[1]]
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.steps_at_once = max(1, _PLAN_BYTES // (8 * sum(self.columns)))
 
     def batches(self, epoch: int) -> Tensor:
@@ -212,7 +213,12 @@ class _Plan:
         return epoch_batches(self.pack.seed, epoch, len(self.pack.train), recipe.batch_size, recipe.shuffle_window)
 
     def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Jets [steps, b] and seeds of dropout [steps, s] of an epoch's steps, on the device."""
+        """Jets [steps, b] and seeds of dropout [steps, s] of an epoch's steps, on the device; the last one is kept."""
+        if epoch not in self.kept:
+            self.kept = {epoch: self._epoch(epoch)}
+        return self.kept[epoch]
+
+    def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         jets = self.batches(epoch)
         steps = len(jets)
         key = derive_seed(self.pack.seed, "dropout")
@@ -298,6 +304,7 @@ class _Trainer:
         self.steps = torch.zeros(shape, dtype=torch.int64, device=device)  # with which, on the device, `next` is next
         self.next = torch.zeros(1, dtype=torch.int64, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream: torch.cuda.Stream | None = None  # of the steps before the graph, and of its capture
         self.warm = 0  # steps before the graph was captured
         self.under_way: deque[torch.cuda.Event] = deque()  # ends of steps that the device may not have reached
 
@@ -407,8 +414,8 @@ class _Trainer:
         self.under_way.append(event)
 
     def _step_and_capture(self) -> None:
-        """The first steps, as they are; then the graph."""
-        stream = torch.cuda.Stream(self.plan.device)
+        """The first steps, as they are; then the graph, on the stream that they have set up."""
+        stream = self.stream = self.stream or torch.cuda.Stream(self.plan.device)
         stream.wait_stream(torch.cuda.current_stream(self.plan.device))
         with torch.cuda.stream(stream):
             self.step()
@@ -546,6 +553,8 @@ class _Group:
             trainer.advance()
             self.position = epoch, self.position[1] + 1
             self.whole = True
+        if epoch + 1 < recipe.epochs:
+            trainer.plan.epoch(epoch + 1)  # sorted while the device is at the last steps
         aucs = self.auc(trainer.logits(pack.validation, self.boundary.stop_here)).tolist()
         self.whole = False
         means = (trainer.sums / steps).tolist()
