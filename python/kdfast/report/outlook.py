@@ -12,7 +12,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -153,26 +153,15 @@ class Candidates:
         results: Sequence[StoredResult],
         planned: Container[str],
         test: Mapping[str, NDArray[Any]],
+        metric: str = "",
     ) -> Candidates:
-        """planned: names of runs in packs. test: labels and weights of the test jets."""
+        """planned: names of runs in packs. test: labels and weights of the test jets. metric: if not the search's."""
         search = settings.search
         assert search is not None
-        found = cls._by(search.metric, settings, results, planned, test)
-        if search.keep == "pareto":
-            found = replace(found, rejection=cls._by("bkg_rej_50", settings, results, planned, test))
-        return found
-
-    @classmethod
-    def _by(
-        cls,
-        metric: str,
-        settings: StudySettings,
-        results: Sequence[StoredResult],
-        planned: Container[str],
-        test: Mapping[str, NDArray[Any]],
-    ) -> Candidates:
-        search = settings.search
-        assert search is not None
+        rejection = None
+        if search.keep == "pareto" and not metric:
+            rejection = cls.of(settings, results, planned, test, "bkg_rej_50")
+        metric = metric or search.metric
         runs = settings.runs()
         scores = validation_scores(results, runs, settings.seeds, metric)
         finished = {number: float(row.mean()) for number, row in enumerate(scores) if not np.isnan(row).any()}
@@ -182,7 +171,7 @@ class Candidates:
         names = {name for name, seed in students if seed in settings.seeds}
         tried = np.array([run.name in names or run.name in planned for run in runs])
         affordable = _affordable(settings, list(students.values()))
-        return cls(runs, places(runs), finished, tried, tolerance, affordable, len(settings.seeds))
+        return cls(runs, places(runs), finished, tried, tolerance, affordable, len(settings.seeds), rejection)
 
     def outlooks(self) -> list[Outlook]:
         """By the metric, and by rejection where the race looks for the front of both; none where too few finished."""
