@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(RowsWalk::kThreads)
         if (row < count) {
             z = load_octet(static_cast<const T*>(p.y) + at);
 #pragma unroll
-            for (int e = 0; e < kOctet; ++e) z[e] = gelu(fmaf(c.normal(z[e], e), c.gamma[e], c.beta[e])).value;
+            for (int e = 0; e < kOctet; ++e) z[e] = gelu<T>(fmaf(c.normal(z[e], e), c.gamma[e], c.beta[e]));
             drop(z, p.dropout, p.rows, row, octet);
         }
         store_octet(static_cast<T*>(p.out) + at, z);
@@ -209,7 +209,7 @@ __device__ __forceinline__ RowGradient row_gradient(const BatchNormGeluBackwardP
 #pragma unroll
     for (int e = 0; e < kOctet; ++e) {
         r.normal[e] = c.normal(r.normal[e], e);
-        r.grad[e] *= gelu(fmaf(r.normal[e], c.gamma[e], c.beta[e])).slope;
+        r.grad[e] *= gelu_slope(fmaf(r.normal[e], c.gamma[e], c.beta[e]));
     }
     return r;
 }

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(ForwardWalk::kThreads)
         if (row < count) {
             z = load_octet(static_cast<const T*>(p.u) + at);
 #pragma unroll
-            for (int e = 0; e < kOctet; ++e) z[e] = gelu(z[e] + bias[e]).value;
+            for (int e = 0; e < kOctet; ++e) z[e] = gelu<T>(z[e] + bias[e]);
             drop(z, p.dropout, p.rows, row, octet);
         }
         store_octet(static_cast<T*>(p.out) + at, z);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(BackwardWalk::kThreads)
             drop(grad, p.dropout, p.rows, row, octet);
 #pragma unroll
             for (int e = 0; e < kOctet; ++e) {
-                grad[e] *= gelu(u[e] + bias[e]).slope;
+                grad[e] *= gelu_slope(u[e] + bias[e]);
                 sums[0][0][e] += grad[e];
             }
         }

@@ -270,6 +270,7 @@ inline float2 unpack(uint32_t pair) {
 // than the GPU gives fails here too.
 namespace detail {
 inline float missed(float exact, float argument, float relative) {
+    if (!std::isfinite(exact)) return exact;
     const uint32_t hash = std::bit_cast<uint32_t>(argument) * 2654435761u;
     return exact + exact * relative * (static_cast<float>(hash >> 8) * 0x1p-23f - 1.0f);
 }

@@ -79,6 +79,28 @@ def test_the_far_ends_of_gelu() -> None:
     assert torch.equal(slope, (u > 0).float())
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_every_number_of_a_16_bit_type(dtype: torch.dtype) -> None:
+    """The value misses by what csrc/core/gelu.h says, and rounding; the slope by rounding alone."""
+    u = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, -1, 8)
+    rows = PackedRows.of_jets(u.shape[1])
+    with cuda_kernels():
+        value, slope, _ = with_gradients(
+            lambda u, b: bias_gelu(u, b, rows), (u, torch.zeros(1, 8)), (torch.ones_like(u),)
+        )
+    z = u.double().requires_grad_()
+    exact = torch.nn.functional.gelu(z)
+    (exact_slope,) = torch.autograd.grad(exact.sum(), z)
+    for actual, wanted, error in ((value, exact.detach(), 3.3e-6), (slope, exact_slope, 3e-7)):
+        bound = error + torch.finfo(dtype).eps / 2 * wanted.abs() + torch.finfo(dtype).tiny
+        missed = ((actual.double() - wanted).abs() - bound)[u.isfinite()]
+        worst = u[u.isfinite()][missed.argmax()].item()
+        assert (missed <= 0).all(), f"z = {worst}: over the bound by {missed.max().item()}"
+    assert value[u == torch.inf].tolist() == [torch.inf]
+    assert value[u.isnan()].isnan().all()
+    assert slope[u.isnan()].isnan().all()
+
+
 def test_rows_that_are_jets_and_padding_alone() -> None:
     check(2, PackedRows.of_jets(9), 32)
     check(2, jets_of(0, padding=70), 32)
