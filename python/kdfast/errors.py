@@ -95,7 +95,7 @@ class Fault(Enum):
     CHANGED = "does not match its checksum"
     CONTENT = "has unexpected content"
     NOT_CANONICAL = "is not as kdfast writes it"
-    NO_FILE = "is no file"
+    NO_FILE = "is not a file"
     LINK = "is a symbolic link"
     UNREADABLE = "can't be read"
     UNLISTED = "no manifest lists it"

@@ -34,7 +34,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"can't be read ({error.strerror})", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is no valid TOML ({error})", where=str(path)) from None
+        raise ConfigError(f"is not valid TOML ({error})", where=str(path)) from None
 
 
 def fsync_folder(folder: Path) -> None:

@@ -375,7 +375,7 @@ def test_one_against_the_rest(tmp_path: Path) -> None:
     assert_same(read, JETS[kept])
     assert_same(load_jets(path, columns=two, max_jets=20), JETS[kept][:20])
     none = own(label={"column": "event/truth", "signal": [7], "background": [8], "other": "skip"})
-    with pytest.raises(DataError, match=r"jets.h5: no jet is of a class that the column map names"):
+    with pytest.raises(DataError, match=r"jets.h5: no jet belongs to a class in the column map"):
         load_jets(path, columns=none)
 
 

@@ -82,7 +82,7 @@ def test_a_table_in_memory_needs_no_child(monkeypatch: pytest.MonkeyPatch) -> No
     [
         (CRASH, r"part_1.h5: the library that reads it crashed \(SIGSEGV\)\ncopy or download it again"),
         (HANG, r"part_1.h5: a block of its rows was not read in 0.5 s of computing: the file is damaged"),
-        (WAIT, r"part_1.h5: a block of its rows was not read within 2 s: its storage does not answer"),
+        (WAIT, r"part_1.h5: a block of its rows was not read within 2 s: its storage does not respond"),
         (DIES_AT_ONCE, r"part_0.h5: the library that reads it crashed \(exit status 3\)"),
     ],
 )

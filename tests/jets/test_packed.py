@@ -250,10 +250,10 @@ def test_load_refuses_what_is_no_such_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "inconsistent.npz", **GOOD | {"labels": np.zeros(2, np.int64)})
     cases = (
         ("none", "there is no such file"),
-        ("text", "is no file of packed jets, or damaged"),
-        ("other.npz", r"is no file of packed jets, or damaged \(.*constituents"),
-        ("inconsistent.npz", r"is no file of packed jets, or damaged \(labels: must have shape \[3\]"),
-        (".", "is no file of packed jets, or damaged"),
+        ("text", "is not a file of packed jets, or is damaged"),
+        ("other.npz", r"is not a file of packed jets, or is damaged \(.*constituents"),
+        ("inconsistent.npz", r"is not a file of packed jets, or is damaged \(labels: must have shape \[3\]"),
+        (".", "is not a file of packed jets, or is damaged"),
     )
     for name, message in cases:
         with pytest.raises(DataError, match=message) as error:

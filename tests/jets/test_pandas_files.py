@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: write(path, format="fixed"),
         r"table/PX_\*: is of a DataFrame in pandas' format .fixed.\n.*; write it with",
     ),
-    "code": (with_unpickling, r"dataset table/PX_\*: the names of columns are no plain texts \(GLOBAL\)"),
+    "code": (with_unpickling, r"dataset table/PX_\*: column names are not plain text \(GLOBAL\)"),
 }
 
 

@@ -107,8 +107,8 @@ def nulls(name: str, row: int) -> dict[str, Any]:
         (lambda: columns() | {"jet_eta": pyarrow.array(["a"] * 50)}, "column jet_eta: must hold numbers or lists"),
         (lambda: columns() | {"jet_eta": columns()["part_eta"]}, r"column jet_eta: must have the shape \[jets\], has"),
         (lambda: nulls("jet_eta", 7), "column jet_eta, row 7: is not finite"),
-        (lambda: nulls("is_top", 7), r"column is_top: misses 1 values \(null\)"),
-        (lambda: nulls("part_eta", 7), r"column part_eta: misses 1 lists \(null\)"),
+        (lambda: nulls("is_top", 7), r"column is_top: has 1 missing values \(null\)"),
+        (lambda: nulls("part_eta", 7), r"column part_eta: has 1 missing lists \(null\)"),
         (lambda: {k: v[:0] for k, v in columns().items()}, "jets.parquet: holds no jets"),
     ],
 )

@@ -78,9 +78,9 @@ def test_presets_and_families_are_told_apart():
     assert isinstance(build_network(PRESETS["deepsets"]), DeepSets)
     assert isinstance(build_network(PRESETS["tiny"]), JetTransformer)
     assert model_config(DeepSetsConfig(width=16).model_dump()) == DeepSetsConfig(width=16)
-    with pytest.raises(ConfigError, match="is no DeepSets"):
+    with pytest.raises(ConfigError, match="is not a DeepSets model"):
         DeepSets("small")
-    with pytest.raises(ConfigError, match="is no JetTransformer"):
+    with pytest.raises(ConfigError, match="is not a JetTransformer"):
         JetTransformer("deepsets")
     with pytest.raises(ConfigError, match="unknown family of models 'deepset'"):
         model_config({"family": "deepset"})

@@ -130,7 +130,7 @@ def test_initial_weights_follow_the_seed_and_xavier():
     [
         (("sudy",), {}, "did you mean 'study'"),
         ((), {}, "give a preset or sizes"),
-        ((), {"width": 30, "layers": 1, "heads": 4, "ffn": 8}, "no multiple of heads 4"),
+        ((), {"width": 30, "layers": 1, "heads": 4, "ffn": 8}, "not a multiple of heads 4"),
         (("small",), {"widht": 64}, "did you mean 'width'"),
         (("small",), {"dropout": 1.0}, "dropout"),
     ],

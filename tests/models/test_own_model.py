@@ -107,7 +107,7 @@ def test_functions_are_named_and_imported():
     for name, message in [
         ("tests.no_such_module:net", "can't be imported"),
         ("tests.own_networks:no_such", "can't be imported"),
-        ("tests.own_networks:not_a_function", "is no function: 3"),
+        ("tests.own_networks:not_a_function", "is not a function: 3"),
         (":net", "can't be imported"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -106,8 +106,8 @@ def rewrite(path, change):
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "there is no such model file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or no safetensors file"),
-        (lambda path: path.write_bytes(b"PK\x03\x04" * 100), "is damaged or no safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or not a safetensors file"),
+        (lambda path: path.write_bytes(b"PK\x03\x04" * 100), "is damaged or not a safetensors file"),
         (lambda path: save_file({"w": torch.zeros(3)}, path), "holds weights of something else"),
         (lambda path: rewrite(path, lambda _, card: card.update(format=99)), "newer than this kdfast reads"),
         (lambda path: rewrite(path, lambda state, _: state.pop("classify.bias")), "do not fit together"),

@@ -137,7 +137,7 @@ def test_repr_and_initial_weights() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((30, 4), "ConstituentAttention: width 30 is no multiple of heads 4"),
+        ((30, 4), "ConstituentAttention: width 30 is not a multiple of heads 4"),
         ((0, 1), "width must be a whole number above 0, is 0"),
         ((16, 2.0), "heads must be a whole number above 0, is 2.0"),
         ((16, 2, 1.0), r"dropout must lie in \[0, 1\), is 1.0"),

@@ -294,7 +294,7 @@ def test_repr() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((30, 4, 8), {}, "EncoderBlock: width 30 is no multiple of heads 4"),
+        ((30, 4, 8), {}, "EncoderBlock: width 30 is not a multiple of heads 4"),
         ((16, 2, 0), {}, "ffn must be a whole number above 0"),
         ((16, 2, 24), {"dropout": -0.1}, "dropout must lie"),
         ((16, 2, 24), {"activation": "gelo"}, "unknown activation 'gelo'\ndid you mean 'gelu'"),

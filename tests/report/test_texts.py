@@ -212,7 +212,7 @@ def test_one_seed_compares_networks(written):
     seeds = [item for item in whole.missing if item.what == "variance between seeds"]
     assert len(seeds) == 1
     again = report_texts(whole.model_copy(update={"missing": seeds}))["ANALYSIS_SUMMARY.txt"]
-    assert "Nothing: every run that the settings ask for is there." in again  # the seeds are named above
+    assert "Nothing: every requested run is there." in again  # the seeds are named above
     assert all(row.auc.error_runs is None for row in whole.configurations)
     assert whole.distribution.auc_seed_std is None
 
@@ -264,7 +264,7 @@ def test_one_network_is_named_with_its_seed(tmp_path):
     who = f"{shown(student.run_name)}, seed {student.seed}"
     results = in_one_line(texts["results_summary.txt"])
     assert f"({who})" in results
-    assert "Student above: the one network of highest validation AUC" in results
+    assert "Student above: the single network with the highest validation AUC" in results
     assert f"Best single student: AUC {student.auc.value:.4f} ± " in texts["ANALYSIS_SUMMARY.txt"]
     for topic in ("pt", "mass", "calibration"):
         said = [finding.text for finding in whole.findings if finding.topic == topic]

@@ -106,7 +106,7 @@ def test_one_configuration(tmp_path):
 
 def test_without_a_baseline(tmp_path):
     found = verdict_of(tmp_path, diverged=("baseline",))
-    assert found.text.startswith("No baseline is there to compare with: whether a teacher helps is not known.")
+    assert found.text.startswith("There is no baseline to compare with: whether a teacher helps is unknown.")
     assert NOT_YET not in found.text
     assert WITHOUT not in found.text
     assert found.rows == []
@@ -116,7 +116,7 @@ def test_without_scores(tmp_path):
     rows = [f"baseline_T{t}_A0.5,0.8,8.0,0.7" for t in (3.0, 5.0)]
     (tmp_path / "runs.csv").write_text("\n".join(["run_name,auc_student,bkg_rej_50,auc_baseline", *rows]) + "\n")
     found = analyse(imported(tmp_path)).verdict
-    assert found.text.startswith("These results have no scores per jet: they can be described, and no difference")
+    assert found.text.startswith("These results have no scores per jet: they can be described, but no difference")
     assert "beat" not in found.text
     assert {light.about: light.state for light in found.lights}["test jets"] == "unknown"
 
@@ -165,9 +165,8 @@ def test_test_jets(tmp_path, spread, state):
     d = whole.distribution
     assert light.state == state
     assert (d.auc_paired_error <= d.auc.std / 3) == (state == "good")
-    assert (
-        light.text == f"900 test jets tell two runs apart to ± {d.auc_paired_error:.4f}; all spread by {d.auc.std:.4f}"
-    )
+    known, std = f"{d.auc_paired_error:.4f}", f"{d.auc.std:.4f}"
+    assert light.text == f"900 test jets resolve the difference of two runs to ± {known}; the spread of all is {std}"
     assert ("test on more jets" in whole.verdict.text) == (state == "poor")
 
 

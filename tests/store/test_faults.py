@@ -220,9 +220,9 @@ def test_names_that_leave_the_folder(stranger, name):
     folder = first_result(stranger)
     (folder / "manifest.json").write_bytes(json_bytes({"format": 1, "files": {name: "0" * 64}}))
     for use in (lambda s: s.results(), lambda s: s.has(RunKey("student", make_result().name, 42))):
-        with pytest.raises(StudyError, match=r"manifest\.json has .*it lists .*, which is no file of this folder"):
+        with pytest.raises(StudyError, match=r"manifest\.json has .*it lists .*, which is not a file of this folder"):
             use(StudyStore.open(stranger))
-    assert "which is no file of this folder" in verify(stranger).findings[0].what
+    assert "which is not a file of this folder" in verify(stranger).findings[0].what
 
 
 @pytest.mark.parametrize("file", FILES_OF_A_RESULT)
@@ -397,7 +397,7 @@ def test_a_pipe_is_not_waited_for(stranger, file):
     path = first_result(stranger) / file
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(StudyError, match=f"is damaged: {re.escape(file)} is no file"):
+    with pytest.raises(StudyError, match=f"is damaged: {re.escape(file)} is not a file"):
         StudyStore.open(stranger).has(RunKey("student", make_result().name, 42))
     assert not verify(stranger).intact
 

@@ -202,7 +202,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ("[hlt]\npt_treshold = 1", "FILE, hlt: unknown key 'pt_treshold'\ndid you mean 'pt_threshold'?"),
         ("[hlt]\npt_threshold = 1", f"FILE, hlt: {', '.join(MISSING)} missing\ngive all of"),
         ('model = "huge"', "FILE, model: unknown model preset 'huge'"),
-        ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is no multiple of heads 4"),
+        ("[model]\nwidth = 10\nlayers = 1\nheads = 4\nffn = 8", "FILE, model: width 10 is not a multiple of heads 4"),
         ("[teacher_model]\nwdth = 8", "did you mean 'width'?"),
         (f"[model{SIZES}num_features = 5", "FILE, model: num_features is 7 in a study, not 5\nleave it out"),
         (
@@ -233,7 +233,7 @@ NUMBERS = "[hlt]\npt_threshold = 1\nmerge_radius = 0.1\npt_resolution = 0.2\nang
         ("seeds = [-1]", "FILE, seeds: must be ≥ 0, is -1"),
         ('precision = "fp23"', "did you mean 'fp32'?"),
         ('device = "cuda:"', "FILE, device: unknown device 'cuda:'"),
-        ("seeds = [1", "FILE: is no valid TOML"),
+        ("seeds = [1", "FILE: is not valid TOML"),
     ],
 )
 def test_bad_toml_says_what_is_wrong(tmp_path, toml, message):

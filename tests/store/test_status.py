@@ -69,7 +69,7 @@ def test_counts_and_messages(store, capsys):
         "  student constant_T7.0_A0.5, seed 1: the loss is NaN in epoch 2",
         "  baseline baseline, seed 2: is damaged: result.json does not match its checksum",
         "  student constant_T3.0_A0.5, seed 2: is damaged: weights.safetensors is missing",
-        f"  `kdfast verify {store.path} --repair` moves what is damaged aside",
+        f"  `kdfast verify {store.path} --repair` moves damaged folders aside",
         "  720 runs per hour, 15 s left at that rate",
     ]
 

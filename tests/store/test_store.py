@@ -133,9 +133,9 @@ def test_open_says_what_is_wrong(tmp_path):
     with pytest.raises(StudyError, match=r"holds no study\ngive the folder"):
         StudyStore.open(tmp_path)
     (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(StudyError, match=r"is no study and is not empty\ngive a new or an empty folder"):
+    with pytest.raises(StudyError, match=r"is not a study and is not empty\ngive a new or an empty folder"):
         StudyStore.create_or_open(tmp_path, SETTINGS, PROVENANCE)
-    with pytest.raises(StudyError, match="is no study"):
+    with pytest.raises(StudyError, match="is not a study"):
         StudyStore.create_or_open(tmp_path / "thesis.tex", SETTINGS, PROVENANCE)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -146,7 +146,7 @@ def test_what_should_not_be_there_is_named(copy):
         f"results/{three.name}": "is a symbolic link",
         "targets/more": "no manifest lists it",
     }
-    assert "notes.txt is no file of kdfast's" in verify(copy).notes
+    assert "notes.txt is not a kdfast file" in verify(copy).notes
 
 
 @pytest.mark.slow

@@ -356,7 +356,7 @@ def test_in_bfloat16(study, tmp_path):
         ({"teacher": np.full(400, np.nan), "teacher_kind": "probability"}, DataError,
          "teacher, row 0: probability must lie in [0, 1], is nan"),
         ({"teacher": np.zeros(399), "teacher_kind": "probability"}, DataError, "399 probabilities for 400 jets"),
-        ({"teacher_kind": "probability"}, ConfigError, "teacher_kind: tells what an array or .npy file of a teacher"),
+        ({"teacher_kind": "probability"}, ConfigError, "teacher_kind: is for a teacher given as an array or .npy file"),
         ({"teacher": np.zeros((400, 2))}, DataError, "teacher: needs one logit a jet, has shape [400, 2]"),
         ({"teacher": object()}, DataError, "teacher: is neither a model nor logits: object"),
         ({"teacher": "nowhere.safetensors"}, ModelError, "nowhere.safetensors: there is no such model file"),
@@ -416,7 +416,7 @@ def test_folders_that_can_not_hold_a_study(tmp_path):
     for out, message in (
         (tmp_path / "file", "file"),
         (tmp_path / "file" / "below", "file"),
-        (tmp_path / "other", "is no study and is not empty"),
+        (tmp_path / "other", "is not a study and is not empty"),
         (Path("/proc/study"), "/proc/study"),
     ):
         with pytest.raises(StudyError) as error:

@@ -241,7 +241,7 @@ SWEEP = {"out": "study", "epochs": 1, "plan_only": True, "progress": False}
         ({"data": TRAIN, "split": "fold test=3"}, "split: names a column of files, and there are none\n"),
         (
             {"data": "a.h5", "split": "fold test=3", "test_data": "b.h5"},
-            "split: excludes files of their own of the validation and test jets\ngive either",
+            "split: can't be combined with separate files of validation and test jets\ngive either",
         ),
         ({"data": "a.h5", "split": "fold tst=3"}, "split: tst: unknown key 'tst'\ndid you mean 'test'?"),
         ({"data": "a.h5", "test_data": []}, "test_data: names no file\nNone takes a share of data"),

@@ -80,7 +80,7 @@ def test_wrong_options(options: list[str], message: str, swept: StudyResults, ca
 def test_a_file_has_no_runs(swept: StudyResults, capsys: Any) -> None:
     model = swept.path / "models" / "best_student.safetensors"
     assert main(["export", str(model), "--onnx", "--run", "teacher"]) == 2
-    assert "this is no study" in capsys.readouterr().err
+    assert "this is not a study" in capsys.readouterr().err
 
 
 # ---- latency

@@ -78,7 +78,7 @@ def predict(
             "--out",
             "-o",
             metavar="FILE",
-            help="File to write: CSV if it ends in .csv, else HDF5. Replaced if it exists and is no input.",
+            help="File to write: CSV if it ends in .csv, else HDF5. Replaced if it exists and is not an input.",
         ),
     ],
     prepared: Annotated[

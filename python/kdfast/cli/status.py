@@ -69,11 +69,11 @@ def _lines(status: StudyStatus) -> Iterator[str]:
             seed = "" if run.seed is None else f", seed {run.seed}"
             yield f"  {run.kind} {schedules.shown(run.run_name)}{seed}: {run.message or run.status}"
     if any(run.status == "damaged" for run in status.runs):
-        yield f"  `kdfast verify {status.study} --repair` moves what is damaged aside"
+        yield f"  `kdfast verify {status.study} --repair` moves damaged folders aside"
     for at in status.running:
         yield f"  running {at['pack']}: {at['host']}, process {at['pid']}, since {at['since']}"
     if status.sweeping and not status.running:
-        yield "  a sweep is at work on it"
+        yield "  a sweep is running"
     if status.per_hour is not None and not status.finished:
         left = "" if status.seconds_left is None else f", {duration(status.seconds_left)} left at that rate"
         rate = f"{status.per_hour:,.0f}" if status.per_hour >= 100 else f"{status.per_hour:.3g}"

@@ -172,7 +172,7 @@ def refine(
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of leading configurations.")] = 10,
     seeds: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Seeds that each of them has in the end, existing ones included."),
+        typer.Option(min=1, metavar="N", help="Final number of seeds of each, including existing ones."),
     ] = 5,
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="Rank by the mean validation auc, bkg_rej_50 or combined.")

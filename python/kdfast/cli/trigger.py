@@ -89,7 +89,7 @@ def latency(
 ) -> None:
     """Measure how long a trained network takes on one thread.
 
-    Prints parameters, operations a jet, and the time of a call with 1 and with 100 jets: by onnxruntime, and by
+    Prints parameters, operations per jet, and the time of a call with 1 and with 100 jets: by onnxruntime, and by
     kdfast's own kernels. Measurements of a study's networks are stored with it. Run it on an idle machine. Needs
     `pip install 'kdfast[onnx]'`.
 
@@ -104,7 +104,7 @@ def latency(
     from kdfast.study.trigger import latency as measure
 
     loaded = load_jets(jets, require_labels=False, isolate=True, **given(settings)) if jets else None
-    table = Table("network", "parameters", "kFLOP a jet", "engine", "jets a call", "p50 (µs)", "p99 (µs)", box=None)
+    table = Table("network", "parameters", "kFLOP per jet", "engine", "jets per call", "p50 (µs)", "p99 (µs)", box=None)
     rows = measure(model, run=run, seed=seed, jets=loaded, seconds=seconds, own_model=own_model)
     for row in rows.to_dict("records"):
         cost = "-" if row["flops"] is None else f"{row['flops'] / 1e3:,.0f}"

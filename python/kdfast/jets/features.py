@@ -99,4 +99,4 @@ class Standardisation:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"is no standardisation ({error!r})", where="standardisation") from error
+            raise DataError(f"is not a standardisation ({error!r})", where="standardisation") from error

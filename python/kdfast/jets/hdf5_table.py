@@ -152,7 +152,7 @@ class Hdf5Table(Table):
             found = numbered(columns, column) if "*" in column else columns.get(column)
         except ValueError as error:
             raise DataError(
-                str(error), where=where, hint="write the DataFrame again with names that are texts"
+                str(error), where=where, hint="write the DataFrame again with text as column names"
             ) from None
         return None if found is None else _Place(frame, *found)
 

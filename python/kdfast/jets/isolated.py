@@ -138,7 +138,7 @@ def _check_time(waited: float, computed: float) -> None:
         raise TimeoutError(f"a block of its rows was not read in {BLOCK_SECONDS:g} s of computing: the file is damaged")
     if waited > WAITING_SECONDS:
         raise TimeoutError(
-            f"a block of its rows was not read within {WAITING_SECONDS:g} s: its storage does not answer"
+            f"a block of its rows was not read within {WAITING_SECONDS:g} s: its storage does not respond"
         )
 
 

@@ -264,7 +264,7 @@ class PackedJets:
         except FileNotFoundError as error:
             raise DataError("there is no such file", where=str(path)) from error
         except Exception as error:  # NumPy and zipfile raise whatever a broken structure leads to
-            raise DataError(f"is no file of packed jets, or damaged ({error})", where=str(path)) from error
+            raise DataError(f"is not a file of packed jets, or is damaged ({error})", where=str(path)) from error
 
 
 def _whole(values: ArrayLike, name: str) -> NDArray[np.int64]:

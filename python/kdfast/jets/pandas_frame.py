@@ -78,7 +78,7 @@ def _texts(pickled: bytes) -> list[str]:
         elif opcode.name in PUTS:
             memo[len(memo) if opcode.name == "MEMOIZE" else argument] = last
         elif opcode.name not in LISTS:
-            raise ValueError(f"the names of columns are no plain texts ({opcode.name})")
+            raise ValueError(f"column names are not plain text ({opcode.name})")
     return found
 
 

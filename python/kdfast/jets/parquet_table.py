@@ -160,13 +160,13 @@ class ParquetTable(Table):
                 array = self._arrow.compute.struct_field(array, rest.pop(0))
             elif self._item_of(kind)[1] is not None:
                 if array.null_count:
-                    raise DataError(f"misses {array.null_count:,} lists (null)", where=self.where(name))
+                    raise DataError(f"has {array.null_count:,} missing lists (null)", where=self.where(name))
                 counts = np.asarray(self._arrow.compute.list_value_length(array), np.int64)
                 array = array.flatten()
             else:
                 break
         if array.null_count and not self._arrow.types.is_floating(array.type):
-            raise DataError(f"misses {array.null_count:,} values (null)", where=self.where(name))
+            raise DataError(f"has {array.null_count:,} missing values (null)", where=self.where(name))
         return array.to_numpy(zero_copy_only=False), counts  # missing floats are NaN
 
 

@@ -43,7 +43,7 @@ def partial_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
                 raise ConfigError(
                     f"holds unfinished jets of other settings: {described_values}",
                     where=str(folder),
-                    hint="rerun the command that began them, or delete the folder",
+                    hint="rerun the command that started them, or delete the folder",
                 )
         elif any(folder.iterdir()):
             raise ConfigError(

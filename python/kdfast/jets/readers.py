@@ -295,14 +295,14 @@ def warn_of_left_out(split: SplitRule, left_out: int, others: int, taken: int, s
         what = f"{left_out:,} of {others + left_out:,} jets left out by the split"
         warnings.warn(f"{what}: {why}", KdfastWarning, stacklevel=5)
         if taken == 0:
-            raise DataError(f"no jet is of a part of the split: {why}", where=_where(sources))
+            raise DataError(f"no jet belongs to a part of the split: {why}", where=_where(sources))
 
 
 def check_numbers(jets: int, constituents: int, faults: Faults, sources: Sequence[Read]) -> None:
     """Raises DataError where no jet was read, or none with a constituent."""
     where = _where(sources)
     if jets == 0 and not faults.counts:
-        raise DataError("no jet is of a class that the column map names", where=where)
+        raise DataError("no jet belongs to a class in the column map", where=where)
     if jets == 0:
         raise faults.all_bad(where)
     if constituents == 0:

@@ -64,7 +64,7 @@ class ModelConfig(NetworkConfig):
     def _divisible(self) -> ModelConfig:
         for name in ("heads", "pooling_heads"):
             if self.width % getattr(self, name):
-                raise ValueError(f"width {self.width} is no multiple of {name} {getattr(self, name)}")
+                raise ValueError(f"width {self.width} is not a multiple of {name} {getattr(self, name)}")
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd (the head halves it)")
         return self

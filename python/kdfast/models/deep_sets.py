@@ -52,7 +52,7 @@ class DeepSets(Network):
         super().__init__()
         config = model_config(model_config(preset).model_dump() | sizes)
         if not isinstance(config, DeepSetsConfig):
-            raise ConfigError(f"{preset!r} is no DeepSets", where="DeepSets", hint='e.g. DeepSets("deepsets")')
+            raise ConfigError(f"{preset!r} is not a DeepSets model", where="DeepSets", hint='e.g. DeepSets("deepsets")')
         self.config = config
         widths = [config.num_features, *[config.width] * config.layers]
         self.constituent = nn.ModuleList(map(Linear, widths, widths[1:]))

@@ -61,7 +61,7 @@ class JetTransformer(Network):
             raise ConfigError("give a preset or sizes", where="JetTransformer", hint='e.g. JetTransformer("small")')
         config = model_config(base | sizes)
         if not isinstance(config, ModelConfig):
-            raise ConfigError(f"{preset!r} is no JetTransformer", where="JetTransformer", hint="see kdfast.models")
+            raise ConfigError(f"{preset!r} is not a JetTransformer", where="JetTransformer", hint="see kdfast.models")
         self.config = config
         width = config.width
         p = config.dropout

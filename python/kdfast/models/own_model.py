@@ -252,7 +252,7 @@ def _imported(name: str, where: str) -> Callable[[], Any]:
         hint = "name a function without arguments that returns the network: package.module:function"
         raise ConfigError(f"can't be imported ({error})", where=where, hint=hint) from None
     if not callable(found):
-        raise ConfigError(f"is no function: {found!r}", where=where)
+        raise ConfigError(f"is not a function: {found!r}", where=where)
     return found
 
 

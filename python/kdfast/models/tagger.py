@@ -289,7 +289,7 @@ def load_model(path: str | Path, *, model: str | Callable[[], Any] | None = None
     """
     where = str(path)
     if not Path(path).is_file():
-        what = "is no file" if Path(path).exists() else "there is no such model file"
+        what = "is not a file" if Path(path).exists() else "there is no such model file"
         raise ModelError(what, where=where)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -297,7 +297,7 @@ def load_model(path: str | Path, *, model: str | Callable[[], Any] | None = None
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
         hint = "copy it again from where it was made"
-        raise ModelError(f"is damaged or no safetensors file ({error})", where=where, hint=hint) from None
+        raise ModelError(f"is damaged or not a safetensors file ({error})", where=where, hint=hint) from None
     if "kdfast" not in metadata:
         raise ModelError("holds weights of something else", where=where, hint="give a model that kdfast wrote")
     try:

@@ -164,6 +164,6 @@ def check_sizes(where: str, dropout: float, **sizes: Any) -> None:
     width = sizes["width"]
     heads = sizes["heads"]
     if width % heads:
-        raise ConfigError(f"width {width} is no multiple of heads {heads}", where=where)
+        raise ConfigError(f"width {width} is not a multiple of heads {heads}", where=where)
     if not 0 <= dropout < 1:  # NaN fails too
         raise ConfigError(f"dropout must lie in [0, 1), is {dropout}", where=where)

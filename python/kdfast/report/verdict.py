@@ -89,8 +89,9 @@ def _jets(analysis: Analysis) -> tuple[str, str, str]:
     if d is None or test is None or d.auc_paired_error is None or d.auc.std is None:
         text = "no scores per jet: no difference can be tested"
         return "unknown", text, "sweep with kdfast, which keeps the scores"
-    jets = f"{test.signal + test.background:,} test jets tell two {'means' if seeds_are_known(analysis) else 'runs'} "
-    jets += f"apart to ± {d.auc_paired_error:.4f}; all spread by {d.auc.std:.4f}"
+    pair = "two means" if seeds_are_known(analysis) else "two runs"
+    jets = f"{test.signal + test.background:,} test jets resolve the difference of {pair} "
+    jets += f"to ± {d.auc_paired_error:.4f}; the spread of all is {d.auc.std:.4f}"
     if d.auc_paired_error <= d.auc.std / 3.0:
         return "good", jets, ""
     return "fair" if d.auc_paired_error <= d.auc.std else "poor", jets, "test on more jets"

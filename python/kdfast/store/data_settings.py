@@ -126,7 +126,7 @@ class DataSettings(SettingsTable):
     @classmethod
     def _no_other_split(cls, split: SplitRule | None, info: ValidationInfo) -> SplitRule | None:
         if split is not None and (info.data.get("validation_paths") or info.data.get("test_paths")):
-            what = "excludes files of their own of the validation and test jets"
+            what = "can't be combined with separate files of validation and test jets"
             raise ConfigError(what, hint="give either the split or the files")
         return split
 

@@ -60,7 +60,7 @@ class Document(BaseModel):
 
 def _no_path(name: str) -> str:
     if "/" in name or "\0" in name or name in ("", ".", "..", MANIFEST):
-        raise ValueError(f"it lists {name!r}, which is no file of this folder")
+        raise ValueError(f"it lists {name!r}, which is not a file of this folder")
     return name
 
 

@@ -330,7 +330,7 @@ def _refuse_other_content(path: Path) -> None:
     own = {LOCK, "study.toml", MANIFEST, "provenance.json", *_NEW}
     if not path.is_dir() or any(item.name not in own and item.suffix != ".tmp" for item in path.iterdir()):
         hint = "give a new or an empty folder"
-        raise StudyError("is no study and is not empty", where=str(path), hint=hint)
+        raise StudyError("is not a study and is not empty", where=str(path), hint=hint)
 
 
 def _described(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, bytes]:

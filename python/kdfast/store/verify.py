@@ -318,7 +318,7 @@ class _Check:
         """Notes files that neither the store nor the report wrote."""
         files = [path / name for name in sorted(os.listdir(path))] if path.is_dir() else [path]
         names = (str(file.relative_to(self.path)) for file in files)
-        self.notes += [f"{name} is no file of kdfast's" for name in names if name not in reported]
+        self.notes += [f"{name} is not a kdfast file" for name in names if name not in reported]
 
 
 def _inside(folder: Path) -> list[Path]:

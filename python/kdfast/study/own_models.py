@@ -111,7 +111,7 @@ def external_teacher(settings: StudySettings, given: Any) -> Tagger | nn.Module 
         file = Path(settings.teacher)
         teacher = _stored_values(file) if file.suffix == ".npy" else load_model(file)
     if (teacher is None or isinstance(teacher, (Tagger, nn.Module))) and settings.teacher_kind != "logit":
-        what = "tells what an array or .npy file of a teacher holds, and there is none"
+        what = "is for a teacher given as an array or .npy file, and there is none"
         raise ConfigError(what, where="teacher_kind", hint="give the teacher's probabilities, or leave it out")
     if teacher is None or isinstance(teacher, nn.Module):
         return teacher
@@ -185,4 +185,4 @@ def _stored_values(file: Path) -> NDArray[Any]:
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror or error})", where=str(file)) from None
     except Exception as error:  # NumPy parses the header as Python's text, and raises whatever that raises
-        raise DataError(f"is no array that numpy.save wrote ({error})", where=str(file)) from None
+        raise DataError(f"is not an array written by numpy.save ({error})", where=str(file)) from None

@@ -112,7 +112,7 @@ def export_onnx(
     about: dict[str, Any] = {}
     if isinstance(model, Tagger):
         if run is not None or seed is not None:
-            raise ConfigError("names a run of a study, and a tagger was given", where="run")
+            raise ConfigError("names a run of a study, but a tagger was given", where="run")
         if out is None:
             raise ConfigError("must name the file to write", where="out")
         tagger = model
@@ -125,7 +125,7 @@ def export_onnx(
             weights = run_model(store, key)
             out = out or f"{key.name}.seed{key.seed}.onnx"
         elif run is not None or seed is not None:
-            raise ConfigError("names a run, and this is no study", where=f"run of {model}")
+            raise ConfigError("names a run, but this is not a study", where=f"run of {model}")
         tagger = load_model(weights, model=own_model)
         about["model_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
         out = out or weights.with_suffix(".onnx")
@@ -199,7 +199,7 @@ def latency(
     measured: list[tuple[str, int | None, LatencyDocument]] = []
     if isinstance(model, Tagger) or not (Path(model) / "provenance.json").exists():
         if run is not None or seed is not None:
-            raise ConfigError("names a run of a study, and this is none", where="run")
+            raise ConfigError("names a run of a study, but this is not a study", where="run")
         tagger = model if isinstance(model, Tagger) else load_model(model, model=own_model)
         name = "" if isinstance(model, Tagger) else Path(model).name
         measured.append((name, None, _measured(tagger, jets, seconds)))
