@@ -417,7 +417,7 @@ DEMO: dict[str, Any] = {
     "teacher_model": "medium",
     "data": {"fractions": (0.1, 0.08, 0.82)},
     "recipe": {
-        "epochs": 30,
+        "epochs": 40,
         "batch_size": 128,
         "learning_rate": 3e-3,
         "warmup_epochs": 1,
