@@ -1,4 +1,4 @@
-// Gradient clipping and AdamW over flat parameters, in place: the mathematics stands at the head of ops/adamw.py.
+// Gradient clipping and AdamW over flat parameters, in place: see ops/adamw.py for the formulas.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// GELU behind a layer's first matrix, on GPUs; the mathematics stands at the head of ops/bias_gelu.py.
+// GELU behind a layer's first matrix, on GPUs: see ops/bias_gelu.py for the formulas.
 #pragma once
 
 #include <cstdint>

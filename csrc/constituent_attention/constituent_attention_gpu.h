@@ -1,4 +1,4 @@
-// Attention among the constituents of a jet on GPUs; the mathematics stands at the head of constituent_attention.h.
+// Attention among the constituents of a jet on GPUs: see constituent_attention.h for the formulas.
 //
 // All addresses are the device's, and nothing behind them is read by the host: what they hold may change between
 // replays of a captured graph. Calls only launch kernels.

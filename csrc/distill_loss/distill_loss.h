@@ -1,4 +1,4 @@
-// The distillation loss of K members and its gradient; the mathematics stands at the head of ops/distill_loss.py.
+// The distillation loss of K members and its gradient: see ops/distill_loss.py for the formulas.
 #pragma once
 
 #include <cstdint>

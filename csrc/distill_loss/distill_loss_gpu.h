@@ -1,4 +1,4 @@
-// The distillation loss on GPUs; the mathematics stands at the head of ops/distill_loss.py.
+// The distillation loss on GPUs: see ops/distill_loss.py for the formulas.
 #pragma once
 
 #include <cstdint>

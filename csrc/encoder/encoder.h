@@ -1,5 +1,5 @@
 // The tagger of models/jet_transformer.py as one function of a batch: its training step (forward, loss, backward) and
-// its evaluation. The mathematics of the layers stands at the head of layer.h, embed.h, pooling.h and head.h.
+// its evaluation. The formulas of the layers are at the head of layer.h, embed.h, pooling.h and head.h.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Residual sum and LayerNorm on GPUs; the mathematics stands at the head of ops/residual_norm.py.
+// Residual sum and LayerNorm on GPUs: see ops/residual_norm.py for the formulas.
 #pragma once
 
 #include <cstdint>

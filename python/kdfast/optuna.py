@@ -50,8 +50,8 @@ def ask(optuna_study: Study, space: Space, n: int, *, resume: bool = True) -> li
     n
         Number of configurations.
     resume
-        Return the configurations first that were asked for before and not told, for example by a process that was
-        killed. False, where several processes ask at once.
+        First return the configurations that were asked for earlier and never told, for example by a process that was
+        killed. Set it to False if several processes ask at once.
 
     Returns
     -------

@@ -120,7 +120,7 @@ def _bounded(simulated: float, contrast: Contrast, tests: float) -> float:
 
 
 def _upper(ordered: NDArray[np.float32], level: float, tests: float) -> float:
-    """The quantile that the largest of so many |t|, simulated and sorted, exceeds at a level, within these bounds."""
+    """Critical value of the largest |t| at this level: a quantile of the simulated maxima, sorted, within bounds."""
     place = min(len(ordered) - math.ceil(len(ordered) * level), len(ordered) - 1)
     return min(max(float(ordered[place]), critical(level)), critical(level / tests))
 

@@ -101,7 +101,7 @@ def percent(share: float, digits: int = 0, sign: str = "") -> str:
 
 
 def at_least(value: float | None, limits: int, digits: int = 2) -> str:
-    """A rejection, or a mean or maximum of some, marked where it is, or holds, a lower limit."""
+    """A rejection, or a mean or maximum of several; ">" marks a lower limit, or one among them."""
     return f"{'>' if limits else ''}{fixed(value, digits)}"
 
 

@@ -131,7 +131,7 @@ class Candidates:
     """The configurations that a search chooses from, in the grid's order, and what is known of them.
 
     x: [N, d] their `places`. scores: of those that finished with all seeds, by number: mean over the seeds, of the
-    validation jets, on the metric's scale. tried [N]: whether one is planned or trained, whatever became of it.
+    validation jets, on the metric's scale. tried [N]: whether it is planned or was trained, successfully or not.
     tolerance: see `Outlook`; NaN while nothing has finished. affordable: further trainings that the search's budget of
     epochs and hours has room for. seeds: trainings of a configuration. rejection: the same candidates by their
     rejection, where the race looks for the Pareto front of both.

@@ -143,7 +143,7 @@ def pt_ratios(jets: TestJets, student: Floats, baseline: Floats, edges: Floats) 
 
 
 def auc_estimate(value: float, error: float) -> Estimate:
-    """An AUC with its interval; neither error nor interval where it is 0 or 1, as the jets then tell none."""
+    """An AUC with its interval; no error and no interval if it is 0 or 1, where these jets determine none."""
     interval = sampling.auc_interval(value, error)
     if interval is None:
         return Estimate(value=value)

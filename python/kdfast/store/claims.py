@@ -143,7 +143,7 @@ class Claims:
         return [holder for holder in latest if holder is not None and not holder.released]
 
     def is_beating(self, name: str) -> bool:
-        """Whether a claim that `take` did not get was seen to beat, or to change hands, between two calls."""
+        """Whether another holder's claim has beaten, or changed hands, between two calls of `take`."""
         return name in self._beating
 
     def _latest(self, name: str) -> Holder | None:

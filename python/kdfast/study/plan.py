@@ -105,7 +105,7 @@ def _packs_in_words(packs: Sequence[PlannedPack]) -> str:
 
 
 def _time_in_words(teacher: MemberCost, work: float, members: int, budget: Budget) -> str:
-    """work: seconds that the members take on one thread; nan where it is not known: then nothing is said."""
+    """work: seconds that the members take on one thread; NaN: unknown, and nothing is shown."""
     threads = budget.threads or 1
     seconds = study_seconds(teacher, MemberCost(work / members), members, threads * (budget.workers or 1))
     if not seconds > 0:

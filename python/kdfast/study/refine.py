@@ -107,7 +107,7 @@ def refine(
 
 
 def _tried(table: pd.DataFrame, packs: Iterable[PlannedPack], names: Collection[str]) -> set[int]:
-    """Seeds with which some of these configurations were trained, whatever became of it, or are planned."""
+    """Seeds with which some of these configurations were trained, successfully or not, or are planned."""
     stored = table.loc[table["run_name"].isin(names), "seed"]
     return {*map(int, stored), *(pack.seed for pack in packs if pack.of(set(names)).runs)}
 

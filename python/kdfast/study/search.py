@@ -11,7 +11,7 @@ fewer than `error` of the others are expected to.
 
 Once the race is over, those that may be the best (`survivors` at most) and the baseline are trained with
 `replicates` further seeds, one after the other. The race's own seeds have chosen them and are no evidence for
-them; which one is the best is told by the further seeds alone. [Boesel, Nelson and Kim, Oper. Res. 51 (2003)
+them, so only the further seeds decide which one is the best. [Boesel, Nelson and Kim, Oper. Res. 51 (2003)
 814, "clean up" after a search]
 
 A round follows from the settings and the stored results alone: a race that was interrupted resumes with the
@@ -103,7 +103,7 @@ def _replicates(
 
 
 def survivors(found: Candidates, search: SearchSettings) -> list[int]:
-    """Numbers of the finished configurations that may be the best, by what all finished ones tell; best first."""
+    """Numbers of the finished configurations that may be the best, given all finished ones; best first."""
     from scipy import stats
 
     outlook = found.outlook()
