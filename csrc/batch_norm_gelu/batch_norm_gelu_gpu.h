@@ -1,5 +1,4 @@
-// BatchNorm over the rows that are there, GELU and dropout on GPUs; the mathematics stands at the head of
-// ops/batch_norm_gelu.py.
+// BatchNorm over the rows present, GELU and dropout on GPUs: see ops/batch_norm_gelu.py for the formulas.
 #pragma once
 
 #include <cstdint>
