@@ -241,6 +241,7 @@ def without_reports(monkeypatch):
     monkeypatch.setattr(report, "write", lambda store: {})
 
 
+@pytest.mark.slow
 def test_what_files_give_is_known_to_later_commands(tmp_path, capsys, without_reports):
     """HLT jets and logits in files: the settings name them, and with these other commands go on."""
     jets, trigger, logits = tmp_path / "jets.h5", tmp_path / "trigger.h5", tmp_path / "logits.npy"

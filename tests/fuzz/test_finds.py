@@ -54,6 +54,7 @@ def test_finds(tmp_path: Path, find: Path) -> None:
     assert named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_undamaged_files_are_read(tmp_path: Path, name: str) -> None:
     needs(name)

@@ -66,8 +66,8 @@ def test_dict_gives_back_the_same_bits():
         (lambda: Standardisation(torch.full((7,), torch.nan), torch.ones(7)), "mean: must be 7 finite numbers"),
         (lambda: Standardisation(torch.zeros(7), torch.zeros(7)), "std: must be above 0"),
         (lambda: Standardisation.fit(torch.zeros(0, 7)), r"features: must be \[M, 7\] with M ≥ 1"),
-        (lambda: Standardisation.from_dict({"mean": [0.0] * 7}), "no standardisation"),
-        (lambda: Standardisation.from_dict({"mean": "x", "std": "y"}), "no standardisation"),
+        (lambda: Standardisation.from_dict({"mean": [0.0] * 7}), "is not a standardisation"),
+        (lambda: Standardisation.from_dict({"mean": "x", "std": "y"}), "is not a standardisation"),
     ],
 )
 def test_errors(make, message):

@@ -227,6 +227,7 @@ reading_process.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "error", "message"),
     [

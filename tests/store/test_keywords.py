@@ -63,7 +63,7 @@ def test_every_setting_is_described():
     for setting in settings:
         assert f"| `{setting.path[-1]}` |" in table
     meaning = "Planned epochs of students and baseline. (≥ 1)"
-    assert f"\n| `epochs` | `epochs=` | `--epochs N` | 50 (demo: 30) | {meaning} |\n" in table
+    assert f"\n| `epochs` | `epochs=` | `--epochs N` | 50 (demo: 40) | {meaning} |\n" in table
 
 
 def test_the_signature_shows_names_and_defaults():

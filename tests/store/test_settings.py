@@ -117,6 +117,7 @@ def test_the_published_study_is_planned_with_its_own_settings():
     assert len(study.runs()) == 132
     reduced = StudySettings.resolve(folder / "reduced.toml")  # on the bundled jets
     changed = {"precision": "bf16", "data": published.model_copy(update={"data": DataSettings()}).decisive()["data"]}
+    changed["recipe"] = published.decisive()["recipe"] | {"epochs": 30}
     assert reduced.decisive() == published.decisive() | changed
     assert [run.name for run in reduced.runs()] == [f"baseline_T{t}.0_A{a}" for t in (3, 10) for a in (0.3, 0.9)]
 

@@ -77,6 +77,7 @@ def test_test_data_alone(files: dict[str, Path]) -> None:
     np.testing.assert_allclose(found.jets[parts[2]].p4, TEST.p4, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_validation_data_alone(files: dict[str, Path]) -> None:
     data = {"paths": [files["train"]], "validation_paths": [files["validation"]], "fractions": [0.6, 0.2, 0.2]}
     found = inputs(data).prepared
@@ -96,6 +97,7 @@ def test_both(files: dict[str, Path]) -> None:
     assert "fractions" not in StudySettings(data=settings).table()["data"]
 
 
+@pytest.mark.slow
 def test_max_jets_cuts_the_data_only(files: dict[str, Path]) -> None:
     for given in (Given(), Given(jets=TRAIN)):
         paths = {} if given.jets else {"paths": [files["train"]]}
@@ -139,6 +141,7 @@ def test_a_column_that_a_store_keeps(tmp_path: Path, files: dict[str, Path], mon
         inputs({"paths": [store]})
 
 
+@pytest.mark.slow
 def test_columns_that_a_store_can_not_keep(tmp_path: Path, files: dict[str, Path]) -> None:
     plain = kdfast.prepare(files["train"], tmp_path / "plain.store", progress=False)
     with pytest.raises(ConfigError, match=r"split: needs the column fold, and .*plain.store keeps none"):
@@ -325,6 +328,7 @@ def test_jets_that_are_in_two_parts_by_a_column(tmp_path: Path, files: dict[str,
 # ---- HLT jets and teachers
 
 
+@pytest.mark.slow
 def test_hlt_jets_of_each_set(files: dict[str, Path], tmp_path: Path) -> None:
     sets = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
     seen = {name: emulate_hlt(jets, "mild") for name, jets in sets.items()}
@@ -364,6 +368,7 @@ def test_logits_of_all_sets(files: dict[str, Path]) -> None:
 # ---- the study
 
 
+@pytest.mark.slow
 def test_another_split_is_another_study(tmp_path: Path, files: dict[str, Path]) -> None:
     data = {"data": files["train"], "validation_data": files["validation"], "test_data": files["test"]}
     plan(tmp_path / "sets", **data)
@@ -478,6 +483,7 @@ def test_studies_without_sets_are_written_as_before(tmp_path: Path, files: dict[
     assert store.settings["hlt"] == {"paths": [str(files["train"])]}
 
 
+@pytest.mark.slow
 def test_workers_and_refine_find_the_files(tmp_path: Path, files: dict[str, Path], monkeypatch: Any) -> None:
     monkeypatch.chdir(files["train"].parent)
     plan(tmp_path, "train.h5", validation_data="validation.h5", test_data=["test.h5"])

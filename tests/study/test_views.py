@@ -74,6 +74,7 @@ def test_a_damaged_standardisation_is_made_again(tmp_path: Path, store: Path) ->
     assert json.loads(path.read_text()) == kept
 
 
+@pytest.mark.slow
 def test_jets_of_a_store_with_other_arrays(tmp_path: Path, store: Path) -> None:
     """Their views are not those of the store's own."""
     small_sweep(tmp_path / "whole", store)
@@ -172,6 +173,7 @@ def test_a_store_is_moved(tmp_path: Path, store: Path) -> None:
     assert len(again.results) == 2 * began
 
 
+@pytest.mark.slow
 def test_hlt_jets_in_a_store(tmp_path: Path, store: Path) -> None:
     hlt_jets = kdfast.emulate_hlt(kdfast.load_jets(tmp_path / "jets.h5"), "mild", seed=42)
     file = write_atlas(tmp_path / "hlt.h5", hlt_jets, width=60)
