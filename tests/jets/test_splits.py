@@ -117,7 +117,10 @@ def test_jets_of_no_part(tmp_path: Path) -> None:
         assert np.array_equal(places, FOLD[kept])
         assert np.array_equal(jets.index, np.flatnonzero(kept))
     none = split_rule("fold training=7 test=8 other=skip")
-    with pytest.warns(KdfastWarning, match="40 of 40 jets"), pytest.raises(DataError, match="no jet belongs to a part of the split"):
+    with (
+        pytest.warns(KdfastWarning, match="40 of 40 jets"),
+        pytest.raises(DataError, match="no jet belongs to a part of the split"),
+    ):
         load_split_jets(path, none)
 
 
