@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from kdfast.models import PRESETS, ModelConfig
 from kdfast.models.build import build_network
+from kdfast.models.packed import dropout_uses
+from kdfast.ops.dropout_masks import mask_bytes
 
 # DRAM in bytes/s, and dense FLOP/s with bf16 operands and with fp32 ones without TF32, by the vendor's data sheets.
 CARDS = {"H100": (3.35e12, 989e12, 67e12), "A100": (2.04e12, 312e12, 19.5e12), "L4": (0.30e12, 121e12, 30e12)}
@@ -21,12 +23,13 @@ STUDY_MEMBERS = 132
 
 @dataclass(frozen=True)
 class Batch:
-    """jets, their constituents, Σ n² over the jets, and rows with padding (those of matrix products)."""
+    """jets, their constituents, Σ n² over the jets, rows with padding (those of matrix products), and Σ ⌈n/16⌉²."""
 
     jets: int
     rows: int
     squares: int
     capacity: int
+    tiles: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def step_work(config: ModelConfig, members: int, batch: Batch, precision: str) -
         *_pooling_and_loss(config, members, batch),
         *_copies(config, members, batch, precision),
         *_parameters(config, members),
+        _masks(config, batch),
     ]
 
 
@@ -78,41 +82,45 @@ def _products(config: ModelConfig, members: int, batch: Batch, precision: str) -
 
 
 def _attention(config: ModelConfig, members: int, batch: Batch, precision: str) -> list[Work]:
-    """Forward reads q, k, v and writes out and lse; backward reads q, k, v, ∂out twice: 2, 5 and 4 products of n² d."""
+    """Forward reads q, k, v and writes out and lse; backward reads q, k, v, ∂out twice: 2, 5 and 4 products of n² d.
+    Each pass over the pairs reads dropout's mask, 32 bytes a tile: one pass, two and one."""
     size = _size(precision)
     calls = config.layers
     row = config.width * size  # of one of q, k, v, all heads
     rows = float(members * calls * batch.rows)
     pairs = 2.0 * members * calls * batch.squares * config.width
     heads = config.heads
+    masks = float(members * calls * batch.tiles * heads * 32)
     return [
-        Work("constituent_attention: attend", calls, rows * (4 * row + 4 * heads), 2 * pairs),
-        Work("constituent_attention: query_gradients", calls, rows * (5 * row + 20 * heads), 5 * pairs),
-        Work("constituent_attention: key_gradients", calls, rows * (6 * row + 16 * heads), 4 * pairs),
+        Work("constituent_attention: attend", calls, rows * (4 * row + 4 * heads) + masks, 2 * pairs),
+        Work("constituent_attention: query_gradients", calls, rows * (5 * row + 20 * heads) + 2 * masks, 5 * pairs),
+        Work("constituent_attention: key_gradients", calls, rows * (6 * row + 16 * heads) + masks, 4 * pairs),
     ]
 
 
 def _between_products(config: ModelConfig, members: int, batch: Batch, precision: str) -> list[Work]:
-    """The residual stream and BatchNorm are float32; what goes into or comes out of products has `size` bytes."""
+    """The residual stream and BatchNorm are float32; what goes into or comes out of products has `size` bytes, and what
+    dropout keeps an eighth of a byte."""
     size = _size(precision)
+    bit = 1 / 8
     layers = config.layers
     wide = float(members * batch.rows * config.width)
     hidden = float(members * batch.rows * config.ffn * layers)
     heads = float(members * batch.jets * config.width)  # rows that are jets
     jets = heads * 2.5  # dense1, dense2, and dense3 of half the width
     first, both, last = 1, 2 * layers - 1, 1  # calls without y, with y and norm, without norm
-    forward = first * (8 + size) + both * (8 + 2 * size) + last * (8 + size)
-    backward = first * (12 + size) + both * (12 + 2 * size) + last * (8 + size)
+    forward = first * (8 + size) + both * (8 + 2 * size + bit) + last * (8 + size + bit)
+    backward = first * (12 + size) + both * (12 + 2 * size + bit) + last * (8 + size + bit)
     calls = 2 * layers + 2  # and the pooled jets' norm
     return [
         Work("residual_norm: forward", calls, wide * forward + heads * 12),
         Work("residual_norm: backward", calls, wide * backward + heads * 16),
-        Work("bias_gelu: forward", layers, hidden * 2 * size),
-        Work("bias_gelu: backward", layers, hidden * 3 * size),
+        Work("bias_gelu: forward", layers, hidden * (2 * size + bit)),
+        Work("bias_gelu: backward", layers, hidden * (3 * size + bit)),
         Work("batch_norm_gelu: moments_of_blocks", 4, (wide + jets) * 4),
-        Work("batch_norm_gelu: forward", 4, (wide + jets) * 8),
-        Work("batch_norm_gelu: backward_sums", 4, (wide + jets) * 8),
-        Work("batch_norm_gelu: backward_rows", 4, (wide + jets) * 12),
+        Work("batch_norm_gelu: forward", 4, (wide + jets) * (8 + bit)),
+        Work("batch_norm_gelu: backward_sums", 4, (wide + jets) * (8 + bit)),
+        Work("batch_norm_gelu: backward_rows", 4, (wide + jets) * (12 + bit)),
     ]
 
 
@@ -121,8 +129,8 @@ def _pooling_and_loss(config: ModelConfig, members: int, batch: Batch) -> list[W
     products = rows * config.width * config.pooling_heads
     weights = 4 * config.pooling_heads
     return [
-        Work("attention_pooling: pool", 1, rows * (4 * config.width + weights + 4), 4 * products),
-        Work("attention_pooling: pool_backward", 1, rows * (8 * config.width + weights + 4), 8 * products),
+        Work("attention_pooling: pool", 1, rows * (4 * config.width + weights + 5), 4 * products),
+        Work("attention_pooling: pool_backward", 1, rows * (8 * config.width + weights + 5), 8 * products),
         Work("attention_transfer: transfer", 1, rows * 8),
         Work("distill_loss: two_classes", 1, float(members * batch.jets * 8)),
     ]
@@ -151,6 +159,12 @@ def _parameters(config: ModelConfig, members: int) -> list[Work]:
     return [Work("adamw: sum_squares", 1, parameters * 4), Work("adamw: update", 1, parameters * 28)]
 
 
+def _masks(config: ModelConfig, batch: Batch) -> Work:
+    """What dropout keeps, written once for all members."""
+    moved = sum(mask_bytes(use, batch.rows, batch.jets, batch.tiles) for use in dropout_uses(config))
+    return Work("dropout_masks: draw", 1, float(moved))
+
+
 def _size(precision: str) -> int:
     return 2 if precision == "bf16" else 4
 
@@ -165,7 +179,8 @@ def study_batch() -> Batch:
     """512 jets of 23 to 40 constituents, as the benchmarks have them."""
     counts = [23 + jet % 18 for jet in range(512)]
     rows = sum(counts)
-    return Batch(len(counts), rows, sum(count * count for count in counts), -(-rows // 64) * 64)
+    tiles = sum((-(-count // 16)) ** 2 for count in counts)
+    return Batch(len(counts), rows, sum(count * count for count in counts), -(-rows // 64) * 64, tiles)
 
 
 def table(config: ModelConfig, members: int, precision: str, card: str) -> str:

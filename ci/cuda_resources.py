@@ -29,6 +29,7 @@ def kernel_name(mangled: str) -> str:
     """two_classes<float, 1> of kdfast::gpu::(anonymous namespace)::two_classes<float, 1>(…)."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(r"\(anonymous namespace\)::|kdfast::gpu::|^void ", "", name)
+    name = re.sub(r"\(\w+\)(?=\d)", "", name)  # enumerators: (Extras)1
     return name.split("(")[0]
 
 

@@ -109,7 +109,7 @@ def test_the_model_names_kernels_that_there_are() -> None:
     """Each of its kernels is in its op's table of resources."""
     config = PRESETS["study"]
     assert isinstance(config, ModelConfig)
-    works = [work for work in step_work(config, 2, Batch(2, 50, 1300, 64), "bf16")]
+    works = [work for work in step_work(config, 2, Batch(2, 50, 1300, 64, 8), "bf16")]
     kernels = [
         work.label.split(": ") for work in works if not work.label.startswith(("product", "copy", "sum", "cast"))
     ]
@@ -121,7 +121,7 @@ def test_the_model_names_kernels_that_there_are() -> None:
 
 def test_the_model_follows_its_formulas() -> None:
     config = ModelConfig(width=16, layers=3, heads=2, ffn=64, pooling_heads=2)
-    batch = Batch(2, 50, 1300, 64)
+    batch = Batch(2, 50, 1300, 64, 8)
     works = {work.label: work for work in step_work(config, 5, batch, "bf16")}
     # Three layers; forward and two products backward; x, W and y in bf16.
     assert works["product ffn_in"].calls == 9
@@ -130,11 +130,12 @@ def test_the_model_follows_its_formulas() -> None:
     # A row and head, as in docs/explanation/kernels.md: 4 d s + 4 bytes, 4 n² d FLOP; backward 11 d s + 36, 18 n² d.
     attention = [works[f"constituent_attention: {name}"] for name in ("attend", "query_gradients", "key_gradients")]
     rows = 5 * 3 * 50 * 2
-    assert attention[0].bytes == rows * (4 * 8 * 2 + 4)
-    assert attention[1].bytes + attention[2].bytes == rows * (11 * 8 * 2 + 36)
+    masks = 5 * 3 * 2 * 8 * 32  # of two jets of 2 × 2 tiles
+    assert attention[0].bytes == rows * (4 * 8 * 2 + 4) + masks
+    assert attention[1].bytes + attention[2].bytes == rows * (11 * 8 * 2 + 36) + 3 * masks
     assert attention[0].flops == 4 * 5 * 3 * 1300 * 16
     assert attention[1].flops + attention[2].flops == 18 * 5 * 3 * 1300 * 16
-    assert works["bias_gelu: backward"].bytes == 5 * 3 * 50 * 64 * 6
+    assert works["bias_gelu: backward"].bytes == 5 * 3 * 50 * (64 * 6 + 8)
     last = table(config, 5, "bf16", "H100").splitlines()[-1]
     assert last.startswith("| sum | ")
 

@@ -30,8 +30,9 @@ from kdfast.distill.devices import exact_sums
 from kdfast.distill.pack import View
 from kdfast.models import PRESETS, ModelConfig
 from kdfast.ops import gpu
+from kdfast.ops.dropout_masks import MaskUse, dropout_masks
 from kdfast.ops.packed_attention import attention_plan, packed_attention
-from kdfast.ops.packed_rows import Dropout, PackedRows
+from kdfast.ops.packed_rows import Dropout, PackedRows, pair_tiles
 
 MEMBERS = (1, 8, 32)
 STEPS = 3  # in the trace
@@ -72,7 +73,7 @@ def profile_step(
     report: dict[str, Any] = {"members": step.members, "seconds": seconds(step)}
     if device.type == "cuda":
         plan = step.trainer.plan
-        report["memory_estimate"] = step.members * plan.member_bytes() + plan.planning_bytes()
+        report["memory_estimate"] = step.members * plan.member_bytes() + plan.planning_bytes() + plan.mask_bytes()
         report["memory_peak"] = torch.cuda.max_memory_allocated(device) - before
         report["memory_reserved"] = torch.cuda.memory_reserved(device)
     works = step_work(config, step.members, batch_of(step.view, step.trainer.plan.capacity), "bf16")
@@ -83,7 +84,8 @@ def profile_step(
 
 def batch_of(view: View, capacity: int) -> Batch:
     counts = view.offsets.diff()
-    return Batch(len(view), int(counts.sum()), int((counts**2).sum()), capacity)
+    tiles = int(pair_tiles(counts).sum())
+    return Batch(len(view), int(counts.sum()), int((counts**2).sum()), capacity, tiles)
 
 
 def traced(device: torch.device, step: PackedStep) -> list[dict[str, Any]]:
@@ -111,7 +113,10 @@ def attention_times(device: torch.device, jets: int, seconds: Callable[[Any], fl
     plan = attention_plan(leaf, rows)
     times = []
     for p in (0.0, DROPOUT):
-        dropout = Dropout(p, torch.ones((), dtype=torch.int64, device=device)) if p else None
+        dropout = None
+        if p:
+            seeds = torch.ones(1, dtype=torch.int64, device=device)
+            (dropout,) = dropout_masks(rows, [MaskUse("pairs", qkv.shape[-2])], p, seeds, plan)
 
         def forward(dropout: Dropout | None = dropout) -> torch.Tensor:
             return packed_attention(leaf, rows, dropout, plan)

@@ -114,20 +114,34 @@ __device__ __forceinline__ Jet jet_of(const PoolingRows& rows, int64_t jet) {
     return {static_cast<int>(rows.offsets[jet]), static_cast<int>(rows.offsets[jet + 1])};
 }
 
-// x as dropout leaves it, of constituent `position` and a head.
-__device__ __forceinline__ float drop(const PoolingRows& rows, int64_t jet, int position, int head, float x) {
+// x as dropout leaves it, of a jet's row t and a head.
+__device__ __forceinline__ float drop(const PoolingRows& rows, int64_t number, const Jet& jet, int t, int head,
+                                      float x) {
     const Dropout& dropout = rows.dropout;
     if (dropout.seed == nullptr) return x;
-    const Philox4 bits = philox4x32(static_cast<uint64_t>(dropout.seed[0]), static_cast<uint32_t>(jet), 0,
-                                    static_cast<uint32_t>(position), 0);
-    // The word by selection, not by an index: registers have none.
-    const uint32_t low = head & 2 ? bits.v[1] : bits.v[0], high = head & 2 ? bits.v[3] : bits.v[2];
-    const uint32_t word = head & 4 ? high : low, half = head & 1 ? word >> 16 : word & 0xffff;
-    return half >= dropout.threshold ? x * dropout.scale : 0.0f;
+    bool keep;
+    if (dropout.mask != nullptr) {
+        keep = load_readonly<uint8_t>(dropout.mask + t) >> head & 1;
+    } else {
+        const Philox4 bits = philox4x32(static_cast<uint64_t>(dropout.seed[0]), static_cast<uint32_t>(number), 0,
+                                        static_cast<uint32_t>(t - jet.begin), 0);
+        // The word by selection, not by an index: registers have none.
+        const uint32_t low = head & 2 ? bits.v[1] : bits.v[0], high = head & 2 ? bits.v[3] : bits.v[2];
+        const uint32_t word = head & 4 ? high : low, half = head & 1 ? word >> 16 : word & 0xffff;
+        keep = half >= dropout.threshold;
+    }
+    return keep ? x * dropout.scale : 0.0f;
 }
 
+// Of pool, that a multiprocessor should hold, which limits registers: as many as go without spills.
 template <int kHeads, int kValues>
-__global__ void __launch_bounds__(kThreads) pool(const __grid_constant__ AttentionPoolingParams p) {
+constexpr int kPoolBlocks = kHeads * kValues <= 8 ? 6
+                            : kValues <= 4        ? 4
+                                                  : 2;
+
+template <int kHeads, int kValues>
+__global__ void __launch_bounds__(kThreads, kPoolBlocks<kHeads, kValues>)
+    pool(const __grid_constant__ AttentionPoolingParams p) {
     using T = Tile<kHeads, kValues, kHeads == 4 ? 8 : 4>;
     constexpr int kShared = T::kPairs + kHeads;  // of a warp: the pairs' weights, the heads' factors
     KDFAST_SHARED(float, shared, kWarps* kShared);
@@ -162,7 +176,7 @@ __global__ void __launch_bounds__(kThreads) pool(const __grid_constant__ Attenti
         if (owns && exists) weights[int64_t{t} * num_heads + T::head()] = score;
         const float new_top = fmaxf(top, T::max_of_rows(exists ? score : -INFINITY));
         const float factor = expf(top - new_top), e = exists ? expf(score - new_top) : 0.0f;
-        const float dropped = drop(rows, number, t - jet.begin, T::head(), e);
+        const float dropped = drop(rows, number, jet, min(t, jet.end - 1), T::head(), e);  // e is 0 beyond
         top = new_top;
         total = fmaf(total, factor, e);
         kept = fmaf(kept, factor, dropped);
@@ -269,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kHeads* kValues <= 16 ? 4 : 2)
             const int t = first + T::row();
             const int64_t place = int64_t{t} * num_heads + T::head();
             if (owns && T::row() < count) {
-                float grad = drop(rows, number, t - jet.begin, T::head(), product + grad_kept) - shift;
+                float grad = drop(rows, number, jet, t, T::head(), product + grad_kept) - shift;
                 if (grad_attention != nullptr) grad += grad_attention[t] / static_cast<float>(num_heads);
                 grad_weights[place] = grad;
                 inner = fmaf(weights[place], grad, inner);
@@ -286,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, kHeads* kValues <= 16 ? 4 : 2)
             float dropped = 0.0f, grad_score = 0.0f;
             if (owns && T::row() < count) {
                 const float weight = weights[place];
-                dropped = drop(rows, number, t - jet.begin, T::head(), weight);
+                dropped = drop(rows, number, jet, t, T::head(), weight);
                 grad_score = weight * (grad_weights[place] - inner);
             }
             __syncwarp();  // the tile before has been read

@@ -3,9 +3,9 @@
 
 #include "constituent_attention/constituent_attention_gpu.h"
 #include "constituent_attention/fragments.h"
+#include "constituent_attention/pair_masks.h"
 #include "constituent_attention/work_items.h"
 #include "core/gpu.h"
-#include "core/philox.h"
 
 namespace kdfast::gpu {
 namespace {
@@ -16,6 +16,7 @@ struct Constant {
 };
 
 constexpr int kThreads = 128;
+static_assert(kMaskTile == kTile);
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 // Of a query, from the first kernel of the backward pass to the second.
@@ -137,20 +138,86 @@ __device__ __forceinline__ void fill_rows(const AttentionRows& rows, const Work&
         store(to[work.item.row + i / kPieces] + i % kPieces * kPiece, piece);
 }
 
-// Which weights of the tile of 16 queries and 16 keys from (query, key) on dropout keeps: bit j of the lane's number is
-// key `key` + j, for query `query` + lane % 16. One Philox call a lane: lanes 0 … 15 the first eight keys.
-__device__ __forceinline__ unsigned kept_keys(const Arguments& a, const Work& work, int query, int key) {
-    const int lane = lane_index();
-    const uint64_t seed = a.p.device_seed == nullptr ? a.p.seed : *a.p.device_seed;
-    const Philox4 bits =
-        philox4x32(seed, static_cast<uint32_t>(work.item.jet), static_cast<uint32_t>(work.head),
-                   static_cast<uint32_t>(query + lane % 16), static_cast<uint32_t>(key / 8 + lane / 16));
-    unsigned kept = 0;
-#pragma unroll
-    for (uint32_t e = 0; e < 8; ++e) kept |= dropout_keep(bits, e, a.p.threshold) ? 1u << e : 0u;
-    const unsigned other = __shfl_xor_sync(kFullMask, kept, 16);
-    return lane < 16 ? kept | other << 8 : other | kept << 8;
+// What a kernel is compiled for besides plain attention. kMasked: dropout by masks. kAny: a bias, or dropout, by masks
+// or without.
+enum Extras { kNone, kMasked, kAny };
+
+// Where the masks of the work's jet and head begin.
+__device__ __forceinline__ const uint32_t* masks_of(const Arguments& a, const Work& work) {
+    const int64_t tiles = tiles_of(work.item.n);
+    const int64_t before = load_readonly<int64_t>(a.plan.tiles + work.item.jet) * a.p.num_heads;
+    return a.p.masks + (before + work.head * tiles * tiles) * kMaskWords;
 }
+__device__ __forceinline__ unsigned drawn_keys(const Arguments& a, const Work& work, int query, int key) {
+    const uint64_t seed = a.p.device_seed == nullptr ? a.p.seed : *a.p.device_seed;
+    return draw_keys(seed, a.p.threshold, work.item.jet, work.head, query, key);
+}
+
+// Dropout's decisions about a lane's Scores, where rows are queries: from the masks (pair_masks.h), or drawn.
+template <Extras kExtras>
+struct QueryMasks {
+    const Arguments& a;
+    const Work& work;
+    const uint32_t* words;  // of the lane, in the first tile of the warp's queries
+    int tiles;              // of keys
+
+    __device__ __forceinline__ QueryMasks(const Arguments& arguments, const Work& own)
+        : a(arguments), work(own), words(nullptr), tiles(static_cast<int>(tiles_of(own.item.n))) {
+        if (kExtras != kNone && (kExtras == kMasked || a.p.masks != nullptr))
+            words = masks_of(a, work) + work.item.row / kTile * tiles * kMaskWords + lane_group();
+    }
+    __device__ __forceinline__ bool drop() const {
+        return kExtras == kMasked || (kExtras == kAny && a.p.threshold != 0);
+    }
+    // Of the warp's t-th tile of queries, and the keys from `key` on: what keeps() takes.
+    __device__ __forceinline__ unsigned of_tile(int t, int key) const {
+        if (!drop()) return ~0u;
+        if (kExtras == kMasked || words != nullptr)
+            return load_readonly<uint32_t>(words + (t * tiles + key / kTile) * kMaskWords) >> 2 * lane_column();
+        const unsigned kept = drawn_keys(a, work, work.item.row + t * kTile, key);
+        const unsigned low = __shfl_sync(kFullMask, kept, lane_group());
+        return (low | __shfl_sync(kFullMask, kept, lane_group() + 8) << 16) >> 2 * lane_column();
+    }
+    // Of row g + 8 h and column lane_term(i).
+    __device__ __forceinline__ bool keeps(unsigned kept, int h, int i) const {
+        return kExtras == kNone || (kept >> (16 * h + 8 * (i / 2) + i % 2) & 1) != 0;
+    }
+};
+
+// The same where rows are keys, and columns queries.
+template <Extras kExtras>
+struct KeyMasks {
+    using Words = Vec<uint32_t, 2>;
+    const Arguments& a;
+    const Work& work;
+    const uint32_t* words;  // of the lane, in the first tile of queries and the first of the warp's keys
+    int tiles;              // of keys
+
+    __device__ __forceinline__ KeyMasks(const Arguments& arguments, const Work& own)
+        : a(arguments), work(own), words(nullptr), tiles(static_cast<int>(tiles_of(own.item.n))) {
+        if (kExtras != kNone && (kExtras == kMasked || a.p.masks != nullptr))
+            words = masks_of(a, work) + work.item.row / kTile * kMaskWords + 2 * lane_column();
+    }
+    // Of the queries from `query` on, and the warp's t-th tile of keys: what keeps() takes.
+    __device__ __forceinline__ Words of_tile(int query, int t) const {
+        if (kExtras == kNone || (kExtras == kAny && a.p.threshold == 0)) return {~0u, ~0u};
+        Words kept;
+        if (kExtras == kMasked || words != nullptr) {
+            kept = load_readonly<Words>(words + (query / kTile * tiles + t) * kMaskWords);
+        } else {
+            const unsigned drawn = drawn_keys(a, work, query, work.item.row + t * kTile);
+            unsigned of_query[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) of_query[j] = __shfl_sync(kFullMask, drawn, lane_term(j));
+            kept = {of_query[0] | of_query[2] << 16, of_query[1] | of_query[3] << 16};
+        }
+        return {kept[0] >> lane_group(), kept[1] >> lane_group()};
+    }
+    // Of column lane_term(j) and row g + 8 h.
+    __device__ __forceinline__ bool keeps(const Words& kept, int j, int h) const {
+        return kExtras == kNone || (kept[j % 2] >> (16 * (j / 2) + 8 * h) & 1) != 0;
+    }
+};
 
 // Where the jet's block of a head and member begins in the bias, or in its gradient.
 __device__ __forceinline__ int64_t pair_offset(const Arguments& a, const Work& work, int member) {
@@ -163,7 +230,7 @@ __device__ __forceinline__ int64_t pair_offset(const Arguments& a, const Work& w
 //
 // Floats round the scaled score before they subtract: where one key has all the weight, lse is its score, and the
 // weight comes out as 1 and its gradient as 0, exactly. 16-bit types save instructions: units of ln 2, one rounding.
-template <class F, bool kExtras, bool kTransposed, bool kTail>
+template <class F, Extras kExtras, bool kTransposed, bool kTail>
 __device__ __forceinline__ void scale_scores(const Arguments& a, const float* bias, int n, int row, int column,
                                              Scores& scores, const float (&reference)[4]) {
 #pragma unroll
@@ -171,7 +238,7 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, const float* bi
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             float own_bias = 0.0f;
-            if (kExtras && bias != nullptr) {
+            if (kExtras == kAny && bias != nullptr) {
                 const int own_row = existing<true>(row + lane_group() + i / 2 * 8, n);
                 const int own_column = existing<kTail>(column + lane_term(2 * u + i % 2), n);
                 const int query = kTransposed ? own_column : own_row, key = kTransposed ? own_row : own_column;
@@ -180,11 +247,12 @@ __device__ __forceinline__ void scale_scores(const Arguments& a, const float* bi
             float& score = scores[u][i];
             const float subtracted = reference[kTransposed ? 2 * u + i % 2 : i / 2];
             if constexpr (F::kPacked)
-                score =
-                    fmaf(score, a.score_scale * kLog2E, kExtras ? fmaf(own_bias, kLog2E, -subtracted) : -subtracted);
+                score = fmaf(score, a.score_scale * kLog2E,
+                             kExtras == kAny ? fmaf(own_bias, kLog2E, -subtracted) : -subtracted);
             else
-                score = (kExtras ? __fmul_rn(score, a.score_scale) + own_bias : __fmul_rn(score, a.score_scale)) -
-                        subtracted;
+                score =
+                    (kExtras == kAny ? __fmul_rn(score, a.score_scale) + own_bias : __fmul_rn(score, a.score_scale)) -
+                    subtracted;
         }
 }
 

@@ -13,13 +13,13 @@ namespace {
 
 enum Pass { kAttend, kQueryGradients, kKeyGradients };
 
-// How a kernel runs. kExtras_: with a bias, or dropout.
-template <class Fragments, int kPass, bool kExtras_>
+// How a kernel runs.
+template <class Fragments, int kPass, Extras kExtras_>
 struct Variant {
     using F = Fragments;
-    static constexpr bool kExtras = kExtras_;
+    static constexpr Extras kExtras = kExtras_;
     // Of 16 rows, that a warp takes at once, because what it loads serves all of them.
-    static constexpr int kMostFeatures = kPass == kAttend ? 32 : kPass == kKeyGradients || !kExtras ? 16 : 0;
+    static constexpr int kMostFeatures = kPass == kAttend ? 32 : kPass == kKeyGradients || kExtras != kAny ? 16 : 0;
     static constexpr int kTiles = F::kPacked && F::D <= kMostFeatures ? 2 : 1;
     // That a multiprocessor should hold, which limits registers: as many as go without spills.
     static constexpr int kWithoutExtras[2][3][5] = {
@@ -28,7 +28,7 @@ struct Variant {
         {{5, 5, 4, 4, 3}, {3, 3, 3, 3, 2}, {3, 3, 3, 3, 2}},  // packed
     };
     static constexpr int kDim = F::D == 64 ? 4 : F::D / 8 - 1;
-    static constexpr int kBlocks = std::max(2, kWithoutExtras[F::kPacked][kPass][kDim] - kExtras);
+    static constexpr int kBlocks = std::max(2, kWithoutExtras[F::kPacked][kPass][kDim] - (kExtras == kAny));
 };
 
 struct Choice {
@@ -36,17 +36,19 @@ struct Choice {
     int tiles;
 };
 
-template <class F, int kPass, bool kExtras>
+template <class F, int kPass, Extras kExtras>
 Choice choice_of();
 
 template <class T, int D, int kPass>
-Choice choose_products(bool extras) {
+Choice choose_products(Extras extras) {
     using OnTensorCores = std::conditional_t<sizeof(T) == 4, FloatFragments<T, D, true>, PackedFragments<T, D>>;
-    if (code_capability() < 80) return choice_of<FloatFragments<T, D, false>, kPass, true>();
-    return extras ? choice_of<OnTensorCores, kPass, true>() : choice_of<OnTensorCores, kPass, false>();
+    if (code_capability() < 80) return choice_of<FloatFragments<T, D, false>, kPass, kAny>();
+    return extras == kNone     ? choice_of<OnTensorCores, kPass, kNone>()
+           : extras == kMasked ? choice_of<OnTensorCores, kPass, kMasked>()
+                               : choice_of<OnTensorCores, kPass, kAny>();
 }
 template <class T, int kPass>
-Choice choose_head_dim(int64_t head_dim, bool extras) {
+Choice choose_head_dim(int64_t head_dim, Extras extras) {
     switch (head_dim) {
         case 8:
             return choose_products<T, 8, kPass>(extras);
@@ -63,7 +65,8 @@ Choice choose_head_dim(int64_t head_dim, bool extras) {
 }
 template <int kPass>
 Choice choose(const AttentionParams& p) {
-    const bool extras = p.bias != nullptr || p.threshold != 0;
+    const bool drops = p.threshold != 0;
+    const Extras extras = p.bias != nullptr || (drops && p.masks == nullptr) ? kAny : drops ? kMasked : kNone;
     return p.dtype == DType::f32    ? choose_head_dim<float, kPass>(p.head_dim, extras)
            : p.dtype == DType::bf16 ? choose_head_dim<bf16, kPass>(p.head_dim, extras)
                                     : choose_head_dim<f16, kPass>(p.head_dim, extras);

@@ -18,17 +18,28 @@ constexpr int kLengths = 64;  // that are told apart: n in steps of 16; longer j
 __device__ __forceinline__ int length_class(int n) { return min((n + 15) / 16, kLengths - 1); }
 __device__ __forceinline__ int items_of(int n) { return (n + kItemRows - 1) / kItemRows; }
 
+// Over the lanes of a warp up to this one; all of them call.
+__device__ __forceinline__ int64_t sum_up_to_lane(int64_t x) {
+#pragma unroll
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const int64_t left = __shfl_up_sync(kFullMask, x, lanes);
+        if (lane_index() >= lanes) x += left;
+    }
+    return x;
+}
+
 // One block. The order of jets in a class is that of the atomics; no result depends on it.
 __global__ void __launch_bounds__(kPlanThreads) make_plan(const AttentionPlanParams p, const Plan plan) {
     KDFAST_SHARED(int, next, kLengths);  // per class: its items, then the place of the next of them
     KDFAST_SHARED(int, invalid, 1);
     KDFAST_SHARED(int64_t, warp_pairs, kPlanThreads / kWarp);
+    KDFAST_SHARED(int64_t, warp_tiles, kPlanThreads / kWarp);
     const int thread = static_cast<int>(threadIdx.x), num_jets = static_cast<int>(p.num_jets);
     if (thread < kLengths) next[thread] = 0;
     if (thread == 0) invalid[0] = p.offsets[0] != 0 || p.offsets[num_jets] > p.num_constituents;
     __syncthreads();
 
-    int64_t pairs_before = 0;  // of the jets before a round of the loop
+    int64_t pairs_before = 0, tiles_before = 0;  // of the jets before a round of the loop
     for (int begin = 0; begin < num_jets; begin += kPlanThreads) {
         const int jet = begin + thread;
         int64_t n = 0;
@@ -40,27 +51,34 @@ __global__ void __launch_bounds__(kPlanThreads) make_plan(const AttentionPlanPar
             }
             atomicAdd(next + length_class(static_cast<int>(n)), items_of(static_cast<int>(n)));
         }
-        int64_t sum = n * n;  // of the warp's lanes up to this one
-#pragma unroll
-        for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-            const int64_t left = __shfl_up_sync(kFullMask, sum, lanes);
-            if (lane_index() >= lanes) sum += left;
+        const int64_t tiles = tiles_of(static_cast<int>(n)) * tiles_of(static_cast<int>(n));
+        const int64_t pair_sum = sum_up_to_lane(n * n), tile_sum = sum_up_to_lane(tiles);
+        if (lane_index() == kWarp - 1) {
+            warp_pairs[warp_index()] = pair_sum;
+            warp_tiles[warp_index()] = tile_sum;
         }
-        if (lane_index() == kWarp - 1) warp_pairs[warp_index()] = sum;
         __syncthreads();
-        int64_t before = pairs_before;
+        int64_t pairs = pairs_before + pair_sum - n * n, tiles_first = tiles_before + tile_sum - tiles;
         for (int w = 0; w < kPlanThreads / kWarp; ++w) {
-            const int64_t pairs = warp_pairs[w];
-            if (w < warp_index()) before += pairs;
-            pairs_before += pairs;
+            const int64_t more_pairs = warp_pairs[w], more_tiles = warp_tiles[w];
+            if (w < warp_index()) {
+                pairs += more_pairs;
+                tiles_first += more_tiles;
+            }
+            pairs_before += more_pairs;
+            tiles_before += more_tiles;
         }
-        if (jet < num_jets) plan.pairs[jet] = before + sum - n * n;
+        if (jet < num_jets) {
+            plan.pairs[jet] = pairs;
+            plan.tiles[jet] = tiles_first;
+        }
         __syncthreads();
     }
 
     // Rows from `padding` on belong to no jet.
     const int num_rows = static_cast<int>(p.num_constituents);
-    const bool is_valid = !invalid[0] && (p.most_pairs < 0 || pairs_before <= p.most_pairs);
+    const bool is_valid = !invalid[0] && (p.most_pairs < 0 || pairs_before <= p.most_pairs) &&
+                          (p.most_tiles < 0 || tiles_before <= p.most_tiles);
     const int padding = is_valid ? static_cast<int>(p.offsets[num_jets]) : 0;
     if (thread == 0) {
         int total = 0;
@@ -94,7 +112,7 @@ __global__ void __launch_bounds__(kPlanThreads) make_plan(const AttentionPlanPar
 // ---- attention ------------------------------------------------------------------------------------------------------
 
 // kTiles tiles of queries from work.item.row on.
-template <class F, int kTiles, bool kExtras>
+template <class F, int kTiles, Extras kExtras>
 __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work) {
     using T = typename F::T;
     constexpr int D = F::D;
@@ -102,8 +120,9 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
     const int n = work.item.n, first = work.item.row;
     const JetRows<const T> q(a.p.q, work.item, work.head, work.member), k(a.p.k, work.item, work.head, work.member),
         v(a.p.v, work.item, work.head, work.member);
-    const bool drops = kExtras && a.p.threshold != 0;
-    const float* const bias = kExtras && a.p.bias != nullptr ? a.p.bias + pair_offset(a, work, work.member) : nullptr;
+    const QueryMasks<kExtras> masks(a, work);
+    const float* const bias =
+        kExtras == kAny && a.p.bias != nullptr ? a.p.bias + pair_offset(a, work, work.member) : nullptr;
 
     typename F::Row queries[kTiles][2];
     Sums<D> sums[kTiles];
@@ -160,15 +179,13 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
                         total[t][h] += weight;
                     }
             }
-            if (drops) {
-                const unsigned kept = kept_keys(a, work, first + t * kTile, key);
+            if (masks.drop()) {
+                const unsigned kept = masks.of_tile(t, key);
 #pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const unsigned own = __shfl_sync(kFullMask, kept, lane_group() + 8 * h);
+                for (int h = 0; h < 2; ++h)
 #pragma unroll
                     for (int i = 0; i < 4; ++i)
-                        if ((own >> lane_term(i) & 1) == 0) x[i / 2][2 * h + i % 2] = 0.0f;
-                }
+                        if (!masks.keeps(kept, h, i)) x[i / 2][2 * h + i % 2] = 0.0f;
             }
             F::accumulate(sums[t], x, values);
         }
@@ -182,7 +199,7 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
             const float sum = row_sum(total[t][h]);
             const int row = first + t * kTile + lane_group() + 8 * h;
             if (row >= n) continue;
-            store_sums<T, D>(out[row], sums[t], h, (kExtras ? a.keep_scale : 1.0f) / sum);
+            store_sums<T, D>(out[row], sums[t], h, (kExtras != kNone ? a.keep_scale : 1.0f) / sum);
             if (lane_column() == 0)
                 a.p.lse[(work.member * a.p.num_constituents + work.item.first + row) * a.p.num_heads + work.head] =
                     lse_of<F>(top[t][h], sum);
@@ -195,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, V::kBlocks) attend(const __grid_cons
         a, [&](const Work& work, auto tiles) { attend_rows<typename V::F, tiles.value, V::kExtras>(a, work); });
 }
 
-template <class F, int kPass, bool kExtras>
+template <class F, int kPass, Extras kExtras>
 Choice choice_of() {
     using V = Variant<F, kPass, kExtras>;
     return {attend<V>, V::kTiles};
@@ -204,7 +221,7 @@ Choice choice_of() {
 }  // namespace
 
 int64_t attention_plan_bytes(int64_t num_jets, int64_t num_constituents) {
-    return reinterpret_cast<char*>(plan_at(nullptr, num_jets, num_constituents).pairs + num_jets) -
+    return reinterpret_cast<char*>(plan_at(nullptr, num_jets, num_constituents).tiles + num_jets) -
            static_cast<char*>(nullptr);
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 // ---- queries ----------------------------------------------------------------------------------------------
 
-template <class F, int kTiles, bool kExtras>
+template <class F, int kTiles, Extras kExtras>
 __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Work& work, int member) {
     using T = typename F::T;
     constexpr int D = F::D;
@@ -23,11 +23,11 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
     const int n = work.item.n, first = work.item.row;
     const JetRows<const T> q(a.p.q, work.item, work.head, member), k(a.p.k, work.item, work.head, member),
         v(a.p.v, work.item, work.head, member), g(a.p.grad_out, work.item, work.head, member);
-    const bool drops = kExtras && a.p.threshold != 0;
-    const int64_t pairs = kExtras && a.p.bias != nullptr ? pair_offset(a, work, member) : 0;
-    const float* const bias = kExtras && a.p.bias != nullptr ? a.p.bias + pairs : nullptr;
-    float* const dbias = kExtras && a.p.dbias != nullptr ? a.p.dbias + pairs : nullptr;
-    const float keep_scale = kExtras ? a.keep_scale : 1.0f;
+    const QueryMasks<kExtras> masks(a, work);
+    const int64_t pairs = kExtras == kAny && a.p.bias != nullptr ? pair_offset(a, work, member) : 0;
+    const float* const bias = kExtras == kAny && a.p.bias != nullptr ? a.p.bias + pairs : nullptr;
+    float* const dbias = kExtras == kAny && a.p.dbias != nullptr ? a.p.dbias + pairs : nullptr;
+    const float keep_scale = kExtras != kNone ? a.keep_scale : 1.0f;
 
     typename F::Row queries[kTiles][2], grads[kTiles][2];
     float lse[kTiles][2], total[kTiles][2], mean[kTiles][2];
@@ -52,18 +52,16 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
         F::template dots<false>(grad_weights, grads[t], values);
         scale_scores<F, kExtras, false, kTail>(a, bias, n, first + t * kTile, key, weights,
                                                {lse[t][0], lse[t][1], 0.0f, 0.0f});
-        const unsigned kept = drops ? kept_keys(a, work, first + t * kTile, key) : 0u;
+        const unsigned kept = masks.of_tile(t, key);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const unsigned own = drops ? __shfl_sync(kFullMask, kept, lane_group() + 8 * h) : 0xffffu;
+        for (int h = 0; h < 2; ++h)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 float &weight = weights[i / 2][2 * h + i % 2], &grad = grad_weights[i / 2][2 * h + i % 2];
                 const bool exists = !kTail || key + lane_term(i) < n;
                 weight = exists ? exp_of<F>(weight) : 0.0f;
-                if (!exists || (kExtras && (own >> lane_term(i) & 1) == 0)) grad = 0.0f;
+                if (!exists || !masks.keeps(kept, h, i)) grad = 0.0f;
             }
-        }
     };
 
     for_each_tile(n, [&](int key, auto tail) {
@@ -148,15 +146,15 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
 }
 
 // Members in order: those that share a bias add to its gradient in this order.
-template <class F, int kTiles, bool kExtras>
+template <class F, int kTiles, Extras kExtras>
 __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Work& work) {
-    for (int member = work.member; member < work.member + (kExtras ? a.members_per_warp : 1); ++member)
+    for (int member = work.member; member < work.member + (kExtras == kAny ? a.members_per_warp : 1); ++member)
         query_gradient_rows<F, kTiles, kExtras>(a, work, member);
 }
 
 // ---- keys and values --------------------------------------------------------------------------------------
 
-template <class F, int kTiles, bool kExtras>
+template <class F, int kTiles, Extras kExtras>
 __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work& work) {
     using T = typename F::T;
     constexpr int D = F::D;
@@ -169,9 +167,10 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
         v(a.p.v, work.item, work.head, member), g(a.p.grad_out, work.item, work.head, member);
     const RowStatistics* const statistics =
         a.statistics + (member * a.p.num_heads + work.head) * a.p.num_constituents + work.item.first;
-    const bool drops = kExtras && a.p.threshold != 0;
-    const float* const bias = kExtras && a.p.bias != nullptr ? a.p.bias + pair_offset(a, work, member) : nullptr;
-    const float keep_scale = kExtras ? a.keep_scale : 1.0f;
+    const KeyMasks<kExtras> masks(a, work);
+    const float* const bias =
+        kExtras == kAny && a.p.bias != nullptr ? a.p.bias + pair_offset(a, work, member) : nullptr;
+    const float keep_scale = kExtras != kNone ? a.keep_scale : 1.0f;
 
     typename F::Row keys[kTiles][2], values[kTiles][2];
     Sums<D> key_sums[kTiles], value_sums[kTiles];
@@ -208,19 +207,17 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
                 mean[i] = s.mean;
             }
             scale_scores<F, kExtras, true, kTail>(a, bias, n, first + t * kTile, query, weights, lse);
-            const unsigned kept = drops ? kept_keys(a, work, query, first + t * kTile) : 0u;
+            const auto kept = masks.of_tile(query, t);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const unsigned own = drops ? __shfl_sync(kFullMask, kept, lane_term(j)) : 0xffffu;
+            for (int j = 0; j < 4; ++j)
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     float &weight = weights[j / 2][2 * h + j % 2], &grad = grad_scores[j / 2][2 * h + j % 2];
                     weight = exp_of<F>(weight) * inverse[j];
-                    const bool keep = !kExtras || (own >> (lane_group() + 8 * h) & 1) != 0;
+                    const bool keep = masks.keeps(kept, j, h);
                     grad = weight * ((keep ? grad : 0.0f) - mean[j]);
                     if (!keep) weight = 0.0f;
                 }
-            }
             F::accumulate(value_sums[t], weights, grad_columns);
             F::accumulate(key_sums[t], grad_scores, query_columns);
         }
@@ -251,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, V::kBlocks) key_gradients(const __gr
         a, [&](const Work& work, auto tiles) { key_gradient_rows<typename V::F, tiles.value, V::kExtras>(a, work); });
 }
 
-template <class F, int kPass, bool kExtras>
+template <class F, int kPass, Extras kExtras>
 Choice choice_of() {
     using V = Variant<F, kPass, kExtras>;
     if constexpr (kPass == kQueryGradients)

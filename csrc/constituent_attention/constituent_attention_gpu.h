@@ -14,11 +14,12 @@ namespace kdfast::gpu {
 // What the warps of all calls on a batch need to know about its jets: made once by plan_attention, which launches one
 // block. Rows from the last offset up to num_constituents are padding: results have zeros there, and what inputs hold
 // is not read. Where offsets don't rise from 0 to num_constituents or less, or Σ n² is more than most_pairs, all
-// results are NaN, but for dbias, which is not written.
+// results are NaN, but for dbias, which is not written; likewise where masks have fewer tiles than the jets.
 struct AttentionPlanParams {
     const int64_t* offsets;  // [num_jets + 1]
     int64_t num_jets, num_constituents;
     int64_t most_pairs;  // that a bias has; negative: there is none
+    int64_t most_tiles;  // that masks have; negative: there are none
     void* plan;          // out: attention_plan_bytes bytes, aligned to 16
     int64_t* report;     // [3] out: whether it can be, 1 or 0; the last of them; Σ n²
 };
@@ -45,6 +46,7 @@ struct AttentionParams {
     uint64_t seed;
     const uint64_t* device_seed;  // read instead of seed, where not null
     uint32_t threshold;           // dropout, of 16 bits, < 2^16; 0: none
+    const uint32_t* masks;        // its decisions, as ops/dropout_masks.py has them; null: drawn by the kernels
 };
 int64_t attention_workspace_bytes(int64_t num_constituents, int64_t num_members, int64_t num_heads);
 void constituent_attention_forward(const AttentionParams& params, void* stream);

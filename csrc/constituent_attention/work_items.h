@@ -3,6 +3,7 @@
 #pragma once
 
 #include "constituent_attention/constituent_attention_gpu.h"
+#include "constituent_attention/pair_masks.h"
 #include "core/gpu.h"
 
 namespace kdfast::gpu {
@@ -21,6 +22,7 @@ struct Plan {
     int* num_items;
     WorkItem* items;  // [max_items]
     int64_t* pairs;   // [num_jets]: Σ n² of the jets before
+    int64_t* tiles;   // [num_jets]: Σ tiles_of(n)² of the jets before
 };
 
 // What a batch has at most: every jet, and the padding, may have an item that is not full.
@@ -31,8 +33,8 @@ inline int64_t max_items(int64_t num_jets, int64_t num_constituents) {
 inline Plan plan_at(const void* memory, int64_t num_jets, int64_t num_constituents) {
     char* const begin = static_cast<char*>(const_cast<void*>(memory));
     WorkItem* const items = reinterpret_cast<WorkItem*>(begin + sizeof(WorkItem));
-    return {reinterpret_cast<int*>(begin), items,
-            reinterpret_cast<int64_t*>(items + max_items(num_jets, num_constituents))};
+    int64_t* const pairs = reinterpret_cast<int64_t*>(items + max_items(num_jets, num_constituents));
+    return {reinterpret_cast<int*>(begin), items, pairs, pairs + num_jets};
 }
 
 }  // namespace

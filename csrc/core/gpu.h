@@ -8,7 +8,7 @@
 //   KDFAST_SHARED(float, name, count);          a static shared array, one-dimensional
 //   Shared<float> s = dynamic_shared<float>(byte_offset, count);   part of the launch's shared memory
 //                                               s[i], s + i; instead of a pointer. `float x = s[i]`, never `auto`
-//   load<float4>(p), store(p, value)            2 to 16 bytes of global or shared memory, aligned to their size
+//   load<float4>(p), store(p, value)            1 to 16 bytes of global or shared memory, aligned to their size
 //   load_readonly, load_streaming, store_streaming   the same of global memory: nobody writes it; it is used once
 //   load_latest                                 of global memory that other blocks wrote (behind their __threadfence)
 //   Vec<T, N>                                   N neighbours, for load and store

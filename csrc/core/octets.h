@@ -59,6 +59,12 @@ __device__ __forceinline__ Octet load_vector(const MemberVectors& vectors, int64
 // Dropout of a row's octet.
 __device__ __forceinline__ void drop(Octet& x, const Dropout& dropout, const PackedRows& rows, int64_t row, int octet) {
     if (dropout.seed == nullptr) return;
+    if (dropout.mask != nullptr) {
+        const unsigned kept = load_readonly<uint8_t>(dropout.mask + row * (rows.num_features / kOctet) + octet);
+#pragma unroll
+        for (int e = 0; e < kOctet; ++e) x[e] = kept >> e & 1 ? x[e] * dropout.scale : 0.0f;
+        return;
+    }
     const Philox4 bits = philox4x32(static_cast<uint64_t>(dropout.seed[0]), static_cast<uint32_t>(rows.jet[row]), 0,
                                     static_cast<uint32_t>(rows.position[row]), static_cast<uint32_t>(octet));
 #pragma unroll

@@ -15,6 +15,7 @@ struct PackedRows {
 
 struct Dropout {
     const int64_t* seed;  // [1]; null: no dropout
+    const uint8_t* mask;  // [M, ⌈D/8⌉], ops/dropout_masks.py; null: drawn by the kernels
     uint32_t threshold;   // core/philox.h
     float scale;          // of what is kept
 };

@@ -43,5 +43,11 @@ KDFAST_INLINE uint32_t dropout_threshold(double p) { return static_cast<uint32_t
 KDFAST_INLINE bool dropout_keep(const Philox4& bits, uint32_t element, uint32_t threshold) {
     return ((bits.v[(element % 8) / 2] >> (16 * (element % 2))) & 0xFFFF) >= threshold;
 }
+// All eight decisions of a call: bit e is element e's.
+KDFAST_INLINE uint32_t dropout_kept(const Philox4& bits, uint32_t threshold) {
+    uint32_t kept = 0;
+    for (uint32_t e = 0; e < 8; ++e) kept |= dropout_keep(bits, e, threshold) ? 1u << e : 0u;
+    return kept;
+}
 
 }  // namespace kdfast

@@ -68,6 +68,8 @@ def test_a_plan_is_that_of_its_steps():
     plan = cuda_engine._Plan(a_pack)
     found, batches = plan.steps(*plan.epoch(1)), plan.batches(1)
     assert (counts[batches] == 0).any()
+    every = torch.cat([plan.batches(epoch) for epoch in range(a_pack.recipe.epochs)])
+    assert plan.tiles == max(sum(((int(n) + 15) // 16) ** 2 for n in counts[jets]) for jets in every)
     for number, (step, jets) in enumerate(zip(found, batches, strict=True), start=len(batches)):
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts[jets].cumsum(0)])
         rows = PackedRows.of_constituents(offsets, plan.capacity)

@@ -94,6 +94,8 @@ def test_steps_of_three_members(model: NetworkConfig) -> None:
     expected_ops = OPS | OPS_OF_TRANSFORMERS | OPS_WITH_BACKWARD | {f"{op}_backward" for op in OPS_WITH_BACKWARD}
     if model is DEEP_SETS:
         expected_ops = OPS
+    elif model.dropout > 0:
+        expected_ops |= {"dropout_masks"}
     trainer = _Trainer(a_pack, list(a_pack.members), _Plan(a_pack))
     generator = torch.Generator().manual_seed(3)
     for name in ("moment1", "moment2"):  # from zeros AdamW's first step is the sign of each element

@@ -132,7 +132,7 @@ HELD: dict[str, tuple[Callable[[], None], int, int]] = {
     "attention_pooling, 8 heads": (partial(pooling, 8, 64), 3844, 256),
     "attention_transfer": (transfer, 96, 0),
     "adamw": (update, 226, 0),
-    "constituent_attention": (attention, 1305, 0),
+    "constituent_attention": (attention, 2121, 0),
 }
 
 

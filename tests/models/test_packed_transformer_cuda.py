@@ -12,7 +12,7 @@ from kdfast.models import JetTransformer, ModelConfig
 from kdfast.models.build import pack_networks
 from kdfast.models.flat import flatten_parameters, flatten_running
 from kdfast.models.packed import dropout_seeds
-from kdfast.ops import gpu
+from kdfast.ops import dropout_masks, gpu
 from tests.ops.accuracy import assert_accurate
 from tests.ops.backends import cuda_kernels
 from tests.ops.packed import normal, rows_of
@@ -47,9 +47,25 @@ def run(dtype: torch.dtype, precision: str, training: bool) -> list[Tensor]:
 def test_three_members_by_the_kernels(precision: str, training: bool) -> None:
     with cuda_kernels(), mock.patch.object(gpu, "call", wraps=gpu.call) as call:
         actual = run(torch.float32, precision, training)
-        ran = {arguments.args[0] for arguments in call.call_args_list}
+        calls = [arguments.args[0] for arguments in call.call_args_list]
+    ran = set(calls)
+    assert calls.count("dropout_masks") == training
+    assert calls.count("constituent_attention_plan") == 1
     for op in ("residual_norm", "bias_gelu", "batch_norm_gelu", "constituent_attention", "attention_pooling"):
         assert {op, f"{op}_backward"} <= ran
     plain, exact = run(torch.float32, precision, training), run(torch.float64, "fp32", training)
     for name, *results in zip(RESULTS, actual, plain, exact, strict=True):
         assert_accurate(*results, f"{name}, {precision}, training={training}")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_bits_without_masks(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel then draws what it drops."""
+    with cuda_kernels():
+        expected = run(torch.float32, precision, training=True)
+        monkeypatch.setattr(dropout_masks, "_MOST_BYTES", 0)
+        with mock.patch.object(gpu, "call", wraps=gpu.call) as call:
+            found = run(torch.float32, precision, training=True)
+    assert "dropout_masks" not in [arguments.args[0] for arguments in call.call_args_list]
+    for name, a, b in zip(RESULTS, found, expected, strict=True):
+        assert torch.equal(a, b), name

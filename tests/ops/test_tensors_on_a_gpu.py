@@ -7,6 +7,7 @@ Accuracy is the subject of each op's own tests, which run on a GPU as well, thro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -21,8 +22,9 @@ from kdfast.ops.batch_norm_gelu import batch_norm_gelu
 from kdfast.ops.bias_gelu import bias_gelu
 from kdfast.ops.constituent_attention import constituent_attention
 from kdfast.ops.distill_loss import distill_loss
-from kdfast.ops.packed_attention import packed_attention
-from kdfast.ops.packed_rows import Dropout, PackedRows
+from kdfast.ops.dropout_masks import MaskUse, dropout_masks
+from kdfast.ops.packed_attention import attention_plan, packed_attention
+from kdfast.ops.packed_rows import Dropout, PackedRows, pair_tiles
 from kdfast.ops.residual_norm import residual_norm
 from tests.cuda_kernels import needs_gpu
 from tests.ops.backends import cuda_kernels
@@ -112,6 +114,13 @@ def transfer(attention: Tensor, rows: PackedRows, dropout: Dropout) -> Tensor:
     return attention_transfer(attention.abs() + 0.1, rows, *summary)
 
 
+def masked_attention(qkv: Tensor, rows: PackedRows, dropout: Dropout) -> Tensor:
+    rows = replace(rows, tiles=int(pair_tiles(torch.tensor(COUNTS)).sum()))
+    plan = attention_plan(qkv, rows)
+    (drawn,) = dropout_masks(rows, [MaskUse("pairs", qkv.shape[3])], dropout.p, dropout.seed[None], plan)
+    return packed_attention(qkv, rows, drawn, plan)
+
+
 def half(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *tensors: op(*(x.bfloat16() for x in tensors[:-2]), *tensors[-2:])
 
@@ -122,6 +131,7 @@ CASES: dict[str, tuple[Draw, Run]] = {
     "adamw": (draw_adamw, run_adamw),
     "packed_attention": on_rows(packed_attention, (K, M, 3, 2, D)),
     "packed_attention, bf16": on_rows(half(packed_attention), (K, M, 3, 2, D)),
+    "dropout_masks": on_rows(masked_attention, (K, M, 3, 2, D)),
     "residual_norm": on_rows(residual_norm, *[(K, M, D)] * 2, *[(K, D)] * 3),
     "bias_gelu": on_rows(bias_gelu, (K, M, D), (K, D)),
     "batch_norm_gelu": on_rows(batch_norm, (K, M, D), (K, D), (K, D)),

@@ -9,11 +9,11 @@ namespace kdfast::gpu {
 void bind_attention_pooling(py::module_& m) {
     m.def(
         "attention_pooling",
-        [](uintptr_t x, uintptr_t direction, uintptr_t offsets, uintptr_t seed, uintptr_t pooled, uintptr_t kept,
-           uintptr_t attention, uintptr_t weights, int64_t num_members, int64_t num_jets, int64_t capacity,
-           int num_heads, int width, uint32_t threshold, float scale, uintptr_t stream) {
+        [](uintptr_t x, uintptr_t direction, uintptr_t offsets, uintptr_t seed, uintptr_t mask, uintptr_t pooled,
+           uintptr_t kept, uintptr_t attention, uintptr_t weights, int64_t num_members, int64_t num_jets,
+           int64_t capacity, int num_heads, int width, uint32_t threshold, float scale, uintptr_t stream) {
             py::gil_scoped_release release;
-            const Dropout dropout{reinterpret_cast<const int64_t*>(seed), threshold, scale};
+            const Dropout dropout = dropout_of(seed, mask, threshold, scale);
             const PoolingRows rows{
                 reinterpret_cast<const int64_t*>(offsets), dropout, num_members, num_jets, capacity, num_heads, width};
             attention_pooling(
@@ -26,12 +26,13 @@ void bind_attention_pooling(py::module_& m) {
         "Pooled constituents of K members: addresses (0: none), sizes, dropout's threshold and scale, stream.");
     m.def(
         "attention_pooling_backward",
-        [](uintptr_t x, uintptr_t direction, uintptr_t offsets, uintptr_t seed, uintptr_t pooled, uintptr_t kept,
-           uintptr_t weights, uintptr_t grad_pooled, uintptr_t grad_kept, uintptr_t grad_attention, uintptr_t grad_x,
-           uintptr_t grad_direction, uintptr_t grad_weights, uintptr_t partial, int64_t num_members, int64_t num_jets,
-           int64_t capacity, int num_heads, int width, uint32_t threshold, float scale, uintptr_t stream) {
+        [](uintptr_t x, uintptr_t direction, uintptr_t offsets, uintptr_t seed, uintptr_t mask, uintptr_t pooled,
+           uintptr_t kept, uintptr_t weights, uintptr_t grad_pooled, uintptr_t grad_kept, uintptr_t grad_attention,
+           uintptr_t grad_x, uintptr_t grad_direction, uintptr_t grad_weights, uintptr_t partial, int64_t num_members,
+           int64_t num_jets, int64_t capacity, int num_heads, int width, uint32_t threshold, float scale,
+           uintptr_t stream) {
             py::gil_scoped_release release;
-            const Dropout dropout{reinterpret_cast<const int64_t*>(seed), threshold, scale};
+            const Dropout dropout = dropout_of(seed, mask, threshold, scale);
             const PoolingRows rows{
                 reinterpret_cast<const int64_t*>(offsets), dropout, num_members, num_jets, capacity, num_heads, width};
             attention_pooling_backward(

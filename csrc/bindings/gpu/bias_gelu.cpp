@@ -10,12 +10,11 @@ void bind_bias_gelu(py::module_& m) {
     m.def(
         "bias_gelu",
         [](uintptr_t u, uintptr_t bias, uintptr_t count, uintptr_t jet, uintptr_t position, uintptr_t seed,
-           uintptr_t out, int64_t num_members, int64_t capacity, int64_t num_features, int64_t bias_stride,
-           uint32_t threshold, float scale, int dtype, uintptr_t stream) {
+           uintptr_t mask, uintptr_t out, int64_t num_members, int64_t capacity, int64_t num_features,
+           int64_t bias_stride, uint32_t threshold, float scale, int dtype, uintptr_t stream) {
             py::gil_scoped_release release;
             bias_gelu(BiasGeluParams{packed_rows(count, jet, position, num_members, capacity, num_features),
-                                     Dropout{reinterpret_cast<const int64_t*>(seed), threshold, scale},
-                                     reinterpret_cast<const void*>(u),
+                                     dropout_of(seed, mask, threshold, scale), reinterpret_cast<const void*>(u),
                                      MemberVectors{reinterpret_cast<const float*>(bias), bias_stride},
                                      reinterpret_cast<void*>(out), static_cast<DType>(dtype)},
                       reinterpret_cast<void*>(stream));
@@ -24,13 +23,13 @@ void bind_bias_gelu(py::module_& m) {
     m.def(
         "bias_gelu_backward",
         [](uintptr_t grad_out, uintptr_t u, uintptr_t bias, uintptr_t count, uintptr_t jet, uintptr_t position,
-           uintptr_t seed, uintptr_t grad_u, uintptr_t grad_bias, uintptr_t workspace, int64_t num_members,
-           int64_t capacity, int64_t num_features, int64_t bias_stride, uint32_t threshold, float scale, int dtype,
-           uintptr_t stream) {
+           uintptr_t seed, uintptr_t mask, uintptr_t grad_u, uintptr_t grad_bias, uintptr_t workspace,
+           int64_t num_members, int64_t capacity, int64_t num_features, int64_t bias_stride, uint32_t threshold,
+           float scale, int dtype, uintptr_t stream) {
             py::gil_scoped_release release;
             bias_gelu_backward(
                 BiasGeluBackwardParams{packed_rows(count, jet, position, num_members, capacity, num_features),
-                                       Dropout{reinterpret_cast<const int64_t*>(seed), threshold, scale},
+                                       dropout_of(seed, mask, threshold, scale),
                                        reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(u),
                                        MemberVectors{reinterpret_cast<const float*>(bias), bias_stride},
                                        reinterpret_cast<void*>(grad_u), reinterpret_cast<float*>(grad_bias),

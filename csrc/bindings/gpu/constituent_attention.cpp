@@ -21,12 +21,13 @@ AttentionRows rows_of(uintptr_t data, const Strides& strides, size_t tensor) {
             strides.at(3 * tensor + 2)};
 }
 
-AttentionParams common(uintptr_t bias, uintptr_t plan, uintptr_t device_seed, uintptr_t lse, const Sizes& sizes,
-                       int dtype, float scale, uint64_t seed, uint32_t threshold) {
+AttentionParams common(uintptr_t bias, uintptr_t plan, uintptr_t device_seed, uintptr_t masks, uintptr_t lse,
+                       const Sizes& sizes, int dtype, float scale, uint64_t seed, uint32_t threshold) {
     AttentionParams p{};
     p.bias = reinterpret_cast<const float*>(bias);
     p.plan = reinterpret_cast<const void*>(plan);
     p.device_seed = reinterpret_cast<const uint64_t*>(device_seed);
+    p.masks = reinterpret_cast<const uint32_t*>(masks);
     p.lse = reinterpret_cast<float*>(lse);
     p.num_jets = sizes[0];
     p.num_constituents = sizes[1];
@@ -50,19 +51,19 @@ void bind_constituent_attention(py::module_& m) {
     m.def(
         "constituent_attention_plan",
         [](uintptr_t offsets, uintptr_t plan, uintptr_t report, int64_t num_jets, int64_t num_constituents,
-           int64_t most_pairs, uintptr_t stream) {
+           int64_t most_pairs, int64_t most_tiles, uintptr_t stream) {
             py::gil_scoped_release release;
             plan_attention({reinterpret_cast<const int64_t*>(offsets), num_jets, num_constituents, most_pairs,
-                            reinterpret_cast<void*>(plan), reinterpret_cast<int64_t*>(report)},
+                            most_tiles, reinterpret_cast<void*>(plan), reinterpret_cast<int64_t*>(report)},
                            reinterpret_cast<void*>(stream));
         },
         "What the kernels need to know about a batch.");
     m.def(
         "constituent_attention",
-        [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t bias, uintptr_t plan, uintptr_t device_seed, uintptr_t out,
-           uintptr_t lse, const Strides& strides, const Sizes& sizes, int dtype, float scale, uint64_t seed,
-           uint32_t threshold, uintptr_t stream) {
-            AttentionParams p = common(bias, plan, device_seed, lse, sizes, dtype, scale, seed, threshold);
+        [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t bias, uintptr_t plan, uintptr_t device_seed,
+           uintptr_t masks, uintptr_t out, uintptr_t lse, const Strides& strides, const Sizes& sizes, int dtype,
+           float scale, uint64_t seed, uint32_t threshold, uintptr_t stream) {
+            AttentionParams p = common(bias, plan, device_seed, masks, lse, sizes, dtype, scale, seed, threshold);
             p.q = rows_of(q, strides, 0);
             p.k = rows_of(k, strides, 1);
             p.v = rows_of(v, strides, 2);
@@ -74,10 +75,10 @@ void bind_constituent_attention(py::module_& m) {
     m.def(
         "constituent_attention_backward",
         [](uintptr_t grad_out, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t bias, uintptr_t lse, uintptr_t plan,
-           uintptr_t device_seed, uintptr_t dq, uintptr_t dk, uintptr_t dv, uintptr_t dbias, uintptr_t workspace,
-           const Strides& strides, const Sizes& sizes, int dtype, float scale, uint64_t seed, uint32_t threshold,
-           uintptr_t stream) {
-            AttentionParams p = common(bias, plan, device_seed, lse, sizes, dtype, scale, seed, threshold);
+           uintptr_t device_seed, uintptr_t masks, uintptr_t dq, uintptr_t dk, uintptr_t dv, uintptr_t dbias,
+           uintptr_t workspace, const Strides& strides, const Sizes& sizes, int dtype, float scale, uint64_t seed,
+           uint32_t threshold, uintptr_t stream) {
+            AttentionParams p = common(bias, plan, device_seed, masks, lse, sizes, dtype, scale, seed, threshold);
             p.grad_out = rows_of(grad_out, strides, 0);
             p.q = rows_of(q, strides, 1);
             p.k = rows_of(k, strides, 2);

@@ -16,6 +16,7 @@ void bind_batch_norm_gelu(pybind11::module_&);
 void bind_bias_gelu(pybind11::module_&);
 void bind_constituent_attention(pybind11::module_&);
 void bind_distill_loss(pybind11::module_&);
+void bind_dropout_masks(pybind11::module_&);
 void bind_residual_norm(pybind11::module_&);
 
 inline void bind_ops(pybind11::module_& m) {
@@ -26,6 +27,7 @@ inline void bind_ops(pybind11::module_& m) {
     bind_bias_gelu(m);
     bind_constituent_attention(m);
     bind_distill_loss(m);
+    bind_dropout_masks(m);
     bind_residual_norm(m);
 }
 
@@ -37,6 +39,10 @@ inline PackedRows packed_rows(uintptr_t count, uintptr_t jet, uintptr_t position
             num_members,
             capacity,
             num_features};
+}
+
+inline Dropout dropout_of(uintptr_t seed, uintptr_t mask, uint32_t threshold, float scale) {
+    return {reinterpret_cast<const int64_t*>(seed), reinterpret_cast<const uint8_t*>(mask), threshold, scale};
 }
 
 }  // namespace kdfast::gpu

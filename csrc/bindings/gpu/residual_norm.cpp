@@ -10,12 +10,12 @@ void bind_residual_norm(py::module_& m) {
     m.def(
         "residual_norm",
         [](uintptr_t x, uintptr_t y, uintptr_t bias, uintptr_t gamma, uintptr_t beta, uintptr_t count, uintptr_t jet,
-           uintptr_t position, uintptr_t seed, uintptr_t sum, uintptr_t norm, uintptr_t moments, int64_t num_members,
-           int64_t capacity, int64_t num_features, int64_t bias_stride, int64_t gamma_stride, int64_t beta_stride,
-           uint32_t threshold, float scale, int dtype, uintptr_t stream) {
+           uintptr_t position, uintptr_t seed, uintptr_t mask, uintptr_t sum, uintptr_t norm, uintptr_t moments,
+           int64_t num_members, int64_t capacity, int64_t num_features, int64_t bias_stride, int64_t gamma_stride,
+           int64_t beta_stride, uint32_t threshold, float scale, int dtype, uintptr_t stream) {
             py::gil_scoped_release release;
             residual_norm(ResidualNormParams{packed_rows(count, jet, position, num_members, capacity, num_features),
-                                             Dropout{reinterpret_cast<const int64_t*>(seed), threshold, scale},
+                                             dropout_of(seed, mask, threshold, scale),
                                              reinterpret_cast<const float*>(x), reinterpret_cast<const void*>(y),
                                              MemberVectors{reinterpret_cast<const float*>(bias), bias_stride},
                                              MemberVectors{reinterpret_cast<const float*>(gamma), gamma_stride},
@@ -28,13 +28,13 @@ void bind_residual_norm(py::module_& m) {
     m.def(
         "residual_norm_backward",
         [](uintptr_t grad_sum, uintptr_t grad_norm, uintptr_t sum, uintptr_t moments, uintptr_t gamma, uintptr_t count,
-           uintptr_t jet, uintptr_t position, uintptr_t seed, uintptr_t grad_x, uintptr_t grad_y,
+           uintptr_t jet, uintptr_t position, uintptr_t seed, uintptr_t mask, uintptr_t grad_x, uintptr_t grad_y,
            uintptr_t grad_vectors, uintptr_t workspace, int64_t num_members, int64_t capacity, int64_t num_features,
            int64_t gamma_stride, uint32_t threshold, float scale, int dtype, uintptr_t stream) {
             py::gil_scoped_release release;
             residual_norm_backward(
                 ResidualNormBackwardParams{packed_rows(count, jet, position, num_members, capacity, num_features),
-                                           Dropout{reinterpret_cast<const int64_t*>(seed), threshold, scale},
+                                           dropout_of(seed, mask, threshold, scale),
                                            reinterpret_cast<const float*>(grad_sum),
                                            reinterpret_cast<const void*>(grad_norm),
                                            reinterpret_cast<const float*>(sum), reinterpret_cast<const float*>(moments),

@@ -36,13 +36,14 @@ from kdfast.errors import BackendError, KdfastWarning
 from kdfast.models.build import build_network, pack_networks
 from kdfast.models.config import DeepSetsConfig, ModelConfig, NetworkConfig
 from kdfast.models.flat import flatten_parameters, flatten_running
-from kdfast.models.packed import dropout_seeds
+from kdfast.models.packed import dropout_seeds, dropout_uses
 from kdfast.ops import backend
 from kdfast.ops.adamw import adamw
 from kdfast.ops.attention_transfer import attention_transfer
 from kdfast.ops.constituent_attention import HEAD_DIMS
 from kdfast.ops.distill_loss import distill_loss
-from kdfast.ops.packed_rows import PackedRows
+from kdfast.ops.dropout_masks import mask_bytes
+from kdfast.ops.packed_rows import PackedRows, pair_tiles
 from kdfast.ops.philox import derive_seed, fold_seed
 
 __all__ = ["train", "unsupported"]
@@ -52,7 +53,7 @@ _GRANULE = 64  # rows of a batch's capacity: tiles of the tensor cores divide it
 _KERNELS = ("adamw", "distill_loss")
 _KERNELS_OF_TRANSFORMERS = (
     *("attention_pooling", "attention_transfer", "batch_norm_gelu", "bias_gelu"),
-    *("constituent_attention", "residual_norm"),
+    *("constituent_attention", "dropout_masks", "residual_norm"),
 )
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 _CLOSED = 0.88  # share of a group's members that still run, from which the others' places are given up
@@ -198,9 +199,11 @@ class _Plan:
                 assert targets.attention_max is not None
                 self.summary = torch.stack([targets.attention_entropy, targets.attention_max]).to(self.device)
         longest = 0
+        self.tiles = 0  # of pairs, in a batch at most: see PackedRows
         for epoch in range(pack.recipe.epochs):
             batches = self.batches(epoch)
             longest = max(longest, int(counts[batches].sum(1).max()))
+            self.tiles = max(self.tiles, int(pair_tiles(counts)[batches].sum(1).max()))
         self.capacity = max(1, -(-longest // _GRANULE)) * _GRANULE
         b = pack.recipe.batch_size
         m = self.capacity
@@ -250,6 +253,12 @@ class _Plan:
         """Of the plan of the coming steps and its making."""
         return 10 * 8 * sum(self.columns) * self.steps_at_once
 
+    def mask_bytes(self) -> int:
+        """Of what dropout keeps in a step, for all members."""
+        model = self.pack.model
+        uses = dropout_uses(model) if isinstance(model, ModelConfig) and model.dropout > 0 else []
+        return sum(mask_bytes(use, self.capacity, self.pack.recipe.batch_size, self.tiles) for use in uses)
+
     def members_at_once(self) -> int:
         """How many members' activations and buffers fit the device's free memory, in which the jets lie already."""
         if self.device.type != "cuda":
@@ -258,7 +267,8 @@ class _Plan:
         with _capturing:
             torch.cuda.empty_cache()  # and what torch keeps of it
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, (int(0.85 * free) - self.planning_bytes()) // self.member_bytes())
+        shared = self.planning_bytes() + self.mask_bytes()
+        return max(1, (int(0.85 * free) - shared) // self.member_bytes())
 
 
 class _Trainer:
@@ -353,7 +363,7 @@ class _Trainer:
         """One update of all members. On a GPU nothing here waits for it."""
         jets, source, jet, position, offsets, seeds = self.steps.index_select(0, self.next)[0].split(self.plan.columns)
         self.next += 1
-        rows = PackedRows(offsets[-1:], jet, position, offsets)
+        rows = PackedRows(offsets[-1:], jet, position, offsets, self.plan.tiles)
         dropout = seeds if self.drops else None
         logits, attention = self.model.logits(self.plan.features.index_select(0, source), rows, dropout, training=True)
         weights = self.plan.weights[jets]

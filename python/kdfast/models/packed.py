@@ -19,13 +19,14 @@ from kdfast.models.network import Network
 from kdfast.ops.attention_pooling import attention_pooling
 from kdfast.ops.batch_norm_gelu import batch_norm_gelu
 from kdfast.ops.bias_gelu import bias_gelu
+from kdfast.ops.dropout_masks import MaskUse, dropout_masks
 from kdfast.ops.packed_attention import attention_plan, packed_attention
 from kdfast.ops.packed_rows import Dropout, PackedRows, wide
 from kdfast.ops.philox import UInt64s, fold_seed
 from kdfast.ops.residual_norm import residual_norm
 from kdfast.ops.undocumented import copy_each
 
-__all__ = ["PackedDeepSets", "PackedNetwork", "PackedTransformer", "dropout_seeds"]
+__all__ = ["PackedDeepSets", "PackedNetwork", "PackedTransformer", "dropout_seeds", "dropout_uses"]
 
 
 class PackedNetwork(ABC):
@@ -118,6 +119,14 @@ def dropout_seeds(seed: Any, layers: int) -> list[Any]:
     return [embed, *encoder, pool, *dense]
 
 
+def dropout_uses(config: ModelConfig) -> list[MaskUse]:
+    """Where a step uses dropout, in the order of dropout_seeds."""
+    width = MaskUse("rows", config.width)
+    layer = [MaskUse("pairs", config.heads), width, MaskUse("rows", config.ffn), width]
+    dense = [MaskUse("jets", columns) for columns in (config.width, config.width, config.width // 2)]
+    return [width, *layer * config.layers, MaskUse("rows", config.pooling_heads), *dense]
+
+
 class PackedTransformer(PackedNetwork):
     """K JetTransformers on flat buffers. seeds of `logits`: dropout_seeds of the step."""
 
@@ -129,7 +138,11 @@ class PackedTransformer(PackedNetwork):
         """See PackedNetwork."""
         config = self.config
         p = self._parameters
-        drops = iter([None] * (4 * config.layers + 5) if seeds is None else [Dropout(config.dropout, s) for s in seeds])
+        like = features.new_empty(0, config.width // config.heads, dtype=self.dtype)  # of qkv
+        plan = attention_plan(like, rows)
+        uses = dropout_uses(config)
+        given = [None] * len(uses) if seeds is None else dropout_masks(rows, uses, config.dropout, seeds, plan)
+        drops: Iterator[Dropout | None] = iter(given)
         matrix, affine = self.matrix, self.affine
         members = self.members
         capacity = len(features)
@@ -147,13 +160,10 @@ class PackedTransformer(PackedNetwork):
 
         x = dense(features.expand(members, -1, -1), rows, "embed")
         x, n = residual_norm(x, None, None, *norm("encoder.0.norm1"), rows, dtype=self.dtype)
-        plan = None
         for layer in range(config.layers):
             name = f"encoder.{layer}"
             last = layer + 1 == config.layers
             qkv = affine(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1)
-            if plan is None:
-                plan = attention_plan(qkv, rows)
             attended = packed_attention(qkv, rows, next(drops), plan).flatten(2)
             y = matrix(attended, f"{name}.out")
             x, n = residual_norm(x, y, p[f"{name}.out.bias"], *norm(f"{name}.norm2"), rows, next(drops), self.dtype)

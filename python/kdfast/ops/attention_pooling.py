@@ -81,13 +81,13 @@ class _AttentionPooling(torch.autograd.Function):
         members, capacity, width = x.shape
         heads = direction.shape[1]
         jets = rows.jets
-        (*_, seed), settings = gpu.rows_and_dropout(rows, dropout)
+        (*_, seed, mask), settings = gpu.rows_and_dropout(rows, dropout)
         pooled = x.new_empty(members, jets, heads, width)
         kept = x.new_empty(members, jets, heads)
         attention = x.new_empty(members, capacity)
         weights = x.new_empty(members, capacity, heads)
         ctx.scalars = (members, jets, capacity, heads, width, *settings)
-        inputs = (x, direction, offsets, seed)
+        inputs = (x, direction, offsets, seed, mask)
         outputs = (pooled, kept, attention, weights)
         gpu.call("attention_pooling", inputs, outputs, *ctx.scalars)
         ctx.save_for_backward(*inputs, pooled, kept, weights)
@@ -99,7 +99,7 @@ class _AttentionPooling(torch.autograd.Function):
     def backward(
         ctx: Any, grad_pooled: Tensor | None, grad_kept: Tensor | None, grad_attention: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, direction, offsets, seed, pooled, kept, weights = ctx.saved_tensors
+        x, direction, offsets, seed, mask, pooled, kept, weights = ctx.saved_tensors
         members, jets, _, heads, width, *_ = ctx.scalars
         if grad_pooled is None:
             grad_pooled = x.new_zeros(members, jets, heads, width)
@@ -109,7 +109,7 @@ class _AttentionPooling(torch.autograd.Function):
         ]
         grad_x, grad_direction, grad_weights = map(torch.empty_like, (x, direction, weights))
         partial = x.new_empty(members, backend.cuda_module().attention_pooling_partials(jets), heads, width)
-        inputs = (x, direction, offsets, seed, pooled, kept, weights, *grads)
+        inputs = (x, direction, offsets, seed, mask, pooled, kept, weights, *grads)
         outputs = (grad_x, grad_direction, grad_weights, partial)
         gpu.call("attention_pooling_backward", inputs, outputs, *ctx.scalars)
         return grad_x, grad_direction, None, None

@@ -46,17 +46,19 @@ def look(offsets: Tensor, constituents: int) -> int | None:
     return seen.pairs
 
 
-def make_plan(offsets: Tensor, constituents: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def make_plan(
+    offsets: Tensor, constituents: int, bias: Tensor | None = None, tiles: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(the kernels' list of work, a report: whether it can be, the last offset, Σ n²). Waits for nothing.
 
     The last offset may be less than constituents; the rows behind it are padding. Offsets that can't be, or
-    that want more of the bias than there is, make NaN of all results.
+    that want more of the bias than there is, or more than `tiles` of masks, make NaN of all results.
     """
     jets = len(offsets) - 1
     size = backend.cuda_module().constituent_attention_plan_bytes(jets, constituents)
     memory = torch.empty(size, dtype=torch.uint8, device=offsets.device)
     report = torch.empty(3, dtype=torch.int64, device=offsets.device)
-    scalars = (jets, constituents, -1 if bias is None else bias.shape[-1])
+    scalars = (jets, constituents, -1 if bias is None else bias.shape[-1], -1 if tiles is None else tiles)
     gpu.call("constituent_attention_plan", (offsets.contiguous(),), (memory, report), *scalars)
     return memory, report
 
@@ -109,10 +111,13 @@ def _seed_on_device(call: AttentionCall, q: Tensor) -> Tensor | None:
     return call.seed.to(q.device) if isinstance(call.seed, Tensor) else None
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, plan: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, plan: Tensor | None = None, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(out, lse). The call's bias is float32 and contiguous; a seed that is a tensor is read on the device.
 
-    plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked.
+    plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked. masks: what dropout
+    keeps, of ops/dropout_masks.py; None: the kernels draw it.
     """
     if plan is None:
         look(call.offsets, q.shape[-3])
@@ -123,7 +128,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, plan: Tensor |
     if out.numel() > 0:
         gpu.call(
             "constituent_attention",
-            (q, k, v, call.bias, plan, _seed_on_device(call, q)),
+            (q, k, v, call.bias, plan, _seed_on_device(call, q), masks),
             (out, lse),
             _strides(q, k, v, out),
             *_scalars(q, call),
@@ -140,8 +145,9 @@ def backward(
     call: AttentionCall,
     grads: Sequence[Tensor],
     plan: Tensor | None = None,
+    masks: Tensor | None = None,
 ) -> Tensor | None:
-    """Writes the gradients of q, k and v to grads; returns that of the bias, float32."""
+    """Writes the gradients of q, k and v to grads; returns that of the bias, float32. plan, masks: as forward's."""
     if plan is None:
         plan, _ = make_plan(call.offsets, q.shape[-3], call.bias)
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
@@ -153,7 +159,7 @@ def backward(
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         gpu.call(
             "constituent_attention_backward",
-            (grad_out, q, k, v, call.bias, lse, plan, _seed_on_device(call, q)),
+            (grad_out, q, k, v, call.bias, lse, plan, _seed_on_device(call, q), masks),
             (*grads, dbias, workspace),
             _strides(grad_out, q, k, v, *grads),
             *_scalars(q, call),

@@ -16,6 +16,8 @@ from kdfast.ops.packed_rows import Dropout, PackedRows
 
 __all__ = ["attention_plan", "packed_attention", "packed_attention_reference"]
 
+_NO_DROPOUT = (0.0, 0, None)
+
 
 def packed_attention(
     qkv: Tensor, rows: PackedRows, dropout: Dropout | None = None, plan: Tensor | None = None
@@ -25,35 +27,37 @@ def packed_attention(
     qkv: [K, M, 3, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for
     this call.
     """
-    if not _takes_kernel(qkv):
+    if not _takes_kernel(qkv, rows):
         return packed_attention_reference(qkv, rows, dropout)
     return _PackedAttention.apply(qkv, rows, dropout, _make_plan(rows) if plan is None else plan)
 
 
-def attention_plan(qkv: Tensor, rows: PackedRows) -> Tensor | None:
-    """The kernels' list of work for calls with such qkv and these rows, as they are now; None where no kernel runs.
+def attention_plan(like: Tensor, rows: PackedRows) -> Tensor | None:
+    """The kernels' list of work for calls with these rows, as they are now; None where no kernel runs.
+
+    like: a tensor of the type, head dimension (its last) and device of the calls' qkv; it may be empty.
 
     It serves all layers of a step, forward and backward. A captured step makes its own, anew at each replay.
     """
-    return _make_plan(rows) if _takes_kernel(qkv) else None
+    return _make_plan(rows) if _takes_kernel(like, rows) else None
 
 
-def _takes_kernel(qkv: Tensor) -> bool:
-    return qkv.numel() > 0 and kernel_of(qkv) == "cuda"
+def _takes_kernel(qkv: Tensor, rows: PackedRows) -> bool:
+    return len(rows.jet) > 0 and kernel_of(qkv) == "cuda"
 
 
 def _make_plan(rows: PackedRows) -> Tensor:
-    return _cuda.make_plan(rows.offsets, len(rows.jet))[0]
+    return _cuda.make_plan(rows.offsets, len(rows.jet), tiles=rows.tiles)[0]
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rows: PackedRows, dropout: Dropout | None, plan: Tensor) -> Tensor:
-        p, seed = (0.0, 0) if dropout is None else dropout
+        p, seed, ctx.masks = _NO_DROPOUT if dropout is None else dropout
         ctx.call = AttentionCall(rows.offsets, None, qkv.shape[-1] ** -0.5, p, seed)
         ctx.plan = plan
         q, k, v = qkv.unbind(-3)
-        out, lse = _cuda.forward(q, k, v, ctx.call, plan)
+        out, lse = _cuda.forward(q, k, v, ctx.call, plan, ctx.masks)
         ctx.save_for_backward(qkv, lse)
         return out
 
@@ -63,13 +67,13 @@ class _PackedAttention(torch.autograd.Function):
         qkv, lse = ctx.saved_tensors
         q, k, v = qkv.unbind(-3)
         grad = qkv.new_empty(qkv.shape)
-        _cuda.backward(grad_out, q, k, v, lse, ctx.call, grad.unbind(-3), ctx.plan)
+        _cuda.backward(grad_out, q, k, v, lse, ctx.call, grad.unbind(-3), ctx.plan, ctx.masks)
         return grad, None, None, None
 
 
 def packed_attention_reference(qkv: Tensor, rows: PackedRows, dropout: Dropout | None = None) -> Tensor:
     """The specification, in any floating dtype."""
     count = int(rows.count)
-    p, seed = (0.0, 0) if dropout is None else dropout
+    p, seed, _ = _NO_DROPOUT if dropout is None else dropout
     out = constituent_attention_qkvpacked(qkv[:, :count], rows.offsets, dropout_p=p, seed=seed)
     return F.pad(out, (0, 0, 0, 0, 0, len(rows.jet) - count))

@@ -15,20 +15,22 @@ from torch import Tensor
 
 from kdfast.ops.philox import dropout_keep, dropout_scale
 
-__all__ = ["Dropout", "PackedRows", "drop_reference", "wide"]
+__all__ = ["Dropout", "PackedRows", "drop_reference", "pair_tiles", "wide"]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """count: [1], the rows that are there. jet, position: [M], a row's jet (its place in the batch), and
     which of the jet's constituents it is (0 for rows that are jets themselves). offsets: [B + 1], where each
-    jet begins; the last one is count. All int64, on the features' device.
+    jet begins; the last one is count. All int64, on the features' device. tiles: the most that
+    Σ ⌈n/16⌉² may be, tiles of 16 × 16 pairs, for which masks of attention have room; None: not known.
     """
 
     count: Tensor
     jet: Tensor
     position: Tensor
     offsets: Tensor
+    tiles: int | None = None
 
     @property
     def jets(self) -> int:
@@ -46,12 +48,12 @@ class PackedRows:
     @staticmethod
     def of_constituents(offsets: Tensor, capacity: int | None = None) -> PackedRows:
         """Rows that are the constituents of jets. capacity: None for no padding."""
-        rows = int(offsets[-1])
+        rows, tiles = torch.stack([offsets[-1], pair_tiles(offsets.diff()).sum()]).tolist()  # waits once
         jet = torch.repeat_interleave(offsets.diff())
         position = torch.arange(rows, device=offsets.device) - offsets[jet]
         padding = (0, (rows if capacity is None else capacity) - rows)
         jet, position = (torch.nn.functional.pad(x, padding) for x in (jet, position))
-        return PackedRows(offsets[-1:], jet, position, offsets)
+        return PackedRows(offsets[-1:], jet, position, offsets, tiles)
 
     @staticmethod
     def of_jets(jets: int, device: torch.device | str = "cpu") -> PackedRows:
@@ -60,11 +62,18 @@ class PackedRows:
         return PackedRows(offsets[-1:], offsets[:-1], torch.zeros_like(offsets[:-1]), offsets)
 
 
+def pair_tiles(counts: Tensor) -> Tensor:
+    """Tiles of 16 × 16 pairs of jets of these numbers of constituents."""
+    return ((counts + 15) // 16).square()
+
+
 class Dropout(NamedTuple):
-    """p: probability. seed: int64 [], this use's, on the features' device, so that a captured step reads a new one."""
+    """p: probability. seed: int64 [], this use's, on the features' device, so that a captured step reads a new one.
+    mask: what it keeps, of ops/dropout_masks.py, for the kernels; None: they draw it."""
 
     p: float
     seed: Tensor
+    mask: Tensor | None = None
 
 
 def drop_reference(x: Tensor, rows: PackedRows, dropout: Dropout | None) -> Tensor:
