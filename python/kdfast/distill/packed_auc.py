@@ -24,7 +24,7 @@ class PackedAuc:
     """
 
     def __init__(self, labels: Tensor, weights: Tensor, device: torch.device) -> None:
-        roc_auc(labels.numpy(), torch.zeros(len(labels)).numpy(), weights.numpy())
+        roc_auc(labels.numpy(), torch.zeros(len(labels)).numpy(), weights.numpy())  # for its errors
         used = weights > 0
         self.signal, self.background = (((labels == y) & used).nonzero()[:, 0].to(device) for y in (1, 0))
         weights = weights.double().to(device)

@@ -31,6 +31,7 @@ __all__ = [
     "Candidates",
     "Outlook",
     "fitted",
+    "front_chance",
     "joins_front",
     "on_front",
     "places",
@@ -218,6 +219,11 @@ def joins_front(outlooks: Sequence[Outlook], reached: Sequence[int]) -> Floats:
     return 1.0 - below.max(axis=1)
 
 
+def front_chance(found: Candidates, outlooks: Sequence[Outlook]) -> Floats:
+    """[N]: that a candidate which is not tried joins the Pareto front of the finished ones; 0 for others."""
+    return np.where(found.tried, 0.0, joins_front(outlooks, on_front(outlooks, found.scores)))
+
+
 def validation_scores(
     results: Iterable[StoredResult], runs: Sequence[RunConfig], seeds: Sequence[int], metric: str
 ) -> Floats:
@@ -270,11 +276,8 @@ def race(study: StudyNetworks) -> Race | None:
     if not outlooks:
         return None
     outlook = outlooks[0]
-    front: list[int] = []
-    better = outlook.chance
-    if found.rejection is not None:
-        front = on_front(outlooks, found.scores)
-        better = np.where(found.tried, 0.0, joins_front(outlooks, front))
+    front = on_front(outlooks, found.scores) if found.rejection else []
+    better = front_chance(found, outlooks) if found.rejection else outlook.chance
     expected = [
         Expected(
             run_name=run.name,

@@ -187,22 +187,24 @@ def next_round(found: Candidates, search: SearchSettings) -> tuple[list[int], st
     if not most:
         why = "the budget has no room for more" if room else f"max_runs is {search.max_runs}"
         return [], f"{shown}: {why if len(left) else 'all'}"
+    from kdfast.report.outlook import front_chance
+
     outlooks = found.outlooks()
     if not outlooks:  # too few have finished
         return _spread(found.x, min(search.batch, most), found.tried), f"{shown}, too few of them finished"
-    count = min(search.batch, most)
+    outlook = outlooks[0]
     if found.rejection is None:
-        outlook = outlooks[0]
-        expected = float(outlook.chance.sum())
+        choose, chance = _most_promising, outlook.chance
         what = f"more than {outlook.tolerance:.2g} above {found.runs[outlook.leader].name}"
-        chosen = _most_promising(found, outlook, count)
     else:
-        chosen, expected = _likely_on_front(found, outlooks, count)
+        choose, chance = _likely_on_front, front_chance(found, outlooks)
         what = "on the front of AUC and rejection"
+    expected = float(chance.sum())
     shown += f"; {what}: {expected:.2g} of the others expected"
     tested = tried > min(_first(search, found.x.shape[1]), len(found.runs))
     if expected <= search.error and tested:
         return [], f"{shown}, so the race is over"
+    chosen = choose(found, outlooks, min(search.batch, most))
     return chosen, f"{shown}, {len(chosen)} next"
 
 
@@ -229,12 +231,13 @@ def _spread(x: NDArray[np.float64], count: int, tried: NDArray[np.bool_] | None 
     return chosen
 
 
-def _most_promising(found: Candidates, outlook: Outlook, count: int) -> list[int]:
+def _most_promising(found: Candidates, outlooks: Sequence[Outlook], count: int) -> list[int]:
     """Candidates with the largest expected improvement over the leader, one after the other."""
     from scipy import stats
 
     from kdfast.report.outlook import fitted, smooth_part
 
+    outlook = outlooks[0]
     known = dict(found.scores)
     scale = float(np.std(list(known.values()))) or 1.0
     centre = float(np.mean(list(known.values())))
@@ -254,20 +257,18 @@ def _most_promising(found: Candidates, outlook: Outlook, count: int) -> list[int
     return chosen
 
 
-def _likely_on_front(found: Candidates, outlooks: Sequence[Outlook], count: int) -> tuple[list[int], float]:
+def _likely_on_front(found: Candidates, outlooks: Sequence[Outlook], count: int) -> list[int]:
     """Candidates that most probably join the Pareto front, each as if those before it had reached what is expected of
-    them; and how many of all those that are left are expected to join it."""
+    them."""
     from kdfast.report.outlook import joins_front, on_front
 
     reached = on_front(outlooks, found.scores)
-    left = ~found.tried
-    expected = float(joins_front(outlooks, reached)[left].sum())
     chosen: list[int] = []
     while len(chosen) < count:
-        chance = np.where(left, joins_front(outlooks, reached + chosen), -1.0)
+        chance = np.where(found.tried, -1.0, joins_front(outlooks, reached + chosen))
         chance[chosen] = -1.0
         chosen.append(int(np.argmax(chance)))
-    return chosen, expected
+    return chosen
 
 
 def check_search(settings: StudySettings) -> None:
