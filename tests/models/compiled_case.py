@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class Case:
 
     def __init__(self, config: NetworkConfig, counts: list[int], seed: int = 0, teacher: bool = True) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.config, jets = config, len(counts)
+        self.config, self.seed, jets = config, seed, len(counts)
         offsets = torch.tensor([0, *counts]).cumsum(0)
         features = torch.randn(int(offsets[-1]), config.num_features, generator=generator) + 0.3
         weights = torch.rand(jets, generator=generator) + 0.5
@@ -47,7 +49,17 @@ class Case:
                     buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
 
     def __repr__(self) -> str:
-        return f"{self.config}, teacher {self.teacher}, jets of {self.view.offsets.diff().tolist()}"
+        counts = self.view.offsets.diff().tolist()
+        return f"{self.config}, seed {self.seed}, teacher {self.teacher}, jets of {counts}"
+
+    def rounded_otherwise(self, seed: int) -> Case:
+        """This case with the last bit of a third of its weights and features up, of another third down."""
+        case, generator = deepcopy(self), torch.Generator().manual_seed(seed)
+        eps = torch.finfo(torch.float32).eps
+        with torch.no_grad():
+            for x in (*case.model.parameters(), case.view.features):
+                x.mul_(1 + eps * torch.randint(-1, 2, x.shape, generator=generator))
+        return case
 
     def copy(self, dtype: torch.dtype) -> Network:
         model = build_network(self.config).to(dtype)
@@ -105,12 +117,19 @@ def check_step(case: Case, num_threads: int) -> None:
     plain, exact = case.specified(torch.float32), case.specified(torch.float64)
     torch.testing.assert_close(compiled[0], exact[0], rtol=2e-5, atol=1e-6)
     assert_accurate(compiled[2], plain[2], exact[2], "running statistics")
-    # The gradient is the end of some hundred roundings in a row, so a single element's error is chance, in PyTorch's
-    # computation too: the mean is held to the rule, the largest of each parameter to twice its bound.
-    errors = [(x[1].double() - exact[1]).abs() for x in (compiled, plain)]
+    # The gradient is the end of some hundred roundings in a row, so how far a single computation is off is chance, in
+    # PyTorch too: where two terms cancel (with one feature, BatchNorm undoes the scale of `embed.linear.weight`), it
+    # may be off by little once and by ten times that where a weight's last bit differs. The standard is thus the
+    # largest of four computations by PyTorch. The mean is held to the rule, the largest of each parameter to twice
+    # its bound.
+    plains = [plain, *(case.rounded_otherwise(seed).specified(torch.float32) for seed in range(3))]
+    ours = (compiled[1].double() - exact[1]).abs()
+    theirs = torch.stack([(x[1].double() - exact[1]).abs() for x in plains])
     eps = torch.finfo(torch.float32).eps
-    assert errors[0].mean() <= 2 * errors[1].mean() + 2 * eps * exact[1].abs().mean(), case
+    assert ours.mean() <= 2 * theirs.mean(1).max() + 2 * eps * exact[1].abs().mean(), case
     floor = 8 * eps * exact[1].abs().max()
     parts = [p.numel() for p in case.model.parameters()]
-    for (name, _), ours, theirs in zip(case.model.named_parameters(), *(x.split(parts) for x in errors), strict=True):
-        assert ours.max() <= 4 * theirs.max() + floor, f"{name}, {case}"
+    for (name, _), our, their in zip(
+        case.model.named_parameters(), ours.split(parts), theirs.split(parts, 1), strict=True
+    ):
+        assert our.max() <= 4 * their.max() + floor, f"{name}, {case}"
