@@ -11,7 +11,8 @@ from torch import Tensor
 from bench.compiled_step import ALPHA, RECIPE, TEMPERATURE, jets, padded, random_targets
 from bench.plain_trainer import PlainTagger, distillation_loss
 from bench.test_ensemble import VmapEnsemble
-from kdfast.distill.cuda_engine import _Plan, _Trainer
+from kdfast.distill.cuda_plan import Plan
+from kdfast.distill.cuda_step import LockStep
 from kdfast.distill.devices import exact_sums
 from kdfast.distill.pack import Member, Pack
 from kdfast.distill.schedules import RunConfig
@@ -40,9 +41,9 @@ class PackedStep:
             precision,
             "cuda:0" if device.type == "cuda" else "cpu",
         )
-        plan = _Plan(pack)
+        plan = Plan(pack)
         self.members = min(members, plan.members_at_once())
-        self.trainer = _Trainer(pack, list(pack.members[: self.members]), plan)
+        self.trainer = LockStep(pack, list(pack.members[: self.members]), plan)
         self.trainer.begin_epoch(0)
         with exact_sums():  # as packs are trained
             while device.type == "cuda" and self.trainer.graph is None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdfast import backend
-from kdfast.distill import cuda_engine
+from kdfast.distill import cuda_engine, cuda_plan, cuda_step
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets
 from kdfast.distill.schedules import RunConfig
 from kdfast.distill.trainer import train_pack
@@ -65,7 +65,7 @@ def test_a_plan_is_that_of_its_steps():
     """Told step by step; jets without constituents, at the ends of batches too, among them."""
     a_pack = pack(students(1))
     counts = a_pack.train.offsets.diff()
-    plan = cuda_engine._Plan(a_pack)
+    plan = cuda_plan.Plan(a_pack)
     found, batches = plan.steps(*plan.epoch(1)), plan.batches(1)
     assert (counts[batches] == 0).any()
     every = torch.cat([plan.batches(epoch) for epoch in range(a_pack.recipe.epochs)])
@@ -90,9 +90,9 @@ def test_an_epoch_may_be_planned_in_parts(at_once, device, monkeypatch):
     a_pack = pack(students(1), device=device, epochs=2)
     (expected,) = lock_step(a_pack).values()
     assert len(a_pack.train) // a_pack.recipe.batch_size == 3
-    row = 8 * sum(cuda_engine._Plan(a_pack).columns)
-    monkeypatch.setattr(cuda_engine, "_PLAN_BYTES", at_once * row)
-    assert cuda_engine._Plan(a_pack).steps_at_once == at_once
+    row = 8 * sum(cuda_plan.Plan(a_pack).columns)
+    monkeypatch.setattr(cuda_plan, "_PLAN_BYTES", at_once * row)
+    assert cuda_plan.Plan(a_pack).steps_at_once == at_once
     (result,) = lock_step(a_pack).values()
     assert result.curves == expected.curves
     assert torch.equal(result.scores_test, expected.scores_test)
@@ -102,7 +102,7 @@ def test_an_epoch_may_be_planned_in_parts(at_once, device, monkeypatch):
 def test_a_member_whose_last_step_blows_up_leaves_its_neighbours_alone(device, monkeypatch):
     """Nothing is wrong with the losses yet; the validation scores show it."""
 
-    class Watched(cuda_engine._Trainer):
+    class Watched(cuda_engine.LockStep):
         def advance(self):
             super().advance()
             if self.members[0].name == "bad" and self.step_of_epoch == self.steps_of_epoch:
@@ -110,7 +110,7 @@ def test_a_member_whose_last_step_blows_up_leaves_its_neighbours_alone(device, m
 
     bad, good = Member("bad", RunConfig(1.0, 0.0)), Member("good", RunConfig(1.0, 0.0))
     (alone,) = lock_step(pack([good], device=device)).values()
-    monkeypatch.setattr(cuda_engine, "_Trainer", Watched)
+    monkeypatch.setattr(cuda_engine, "LockStep", Watched)
     together = lock_step(pack([bad, good], device=device))
     assert (together["bad"].status, together["bad"].message) == (
         "diverged",
@@ -132,7 +132,7 @@ def test_too_little_memory_is_told(device, monkeypatch):
     def step(self):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of 4 MiB")
 
-    monkeypatch.setattr(cuda_engine._Trainer, "step", step)
+    monkeypatch.setattr(cuda_engine.LockStep, "step", step)
     with pytest.raises(
         BackendError, match=rf"device '{device}': its memory is too small \(CUDA out of memory\)"
     ) as told:
@@ -150,9 +150,9 @@ def too_small_for(monkeypatch, where, fails):
     """
     sizes = []
     steps = []
-    advance = cuda_engine._Trainer.advance
-    method = getattr(cuda_engine._Trainer, where)
-    begin = cuda_engine._Trainer.__init__
+    advance = cuda_engine.LockStep.advance
+    method = getattr(cuda_engine.LockStep, where)
+    begin = cuda_engine.LockStep.__init__
 
     def failing(self, *arguments):
         if fails(self):
@@ -170,9 +170,9 @@ def too_small_for(monkeypatch, where, fails):
         steps.append(len(self.members))
 
     if where != "__init__":
-        monkeypatch.setattr(cuda_engine._Trainer, where, failing)
-    monkeypatch.setattr(cuda_engine._Trainer, "__init__", counted)
-    monkeypatch.setattr(cuda_engine._Trainer, "advance", stepping)
+        monkeypatch.setattr(cuda_engine.LockStep, where, failing)
+    monkeypatch.setattr(cuda_engine.LockStep, "__init__", counted)
+    monkeypatch.setattr(cuda_engine.LockStep, "advance", stepping)
     return sizes, steps
 
 
@@ -214,14 +214,14 @@ def test_members_are_evaluated_a_few_rows_at_a_time(device, monkeypatch):
     a_pack = pack(students(3), device=device, epochs=1)
     expected = lock_step(a_pack)
     rows = []
-    logits = cuda_engine._batches
+    logits = cuda_step._batches
 
     def watched(view, most, on):
         rows.append(most)
         return logits(view, most, on)
 
-    monkeypatch.setattr(cuda_engine, "_batches", watched)
-    monkeypatch.setattr(cuda_engine, "_EVALUATED_ROWS", 90)
+    monkeypatch.setattr(cuda_step, "_batches", watched)
+    monkeypatch.setattr(cuda_step, "_EVALUATED_ROWS", 90)
     ours = lock_step(a_pack)
     assert set(rows) == {30}
     for name, result in ours.items():
@@ -238,7 +238,7 @@ def test_an_evaluation_gives_up_the_graph_before_members(monkeypatch):
         return torch.zeros(2, 3)
 
     trainer = mock.MagicMock(graph="captured", _logits=evaluate)
-    assert cuda_engine._Trainer.logits(trainer, None, None).shape == (2, 3)
+    assert cuda_engine.LockStep.logits(trainer, None, None).shape == (2, 3)
     assert calls == ["captured", None]
 
 
@@ -264,17 +264,17 @@ def test_each_gpu_captures_on_a_stream_of_its_own(monkeypatch):
 
     @contextlib.contextmanager
     def capture(graph, stream, capture_error_mode):
-        captures.append((stream.device, capture_error_mode, cuda_engine._capturing.locked()))
+        captures.append((stream.device, capture_error_mode, cuda_plan.capturing.locked()))
         yield
 
     monkeypatch.setattr(torch.cuda, "graph", capture)
     for number in range(2):
         plan = mock.MagicMock(device=torch.device("cuda", number))
-        trainer = mock.MagicMock(plan=plan, warm=cuda_engine._WARM_UP - 1, graph=None, stream=None)
-        cuda_engine._Trainer._step_and_capture(trainer)
+        trainer = mock.MagicMock(plan=plan, warm=cuda_step._WARM_UP - 1, graph=None, stream=None)
+        cuda_engine.LockStep._step_and_capture(trainer)
         assert trainer.step.call_count == 2
     assert captures == [(torch.device("cuda", number), "thread_local", True) for number in range(2)]
-    assert not cuda_engine._capturing.locked()
+    assert not cuda_plan.capturing.locked()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -312,12 +312,12 @@ def test_members_that_have_ended_cost_nothing(device, monkeypatch):
     """Half of four end early: the others go on as two, and train what they train without the first ones."""
     sizes = []
 
-    class Watched(cuda_engine._Trainer):
+    class Watched(cuda_engine.LockStep):
         def __init__(self, a_pack, members, plan):
             sizes.append(len(members))
             super().__init__(a_pack, members, plan)
 
-    monkeypatch.setattr(cuda_engine, "_Trainer", Watched)
+    monkeypatch.setattr(cuda_engine, "LockStep", Watched)
     good = [Member("one", RunConfig(1.0, 0.0)), Member("two", RunConfig(2.0, 0.0))]
     bad = [Member(f"bad {i}", RunConfig(1.0, 0.0, alpha_final=0.5)) for i in range(2)]  # see above
     a_pack = pack([bad[0], good[0], bad[1], good[1]], device=device, epochs=5)

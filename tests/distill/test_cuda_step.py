@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdfast import backend
-from kdfast.distill.cuda_engine import _Plan, _Trainer
+from kdfast.distill.cuda_plan import Plan
+from kdfast.distill.cuda_step import LockStep
 from kdfast.distill.optimizer import learning_rate
 from kdfast.distill.pack import Member, Pack, Targets, View
 from kdfast.distill.reference_engine import member_loss
@@ -42,7 +43,7 @@ def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: t
 
     names = ("train", "validation", "test", "targets")
     a_pack = replace(a_pack, **{name: all_cast(getattr(a_pack, name)) for name in names})
-    epochs, jets = a_pack.recipe.epochs, _Plan(a_pack).batches(0)[number]
+    epochs, jets = a_pack.recipe.epochs, Plan(a_pack).batches(0)[number]
     seed = fold_seed(derive_seed(a_pack.seed, "dropout"), number)
     gradients, runnings, parts = [], [], []
     for k, member in enumerate(a_pack.members):
@@ -96,7 +97,7 @@ def test_steps_of_three_members(model: NetworkConfig) -> None:
         expected_ops = OPS
     elif model.dropout > 0:
         expected_ops |= {"dropout_masks"}
-    trainer = _Trainer(a_pack, list(a_pack.members), _Plan(a_pack))
+    trainer = LockStep(a_pack, list(a_pack.members), Plan(a_pack))
     generator = torch.Generator().manual_seed(3)
     for name in ("moment1", "moment2"):  # from zeros AdamW's first step is the sign of each element
         getattr(trainer, name).copy_(torch.rand(trainer.moment1.shape, generator=generator) * 1e-2)
