@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy import stats
+from scipy import integrate, stats
 from statsmodels.stats.multitest import multipletests
 
 from kdfast.report.comparisons import Baselines, baseline, best_of_equals, configurations, holm, to_separate
@@ -45,15 +45,32 @@ def differences(*compared):
     return Baselines(compared[0].students, compared).differences()
 
 
+def covariance_of(*compared):
+    """Of all errors, known and estimated."""
+    _, known, scatters = differences(*compared)
+    return known + sum(scatter.covariance for scatter in scatters)
+
+
+def error_of(contrast):
+    """With mean squares for the variances that are estimated from few runs, less what of these the test jets make."""
+    known = contrast.test_variance + contrast.run_variance - sum(part.variance for part in contrast.parts)
+    return math.sqrt(known + sum(part.mean_square - part.test for part in contrast.parts))
+
+
+def as_family(*compared, level=LEVEL_OF_REPORT):
+    contrasts, covariance, scatters = differences(*compared)
+    return adjust(contrasts, covariance, level, scatters)
+
+
 def gains(compared):
     """Each configuration minus the baseline by name, and (None) their mean."""
-    contrasts, _ = differences(compared)
+    contrasts, _, _ = differences(compared)
     return dict(zip((*compared.students.names, None), contrasts, strict=True))
 
 
 def claims_of(compared, level=LEVEL_OF_REPORT):
     """Whether any of these is significant, as one family."""
-    return any(one.p_value < LEVEL_OF_REPORT for one in adjust(*differences(compared), level))
+    return any(one.p_value < LEVEL_OF_REPORT for one in as_family(compared, level=level))
 
 
 # ---- least squares with two sources of error
@@ -107,6 +124,23 @@ def test_a_variance_from_runs_alone_is_student_s_t(df):
     for t in (0.5, 2.0, 5.0, 20.0):
         contrast = Contrast(0.3 * t, 0.0, 0.09, df, (Part(0.09, 0.09, df),))
         assert contrast.p_value == pytest.approx(2.0 * stats.t.sf(t, df), rel=1e-4)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 16])
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 3.0, 100.0])
+def test_the_sum_of_a_normal_error_and_student_s_t(ratio, df):
+    """Against scipy's integral."""
+    contrast = Contrast(0.0, 1.0, ratio**2, df, (Part(ratio**2, ratio**2, df),))
+    distances = np.array([0.1, 1.0, 3.0, 8.0]) * contrast.error
+    for distance, found in zip(distances, contrast.bound.beyond(distances), strict=True):
+        right, _ = integrate.quad(
+            lambda z, d=distance: 2.0 * stats.t.sf((d - z) / ratio, df) * stats.norm.pdf(z),
+            *(-12.0, 12.0),
+            points=[min(distance, 11.0)],
+            limit=400,
+        )
+        assert found == pytest.approx(right, rel=1e-5)
+        assert contrast.half_width(found) == pytest.approx(distance, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -268,15 +302,15 @@ def test_the_covariance_of_gains():
     """Its diagonal is the squared errors of the contrasts; two gains differ as their configurations do; the last is the
     mean of the configurations' gains."""
     (compared,) = with_baseline(0.003, 1)
-    contrasts, covariance = differences(compared)
-    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), [c.error for c in contrasts])
+    contrasts, covariance = differences(compared)[0], covariance_of(compared)
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), [error_of(c) for c in contrasts])
     paired = compared.students.difference("c1", "c4")
     assert contrasts[1].value - contrasts[4].value == pytest.approx(paired.value)
-    assert covariance[1, 1] + covariance[4, 4] - 2 * covariance[1, 4] == pytest.approx(paired.error**2)
+    assert covariance[1, 1] + covariance[4, 4] - 2 * covariance[1, 4] == pytest.approx(error_of(paired) ** 2)
     mean = np.r_[np.full(CONFIGS, 1 / CONFIGS), 0.0]
     assert contrasts[-1].value == pytest.approx(np.mean([c.value for c in contrasts[:-1]]))
     np.testing.assert_allclose(mean @ covariance[:, :-1], covariance[-1, :-1])
-    assert mean @ covariance @ mean == pytest.approx(contrasts[-1].error ** 2)
+    assert mean @ covariance @ mean == pytest.approx(error_of(contrasts[-1]) ** 2)
 
 
 def test_each_configuration_has_the_baseline_of_its_group():
@@ -293,10 +327,10 @@ def test_each_configuration_has_the_baseline_of_its_group():
         for part, group in zip(parts, groups, strict=True)
     ]
     together = Baselines(students, tuple(each))
-    contrasts, covariance = together.differences()
+    contrasts, covariance = together.differences()[0], covariance_of(*each)
     assert together.names == students.names
     for one, group in zip(each, groups, strict=True):
-        alone, own = differences(one)
+        alone, own = differences(one)[0], covariance_of(one)
         assert Baselines(students, (one,)).names == tuple(students.names[i] for i in group)
         for i, contrast in zip(group, alone, strict=False):
             assert contrasts[i].value == pytest.approx(contrast.value)
@@ -305,7 +339,7 @@ def test_each_configuration_has_the_baseline_of_its_group():
             assert together.of(students.names[i]) is one
         np.testing.assert_allclose(covariance[np.ix_(group, group)], own[:-1, :-1])
     assert contrasts[-1].value == pytest.approx(np.mean([c.value for c in contrasts[:-1]]))
-    assert contrasts[-1].error == pytest.approx(math.sqrt(covariance[-1, -1]))
+    assert error_of(contrasts[-1]) == pytest.approx(math.sqrt(covariance[-1, -1]))
     assert covariance[-1, -1] == pytest.approx(covariance[:-1, :-1].mean())
 
 
@@ -328,7 +362,7 @@ def test_no_false_gain_over_several_baselines():
                 (slice(runs + SEEDS, None), range(half, CONFIGS)),
             )
         )
-        tested = adjust(*differences(first, second), LEVEL_OF_REPORT)
+        tested = as_family(first, second)
         claims += any(one.p_value < LEVEL_OF_REPORT for one in tested)
     assert not_above_binomial(claims, FAMILIES, 0.05)
 
@@ -357,7 +391,7 @@ def test_four_runs_are_no_certainty():
     assert (difference.value, difference.p_value) == (pytest.approx(0.02), 1.0)
     assert AllPairs(students.noise(), 0.05).adjust(difference).p_value == 1.0
     compared = baseline(students, Estimates(values[:2] - 0.1, np.zeros((2, 1))), [1, 2])
-    assert {one.p_value for one in adjust(*differences(compared), 0.05)} == {1.0}
+    assert {one.p_value for one in as_family(compared)} == {1.0}
 
 
 def test_one_configuration_s_seeds():

@@ -18,7 +18,7 @@ from kdfast.report.families import (
     alone,
     level_of,
 )
-from kdfast.report.fitting import Contrast, critical
+from kdfast.report.fitting import Contrast, Part, Scatter, critical
 from kdfast.report.networks import METRICS, StudyNetworks
 from kdfast.report.records import comparison_of
 from tests.report.fake_study import SMALL_GRID, make_study
@@ -177,6 +177,36 @@ def test_intervals_agree_with_p_values(seed, number, rank, singular, level):
         assert (one.p_value < LEVEL_OF_REPORT) == (not one.low <= 0.0 <= one.high)
         comparison = comparison_of(one.contrast, 1.0, True, one)
         assert comparison.supported == (comparison.p_adjusted < LEVEL_OF_REPORT)
+
+
+def baseline_contrasts(values, known, spread, df):
+    """Contrasts with one baseline, whose poorly known scatter all of them have."""
+    part = Part(spread**2, spread**2, df)
+    return [Contrast(value, known**2, spread**2, df, (part,)) for value in values]
+
+
+def test_a_scatter_that_all_share_counts_once():
+    """Contrasts that differ in nothing else are one test."""
+    contrasts = baseline_contrasts([0.3, 0.2, 0.25], 0.0, 0.02, 4)
+    tested = adjust(contrasts, np.zeros((3, 3)), LEVEL, [Scatter(np.full((3, 3), 0.02**2), 4)])
+    for one, contrast in zip(tested, contrasts, strict=True):
+        assert one.p_value == pytest.approx(alone(contrast, LEVEL).p_value, rel=0.05, abs=4e-4)
+        assert one.high - contrast.value == pytest.approx(contrast.half_width(LEVEL), rel=0.05)
+
+
+@pytest.mark.parametrize("df", [2, 4, 12])
+def test_scatters_against_a_simulation_written_apart(df):
+    """The largest of independent normal errors and a shared one of Student's t."""
+    number, known, spread = 6, 1.0, 0.8
+    values = np.array([4.5, -3.6, 3.0, 2.5, 1.0, 0.2])
+    shared = [Scatter(np.full((number, number), spread**2), df)]
+    tested = adjust(baseline_contrasts(values, known, spread, df), known**2 * np.eye(number), LEVEL, shared)
+    rng = np.random.default_rng(5)
+    errors = known * rng.normal(size=(200_000, number)) + spread * rng.standard_t(df, (200_000, 1))
+    below = np.maximum.accumulate(np.abs(errors)[:, ::-1], axis=1)[:, ::-1]
+    p = np.maximum.accumulate(np.mean(below >= np.abs(values), axis=0))
+    p = np.minimum(p, LEVEL / LEVEL_OF_REPORT)  # p-values on the report's scale end at 1
+    assert np.all(np.abs(family_p(tested) - p) <= simulation_error(p) + 0.01 * p)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])

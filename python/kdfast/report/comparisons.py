@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.report.fitting import Contrast, Fit, fit, satterthwaite
+from kdfast.report.fitting import Contrast, Fit, Scatter, fit, satterthwaite
 from kdfast.report.sampling import Estimates, quantile
 
 __all__ = [
@@ -235,9 +235,9 @@ class Baselines:
         """Mean over the configurations."""
         return float(self.shares[-1] @ [baseline.value for baseline in self.each])
 
-    def differences(self) -> tuple[list[Contrast], Floats]:
+    def differences(self) -> tuple[list[Contrast], Floats, list[Scatter]]:
         """Each configuration of `names` minus its baseline, and last their mean minus the baselines', all paired; with
-        their covariance [n + 1, n + 1]."""
+        their covariance [n + 1, n + 1] as far as it is known, and what poorly known variances add to it."""
         students = self.students
         number = len(students.names)
         weights = np.eye(number)[self.places]
@@ -248,24 +248,24 @@ class Baselines:
         shares = self.shares
         centred = weights - shares @ means
         factor = weights @ students.factor - shares @ np.stack([baseline.factor for baseline in self.each])
-        test = factor @ factor.T
-        units = centred @ students.spread @ centred.T
-        variances = np.array([baseline.run_variance for baseline in self.each])
-        covariance = test + students.model.cautious_variance * units + (shares * variances) @ shares.T
+        test = np.einsum("im,im->i", factor, factor)
         values = weights @ students.values - shares @ [baseline.value for baseline in self.each]
+        models = [(students.model, centred @ students.spread @ centred.T)]
+        for baseline, share in zip(self.each, shares.T, strict=True):
+            models.append((baseline.level, float(baseline.level.spread[0, 0]) * np.outer(share, share)))
+        covariance = factor @ factor.T
+        scatters: list[Scatter] = []
+        for model, units in models:
+            covariance, own = model.add_to(covariance, units)
+            scatters += own
         contrasts = []
         for i, value in enumerate(values):
-            unit = float(units[i, i])
-            run = students.model.cautious_variance * unit + float(np.square(shares[i]) @ variances)
-            uncertain = [(students.model.uncertain * unit, students.model.df)]
-            parts = students.model.part(unit)
-            for baseline, share in zip(self.each, shares[i], strict=True):
-                own = float(baseline.level.spread[0, 0]) * float(share) ** 2
-                uncertain.append((baseline.level.uncertain * own, baseline.level.df))
-                parts += baseline.level.part(own)
-            df = satterthwaite(float(test[i, i]) + run, *uncertain)
-            contrasts.append(Contrast(float(value), float(test[i, i]), run, df, parts))
-        return contrasts, covariance
+            of_this = [(model, float(units[i, i])) for model, units in models]
+            run = sum(model.cautious_variance * unit for model, unit in of_this)
+            df = satterthwaite(float(test[i]) + run, *((model.uncertain * unit, model.df) for model, unit in of_this))
+            parts = sum((model.part(unit) for model, unit in of_this), ())
+            contrasts.append(Contrast(float(value), float(test[i]), run, df, parts))
+        return contrasts, covariance, scatters
 
 
 def baseline(

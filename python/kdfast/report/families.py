@@ -12,9 +12,10 @@ Inside a family tests are adjusted by the distribution of the largest |t|, step-
 Resampling-Based Multiple Testing, 1993). That distribution is simulated with the estimated correlation of the
 contrasts: they share test jets, seeds and configurations, so that far fewer than their number are
 independent, and Bonferroni's or Holm's correction would give away power. The interval of a contrast uses the
-quantile of the step at which the contrast was judged, so that an interval never contradicts a verdict. A
-variance with few degrees of freedom enters through the contrast's own p-value: the simulation is one of
-normal quantiles of equal p.
+quantile of the step at which the contrast was judged, so that an interval never contradicts a verdict.
+Contrasts are compared by their p-values, turned into normal quantiles, as a variance with few degrees of freedom
+gives a contrast other tails. Where contrasts share such a variance (the scatter of one baseline's seeds), the
+simulation draws it once for all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, special
 
-from kdfast.report.fitting import ROUNDING, Contrast, critical
+from kdfast.report.fitting import ROUNDING, Contrast, Scatter, critical
 
 __all__ = [
     "BUDGET",
@@ -63,6 +64,9 @@ _DRAWN_NUMBERS = 20_000_000
 # Configurations of which all pairs are simulated; for more the range of all of them bounds their differences.
 _MOST_PAIRED = 1_000
 
+# Distances of which a contrast's p-value is computed; between them its normal quantile is interpolated.
+_TABULATED = 64
+
 # |t| of contrasts that are many standard errors long is cut here: p-values of 1e-300 have no normal quantile.
 _LARGEST = 37.0
 
@@ -91,13 +95,25 @@ def level_of(family: str, metric: str, stages: int = 1) -> float:
     return BUDGET[family] * _PARTS[metric] / stages
 
 
-def adjust(contrasts: Sequence[Contrast], covariance: Floats, level: float) -> list[Adjusted]:
-    """Step-down tests of contrasts [m] at a level, with their covariance [m, m] (only its correlations count)."""
+def adjust(
+    contrasts: Sequence[Contrast], covariance: Floats, level: float, scatters: Sequence[Scatter] = ()
+) -> list[Adjusted]:
+    """Step-down tests of contrasts [m] at a level.
+
+    covariance [m, m]: of their errors, of which only the correlations count; but where there are scatters, the
+    covariance of what is known, to which these add.
+    """
     if not contrasts:
         return []
     observed = np.array([_normal_quantile(contrast.p_value) for contrast in contrasts])
     order = np.argsort(-observed, kind="stable")
-    largest = np.abs(_draws(covariance[np.ix_(order, order)]))
+    ordered = np.ix_(order, order)  # the same draws in whatever order contrasts come
+    covariance = covariance[ordered]
+    if scatters:
+        scatters = [Scatter(scatter.covariance[ordered], scatter.df) for scatter in scatters]
+        largest = _with_scatters([contrasts[i] for i in order], covariance, scatters)
+    else:
+        largest = np.abs(_draws(covariance))
     # [draws, m]: the largest |t| among a contrast and those that are less significant
     np.maximum.accumulate(largest[:, ::-1], axis=1, out=largest[:, ::-1])
     found: list[Adjusted | None] = [None] * len(contrasts)
@@ -111,6 +127,26 @@ def adjust(contrasts: Sequence[Contrast], covariance: Floats, level: float) -> l
             quantile = _upper(np.sort(largest[:, step]), level, left)
         found[i] = _adjusted(contrasts[i], so_far, quantile, level)
     return [one for one in found if one is not None]
+
+
+def _with_scatters(
+    contrasts: Sequence[Contrast], covariance: Floats, scatters: Sequence[Scatter]
+) -> NDArray[np.float32]:
+    """[draws, m]: |t| of contrasts with these errors, as normal quantiles of equal p."""
+    errors = _draws(covariance) * _deviations(covariance)
+    for seed, scatter in enumerate(scatters, 1):
+        normal = _draws(scatter.covariance, seed) * _deviations(scatter.covariance)
+        mean_squares: Floats = np.random.default_rng([seed]).chisquare(scatter.df, len(normal)) / scatter.df
+        errors += np.asarray(normal / np.sqrt(mean_squares)[:, None], np.float32)
+    np.abs(errors, out=errors)
+    for contrast, own in zip(contrasts, errors.T, strict=True):
+        if contrast.error < ROUNDING:
+            own[:] = 0.0
+            continue
+        distances = contrast.error * np.geomspace(1e-3, max(1.0, float(own.max()) / contrast.error), _TABULATED)
+        quantiles = np.minimum(-special.ndtri(contrast.bound.beyond(distances) / 2.0), _LARGEST)
+        own[:] = np.interp(own, np.append(0.0, distances), np.append(0.0, quantiles))
+    return errors
 
 
 def _bounded(simulated: float, contrast: Contrast, tests: float) -> float:
@@ -143,7 +179,11 @@ def _normal_quantile(p_value: float) -> float:
     return min(_LARGEST, critical(p_value))
 
 
-def _draws(covariance: Floats) -> NDArray[np.float32]:
+def _deviations(covariance: Floats) -> NDArray[np.float32]:
+    return np.sqrt(np.maximum(np.diag(covariance), 0.0)).astype(np.float32)
+
+
+def _draws(covariance: Floats, seed: int = 0) -> NDArray[np.float32]:
     """[draws, m] of a normal distribution with unit variances; 0 where there is none but rounding."""
     number = int(np.clip(_DRAWN_NUMBERS // len(covariance), _FEWEST_DRAWS, _MOST_DRAWS))
     sigma = np.sqrt(np.maximum(np.diag(covariance), 0.0))
@@ -153,7 +193,7 @@ def _draws(covariance: Floats) -> NDArray[np.float32]:
     correlation[~known] = 0.0
     correlation[:, ~known] = 0.0
     np.fill_diagonal(correlation, 1.0 + 1e-6)  # contrasts may depend on each other
-    normal = np.random.default_rng(0).standard_normal((number, len(covariance)), np.float32)
+    normal = np.random.default_rng(seed).standard_normal((number, len(covariance)), np.float32)
     return normal @ matrix_root(correlation).T.astype(np.float32) * known.astype(np.float32)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,18 @@ from scipy import optimize, special
 
 from kdfast.report.sampling import Estimates, quantile
 
-__all__ = ["ROUNDING", "Contrast", "Fit", "Part", "critical", "fit", "satterthwaite"]
+__all__ = ["ROUNDING", "Contrast", "Fit", "Part", "Scatter", "critical", "fit", "satterthwaite"]
 
 Floats = NDArray[np.float64]
 
 # A variance of as many degrees of freedom needs no separate treatment, even at a level of 0.1 %.
 _WELL_KNOWN = 30
 
-# Logarithm of the smallest level that is searched; scipy's quantiles of Student's t fail at far smaller ones.
-_LOWEST = math.log(1e-16)
+# The smallest p-value of a contrast with a poorly known variance: what the sum over a normal distribution resolves.
+_LOWEST = 1e-16
+
+# A poorly known σ is taken to be at least this share of the known one, so that the sum has at most some thousand terms.
+_LEAST_SPREAD = 0.02
 
 # Differences and errors below this are those of floating-point sums of equal numbers.
 ROUNDING = 1e-12
@@ -40,11 +44,21 @@ ROUNDING = 1e-12
 @dataclass(frozen=True)
 class Part:
     """A part of a run-to-run variance that is estimated: the variance, with what fluctuates in its estimate (a mean
-    square that may hold test jets, too), and the estimate's degrees of freedom."""
+    square that may hold test jets, too), and the estimate's degrees of freedom. test: what of the mean square the test
+    jets are known to make, which the contrast's test variance holds, too."""
 
     variance: float
     mean_square: float
     df: float
+    test: float = 0.0
+
+
+class Scatter(NamedTuple):
+    """What a poorly known variance adds to m contrasts: their covariance [m, m] by its mean square, with the degrees of
+    freedom of this."""
+
+    covariance: Floats
+    df: int
 
 
 @dataclass(frozen=True)
@@ -73,22 +87,19 @@ class Contrast:
         half = quantile(self.df) * self.error
         return self.value - half, self.value + half
 
-    def half_width(self, level: float) -> float:
-        """How far a two-sided test's bounds lie from the value.
-
-        Satterthwaite's approximation fails at the small levels of many tests: where a variance of few degrees of
-        freedom comes out small by chance, the test jets' part makes it look well known. So such a part has Student's t
-        of its own, the rest the normal quantile, each at half of the level; their sum holds whatever the parts are.
-        """
+    @cached_property
+    def bound(self) -> _Bound:
+        """How errors are distributed."""
         loose = [part for part in self.parts if part.df < _WELL_KNOWN]
         if not loose:
-            return critical(level, self.df) * self.error
-        known = self.test_variance + self.run_variance - sum(part.variance for part in loose)
+            return _Bound(0.0, self.error, self.df)
+        known = self.test_variance + self.run_variance - sum(part.variance + part.test for part in loose)
         spread = math.sqrt(sum(part.mean_square for part in loose))
-        df = min(part.df for part in loose)
-        if known <= ROUNDING * spread**2:
-            return critical(level, df) * spread
-        return critical(level / 2.0) * math.sqrt(known) + critical(level / 2.0, df) * spread
+        return _Bound(math.sqrt(max(known, 0.0)), spread, min(part.df for part in loose))
+
+    def half_width(self, level: float) -> float:
+        """How far a two-sided test's bounds lie from the value."""
+        return self.bound.half_width(level)
 
     @cached_property
     def p_value(self) -> float:
@@ -97,16 +108,49 @@ class Contrast:
         distance = abs(self.value)
         if self.error < ROUNDING or distance < ROUNDING:
             return 1.0
-        if not any(part.df < _WELL_KNOWN for part in self.parts):
-            t = distance / self.error
-            return float(2.0 * (special.stdtr(self.df, -t) if math.isfinite(self.df) else special.ndtr(-t)))
+        return float(self.bound.beyond(np.array([distance]))[0])
 
-        def beyond(log_level: float) -> float:
-            return self.half_width(math.exp(log_level)) - distance
 
-        if beyond(_LOWEST) <= 0.0:
-            return math.exp(_LOWEST)
-        return float(math.exp(optimize.brentq(beyond, _LOWEST, 0.0, xtol=1e-6))) if beyond(0.0) < 0.0 else 1.0
+@dataclass(frozen=True)
+class _Bound:
+    """Distribution of known · Z + spread · T, with normal Z and Student's T of df degrees of freedom.
+
+    Satterthwaite's approximation fails at the small levels of many tests: where a variance of few degrees of freedom
+    comes out small by chance, the test jets' part makes it look well known. So what is known stays normal, and what is
+    estimated is Student's t. A test by the sum of both is wrong at most as often as its level says, whatever the parts
+    are [Behrens and Fisher's; Robinson, Annals of Statistics 4, 1976, 963].
+    """
+
+    known: float
+    spread: float
+    df: float
+
+    def beyond(self, distances: Floats) -> Floats:
+        """P(|known · Z + spread · T| ≥ d) for distances [n] above 0."""
+        if not math.isfinite(self.df):
+            return np.asarray(2.0 * special.ndtr(-distances / self.spread))
+        if self.known <= ROUNDING * self.spread:
+            return np.asarray(2.0 * special.stdtr(self.df, -distances / self.spread))
+        spread = max(self.spread, _LEAST_SPREAD * self.known)
+        step = min(0.1, 0.25 * spread / self.known)
+        z = np.arange(-12.0, 12.0, step)
+        weights = np.exp(-0.5 * z * z)
+        weights /= weights.sum()
+        t = (distances[:, None] - self.known * z) / spread  # by symmetry, the other side is as probable
+        return np.maximum(2.0 * special.stdtr(self.df, -t) @ weights, _LOWEST)
+
+    def half_width(self, level: float) -> float:
+        """The distance that is exceeded with this probability."""
+        if self.spread == 0.0:
+            return critical(level) * self.known
+        if not math.isfinite(self.df) or self.known <= ROUNDING * self.spread:
+            return critical(level, self.df) * self.spread
+        spread = max(self.spread, _LEAST_SPREAD * self.known)
+        largest = critical(level / 2.0) * self.known + critical(level / 2.0, self.df) * spread  # each at half the level
+        wanted = max(level, _LOWEST)
+        if wanted >= 1.0:
+            return 0.0
+        return float(optimize.brentq(lambda d: self.beyond(np.array([d]))[0] - wanted, 0.0, largest, rtol=1e-9))
 
 
 def critical(level: float, df: float = math.inf) -> float:
@@ -150,7 +194,16 @@ class Fit:
 
     def part(self, unit: float) -> tuple[Part, ...]:
         """σ² · unit as a part of a variance; none where it is unknown."""
-        return (Part(self.cautious_variance * unit, self.uncertain * unit, self.df),) if self.df and unit > 0.0 else ()
+        if not self.df or unit <= 0.0:
+            return ()
+        return (Part(self.cautious_variance * unit, self.uncertain * unit, self.df, self.test_share * unit),)
+
+    def add_to(self, known: Floats, units: Floats) -> tuple[Floats, list[Scatter]]:
+        """The covariance [m, m] of m contrasts' test jets together with σ² · units; as a scatter of its own where σ² is
+        poorly known."""
+        if not 0 < self.df < _WELL_KNOWN:
+            return known + self.cautious_variance * units, []
+        return known - self.test_share * units, [Scatter(self.uncertain * units, self.df)]
 
     @property
     def cautious_variance(self) -> float:

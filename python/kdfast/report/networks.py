@@ -283,7 +283,8 @@ class StudyNetworks:
         for metric in self.tested:
             compared = self.baselines.get(metric)
             if compared is not None:
-                tested = adjust(*compared.differences(), level_of("main", metric, self.stages))
+                contrasts, covariance, scatters = compared.differences()
+                tested = adjust(contrasts, covariance, level_of("main", metric, self.stages), scatters)
                 found[metric] = dict(zip((*compared.names, None), tested, strict=True))
         return found
 
