@@ -337,7 +337,7 @@ def test_statements_on_leaders_and_on_the_sweep(refined):
     }
     for finding in refined_ones:
         assert finding.text.startswith("With 3 further seeds, ")
-    assert whole.verdict.text.startswith("2 of 2 configurations beat training without a teacher.")
+    assert whole.verdict.text.startswith("2 of 2 refined leaders beat training without a teacher.")
     rows = {row.label: row.comparison for row in whole.verdict.rows}
     assert rows[f"chosen: {shown(whole.refinement.winners[0].configuration)}"] in [
         row.auc_vs_baseline for row in whole.refinement.configurations

@@ -130,8 +130,8 @@ def _convergence(analysis: Analysis) -> Iterator[Finding]:
 
 
 def converged(convergence: Convergence) -> bool:
-    """Whether at most a tenth of the runs were best among their last epochs."""
-    return convergence.late <= convergence.runs / 10
+    """Whether at most a tenth of the runs were best among their last epochs; of fewer than ten, one may be."""
+    return convergence.late <= max(1.0, convergence.runs / 10)
 
 
 def _versus_baseline(topic: str, one: str, row: Configuration) -> Iterator[Finding]:

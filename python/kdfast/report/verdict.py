@@ -27,10 +27,12 @@ def verdict(analysis: Analysis) -> Verdict:
     compared = [(row.auc.value, row.auc_vs_baseline) for row in rows if row.auc_vs_baseline is not None]
     significant = [c.difference.value for _, c in compared if c.supported]
     values = [auc - c.difference.value for auc, c in compared]  # of the baselines, over the same seeds
+    kind = "configurations" if seeds_are_known(analysis) else "students"
     text = template.render(
         a=analysis,
         d=analysis.distribution,
-        kind="configurations" if seeds_are_known(analysis) else "students",
+        kind=kind,
+        judged=kind if analysis.refinement is None else "refined leaders",
         compared=len(compared),
         higher=sum(value > 0.0 for value in significant),
         lower=sum(value < 0.0 for value in significant),
