@@ -50,7 +50,7 @@ def step_work(config: ModelConfig, members: int, batch: Batch, precision: str) -
         *_between_products(config, members, batch, precision),
         *_pooling_and_loss(config, members, batch),
         *_copies(config, members, batch, precision),
-        *_parameters(config, members),
+        *_parameters(config, members, precision),
         _masks(config, batch),
     ]
 
@@ -138,25 +138,28 @@ def _pooling_and_loss(config: ModelConfig, members: int, batch: Batch) -> list[W
 
 def _copies(config: ModelConfig, members: int, batch: Batch, precision: str) -> list[Work]:
     """PyTorch's own kernels between ours: qkv's bias goes into the output before its product reads it there, and its
-    gradient is a sum over rows; weights are cast for products, and gradients back; each gradient is copied in place."""
+    gradient is a sum over rows; products in bf16 write bf16, so their weights' gradients are cast; the pooling's query,
+    keys and values have no op that writes their gradients in place."""
     size = _size(precision)
     layers = config.layers
     qkv = float(members * layers * batch.capacity * 3 * config.width)
     weights = float(members * layers * (4 * config.width**2 + 2 * config.width * config.ffn))
-    parameters = float(members * build_network(config).num_parameters())
+    pooling = float(members * (2 * config.width**2 + 3 * config.width))
     works = [
         Work("copy: bias of qkv", layers, qkv * 2 * size),
         Work("sum: gradient of qkv's bias", layers, qkv * size),
-        Work("copy: gradients", 1, parameters * 8),
+        Work("copy: gradients of the pooling", 3, pooling * 8),
     ]
     if precision == "bf16":
-        works.append(Work("cast: weights and their gradients", 8 * layers, weights * 12))
+        works.append(Work("cast: gradients of weights", 4 * layers, weights * 6))
     return works
 
 
-def _parameters(config: ModelConfig, members: int) -> list[Work]:
+def _parameters(config: ModelConfig, members: int, precision: str) -> list[Work]:
+    """In bf16 the update also writes the weights that the next step's products read."""
     parameters = float(members * build_network(config).num_parameters())
-    return [Work("adamw: sum_squares", 1, parameters * 4), Work("adamw: update", 1, parameters * 28)]
+    rounded = 2 if precision == "bf16" else 0
+    return [Work("adamw: sum_squares", 1, parameters * 4), Work("adamw: update", 1, parameters * (28 + rounded))]
 
 
 def _masks(config: ModelConfig, batch: Batch) -> Work:

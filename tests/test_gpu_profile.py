@@ -81,6 +81,13 @@ def test_times_bytes_and_flops_become_rates() -> None:
     assert lines[-1] == "| all | | 44.0 | | | | |"
 
 
+def test_a_product_into_a_given_tensor_is_that_product() -> None:
+    shapes = [[4, 16, 100], [4, 100, 32]]
+    product = product_work(op(0, "aten::bmm", shapes, "float"))
+    assert product is not None
+    assert product_work(op(0, "aten::bmm", [*shapes, [4, 16, 32]], "float")) == product
+
+
 def test_an_operand_that_members_share_is_counted_once() -> None:
     strides = [[0, 16, 1], [512, 32, 1]]
     shared = product_work(op(0, "aten::bmm", [[4, 100, 16], [4, 16, 32]], "float", **{"Input Strides": strides}))

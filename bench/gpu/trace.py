@@ -12,8 +12,6 @@ from bench.step_model import Work
 
 _PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm")
 _SIZES = {"double": 8, "float": 4, "c10::BFloat16": 2, "c10::Half": 2}
-# Kernels of PyTorch whose work bench/step_model.py states.
-_STATED = {"aten::_foreach_copy_": "copy: gradients"}
 # The op of a kernel, by the kernel's name. `forward` and `backward` are several ops': their parameters decide.
 _OPS = {
     "add_errors": "attention_transfer",
@@ -78,7 +76,7 @@ def groups_of_trace(events: Sequence[dict[str, Any]], steps: int, works: Sequenc
         work = None if op is None else product_work(op)
         label = own or _short(event["name"])
         if op is not None:
-            label = _STATED.get(op["name"], op["name"]) if work is None else work.label
+            label = op["name"] if work is None else work.label
         group = groups.setdefault(label, Group(label))
         group.seconds += event["dur"] / 1e6 / steps
         if op is not None:
@@ -111,7 +109,8 @@ def kernel_label(name: str) -> str | None:
 
 def product_work(op: dict[str, Any]) -> Work | None:
     """A matrix product's work by its operands' shapes, [M, D]·[D, E] or with members in front; None for other ops.
-    With an addend its result is read as well as written. An operand that members share is counted once."""
+    With an addend its result is read as well as written. An operand that members share is counted once. Where the
+    result is written to a given tensor, that is the last of the shapes."""
     if op["name"] not in _PRODUCTS:
         return None
     args = op["args"]
@@ -121,9 +120,10 @@ def product_work(op: dict[str, Any]) -> Work | None:
     if len(dims) < 2 or not types:
         return None
     adds = op["name"] in ("aten::baddbmm", "aten::addmm")
-    left, right = dims[-2:]
+    first = 1 if adds and len(dims) > 2 else 0
+    left, right = dims[first : first + 2]
     if len(strides) == len(dims):
-        moved = _elements(left, strides[-2]) + _elements(right, strides[-1])
+        moved = _elements(left, strides[first]) + _elements(right, strides[first + 1])
     else:
         moved = math.prod(left) + math.prod(right)
     out = math.prod(left[:-1]) * right[-1]

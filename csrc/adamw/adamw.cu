@@ -2,7 +2,8 @@
 //
 //   sum_squares   the squares of the gradient's slice, added up
 //   update        adds up the member's sums again, each block in the same order, so that all get the same norm without
-//                 waiting for one another; then moments and parameters, every array read and written once
+//                 waiting for one another; then moments and parameters, every array read and written once, and the
+//                 parameters in bf16 for the products of the next step
 //
 // Neighbouring threads take neighbouring elements, one by one: a member's parameters begin anywhere, and whole vectors
 // would gain nothing where memory limits.
@@ -77,7 +78,8 @@ __device__ __forceinline__ Coefficients coefficients_of(const AdamWParams& p, co
     return c;
 }
 
-__global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Arguments a) {
+// 4 blocks a multiprocessor: fewer have too few bytes on their way from memory.
+__global__ void __launch_bounds__(kThreads, 4) update(const __grid_constant__ Arguments a) {
     KDFAST_SHARED(Coefficients, shared, 1);
     const AdamWParams& p = a.p;
     const Place at = place(a);
@@ -96,6 +98,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Argum
     const float* const gradient = p.gradient + at.first;
     float *const parameters = p.parameters + at.first, *const moment1 = p.moment1 + at.first;
     float* const moment2 = p.moment2 + at.first;
+    bf16* const rounded = p.rounded == nullptr ? nullptr : static_cast<bf16*>(p.rounded) + at.first;
     for (int i = thread; i < at.count; i += kAhead * kThreads) {
         float g[kAhead], m[kAhead], v[kAhead], x[kAhead];
 #pragma unroll
@@ -119,6 +122,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Argum
                 store_streaming(moment1 + e, m[j]);
                 store_streaming(moment2 + e, v[j]);
                 store_streaming(parameters + e, x[j]);
+                if (rounded != nullptr) rounded[e] = from_float<bf16>(x[j]);
             }
         }
     }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/types.h"
+
 namespace kdfast::gpu {
 
 // All addresses are the device's. Nothing is read by the host: steps and rates may change between replays of a captured
@@ -15,6 +17,7 @@ struct AdamWParams {
     float* parameters;           // [K, P] in and out, as are the moments
     float* moment1;
     float* moment2;
+    void* rounded;    // [K, P] bf16 out: the parameters; null: not wanted. Of a member that is left alone as it was
     float* norm;      // [K] out: the gradient's norm before clipping; not finite: that member was left alone
     void* workspace;  // adamw_workspace bytes
     int64_t num_members, num_parameters;  // ≥ 1

@@ -394,7 +394,8 @@ void attention_pooling_backward(const AttentionPoolingBackwardParams& p, void* s
     PackedRows directions{};  // one of [K, H · D] for each block
     directions.num_members = p.rows.num_members;
     directions.num_features = p.rows.num_heads * p.rows.width;
-    launch_add_partial_sums(p.partial, p.grad_direction, directions, attention_pooling_partials(p.rows.num_jets), 1, s);
+    const MemberGradients total{p.grad_direction, directions.num_features};
+    launch_add_partial_sums(p.partial, {total}, directions, attention_pooling_partials(p.rows.num_jets), s);
 }
 
 }  // namespace kdfast::gpu

@@ -244,9 +244,8 @@ __global__ void __launch_bounds__(RowsWalk::kThreads)
     const Columns c = columns_of(p, walk, octet);
     Octet mean_product{}, mean_grad{};  // dγ / n, dβ / n
     if (p.training && count > 1) {
-        const int64_t at = walk.member() * p.rows.num_features + octet * kOctet;
-        mean_product = load_octet(p.grad_vectors + at);
-        mean_grad = load_octet(p.grad_vectors + p.rows.num_members * p.rows.num_features + at);
+        mean_product = load_vector({p.grad_gamma.values, p.grad_gamma.stride}, walk.member(), octet, true);
+        mean_grad = load_vector({p.grad_beta.values, p.grad_beta.stride}, walk.member(), octet, true);
 #pragma unroll
         for (int e = 0; e < kOctet; ++e) {
             mean_product[e] /= static_cast<float>(count);
@@ -309,7 +308,7 @@ void batch_norm_gelu_backward(const BatchNormGeluBackwardParams& p, void* stream
     with_type(p.dtype, [&](auto zero) {
         using T = decltype(zero);
         launch(blocks.grid(p.rows), dim3(blocks.kThreads), 0, s, backward_sums<T>, p, blocks);
-        launch_add_partial_sums(p.workspace, p.grad_vectors, p.rows, blocks.chunks(p.rows.capacity), 2, s);
+        launch_add_partial_sums(p.workspace, {p.grad_gamma, p.grad_beta}, p.rows, blocks.chunks(p.rows.capacity), s);
         launch(rows.grid(p.rows), dim3(rows.kThreads), 0, s, backward_rows<T>, p, rows);
     });
 }

@@ -27,10 +27,10 @@ struct BatchNormGeluBackwardParams {
     Dropout dropout;
     const void *grad_out, *y;  // [K, M, D] of dtype
     MemberVectors gamma, beta;
-    const float* statistics;  // what forward gave
-    void* grad_y;             // [K, M, D] of dtype out
-    float* grad_vectors;      // [2, K, D] out: of γ and β
-    float* workspace;         // batch_norm_gelu_workspace floats
+    const float* statistics;                // what forward gave
+    void* grad_y;                           // [K, M, D] of dtype out
+    MemberGradients grad_gamma, grad_beta;  // both wanted
+    float* workspace;                       // batch_norm_gelu_workspace floats
     DType dtype;
     bool training;
 };

@@ -80,7 +80,7 @@ void bias_gelu_backward(const BiasGeluBackwardParams& p, void* stream) {
                         : p.dtype == DType::bf16 ? backward<bf16>
                                                  : backward<f16>;
     launch(walk.grid(p.rows), dim3(walk.kThreads), 0, s, kernel, p, walk);
-    launch_add_partial_sums(p.workspace, p.grad_bias, p.rows, walk.chunks(p.rows.capacity), 1, s);
+    launch_add_partial_sums(p.workspace, {p.grad_bias}, p.rows, walk.chunks(p.rows.capacity), s);
 }
 
 }  // namespace kdfast::gpu

@@ -22,8 +22,8 @@ struct BiasGeluBackwardParams {
     Dropout dropout;
     const void *grad_out, *u;  // [K, M, D] of dtype
     MemberVectors bias;
-    void* grad_u;      // [K, M, D] of dtype out
-    float* grad_bias;  // [K, D] out
+    void* grad_u;  // [K, M, D] of dtype out
+    MemberGradients grad_bias;
     float* workspace;  // bias_gelu_workspace floats
     DType dtype;
 };

@@ -153,10 +153,15 @@ __device__ __forceinline__ void sum_columns(Octet (&sums)[kSums][Walk::kOctets],
 
 constexpr int kSumWarps = 8;  // of a block of add_partial_sums, which has 32 columns
 
-// Second step: partial [K, chunks, sums, D] to total [sums, K, D].
+constexpr int kMostSums = 3;
+struct Totals {
+    MemberGradients of[kMostSums];
+};
+
+// Second step: partial [K, chunks, sums, D] to each sum's total.
 static __global__ void __launch_bounds__(kSumWarps* kWarp)
-    add_partial_sums(const float* __restrict__ partial, float* __restrict__ total, int64_t num_chunks, int num_sums,
-                     int num_features) {
+    add_partial_sums(const float* __restrict__ partial, const __grid_constant__ Totals totals, int64_t num_chunks,
+                     int num_sums, int num_features) {
     KDFAST_SHARED(float, parts, kSumWarps* kWarp);
     const int num_columns = num_sums * num_features, column = static_cast<int>(blockIdx.x) * kWarp + lane_index();
     const int64_t member = blockIdx.y;
@@ -170,16 +175,20 @@ static __global__ void __launch_bounds__(kSumWarps* kWarp)
     if (warp_index() == 0 && column < num_columns) {
         sum = 0.0f;
         for (int w = 0; w < kSumWarps; ++w) sum += parts[w * kWarp + lane_index()];
-        const int s = column / num_features;
-        total[(static_cast<int64_t>(s) * gridDim.y + member) * num_features + column % num_features] = sum;
+        const MemberGradients& total = totals.of[column / num_features];
+        if (total.values != nullptr) total.values[member * total.stride + column % num_features] = sum;
     }
 }
 
-inline void launch_add_partial_sums(const float* partial, float* total, const PackedRows& rows, int64_t num_chunks,
-                                    int num_sums, cudaStream_t stream) {
-    const int64_t columns = num_sums * rows.num_features;
+template <int kSums>
+void launch_add_partial_sums(const float* partial, const MemberGradients (&totals)[kSums], const PackedRows& rows,
+                             int64_t num_chunks, cudaStream_t stream) {
+    static_assert(kSums <= kMostSums);
+    Totals all{};
+    for (int s = 0; s < kSums; ++s) all.of[s] = totals[s];
+    const int64_t columns = kSums * rows.num_features;
     launch(dim3(static_cast<unsigned>((columns + kWarp - 1) / kWarp), static_cast<unsigned>(rows.num_members)),
-           dim3(kSumWarps * kWarp), 0, stream, add_partial_sums, partial, total, num_chunks, num_sums,
+           dim3(kSumWarps * kWarp), 0, stream, add_partial_sums, partial, all, num_chunks, kSums,
            static_cast<int>(rows.num_features));
 }
 

@@ -26,4 +26,10 @@ struct MemberVectors {
     int64_t stride;
 };
 
+// The same where a kernel writes them; null: not wanted.
+struct MemberGradients {
+    float* values;
+    int64_t stride;
+};
+
 }  // namespace kdfast::gpu

@@ -200,7 +200,8 @@ void residual_norm_backward(const ResidualNormBackwardParams& p, void* stream) {
         constexpr int kOctets = decltype(octets)::value;
         const BackwardWalk<kOctets> walk(p.rows.num_features);
         launch(walk.grid(p.rows), dim3(walk.kThreads), 0, s, backward<decltype(zero), kOctets>, p, walk);
-        launch_add_partial_sums(p.workspace, p.grad_vectors, p.rows, walk.chunks(p.rows.capacity), kGradients, s);
+        const MemberGradients totals[kGradients] = {p.grad_gamma, p.grad_beta, p.grad_bias};
+        launch_add_partial_sums(p.workspace, totals, p.rows, walk.chunks(p.rows.capacity), s);
     });
 }
 

@@ -29,10 +29,10 @@ struct ResidualNormBackwardParams {
     const void* grad_norm;       // [K, M, D] of dtype; null: zeros
     const float *sum, *moments;  // what forward gave; null where grad_norm is
     MemberVectors gamma;
-    float* grad_x;        // [K, M, D] out
-    void* grad_y;         // [K, M, D] of dtype out; null: there was no y
-    float* grad_vectors;  // [3, K, D] out: of γ, β and bias
-    float* workspace;     // residual_norm_workspace floats
+    float* grad_x;  // [K, M, D] out
+    void* grad_y;   // [K, M, D] of dtype out; null: there was no y
+    MemberGradients grad_gamma, grad_beta, grad_bias;
+    float* workspace;  // residual_norm_workspace floats
     DType dtype;
 };
 

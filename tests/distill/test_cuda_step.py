@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdfast import backend
+from kdfast.distill.checkpoint import MemberCheckpoint
 from kdfast.distill.cuda_plan import Plan
 from kdfast.distill.cuda_step import LockStep
 from kdfast.distill.optimizer import learning_rate
@@ -69,6 +70,29 @@ def reference_step(a_pack: Pack, state: dict[str, Tensor], number: int, dtype: t
         a_pack.recipe.clip_norm,
     )
     return after | {"running": torch.stack(runnings), "gradient": gradient, "sums": torch.stack(parts)}
+
+
+@pytest.mark.parametrize("model", [MODEL, DEEP_SETS], ids=["transformer", "deepsets"])
+def test_the_parameters_in_bfloat16_follow(model: NetworkConfig) -> None:
+    """Through steps, and where a checkpoint is loaded; the rows' padding stays zero."""
+    a_pack = replace(pack(students(2), model=model), precision="bf16")
+    trainer = LockStep(a_pack, list(a_pack.members), Plan(a_pack))
+    assert trainer.rounded is not None
+    trainer.begin_epoch(0)
+    before = trainer.rounded.clone()
+    for number in range(2):
+        with cuda_kernels(number):
+            trainer.step()
+        assert torch.equal(trainer.rounded, trainer.flat[0].bfloat16())
+    assert not torch.equal(trainer.rounded, before)
+    assert trainer.flat[0].shape[1] > trainer.parameters.shape[1]
+    for buffer in trainer.flat:
+        assert not buffer[:, trainer.parameters.shape[1] :].any()
+    start = {name: 2 * x.clone() for name, x in trainer.tensors(1).items()}
+    trainer.load(1, MemberCheckpoint(step=2, sums=torch.zeros(4, dtype=torch.float64), learner=start))
+    trainer.begin_epoch(0, 2)
+    assert torch.equal(trainer.parameters[1], start["parameters"])
+    assert torch.equal(trainer.rounded, trainer.flat[0].bfloat16())
 
 
 def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Tensor, case: str) -> None:

@@ -44,13 +44,13 @@ def test_each_member_is_the_model_of_its_own(counts: list[int], padding: int, me
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     parameters = torch.stack([flatten_parameters(model) for model in models])
     running = torch.stack([flatten_running(model) for model in models])
-    gradient = torch.zeros_like(parameters)
-    packed = pack_networks(CONFIG, parameters.clone(), running)
+    gradient = torch.full_like(parameters, torch.nan)
+    packed = pack_networks(CONFIG, parameters.clone(), running, gradient=gradient)
     seed = 12345
     seeds = torch.tensor(dropout_seeds(seed, CONFIG.layers)) if training else None
     logits, attention = packed.logits(features, rows, seeds, training=training)
     weights = torch.randn(logits.shape, dtype=torch.float64), torch.randn(attention.shape, dtype=torch.float64)
-    packed.write_gradient((weights[0] * logits).sum() + (weights[1] * attention).sum(), gradient)
+    packed.write_gradient((weights[0] * logits).sum() + (weights[1] * attention).sum())
     count = sum(counts)
     for member, model in enumerate(models):
         answers = model(features[:count], rows.offsets, return_attention=True, dropout_seed=seed)
@@ -79,11 +79,11 @@ def test_each_member_is_the_deep_sets_of_its_own(counts: list[int], padding: int
     models = [DeepSets(config, seed=member).double() for member in range(members)]
     parameters = torch.stack([flatten_parameters(model) for model in models])
     gradient = torch.full_like(parameters, torch.nan)
-    packed = pack_networks(config, parameters.clone(), torch.empty(members, 0))
+    packed = pack_networks(config, parameters.clone(), torch.empty(members, 0), gradient=gradient)
     logits, attention = packed.logits(features, rows, training=True)
     assert attention is None
     weights = torch.randn(logits.shape, dtype=torch.float64)
-    packed.write_gradient((weights * logits).sum(), gradient)
+    packed.write_gradient((weights * logits).sum())
     for member, model in enumerate(models):
         expected = model(features[: sum(counts)], rows.offsets)
         torch.testing.assert_close(logits[member], expected, rtol=1e-9, atol=1e-9)

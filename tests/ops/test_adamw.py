@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -122,9 +123,27 @@ def test_cuda_bits_depend_neither_on_the_schedule_nor_on_neighbours():
         assert torch.equal(expected[2:], alone[name])
 
 
-def test_opcheck():
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_copy_of_the_parameters_stays_one(name, dtype):
+    """Also of a member that is left alone, and of those before and behind it."""
+    arrays, rates = state(3, 8195)
+    expected = run(adamw_reference, arrays, rates, 1.0)
+    arrays["gradient"][1, 7] = math.nan
+    rounded = arrays["parameters"].to(dtype)
+    before = rounded.clone()
+    with chosen(name):
+        after = run(partial(adamw, rounded=rounded), arrays, rates, 1.0)
+    assert torch.equal(rounded, after["parameters"].to(dtype))
+    assert torch.equal(rounded[1], before[1])
+    torch.testing.assert_close(rounded[[0, 2]].float(), expected["parameters"][[0, 2]], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_opcheck(dtype):
     arrays, rates = state(2, 20)
-    torch.library.opcheck(torch.ops.kdfast.adamw.default, (*arrays.values(), *rates.values(), 1.0, 0))
+    rounded = None if dtype is None else arrays["parameters"].to(dtype)
+    torch.library.opcheck(torch.ops.kdfast.adamw.default, (*arrays.values(), *rates.values(), 1.0, rounded, 0))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -139,6 +158,7 @@ def test_no_members_and_no_parameters(name):
     ("change", "message"),
     [
         ({"moment1": torch.zeros(2, 3)}, r"must share one shape \[K, P\]"),
+        ({"rounded": torch.zeros(2, 19, dtype=torch.bfloat16)}, r"must share one shape \[K, P\]"),
         ({"step": torch.ones(1, dtype=torch.int64)}, r"must be \[2\]"),
         ({"step": torch.ones(2)}, "int64"),
         ({"gradient": torch.zeros(2, 20, device="meta")}, "gradient: lies on meta"),

@@ -31,9 +31,10 @@ void bind_batch_norm_gelu(py::module_& m) {
     m.def(
         "batch_norm_gelu_backward",
         [](uintptr_t grad_out, uintptr_t y, uintptr_t gamma, uintptr_t beta, uintptr_t statistics, uintptr_t count,
-           uintptr_t jet, uintptr_t position, uintptr_t seed, uintptr_t mask, uintptr_t grad_y, uintptr_t grad_vectors,
-           uintptr_t workspace, int64_t num_members, int64_t capacity, int64_t num_features, int64_t gamma_stride,
-           int64_t beta_stride, uint32_t threshold, float scale, int dtype, bool training, uintptr_t stream) {
+           uintptr_t jet, uintptr_t position, uintptr_t seed, uintptr_t mask, uintptr_t grad_y, uintptr_t grad_gamma,
+           uintptr_t grad_beta, uintptr_t workspace, int64_t num_members, int64_t capacity, int64_t num_features,
+           int64_t gamma_stride, int64_t beta_stride, int64_t grad_gamma_stride, int64_t grad_beta_stride,
+           uint32_t threshold, float scale, int dtype, bool training, uintptr_t stream) {
             py::gil_scoped_release release;
             batch_norm_gelu_backward(
                 BatchNormGeluBackwardParams{packed_rows(count, jet, position, num_members, capacity, num_features),
@@ -42,8 +43,9 @@ void bind_batch_norm_gelu(py::module_& m) {
                                             MemberVectors{reinterpret_cast<const float*>(gamma), gamma_stride},
                                             MemberVectors{reinterpret_cast<const float*>(beta), beta_stride},
                                             reinterpret_cast<const float*>(statistics), reinterpret_cast<void*>(grad_y),
-                                            reinterpret_cast<float*>(grad_vectors), reinterpret_cast<float*>(workspace),
-                                            static_cast<DType>(dtype), training},
+                                            member_gradients(grad_gamma, grad_gamma_stride),
+                                            member_gradients(grad_beta, grad_beta_stride),
+                                            reinterpret_cast<float*>(workspace), static_cast<DType>(dtype), training},
                 reinterpret_cast<void*>(stream));
         },
         "The gradients of batch_norm_gelu: addresses (seed 0: no dropout), sizes, strides, dropout, dtype code, "

@@ -41,6 +41,10 @@ inline PackedRows packed_rows(uintptr_t count, uintptr_t jet, uintptr_t position
             num_features};
 }
 
+inline MemberGradients member_gradients(uintptr_t values, int64_t stride) {
+    return {reinterpret_cast<float*>(values), stride};
+}
+
 inline Dropout dropout_of(uintptr_t seed, uintptr_t mask, uint32_t threshold, float scale) {
     return {reinterpret_cast<const int64_t*>(seed), reinterpret_cast<const uint8_t*>(mask), threshold, scale};
 }

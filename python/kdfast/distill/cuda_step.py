@@ -28,6 +28,7 @@ from kdfast.ops.packed_rows import PackedRows
 
 __all__ = ["LockStep"]
 
+_ALIGNED = 8  # elements: the members' rows of flat buffers begin at multiples of 16 bytes, for fast products
 _WARM_UP = 3  # steps before the capture, in which libraries allocate and choose
 _AHEAD = 4  # steps that the host may be ahead of the device, so that a stop does not wait for many
 _EVALUATED_ROWS = 1 << 16  # constituents of all members that are evaluated at a time
@@ -47,12 +48,26 @@ class LockStep:
         def repeated(flat: Tensor) -> Tensor:
             return flat.to(device).repeat(count, 1)
 
-        self.parameters = repeated(flatten_parameters(initial))
+        parameters = flatten_parameters(initial)
+        size = len(parameters)
+        padded = -(-size // _ALIGNED) * _ALIGNED
+        # With the padding, which stays zero; without it they go by their names.
+        self.flat = [torch.zeros(count, padded, device=device) for _ in range(4)]
+        self.parameters, self.gradient, self.moment1, self.moment2 = (buffer[:, :size] for buffer in self.flat)
+        self.parameters.copy_(parameters)
+        # For the products of a step in bfloat16; adamw keeps it up to date.
+        self.rounded = self.flat[0].bfloat16() if pack.precision == "bf16" else None
         self.running = repeated(flatten_running(initial))
         self.best_parameters = self.parameters.clone()
         self.best_running = self.running.clone()
-        self.gradient, self.moment1, self.moment2 = (torch.zeros_like(self.parameters) for _ in range(3))
-        self.model = pack_networks(pack.model, self.parameters, self.running, pack.precision)
+        self.model = pack_networks(
+            pack.model,
+            self.parameters,
+            self.running,
+            pack.precision,
+            gradient=self.gradient,
+            rounded=None if self.rounded is None else self.rounded[:, :size],
+        )
         self.drops = isinstance(pack.model, ModelConfig) and pack.model.dropout > 0
 
         self.temperature, self.alpha = (torch.ones(count, dtype=torch.float64, device=device) for _ in range(2))
@@ -109,6 +124,8 @@ class LockStep:
         self.rate.copy_(torch.tensor(rates))
         self.temperature.copy_(temperature)
         self.alpha.copy_(alpha)
+        if self.rounded is not None:  # members may have been loaded or taken
+            self.rounded.copy_(self.flat[0])
         self.epoch_jets, self.epoch_seeds = self.plan.epoch(epoch)
         self.step_of_epoch = self.planned = done
         self._plan_steps()
@@ -143,20 +160,18 @@ class LockStep:
             entropy, maximum = self.summary[:, jets].unbind()
             transfer = attention_transfer(attention, rows, entropy, maximum, weights) * self.transfer_weight
         loss = loss + transfer
-        self.model.write_gradient(loss.sum(), self.gradient)
+        self.model.write_gradient(loss.sum())
         self.updates += 1
         if not self.one_clip:  # the kernel takes one for all: clipped here, as it would
             norm = torch.linalg.vector_norm(self.gradient, dim=1)
             self.gradient *= (self.clip_norm / (norm + 1e-6)).clamp(max=1)[:, None]
         norm = adamw(
-            self.parameters,
-            self.gradient,
-            self.moment1,
-            self.moment2,
+            *self.flat,
             step=self.updates,
             learning_rate=self.rate,
             weight_decay=self.weight_decay,
             clip_norm=self.recipes[0].clip_norm if self.one_clip else math.inf,
+            rounded=self.rounded,
         )
         finite = loss.detach().isfinite() & norm.isfinite()
         self.died.copy_(torch.where(self.alive & ~finite, self.updates, self.died))

@@ -35,6 +35,15 @@ def build_network(config: NetworkConfig, seed: int = 0) -> Network:
     return _NETWORKS[type(config)](config, seed=seed)
 
 
-def pack_networks(config: NetworkConfig, parameters: Tensor, running: Tensor, precision: str = "fp32") -> PackedNetwork:
-    """K networks of these sizes in lock-step, on parameters [K, P] and running statistics [K, R]."""
-    return _PACKED[type(config)](build_network(config), parameters, running, precision)
+def pack_networks(
+    config: NetworkConfig,
+    parameters: Tensor,
+    running: Tensor,
+    precision: str = "fp32",
+    *,
+    gradient: Tensor | None = None,
+    rounded: Tensor | None = None,
+) -> PackedNetwork:
+    """K networks of these sizes in lock-step, on parameters [K, P] and running statistics [K, R]: see PackedNetwork."""
+    network = build_network(config)
+    return _PACKED[type(config)](network, parameters, running, precision, gradient=gradient, rounded=rounded)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdfast.models.config import DeepSetsConfig, ModelConfig
 from kdfast.models.layers import segment_max, segment_sum
+from kdfast.models.linear import packed_linear
 from kdfast.models.network import Network
 from kdfast.ops.attention_pooling import attention_pooling
 from kdfast.ops.batch_norm_gelu import batch_norm_gelu
@@ -24,7 +25,6 @@ from kdfast.ops.packed_attention import attention_plan, packed_attention
 from kdfast.ops.packed_rows import Dropout, PackedRows, wide
 from kdfast.ops.philox import UInt64s, fold_seed
 from kdfast.ops.residual_norm import residual_norm
-from kdfast.ops.undocumented import copy_each
 
 __all__ = ["PackedDeepSets", "PackedNetwork", "PackedTransformer", "dropout_seeds", "dropout_uses"]
 
@@ -35,14 +35,29 @@ class PackedNetwork(ABC):
     model: for sizes, names and shapes alone. parameters: [K, P], each row in the order of model.parameters().
     running: [K, R], mean and variance of each BatchNorm, as models/flat.py has them. Both are shared with the
     caller. precision: "fp32" (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
+    gradient: [K, P], where write_gradient writes. rounded: [K, P], the parameters in bfloat16; None: made here.
     """
 
-    def __init__(self, model: Network, parameters: Tensor, running: Tensor, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: Network,
+        parameters: Tensor,
+        running: Tensor,
+        precision: str = "fp32",
+        *,
+        gradient: Tensor | None = None,
+        rounded: Tensor | None = None,
+    ) -> None:
         self.dtype = torch.bfloat16 if precision == "bf16" else parameters.dtype
         self.config = model.config
         self.members = len(parameters)
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._parameters = {name: part.requires_grad_() for name, part in _views(parameters.detach(), self._shapes)}
+        if gradient is not None:
+            for name, place in _views(gradient, self._shapes):
+                self._parameters[name].grad = place
+        rounded = parameters.detach().to(self.dtype) if rounded is None else rounded
+        self._operands = dict(_views(rounded, self._shapes))
         moments = ("running_mean", "running_var")
         shapes = {name: buffer.shape for name, buffer in model.named_buffers() if name.endswith(moments)}
         self._running = dict(_views(running, shapes))
@@ -57,21 +72,27 @@ class PackedNetwork(ABC):
         there is none.
         """
 
-    def write_gradient(self, loss: Tensor, gradient: Tensor) -> None:
-        """The derivatives of a scalar that logits went into, to gradient [K, P]."""
-        parts = [part for _, part in _views(gradient, self._shapes)]
-        copy_each(parts, torch.autograd.grad(loss, list(self._parameters.values())))
+    def write_gradient(self, loss: Tensor) -> None:
+        """The derivatives of a scalar that logits went into, to `gradient`. Most ops write theirs there themselves."""
+        parameters = list(self._parameters.values())
+        for parameter, found in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            assert parameter.grad is not None
+            if found.data_ptr() != parameter.grad.data_ptr():
+                parameter.grad.copy_(found)
 
     def matrix(self, x: Tensor, name: str) -> Tensor:
         """x Wᵀ of a linear layer, for x [K, M, D]."""
-        weight = self._parameters[f"{name}.weight"].to(x.dtype)
-        return torch.bmm(x, weight.transpose(1, 2))
+        return packed_linear(x, *self._parameter(f"{name}.weight", x.dtype))
 
     def affine(self, x: Tensor, name: str) -> Tensor:
         """x Wᵀ + b of a linear layer."""
-        weight = self._parameters[f"{name}.weight"].to(x.dtype)
-        bias = self._parameters[f"{name}.bias"].to(x.dtype)
-        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        weight, bias = (self._parameter(f"{name}.{part}", x.dtype) for part in ("weight", "bias"))
+        return packed_linear(x, *weight, *bias)
+
+    def _parameter(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A parameter, and what a product with operands of this type reads of it."""
+        parameter = self._parameters[name]
+        return parameter, self._operands[name] if dtype == self.dtype else parameter.detach()
 
     def moments(self, norm: str) -> tuple[Tensor, Tensor]:
         """Running mean and variance [K, D] of a BatchNorm."""

@@ -8,6 +8,7 @@ does it):
 A member whose gradient is not finite is left as it is.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def adamw(
     learning_rate: Tensor,
     weight_decay: Tensor,
     clip_norm: float,
+    rounded: Tensor | None = None,
     num_threads: int | None = None,
 ) -> Tensor:
     """One update of K members in place; returns the gradients' norms [K] before clipping.
@@ -52,6 +54,9 @@ def adamw(
         Of the same dtype.
     clip_norm : float
         Largest norm of a member's gradient.
+    rounded : Tensor [K, P], optional
+        A copy of the parameters in another dtype, which stays one. Where it is contiguous bfloat16, the CUDA kernel
+        writes it as it goes.
     num_threads : int, optional
         Of the compiled kernel; torch's by default. The result does not depend on it.
 
@@ -65,14 +70,15 @@ def adamw(
     Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv:1711.05101.
     """
     shape = parameters.shape
-    if len(shape) != 2 or any(x.shape != shape for x in (gradient, moment1, moment2)):
-        raise DataError("parameters, gradient and moments must share one shape [K, P]", where="adamw")
+    buffers = (gradient, moment1, moment2) if rounded is None else (gradient, moment1, moment2, rounded)
+    if len(shape) != 2 or any(x.shape != shape for x in buffers):
+        raise DataError("parameters, their copy, gradient and moments must share one shape [K, P]", where="adamw")
     if any(x.shape != shape[:1] for x in (step, learning_rate, weight_decay)) or step.dtype != torch.int64:
         raise DataError(f"step (int64), learning_rate and weight_decay must be [{shape[0]}]", where="adamw")
     check_device(parameters, gradient=gradient, moment1=moment1, moment2=moment2, step=step)
-    check_device(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
+    check_device(parameters, learning_rate=learning_rate, weight_decay=weight_decay, rounded=rounded)
     return torch.ops.kdfast.adamw.default(
-        parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm, num_threads or 0
+        parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm, rounded, num_threads or 0
     )
 
 
@@ -104,35 +110,51 @@ def adamw_reference(
 
 
 def _run(*arguments: Any) -> Tensor:
-    parameters, gradient, moment1, moment2, step, learning_rate, weight_decay, clip_norm, num_threads = arguments
-    arrays = (parameters, gradient, moment1, moment2, learning_rate, weight_decay)
+    state = arguments[:4]
+    step, learning_rate, weight_decay, clip_norm, rounded, num_threads = arguments[4:]
+    parameters = state[0]
+    arrays = (*state, learning_rate, weight_decay)
     unsupported = None
     if any(x.dtype != torch.float32 or not x.is_contiguous() for x in arrays) or not step.is_contiguous():
         unsupported = "parameters, gradient, moments and rates must be contiguous float32"
     device = parameters.device
     is_double = parameters.dtype == torch.float64
     kernel = "reference" if is_double else backend.choose("adamw", device.type, unsupported, device.index)
+    rates = (learning_rate, weight_decay, step)
+    written = None  # the copy, where a kernel writes it
     if kernel == "reference":
-        return adamw_reference(*arguments[:-1])
+        norm = adamw_reference(*arguments[:-2])
+    elif kernel == "cpu":
+        norm = _on_cpu(state, rates, clip_norm, num_threads)
+    else:
+        written = rounded if rounded is not None and _is_written(rounded) else None
+        norm = _on_gpu(state, rates, clip_norm, written)
+    if rounded is not None and written is None:
+        rounded.copy_(parameters)
+    return norm
+
+
+def _is_written(rounded: Tensor) -> bool:
+    return rounded.dtype == torch.bfloat16 and rounded.is_contiguous()
+
+
+def _on_gpu(state: Sequence[Tensor], rates: Sequence[Tensor], clip_norm: float, rounded: Tensor | None) -> Tensor:
+    parameters, gradient, moment1, moment2 = state
     norm = parameters.new_empty(len(parameters))
-    if kernel == "cuda":
-        if parameters.numel() == 0:
-            return norm.zero_()
-        size = backend.cuda_module().adamw_workspace(*parameters.shape)
-        workspace = torch.empty(size, dtype=torch.uint8, device=parameters.device)
-        inputs = (gradient, learning_rate, weight_decay, step)
-        outputs = (parameters, moment1, moment2, norm, workspace)
-        gpu.call("adamw", inputs, outputs, *parameters.shape, BETA1, BETA2, EPS, clip_norm)
-        return norm
+    if parameters.numel() == 0:
+        return norm.zero_()
+    size = backend.cuda_module().adamw_workspace(*parameters.shape)
+    workspace = torch.empty(size, dtype=torch.uint8, device=parameters.device)
+    outputs = (parameters, moment1, moment2, norm, rounded, workspace)
+    gpu.call("adamw", (gradient, *rates), outputs, *parameters.shape, BETA1, BETA2, EPS, clip_norm)
+    return norm
+
+
+def _on_cpu(state: Sequence[Tensor], rates: Sequence[Tensor], clip_norm: float, num_threads: int) -> Tensor:
+    parameters = state[0]
+    norm = parameters.new_empty(len(parameters))
     backend.cpu_module().adamw(
-        parameters.data_ptr(),
-        gradient.data_ptr(),
-        moment1.data_ptr(),
-        moment2.data_ptr(),
-        norm.data_ptr(),
-        learning_rate.data_ptr(),
-        weight_decay.data_ptr(),
-        step.data_ptr(),
+        *(x.data_ptr() for x in (*state, norm, *rates)),
         *parameters.shape,
         BETA1,
         BETA2,
@@ -150,7 +172,7 @@ def _fake(parameters: Tensor, *_: object) -> Tensor:
 _library = torch.library.Library("kdfast", "FRAGMENT")
 _library.define(
     "adamw(Tensor(a!) parameters, Tensor gradient, Tensor(b!) moment1, Tensor(c!) moment2, Tensor step, "
-    "Tensor learning_rate, Tensor weight_decay, float clip_norm, int num_threads) -> Tensor"
+    "Tensor learning_rate, Tensor weight_decay, float clip_norm, Tensor(d!)? rounded, int num_threads) -> Tensor"
 )
 _library.impl("adamw", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("kdfast::adamw", _fake, lib=_library)

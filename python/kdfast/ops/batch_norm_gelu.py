@@ -86,6 +86,7 @@ class _BatchNormGelu(torch.autograd.Function):
             training,
         )
         ctx.save_for_backward(y, *vectors, statistics)
+        ctx.vectors = gamma, beta
         ctx.rows = rows
         ctx.dropout = dropout
         ctx.training = training
@@ -97,17 +98,18 @@ class _BatchNormGelu(torch.autograd.Function):
         y, gamma, beta, statistics = ctx.saved_tensors
         inputs, settings = gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         grad_y = torch.empty_like(y)
-        grad_vectors = torch.empty(2, y.shape[0], y.shape[2], dtype=torch.float32, device=y.device)
+        grad_vectors, strides = gpu.member_gradients(*ctx.vectors)
         workspace = torch.empty(
             backend.cuda_module().batch_norm_gelu_workspace(*y.shape), dtype=torch.float32, device=y.device
         )
         gpu.call(
             "batch_norm_gelu_backward",
             (gpu.aligned(grad_out), y, gamma, beta, statistics, *inputs),
-            (grad_y, grad_vectors, workspace),
+            (grad_y, *grad_vectors, workspace),
             *y.shape,
             gamma.stride(0),
             beta.stride(0),
+            *strides,
             *settings,
             DTYPE_CODES[y.dtype],
             ctx.training,

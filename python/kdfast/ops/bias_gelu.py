@@ -34,6 +34,7 @@ class _BiasGelu(torch.autograd.Function):
         out = torch.empty_like(u)
         gpu.call("bias_gelu", (u, *vectors, *inputs), (out,), *u.shape, *strides, *settings, DTYPE_CODES[u.dtype])
         ctx.save_for_backward(u, *vectors)
+        ctx.vector = bias
         ctx.rows = rows
         ctx.dropout = dropout
         return out
@@ -44,7 +45,7 @@ class _BiasGelu(torch.autograd.Function):
         u, bias = ctx.saved_tensors
         inputs, settings = gpu.rows_and_dropout(ctx.rows, ctx.dropout)
         grad_u = torch.empty_like(u)
-        grad_bias = torch.empty(u.shape[0], u.shape[2], dtype=torch.float32, device=u.device)
+        (grad_bias,), (stride,) = gpu.member_gradients(ctx.vector)
         workspace = torch.empty(
             backend.cuda_module().bias_gelu_workspace(*u.shape), dtype=torch.float32, device=u.device
         )
@@ -54,6 +55,7 @@ class _BiasGelu(torch.autograd.Function):
             (grad_u, grad_bias, workspace),
             *u.shape,
             bias.stride(0),
+            stride,
             *settings,
             DTYPE_CODES[u.dtype],
         )

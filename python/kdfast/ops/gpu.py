@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdfast.ops import backend
 from kdfast.ops.arrays import DTYPE_CODES, check_device
-from kdfast.ops.packed_rows import Dropout, PackedRows
+from kdfast.ops.packed_rows import Dropout, PackedRows, gradient_place
 from kdfast.ops.philox import dropout_scale, dropout_threshold
 
 Scalar = int | float | tuple[int, ...]
@@ -74,6 +74,19 @@ def member_vectors(*vectors: Tensor | None) -> tuple[list[Tensor | None], list[i
     """Vectors [K, D] of the members as kernels read them, float32 with contiguous rows; and the rows' strides."""
     found = [v if v is None or v.stride(-1) == 1 else v.contiguous() for v in map(_as_float32, vectors)]
     return found, [0 if v is None else v.stride(0) for v in found]
+
+
+def member_gradients(*vectors: Tensor | None) -> tuple[list[Tensor | None], list[int]]:
+    """Where kernels write the gradients of vectors [K, D] of the members, and the rows' strides."""
+    places = [v if v is None else _place(v) for v in vectors]
+    return places, [0 if place is None else place.stride(0) for place in places]
+
+
+def _place(vector: Tensor) -> Tensor:
+    place = gradient_place(vector)
+    if place is not None and place.dtype == torch.float32 and place.stride(-1) == 1:
+        return place
+    return torch.empty(vector.shape, dtype=torch.float32, device=vector.device)
 
 
 def _as_float32(x: Tensor | None) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdfast.ops.philox import dropout_keep, dropout_scale
 
-__all__ = ["Dropout", "PackedRows", "drop_reference", "pair_tiles", "wide"]
+__all__ = ["Dropout", "PackedRows", "drop_reference", "gradient_place", "pair_tiles", "wide"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,15 @@ def drop_reference(x: Tensor, rows: PackedRows, dropout: Dropout | None) -> Tens
     head = torch.zeros_like(rows.jet)
     keep = dropout_keep(int(dropout.seed), dropout.p, rows.jet, head, rows.position, x.shape[-1])
     return torch.where(keep, x * dropout_scale(dropout.p), 0)
+
+
+def gradient_place(parameter: Tensor) -> Tensor | None:
+    """Where an op's backward pass writes the gradient of a parameter: its .grad, where that is set.
+
+    The pass also returns it, so that torch.autograd.grad hands out that memory. A parameter with a .grad must go into
+    one op only, and Tensor.backward would add the gradient to itself. None: the gradient goes to new memory.
+    """
+    return parameter.grad if parameter.is_leaf else None
 
 
 def wide(x: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class _ResidualNorm(torch.autograd.Function):
             DTYPE_CODES[dtype],
         )
         ctx.save_for_backward(total if norm is not None else None, moments, vectors[1])
+        ctx.vectors = gamma, beta, bias
         ctx.rows = rows
         ctx.dropout = dropout
         ctx.dtype = dtype
@@ -111,30 +112,22 @@ class _ResidualNorm(torch.autograd.Function):
         (gamma,), (stride,) = gpu.member_vectors(gamma)
         grad_x = torch.empty(shape, dtype=torch.float32, device=device)
         grad_y = torch.empty(shape, dtype=ctx.dtype, device=device) if ctx.has_y else None
-        grad_vectors = torch.empty(3, shape[0], shape[2], dtype=torch.float32, device=device)
+        vectors, strides = gpu.member_gradients(*ctx.vectors)
         workspace = torch.empty(
             backend.cuda_module().residual_norm_workspace(*shape), dtype=torch.float32, device=device
         )
         gpu.call(
             "residual_norm_backward",
             (gpu.aligned(grad_total), gpu.aligned(grad_norm), total, moments, gamma, *inputs),
-            (grad_x, grad_y, grad_vectors, workspace),
+            (grad_x, grad_y, *vectors, workspace),
             *shape,
             stride,
+            *strides,
             *settings,
             DTYPE_CODES[ctx.dtype],
         )
-        grad_gamma, grad_beta, grad_bias = grad_vectors
-        needs = ctx.needs_input_grad
-        vectors = (grad_bias, grad_gamma, grad_beta)
-        return (
-            grad_x,
-            grad_y,
-            *(v if n else None for v, n in zip(vectors, needs[2:5], strict=True)),
-            None,
-            None,
-            None,
-        )
+        grad_gamma, grad_beta, grad_bias = vectors
+        return grad_x, grad_y, grad_bias, grad_gamma, grad_beta, None, None, None
 
 
 def residual_norm_reference(

@@ -1,13 +1,13 @@
 """What PyTorch and Python offer but do not document, each with a fallback for a version that has no such name."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["copy_each", "direct_apply", "is_watched", "variable_reader", "version_of"]
+__all__ = ["direct_apply", "is_watched", "variable_reader", "version_of"]
 
 
 def _find(path: str) -> Any:
@@ -20,7 +20,6 @@ def _find(path: str) -> Any:
 
 _num_dispatch_modes = _find("_C._len_torch_dispatch_stack")
 _functorch_is_active = _find("_C._are_functorch_transforms_active")
-_foreach_copy = _find("_foreach_copy_")
 _counts_changes = _find("Tensor._version") is not None
 
 
@@ -53,12 +52,3 @@ def variable_reader(name: str) -> Callable[[], str | None]:
 def version_of(x: Tensor) -> int | None:
     """A number that each in-place change of x increases; None where changes are not counted."""
     return x._version if _counts_changes and not x.is_inference() else None
-
-
-def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copies each source to its target, with few kernels where PyTorch can."""
-    if _foreach_copy is not None:
-        _foreach_copy(targets, sources)
-        return
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
