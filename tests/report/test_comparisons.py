@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from kdfast.report.comparisons import Baselines, baseline, best_of_equals, configurations, holm, to_separate
 from kdfast.report.families import LEVEL_OF_REPORT, AllPairs, adjust
-from kdfast.report.fitting import Contrast, Part, fit
+from kdfast.report.fitting import Contrast, Part, Scatter, fit
 from kdfast.report.ranking import _best_set, rank_agreement
 from kdfast.report.sampling import Estimates, auc_estimates
 from tests.report.simulated import STUDIES, noise_factor, not_above_binomial, within_binomial
@@ -46,8 +46,9 @@ def differences(*compared):
 
 
 def covariance_of(*compared):
-    """Of all errors, known and estimated."""
+    """Of all errors."""
     _, known, scatters = differences(*compared)
+    assert all(isinstance(scatter, Scatter) for scatter in scatters)  # as these have few runs
     return known + sum(scatter.covariance for scatter in scatters)
 
 

@@ -18,7 +18,7 @@ from kdfast.report.families import (
     alone,
     level_of,
 )
-from kdfast.report.fitting import Contrast, Part, Scatter, critical
+from kdfast.report.fitting import Contrast, Part, Resampled, Scatter, critical
 from kdfast.report.networks import METRICS, StudyNetworks
 from kdfast.report.records import comparison_of
 from tests.report.fake_study import SMALL_GRID, make_study
@@ -207,6 +207,37 @@ def test_scatters_against_a_simulation_written_apart(df):
     p = np.maximum.accumulate(np.mean(below >= np.abs(values), axis=0))
     p = np.minimum(p, LEVEL / LEVEL_OF_REPORT)  # p-values on the report's scale end at 1
     assert np.all(np.abs(family_p(tested) - p) <= simulation_error(p) + 0.01 * p)
+
+
+def test_draws_have_the_covariance_that_they_stand_for():
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(3, 40))
+    residuals = rng.choice([-1.0, 1.0], size=500) * 0.3
+    chosen = np.array([2, 0])
+    drawn = Resampled(weights, residuals).of(chosen).draws(np.random.default_rng(2), 20_000)
+    np.testing.assert_allclose(np.cov(drawn.T), 0.09 * weights[chosen] @ weights[chosen].T, rtol=0.05, atol=0.05)
+    covariance = np.array([[2.0, 0.5], [0.5, 1.0]])
+    drawn = Scatter(covariance, 20).draws(np.random.default_rng(3), 40_000)
+    np.testing.assert_allclose(np.cov(drawn.T), 20.0 / 18.0 * covariance, rtol=0.05)
+
+
+def test_residuals_tell_the_tails():
+    """One failed run among many makes the difference of its configuration no evidence."""
+    number, seeds = 24, 5
+    rng = np.random.default_rng(4)
+    weights = np.kron(np.eye(number), np.full((1, seeds), 1.0 / seeds))
+    residuals = rng.normal(size=number * seeds)
+    residuals *= 1.0 / residuals.std()
+    failed = residuals.copy()
+    failed[0] = 12.0
+    failed *= 1.0 / failed.std()
+    contrasts = contrasts_of([4.6, *np.linspace(-1.5, 1.5, number - 1)], np.eye(number) / seeds)
+    none = np.zeros((number, number))
+    light, heavy = (adjust(contrasts, none, LEVEL, [Resampled(weights, pool)])[0] for pool in (residuals, failed))
+    usual = adjust(contrasts, np.eye(number), LEVEL)[0]
+    assert light.p_value == pytest.approx(usual.p_value, abs=5e-4)
+    assert light.p_value < LEVEL_OF_REPORT < heavy.p_value
+    assert heavy.high - heavy.low > 1.1 * (light.high - light.low)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])

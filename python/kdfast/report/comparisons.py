@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdfast.report.fitting import Contrast, Fit, Scatter, fit, satterthwaite
+from kdfast.report.fitting import Contrast, Fit, Resampled, Scatter, fit, satterthwaite
 from kdfast.report.sampling import Estimates, quantile
 
 __all__ = [
@@ -46,16 +46,17 @@ class Configurations:
     """C configurations' estimates: means over seeds (least-squares means where they have different seeds;
     plain ones where seeds and configurations are not connected).
 
-    names [C]; values [C]; test [C, C]: covariance from the test jets; spread [C, C]: the run-to-run
-    variance σ²'s coefficients, so that σ² · spread is the covariance from seeds, but for what all
-    configurations share. factor [C, M]: test = factor @ factor.T. common_variance: of what a seed does to
-    all configurations alike, for one seed; it matters for absolute numbers, not for differences. blocks
-    [seeds]: the seeds, in the model's order. connected: they are blocks of the model. runs: all runs [K];
-    rows [seeds, C]: theirs in each seed that all configurations have.
+    names [C]; values [C]; weights [C, K]: of the runs in these. test [C, C]: covariance from the test jets.
+    spread [C, C]: the run-to-run variance σ²'s coefficients, so that σ² · spread is the covariance from
+    seeds, but for what all configurations share. factor [C, M]: test = factor @ factor.T. common_variance:
+    of what a seed does to all configurations alike, for one seed; it matters for absolute numbers, not for
+    differences. blocks [seeds]: the seeds, in the model's order. connected: they are blocks of the model.
+    runs: all runs [K]; rows [seeds, C]: theirs in each seed that all configurations have.
     """
 
     names: tuple[str, ...]
     values: Floats
+    weights: Floats
     factor: Floats
     test: Floats
     spread: Floats
@@ -131,6 +132,7 @@ class Configurations:
             self,
             names=tuple(self.names[i] for i in keep),
             values=self.values[keep],
+            weights=self.weights[keep],
             factor=self.factor[keep],
             test=self.test[np.ix_(keep, keep)],
             spread=self.spread[np.ix_(keep, keep)],
@@ -163,6 +165,7 @@ def configurations(runs: Estimates, names: Sequence[str], seeds: Sequence[int]) 
     return Configurations(
         names=tuple(known),
         values=np.round(means @ model.coefficients, 12),  # equal runs stay equal
+        weights=means @ model.solve,
         factor=factor,
         test=factor @ factor.T,
         spread=means @ model.spread @ means.T,
@@ -235,9 +238,9 @@ class Baselines:
         """Mean over the configurations."""
         return float(self.shares[-1] @ [baseline.value for baseline in self.each])
 
-    def differences(self) -> tuple[list[Contrast], Floats, list[Scatter]]:
+    def differences(self) -> tuple[list[Contrast], Floats, list[Scatter | Resampled]]:
         """Each configuration of `names` minus its baseline, and last their mean minus the baselines', all paired; with
-        their covariance [n + 1, n + 1] as far as it is known, and what poorly known variances add to it."""
+        their covariance [n + 1, n + 1] from the test jets alone, and the errors from run to run, which add to it."""
         students = self.students
         number = len(students.names)
         weights = np.eye(number)[self.places]
@@ -250,17 +253,19 @@ class Baselines:
         factor = weights @ students.factor - shares @ np.stack([baseline.factor for baseline in self.each])
         test = np.einsum("im,im->i", factor, factor)
         values = weights @ students.values - shares @ [baseline.value for baseline in self.each]
-        models = [(students.model, centred @ students.spread @ centred.T)]
+        models = [(students.model, centred @ students.weights)]
         for baseline, share in zip(self.each, shares.T, strict=True):
-            models.append((baseline.level, float(baseline.level.spread[0, 0]) * np.outer(share, share)))
+            models.append((baseline.level, np.outer(share, baseline.level.solve[0])))
         covariance = factor @ factor.T
-        scatters: list[Scatter] = []
-        for model, units in models:
-            covariance, own = model.add_to(covariance, units)
+        scatters: list[Scatter | Resampled] = []
+        for model, of_runs in models:
+            included, own = model.scatter(of_runs)
+            covariance -= included
             scatters += own
+        units = [np.square(of_runs).sum(axis=1) for _, of_runs in models]
         contrasts = []
         for i, value in enumerate(values):
-            of_this = [(model, float(units[i, i])) for model, units in models]
+            of_this = [(model, float(unit[i])) for (model, _), unit in zip(models, units, strict=True)]
             run = sum(model.cautious_variance * unit for model, unit in of_this)
             df = satterthwaite(float(test[i]) + run, *((model.uncertain * unit, model.df) for model, unit in of_this))
             parts = sum((model.part(unit) for model, unit in of_this), ())

@@ -15,7 +15,7 @@ independent, and Bonferroni's or Holm's correction would give away power. The in
 quantile of the step at which the contrast was judged, so that an interval never contradicts a verdict.
 Contrasts are compared by their p-values, turned into normal quantiles, as a variance with few degrees of freedom
 gives a contrast other tails. Where contrasts share such a variance (the scatter of one baseline's seeds), the
-simulation draws it once for all of them.
+simulation draws it once for all of them; where many runs tell how a run scatters, it draws from their residuals.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, special
+from scipy import special
 
-from kdfast.report.fitting import ROUNDING, Contrast, Scatter, critical
+from kdfast.report.fitting import ROUNDING, Contrast, Resampled, Scatter, critical, matrix_root
 
 __all__ = [
     "BUDGET",
@@ -40,7 +40,6 @@ __all__ = [
     "adjust",
     "alone",
     "level_of",
-    "matrix_root",
 ]
 
 Floats = NDArray[np.float64]
@@ -66,6 +65,9 @@ _MOST_PAIRED = 1_000
 
 # Distances of which a contrast's p-value is computed; between them its normal quantile is interpolated.
 _TABULATED = 64
+
+# In place of a p-value of 0.
+_SMALLEST = 1e-300
 
 # |t| of contrasts that are many standard errors long is cut here: p-values of 1e-300 have no normal quantile.
 _LARGEST = 37.0
@@ -96,33 +98,36 @@ def level_of(family: str, metric: str, stages: int = 1) -> float:
 
 
 def adjust(
-    contrasts: Sequence[Contrast], covariance: Floats, level: float, scatters: Sequence[Scatter] = ()
+    contrasts: Sequence[Contrast], covariance: Floats, level: float, scatters: Sequence[Scatter | Resampled] = ()
 ) -> list[Adjusted]:
     """Step-down tests of contrasts [m] at a level.
 
-    covariance [m, m]: of their errors, of which only the correlations count; but where there are scatters, the
-    covariance of what is known, to which these add.
+    covariance [m, m]: of their errors, of which only the correlations count. Where there are scatters: of the known
+    errors, to which these add.
     """
     if not contrasts:
         return []
     observed = np.array([_normal_quantile(contrast.p_value) for contrast in contrasts])
     order = np.argsort(-observed, kind="stable")
-    ordered = np.ix_(order, order)  # the same draws in whatever order contrasts come
-    covariance = covariance[ordered]
+    covariance = covariance[np.ix_(order, order)]  # the same draws in whatever order contrasts come
     if scatters:
-        scatters = [Scatter(scatter.covariance[ordered], scatter.df) for scatter in scatters]
-        largest = _with_scatters([contrasts[i] for i in order], covariance, scatters)
+        largest = _with_scatters([contrasts[i] for i in order], covariance, [s.of(order) for s in scatters])
     else:
         largest = np.abs(_draws(covariance))
+    # Heavy tails may make even a single contrast less significant than its p-value says.
+    heavy = any(isinstance(scatter, Resampled) for scatter in scatters)
     # [draws, m]: the largest |t| among a contrast and those that are less significant
     np.maximum.accumulate(largest[:, ::-1], axis=1, out=largest[:, ::-1])
     found: list[Adjusted | None] = [None] * len(contrasts)
     so_far = 0.0
     quantile = math.inf
     for step, i in enumerate(order):
-        left = len(contrasts) - step
+        left = math.inf if heavy else len(contrasts) - step
         rejected_so_far = so_far < level
-        so_far = max(so_far, _bounded(float(np.mean(largest[:, step] >= observed[i])), contrasts[i], left))
+        beyond = float(np.mean(largest[:, step] >= observed[i]))
+        if heavy:
+            beyond = max(beyond, 1.0 / len(largest))
+        so_far = max(so_far, _bounded(beyond, contrasts[i], left))
         if rejected_so_far:
             quantile = _upper(np.sort(largest[:, step]), level, left)
         found[i] = _adjusted(contrasts[i], so_far, quantile, level)
@@ -130,14 +135,12 @@ def adjust(
 
 
 def _with_scatters(
-    contrasts: Sequence[Contrast], covariance: Floats, scatters: Sequence[Scatter]
+    contrasts: Sequence[Contrast], covariance: Floats, scatters: Sequence[Scatter | Resampled]
 ) -> NDArray[np.float32]:
     """[draws, m]: |t| of contrasts with these errors, as normal quantiles of equal p."""
-    errors = _draws(covariance) * _deviations(covariance)
+    errors = _draws(covariance) * np.sqrt(np.maximum(np.diag(covariance), 0.0)).astype(np.float32)
     for seed, scatter in enumerate(scatters, 1):
-        normal = _draws(scatter.covariance, seed) * _deviations(scatter.covariance)
-        mean_squares: Floats = np.random.default_rng([seed]).chisquare(scatter.df, len(normal)) / scatter.df
-        errors += np.asarray(normal / np.sqrt(mean_squares)[:, None], np.float32)
+        errors += scatter.draws(np.random.default_rng(seed), len(errors))
     np.abs(errors, out=errors)
     for contrast, own in zip(contrasts, errors.T, strict=True):
         if contrast.error < ROUNDING:
@@ -152,7 +155,7 @@ def _with_scatters(
 def _bounded(simulated: float, contrast: Contrast, tests: float) -> float:
     """An adjusted p-value by simulation, between that of the contrast alone and Bonferroni's for the number of tests,
     which resolve what is very small."""
-    return min(max(simulated, contrast.p_value), tests * contrast.p_value, 1.0)
+    return min(max(simulated, contrast.p_value), tests * max(contrast.p_value, _SMALLEST), 1.0)
 
 
 def _upper(ordered: NDArray[np.float32], level: float, tests: float) -> float:
@@ -179,11 +182,7 @@ def _normal_quantile(p_value: float) -> float:
     return min(_LARGEST, critical(p_value))
 
 
-def _deviations(covariance: Floats) -> NDArray[np.float32]:
-    return np.sqrt(np.maximum(np.diag(covariance), 0.0)).astype(np.float32)
-
-
-def _draws(covariance: Floats, seed: int = 0) -> NDArray[np.float32]:
+def _draws(covariance: Floats) -> NDArray[np.float32]:
     """[draws, m] of a normal distribution with unit variances; 0 where there is none but rounding."""
     number = int(np.clip(_DRAWN_NUMBERS // len(covariance), _FEWEST_DRAWS, _MOST_DRAWS))
     sigma = np.sqrt(np.maximum(np.diag(covariance), 0.0))
@@ -193,17 +192,8 @@ def _draws(covariance: Floats, seed: int = 0) -> NDArray[np.float32]:
     correlation[~known] = 0.0
     correlation[:, ~known] = 0.0
     np.fill_diagonal(correlation, 1.0 + 1e-6)  # contrasts may depend on each other
-    normal = np.random.default_rng(seed).standard_normal((number, len(covariance)), np.float32)
+    normal = np.random.default_rng(0).standard_normal((number, len(covariance)), np.float32)
     return normal @ matrix_root(correlation).T.astype(np.float32) * known.astype(np.float32)
-
-
-def matrix_root(covariance: Floats) -> Floats:
-    """R with R Rᵀ = covariance [m, m], whose rounding may make it slightly indefinite."""
-    try:
-        return np.asarray(linalg.cholesky(covariance, lower=True))
-    except linalg.LinAlgError:
-        values, vectors = linalg.eigh(covariance)
-        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 class AllPairs:

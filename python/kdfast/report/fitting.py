@@ -20,11 +20,22 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import linalg, optimize, special
 
 from kdfast.report.sampling import Estimates, quantile
 
-__all__ = ["ROUNDING", "Contrast", "Fit", "Part", "Scatter", "critical", "fit", "satterthwaite"]
+__all__ = [
+    "ROUNDING",
+    "Contrast",
+    "Fit",
+    "Part",
+    "Resampled",
+    "Scatter",
+    "critical",
+    "fit",
+    "matrix_root",
+    "satterthwaite",
+]
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +47,9 @@ _LOWEST = 1e-16
 
 # A poorly known σ is taken to be at least this share of the known one, so that the sum has at most some thousand terms.
 _LEAST_SPREAD = 0.02
+
+# Simulated studies at once: a matrix of them and the runs.
+_BLOCK = 1_000
 
 # Differences and errors below this are those of floating-point sums of equal numbers.
 ROUNDING = 1e-12
@@ -54,11 +68,40 @@ class Part:
 
 
 class Scatter(NamedTuple):
-    """What a poorly known variance adds to m contrasts: their covariance [m, m] by its mean square, with the degrees of
+    """Errors of m contrasts by a poorly known variance: their covariance [m, m] by its mean square, and the degrees of
     freedom of this."""
 
     covariance: Floats
     df: int
+
+    def of(self, chosen: NDArray[np.intp]) -> Scatter:
+        """Those of some contrasts."""
+        return Scatter(self.covariance[np.ix_(chosen, chosen)], self.df)
+
+    def draws(self, rng: np.random.Generator, number: int) -> NDArray[np.float32]:
+        """[number, m] of Student's t, with one mean square for all contrasts."""
+        normal = rng.standard_normal((number, len(self.covariance)), np.float32)
+        mean_square: Floats = rng.chisquare(self.df, (number, 1)) / self.df
+        errors = normal @ matrix_root(self.covariance).T.astype(np.float32)
+        return np.asarray(errors / np.sqrt(mean_square), np.float32)
+
+
+class Resampled(NamedTuple):
+    """Errors of m contrasts, weights [m, K], by what many runs show of the scatter of one: residuals [K], scaled to its
+    standard deviation. They tell its tails, too, which are often heavy: a few runs fail."""
+
+    weights: Floats
+    residuals: Floats
+
+    def of(self, chosen: NDArray[np.intp]) -> Resampled:
+        """Those of some contrasts."""
+        return Resampled(self.weights[chosen], self.residuals)
+
+    def draws(self, rng: np.random.Generator, number: int) -> NDArray[np.float32]:
+        """[number, m] with the residuals of K runs drawn at random."""
+        pool, weights = self.residuals.astype(np.float32), self.weights.T.astype(np.float32)
+        blocks = (min(_BLOCK, number - start) for start in range(0, number, _BLOCK))
+        return np.concatenate([pool[rng.integers(len(pool), size=(size, len(weights)))] @ weights for size in blocks])
 
 
 @dataclass(frozen=True)
@@ -164,7 +207,7 @@ class Fit:
     mapping [p, p] = L X.
 
     run_variance: σ² as estimated, 0 where df = 0 (then nothing tells it). mean_square: RSS/df. test_share:
-    what of it the test jets explain, tr(M F Fᵀ)/df.
+    what of it the test jets explain, tr(M F Fᵀ)/df. residuals [K].
     """
 
     coefficients: Floats
@@ -176,6 +219,7 @@ class Fit:
     mean_square: float
     test_share: float
     df: int
+    residuals: Floats
 
     def contrast(self, weights: Floats) -> Contrast | None:
         """The combination with these weights [p]; None where the design can't tell it."""
@@ -198,12 +242,16 @@ class Fit:
             return ()
         return (Part(self.cautious_variance * unit, self.uncertain * unit, self.df, self.test_share * unit),)
 
-    def add_to(self, known: Floats, units: Floats) -> tuple[Floats, list[Scatter]]:
-        """The covariance [m, m] of m contrasts' test jets together with σ² · units; as a scatter of its own where σ² is
-        poorly known."""
-        if not 0 < self.df < _WELL_KNOWN:
-            return known + self.cautious_variance * units, []
-        return known - self.test_share * units, [Scatter(self.uncertain * units, self.df)]
+    def scatter(self, weights: Floats) -> tuple[Floats, list[Scatter | Resampled]]:
+        """Errors from run to run of contrasts with weights [m, K]; before them, what of their test jets' covariance
+        [m, m] these include."""
+        units = weights @ weights.T
+        if not self.df:
+            return 0.0 * units, []
+        if self.df < _WELL_KNOWN:
+            return self.test_share * units, [Scatter(self.uncertain * units, self.df)]
+        scale = math.sqrt(self.cautious_variance / max(float(np.mean(np.square(self.residuals))), ROUNDING**2))
+        return 0.0 * units, [Resampled(weights, scale * self.residuals)]
 
     @property
     def cautious_variance(self) -> float:
@@ -215,6 +263,15 @@ class Fit:
         """What fluctuates in the estimate of σ²: its mean square, at least what the test jets are known to
         make."""
         return max(self.mean_square, self.test_share)
+
+
+def matrix_root(covariance: Floats) -> Floats:
+    """R with R Rᵀ = covariance [m, m], whose rounding may make it slightly indefinite."""
+    try:
+        return np.asarray(linalg.cholesky(covariance, lower=True))
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def satterthwaite(variance: float, *estimated: tuple[float, int]) -> float:
@@ -246,4 +303,5 @@ def fit(runs: Estimates, design: Floats) -> Fit:
         mean_square=mean_square,
         test_share=test_share,
         df=df,
+        residuals=residual,
     )

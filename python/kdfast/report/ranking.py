@@ -14,8 +14,8 @@ from scipy import stats
 
 from kdfast.report import physics
 from kdfast.report.comparisons import best_of_equals, configurations, to_separate
-from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of, matrix_root
-from kdfast.report.fitting import Contrast
+from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of
+from kdfast.report.fitting import Contrast, matrix_root
 from kdfast.report.networks import COLUMNS, StudyNetworks, means_of
 from kdfast.report.records import comparison_of, estimate_of, number, setting_fields
 from kdfast.report.sampling import Estimates, auc_interval, quantile
