@@ -238,6 +238,13 @@ def test_residuals_tell_the_tails():
     assert light.p_value == pytest.approx(usual.p_value, abs=5e-4)
     assert light.p_value < LEVEL_OF_REPORT < heavy.p_value
     assert heavy.high - heavy.low > 1.1 * (light.high - light.low)
+    covariance = np.eye(number) / seeds
+    usual, light, heavy = (
+        AllPairs(covariance, LEVEL, scatter).quantile
+        for scatter in (None, *(Resampled(weights, pool) for pool in (residuals, failed)))
+    )
+    assert light == pytest.approx(usual, rel=0.03)
+    assert heavy > 1.1 * usual
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])

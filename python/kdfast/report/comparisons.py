@@ -125,6 +125,11 @@ class Configurations:
         """Covariance [C, C] of the estimates, without what all share alike."""
         return self.test + self.model.cautious_variance * self.spread
 
+    def resampled(self) -> Resampled | None:
+        """The part of `noise` that seeds make, where many runs tell its tails."""
+        _, scatters = self.model.scatter(self.weights)
+        return next((scatter for scatter in scatters if isinstance(scatter, Resampled)), None)
+
     def without(self, *names: str) -> Configurations:
         """Those left when some are taken away."""
         keep = np.array([i for i, name in enumerate(self.names) if name not in names], np.int64)

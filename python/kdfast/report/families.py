@@ -201,31 +201,36 @@ class AllPairs:
     chosen.
 
     The largest |t| over all pairs of equal configurations, simulated with their covariance [C, C] (Tukey's
-    studentised range for errors that are correlated).
+    studentised range for errors that are correlated). scatter: a part of it that is drawn from residuals.
     """
 
-    def __init__(self, covariance: Floats, level: float) -> None:
+    def __init__(self, covariance: Floats, level: float, scatter: Resampled | None = None) -> None:
         self.level = level
         diagonal = np.diag(covariance)
         variance = diagonal[:, None] + diagonal[None, :] - 2.0 * covariance
         self.errors = np.sqrt(np.maximum(variance, 0.0))
         self._covariance = covariance
-        self._number = max(1, len(covariance) * (len(covariance) - 1) // 2)
+        self._scatter = scatter
+        self._number = max(1, len(covariance) * (len(covariance) - 1) // 2) if scatter is None else math.inf
 
     @cached_property
     def _largest(self) -> NDArray[np.float32]:
         """[draws]: the largest |t| over all pairs, sorted."""
         number = len(self._covariance)
         centre = np.eye(number) - 1.0 / number  # what all share cancels in each pair
-        differences = centre @ self._covariance @ centre
+        known = self._covariance if self._scatter is None else self._covariance - self._scatter.covariance
+        differences = centre @ known @ centre
         sigma = np.sqrt(np.maximum(np.diag(differences), 0.0))
         draws = _draws(differences) * sigma.astype(np.float32)
-        known = self.errors > 1e-12
-        if not known.any():
+        if self._scatter is not None:
+            of_runs = Resampled(centre @ self._scatter.weights, self._scatter.residuals)
+            draws += of_runs.draws(np.random.default_rng(1), len(draws))
+        varying = self.errors > 1e-12
+        if not varying.any():
             return np.zeros(1, np.float32)
         if number > _MOST_PAIRED:
-            return np.sort(np.ptp(draws, axis=1) / np.float32(self.errors[known].min()))
-        inverse = np.where(known, 1.0 / np.where(known, self.errors, 1.0), 0.0).astype(np.float32)
+            return np.sort(np.ptp(draws, axis=1) / np.float32(self.errors[varying].min()))
+        inverse = np.where(varying, 1.0 / np.where(varying, self.errors, 1.0), 0.0).astype(np.float32)
         largest = np.zeros(len(draws), np.float32)
         for i in range(number - 1):
             t = np.abs(draws[:, i + 1 :] - draws[:, [i]]) * inverse[i, i + 1 :]
@@ -241,5 +246,6 @@ class AllPairs:
         """The difference of two configurations as one of all pairs."""
         observed = _normal_quantile(contrast.p_value)
         above = len(self._largest) - np.searchsorted(self._largest, observed, "left")
-        p = _bounded(float(above) / len(self._largest), contrast, self._number)
+        share = float(max(above, self._scatter is not None)) / len(self._largest)
+        p = _bounded(share, contrast, self._number)
         return _adjusted(contrast, p, self.quantile, self.level)

@@ -93,6 +93,11 @@ class Resampled(NamedTuple):
     weights: Floats
     residuals: Floats
 
+    @property
+    def covariance(self) -> Floats:
+        """[m, m]"""
+        return np.asarray(np.mean(np.square(self.residuals)) * (self.weights @ self.weights.T))
+
     def of(self, chosen: NDArray[np.intp]) -> Resampled:
         """Those of some contrasts."""
         return Resampled(self.weights[chosen], self.residuals)

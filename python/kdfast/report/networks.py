@@ -293,7 +293,8 @@ class StudyNetworks:
         """Configurations against each other. Half of the level by AUC is for their order under different seeds."""
         levels = {metric: level_of("choices", metric, self.stages) for metric in METRICS}
         levels["auc"] /= 2.0
-        return {metric: AllPairs(self.students[metric].noise(), levels[metric]) for metric in self.comparable}
+        models = {metric: self.students[metric] for metric in self.comparable}
+        return {metric: AllPairs(own.noise(), levels[metric], own.resampled()) for metric, own in models.items()}
 
     @cached_property
     def effects(self) -> dict[Metric, effects.Effects]:
