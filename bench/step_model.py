@@ -23,13 +23,15 @@ STUDY_MEMBERS = 132
 
 @dataclass(frozen=True)
 class Batch:
-    """jets, their constituents, Σ n² over the jets, rows with padding (those of matrix products), and Σ ⌈n/16⌉²."""
+    """jets, their constituents, Σ n² over the jets, rows with padding (those of matrix products), Σ ⌈n/16⌉², and
+    Σ ⌈n/32⌉, the pieces that warps of attention take."""
 
     jets: int
     rows: int
     squares: int
     capacity: int
     tiles: int
+    pieces: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def _products(config: ModelConfig, members: int, batch: Batch, precision: str) -
 
 def _attention(config: ModelConfig, members: int, batch: Batch, precision: str) -> list[Work]:
     """Forward reads q, k, v and writes out and lse; backward reads q, k, v, ∂out twice: 2, 5 and 4 products of n² d.
-    Each pass over the pairs reads dropout's mask, 32 bytes a tile: one pass, two and one."""
+    Each pass over the pairs reads dropout's mask, 32 bytes a tile: one pass, two and one. In bf16 the bias of qkv is
+    added as q and v are loaded; for its gradient each piece of the rows leaves a sum of dq and one of dv."""
     size = _size(precision)
     calls = config.layers
     row = config.width * size  # of one of q, k, v, all heads
@@ -91,11 +94,15 @@ def _attention(config: ModelConfig, members: int, batch: Batch, precision: str) 
     pairs = 2.0 * members * calls * batch.squares * config.width
     heads = config.heads
     masks = float(members * calls * batch.tiles * heads * 32)
-    return [
+    sums = float(members * calls * batch.pieces * config.width * 4) if precision == "bf16" else 0.0
+    works = [
         Work("constituent_attention: attend", calls, rows * (4 * row + 4 * heads) + masks, 2 * pairs),
-        Work("constituent_attention: query_gradients", calls, rows * (5 * row + 20 * heads) + 2 * masks, 5 * pairs),
-        Work("constituent_attention: key_gradients", calls, rows * (6 * row + 16 * heads) + masks, 4 * pairs),
+        Work(
+            "constituent_attention: query_gradients", calls, rows * (5 * row + 20 * heads) + 2 * masks + sums, 5 * pairs
+        ),
+        Work("constituent_attention: key_gradients", calls, rows * (6 * row + 16 * heads) + masks + sums, 4 * pairs),
     ]
+    return works + [Work("constituent_attention: add_bias_sums", calls, 2 * sums)] * (precision == "bf16")
 
 
 def _between_products(config: ModelConfig, members: int, batch: Batch, precision: str) -> list[Work]:
@@ -137,22 +144,19 @@ def _pooling_and_loss(config: ModelConfig, members: int, batch: Batch) -> list[W
 
 
 def _copies(config: ModelConfig, members: int, batch: Batch, precision: str) -> list[Work]:
-    """PyTorch's own kernels between ours: qkv's bias goes into the output before its product reads it there, and its
-    gradient is a sum over rows; products in bf16 write bf16, so their weights' gradients are cast; the pooling's query,
-    keys and values have no op that writes their gradients in place."""
+    """PyTorch's own kernels between ours. In fp32 qkv's bias goes into the output before its product reads it there,
+    and its gradient is a sum over rows; products in bf16 write bf16, so their weights' gradients are cast. The
+    pooling's query, keys and values have no op that writes their gradients in place."""
     size = _size(precision)
     layers = config.layers
     qkv = float(members * layers * batch.capacity * 3 * config.width)
     weights = float(members * layers * (4 * config.width**2 + 2 * config.width * config.ffn))
     pooling = float(members * (2 * config.width**2 + 3 * config.width))
-    works = [
-        Work("copy: bias of qkv", layers, qkv * 2 * size),
-        Work("sum: gradient of qkv's bias", layers, qkv * size),
-        Work("copy: gradients of the pooling", 3, pooling * 8),
-    ]
+    works = [Work("copy: gradients of the pooling", 3, pooling * 8)]
     if precision == "bf16":
-        works.append(Work("cast: gradients of weights", 4 * layers, weights * 6))
-    return works
+        return [*works, Work("cast: gradients of weights", 4 * layers, weights * 6)]
+    bias = Work("copy: bias of qkv", layers, qkv * 2 * size)
+    return [*works, bias, Work("sum: gradient of qkv's bias", layers, qkv * size)]
 
 
 def _parameters(config: ModelConfig, members: int, precision: str) -> list[Work]:
@@ -183,7 +187,8 @@ def study_batch() -> Batch:
     counts = [23 + jet % 18 for jet in range(512)]
     rows = sum(counts)
     tiles = sum((-(-count // 16)) ** 2 for count in counts)
-    return Batch(len(counts), rows, sum(count * count for count in counts), -(-rows // 64) * 64, tiles)
+    pieces = sum(-(-count // 32) for count in counts)
+    return Batch(len(counts), rows, sum(count * count for count in counts), -(-rows // 64) * 64, tiles, pieces)
 
 
 def table(config: ModelConfig, members: int, precision: str, card: str) -> str:

@@ -116,7 +116,7 @@ def test_the_model_names_kernels_that_there_are() -> None:
     """Each of its kernels is in its op's table of resources."""
     config = PRESETS["study"]
     assert isinstance(config, ModelConfig)
-    works = [work for work in step_work(config, 2, Batch(2, 50, 1300, 64, 8), "bf16")]
+    works = [work for work in step_work(config, 2, Batch(2, 50, 1300, 64, 8, 3), "bf16")]
     kernels = [
         work.label.split(": ") for work in works if not work.label.startswith(("product", "copy", "sum", "cast"))
     ]
@@ -128,7 +128,7 @@ def test_the_model_names_kernels_that_there_are() -> None:
 
 def test_the_model_follows_its_formulas() -> None:
     config = ModelConfig(width=16, layers=3, heads=2, ffn=64, pooling_heads=2)
-    batch = Batch(2, 50, 1300, 64, 8)
+    batch = Batch(2, 50, 1300, 64, 8, 3)
     works = {work.label: work for work in step_work(config, 5, batch, "bf16")}
     # Three layers; forward and two products backward; x, W and y in bf16.
     assert works["product ffn_in"].calls == 9
@@ -139,7 +139,9 @@ def test_the_model_follows_its_formulas() -> None:
     rows = 5 * 3 * 50 * 2
     masks = 5 * 3 * 2 * 8 * 32  # of two jets of 2 × 2 tiles
     assert attention[0].bytes == rows * (4 * 8 * 2 + 4) + masks
-    assert attention[1].bytes + attention[2].bytes == rows * (11 * 8 * 2 + 36) + 3 * masks
+    sums = 2 * 5 * 3 * 3 * 16 * 4  # of both, in three pieces of the rows
+    assert attention[1].bytes + attention[2].bytes == rows * (11 * 8 * 2 + 36) + 3 * masks + sums
+    assert works["constituent_attention: add_bias_sums"].bytes == sums
     assert attention[0].flops == 4 * 5 * 3 * 1300 * 16
     assert attention[1].flops + attention[2].flops == 18 * 5 * 3 * 1300 * 16
     assert works["bias_gelu: backward"].bytes == 5 * 3 * 50 * (64 * 6 + 8)

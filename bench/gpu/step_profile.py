@@ -85,7 +85,8 @@ def profile_step(
 def batch_of(view: View, capacity: int) -> Batch:
     counts = view.offsets.diff()
     tiles = int(pair_tiles(counts).sum())
-    return Batch(len(view), int(counts.sum()), int((counts**2).sum()), capacity, tiles)
+    pieces = int(((counts + 31) // 32).sum())
+    return Batch(len(view), int(counts.sum()), int((counts**2).sum()), capacity, tiles, pieces)
 
 
 def traced(device: torch.device, step: PackedStep) -> list[dict[str, Any]]:

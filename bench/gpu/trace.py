@@ -14,6 +14,7 @@ _PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm")
 _SIZES = {"double": 8, "float": 4, "c10::BFloat16": 2, "c10::Half": 2}
 # The op of a kernel, by the kernel's name. `forward` and `backward` are several ops': their parameters decide.
 _OPS = {
+    "add_bias_sums": "constituent_attention",
     "add_errors": "attention_transfer",
     "attend": "constituent_attention",
     "backward_rows": "batch_norm_gelu",

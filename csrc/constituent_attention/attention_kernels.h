@@ -19,6 +19,10 @@ constexpr int kThreads = 128;
 static_assert(kMaskTile == kTile);
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
+// What a kernel is compiled for besides plain attention. kMasked: dropout by masks. kAny: a bias, or dropout, by masks
+// or without.
+enum Extras { kNone, kMasked, kAny };
+
 // Of a query, from the first kernel of the backward pass to the second.
 struct alignas(16) RowStatistics {
     float lse;      // in the units of scale_scores
@@ -32,8 +36,11 @@ struct Arguments {
     Plan plan;
     RowStatistics* statistics;  // [K, H, M]
     float score_scale;
-    float keep_scale;      // 1 / (1 − dropout probability)
-    unsigned num_work;     // warps
+    float keep_scale;   // 1 / (1 − dropout probability)
+    unsigned num_work;  // warps
+    int rows_per_warp;
+    float* bias_sums;  // [K, bias_slots, H, d] of the projection's bias: its gradient's parts by warps; or null
+    int bias_slots;
     int members_per_warp;  // K where they add to one bias gradient, in order; else 1
 };
 
@@ -116,6 +123,56 @@ __device__ __forceinline__ void load_columns(typename F::Columns& to, const JetR
     F::load(to, rows);
 }
 
+// The projection's bias of q or v, for what load_rows and load_columns load; zero where there is none. Of 16-bit types
+// with masks, as a lock-step engine trains: other kernels would pay for additions of zeros.
+template <class F, Extras kExtras>
+constexpr bool kAddsBias = F::kPacked && kExtras == kMasked;
+enum Projection { kOfQueries = 0, kOfValues = 2 };
+template <class F, Extras kExtras, class Fragment>
+struct FragmentBias {
+    Fragment values;
+
+    __device__ __forceinline__ FragmentBias(const Arguments& a, const Work& work, int member, Projection projection) {
+        if constexpr (kAddsBias<F, kExtras>) {
+            using T = typename F::T;
+            values = {};
+            if (a.p.projection_bias.values == nullptr) return;
+            const T* const bias = static_cast<const T*>(a.p.projection_bias.values) +
+                                  member * a.p.projection_bias.stride + (projection * a.p.num_heads + work.head) * F::D;
+            if constexpr (std::is_same_v<Fragment, typename F::Row>)
+                F::load(values, bias);
+            else
+                F::load(values, {bias, bias, bias, bias});
+        }
+    }
+    __device__ __forceinline__ void add_to(Fragment& x) const {
+        if constexpr (kAddsBias<F, kExtras>) F::add(x, values);
+    }
+    __device__ __forceinline__ void add_to(Fragment (&rows)[2]) const {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) add_to(rows[h]);
+    }
+};
+template <class F, Extras kExtras>
+using RowBias = FragmentBias<F, kExtras, typename F::Row>;
+template <class F, Extras kExtras>
+using ColumnsBias = FragmentBias<F, kExtras, typename F::Columns>;
+
+// The warp's part of the gradient of the projection's bias of q or v: the sum of the rows that are written. Its slot
+// depends on the jet and the row alone; a jet's are neighbours, those of the next jets follow (add_bias_sums).
+template <class F, Extras kExtras, int kTiles, class Factor>
+__device__ __forceinline__ void store_bias_sums(const Arguments& a, const Work& work, int member,
+                                                const Sums<F::D> (&sums)[kTiles], Factor&& factor) {
+    if constexpr (kAddsBias<F, kExtras>) {
+        if (a.bias_sums == nullptr) return;
+        const int slot = work.item.jet + (work.item.first + work.item.row) / a.rows_per_warp;
+        const int64_t at = static_cast<int64_t>(member) * a.bias_slots + slot;
+        store_column_sums<F::D>(a.bias_sums + (at * a.p.num_heads + work.head) * F::D, sums, [&](int t, int h) {
+            return work.item.row + t * kTile + lane_group() + 8 * h < work.item.n ? factor(t, h) : 0.0f;
+        });
+    }
+}
+
 // tile(first row, whether it has fewer than 16 rows) for all tiles of n rows.
 template <class F>
 __device__ __forceinline__ void for_each_tile(int n, F&& tile) {
@@ -137,10 +194,6 @@ __device__ __forceinline__ void fill_rows(const AttentionRows& rows, const Work&
     for (int i = lane_index(); i < count * kPieces; i += kWarp)
         store(to[work.item.row + i / kPieces] + i % kPieces * kPiece, piece);
 }
-
-// What a kernel is compiled for besides plain attention. kMasked: dropout by masks. kAny: a bias, or dropout, by masks
-// or without.
-enum Extras { kNone, kMasked, kAny };
 
 // Where the masks of the work's jet and head begin.
 __device__ __forceinline__ const uint32_t* masks_of(const Arguments& a, const Work& work) {

@@ -28,7 +28,9 @@ struct Variant {
         {{5, 5, 4, 4, 3}, {3, 3, 3, 3, 2}, {3, 3, 3, 3, 2}},  // packed
     };
     static constexpr int kDim = F::D == 64 ? 4 : F::D / 8 - 1;
-    static constexpr int kBlocks = std::max(2, kWithoutExtras[F::kPacked][kPass][kDim] - (kExtras == kAny));
+    static constexpr bool kNeedsMore =
+        kExtras == kAny || (kExtras == kMasked && F::kPacked && kPass == kAttend && F::D == 32);
+    static constexpr int kBlocks = std::max(2, kWithoutExtras[F::kPacked][kPass][kDim] - kNeedsMore);
 };
 
 struct Choice {
@@ -74,12 +76,34 @@ Choice choose(const AttentionParams& p) {
 
 constexpr int64_t kMostInt = 0x7fffffff;
 
+// Parts of the gradient of a projection's bias, where each warp has so many rows.
+int64_t bias_slots(int64_t num_jets, int64_t num_constituents, int rows_per_warp) {
+    return num_jets + num_constituents / rows_per_warp + 1;
+}
+
 void check_rows(const AttentionRows& rows, DType dtype) {
     const int64_t size = dtype == DType::f32 ? 4 : 2;
     const int64_t bytes =
         reinterpret_cast<intptr_t>(rows.data) | rows.member * size | rows.row * size | rows.head * size;
     if (bytes % 16 != 0) throw std::invalid_argument("rows must begin at multiples of 16 bytes");
     if (std::abs(rows.row) > kMostInt) throw std::invalid_argument("rows are farther apart than a kernel can reach");
+}
+
+void check_bias(const AttentionParams& p) {
+    if (p.projection_bias.values == nullptr) return;
+    if (p.dtype == DType::f32 || p.threshold == 0 || p.masks == nullptr || p.bias != nullptr ||
+        !attention_adds_projection_bias())
+        throw std::invalid_argument("a projection's bias needs a 16-bit type, masks and compute capability 8.0");
+    if ((reinterpret_cast<intptr_t>(p.projection_bias.values) | p.projection_bias.stride * 2) % 16 != 0)
+        throw std::invalid_argument("the projection's biases must begin at multiples of 16 bytes");
+}
+
+// Those of query_gradients, then those of key_gradients, in the workspace.
+template <int kPass>
+float* bias_sums_of(const AttentionParams& p) {
+    const int64_t slots = bias_slots(p.num_jets, p.num_constituents, kTile);
+    return p.projection_bias.workspace +
+           (kPass == kKeyGradients ? p.num_members * slots * p.num_heads * p.head_dim : 0);
 }
 
 template <int kPass>
@@ -98,6 +122,9 @@ void run(const AttentionParams& p, cudaStream_t stream) {
                           (p.num_members / a.members_per_warp) * p.num_heads;
     if (warps > kMostInt || p.num_constituents > kMostInt) throw std::invalid_argument("more work than a launch takes");
     a.num_work = static_cast<unsigned>(warps);
+    a.rows_per_warp = kTile * choice.tiles;
+    a.bias_slots = static_cast<int>(bias_slots(p.num_jets, p.num_constituents, a.rows_per_warp));
+    a.bias_sums = kPass == kAttend || p.projection_bias.values == nullptr ? nullptr : bias_sums_of<kPass>(p);
     constexpr int kWarps = kThreads / kWarp;
     launch(dim3((a.num_work + kWarps - 1) / kWarps), dim3(kThreads), 0, stream, choice.kernel, a);
 }

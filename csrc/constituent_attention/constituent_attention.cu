@@ -120,6 +120,8 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
     const int n = work.item.n, first = work.item.row;
     const JetRows<const T> q(a.p.q, work.item, work.head, work.member), k(a.p.k, work.item, work.head, work.member),
         v(a.p.v, work.item, work.head, work.member);
+    const RowBias<F, kExtras> query_bias(a, work, work.member, kOfQueries);
+    const ColumnsBias<F, kExtras> value_bias(a, work, work.member, kOfValues);
     const QueryMasks<kExtras> masks(a, work);
     const float* const bias =
         kExtras == kAny && a.p.bias != nullptr ? a.p.bias + pair_offset(a, work, work.member) : nullptr;
@@ -130,6 +132,7 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
         load_rows<F, true>(queries[t], q, first + t * kTile, n);
+        query_bias.add_to(queries[t]);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             top[t][h] = -1e30f;  // finite, so that a key of bias −∞ may come first
@@ -147,6 +150,7 @@ __device__ __forceinline__ void attend_rows(const Arguments& a, const Work& work
         typename F::Columns values;
         load_rows<F, kTail>(keys, k, key, n);
         load_columns<F, kTail>(values, v, key, n);
+        value_bias.add_to(values);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
             Scores x;
@@ -232,12 +236,15 @@ void plan_attention(const AttentionPlanParams& p, void* stream) {
            plan_at(p.plan, p.num_jets, p.num_constituents));
 }
 
+bool attention_adds_projection_bias() { return code_capability() >= 80; }
+
 int64_t attention_workspace_bytes(int64_t num_constituents, int64_t num_members, int64_t num_heads) {
     return num_constituents * num_members * num_heads * static_cast<int64_t>(sizeof(RowStatistics));
 }
 
 void constituent_attention_forward(const AttentionParams& p, void* stream) {
     for (const AttentionRows& rows : {p.q, p.k, p.v, p.out}) check_rows(rows, p.dtype);
+    check_bias(p);
     run<kAttend>(p, static_cast<cudaStream_t>(stream));
 }
 

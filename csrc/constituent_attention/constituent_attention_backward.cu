@@ -23,6 +23,7 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
     const int n = work.item.n, first = work.item.row;
     const JetRows<const T> q(a.p.q, work.item, work.head, member), k(a.p.k, work.item, work.head, member),
         v(a.p.v, work.item, work.head, member), g(a.p.grad_out, work.item, work.head, member);
+    const RowBias<F, kExtras> query_bias(a, work, member, kOfQueries), value_bias(a, work, member, kOfValues);
     const QueryMasks<kExtras> masks(a, work);
     const int64_t pairs = kExtras == kAny && a.p.bias != nullptr ? pair_offset(a, work, member) : 0;
     const float* const bias = kExtras == kAny && a.p.bias != nullptr ? a.p.bias + pairs : nullptr;
@@ -34,6 +35,7 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
         load_rows<F, true>(queries[t], q, first + t * kTile, n);
+        query_bias.add_to(queries[t]);
         load_rows<F, true>(grads[t], g, first + t * kTile, n);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -68,6 +70,7 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
         typename F::Row keys[2], values[2];
         load_rows<F, tail.value>(keys, k, key, n);
         load_rows<F, tail.value>(values, v, key, n);
+        value_bias.add_to(values);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
             Scores weights, grad_weights;
@@ -109,6 +112,7 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
         typename F::Columns key_columns;
         load_rows<F, kTail>(keys, k, key, n);
         load_rows<F, kTail>(values, v, key, n);
+        value_bias.add_to(values);
         load_columns<F, kTail>(key_columns, k, key, n);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
@@ -143,6 +147,8 @@ __device__ __forceinline__ void query_gradient_rows(const Arguments& a, const Wo
             const int row = first + t * kTile + lane_group() + 8 * h;
             if (row < n) store_sums<T, D>(dq[row], sums[t], h, inverse[t][h] * keep_scale * a.p.scale);
         }
+    store_bias_sums<F, kExtras>(a, work, member, sums,
+                                [&](int t, int h) { return inverse[t][h] * keep_scale * a.p.scale; });
 }
 
 // Members in order: those that share a bias add to its gradient in this order.
@@ -167,6 +173,8 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
         v(a.p.v, work.item, work.head, member), g(a.p.grad_out, work.item, work.head, member);
     const RowStatistics* const statistics =
         a.statistics + (member * a.p.num_heads + work.head) * a.p.num_constituents + work.item.first;
+    const RowBias<F, kExtras> query_bias(a, work, member, kOfQueries), value_bias(a, work, member, kOfValues);
+    const ColumnsBias<F, kExtras> query_columns_bias(a, work, member, kOfQueries);
     const KeyMasks<kExtras> masks(a, work);
     const float* const bias =
         kExtras == kAny && a.p.bias != nullptr ? a.p.bias + pair_offset(a, work, member) : nullptr;
@@ -178,6 +186,7 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
     for (int t = 0; t < kTiles; ++t) {
         load_rows<F, true>(keys[t], k, first + t * kTile, n);
         load_rows<F, true>(values[t], v, first + t * kTile, n);
+        value_bias.add_to(values[t]);
 #pragma unroll
         for (int j = 0; j < D / 8; ++j)
 #pragma unroll
@@ -191,6 +200,8 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
         load_rows<F, kTail>(queries, q, query, n);
         load_rows<F, kTail>(grads, g, query, n);
         load_columns<F, kTail>(query_columns, q, query, n);
+        query_bias.add_to(queries);
+        query_columns_bias.add_to(query_columns);
         load_columns<F, kTail>(grad_columns, g, query, n);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
@@ -233,6 +244,51 @@ __device__ __forceinline__ void key_gradient_rows(const Arguments& a, const Work
             store_sums<T, D>(dk[row], key_sums[t], h, keep_scale * a.p.scale);
             store_sums<T, D>(dv[row], value_sums[t], h, keep_scale);
         }
+    store_bias_sums<F, kExtras>(a, work, member, value_sums, [&](int, int) { return keep_scale; });
+}
+
+// ---- the projection's bias ------------------------------------------------------------------------------------------
+
+constexpr int kSumWarps = 8;
+
+struct BiasSums {
+    AttentionParams p;
+    const WorkItem* items;
+    const float* sums[2];  // [K, slots, H, d]: of q, of v
+    int64_t slots[2];
+    int rows_per_warp[2];
+};
+
+// The gradient of the bias, from what warps have stored: warps of a block take jets in turn. The grid is (chunks of 32
+// features, members, q and v). That of k is zero.
+__global__ void __launch_bounds__(kSumWarps* kWarp) add_bias_sums(const __grid_constant__ BiasSums b) {
+    KDFAST_SHARED(float, parts, kSumWarps* kWarp);
+    const int64_t member = blockIdx.y;
+    const int which = static_cast<int>(blockIdx.z), rows = b.rows_per_warp[which];
+    const int num_features = static_cast<int>(b.p.num_heads * b.p.head_dim);
+    const int feature = static_cast<int>(blockIdx.x) * kWarp + lane_index();
+    const bool is_valid = load_readonly<WorkItem>(b.items).jet != kInvalid;
+    const float* const sums = b.sums[which] + member * b.slots[which] * num_features + feature;
+    float sum = is_valid ? 0.0f : NAN;
+    if (is_valid && feature < num_features)
+        for (int jet = warp_index(); jet < static_cast<int>(b.p.num_jets); jet += kSumWarps) {
+            const int first = static_cast<int>(b.p.offsets[jet]), n = static_cast<int>(b.p.offsets[jet + 1]) - first;
+            const int64_t slot = jet + first / rows;
+            for (int begin = 0; begin < n; begin += kItemRows) {
+                float part = 0.0f;  // of an item, whose halves may have been two warps'
+                for (int row = begin; row < min(begin + kItemRows, n); row += rows)
+                    part += sums[(slot + row / rows) * num_features];
+                sum += part;
+            }
+        }
+    parts[warp_index() * kWarp + lane_index()] = sum;
+    __syncthreads();
+    if (warp_index() != 0 || feature >= num_features) return;
+    sum = 0.0f;
+    for (int w = 0; w < kSumWarps; ++w) sum += parts[w * kWarp + lane_index()];
+    float* const grad = b.p.projection_bias.grad + member * b.p.projection_bias.grad_stride + feature;
+    grad[(which == 0 ? kOfQueries : kOfValues) * num_features] = sum;
+    if (which == 0) grad[num_features] = is_valid ? 0.0f : NAN;
 }
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
@@ -259,10 +315,29 @@ Choice choice_of() {
 
 }  // namespace
 
+int64_t projection_bias_workspace_bytes(int64_t num_jets, int64_t num_constituents, int64_t num_members,
+                                        int64_t num_features) {
+    return 2 * num_members * bias_slots(num_jets, num_constituents, kTile) * num_features *
+           static_cast<int64_t>(sizeof(float));
+}
+
 void constituent_attention_backward(const AttentionParams& p, void* stream) {
     for (const AttentionRows& rows : {p.q, p.k, p.v, p.grad_out, p.dq, p.dk, p.dv}) check_rows(rows, p.dtype);
-    run<kQueryGradients>(p, static_cast<cudaStream_t>(stream));
-    run<kKeyGradients>(p, static_cast<cudaStream_t>(stream));
+    check_bias(p);
+    const auto s = static_cast<cudaStream_t>(stream);
+    run<kQueryGradients>(p, s);
+    run<kKeyGradients>(p, s);
+    if (p.projection_bias.values == nullptr) return;
+    const int rows[2] = {kTile * choose<kQueryGradients>(p).tiles, kTile * choose<kKeyGradients>(p).tiles};
+    const BiasSums b{
+        p,
+        plan_at(p.plan, p.num_jets, p.num_constituents).items,
+        {bias_sums_of<kQueryGradients>(p), bias_sums_of<kKeyGradients>(p)},
+        {bias_slots(p.num_jets, p.num_constituents, rows[0]), bias_slots(p.num_jets, p.num_constituents, rows[1])},
+        {rows[0], rows[1]}};
+    const int64_t chunks = (p.num_heads * p.head_dim + kWarp - 1) / kWarp;
+    launch(dim3(static_cast<unsigned>(chunks), static_cast<unsigned>(p.num_members), 2), dim3(kSumWarps * kWarp), 0, s,
+           add_bias_sums, b);
 }
 
 }  // namespace kdfast::gpu

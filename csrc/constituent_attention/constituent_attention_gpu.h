@@ -26,17 +26,30 @@ struct AttentionPlanParams {
 int64_t attention_plan_bytes(int64_t num_jets, int64_t num_constituents);
 void plan_attention(const AttentionPlanParams& params, void* stream);
 
+// The bias of the layer that q, k and v come from, where that has not been added; for 16-bit types, with masks. Kernels
+// add it to q and v as they load them, each sum rounded. That of k has no effect and no gradient: it adds the same to
+// all of a query's scores.
+struct ProjectionBias {
+    const void* values;  // [K, 3, H, d] of dtype, rows at multiples of 16 bytes; null: none
+    int64_t stride;      // elements from one member's to the next's
+    float* grad;         // backward: [K, 3, H, d]
+    int64_t grad_stride;
+    float* workspace;  // backward: projection_bias_workspace_bytes bytes
+};
+
 // Rows begin at multiples of 16 bytes: so do their addresses and strides.
 struct AttentionParams {
     AttentionRows q, k, v;
     AttentionRows out;         // forward
     AttentionRows grad_out;    // backward
     AttentionRows dq, dk, dv;  // backward
-    float* lse;                // [K, M, H]: written by the forward pass, read by the backward pass
-    const float* bias;         // [bias_members, H, Σ n²] or null; bias_members: K, or 1 for all
-    float* dbias;              // backward: the same shape, or null
-    const void* plan;          // of this batch
-    void* workspace;           // backward: attention_workspace_bytes bytes, aligned to 16
+    ProjectionBias projection_bias;
+    float* lse;              // [K, M, H]: written by the forward pass, read by the backward pass
+    const float* bias;       // [bias_members, H, Σ n²] or null; bias_members: K, or 1 for all
+    float* dbias;            // backward: the same shape, or null
+    const void* plan;        // of this batch
+    void* workspace;         // backward: attention_workspace_bytes bytes, aligned to 16
+    const int64_t* offsets;  // backward, with a projection's bias: [num_jets + 1]
     int64_t num_jets, num_constituents, num_members, num_heads;
     int64_t num_pairs;  // Σ n²; read where there is a bias
     int64_t head_dim;   // 8, 16, 24, 32 or 64
@@ -49,6 +62,9 @@ struct AttentionParams {
     const uint32_t* masks;        // its decisions, as ops/dropout_masks.py has them; null: drawn by the kernels
 };
 int64_t attention_workspace_bytes(int64_t num_constituents, int64_t num_members, int64_t num_heads);
+bool attention_adds_projection_bias();  // whether the kernels for this GPU do
+int64_t projection_bias_workspace_bytes(int64_t num_jets, int64_t num_constituents, int64_t num_members,
+                                        int64_t num_features);
 void constituent_attention_forward(const AttentionParams& params, void* stream);
 void constituent_attention_backward(const AttentionParams& params, void* stream);
 

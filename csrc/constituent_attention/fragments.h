@@ -87,6 +87,28 @@ __device__ __forceinline__ void store_sums(T* row, const Sums<D>& sums, int h, f
     });
 }
 
+// The sum over the rows of tiles of Sums, times factor(tile, h) each, by the warp: D floats. Tile by tile, so that the
+// number of tiles that a warp takes changes no bits.
+template <int D, int kTiles, class Factor>
+__device__ __forceinline__ void store_column_sums(float* to, const Sums<D> (&sums)[kTiles], Factor&& factor) {
+    Sums<D> columns;
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            float total = 0.0f;
+#pragma unroll
+            for (int t = 0; t < kTiles; ++t) {
+                float sum = sums[t][j][e] * factor(t, 0) + sums[t][j][2 + e] * factor(t, 1);
+#pragma unroll
+                for (int lanes = 4; lanes < kWarp; lanes *= 2) sum += __shfl_xor_sync(kFullMask, sum, lanes);
+                total += sum;
+            }
+            columns[j][e] = total;
+        }
+    if (lane_group() == 0) store_sums<float, D>(to, columns, 0, 1.0f);
+}
+
 // Whether code for a GPU holds the kernels with products of tensor cores, or the others. The emulator has both.
 template <bool kTensorCores>
 #if defined(__CUDA_ARCH__)
@@ -135,6 +157,17 @@ struct PackedFragments {
                     to.pairs[part.begin / 8 + j][h] =
                         __byte_perm(words[2 * h][j / 2], words[2 * h + 1][j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
         });
+    }
+
+    static __device__ __forceinline__ void add(Row& to, const Row& other) {
+#pragma unroll
+        for (int i = 0; i < D / 8; ++i) to.pairs[i] = add_pairs<T>(to.pairs[i], other.pairs[i]);
+    }
+    static __device__ __forceinline__ void add(Columns& to, const Columns& other) {
+#pragma unroll
+        for (int i = 0; i < D / 8; ++i)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) to.pairs[i][h] = add_pairs<T>(to.pairs[i][h], other.pairs[i][h]);
     }
 
     // scores = a bᵀ, for a's rows g and g + 8, and b's rows in the same order. kTransposed: see TensorCoreProducts.

@@ -12,7 +12,7 @@
 //   load_readonly, load_streaming, store_streaming   the same of global memory: nobody writes it; it is used once
 //   load_latest                                 of global memory that other blocks wrote (behind their __threadfence)
 //   Vec<T, N>                                   N neighbours, for load and store
-//   bf16, f16, to_float(x), from_float<T>(x), pack<T>(low, high), unpack<T>(pair)
+//   bf16, f16, to_float(x), from_float<T>(x), pack<T>(low, high), unpack<T>(pair), add_pairs<T>(pair, pair), rounded
 //   exp2_approx, log2_approx, reciprocal_approx one instruction each, two units in the last place
 //   mma_16x8x16<bf16 or f16>, mma_16x8x8_tf32, to_tf32, ldmatrix<matrices, transpose>, movmatrix_transpose
 //   cp_async<bytes>(shared, global, valid bytes), cp_async_commit(), cp_async_wait<pending>()

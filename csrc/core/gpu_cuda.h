@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #define KDFAST_AT(site)
 
@@ -122,6 +123,11 @@ __device__ __forceinline__ uint32_t pack<bf16>(float low, float high) {
 template <>
 __device__ __forceinline__ uint32_t pack<f16>(float low, float high) {
     return detail::as<uint32_t>(__floats2half2_rn(low, high));
+}
+template <class T>
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
+    using Pair = std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2>;
+    return detail::as<uint32_t>(__hadd2(detail::as<Pair>(a), detail::as<Pair>(b)));
 }
 template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t pair);

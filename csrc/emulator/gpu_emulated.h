@@ -264,6 +264,11 @@ template <class T>
 inline float2 unpack(uint32_t pair) {
     return {to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)})};
 }
+template <class T>
+inline uint32_t add_pairs(uint32_t a, uint32_t b) {
+    const float2 x = unpack<T>(a), y = unpack<T>(b);
+    return pack<T>(x.x + y.x, x.y + y.y);
+}
 
 // The fast instructions are right to some units in the last place, not to half of one. So are their twins: they miss by
 // as much as the PTX manual allows, up or down as the argument's bits have it, so that a result which needs more digits

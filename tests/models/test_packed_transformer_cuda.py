@@ -67,9 +67,10 @@ def test_gradients_are_written_where_they_belong(precision: str) -> None:
     running = flatten_running(JetTransformer(CONFIG)).repeat(MEMBERS, 1)
     packed = pack_networks(CONFIG, parameters, running, precision, gradient=gradient)
     features = normal(1, len(ROWS.jet), CONFIG.num_features, rows=ROWS)[0]
+    seeds = torch.tensor(dropout_seeds(77, CONFIG.layers))
     parts = packed._parameters
     with cuda_kernels():
-        logits, attention = packed.logits(features, ROWS, training=True)
+        logits, attention = packed.logits(features, ROWS, seeds, training=True)
         found = torch.autograd.grad(logits.square().sum() + attention.square().sum(), list(parts.values()))
     elsewhere = set()
     for (name, parameter), grad in zip(parts.items(), found, strict=True):
@@ -84,7 +85,8 @@ def test_gradients_are_written_where_they_belong(precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_same_bits_without_masks(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kernel then draws what it drops."""
+    """Each kernel then draws what it drops. Products then add the bias of qkv, as without masks."""
+    monkeypatch.setattr("kdfast.models.packed.adds_bias", lambda *_: False)
     with cuda_kernels():
         expected = run(torch.float32, precision, training=True)
         monkeypatch.setattr(dropout_masks, "_MOST_BYTES", 0)

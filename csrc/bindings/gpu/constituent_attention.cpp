@@ -48,6 +48,8 @@ AttentionParams common(uintptr_t bias, uintptr_t plan, uintptr_t device_seed, ui
 void bind_constituent_attention(py::module_& m) {
     m.def("constituent_attention_plan_bytes", &attention_plan_bytes);
     m.def("constituent_attention_workspace_bytes", &attention_workspace_bytes);
+    m.def("projection_bias_workspace_bytes", &projection_bias_workspace_bytes);
+    m.def("attention_adds_projection_bias", &attention_adds_projection_bias);
     m.def(
         "constituent_attention_plan",
         [](uintptr_t offsets, uintptr_t plan, uintptr_t report, int64_t num_jets, int64_t num_constituents,
@@ -61,13 +63,16 @@ void bind_constituent_attention(py::module_& m) {
     m.def(
         "constituent_attention",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t bias, uintptr_t plan, uintptr_t device_seed,
-           uintptr_t masks, uintptr_t out, uintptr_t lse, const Strides& strides, const Sizes& sizes, int dtype,
-           float scale, uint64_t seed, uint32_t threshold, uintptr_t stream) {
+           uintptr_t masks, uintptr_t projection_bias, uintptr_t out, uintptr_t lse, const Strides& strides,
+           const Sizes& sizes, int dtype, float scale, uint64_t seed, uint32_t threshold,
+           int64_t projection_bias_stride, uintptr_t stream) {
             AttentionParams p = common(bias, plan, device_seed, masks, lse, sizes, dtype, scale, seed, threshold);
             p.q = rows_of(q, strides, 0);
             p.k = rows_of(k, strides, 1);
             p.v = rows_of(v, strides, 2);
             p.out = rows_of(out, strides, 3);
+            p.projection_bias.values = reinterpret_cast<const void*>(projection_bias);
+            p.projection_bias.stride = projection_bias_stride;
             py::gil_scoped_release release;
             constituent_attention_forward(p, reinterpret_cast<void*>(stream));
         },
@@ -75,9 +80,11 @@ void bind_constituent_attention(py::module_& m) {
     m.def(
         "constituent_attention_backward",
         [](uintptr_t grad_out, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t bias, uintptr_t lse, uintptr_t plan,
-           uintptr_t device_seed, uintptr_t masks, uintptr_t dq, uintptr_t dk, uintptr_t dv, uintptr_t dbias,
-           uintptr_t workspace, const Strides& strides, const Sizes& sizes, int dtype, float scale, uint64_t seed,
-           uint32_t threshold, uintptr_t stream) {
+           uintptr_t device_seed, uintptr_t masks, uintptr_t projection_bias, uintptr_t offsets, uintptr_t dq,
+           uintptr_t dk, uintptr_t dv, uintptr_t dbias, uintptr_t workspace, uintptr_t projection_bias_grad,
+           uintptr_t projection_bias_workspace, const Strides& strides, const Sizes& sizes, int dtype, float scale,
+           uint64_t seed, uint32_t threshold, int64_t projection_bias_stride, int64_t projection_bias_grad_stride,
+           uintptr_t stream) {
             AttentionParams p = common(bias, plan, device_seed, masks, lse, sizes, dtype, scale, seed, threshold);
             p.grad_out = rows_of(grad_out, strides, 0);
             p.q = rows_of(q, strides, 1);
@@ -88,6 +95,10 @@ void bind_constituent_attention(py::module_& m) {
             p.dv = rows_of(dv, strides, 6);
             p.dbias = reinterpret_cast<float*>(dbias);
             p.workspace = reinterpret_cast<void*>(workspace);
+            p.offsets = reinterpret_cast<const int64_t*>(offsets);
+            p.projection_bias = {reinterpret_cast<const void*>(projection_bias), projection_bias_stride,
+                                 reinterpret_cast<float*>(projection_bias_grad), projection_bias_grad_stride,
+                                 reinterpret_cast<float*>(projection_bias_workspace)};
             py::gil_scoped_release release;
             constituent_attention_backward(p, reinterpret_cast<void*>(stream));
         },

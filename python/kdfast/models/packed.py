@@ -21,7 +21,7 @@ from kdfast.ops.attention_pooling import attention_pooling
 from kdfast.ops.batch_norm_gelu import batch_norm_gelu
 from kdfast.ops.bias_gelu import bias_gelu
 from kdfast.ops.dropout_masks import MaskUse, dropout_masks
-from kdfast.ops.packed_attention import attention_plan, packed_attention
+from kdfast.ops.packed_attention import adds_bias, attention_plan, packed_attention
 from kdfast.ops.packed_rows import Dropout, PackedRows, wide
 from kdfast.ops.philox import UInt64s, fold_seed
 from kdfast.ops.residual_norm import residual_norm
@@ -184,8 +184,11 @@ class PackedTransformer(PackedNetwork):
         for layer in range(config.layers):
             name = f"encoder.{layer}"
             last = layer + 1 == config.layers
-            qkv = affine(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1)
-            attended = packed_attention(qkv, rows, next(drops), plan).flatten(2)
+            drop = next(drops)
+            folds = adds_bias(like, rows, drop)
+            bias = self._parameter(f"{name}.qkv.bias", self.dtype) if folds else None
+            qkv = (matrix if folds else affine)(n, f"{name}.qkv").view(members, capacity, 3, config.heads, -1)
+            attended = packed_attention(qkv, rows, drop, plan, bias).flatten(2)
             y = matrix(attended, f"{name}.out")
             x, n = residual_norm(x, y, p[f"{name}.out.bias"], *norm(f"{name}.norm2"), rows, next(drops), self.dtype)
             hidden = bias_gelu(matrix(n, f"{name}.ffn_in"), p[f"{name}.ffn_in.bias"], rows, next(drops))

@@ -14,7 +14,7 @@ from kdfast.ops.constituent_attention_reference import AttentionCall
 from kdfast.ops.philox import dropout_threshold
 from kdfast.ops.undocumented import version_of
 
-__all__ = ["backward", "check_pairs", "forward", "look", "make_plan"]
+__all__ = ["adds_projection_bias", "backward", "check_pairs", "forward", "look", "make_plan"]
 
 
 class _Seen(NamedTuple):
@@ -112,28 +112,48 @@ def _seed_on_device(call: AttentionCall, q: Tensor) -> Tensor | None:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, plan: Tensor | None = None, masks: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    plan: Tensor | None = None,
+    masks: Tensor | None = None,
+    projection_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse). The call's bias is float32 and contiguous; a seed that is a tensor is read on the device.
 
     plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked. masks: what dropout
-    keeps, of ops/dropout_masks.py; None: the kernels draw it.
+    keeps, of ops/dropout_masks.py; None: the kernels draw it. projection_bias: [K, 3 H d] of q's type (see
+    adds_projection_bias), where it has not been added to q, k and v.
     """
     if plan is None:
         look(call.offsets, q.shape[-3])
         plan, _ = make_plan(call.offsets, q.shape[-3], call.bias)
     q, k, v = (_aligned(x) for x in (q, k, v))
+    bias, stride = _projection_bias(projection_bias)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
     if out.numel() > 0:
         gpu.call(
             "constituent_attention",
-            (q, k, v, call.bias, plan, _seed_on_device(call, q), masks),
+            (q, k, v, call.bias, plan, _seed_on_device(call, q), masks, bias),
             (out, lse),
             _strides(q, k, v, out),
             *_scalars(q, call),
+            stride,
         )
     return out, lse
+
+
+def adds_projection_bias(like: Tensor) -> bool:
+    """Whether the kernels add the bias of the layer that q, k and v of this type come from as they load them."""
+    return like.element_size() == 2 and bool(backend.cuda_module().attention_adds_projection_bias())
+
+
+def _projection_bias(bias: Tensor | None) -> tuple[Tensor | None, int]:
+    """As kernels read it, and its members' stride."""
+    bias = None if bias is None else _aligned(bias)
+    return bias, 0 if bias is None or len(bias) == 1 else bias.stride(0)
 
 
 def backward(
@@ -146,8 +166,11 @@ def backward(
     grads: Sequence[Tensor],
     plan: Tensor | None = None,
     masks: Tensor | None = None,
+    projection_bias: Tensor | None = None,
+    projection_bias_grad: Tensor | None = None,
 ) -> Tensor | None:
-    """Writes the gradients of q, k and v to grads; returns that of the bias, float32. plan, masks: as forward's."""
+    """Writes the gradients of q, k and v to grads; returns that of the bias, float32. plan, masks, projection_bias: as
+    forward's. projection_bias_grad: where the gradient of that goes, float32."""
     if plan is None:
         plan, _ = make_plan(call.offsets, q.shape[-3], call.bias)
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))
@@ -157,11 +180,22 @@ def backward(
         members = q.shape[0] if q.dim() == 4 else 1
         size = backend.cuda_module().constituent_attention_workspace_bytes(q.shape[-3], members, heads)
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
+        bias, stride = _projection_bias(projection_bias)
+        sums = None
+        grad_stride = 0
+        if bias is not None and projection_bias_grad is not None:
+            features = heads * q.shape[-1]
+            jets = len(call.offsets) - 1
+            size = backend.cuda_module().projection_bias_workspace_bytes(jets, q.shape[-3], members, features)
+            sums = torch.empty(size, dtype=torch.uint8, device=q.device)
+            grad_stride = projection_bias_grad.stride(0)
         gpu.call(
             "constituent_attention_backward",
-            (grad_out, q, k, v, call.bias, lse, plan, _seed_on_device(call, q), masks),
-            (*grads, dbias, workspace),
+            (grad_out, q, k, v, call.bias, lse, plan, _seed_on_device(call, q), masks, bias, call.offsets),
+            (*grads, dbias, workspace, projection_bias_grad, sums),
             _strides(grad_out, q, k, v, *grads),
             *_scalars(q, call),
+            stride,
+            grad_stride,
         )
     return dbias
