@@ -80,9 +80,7 @@ def _as_number_or_all(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths)]
-PathsOrGiven = Annotated[
-    Literal["given"] | tuple[str, ...], BeforeValidator(lambda paths: paths if paths == GIVEN else _as_paths(paths))
-]
+PathsOrGiven = Annotated[Literal["given"] | tuple[str, ...], BeforeValidator(_as_paths_or_given)]
 Shares = Annotated[tuple[float, float, float], BeforeValidator(_as_shares)]
 Columns = Annotated[str | ColumnMap, BeforeValidator(_as_columns)]
 Split = Annotated[SplitRule | None, BeforeValidator(lambda value: None if value is None else split_rule(value))]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +122,6 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
             | {axis_column(name): value for name, value in config.settings.items()}
         )
     axes = [column for column in map(axis_column, AXES) if any(column in row for row in rows)]
-    rows.sort(key=lambda row: _place(row, axes))
     for row in rows:
         row |= {f"flag_{point}": _flag(row.get(f"n_bkg_{point}")) for point in WORKING_POINTS}
     columns = [*COLUMNS, *axes]
@@ -133,7 +130,14 @@ def results_table(results: Sequence[StoredResult]) -> pd.DataFrame:
     kinds |= dict.fromkeys(("seed", *INTEGER_METRICS), "Int64")
     kinds |= {name: str for name in COLUMNS if name in ("run_name", "strategy", "status") or name.startswith("flag")}
     kinds |= {column: _kind(value for row in rows if (value := row.get(column)) is not None) for column in axes}
-    return table.astype(kinds)
+    order = ["strategy", *SCHEDULES, *axes, "run_name", "seed"]
+    # A constant value (NaN as the final one) comes before one that is scheduled.
+    return table.astype(kinds).sort_values(order, key=_places, na_position="first", ignore_index=True)
+
+
+def _places(values: pd.Series) -> pd.Series:
+    """What a column is sorted by: a strategy's place in the order of the grid, other values themselves."""
+    return values.map(STRATEGIES.index) if values.name == "strategy" else values
 
 
 def _flag(survivors: int | None) -> str:
@@ -161,29 +165,10 @@ def _kind(values: Iterable[Any]) -> Any:
     return object if str in kinds else np.float64 if float in kinds else "Int64"
 
 
-def _place(row: dict[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
-    """The order of the grid; a constant value comes before one that is scheduled."""
-
-    def number(name: str) -> float:
-        return -np.inf if row[name] is None else row[name]
-
-    values = map(number, SCHEDULES)
-    further = ((isinstance(value := row.get(axis), str), -np.inf if value is None else value) for axis in axes)
-    return (STRATEGIES.index(row["strategy"]), *values, *further, row["run_name"], row["seed"])
-
-
 def csv_text(table: pd.DataFrame) -> str:
     """The table's COLUMNS and further axes as CSV. Each float is written so that it reads back bit for bit."""
-    import pandas as pd
-
     columns = [*COLUMNS, *axis_columns(table).values()]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for row in table[columns].itertuples(index=False):
-        known = ["" if pd.isna(value) else value for value in row]
-        writer.writerow(repr(value) if isinstance(value, float) else value for value in known)
-    return buffer.getvalue()
+    return table[columns].to_csv(index=False, lineterminator="\n")
 
 
 def is_limited(table: pd.DataFrame, column: str) -> pd.Series:

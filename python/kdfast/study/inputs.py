@@ -6,15 +6,13 @@ if other processes will work on the study (workers, a cluster), so that its fold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save
 from torch import nn
 
 from kdfast.errors import ConfigError, DataError, StudyError
@@ -23,6 +21,7 @@ from kdfast.jets.packed import DTYPES, PackedJets
 from kdfast.models.tagger import Tagger, load_model
 from kdfast.store.folders import commit, read_checked
 from kdfast.store.identity import differing, refuse_another, shown_setting, teacher_fingerprint
+from kdfast.store.result import array_bytes, load_arrays
 from kdfast.store.settings import DATA_SOURCE, GIVEN, DataSettings, HLTFiles, StudySettings
 from kdfast.store.store import StudyStore
 from kdfast.study.own_models import adapted, as_logits, check_values, external_teacher
@@ -183,11 +182,10 @@ def write_inputs(store: StudyStore, inputs: Inputs) -> None:
         jets["hlt_jets"] = given.hlt_jets
     files = {}
     for name, part in jets.items():
-        arrays = {key: np.ascontiguousarray(getattr(part, key)) for key in DTYPES}
-        files[name] = {"arrays.safetensors": save(arrays)}
+        files[name] = {"arrays.safetensors": array_bytes({key: getattr(part, key) for key in DTYPES})}
     if given.teacher is not None and teacher is not None:  # else the settings name a file
         if isinstance(teacher, np.ndarray):
-            files["teacher"] = {"arrays.safetensors": save({_VALUES: np.ascontiguousarray(given.teacher)})}
+            files["teacher"] = {"arrays.safetensors": array_bytes({_VALUES: given.teacher})}
         else:
             files["teacher"] = {"model.safetensors": teacher.to_bytes()}
     for name, content in files.items():
@@ -222,7 +220,7 @@ def _stored(store: StudyStore, name: str) -> Any:
         what = f"was given its {words} in Python, and does not hold them"
         hint = f"give kdfast.refine the same {argument}=… again; kdfast.sweep(…, plan_only=True) stores them there"
         raise StudyError(what, where=str(store.path), hint=hint)
-    arrays = load_arrays(read_checked(folder, "arrays.safetensors"))
+    arrays = load_arrays(folder)
     return arrays[_VALUES] if name == "teacher" else PackedJets(**{key: arrays[key] for key in DTYPES})
 
 
@@ -236,25 +234,20 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
     here = settings.table()
     table = dict(store.settings)
     names = {*store.provenance.get("given", ())}
-    found = {"device", "checkpoint_every"}
     taken = {*given.names()}
+    found = set()
     for group in ({*_IN_PYTHON} - {"teacher"}, {"teacher"}):  # files of jets and of HLT jets are cut alike, by max_jets
         if held or taken & group <= names:
             names = names - group | taken & group
             found |= group
     if "jets" in found:
-        kept = {key: value for key, value in table["data"].items() if key not in DATA_SOURCE}
-        table["data"] = kept | {key: here["data"][key] for key in DATA_SOURCE if key in here["data"]}
+        table["data"] = _replaced(table["data"], here["data"], DATA_SOURCE)
         if isinstance(settings.hlt, HLTFiles) or settings.hlt == GIVEN:
             table["hlt"] = here["hlt"]
-        kept = {key: value for key, value in table["recipe"].items() if key != "shuffle_window"}
-        shuffled = {key: here["recipe"][key] for key in ("shuffle_window",) if key in here["recipe"]}
-        table["recipe"] = kept | shuffled  # files and their store differ in its default, not in what it does here
-    if "teacher" in found:
-        found.add("teacher_kind")
-    for key in found & {"device", "checkpoint_every", "teacher", "teacher_kind"}:
-        table.pop(key, None)
-        table |= {key: here[key]} if key in here else {}
+        # Files and their store differ in its default, not in what it does here.
+        table["recipe"] = _replaced(table["recipe"], here["recipe"], ["shuffle_window"])
+    of_teacher = ["teacher", "teacher_kind"] if "teacher" in found else []
+    table = _replaced(table, here, ["device", "checkpoint_every", *of_teacher])
     provenance = store.provenance | {"given": [name for name in _IN_PYTHON if name in names]}
     changes = [
         f"{key} is {shown_setting(new)} from now on, was {shown_setting(old)}"
@@ -262,6 +255,12 @@ def describe_anew(store: StudyStore, settings: StudySettings, given: Given, *, h
     ]
     store.describe(table, provenance)
     return changes
+
+
+def _replaced(old: Mapping[str, Any], new: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """The old table with these keys as the new one has them, or not at all."""
+    kept = {key: value for key, value in old.items() if key not in keys}
+    return kept | {key: new[key] for key in keys if key in new}
 
 
 def absolute_paths(settings: StudySettings) -> StudySettings:
