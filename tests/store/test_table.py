@@ -86,6 +86,13 @@ def test_rows_stand_in_the_order_of_the_grid_whatever_the_order_of_results():
     assert csv_text(results_table(shuffled)) == csv_text(expected)
 
 
+def test_of_a_further_axis_numbers_come_before_words_and_what_is_not_given_before_both():
+    configs = grid(temperature=3.0, alpha=0.5, shuffle_window=["all", 4096, 256]) + grid(temperature=3.0, alpha=0.5)
+    names = results_table([student(config) for config in configs])["run_name"]
+    constant = "baseline_T3.0_A0.5"
+    assert list(names) == [constant, f"{constant}_sw256", f"{constant}_sw4096", f"{constant}_swall"]
+
+
 @pytest.mark.parametrize(
     ("metric", "expected"), [("auc", LOW), ("bkg_rej_50", HIGH), ("bkg_rej_30", HIGH), ("combined", OTHER)]
 )

@@ -154,8 +154,7 @@ def _study(study: StudyNetworks) -> Study:
         few = ", ".join(f"{name} (seed {seed})" for _, name, seed in absent[:5])
         more = f" and {len(absent) - 5} more (`kdfast status --json` names them)" if len(absent) > 5 else ""
         study.add_missing(f"{len(absent)} runs that the settings ask for", f"not trained yet: {few}{more}")
-    imported = study.store.provenance.get("imported", {})
-    imported = imported if isinstance(imported, dict) else {}
+    imported = study.store.provenance.get("imported") or {}
     for note in imported.get("notes", ()):
         study.add_missing("import", str(note))
     validation = None

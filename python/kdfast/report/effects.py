@@ -15,7 +15,6 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from kdfast.distill.recipe import AXES, Value
@@ -23,7 +22,7 @@ from kdfast.report.comparisons import Configurations
 from kdfast.report.families import Adjusted, adjust
 from kdfast.report.fitting import Contrast, Fit, Part, fit, satterthwaite
 from kdfast.report.records import estimate_of
-from kdfast.report.sampling import LEVEL, Estimates
+from kdfast.report.sampling import LEVEL, Estimates, Floats
 from kdfast.report.schema.settings import LinearModel, Term
 from kdfast.report.schema.values import Metric
 from kdfast.store.table import SCHEDULES, axis_columns
@@ -40,7 +39,6 @@ __all__ = [
     "variance_shares",
 ]
 
-Floats = NDArray[np.float64]
 
 # A scatter about a model that is known with fewer degrees of freedom is no basis of a test.
 _LEAST_DF = 3

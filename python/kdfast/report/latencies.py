@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from kdfast.report.networks import StudyNetworks
+from kdfast.report.records import on_front
 from kdfast.report.schema.runs import Configuration, Latency, Network
 from kdfast.report.schema.values import Estimate, Role
 
@@ -40,11 +43,6 @@ def latencies(study: StudyNetworks, rows: Sequence[Configuration], networks: Seq
             pareto=False,
         )
         found.append(point)
-    marked = [each.model_copy(update={"pareto": not any(_beats(other, each) for other in found)}) for each in found]
+    front = on_front(np.array([[-each.p50_us, each.auc.value] for each in found]))
+    marked = [each.model_copy(update={"pareto": bool(best)}) for each, best in zip(found, front, strict=True)]
     return sorted(marked, key=lambda each: (each.p50_us, -each.auc.value, each.run_name))
-
-
-def _beats(one: Latency, other: Latency) -> bool:
-    """Whether it is as fast and as good, and not the same in both."""
-    as_good = one.p50_us <= other.p50_us and one.auc.value >= other.auc.value
-    return as_good and (one.p50_us, one.auc.value) != (other.p50_us, other.auc.value)

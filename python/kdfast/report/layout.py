@@ -7,14 +7,12 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from kdfast.report.schema.runs import Setting
 from kdfast.report.schema.values import Estimate
 
 __all__ = [
     "GOALS",
     "STRATEGY_NAMES",
     "WIDTH",
-    "alpha_span",
     "at_least",
     "counted",
     "ends",
@@ -24,7 +22,7 @@ __all__ = [
     "p_text",
     "p_value",
     "percent",
-    "temperature_span",
+    "span",
     "thousands",
     "title",
     "with_error",
@@ -146,15 +144,6 @@ def p_text(numbers: Mapping[str, Any]) -> str:
 # ---- settings
 
 
-def temperature_span(setting: Setting) -> str:
+def span(first: float, last: float | None, scheduled: str) -> str:
     """ "10.0 → 1.0 (annealing)" or "3.0 (constant)"."""
-    return _span(setting.temp_init, setting.temp_final, "annealing")
-
-
-def alpha_span(setting: Setting) -> str:
-    """ "0.9 → 0.1 (scheduling)" or "0.5 (constant)"."""
-    return _span(setting.alpha_init, setting.alpha_final, "scheduling")
-
-
-def _span(first: float, last: float | None, scheduled: str) -> str:
     return f"{first} (constant)" if last is None else f"{first} → {last} ({scheduled})"

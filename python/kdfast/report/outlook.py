@@ -21,8 +21,9 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from kdfast.distill.schedules import RunConfig
+from kdfast.report import records
 from kdfast.report.networks import StudyNetworks
-from kdfast.report.sampling import auc_estimates, rejection_estimates
+from kdfast.report.sampling import Floats, auc_estimates, rejection_estimates
 from kdfast.report.schema.choices import Expected, Race
 from kdfast.store.result import StoredResult
 from kdfast.store.settings import StudySettings
@@ -40,7 +41,6 @@ __all__ = [
     "validation_scores",
 ]
 
-Floats = NDArray[np.float64]
 
 FEWEST = 4  # configurations that tell of others
 COMPARED = 8  # trained networks that tell what the test jets resolve
@@ -201,8 +201,7 @@ def on_front(outlooks: Sequence[Outlook], finished: Iterable[int]) -> list[int]:
     best by the first metric first."""
     numbers = sorted(finished, key=lambda number: -outlooks[0].mean[number])
     means = np.array([[outlook.mean[number] for outlook in outlooks] for number in numbers])
-    dominated = [bool(((means >= own).all(axis=1) & (means > own).any(axis=1)).any()) for own in means]
-    return [number for number, below in zip(numbers, dominated, strict=True) if not below]
+    return [number for number, best in zip(numbers, records.on_front(means), strict=True) if best]
 
 
 def joins_front(outlooks: Sequence[Outlook], reached: Sequence[int]) -> Floats:

@@ -189,8 +189,7 @@ def explorer(analysis: Analysis) -> Explorer | None:
         "pareto": [i for i, run in enumerate(runs) if run.run_name in front],
         "limits": [i for i, found in enumerate(_rejections(runs)) if found is not None and found.lower_limit],
         "curves": {
-            name: {"digits": _CURVE, "values": [_steps(run.curves.get(name, ()), _CURVE) for run in runs]}
-            for name in there
+            name: {"digits": _CURVE, "values": [_steps(run.curves.get(name, ())) for run in runs]} for name in there
         },
     }
     if there and any(run.curves.get("epoch") for run in runs):
@@ -252,7 +251,7 @@ def _rejections(runs: Sequence[Run]) -> list[Estimate | None]:
     return [run.rejection.get("50") for run in runs]
 
 
-def _steps(curve: Sequence[float | None], digits: int) -> list[int | None]:
+def _steps(curve: Sequence[float | None]) -> list[int | None]:
     """A curve in units of its last decimal place, each value but the first as its difference to the one
     before: half as long as the values themselves."""
     found: list[int | None] = []
@@ -261,7 +260,7 @@ def _steps(curve: Sequence[float | None], digits: int) -> list[int | None]:
         if value is None or not math.isfinite(value):
             found.append(None)
             continue
-        now = round(value * 10**digits)
+        now = round(value * 10**_CURVE)
         found.append(now - before)
         before = now
     return found

@@ -22,6 +22,7 @@ from kdfast.metrics import background_rejection, roc_curve
 from kdfast.report import sampling
 from kdfast.report.families import LEVEL_OF_REPORT, PHYSICS_LEVEL
 from kdfast.report.fitting import critical
+from kdfast.report.sampling import Floats
 from kdfast.report.schema.physics import Calibration, CalibrationBin, MassSculpting, PtBin, PtRatio
 from kdfast.report.schema.values import Estimate
 
@@ -36,7 +37,6 @@ __all__ = [
     "pt_ratios",
 ]
 
-Floats = NDArray[np.float64]
 _REPLICATES = 1000
 FEWEST_SURVIVORS = 30
 
@@ -72,13 +72,13 @@ def threshold_at(jets: TestJets, scores: Floats, efficiency: float) -> float:
 # ---- by pT
 
 
-def pt_edges(pt: Floats, labels: NDArray[np.int64], *, most: int = 5, fewest_jets: int = 100) -> Floats:
+def pt_edges(pt: Floats, labels: NDArray[np.int64]) -> Floats:
     """Edges of bins of pT (GeV) equally filled by the jets of finite pT, of which there is one at least: at
     most five, and as many as give each 100 jets of either class where both classes have the same spectrum.
     With other spectra a bin may hold far fewer of one (see `pt_bins`)."""
     pt, labels = pt[np.isfinite(pt)], labels[np.isfinite(pt)]
     scarcer = int(min((labels == 1).sum(), (labels == 0).sum()))
-    bins = max(1, min(most, scarcer // fewest_jets))
+    bins = max(1, min(5, scarcer // 100))
     edges = np.unique(np.quantile(pt, np.linspace(0.0, 1.0, bins + 1)))
     return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
 
@@ -189,30 +189,32 @@ def mass_sculpting(
         return None
     edges, cells, passed = chosen
     everything = cells.sum(axis=0)
-    observed = float(_divergence(cells[passed].sum(axis=0), everything))
+    passing = cells[passed].sum(axis=0)
+    observed = float(_divergence(passing, everything))
     random, again = _resampled_divergences(cells, passed, np.random.default_rng(seed))
     tail = (1.0 - sampling.LEVEL) / 2.0
     low, high = 2.0 * observed - np.nanquantile(again, [1.0 - tail, tail])
+    p = _tail(random, observed)
     return MassSculpting(
         role=role,  # type: ignore[arg-type]
         efficiency=efficiency,
         survivors=int(passed.sum()),
         edges=edges.tolist(),
         all=(everything / everything.sum()).tolist(),
-        passing=(cells[passed].sum(axis=0) / cells[passed].sum()).tolist(),
+        passing=(passing / cells[passed].sum()).tolist(),
         divergence=observed,
         corrected=max(0.0, 2.0 * observed - float(np.nanmean(again))),
         low=max(0.0, float(low)),
         high=max(observed, float(high)),  # near 0 the correction overshoots; the observed one is too high on average
         expected_without=float(random.mean()),
-        p_adjusted=min(1.0, _tail(random, observed) * LEVEL_OF_REPORT / PHYSICS_LEVEL),
-        p_value=_tail(random, observed),
+        p_value=p,
+        p_adjusted=min(1.0, p * LEVEL_OF_REPORT / PHYSICS_LEVEL),
     )
 
 
-def mass_divergence(jets: TestJets, scores: Floats, efficiency: int = 50) -> float | None:
-    """The divergence alone, as `mass_sculpting` observes it; None where that gives none."""
-    chosen = _mass_cells(jets, scores, efficiency)
+def mass_divergence(jets: TestJets, scores: Floats) -> float | None:
+    """The divergence at 50 % alone, as `mass_sculpting` observes it; None where that gives none."""
+    chosen = _mass_cells(jets, scores, 50)
     if chosen is None:
         return None
     _, cells, passed = chosen

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from kdfast.report import physics
@@ -17,8 +16,8 @@ from kdfast.report.comparisons import best_of_equals, configurations, to_separat
 from kdfast.report.families import LEVEL_OF_REPORT, Adjusted, level_of
 from kdfast.report.fitting import Contrast, matrix_root
 from kdfast.report.networks import COLUMNS, StudyNetworks, means_of
-from kdfast.report.records import comparison_of, estimate_of, number, setting_fields
-from kdfast.report.sampling import Estimates, auc_interval, quantile
+from kdfast.report.records import comparison_of, estimate_of, number, on_front, setting_fields
+from kdfast.report.sampling import Estimates, Floats, auc_interval, quantile
 from kdfast.report.schema.choices import RankAgreement, TopTwo, Winner
 from kdfast.report.schema.runs import Configuration
 from kdfast.report.schema.settings import GroupTable
@@ -27,7 +26,6 @@ from kdfast.store.table import combined_score, in_order, is_limited
 
 __all__ = ["configuration_rows", "mean_versus_baseline", "rank_agreement", "top_two", "winners"]
 
-Floats = NDArray[np.float64]
 _VALIDATION: dict[Metric, str] = {"auc": "auc_val", "rejection": "bkg_rej_50_val"}
 
 
@@ -35,7 +33,7 @@ def configuration_rows(study: StudyNetworks) -> list[Configuration]:
     limited_on_validation, frame = _numbers(study)
     ranked = frame[["auc_student", "combined"]].assign(bkg_rej_50=in_order(frame, "bkg_rej_50"))
     ranks = ranked.rank(ascending=False, method="min").astype(int)
-    both = ranked[list(COLUMNS.values())]
+    front = dict(zip(frame.index, on_front(ranked[list(COLUMNS.values())].to_numpy(np.float64)), strict=True))
     against = study.against_baseline
     best = {metric: _best_set(study, metric) for metric in study.comparable}
     spread = study.done.groupby("run_name")[list(COLUMNS.values())].agg(["std", "count"])
@@ -54,7 +52,6 @@ def configuration_rows(study: StudyNetworks) -> list[Configuration]:
                 f"in_best_set_{metric}": name in best[metric] if metric in best else None,
                 f"gap_recovered_{metric}": _gap(study, metric, name),
             }
-        dominated = ((both >= both.loc[name]).all(axis=1) & (both > both.loc[name]).any(axis=1)).any()
         found.append(
             Configuration(
                 **setting_fields(name, row, study.configs[name]),
@@ -64,7 +61,7 @@ def configuration_rows(study: StudyNetworks) -> list[Configuration]:
                 rank_combined=int(ranks["combined"][name]),
                 rejection_validation_limit=name in limited_on_validation,
                 combined_validation=number(row.get("combined_val")),
-                pareto=not dominated,
+                pareto=bool(front[name]),
             )
         )
     open_ended = [c.run_name for c in found if c.rejection.error is not None and c.rejection.low is None]

@@ -27,6 +27,7 @@ __all__ = [
     "integer",
     "jet_counts",
     "number",
+    "on_front",
     "planned_settings",
     "setting_fields",
     "summary",
@@ -66,6 +67,13 @@ def jet_counts(labels: NDArray[Any], weights: NDArray[np.float64]) -> Jets:
         effective_background=effective_number(weights[background]),
         weighted=bool(np.ptp(weights) > 0),
     )
+
+
+def on_front(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[n]: which rows of numbers [n, metrics] are on the Pareto front: none is as high in all metrics and higher in
+    one."""
+    beaten = [((numbers >= own).all(axis=1) & (numbers > own).any(axis=1)).any() for own in numbers]
+    return ~np.array(beaten, bool)
 
 
 def summary(values: pd.Series, limits: int = 0) -> MetricSummary:

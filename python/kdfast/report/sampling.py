@@ -27,6 +27,7 @@ from kdfast.metrics import WORKING_POINTS, background_rejections, roc_auc
 __all__ = [
     "LEVEL",
     "Estimates",
+    "Floats",
     "auc_estimates",
     "auc_interval",
     "effective_number",
@@ -143,7 +144,6 @@ def rejection_estimates(
     *,
     points: Sequence[int] = WORKING_POINTS,
     replicates: int | None = None,
-    seed: int = 0,
 ) -> dict[int, Estimates]:
     """By signal efficiency in percent, ln(1/ε_B) of networks with scores [K, B], and their factor [K,
     replicates].
@@ -155,7 +155,7 @@ def rejection_estimates(
     """
     if replicates is None:
         replicates = int(np.clip(_DRAWN_JETS // max(len(labels), 1), _FEWEST_REPLICATES, _MOST_REPLICATES))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     own = [np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)]
     values = {point: np.empty(len(scores)) for point in points}
     drawn = {point: np.empty((len(scores), replicates)) for point in points}

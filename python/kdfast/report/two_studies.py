@@ -8,6 +8,7 @@ shared, or scores per jet are missing, there are differences and no intervals.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from kdfast.metrics import background_rejection
 from kdfast.report.comparisons import configurations, holm
 from kdfast.report.networks import fault_of_scores
 from kdfast.report.records import estimate_of, jet_counts
-from kdfast.report.sampling import Estimates, auc_estimates, rejection_estimates
+from kdfast.report.sampling import Estimates, Floats, auc_estimates, rejection_estimates
 from kdfast.report.schema.runs import Jets
 from kdfast.report.schema.values import Estimate, Metric, Record
 from kdfast.store.identity import differing, shown_setting
@@ -30,13 +31,15 @@ from kdfast.store.store import StudyStore
 
 __all__ = ["PairedMetric", "PairedRow", "PairedRun", "Pairing", "StudyComparison", "compare", "pair_studies"]
 
-Floats = NDArray[np.float64]
 
 # Settings that decide no result but say which runs there are.
 _PLANNED = ("seeds", "grid")
 
 # Longer lists among the settings are counted, and their first items shown.
 _LISTED = 6
+
+
+Kind = Literal["teacher", "baseline", "mean", "student"]
 
 
 # ---- what they share
@@ -186,7 +189,7 @@ class PairedMetric(Record):
 class PairedRow(Record):
     """A network, a configuration, or the mean of the configurations, in both studies."""
 
-    kind: Literal["teacher", "baseline", "mean", "student"]
+    kind: Kind
     name: str
     seeds: int
     """Number of seeds that both have."""
@@ -324,15 +327,13 @@ def _limits(pairs: _Pairs) -> list[str]:
 # ---- rows
 
 
-def _rows(pairs: _Pairs, kind: Literal["teacher", "baseline", "mean", "student"]) -> list[PairedRow]:
+def _rows(pairs: _Pairs, kind: Kind) -> list[PairedRow]:
     """A row for each network or configuration of a kind."""
-    chosen = [k for k, key in enumerate(pairs.keys) if key.kind == kind]
-    names = [pairs.keys[k].name for k in chosen]
-    seeds = [pairs.keys[k].seed for k in chosen]
-    metrics = {metric: _compared(pairs, metric, chosen, names, seeds) for metric in pairs.values}
+    seeds = Counter(key.name for key in pairs.keys if key.kind == kind)
+    rejections = _compared(pairs, "rejection", kind)
     return [
-        PairedRow(kind=kind, name=name, seeds=names.count(name), auc=auc, rejection=metrics["rejection"].get(name))
-        for name, auc in metrics["auc"].items()
+        PairedRow(kind=kind, name=name, seeds=seeds[name], auc=auc, rejection=rejections.get(name))
+        for name, auc in _compared(pairs, "auc", kind).items()
     ]
 
 
@@ -358,21 +359,19 @@ def _mean(pairs: _Pairs) -> list[PairedRow]:
     return _rows(means, "mean")
 
 
-def _compared(
-    pairs: _Pairs, metric: Metric, rows: Sequence[int], names: Sequence[str], seeds: Sequence[int]
-) -> dict[str, PairedMetric]:
+def _compared(pairs: _Pairs, metric: Metric, kind: Kind) -> dict[str, PairedMetric]:
     """By name, the means over seeds and their difference, by the two-way model of configurations and
     seeds."""
     unknown = np.any(~np.isfinite(pairs.values[metric]), axis=0)
     if metric == "rejection":
         unknown |= pairs.limited
-    left_out = {name for k, name in zip(rows, names, strict=True) if unknown[k]}
-    kept = [i for i, name in enumerate(names) if name not in left_out]
-    if not kept:
+    rows = [k for k, key in enumerate(pairs.keys) if key.kind == kind]
+    left_out = {pairs.keys[k].name for k in rows if unknown[k]}
+    places = [k for k in rows if pairs.keys[k].name not in left_out]
+    if not places:
         return {}
-    places = [rows[i] for i in kept]
-    names = [names[i] for i in kept]
-    seeds = [seeds[i] for i in kept]
+    names = [pairs.keys[k].name for k in places]
+    seeds = [pairs.keys[k].seed for k in places]
     one, other = pairs.values[metric][:, places]
     nothing = np.zeros((len(places), 1))
     factor = nothing if pairs.factor is None else pairs.factor[metric][places]

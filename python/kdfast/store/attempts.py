@@ -12,17 +12,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdfast._version import __version__
-from kdfast.errors import Fault, StudyError
+from kdfast.errors import Fault
 from kdfast.store.documents import AttemptDocument, json_bytes
 from kdfast.store.folders import AlreadyStored, commit, committed, damage, read_checked, read_document
 from kdfast.store.key import RunKey
 
-__all__ = ["ENDS", "GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
+__all__ = ["GIVEN_UP", "Attempt", "failures", "now", "read_attempt", "read_attempts", "write_attempt"]
 
-ENDS = ("error", "lost", "retry")
 # Number of failures after which a unit is not tried again until a user asks for it.
 GIVEN_UP = 3
 
@@ -44,7 +43,7 @@ class Attempt:
     """
 
     name: str
-    ended: str
+    ended: Literal["error", "lost", "retry"]
     error: str = ""
     traceback: str = ""
     members: tuple[RunKey, ...] = ()
@@ -81,8 +80,6 @@ def failures(attempts: Iterable[Attempt]) -> Counter[str]:
 
 def write_attempt(parent: Path, attempt: Attempt) -> Path:
     """Stores an attempt under the unit's next number. Raises StudyError where it can't be written."""
-    if attempt.ended not in ENDS:
-        raise StudyError(f"an attempt ends as one of {', '.join(ENDS)}, not as {attempt.ended!r}")
     document = asdict(attempt) | {"members": [key.folder for key in attempt.members]}
     del document["number"], document["traceback"]
     files = {"attempt.json": json_bytes(document), "traceback.txt": attempt.traceback.encode(errors="replace")}

@@ -186,13 +186,12 @@ def sweep(
     teacher = settings.get("teacher")
     teacher_file = fspath(teacher) if isinstance(teacher, (str, PathLike)) else None
     arguments = {"data": data, **{name: settings.get(name) for name in SETS[1:]}}
-    jets = {name: value for name, value in arguments.items() if isinstance(value, PackedJets)}
-    tables = {name: value for name, value in arguments.items() if is_table(value)}
+    in_memory = {name: value for name, value in arguments.items() if isinstance(value, PackedJets) or is_table(value)}
     hlt = settings.get("hlt")
     overrides = nested(settings, known=inspect.signature(sweep).parameters)
     for name, value in arguments.items():
-        overrides["data"][SET_PATHS[name]] = GIVEN if name in jets or name in tables else _paths(value, name)
-    if "data" in jets or "data" in tables:
+        overrides["data"][SET_PATHS[name]] = GIVEN if name in in_memory else _paths(value, name)
+    if "data" in in_memory:
         overrides["data"]["paths"] = None
     overrides["hlt"] = GIVEN if is_jets(hlt) else hlt
     overrides["teacher"] = teacher_file
@@ -203,11 +202,13 @@ def sweep(
         overrides["teacher_model"] = own_model(teacher, "teacher")
         overrides["teacher"] = teacher = None
     try:
-        resolved = StudySettings.resolve(config, overrides, data_given="data" in jets or "data" in tables)
+        resolved = StudySettings.resolve(config, overrides, data_given="data" in in_memory)
     except SettingError as error:
         raise by_keyword(error) from None
-    for name, table in tables.items():
-        jets[name] = read_jets(table, replace(reading(resolved.data, name), split=None))[0]
+    jets: dict[str, PackedJets] = {}
+    for name, value in in_memory.items():
+        how = replace(reading(resolved.data, name), split=None)
+        jets[name] = value if isinstance(value, PackedJets) else read_jets(value, how)[0]
     return run_study(
         resolved,
         Path(out),

@@ -31,12 +31,9 @@ from kdfast.study.own_models import network_config
 from kdfast.study.progress import SweepProgress, duration
 
 __all__ = [
-    "CALIBRATION_MEMBERS",
-    "CALIBRATION_STEPS",
     "Budget",
     "MemberCost",
     "calibrate",
-    "free_memory",
     "members_per_pack",
     "plan",
     "plan_study",
@@ -80,16 +77,16 @@ def plan_study(
         disk = checkpoints[shared] if lock_step else 0
         workers = budget.workers or 1
         sizes[shared] = members_per_pack(len(group), costs[shared], threads, workers, free_memory(), disk)
-    teacher = MemberCost()
+    teacher = math.nan
     if any(cost.seconds > 0 for cost in costs.values()):
-        teacher = _teacher_cost(settings, store, inputs, threads)
+        teacher = _teacher_seconds(settings, store, inputs, threads)
     packs, new = plan(store, settings.seeds, runs, sizes, threads=threads, costs=costs)
     _say_what_is_stored(store, wanted, shown)
     if new:
         work = sum(len(pack.runs) * costs[pack.shared].seconds for pack in new)
         at_once = [len(pack.runs) if lock_step else min(len(pack.runs), threads) for pack in new]
         disk = max(n * checkpoints[pack.shared] for n, pack in zip(at_once, new, strict=True))
-        took = _time_in_words(teacher, work, sum(len(pack.runs) for pack in new), replace(budget, threads=threads))
+        took = _time_in_words(teacher, work, replace(budget, threads=threads))
         precision = f", in {settings.precision}" if lock_step else ""
         shown.say(
             f"plan: {_packs_in_words(new)}{took}{precision}; checkpoints of up to {math.ceil(disk / 1e6)} MB a worker"
@@ -104,15 +101,15 @@ def _packs_in_words(packs: Sequence[PlannedPack]) -> str:
     return f"{sum(sizes)} runs in " + (f"{len(packs)} packs of up to {max(sizes)}" if len(packs) > 1 else "one pack")
 
 
-def _time_in_words(teacher: MemberCost, work: float, members: int, budget: Budget) -> str:
+def _time_in_words(teacher: float, work: float, budget: Budget) -> str:
     """work: seconds that the members take on one thread; NaN: unknown, and nothing is shown."""
     threads = budget.threads or 1
-    seconds = study_seconds(teacher, MemberCost(work / members), members, threads * (budget.workers or 1))
+    seconds = study_seconds(teacher, work, threads * (budget.workers or 1))
     if not seconds > 0:
         return ""
     each = "one thread" if threads == 1 else f"{threads} threads"
     of_workers = f" of {budget.workers} workers" if budget.workers else ""
-    first = f" ({duration(teacher.seconds)} of it for the teacher)" if teacher.seconds else ""
+    first = f" ({duration(teacher)} of it for the teacher)" if teacher else ""
     return f", up to {duration(seconds)} on {each}{of_workers}{first}"
 
 
@@ -127,17 +124,17 @@ def _cost(settings: StudySettings, shared: Settings, inputs: Inputs, threads: in
     return calibrate(network, recipe, train, validation, settings.precision, members=at_once, threads=at_once)
 
 
-def _teacher_cost(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> MemberCost:
-    """Of the teacher, which has all threads: 0 s where none is to be trained."""
+def _teacher_seconds(settings: StudySettings, store: StudyStore, inputs: Inputs, threads: int) -> float:
+    """What the teacher takes, which has all threads: 0 where none is to be trained."""
     if inputs.teacher is not None or store.has(RunKey.teacher(settings.data.seed)):
-        return MemberCost(0.0)
+        return 0.0
     prepared = inputs.prepared
     recipe = settings.recipe.teacher()
     network = network_config(settings.teacher_model, prepared.offline_preparation.standardisation)
     train = prepared.some_offline("train", CALIBRATION_STEPS * recipe.batch_size)
     validation = prepared.some_offline("validation", recipe.batch_size)
     jets = (len(prepared.hlt["train"]), len(prepared.hlt["validation"]))
-    return calibrate(network, recipe, train, validation, settings.precision, jets=jets, threads=threads)
+    return calibrate(network, recipe, train, validation, settings.precision, jets=jets, threads=threads).seconds
 
 
 def _say_what_is_stored(store: StudyStore, wanted: Collection[RunKey], shown: SweepProgress) -> None:
@@ -265,10 +262,10 @@ def calibrate(
     return MemberCost(seconds, max(0, most - before) // members)
 
 
-def study_seconds(teacher: MemberCost, member: MemberCost, members: int, threads: int) -> float:
-    """How long the training takes at most: the teacher with its threads, then the members on all threads (of all
-    workers); nan where it is not known."""
-    return teacher.seconds + member.seconds * members / threads
+def study_seconds(teacher: float, members: float, threads: int) -> float:
+    """How long the training takes at most: the teacher with its threads, then the members, together so long on one
+    thread, on all threads (of all workers); nan where it is not known."""
+    return teacher + members / threads
 
 
 def _first(view: View, jets: int) -> View:

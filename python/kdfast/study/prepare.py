@@ -76,7 +76,7 @@ class PreparedData:
 
     def seen_by(self, tagger: Tagger) -> Mapping[str, View]:
         """By split, the jets as a trained tagger sees them: with its own view and standardisation."""
-        return LazyViews(self.positions, lambda part: view_of(tagger.preparation, self.jets, self.positions[part]))
+        return LazyViews(lambda part: view_of(tagger.preparation, self.jets, self.positions[part]))
 
 
 def load_sets(given: Mapping[str, PackedJets], settings: DataSettings) -> tuple[PackedJets, Sets]:
@@ -227,7 +227,7 @@ def prepare(
     return PreparedData(
         jets,
         positions,
-        LazyViews(positions, lambda part: _filled_view(offline, jets, positions, part)),
+        LazyViews(lambda part: _filled_view(offline, jets, positions, part)),
         {part: _filled_view(trigger, seen, positions, part) for part in positions},
         offline,
         trigger,

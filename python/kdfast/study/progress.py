@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console, RenderableType
@@ -70,9 +69,7 @@ class SweepProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 

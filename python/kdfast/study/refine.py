@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from kdfast.errors import ConfigError, StudyError
 from kdfast.jets.packed import PackedJets
 from kdfast.models.tagger import Tagger
-from kdfast.store.packs import PlannedPack, planned
+from kdfast.store.packs import planned
 from kdfast.store.settings import StudySettings, check_counts
 from kdfast.store.store import StudyStore
 from kdfast.store.table import combined_score, in_order, selected_on
@@ -96,7 +96,10 @@ def refine(
     check_counts(top=top, seeds=seeds)
     names, known = leaders(results.results, top, metric)
     store = StudyStore.open(Path(study))
-    wanted = _seeds(known, _tried(results.results, planned(store), names), seeds)
+    # Seeds with which some of these configurations were trained, successfully or not, or are planned.
+    stored = results.results.loc[results.results["run_name"].isin(names), "seed"]
+    tried = {*map(int, stored), *(pack.seed for pack in planned(store) if pack.of(names).runs)}
+    wanted = _seeds(known, tried, seeds)
     table: dict[str, Any] = {**results.settings, "grid": names, "search": None, "seeds": wanted}
     settings = StudySettings.resolve(table, data_given=True)
     trains_teacher = "teacher" not in store.provenance["decisive"]
@@ -104,12 +107,6 @@ def refine(
     hlt_jets = None if hlt is None else joined_hlt(hlt, settings.data)
     given = stored_inputs(store, Given(data, hlt_jets, teacher, validation_data, test_data))
     return run_study(settings, Path(study), given, Budget(threads), SweepProgress(progress))
-
-
-def _tried(table: pd.DataFrame, packs: Iterable[PlannedPack], names: Collection[str]) -> set[int]:
-    """Seeds with which some of these configurations were trained, successfully or not, or are planned."""
-    stored = table.loc[table["run_name"].isin(names), "seed"]
-    return {*map(int, stored), *(pack.seed for pack in packs if pack.of(set(names)).runs)}
 
 
 def _seeds(known: Collection[int], tried: Collection[int], count: int) -> list[int]:

@@ -327,11 +327,10 @@ class StudyResults:
         return StudyPlots(self._store, self._named)
 
     def _named(self, run_name: str, seed: int | None) -> StoredResult:
-        known = {result.name for result in self._stored}
-        stored = run_name if run_name in known else stored_name(run_name)
+        names = list(dict.fromkeys(result.name for result in self._stored))
+        stored = run_name if run_name in names else stored_name(run_name)
         named = {result.seed: result for result in self._stored if result.name == stored}
         if not named:
-            names = list(dict.fromkeys(result.name for result in self._stored))
             raise ConfigError(f"no run is named {run_name!r}", where="run_name", hint=_few(suggest(run_name, names)))
         if seed is None and len(named) > 1:
             raise ConfigError(f"{run_name} has several seeds", where="seed", hint=f"give one of {list(named)}")
@@ -446,6 +445,6 @@ def run_model(store: StudyStore, key: RunKey) -> Path:
     return path
 
 
-def _few(hint: str, length: int = 200) -> str:
+def _few(hint: str) -> str:
     """The start of a hint that lists a whole grid."""
-    return hint if len(hint) <= length else hint[:length].rsplit(",", 1)[0] + ", …"
+    return hint if len(hint) <= 200 else hint[:200].rsplit(",", 1)[0] + ", …"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from kdfast.distill import cuda_engine
 from kdfast.distill.devices import training_devices
 from kdfast.distill.pack import EpochReport, Member, MemberResult, Pack, Targets, View
 from kdfast.distill.recipe import Recipe
-from kdfast.distill.schedules import Run, RunConfig
+from kdfast.distill.schedules import Run
 from kdfast.distill.targets import predict_logits, teacher_targets
 from kdfast.distill.trainer import train_pack
 from kdfast.errors import CallbackError, StudyError
@@ -102,15 +102,8 @@ class StudyTraining:
         sizes = self._teacher_sizes()
         pack = self._pack(sizes, (Member("teacher"),), key.seed, recipe, self.prepared.offline)
         self.shown.begin("teacher", members=1, epochs=recipe.epochs)
-        checkpoints = self._checkpoints(pack, {"teacher": key})
         trained_on = sampled(self.prepared.hashes("train"))
-        card = tagger_card(sizes, self.prepared.offline_preparation, trained_on)
-        with closing(self._results(pack, checkpoints)) as results:
-            for result in results:
-                if result.status != "done":
-                    hint = "lower the learning rate: without a teacher there are no students"
-                    raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
-                self._write_trained(key, None, result, card, checkpoints.resumed_from(result.name))
+        self._train(pack, {"teacher": key}, tagger_card(sizes, self.prepared.offline_preparation, trained_on))
 
     def students(
         self,
@@ -130,19 +123,8 @@ class StudyTraining:
         sizes = network_config(sizes, self.prepared.hlt_preparation.standardisation)
         trained = self._pack(sizes, pack.members, pack.seed, recipe, self.prepared.hlt, targets)
         self.shown.begin(pack.id, members=len(pack.runs), epochs=recipe.epochs, done=done, later=later)
-        configs = {member.name: member.config for member in pack.members}
-        keys = {name: RunKey.of(config, pack.seed) for name, config in configs.items()}
-        checkpoints = self._checkpoints(trained, keys)
-        card = tagger_card(sizes, self.prepared.hlt_preparation)
-        with closing(self._results(trained, checkpoints)) as results:
-            for result in results:
-                name = result.name
-                config = configs[result.name]
-                if isinstance(config, RunConfig) and result.status == "done":
-                    self.shown.best(name, max(result.curves["auc_val"]))
-                self._write_trained(keys[name], config, result, card, checkpoints.resumed_from(name))
-                if lost is not None and lost.is_set():
-                    return
+        keys = {member.name: RunKey.of(member.config, pack.seed) for member in pack.members}
+        self._train(trained, keys, tagger_card(sizes, self.prepared.hlt_preparation), lost)
 
     def _pack(
         self,
@@ -158,9 +140,16 @@ class StudyTraining:
         device = self.settings.device
         return Pack(sizes, members, seed, recipe, train, validation, test, targets, precision, device)
 
-    def _checkpoints(self, pack: Pack, keys: Mapping[str, RunKey]) -> StudyCheckpoints:
-        """keys: of the results, by member."""
-        return StudyCheckpoints(
+    def _train(
+        self, pack: Pack, keys: Mapping[str, RunKey], card: Mapping[str, Any], lost: threading.Event | None = None
+    ) -> None:
+        """Trains a pack and stores its results. keys: of the results, by member. card: of their model files.
+
+        Raises StudyError where the teacher diverges, and, after checkpoints, SweepInterrupted where the user has
+        stopped the training and CallbackError where the user's function has raised.
+        """
+        configs = {member.name: member.config for member in pack.members}
+        checkpoints = StudyCheckpoints(
             self.store.path,
             pack,
             {name: key.folder for name, key in keys.items()},
@@ -169,16 +158,21 @@ class StudyTraining:
             interval=self.settings.checkpoint_every,
             say=self.shown.say,
         )
-
-    def _results(self, pack: Pack, checkpoints: StudyCheckpoints) -> Generator[MemberResult, None, None]:
-        """The pack's results. After checkpoints, raises SweepInterrupted where the user has stopped it, and
-        CallbackError where the user's function has raised."""
         watch = _Watch(self.shown, self.stop.event)
         trained = train_pack(pack, threads=self.threads, on_epoch=watch.epoch, stop=watch, checkpoints=checkpoints)
         with self.stop.deferred(), closing(trained) as results:
             for result in results:
-                yield result
-                self.shown.member(result)  # after it is stored
+                key = keys[result.name]
+                done = result.status == "done"
+                if key.kind == "teacher" and not done:
+                    hint = "lower the learning rate: without a teacher there are no students"
+                    raise StudyError(f"the teacher diverged: {result.message}", where=str(self.store.path), hint=hint)
+                if key.kind == "student" and done:
+                    self.shown.best(result.name, max(result.curves["auc_val"]))
+                self._write_trained(key, configs[result.name], result, card, checkpoints.resumed_from(result.name))
+                if lost is not None and lost.is_set():
+                    return
+                self.shown.member(result)
         watch.check()
 
     def _write_trained(

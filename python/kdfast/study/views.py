@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -40,26 +40,16 @@ ARRAYS = {"features": np.float32, "offsets": np.int64, "labels": np.float32, "we
 CARD = "view.json"
 
 
-class LazyViews(Mapping[str, View]):
+class LazyViews(dict[str, View]):
     """Views by split, made when they are first used: the teacher's large ones often are not."""
 
-    def __init__(self, splits: Iterable[str], make: Callable[[str], View]) -> None:
-        self._splits = tuple(splits)
+    def __init__(self, make: Callable[[str], View]) -> None:
+        super().__init__()
         self._make = make
-        self._made: dict[str, View] = {}
 
-    def __getitem__(self, split: str) -> View:
-        if split not in self._splits:
-            raise KeyError(split)
-        if split not in self._made:
-            self._made[split] = self._make(split)
-        return self._made[split]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._splits)
-
-    def __len__(self) -> int:
-        return len(self._splits)
+    def __missing__(self, split: str) -> View:
+        self[split] = self._make(split)
+        return self[split]
 
 
 def view_of(preparation: Preparation, jets: PackedJets, positions: NDArray[np.int64]) -> View:
@@ -110,12 +100,10 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
         kept = json.loads(path.read_bytes())
         if kept["sha256"] == table_digest(kept["numbers"]):  # else it is damaged
             return Standardisation.from_dict(kept["numbers"])
-    sums = _Moments()
-    for block in _blocks(jets, positions):
-        sums.add(features(unit.view_of(block)))
-    if not sums.number:
+    moments = _moments(features(unit.view_of(block)) for block in _blocks(jets, positions))
+    if moments is None:
         return None
-    found = Standardisation.of_moments(*sums.moments())
+    found = Standardisation.of_moments(*moments)
     with writing_errors(path):
         path.parent.mkdir(exist_ok=True)
         numbers = found.to_dict()
@@ -123,32 +111,28 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
     return found
 
 
-class _Moments:
-    """Mean and population variance in float64, of deviations from the first block's mean: no digits cancel."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.shift: Tensor = torch.zeros(0)
-        self.sum: Tensor = torch.zeros(0)
-        self.squares: Tensor = torch.zeros(0)
-
-    def add(self, rows: Tensor) -> None:
+def _moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Mean and population standard deviation of rows in float64, of deviations from the first part's mean, so that no
+    digits cancel; None without rows."""
+    number = 0
+    shift = total = squares = torch.zeros(0)
+    for rows in parts:
         if not len(rows):
-            return
+            continue
         x = rows.double()
-        if not self.number:
-            self.shift = x.mean(dim=0)
-            self.sum = torch.zeros_like(self.shift)
-            self.squares = torch.zeros_like(self.shift)
-        x -= self.shift
-        self.number += len(x)
-        self.sum += x.sum(dim=0)
-        self.squares += (x * x).sum(dim=0)
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        mean = self.sum / self.number
-        variance = (self.squares / self.number - mean * mean).clamp(min=0)
-        return self.shift + mean, variance.sqrt()
+        if not number:
+            shift = x.mean(dim=0)
+            total = torch.zeros_like(shift)
+            squares = torch.zeros_like(shift)
+        x -= shift
+        number += len(x)
+        total += x.sum(dim=0)
+        squares += (x * x).sum(dim=0)
+    if not number:
+        return None
+    mean = total / number
+    variance = (squares / number - mean * mean).clamp(min=0)
+    return shift + mean, variance.sqrt()
 
 
 # ---- views in files

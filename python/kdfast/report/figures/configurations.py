@@ -52,12 +52,11 @@ def configuration_figures(analysis: Analysis) -> Figures:
     if len(rows) > 1:
         yield "configurations", partial(_ordered, analysis, rows)
         yield "leaders", partial(_leaders, analysis, rows)
+        yield "pareto", partial(_pareto, analysis, rows)
     if analysis.grid is not None and len(analysis.grid.temp_init) * len(analysis.grid.alpha_init) > 1:
         yield "heat_maps", partial(_heat_maps, analysis)
     if len({row.strategy for row in rows}) > 1:
         yield "strategies", partial(_strategies, analysis, rows)
-    if len(rows) > 1:
-        yield "pareto", partial(_pareto, analysis, rows)
     if analysis.race is not None:
         yield "race", partial(_race, analysis.race)
     if len({each.p50_us for each in analysis.latencies}) > 1:
@@ -298,7 +297,7 @@ def _heat_maps(analysis: Analysis) -> Drawing:
     shape, size = ((2, 1), (WIDE, 2 * height)) if stacked else ((1, 2), (WIDE, height))
     figure, axes = axes_grid(*shape, size=size)
     for panel, (metric, label), form in zip(axes.flat, _METRICS, ("{:.4f}", "{:.2f}"), strict=True):
-        values = np.array([[np.nan if v is None else v for v in row] for row in getattr(grid, metric)], np.float64)
+        values = np.array(getattr(grid, metric), np.float64)  # None becomes NaN
         mesh = panel.pcolormesh(values, cmap="cividis", edgecolors="white", linewidth=1)
         middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
         for i, j in np.argwhere(np.isfinite(values)) if len(alphas) <= 2.5 * _CELLS else ():
@@ -311,11 +310,9 @@ def _heat_maps(analysis: Analysis) -> Drawing:
         panel.set_title(f"Mean {label}", loc="left")
         panel.set(xlabel="Initial α", ylabel="Initial T")
         figure.colorbar(mesh, ax=panel, pad=0.02)
-    highest = "no pair"
-    for best in analysis.pairs[:1]:
-        where = f"T = {best.temp_init:g}, α = {best.alpha_init:g}, over {counted(best.runs, 'run')}"
-        highest = f"Highest mean AUC: {best.auc:.4f} at {where}"
-    return drawing("heat_maps", figure, highest)
+    best = analysis.pairs[0]
+    where = f"T = {best.temp_init:g}, α = {best.alpha_init:g}, over {counted(best.runs, 'run')}"
+    return drawing("heat_maps", figure, f"Highest mean AUC: {best.auc:.4f} at {where}")
 
 
 def _strategies(analysis: Analysis, rows: Sequence[Configuration]) -> Drawing:

@@ -25,13 +25,12 @@ from kdfast.report.figures.style import (
     said,
 )
 from kdfast.report.layout import with_error
-from kdfast.report.sampling import Estimates, quantile, rejection_estimates
+from kdfast.report.sampling import Estimates, Floats, quantile, rejection_estimates
 from kdfast.report.schema import Analysis
 from kdfast.report.schema.values import Estimate
 
 __all__ = ["ShownNetwork", "TestSample", "performance_figures"]
 
-Floats = NDArray[np.float64]
 
 # Signal efficiencies, in percent, where bands are computed.
 _POINTS = (*range(1, 10), *range(10, 96, 5), 98, 99)
@@ -136,27 +135,24 @@ def _roc(analysis: Analysis, sample: TestSample) -> Drawing:
         axes.fill_betweenx(sample.efficiencies, 1.0 / high, 1.0 / low, **_shade(network))
     grid = np.geomspace(1e-4, 1.0, 200)
     axes.plot(grid, grid, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.set(xscale="log", xlim=(_least(sample), 1.0), ylim=(0.0, 1.06))
+    background = int(((sample.labels == 0) & (sample.weights > 0)).sum())
+    least = 10 ** np.floor(np.log10(3.0 / max(background, 10)))
+    axes.set(xscale="log", xlim=(least, 1.0), ylim=(0.0, 1.06))
     axes.set(xlabel=r"Background efficiency $ε_B$", ylabel=r"Signal efficiency $ε_S$")
     legend_above(figure, axes)
     return drawing("roc", figure, _numbers(sample.networks), jets=_jets(analysis))
 
 
-def _thinned(curve: RocCurve, most: int = 600) -> tuple[Floats, Floats]:
+def _thinned(curve: RocCurve) -> tuple[Floats, Floats]:
     """(ε_B, ε_S) without points that no eye tells apart: evenly in ε_B's logarithm and in ε_S."""
     x = curve.background_efficiency
     y = curve.signal_efficiency
     x, y = x[x > 0], y[x > 0]
     places = np.stack([np.log(x) / max(-np.log(x[0]), 1e-9), y]) if len(x) else np.zeros((2, 0))
-    steps = np.floor(places * most).astype(np.int64)
+    steps = np.floor(places * 600).astype(np.int64)
     new = np.ones(len(x), bool)
     new[1:-1] = (steps[:, 1:-1] != steps[:, :-2]).any(axis=0)
     return x[new], y[new]
-
-
-def _least(sample: TestSample) -> float:
-    background = int(((sample.labels == 0) & (sample.weights > 0)).sum())
-    return float(10 ** np.floor(np.log10(3.0 / max(background, 10))))
 
 
 def _rejection(analysis: Analysis, sample: TestSample) -> Drawing:

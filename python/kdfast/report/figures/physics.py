@@ -27,13 +27,13 @@ from kdfast.report.figures.style import (
     filled,
     legend_above,
 )
+from kdfast.report.sampling import Floats
 from kdfast.report.schema import Analysis
 from kdfast.report.schema.physics import PtBin, PtRatio
 from kdfast.report.schema.runs import Network
 
 __all__ = ["physics_figures"]
 
-Floats = NDArray[np.float64]
 
 # Working points of the mass figure, in percent of signal efficiency, with their lines.
 _MASS_POINTS = {30: ":", 50: "-", 80: "--"}
@@ -72,7 +72,7 @@ def _calibration(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
         style = ROLES[curve.role]
         predicted, observed = ([getattr(b, name) for b in curve.bins] for name in ("predicted", "observed"))
         errors = np.abs([[b.low - b.observed for b in curve.bins], [b.high - b.observed for b in curve.bins]])
-        label = shown[curve.role].label if curve.role in shown else curve.role
+        label = shown[curve.role].label
         axes.errorbar(predicted, observed, yerr=errors, marker="o", markersize=4, label=label, **style)
         said_of.append(f"{label}: expected calibration error {curve.expected_error:.3f}, Brier score {curve.brier:.4f}")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Predicted probability of signal", ylabel="Share of signal")
@@ -95,7 +95,7 @@ def _by_pt(analysis: Analysis, shown: Mapping[str, Network]) -> Drawing:
     said_of = []
     for role, marker in zip(roles, "osD", strict=False):
         bins = [b for b in analysis.by_pt if b.role == role]
-        label = shown[role].label if role in shown else role
+        label = shown[role].label
         bars(axes[0, 0], bins, "auc", role, marker, label=label)
         bars(axes[0, 1], bins, "rejection", role, marker)
         aucs = [f"{b.pt_low:.0f} to {b.pt_high:.0f} GeV AUC {b.auc.value:.4f}" for b in bins]

@@ -120,7 +120,7 @@ def _training(analysis: Analysis, leaders: Sequence[str], seed: int | None, othe
 
 def _points(curves: Curves, name: str) -> np.ndarray[Any, Any]:
     """[epochs, 2]: epoch, counted from 1, and value; NaN where it is not finite."""
-    values = np.array([np.nan if v is None else v for v in curves.get(name, ())], np.float64)
+    values = np.array(curves.get(name, ()), np.float64)  # None becomes NaN
     given = curves.get("epoch")
     epochs = np.arange(1, len(values) + 1) if given is None else np.array(given, np.float64)
     return np.stack([epochs[: len(values)], values], axis=1)
