@@ -21,7 +21,7 @@ from kdfast.study.inputs import Given, joined_hlt, stored_inputs
 from kdfast.study.own_models import Factory, with_own_models
 from kdfast.study.plan import Budget
 from kdfast.study.progress import SweepProgress
-from kdfast.study.results import StudyResults, open_study
+from kdfast.study.results import StudyResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,13 +89,13 @@ def refine(
     >>> import kdfast
     >>> kdfast.refine("demo", top=10, seeds=5)  # doctest: +SKIP
     """
-    results = open_study(Path(study))
+    store = StudyStore.open(Path(study))
+    results = StudyResults(store)
     if results.imported is not None:
         what = "was imported: how its runs were trained is not known, so no seed can be added"
         raise StudyError(what, where=fspath(study), hint="run a sweep of these configurations with `kdfast sweep`")
     check_counts(top=top, seeds=seeds)
     names, known = leaders(results.results, top, metric)
-    store = StudyStore.open(Path(study))
     # Seeds with which some of these configurations were trained, successfully or not, or are planned.
     stored = results.results.loc[results.results["run_name"].isin(names), "seed"]
     tried = {*map(int, stored), *(pack.seed for pack in planned(store) if pack.of(names).runs)}

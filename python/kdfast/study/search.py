@@ -288,11 +288,8 @@ def check_search(settings: StudySettings) -> None:
         raise ConfigError(f"the grid has {len(runs)} configuration", where="search", hint="give a grid to choose from")
     first = min(_first(search, places(runs).shape[1]), len(runs))
     epochs = first * len(settings.seeds) * max(settings.recipe.student(run.settings).epochs for run in runs)
-    if search.max_epochs is not None and search.max_epochs < epochs:
-        hint = f"give max_epochs ≥ {epochs}, or a smaller `first`"
-        raise ConfigError(
-            f"is {search.max_epochs}, the first round takes {epochs}", where="search.max_epochs", hint=hint
-        )
-    if search.max_runs is not None and search.max_runs < first:
-        hint = f"give max_runs ≥ {first}, or a smaller `first`"
-        raise ConfigError(f"is {search.max_runs}, the first round has {first}", where="search.max_runs", hint=hint)
+    for name, needed, verb in (("max_epochs", epochs, "takes"), ("max_runs", first, "has")):
+        most = getattr(search, name)
+        if most is not None and most < needed:
+            hint = f"give {name} ≥ {needed}, or a smaller `first`"
+            raise ConfigError(f"is {most}, the first round {verb} {needed}", where=f"search.{name}", hint=hint)
