@@ -315,7 +315,12 @@ def test_a_study_whose_name_is_no_text(study, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [["doctor"], ["report"], pytest.param(["refine", "--seeds", "1"], marks=pytest.mark.slow)]
+    "command",
+    [
+        ["doctor"],
+        pytest.param(["report"], marks=pytest.mark.slow),
+        pytest.param(["refine", "--seeds", "1"], marks=pytest.mark.slow),
+    ],
 )
 def test_without_stdout(study, command):
     run = [sys.executable, "-m", "tests.study.run_cli", *command, *([] if command == ["doctor"] else [str(study)])]

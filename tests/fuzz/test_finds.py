@@ -38,6 +38,7 @@ def needs(name: str) -> None:
         pytest.importorskip(tool)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kdfast.errors.KdfastWarning")
 @pytest.mark.parametrize("find", FINDS, ids=lambda find: find.stem)
 def test_finds(tmp_path: Path, find: Path) -> None:

@@ -51,7 +51,20 @@ def make(folder: Path, **how: object) -> Path:
     return kdfast.prepare(two_files(folder), folder / "jets.store", progress=False, **how)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "PART_JETS", 100)
+        return make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy of one that `make` made."""
+    return Path(shutil.copytree(made, tmp_path / "jets.store"))
+
+
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("max_constituents", [None, 7])
 def test_a_store_holds_what_load_jets_gives(tmp_path: Path, jobs: int, max_constituents: int | None) -> None:
     files = two_files(tmp_path)
@@ -125,6 +138,7 @@ def test_jets_without_labels(tmp_path: Path) -> None:
 # ---- interrupted
 
 
+@pytest.mark.slow
 def test_a_killed_one_resumes(tmp_path: Path) -> None:
     """Parts that were finished are not read again, and the store is the same."""
     wanted = make(tmp_path)
@@ -281,14 +295,13 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_a_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
-    out = make(tmp_path)
-    path = out / f"{name}.npy"
+def test_a_flipped_bit_is_found(store: Path, name: str) -> None:
+    path = store / f"{name}.npy"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"{name}"):
-        list(verify_store(out))
+        list(verify_store(store))
 
 
 @pytest.mark.parametrize(
@@ -304,11 +317,10 @@ def test_a_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
         (lambda out: (out / "store.json").write_text("[]"), "store.json: is damaged"),
     ],
 )
-def test_damaged_stores(tmp_path: Path, damage: object, message: str) -> None:
-    out = make(tmp_path)
-    damage(out)  # type: ignore[operator]
+def test_damaged_stores(store: Path, damage: object, message: str) -> None:
+    damage(store)  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
-        kdfast.load_jets(out)
+        kdfast.load_jets(store)
 
 
 def edit(out: Path, **changes: object) -> None:

@@ -84,6 +84,7 @@ def test_files_in_another_unit_are_the_same_study(tmp_path):
     assert "unit" not in StudyStore.open(out).settings["data"]
 
 
+@pytest.mark.slow
 def test_files_in_another_layout_are_the_same_study(tmp_path):
     """A map only says how files are read. The study holds the map's content, and none for the ATLAS layout."""
     atlas, other, out = jets_file(tmp_path / "atlas.h5"), jets_file(tmp_path / "other.h5"), tmp_path / "study"

@@ -119,6 +119,7 @@ def test_a_column(files: dict[str, Path]) -> None:
     assert [len(some.positions[name]) for name in SPLITS] == [80, 40, 40]
 
 
+@pytest.mark.slow
 def test_a_column_that_a_store_keeps(tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdfast.jets.prepare.PART_JETS", 64)
     store = kdfast.prepare(files["folds"], tmp_path / "jets.store", split="fold", progress=False)
@@ -356,6 +357,7 @@ def test_hlt_jets_of_jets_that_the_split_leaves_out(files: dict[str, Path]) -> N
     assert [len(found.hlt[name].labels) for name in SPLITS] == [80, 40, 40]
 
 
+@pytest.mark.slow
 def test_logits_of_all_sets(files: dict[str, Path]) -> None:
     data = {"paths": [files["train"]], "test_paths": [files["test"]], "max_jets": 150}
     logits = np.linspace(-3, 3, 250)
@@ -396,6 +398,7 @@ def test_another_split_is_another_study(tmp_path: Path, files: dict[str, Path]) 
     assert open_inputs(store)[1].prepared.shared_arrays("test")["index"][0] == 0
 
 
+@pytest.mark.slow
 def test_another_column_is_another_study(tmp_path: Path, files: dict[str, Path]) -> None:
     plan(tmp_path / "folds", files["folds"], split="fold validation=3 test=4")
     assert StudyStore.open(tmp_path / "folds").settings["data"]["split"] == {
@@ -450,6 +453,7 @@ def write_reference_set(folder: Path, slots: int = 60) -> None:
         frame.to_hdf(folder / f"{name}.h5", key="table", format="table")
 
 
+@pytest.mark.slow
 def test_the_recipes_of_the_page(tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tables", reason="needs PyTables, by which pandas writes HDF5")
     monkeypatch.chdir(tmp_path)

@@ -22,13 +22,24 @@ from tests.jets.atlas_files import write_atlas
 from tests.study.small_sweep import small_jets, small_sweep
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small_jets in a file, and in a store of several parts."""
+    folder = tmp_path_factory.mktemp("made")
+    file = write_atlas(folder / "jets.h5", small_jets(), width=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "PART_JETS", 64)
+        kdfast.prepare(file, folder / "jets.store", progress=False)
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """small_jets in a store of several parts, with views that are made in several blocks."""
+def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store, copied beside its file; views are made in several blocks."""
     monkeypatch.setattr(preparing, "PART_JETS", 64)
     monkeypatch.setattr(views, "JETS", 100)
-    file = write_atlas(tmp_path / "jets.h5", small_jets(), width=60)
-    return kdfast.prepare(file, tmp_path / "jets.store", progress=False)
+    shutil.copy2(made / "jets.h5", tmp_path)
+    return Path(shutil.copytree(made / "jets.store", tmp_path / "jets.store"))
 
 
 def scores(study: kdfast.StudyResults) -> dict[tuple[str, int], pd.DataFrame]:
@@ -63,6 +74,7 @@ def test_views_are_shared_and_made_again_where_damaged(tmp_path: Path, store: Pa
     assert {path for path in made if now[path] != made[path]} == {damaged}
 
 
+@pytest.mark.slow
 def test_a_damaged_standardisation_is_made_again(tmp_path: Path, store: Path) -> None:
     first = scores(small_sweep(tmp_path / "one", store))
     (path,) = (store / "views").glob("standardisation-*.json")
@@ -132,6 +144,7 @@ def test_other_cuts_and_windows(tmp_path: Path, store: Path) -> None:
         small_sweep(tmp_path / "one", store, max_constituents=5)
 
 
+@pytest.mark.slow
 def test_a_study_of_files_resumes_from_their_store(tmp_path: Path, store: Path) -> None:
     began = len(small_sweep(tmp_path / "one", [tmp_path / "jets.h5"]).results)
     again = small_sweep(tmp_path / "one", store, shuffle_window="all", seeds=[42, 43])
@@ -198,12 +211,14 @@ def test_predict_reads_the_store_in_blocks(tmp_path: Path, store: Path, monkeypa
     np.testing.assert_allclose(tagger.predict(kdfast.load_jets(store)), wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_views_that_are_not_used_are_not_made(tmp_path: Path, store: Path) -> None:
     logits = np.linspace(-2, 2, len(small_jets())).astype(np.float32)
     small_sweep(tmp_path / "one", store, teacher=logits, teacher_model=None)
     assert len(list((store / "views").glob("*/view.json"))) == 3  # what students see
 
 
+@pytest.mark.slow
 def test_sets_of_a_store(tmp_path: Path) -> None:
     """Test jets of their own, in the same store."""
     jets = small_jets()
