@@ -166,6 +166,7 @@ def test_errors_are_two_lines_and_status_2(capsys, tmp_path, monkeypatch, argume
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_hints_name_options(tmp_path, capsys):
     bad = tmp_path / "bad.h5"
     with h5py.File(SAMPLE) as source, h5py.File(bad, "w") as file:
@@ -380,6 +381,7 @@ def test_predict_scores_files_without_labels(study, jets_file, tmp_path, capsys)
     np.testing.assert_array_equal(probability, load_model(model).predict(sample()[:300])[:, 0])
 
 
+@pytest.mark.slow
 def test_predict_reads_files_in_gev(study, jets_file, tmp_path, capsys):
     model, out, file = study / "models" / "best_student.safetensors", tmp_path / "scores.h5", tmp_path / "gev.h5"
     shutil.copy(jets_file, file)
@@ -460,6 +462,7 @@ def test_ctrl_c_elsewhere(monkeypatch, capsys):
     assert capsys.readouterr().err == "kdfast: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error():
     process = start("doctor")
     process.stdout.close()

@@ -51,6 +51,7 @@ def test_the_same_jets(files: list[Path], how: dict[str, Any]) -> None:
     assert jets.constituents.flags.aligned
 
 
+@pytest.mark.slow
 def test_the_same_warnings_and_errors(tmp_path: Path) -> None:
     arrays = atlas_arrays(JETS, width=20)
     arrays["fjet_pt"][3] = np.nan

@@ -105,6 +105,7 @@ def test_sets_of_their_own(tmp_path: Path) -> None:
         kdfast.prepare(data, tmp_path / "b.store", validation_data=[data], test_data=test, progress=False)
 
 
+@pytest.mark.slow
 def test_bad_jets(tmp_path: Path) -> None:
     arrays = atlas_arrays(JETS, width=30)
     arrays["fjet_clus_pt"][[5, 350], 0] = np.nan
@@ -180,6 +181,7 @@ def test_a_killed_one_resumes(tmp_path: Path) -> None:
     assert sum(verify_store(wanted)) == len(JETS)
 
 
+@pytest.mark.slow
 def test_parts_of_other_settings_are_not_taken(tmp_path: Path) -> None:
     files = two_files(tmp_path)
     out = tmp_path / "jets.store"

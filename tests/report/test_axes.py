@@ -41,6 +41,7 @@ def analysis(store):
     return analyse(store)
 
 
+@pytest.mark.slow
 def test_every_run_is_asked_for(analysis):
     assert analysis.study.counts == {"done": len(SEEDS) * len(GRID)}
 

@@ -273,6 +273,7 @@ def test_a_worker_deletes_no_other_study_s_results(victim, tmp_path, capsys):
     assert "checkpoints: is a symbolic link" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["models", "figures"])
 def test_a_report_overwrites_no_other_study_s_files(victim, tmp_path, capsys, name):
     study = make_study(tmp_path / "study", list(SMALL_GRID)[:2]).path

@@ -128,6 +128,7 @@ def test_a_study_on_gpus_is_bf16_by_default_and_keeps_its_precision(tmp_path, bf
         small_sweep(out, device="cuda", epochs=1, precision="fp32")
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_given_wins(tmp_path, bf16_gpus, capsys):
     for number, arguments in enumerate(({"precision": "fp32"}, {"config": {"precision": "fp32"}})):
         small_sweep(tmp_path / f"{number}", device="cuda", epochs=1, **arguments)

@@ -61,6 +61,7 @@ def test_device_and_checkpoints_are_those_of_the_last_call(tmp_path, capfd):
     assert "--gpus" in slurm_script(tmp_path)
 
 
+@pytest.mark.slow
 def test_files_in_another_unit_are_the_same_study(tmp_path):
     """The unit only says how files are read; studies of files in MeV do not name it, as those of kdfast 0.2."""
     gev, mev, out = jets_file(tmp_path / "gev.h5"), jets_file(tmp_path / "mev.h5"), tmp_path / "study"

@@ -99,6 +99,7 @@ def test_fewer_seeds_than_there_are_change_nothing(study):
     assert sorted(path.name for path in (study / "results").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_not_made_up_for_again_and_again(tmp_path):
     """It leaves its configuration with fewer seeds than were asked for, whatever is added."""
     out = tmp_path / "study"

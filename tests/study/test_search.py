@@ -239,6 +239,7 @@ def test_leaders_of_a_race_are_refined(race, tmp_path):
     assert study_status(StudyStore.open(out)).finished
 
 
+@pytest.mark.slow
 def test_survivors_get_further_seeds(race, tmp_path):
     out = tmp_path / "study"
     study = small_sweep(out, grid=WIDE, search=RACE | FURTHER)

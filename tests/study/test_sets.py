@@ -196,6 +196,7 @@ def one_class(jets: PackedJets) -> PackedJets:
     return jets[jets.labels == 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "data", "error"),
     [
@@ -313,6 +314,7 @@ def test_few_jets_in_two_sets_are_a_warning() -> None:
         load_sets(sets | {"test_data": many[998:]}, DataSettings(test_paths="given"))
 
 
+@pytest.mark.slow
 def test_jets_that_are_in_two_parts_by_a_column(tmp_path: Path, files: dict[str, Path]) -> None:
     with h5py.File(files["folds"]) as source, h5py.File(tmp_path / "twice.h5", "w") as file:
         for name in source:
@@ -350,6 +352,7 @@ def test_hlt_jets_of_each_set(files: dict[str, Path], tmp_path: Path) -> None:
         inputs(data, Given(hlt_jets=joined_hlt([*listed[:2], shuffled], settings.data)), hlt="given")
 
 
+@pytest.mark.slow
 def test_hlt_jets_of_jets_that_the_split_leaves_out(files: dict[str, Path]) -> None:
     data = {"paths": [files["folds"]], "split": "fold training=0,1 validation=3 test=4 other=skip"}
     with pytest.warns(KdfastWarning, match="40 of 200 jets left out"):

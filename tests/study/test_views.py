@@ -133,6 +133,7 @@ def test_a_changed_store_given_in_python(tmp_path: Path, store: Path) -> None:
         small_sweep(tmp_path / "one", kdfast.load_jets(store))
 
 
+@pytest.mark.slow
 def test_other_cuts_and_windows(tmp_path: Path, store: Path) -> None:
     study = small_sweep(tmp_path / "one", store, max_constituents=5, shuffle_window=64)
     wanted = small_sweep(
@@ -193,6 +194,7 @@ def test_hlt_jets_in_a_store(tmp_path: Path, store: Path) -> None:
         pd.testing.assert_frame_equal(scores(study)[run], values)
 
 
+@pytest.mark.slow
 def test_workers_read_the_store_in_place(tmp_path: Path, store: Path) -> None:
     small_sweep(tmp_path / "one", store, plan_only=True)
     assert not (tmp_path / "one" / "inputs").exists()
@@ -203,6 +205,7 @@ def test_workers_read_the_store_in_place(tmp_path: Path, store: Path) -> None:
         pd.testing.assert_frame_equal(found[run], values)
 
 
+@pytest.mark.slow
 def test_predict_reads_the_store_in_blocks(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_sweep(tmp_path / "one", store)
     tagger = kdfast.load_model(tmp_path / "one" / "models" / "best_student.safetensors")

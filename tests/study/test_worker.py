@@ -85,6 +85,7 @@ def test_three_workers_at_once_share_the_study(study, alone):
     assert {path: path.stat().st_mtime_ns for path in study.glob("results/*")} == before
 
 
+@pytest.mark.slow
 def test_a_killed_workers_pack_is_taken_over(study, alone):
     first = start_worker(study, "--array-index", "0")
     wait_until(lambda: list(study.glob("claims/seed42.000/*")), "it has its claim")
