@@ -22,7 +22,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, errors
 
 
-def wait_until(true: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
