@@ -105,6 +105,7 @@ def test_arguments_are_checked(arguments: Any, message: str, jets: PackedJets, t
         kdfast.export_onnx(tagger, **{"out": tmp_path / "tagger.onnx", "jets": jets} | arguments)
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_exported_by_torch(jets: PackedJets, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     tagger = own("attentive", jets)

@@ -115,6 +115,7 @@ def test_layers_are_torchs_own(model: Any, jets: PackedJets) -> None:
     assert all(type(module).__module__.startswith(("torch.nn.", "kdfast.models.plain")) for module in modules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", models())
 def test_torch_export_with_dynamic_sizes(model: Any, jets: PackedJets) -> None:
     plain = tagger_of(model(), jets).to_torch()

@@ -130,6 +130,7 @@ def test_divergence():
     np.testing.assert_allclose(q, 1 / len(q), atol=0.01)  # equally filled
 
 
+@pytest.mark.slow
 def test_no_sculpting_is_not_claimed():
     rng = np.random.default_rng(1)
     claims, studies = 0, 120
@@ -307,6 +308,7 @@ def test_coverage_of_the_gap_recovered():
     assert math.isfinite(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_divergences_of_many_jets_are_distributed_as_those_of_few(weighted):
     rng = np.random.default_rng(1)

@@ -192,7 +192,7 @@ CASES = [(0, number) for number in range(10)] + [(2, 8)]  # which study, and of 
 MORE = 1 if os.environ.get("KDFAST_MUTATIONS") == "all" else 4
 
 
-@pytest.mark.parametrize("every", [23, pytest.param(MORE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [47, pytest.param(MORE, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("which", "number"), CASES)
 def test_mutations(studies, tmp_path, which, number, every):
     print(try_all(studies[which], studies[1], tmp_path / "study", number, every))

@@ -114,6 +114,7 @@ def precision_of(path):
     return StudyStore.open(path).settings["precision"]
 
 
+@pytest.mark.slow
 def test_a_study_on_gpus_is_bf16_by_default_and_keeps_its_precision(tmp_path, bf16_gpus, capsys):
     out = tmp_path / "study"
     small_sweep(out, device="cuda", epochs=1, progress=True)
@@ -373,6 +374,7 @@ def test_bad_input_says_what_is_wrong(tmp_path, changes, kind, message):
     assert str(error.value).count("\n") <= 1
 
 
+@pytest.mark.slow
 def test_a_teacher_of_probabilities(tmp_path):
     """As an array and as a file, planned for workers and by the driver: the same as its logits."""
     logits = np.random.default_rng(1).normal(0, 3, 400)

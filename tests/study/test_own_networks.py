@@ -149,6 +149,7 @@ def test_bf16_is_autocast(tmp_path):
     assert (open_study(tmp_path / "study").results["status"] == "done").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", [particle_transformer, particle_net])
 def test_the_networks_of_weaver_core(factory, tmp_path):
     pytest.importorskip("weaver.nn.model.ParticleTransformer")

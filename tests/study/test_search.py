@@ -260,6 +260,7 @@ def test_survivors_get_further_seeds(race, tmp_path):
     assert StudyStore.open(workers).keys() == StudyStore.open(out).keys()
 
 
+@pytest.mark.slow
 def test_budgets_of_epochs_and_hours(race, tmp_path):
     """In epochs also of further seeds, as far as they go; what a race has taken is known from its results."""
     search = {name: value for name, value in RACE.items() if name != "max_runs"} | {"max_epochs": 2 * 7}

@@ -60,6 +60,7 @@ def test_the_same_results_as_in_memory(tmp_path: Path, store: Path) -> None:
     assert len(list((store / "views").glob("*/view.json"))) == 6  # three splits, seen offline and by the trigger
 
 
+@pytest.mark.slow
 def test_views_are_shared_and_made_again_where_damaged(tmp_path: Path, store: Path) -> None:
     first = scores(small_sweep(tmp_path / "one", store))
     made = {path: path.stat().st_mtime_ns for path in (store / "views").glob("*/features.npy")}
@@ -175,6 +176,7 @@ def test_moments_are_those_of_all_rows() -> None:
     torch.testing.assert_close(std, x.std(0, unbiased=False), rtol=1e-11, atol=0)
 
 
+@pytest.mark.slow
 def test_a_store_is_moved(tmp_path: Path, store: Path) -> None:
     """A study is resumed with its store at another place."""
     began = len(small_sweep(tmp_path / "one", store).results)
