@@ -27,7 +27,6 @@ def test_doctor(capsys, monkeypatch):
     assert "unknown backend 'refrence'" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_doctor_says_why_the_kernels_are_not_in_use():
     command = [sys.executable, "-m", "kdfast", "doctor"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "KDFAST_ISA": "avx9000"}
