@@ -109,6 +109,7 @@ def _undrawn():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_undrawn")
 def test_two_sweeps(tmp_path):
     """The same jets, another split and other runs: paired AUCs are those of the shared test jets."""

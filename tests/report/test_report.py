@@ -80,6 +80,7 @@ def test_files(study, paths):
     assert (table["status"] == "done").all()
 
 
+@pytest.mark.slow
 def test_rebuilding_gives_the_same_files(study, paths):
     before = {path: path.read_bytes() for path in paths.values()}
     for path in before:

@@ -28,6 +28,7 @@ def test_every_epoch_of_every_run_one_at_a_time(tmp_path):
     assert sorted((r.member, r.seed, r.epoch) for r in reports) == sorted((*run, e) for run in runs for e in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["teacher", GRID[1].name])
 def test_an_error_stops_the_sweep_which_then_resumes(tmp_path, swept, member):
     out = tmp_path / "study"

@@ -118,6 +118,7 @@ def test_predict_gives_the_scores_of_the_study(swept):
     assert any(np.array_equal(logits, known) for known in scores(swept, "student"))
 
 
+@pytest.mark.slow
 def test_a_trained_network_teaches_by_its_logits(tmp_path):
     torch.manual_seed(0)
     teacher = PlainDeepSets().eval().requires_grad_(False)  # as trained networks often are
