@@ -256,12 +256,12 @@ class Baselines:
         shares = self.shares
         centred = weights - shares @ means
         factor = weights @ students.factor - shares @ np.stack([baseline.factor for baseline in self.each])
-        test = np.einsum("im,im->i", factor, factor)
+        covariance = factor @ factor.T
+        test = np.diag(covariance).copy()
         values = weights @ students.values - shares @ [baseline.value for baseline in self.each]
         models = [(students.model, centred @ students.weights)]
         for baseline, share in zip(self.each, shares.T, strict=True):
             models.append((baseline.level, np.outer(share, baseline.level.solve[0])))
-        covariance = factor @ factor.T
         scatters: list[Scatter | Resampled] = []
         for model, of_runs in models:
             included, own = model.scatter(of_runs)

@@ -39,7 +39,6 @@ __all__ = [
     "variance_shares",
 ]
 
-
 # A scatter about a model that is known with fewer degrees of freedom is no basis of a test.
 _LEAST_DF = 3
 
