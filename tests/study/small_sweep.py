@@ -13,7 +13,6 @@ from kdfast.study.dask_engine import connected
 from kdfast.study.driver import sweep
 from kdfast.study.results import StudyResults
 from tests.synthetic import synthetic_jets
-from tests.undrawn import undrawn_figures
 
 GRID = grid(temperature=[2.0, 4.0], alpha=[0.5], temperature_final=[1.0])
 SIZES = {"width": 16, "layers": 1, "heads": 1, "ffn": 16}
@@ -41,6 +40,8 @@ def small_sweep(out: Any, data: Any = None, **changes: Any) -> StudyResults:
 
 def main(out: str, epochs: str, checkpoint_every: str = "300", dask: str = "") -> int:
     """Runs it as the command line does; returns the exit status."""
+    from tests.undrawn import undrawn_figures  # slow, and the workers of a local cluster import this module anew
+
     try:
         with undrawn_figures(), connected(dask) if dask else nullcontext() as client:
             small_sweep(
