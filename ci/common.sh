@@ -82,6 +82,9 @@ export OPENBLAS_NUM_THREADS=1
 # Options of pytest: a process per core; the tests of a file share what its fixtures have made.
 parallel=(--numprocesses=logical --maxprocesses=8 --dist=loadfile)
 
+# Tests start hundreds of Python processes: where bytecode may not be kept, each compiles all that it imports.
+unset PYTHONDONTWRITEBYTECODE
+
 # The same examples on every run; see tests/conftest.py.
 export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-fixed}
 
