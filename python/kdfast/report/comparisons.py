@@ -100,17 +100,11 @@ class Configurations:
         df = max(least, (run + test) ** 2 / uncertain) if uncertain else math.inf
         return Contrast(float(self.values[i]), test, run, df)
 
-    def combination(self, weights: Floats) -> Contrast:
-        """Σ weights · values for weights [C] that add up to 0: what all configurations share cancels."""
-        unit = float(weights @ self.spread @ weights)
-        return self.model.combined(float(weights @ self.values), weights @ self.factor, unit)
-
     def difference(self, one: str, other: str) -> Contrast:
         """one − other, paired: common jets and common seeds cancel."""
-        weights = np.zeros(len(self.names))
-        weights[self.index(one)] = 1.0
-        weights[self.index(other)] = -1.0
-        return self.combination(weights)
+        i, j = self.index(one), self.index(other)
+        unit = float(self.spread[i, i] + self.spread[j, j] - 2.0 * self.spread[i, j])
+        return self.model.combined(float(self.values[i] - self.values[j]), self.factor[i] - self.factor[j], unit)
 
     def by_seed(self, weights: Floats) -> Fit | None:
         """Σ weights · runs in each seed by itself, as a model of its mean: the run_variance is the scatter
@@ -205,7 +199,7 @@ class Baseline:
         """Of its mean over seeds relative to the configurations."""
         return self.level.cautious_variance * float(self.level.spread[0, 0])
 
-    @property
+    @cached_property
     def factor(self) -> Floats:
         return np.asarray(self.students.factor[self.group].mean(axis=0) + self.level.factor[0])
 
