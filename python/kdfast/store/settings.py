@@ -419,7 +419,7 @@ DEMO: dict[str, Any] = {
     "recipe": {
         "epochs": 40,
         "batch_size": 128,
-        "learning_rate": 3e-3,
+        "learning_rate": 4e-3,
         "warmup_epochs": 1,
         "patience": 8,
         "teacher_epochs": 20,
