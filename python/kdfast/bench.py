@@ -67,8 +67,8 @@ def find_benchmarks(start: Path | None = None) -> Path:
 def run_benchmarks(select: str | None = None, *, threads: int = 2, save: Path | None = None) -> list[BenchmarkRow]:
     """Runs the benchmarks (those that match `select`, pytest's -k) in a new process and returns their rows.
 
-    save: where to keep pytest-benchmark's JSON file. Raises ConfigError if pytest-benchmark is missing, if `select`
-    matches nothing, or if a benchmark fails, as it does when the results of the two sides disagree.
+    save: where to keep pytest-benchmark's JSON file. Raises ConfigError if pytest-benchmark is missing, if
+    `select` matches nothing, or if a benchmark fails, as it does when the results of the two sides disagree.
     """
     folder = find_benchmarks()
     for module in ("pytest", "pytest_benchmark"):

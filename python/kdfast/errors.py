@@ -105,8 +105,8 @@ class Fault(Enum):
 class DamagedError(StudyError):
     """A file or folder of a study that is not as it was written.
 
-    fault: what is wrong. file: the file's name, where it is one of a folder that is checked as a whole. detail: more,
-    in words.
+    fault: what is wrong. file: the file's name, where it is one of a folder that is checked as a whole.
+    detail: more, in words.
     """
 
     def __init__(

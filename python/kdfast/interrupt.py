@@ -24,18 +24,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Interrupted(KeyboardInterrupt):
     """A command has stopped on a signal. exit_code: its exit status.
 
-    A class of its own: where just a KeyboardInterrupt has left an exec, as in imports, Python ends itself by SIGINT at
-    its end, whatever exit status it is given.
+    A class of its own: where just a KeyboardInterrupt has left an exec, as in imports, Python ends itself by
+    SIGINT at its end, whatever exit status it is given.
     """
 
     exit_code = 128 + signal.SIGINT
 
 
 class SweepInterrupted(Interrupted):
-    """A sweep has stopped on a signal. Finished members are stored, running ones have checkpoints; the same call
-    resumes it.
+    """A sweep has stopped on a signal. Finished members are stored, running ones have checkpoints; the same
+    call resumes it.
 
-    signum: the signal. exit_code: a command line's status, 130 for Ctrl-C, else 75 (EX_TEMPFAIL: run it again).
+    signum: the signal. exit_code: a command line's status, 130 for Ctrl-C, else 75 (EX_TEMPFAIL: run it
+    again).
     """
 
     def __init__(self, message: str, signum: int) -> None:
@@ -59,8 +60,8 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets the event, so that a trainer that looks at it saves its members; at the end, and
-        at once where one came before, it raises SweepInterrupted."""
+        """Inside, a signal only sets the event, so that a trainer that looks at it saves its members; at the
+        end, and at once where one came before, it raises SweepInterrupted."""
         self.check()
         self.deferrals += 1
         try:
@@ -91,16 +92,18 @@ _open: tuple[Stop, list[Callable[[str], None]]] | None = None
 
 @contextmanager
 def stoppable(say: Callable[[str], None], where: Path, *, ends: bool = False) -> Iterator[Stop]:
-    """Inside the `with` block the first of SIGNALS sets the Stop and raises SweepInterrupted, at once where nothing is
-    lost by that (see Stop.deferred). where: the study's folder. Inside another such block it is that one's Stop.
+    """Inside the `with` block the first of SIGNALS sets the Stop and raises SweepInterrupted, at once where
+    nothing is lost by that (see Stop.deferred). where: the study's folder. Inside another such block it is
+    that one's Stop.
 
-    After that a SIGINT acts as it would outside, and the others do nothing until the end: batch systems send several
-    (a warning and then the end; to a job's shell, which hands it on, and to all its processes), and SIGKILL if they
-    lose their patience. ends: the process ends with this block (a command's): the end is then that of the process,
-    as an interpreter takes a second to go, and a signal in it would take the exit status' place.
+    After that a SIGINT acts as it would outside, and the others do nothing until the end: batch systems send
+    several (a warning and then the end; to a job's shell, which hands it on, and to all its processes), and
+    SIGKILL if they lose their patience. ends: the process ends with this block (a command's): the end is then
+    that of the process, as an interpreter takes a second to go, and a signal in it would take the exit
+    status' place.
 
-    SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts. Outside the
-    main thread, where Python allows no handlers, nothing is installed.
+    SIGINT counts even where a shell has set it to be ignored, as it does for background jobs of scripts.
+    Outside the main thread, where Python allows no handlers, nothing is installed.
     """
     global _open
     if threading.current_thread() is not threading.main_thread():
@@ -164,8 +167,9 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def _errors_after(stopped: Callable[[], bool], interrupted: Callable[[], Interrupted]) -> Iterator[None]:
-    """An unexpected error that comes after the signal is part of the interruption: a module that is being imported may
-    swallow the exception and miss something then (torch continues without numpy, which can't be imported twice)."""
+    """An unexpected error that comes after the signal is part of the interruption: a module that is being
+    imported may swallow the exception and miss something then (torch continues without numpy, which can't be
+    imported twice)."""
     try:
         yield
     except (KdfastError, OSError):
@@ -181,7 +185,7 @@ def _set(number: signal.Signals, handler: Any) -> None:
 
 
 def dask_setup(worker: Any) -> None:
-    """As a preload of Dask workers that Ctrl-C in a terminal, or a batch system, reaches as well: the client stops
-    them."""
+    """As a preload of Dask workers that Ctrl-C in a terminal, or a batch system, reaches as well: the client
+    stops them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -10,8 +10,9 @@ __all__ = ["Messages", "drop"]
 
 
 class Messages:
-    """A stream like `stream` (None: none is open) that loses what can't be written, as on a full disk or to a reader
-    that is gone, where the stream itself raises OSError: hours of training must not end for a line of a log.
+    """A stream like `stream` (None: none is open) that loses what can't be written, as on a full disk or to a
+    reader that is gone, where the stream itself raises OSError: hours of training must not end for a line of
+    a log.
 
     Where the disk has room again, later lines are written.
     """
@@ -36,8 +37,8 @@ class Messages:
         return getattr(self._stream, name)
 
     def end(self) -> None:
-        """Flushes; what still can't be written is dropped, so that the interpreter, which tries once more and would
-        turn the exit status into 120, has nothing left."""
+        """Flushes; what still can't be written is dropped, so that the interpreter, which tries once more and
+        would turn the exit status into 120, has nothing left."""
         try:
             if self._stream is not None:
                 self._stream.flush()

@@ -103,11 +103,12 @@ def tell(
 ) -> int:
     """Add the finished runs of a kdfast study to an Optuna study, and complete those that `ask` proposed.
 
-    A run is finished when it is stored with all seeds that it is planned with. It becomes a trial with the parameters
-    and distributions of the search space; its value is the metric of the validation jets, the mean over the seeds that
-    all such runs have (the geometric mean, of a rejection). With one metric, the curve of the validation AUC gives the
-    intermediate values, by epoch (counted from 0). User attributes are ``run``, the run's name, and ``auc_test``. A run
-    that has diverged with any seed becomes a failed trial. Runs that the Optuna study knows are not added again.
+    A run is finished when it is stored with all seeds that it is planned with. It becomes a trial with the
+    parameters and distributions of the search space; its value is the metric of the validation jets, the mean
+    over the seeds that all such runs have (the geometric mean, of a rejection). With one metric, the curve of
+    the validation AUC gives the intermediate values, by epoch (counted from 0). User attributes are ``run``,
+    the run's name, and ``auc_test``. A run that has diverged with any seed becomes a failed trial. Runs that
+    the Optuna study knows are not added again.
 
     Parameters
     ----------
@@ -263,8 +264,8 @@ def _complete(optuna_study: Study, frozen: FrozenTrial, run: _Run) -> None:
 def _search_space(
     optuna_study: Study, given: Space | None, runs: Sequence[RunConfig], recipe: Mapping[str, Any]
 ) -> tuple[Distributions, RunConfig | None]:
-    """Distributions, and a run that is inside: of a given space, or of the trials before. Without both, the narrowest
-    distributions for these runs."""
+    """Distributions, and a run that is inside: of a given space, or of the trials before. Without both, the
+    narrowest distributions for these runs."""
     if given is not None:
         last = {name: axis.high if isinstance(axis, Range) else axis[-1] for name, axis in given.free.items()}
         return _of_space(given), given.run(last)

@@ -31,14 +31,14 @@ def memory() -> int:
 
 
 def started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks; "" where it is not running, or can't be looked at. So two
-    processes with the same number are known to be different ones."""
+    """When a process was started, in the kernel's ticks; "" where it is not running, or can't be looked at.
+    So two processes with the same number are known to be different ones."""
     return _started(pid) or ""
 
 
 def is_running(pid: int, start: str) -> bool | None:
-    """Whether the process of this machine that was `started` then is still running. None: not known, as where /proc
-    shows each user only their own processes (hidepid)."""
+    """Whether the process of this machine that was `started` then is still running. None: not known, as where
+    /proc shows each user only their own processes (hidepid)."""
     if (found := _started(pid)) is not None:
         return found == start
     try:
@@ -67,8 +67,8 @@ _WRITER = re.compile(r"\..*\.([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})\.(\d+)-(\
 def temporary_name(path: Path) -> Path:
     """A hidden name next to path, for what is being written there.
 
-    It names the writing process: no other one, on any machine, uses the same name, and `is_writing` knows when it has
-    ended.
+    It names the writing process: no other one, on any machine, uses the same name, and `is_writing` knows
+    when it has ended.
     """
     pid = os.getpid()
     who = f"{'-'.join(_writer())}.{pid}-{started(pid)}.{secrets.token_hex(4)}"

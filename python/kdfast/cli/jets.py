@@ -35,9 +35,9 @@ def prepare(
 ) -> None:
     """Write files of jets into a packed store, for data larger than memory.
 
-    `kdfast sweep` and `kdfast predict` take the store in place of files. They read it in place, so that it need
-    not fit into memory. Many processes can share it. `kdfast verify` checks it. If interrupted, rerun the same
-    command to resume.
+    `kdfast sweep` and `kdfast predict` take the store in place of files. They read it in place, so that it
+    need not fit into memory. Many processes can share it. `kdfast verify` checks it. If interrupted, rerun
+    the same command to resume.
 
     \b
     Example:

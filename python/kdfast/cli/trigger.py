@@ -50,10 +50,10 @@ def export(
 ) -> None:
     """Write a trained network for use outside Python.
 
-    The ONNX file takes jets (pt, eta, phi, energy in GeV, padded with pt = 0) as the model's view has them and
-    gives logits; features and standardisation are part of it. It is compared with `kdfast predict` on 1,000 jets
-    before it is written: no logit may differ by more than 1e-4. With --fp16 and --int8 the AUC before and after is
-    printed instead. Needs `pip install 'kdfast[onnx]'`.
+    The ONNX file takes jets (pt, eta, phi, energy in GeV, padded with pt = 0) as the model's view has them
+    and gives logits; features and standardisation are part of it. It is compared with `kdfast predict` on
+    1,000 jets before it is written: no logit may differ by more than 1e-4. With --fp16 and --int8 the AUC
+    before and after is printed instead. Needs `pip install 'kdfast[onnx]'`.
 
     \b
     Examples:
@@ -89,9 +89,9 @@ def latency(
 ) -> None:
     """Measure how long a trained network takes on one thread.
 
-    Prints parameters, operations per jet, and the time of a call with 1 and with 100 jets: by onnxruntime, and by
-    kdfast's own kernels. Measurements of a study's networks are stored with it. Run it on an idle machine. Needs
-    `pip install 'kdfast[onnx]'`.
+    Prints parameters, operations per jet, and the time of a call with 1 and with 100 jets: by onnxruntime,
+    and by kdfast's own kernels. Measurements of a study's networks are stored with it. Run it on an idle
+    machine. Needs `pip install 'kdfast[onnx]'`.
 
     \b
     Examples:

@@ -17,9 +17,9 @@ __all__ = ["check_batch_weights", "epoch_batches", "gather", "scale_weights"]
 def epoch_batches(seed: int, epoch: int, jets: int, batch_size: int, window: int | None = None) -> Tensor:
     """[steps, batch_size] positions of the jets of each batch; the last partial batch is dropped.
 
-    A permutation: jets sorted by 63 Philox bits of (seed, "batches", epoch; position), ties by position. window: of
-    more jets than this, only so many are shuffled together, so that few of them need to be in memory at a time; see
-    `_windows`. None: all of them are.
+    A permutation: jets sorted by 63 Philox bits of (seed, "batches", epoch; position), ties by position.
+    window: of more jets than this, only so many are shuffled together, so that few of them need to be in
+    memory at a time; see `_windows`. None: all of them are.
     """
     bits = derive_seed(seed, "batches", epoch)
     if window is None or jets <= window:

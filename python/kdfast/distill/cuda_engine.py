@@ -1,10 +1,10 @@
 """The CUDA engine: all members of a pack in lock-step.
 
-Members share the batches, so a step is batched matrix products over [K, M, D] with one op for all members between them
-(models/packed.py). What differs between steps lies on the device as a plan of those to come (cuda_plan.py), what
-differs between epochs in vectors of length K; so the step is captured once and replayed (cuda_step.py), and the host
-waits for the device once an epoch. Same results as the reference engine within the accuracy rule; the same pack gives
-the same bits.
+Members share the batches, so a step is batched matrix products over [K, M, D] with one op for all members
+between them (models/packed.py). What differs between steps lies on the device as a plan of those to come
+(cuda_plan.py), what differs between epochs in vectors of length K; so the step is captured once and replayed
+(cuda_step.py), and the host waits for the device once an epoch. Same results as the reference engine within
+the accuracy rule; the same pack gives the same bits.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def train(
 ) -> Generator[MemberResult, None, None]:
     """The engine's entrance; see trainer.train_pack. threads: not used.
 
-    As many members at once as the device's memory holds, the others after them; where it turns out to hold fewer,
-    three quarters of them. Members resume together with those that are at the same step, the furthest first: as a
-    pack of another size they may end in other last bits.
+    As many members at once as the device's memory holds, the others after them; where it turns out to hold
+    fewer, three quarters of them. Members resume together with those that are at the same step, the furthest
+    first: as a pack of another size they may end in other last bits.
     """
     waiting = [_start(member, checkpoints) for member in pack.members]
     most = len(waiting)

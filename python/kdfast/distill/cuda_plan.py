@@ -1,7 +1,7 @@
 """What the steps of the CUDA engine read that is the same for all members, and the memory that they take.
 
-The jets lie on the device, and with them a plan of the steps to come: a step, captured once, finds its jets, rows and
-seeds of dropout there.
+The jets lie on the device, and with them a plan of the steps to come: a step, captured once, finds its jets,
+rows and seeds of dropout there.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Plan:
         return jets.to(self.device), torch.from_numpy(_seeds(self.pack.model, keys)).to(self.device)
 
     def steps(self, jets: Tensor, seeds: Tensor) -> Tensor:
-        """int64 [steps, Σ columns] of steps of `epoch`: jets, rows of the features (the last one for padding), jet and
-        position of each row, offsets, and the seeds."""
+        """int64 [steps, Σ columns] of steps of `epoch`: jets, rows of the features (the last one for
+        padding), jet and position of each row, offsets, and the seeds."""
         offsets = torch.nn.functional.pad(self.counts[jets].cumsum(1), (1, 0))
         row = torch.arange(self.capacity, device=self.device)
         valid = row < offsets[:, -1:]

@@ -1,7 +1,7 @@
 """K members in lock-step on one device: their state, the step that moves it, and their scores.
 
-A step is the same for all members but for vectors of length K. It is captured once as a CUDA graph and replayed; on
-other devices it runs as it is, which is how it is tested where there is no GPU.
+A step is the same for all members but for vectors of length K. It is captured once as a CUDA graph and
+replayed; on other devices it runs as it is, which is how it is tested where there is no GPU.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ class LockStep:
     def logits(self, view: View, between: Callable[[], None], members: Tensor | None = None) -> Tensor:
         """[K, B]: of all members as they are, or [k, B] of the best of those given by number.
 
-        between: called between batches of jets. Where memory runs out, again without the graph, whose activations
-        lie idle meanwhile; it is captured anew at the next step.
+        between: called between batches of jets. Where memory runs out, again without the graph, whose
+        activations lie idle meanwhile; it is captured anew at the next step.
         """
         try:
             return self._logits(view, between, members)

@@ -75,8 +75,9 @@ def _multiplies_bf16(device: str) -> bool:
 
 @contextmanager
 def exact_sums() -> Iterator[None]:
-    """Matrix products in bfloat16 add in float32 throughout: by default PyTorch lets cuBLAS add partial sums in
-    bfloat16. The setting is the process's; it returns to what it was when the last of several trainings ends."""
+    """Matrix products in bfloat16 add in float32 throughout: by default PyTorch lets cuBLAS add partial sums
+    in bfloat16. The setting is the process's; it returns to what it was when the last of several trainings
+    ends."""
     matmul = torch.backends.cuda.matmul
     with _exact:
         before = _trainings[0] if _trainings else matmul.allow_bf16_reduced_precision_reduction

@@ -69,8 +69,8 @@ class Learner(ABC):
 class Team:
     """Threads whose results one iterator yields.
 
-    running: how many have not ended. given_up: tells them to end, as the iterator is closed or one of them has failed.
-    It is this team's own: an abandoned iterator must not stop the caller's other packs.
+    running: how many have not ended. given_up: tells them to end, as the iterator is closed or one of them
+    has failed. It is this team's own: an abandoned iterator must not stop the caller's other packs.
     """
 
     def __init__(self) -> None:
@@ -184,8 +184,8 @@ def end_epoch(
 ) -> str:
     """Ends a member's epoch. Returns why it has diverged, "" if it has not.
 
-    auc: on the validation jets; NaN where logits are not finite. means: loss, KL, BCE and attention-transfer parts
-    over the epoch. settings: T, α and learning rate.
+    auc: on the validation jets; NaN where logits are not finite. means: loss, KL, BCE and attention-transfer
+    parts over the epoch. settings: T, α and learning rate.
     """
     if math.isnan(auc):
         return f"logits of the validation jets not finite after epoch {at.epoch}"

@@ -53,7 +53,8 @@ class MappedView(View):
 class Targets:
     """What the teacher says of the training jets, computed once.
 
-    logits: [B, 1]. attention_entropy, attention_max: [B], of its pooling attention; None: no attention-transfer term.
+    logits: [B, 1]. attention_entropy, attention_max: [B], of its pooling attention; None: no
+    attention-transfer term.
     """
 
     logits: Tensor
@@ -82,11 +83,11 @@ class Member:
 class Pack:
     """Members that share model, seed, jets, targets and batches.
 
-    recipe: of all members, but for the settings that a member's configuration has of its own (`recipe_of`). targets: of
-    the training jets; needed where a member distils. precision: "fp32", or "bf16" (bfloat16 operands of the layers'
-    matrix products; weights, moments, norms, softmax and sums stay float32). device: "cpu", "cuda" (all GPUs that torch
-    sees) or "cuda:1" (one of them); see devices.training_devices.
-    Raises ConfigError, ModelError and DataError for parts that do not fit together, and for labels and weights that
+    recipe: of all members, but for the settings that a member's configuration has of its own (`recipe_of`).
+    targets: of the training jets; needed where a member distils. precision: "fp32", or "bf16" (bfloat16
+    operands of the layers' matrix products; weights, moments, norms, softmax and sums stay float32). device:
+    "cpu", "cuda" (all GPUs that torch sees) or "cuda:1" (one of them); see devices.training_devices. Raises
+    ConfigError, ModelError and DataError for parts that do not fit together, and for labels and weights that
     can't be.
     """
 
@@ -206,12 +207,11 @@ class EpochReport:
 class MemberResult:
     """What became of a member.
 
-    status: "done", or "diverged" (a loss, gradient or logit was not finite: message says when; scores and state are
-    empty).
-    best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds: wall time, in all
-    processes that trained it.
-    curves: a value an epoch of loss, loss_kd, loss_label, loss_attention, auc_val, temperature, alpha, learning_rate.
-    scores_validation, scores_test: [B] logits. state: the kept weights, by name.
+    status: "done", or "diverged" (a loss, gradient or logit was not finite: message says when; scores and
+    state are empty). best_epoch: counted from 0, the one whose weights are kept. epochs: trained. seconds:
+    wall time, in all processes that trained it. curves: a value an epoch of loss, loss_kd, loss_label,
+    loss_attention, auc_val, temperature, alpha, learning_rate. scores_validation, scores_test: [B] logits.
+    state: the kept weights, by name.
     """
 
     name: str

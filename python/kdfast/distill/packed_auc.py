@@ -19,8 +19,8 @@ _BITS = 40  # of a weight, relative to the largest
 class PackedAuc:
     """`metrics.roc_auc` of each row of logits [K, B], but for rounding; the same bits on every run.
 
-    labels [B]: 1 for signal, 0 for background. weights [B]: ≥ 0, of finite sum. Raises DataError where a class is
-    missing.
+    labels [B]: 1 for signal, 0 for background. weights [B]: ≥ 0, of finite sum. Raises DataError where a
+    class is missing.
     """
 
     def __init__(self, labels: Tensor, weights: Tensor, device: torch.device) -> None:

@@ -87,9 +87,9 @@ Value = float | int | str
 class Axis:
     """A setting that runs of one study can differ in.
 
-    code: before its value in a run's name. label: in tables and figures. shared: whether all members of a pack have the
-    same value, as they share batches and sizes. distils: whether it plays no part without a teacher. column: of
-    results_summary.csv, if not the setting's name.
+    code: before its value in a run's name. label: in tables and figures. shared: whether all members of a
+    pack have the same value, as they share batches and sizes. distils: whether it plays no part without a
+    teacher. column: of results_summary.csv, if not the setting's name.
     """
 
     code: str
@@ -122,8 +122,8 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 class Settings(Mapping[str, Value]):
     """Further settings of a run: an immutable, hashable mapping in the order of AXES, empty for most runs.
 
-    A model is a preset's name, or sizes as text (`model_of` reads it). Raises ConfigError for an unknown setting, and
-    for a value that its field in Recipe refuses.
+    A model is a preset's name, or sizes as text (`model_of` reads it). Raises ConfigError for an unknown
+    setting, and for a value that its field in Recipe refuses.
     """
 
     __slots__ = ("_values",)

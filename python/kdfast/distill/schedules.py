@@ -122,8 +122,8 @@ class RunConfig:
     def from_name(cls, name: str) -> RunConfig:
         """Return the configuration with this name; numbers may be written in any way (``T7`` as well as ``T7.0``).
 
-        A constant one may be called ``constant_…`` or, as in files, ``baseline_…``. Raises ConfigError for a name of
-        another form, for one whose strategy contradicts its values, and for bad values.
+        A constant one may be called ``constant_…`` or, as in files, ``baseline_…``. Raises ConfigError for a
+        name of another form, for one whose strategy contradicts its values, and for bad values.
         """
         example = "a run's name looks like tempanneal_T7.0to1.0_A0.5"
         found = _NAME.fullmatch(name)

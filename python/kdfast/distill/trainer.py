@@ -42,8 +42,8 @@ def train_pack(
     between two steps, each `interval` seconds and when the pack is ended before them. On the reference and
     the CPU engine a member that resumes ends in the same bits as one that was never interrupted.
 
-    Raises BackendError where the pack's device can't be used, or not for its precision or a model of its sizes,
-    DataError for a batch whose jets all have weight 0.
+    Raises BackendError where the pack's device can't be used, or not for its precision or a model of its
+    sizes, DataError for a batch whose jets all have weight 0.
     """
     weights = scale_weights(pack.train.weights)
     recipe = pack.recipe

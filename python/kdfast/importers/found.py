@@ -133,9 +133,9 @@ class Numbers(NamedTuple):
 class Found:
     """One network's result in one file.
 
-    kind: "student", "baseline" or "teacher". config: a student's; of others None, but for a baseline with further
-    settings. seed: None where the file has none. diverged: why it is no result, "" for one that is. metrics, curves: by
-    the names of StoredResult.
+    kind: "student", "baseline" or "teacher". config: a student's; of others None, but for a baseline with
+    further settings. seed: None where the file has none. diverged: why it is no result, "" for one that is.
+    metrics, curves: by the names of StoredResult.
     """
 
     kind: str

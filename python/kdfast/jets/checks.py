@@ -87,7 +87,8 @@ HOLE = "has a hole: a zero before a filled slot"
 def pt_is_fine(pt: NDArray[np.float32]) -> bool:
     """Whether each row of pt [rows, N] is finite, not negative and never rises (so that zeros come last).
 
-    Where all rows fall, the first column has the largest values and the last one the smallest: one pass over pt.
+    Where all rows fall, the first column has the largest values and the last one the smallest: one pass over
+    pt.
     """
     flat = pt.reshape(-1)
     falls = flat[1:] <= flat[:-1]  # false for NaN

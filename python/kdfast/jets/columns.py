@@ -45,8 +45,8 @@ def _as_classes(value: Any) -> Any:
 
 
 class ConstituentColumns(SettingsTable):
-    """[constituents]: one of the forms pt, eta, phi, energy; pt, eta, phi, mass; pt, eta, phi; pt, rapidity, phi; and
-    px, py, pz, energy."""
+    """[constituents]: one of the forms pt, eta, phi, energy; pt, eta, phi, mass; pt, eta, phi; pt, rapidity,
+    phi; and px, py, pz, energy."""
 
     pt: str | None = None
     """Transverse momentum."""
@@ -142,8 +142,8 @@ class LabelRule(SettingsTable):
 class ColumnMap(SettingsTable):
     """Which columns of a file hold the jets.
 
-    A TOML file with these keys and tables (`kdfast sweep --map FILE`), the table [data.columns], or a dict. With
-    `preset`, it changes a preset: tables merge key by key, but [constituents] is replaced whole.
+    A TOML file with these keys and tables (`kdfast sweep --map FILE`), the table [data.columns], or a dict.
+    With `preset`, it changes a preset: tables merge key by key, but [constituents] is replaced whole.
     """
 
     constituents: ConstituentColumns

@@ -23,8 +23,9 @@ SAMPLED = 256  # jets: a share of 2 % of them is missed with a probability of 0.
 def fingerprint(jets: PackedJets, max_constituents: int | None = None) -> str:
     """SHA-256 (hexadecimal) over every array's name, type, shape and bytes, in a fixed order.
 
-    Equal for jets with equal content however they came about (read, sliced, loaded); keys caches and is stored with
-    results, so that results are never mixed with other data's. max_constituents: of the jets as `hardest` cuts them.
+    Equal for jets with equal content however they came about (read, sliced, loaded); keys caches and is
+    stored with results, so that results are never mixed with other data's. max_constituents: of the jets as
+    `hardest` cuts them.
     """
     digest = hashlib.sha256()
     counts = jets.counts if max_constituents is None else np.minimum(jets.counts, max_constituents)
@@ -67,8 +68,8 @@ def _text_digest(text: str) -> str:
 def jet_hashes(jets: PackedJets) -> NDArray[np.uint64]:
     """[B] a hash of each jet's p4 and first constituent.
 
-    It is the same however many constituents are kept, and wherever the jet stands. The last four bits of each number
-    do not count, so that files in MeV and in GeV mostly give the same.
+    It is the same however many constituents are kept, and wherever the jet stands. The last four bits of each
+    number do not count, so that files in MeV and in GeV mostly give the same.
     """
     hashes = np.empty(len(jets), np.uint64)
     for start in range(0, len(jets), HASHED_JETS):

@@ -41,13 +41,14 @@ _PYTHIA_SEEDS = 900_000_000  # Pythia takes 1 … 900,000,000; each is a sequenc
 def generate(jets: int, out: str | Path, *, seed: int, jobs: int | None = None, progress: bool = True) -> Path:
     """Generates top and QCD jets, half of each, into an HDF5 file of the ATLAS layout.
 
-    Proton-proton collisions at 13 TeV (PYTHIA_SETTINGS in kdfast.jets.pythia); anti-kT jets with R = 1.0, 450–1200 GeV
-    and |η| < 2; both classes have the same pT spectrum (SELECTION there). Finished chunks of 500 jets are kept in the
-    folder `<out>.partial` until the whole file appears: after an interrupt or a kill the same call resumes.
+    Proton-proton collisions at 13 TeV (PYTHIA_SETTINGS in kdfast.jets.pythia); anti-kT jets with R = 1.0,
+    450–1200 GeV and |η| < 2; both classes have the same pT spectrum (SELECTION there). Finished chunks of 500
+    jets are kept in the folder `<out>.partial` until the whole file appears: after an interrupt or a kill the
+    same call resumes.
 
     The file has fjet_clus_pt/eta/phi/E [N, 200] float32 (MeV, falling pT, zeros behind the last constituent),
-    fjet_pt/eta/phi/m [N] float32 (MeV), labels [N] (1: top) and weights [N] (all 1), some 780 bytes a jet. Its
-    attributes record settings, versions and seeds.
+    fjet_pt/eta/phi/m [N] float32 (MeV), labels [N] (1: top) and weights [N] (all 1), some 780 bytes a jet.
+    Its attributes record settings, versions and seeds.
 
     Parameters
     ----------

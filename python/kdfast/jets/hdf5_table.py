@@ -64,8 +64,8 @@ def _part_of(dataset: h5py.Dataset, parts: Sequence[str]) -> _Place | None:
 
 
 class Hdf5Table(Table):
-    """An open HDF5 file. `consts/pt` is a dataset of a group, a field of a structured dataset, or a column of pandas'
-    DataFrame; `x/0` the first entry on the last axis of a dataset with one dimension more."""
+    """An open HDF5 file. `consts/pt` is a dataset of a group, a field of a structured dataset, or a column of
+    pandas' DataFrame; `x/0` the first entry on the last axis of a dataset with one dimension more."""
 
     format = "HDF5"
     word = "dataset"

@@ -83,8 +83,9 @@ def offline_view(jets: PackedJets, preset: str | HLTConfig = "nominal") -> Packe
 def study_view(jets: PackedJets) -> PackedJets:
     """What the study took for its jets: oriented, with pT := ln(pT/MeV) and E := pT·cosh η.
 
-    The logarithm in place of a momentum is an oddity of the original code, kept to reproduce it; every later threshold,
-    weighted mean and sum then acts on logarithms. A constituent below 1 MeV, whose logarithm would be negative, gets 0.
+    The logarithm in place of a momentum is an oddity of the original code, kept to reproduce it; every later
+    threshold, weighted mean and sum then acts on logarithms. A constituent below 1 MeV, whose logarithm would
+    be negative, gets 0.
     """
     pt = np.log(np.maximum(jets.constituents[:, 0].astype(np.float64) * 1e3, 1.0))
     eta, phi = _oriented(jets)
@@ -96,9 +97,9 @@ def study_view(jets: PackedJets) -> PackedJets:
 def _oriented(jets: PackedJets) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """(η, φ) [M] in a common orientation.
 
-    Constituents are taken in the stored, falling order of pT. Each jet is shifted so that the hardest is at the
-    origin, turned so that the second is on the negative φ axis, and mirrored in η where the third has η < 0. A jet
-    of fewer constituents, or whose second coincides with the first, skips what it can't do.
+    Constituents are taken in the stored, falling order of pT. Each jet is shifted so that the hardest is at
+    the origin, turned so that the second is on the negative φ axis, and mirrored in η where the third has η <
+    0. A jet of fewer constituents, or whose second coincides with the first, skips what it can't do.
     """
     counts = jets.counts
     _, eta, phi, _ = jets.constituents.astype(np.float64).T

@@ -1,5 +1,5 @@
-"""Reading files in a child process, so that a crash or a hang inside a format's library is an error with the file's
-name. It protects from damaged files. It is no sandbox: the child has the rights of its parent.
+"""Reading files in a child process, so that a crash or a hang inside a format's library is an error with the
+file's name. It protects from damaged files. It is no sandbox: the child has the rights of its parent.
 
 The parent is here, the child in reading_process.py. Requests go to the child's stdin, each as a line. Its
 stdout has a line for each file and block that it begins, and at last the answer. The arrays of jets that are
@@ -80,8 +80,8 @@ class Child:
     def ask(self, do: str, places: Sequence[str], **request: Any) -> dict[str, Any]:
         """The answer to a request. places: what is read, as messages name it.
 
-        Raises what the child raises of kdfast's errors, OSError where it can't write, DataError for anything else, a
-        crash, and a block of rows that takes too long, ResourceError where it is killed.
+        Raises what the child raises of kdfast's errors, OSError where it can't write, DataError for anything
+        else, a crash, and a block of rows that takes too long, ResourceError where it is killed.
         """
         assert self._process.stdin is not None
         place = 0

@@ -136,7 +136,8 @@ def store_of(jets: PackedJets) -> Path | None:
 def content_of(jets: PackedJets) -> str:
     """A name for the content of a store's jets (see `store_of`), SHA-256 (hexadecimal), from the store's checksums.
 
-    Jets may be a slice, and have arrays that are not the store's: where an array begins counts, or its own bytes.
+    Jets may be a slice, and have arrays that are not the store's: where an array begins counts, or its own
+    bytes.
     """
     store = store_of(jets)
     assert store is not None
@@ -215,8 +216,8 @@ def _shape(card: StoreCard, name: str) -> tuple[int, ...]:
 
 
 def verify_store(path: str | PathLike[str]) -> Iterator[int]:
-    """Compares each part of a store with its checksums; yields its number of jets. Raises DataError for the first
-    that differs."""
+    """Compares each part of a store with its checksums; yields its number of jets. Raises DataError for the
+    first that differs."""
     folder = Path(path)
     jets = open_store(folder)
     card = StoreCard.read(folder)

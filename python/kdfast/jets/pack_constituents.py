@@ -41,9 +41,9 @@ def pack_constituents(
 ) -> int | None:
     """The number of constituents in a block of jets; None where a jet has a fault, or may have one.
 
-    padded: pt [rows, stored], and eta, phi, energy [rows, width]. counts [rows] is filled; room [capacity, 4] takes the
-    constituents, pt and energy divided by per_gev. Where the number is larger than the capacity, call again with more
-    room.
+    padded: pt [rows, stored], and eta, phi, energy [rows, width]. counts [rows] is filled; room [capacity, 4]
+    takes the constituents, pt and energy divided by per_gev. Where the number is larger than the capacity,
+    call again with more room.
     """
     kernel = _kernel()
     assert kernel is not None

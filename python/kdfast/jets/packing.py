@@ -46,8 +46,8 @@ WIDEST_BLOCK_BYTES = 1 << 26  # where a single row of chunks is larger than BLOC
 class Packing:
     """The packed jets while they grow; `wanted` bounds their number, of all `rows` of the files.
 
-    places [jets]: of each jet's part in splits.PARTS, by the rule of a split; 0 without one. values [jets]: of the
-    sources' split column where they have one and there is no rule.
+    places [jets]: of each jet's part in splits.PARTS, by the rule of a split; 0 without one. values [jets]:
+    of the sources' split column where they have one and there is no rule.
     """
 
     def __init__(self, wanted: int, rows: int, faults: Faults, unit: str, split: SplitRule | None = None) -> None:
@@ -365,8 +365,8 @@ def _read_jets(block: _Block, sums: NDArray[np.float32], jets: Packing) -> NDArr
 
 
 def _convert_constituents(block: _Block, jets: Packing) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Appends the block's constituents, brought to the packed form; the number of each jet [rows], and the sums
-    [rows, 4] of all that are stored, in GeV."""
+    """Appends the block's constituents, brought to the packed form; the number of each jet [rows], and the
+    sums [rows, 4] of all that are stored, in GeV."""
     columns = block.source.columns.constituents
     valid = None
     if block.source.stored == RAGGED:

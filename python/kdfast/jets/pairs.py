@@ -26,8 +26,8 @@ def check_pairs(jets: PackedJets, hlt_jets: PackedJets, where: str = "hlt") -> N
 
     where: the HLT jets in messages.
 
-    Their number, index and labels must agree, and but for MOST_THAT_DIFFER of the pairs axis and pT as well. Pairs of
-    which one has no constituent have no axis to compare.
+    Their number, index and labels must agree, and but for MOST_THAT_DIFFER of the pairs axis and pT as well.
+    Pairs of which one has no constituent have no axis to compare.
     """
     if len(hlt_jets) != len(jets):
         hint = "give the same jets in the same order (after max_jets, where that is set)"

@@ -58,9 +58,9 @@ def prepare(
 ) -> Path:
     """Write the jets of files into a packed store, which need not fit into memory.
 
-    A store is a folder of NumPy arrays, checked and in GeV. `sweep`, `predict` and `load_jets` take its path in place
-    of files and read it in place, mapped into memory. Parts that are finished are kept in the folder ``<out>.partial``
-    until the whole store appears: after an interrupt or a kill the same call resumes.
+    A store is a folder of NumPy arrays, checked and in GeV. `sweep`, `predict` and `load_jets` take its path
+    in place of files and read it in place, mapped into memory. Parts that are finished are kept in the folder
+    ``<out>.partial`` until the whole store appears: after an interrupt or a kill the same call resumes.
 
     Parameters
     ----------
@@ -156,8 +156,8 @@ def _writing(out: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _File:
-    """What the header of a file says. set: one of splits.SETS. word: what messages call a column. weights: its column
-    of weights, or None."""
+    """What the header of a file says. set: one of splits.SETS. word: what messages call a column. weights:
+    its column of weights, or None."""
 
     path: Path
     set: str

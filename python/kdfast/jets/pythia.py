@@ -63,8 +63,8 @@ Floats = NDArray[np.float32]
 def pt_bins(first: int, count: int) -> NDArray[np.int64]:
     """Jets of each bin of PT_EDGES among the jets first … first + count − 1 of a class.
 
-    Jet i belongs to the quantile frac((i + ½)·golden ratio) of the target spectrum: any run of jets follows the
-    spectrum as closely as whole numbers can, and both classes get the same numbers.
+    Jet i belongs to the quantile frac((i + ½)·golden ratio) of the target spectrum: any run of jets follows
+    the spectrum as closely as whole numbers can, and both classes get the same numbers.
     """
     integral = PT_EDGES ** (1 - PT_POWER)
     cumulative = (integral - integral[0]) / (integral[-1] - integral[0])

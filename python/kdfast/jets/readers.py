@@ -143,8 +143,9 @@ def sample() -> PackedJets:
 class Reading:
     """How files are read: the arguments of `load_jets`, checked.
 
-    columns: becomes a ColumnMap. exactly: max_constituents is an error where fewer are stored; False: then all that
-    are stored are kept. split: which jets are of which part. isolate: files are read in a child process.
+    columns: becomes a ColumnMap. exactly: max_constituents is an error where fewer are stored; False: then
+    all that are stored are kept. split: which jets are of which part. isolate: files are read in a child
+    process.
     """
 
     max_jets: int | None = None

@@ -68,8 +68,8 @@ def _limit_memory() -> None:
 
 
 class _Worker:
-    """begin: called with the position of a file, before its header or a block of it is read. jets: of the part that was
-    read last, until they are written. values: of its split column, if that is kept."""
+    """begin: called with the position of a file, before its header or a block of it is read. jets: of the
+    part that was read last, until they are written. values: of its split column, if that is kept."""
 
     def __init__(self, begin: Callable[[int], None]) -> None:
         self.begin = begin

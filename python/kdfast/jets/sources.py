@@ -103,8 +103,9 @@ class Read(Protocol):
 class Source:
     """What the headers of one file say, or of a table in memory.
 
-    columns: of the file. stored: constituents a jet, with padding. width: those to take of each jet. labels: the
-    columns that tell the classes, or none. weights, split: the columns of weights and of the split, or None.
+    columns: of the file. stored: constituents a jet, with padding. width: those to take of each jet. labels:
+    the columns that tell the classes, or none. weights, split: the columns of weights and of the split, or
+    None.
     """
 
     path: Input
@@ -275,8 +276,8 @@ def _as_asked(error: DataError, table: Table, columns: ColumnMap, key: str) -> D
 
 
 def check_same_weights(sources: Sequence[Read]) -> None:
-    """Weighted and unweighted jets can't be mixed: a weight of 1 means something else among real ones. Nor can the
-    weights of two versions, whose scales differ."""
+    """Weighted and unweighted jets can't be mixed: a weight of 1 means something else among real ones. Nor
+    can the weights of two versions, whose scales differ."""
     weighted = [source for source in sources if source.weights]
     if weighted and len(weighted) < len(sources):
         without = next(source for source in sources if not source.weights)

@@ -78,8 +78,8 @@ class SplitRule(BaseModel):
 
 
 def raised_by(name: str, sets: Collection[str]) -> int:
-    """What is added to the indices of a set's jets, so that no other one's are equal. The set with the test jets keeps
-    its indices, so that a model sees the test jets as it will see them in `predict`."""
+    """What is added to the indices of a set's jets, so that no other one's are equal. The set with the test
+    jets keeps its indices, so that a model sees the test jets as it will see them in `predict`."""
     names = [each for each in ("test_data", "data", "validation_data") if each in sets]
     return names.index(name) * APART
 

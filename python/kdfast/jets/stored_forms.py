@@ -21,8 +21,8 @@ __all__ = ["StoredConstituents", "as_packed"]
 class StoredConstituents:
     """A block of jets as its file has them.
 
-    values: by key of the map's form, [rows, slots], in the file's unit. valid [rows, slots]: where a slot holds a
-    constituent; None: as the map's padding says.
+    values: by key of the map's form, [rows, slots], in the file's unit. valid [rows, slots]: where a slot
+    holds a constituent; None: as the map's padding says.
     """
 
     columns: ColumnMap

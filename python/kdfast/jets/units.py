@@ -66,8 +66,8 @@ def check_file_unit(
 def check_in_gev(jets: PackedJets, where: str, *, also_soft: bool = True) -> None:
     """Raises DataError where jets that were given in Python can't be in GeV, by the pT of their constituents.
 
-    also_soft: whether jets that seem too soft are refused too, which a few may be, and what a trigger saw. Those whose
-    own pT is not too small are not: they have lost constituents.
+    also_soft: whether jets that seem too soft are refused too, which a few may be, and what a trigger saw.
+    Those whose own pT is not too small are not: they have lost constituents.
     """
     filled = np.flatnonzero(jets.offsets[1:] > jets.offsets[:-1])
     filled = filled[_evenly(len(filled))] if len(filled) > LOOKED_AT else filled

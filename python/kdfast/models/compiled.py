@@ -185,8 +185,8 @@ class CompiledModel:
         """Logits [count, C] of the view's jets from `first` on, in evaluation mode; pooling: also their weights [m].
 
         features: [M, F] float32, offsets: [B + 1] int64, contiguous. DeepSets has no pooling weights. Raises
-        DataError for others, ModelError for features of another model, ResourceError where there is not enough
-        memory.
+        DataError for others, ModelError for features of another model, ResourceError where there is not
+        enough memory.
         """
         _check_array(features, torch.float32, "features")
         _check_array(offsets, torch.int64, "offsets")

@@ -17,8 +17,8 @@ __all__ = ["PRESETS", "DeepSetsConfig", "ModelConfig", "NetworkConfig", "OwnMode
 
 
 class NetworkConfig(BaseModel):
-    """What a network of any family is made by: sizes, among them num_features (inputs per constituent) and num_classes
-    (outputs C; 1 is the logit of signal)."""
+    """What a network of any family is made by: sizes, among them num_features (inputs per constituent) and
+    num_classes (outputs C; 1 is the logit of signal)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,8 +25,8 @@ def evaluate_model(
     """(logits [b, C], pooling weights [m], offsets [b + 1] from 0) of one batch of jets after the other.
 
     features: [M, F] standardised. offsets: [B + 1] int64. Weights are None where the network has none.
-    reference: by the model's own forward pass, on its own device, as where the compiled kernels can't take it;
-    results are on the CPU. Raises ModelError for features of another model.
+    reference: by the model's own forward pass, on its own device, as where the compiled kernels can't take
+    it; results are on the CPU. Raises ModelError for features of another model.
     """
     config = model.config
     config.check_features(features)

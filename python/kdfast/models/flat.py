@@ -27,7 +27,8 @@ def flatten_running(model: nn.Module) -> Tensor:
 def tensors_of(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters and running statistics, in the order of `flatten_parameters` and `flatten_running`.
 
-    Without names, and without looking for duplicates as model.parameters() does: that time counts for a single jet.
+    Without names, and without looking for duplicates as model.parameters() does: that time counts for a
+    single jet.
     """
     parameters: list[Tensor] = []
     running: list[Tensor] = []

@@ -120,7 +120,8 @@ def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
 def segment_max(x: Tensor, offsets: Tensor, jet: Tensor | None = None) -> Tensor:
     """[B, …] maxima of x [M, …] ≥ 0 over each jet's rows; zeros for an empty jet. jet: [M], each row's, where known.
 
-    Rows that share a maximum share its gradient evenly. (By torch's own each of them gets all of a negative one.)
+    Rows that share a maximum share its gradient evenly. (By torch's own each of them gets all of a negative
+    one.)
     """
     values = x.detach()
     top = torch.segment_reduce(values, "max", offsets=offsets, axis=0, unsafe=True, initial=0)

@@ -18,7 +18,8 @@ def packed_linear(
 ) -> Tensor:
     """x Wᵀ + b [K, M, E], differentiable by x, weight and bias, whose gradients go to their places (gradient_place).
 
-    x: [K, M, D]. weight: [K, E, D]. bias: [K, E]. rounded_…: the same numbers in x's type, which are multiplied.
+    x: [K, M, D]. weight: [K, E, D]. bias: [K, E]. rounded_…: the same numbers in x's type, which are
+    multiplied.
     """
     return _PackedLinear.apply(x, weight, bias, rounded_weight, rounded_bias)
 

@@ -30,8 +30,8 @@ INPUT, OUTPUT = "jets", "logits"
 def onnx_model(module: PlainTagger, num_classes: int, opset: int, half: bool) -> ModelProto:
     """The module as an ONNX model: jets [jets, constituents, 4] → logits [jets, num_classes], both float32.
 
-    half: the network in float16; features and standardisation stay in float32. Raises ModelError for a module that
-    uses a function without a translation.
+    half: the network in float16; features and standardisation stay in float32. Raises ModelError for a module
+    that uses a function without a translation.
     """
     graph = _Graph(opset)
     features, there = graph.add(module.features, "features", (INPUT,))

@@ -134,8 +134,8 @@ def _padded(features: Tensor, offsets: Tensor, min_length: int) -> tuple[Tensor,
 class OwnNetwork(Network):
     """A network of the user's own, as the engines call it.
 
-    The function that makes it, and its dropout, see torch's default generator seeded; afterwards it is as it was.
-    Raises ConfigError where the function is not at hand, or makes something that can't be trained.
+    The function that makes it, and its dropout, see torch's default generator seeded; afterwards it is as it
+    was. Raises ConfigError where the function is not at hand, or makes something that can't be trained.
     """
 
     config: OwnModel

@@ -35,7 +35,8 @@ class PackedNetwork(ABC):
     model: for sizes, names and shapes alone. parameters: [K, P], each row in the order of model.parameters().
     running: [K, R], mean and variance of each BatchNorm, as models/flat.py has them. Both are shared with the
     caller. precision: "fp32" (the parameters' own), or "bf16": operands of the matrix products in bfloat16.
-    gradient: [K, P], where write_gradient writes. rounded: [K, P], the parameters in bfloat16; None: made here.
+    gradient: [K, P], where write_gradient writes. rounded: [K, P], the parameters in bfloat16; None: made
+    here.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class PackedNetwork(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """(logits [K, B, C], pooling attention [K, M], averaged over heads) of one batch of jets, the same for all.
 
-        features: [M, F]. seeds: int64, those of the step's dropout; None: no dropout. The attention is None where
-        there is none.
+        features: [M, F]. seeds: int64, those of the step's dropout; None: no dropout. The attention is None
+        where there is none.
         """
 
     def write_gradient(self, loss: Tensor) -> None:

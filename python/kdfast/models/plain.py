@@ -33,8 +33,8 @@ _MASKED = -3e4  # score of what is no constituent: its weight is exactly 0, and 
 class PlainTagger(nn.Module):
     """A trained tagger without custom ops.
 
-    `Tagger.to_torch` makes one. It is in evaluation mode, its parameters need no gradient, and it holds copies:
-    training the model further does not change it.
+    `Tagger.to_torch` makes one. It is in evaluation mode, its parameters need no gradient, and it holds
+    copies: training the model further does not change it.
     """
 
     def __init__(self, standardisation: Standardisation, model: nn.Module) -> None:
@@ -48,9 +48,10 @@ class PlainTagger(nn.Module):
     def forward(self, jets: Tensor) -> Tensor:
         """Logits [B, C] of jets [B, N, 4] float32: pt (GeV), eta, phi (rad), energy (GeV); N ≥ 1.
 
-        A row with pt = 0 is padding; its other values are never used. It may be anywhere in a jet (for networks of
-        one's own: where these allow it), and a jet may be all padding. The jets must be as the model's view has them:
-        no threshold, no limit on the number of constituents and no HLT emulation is applied.
+        A row with pt = 0 is padding; its other values are never used. It may be anywhere in a jet (for
+        networks of one's own: where these allow it), and a jet may be all padding. The jets must be as the
+        model's view has them: no threshold, no limit on the number of constituents and no HLT emulation is
+        applied.
         """
         features, there = self.features(jets)
         return self.network(features, there)
@@ -59,8 +60,8 @@ class PlainTagger(nn.Module):
 class PlainFeatures(nn.Module):
     """(standardised features [B, N, 7], whether there is a constituent [B, N]) of padded jets [B, N, 4].
 
-    The specification is ops/jet_features.py with `Standardisation.apply`. hypot, asinh and atan2 are spelt out:
-    ONNX has no hypot and no atan2, and torch's exporter knows neither them nor asinh.
+    The specification is ops/jet_features.py with `Standardisation.apply`. hypot, asinh and atan2 are spelt
+    out: ONNX has no hypot and no atan2, and torch's exporter knows neither them nor asinh.
     """
 
     mean: Tensor

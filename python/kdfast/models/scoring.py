@@ -24,9 +24,9 @@ def write_scores(path: str | Path, tagger: Tagger, jets: PackedJets, *, prepared
     """Scores jets and writes an HDF5 file, or CSV where it ends in .csv, whole or not at all; returns its path.
 
     Datasets: index [B] int64 (the jet's place in its files), score (logits) and probability (of signal), both
-    [B], or [B, C] for C > 1 classes, float32; label [B] int64 where the jets have one. CSV has the columns index,
-    label, score and probability, or score_0, …, probability_0, … of C classes. A file that is there is replaced.
-    prepared: as for Tagger.predict. Raises DataError where the file can't be written.
+    [B], or [B, C] for C > 1 classes, float32; label [B] int64 where the jets have one. CSV has the columns
+    index, label, score and probability, or score_0, …, probability_0, … of C classes. A file that is there is
+    replaced. prepared: as for Tagger.predict. Raises DataError where the file can't be written.
     """
     path = Path(path)
     if not path.parent.is_dir():

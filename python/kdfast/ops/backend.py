@@ -121,7 +121,8 @@ def forced_here() -> str | None:
 def as_forced(name: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls the function with the backend forced that was forced in the op's forward pass; None: as it is here.
 
-    Autograd runs the backward pass of a GPU's tensors on a thread of its own, on which no block has been entered.
+    Autograd runs the backward pass of a GPU's tensors on a thread of its own, on which no block has been
+    entered.
     """
     if name is None:
         return function(*arguments)

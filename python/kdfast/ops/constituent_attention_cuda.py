@@ -122,9 +122,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse). The call's bias is float32 and contiguous; a seed that is a tensor is read on the device.
 
-    plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked. masks: what dropout
-    keeps, of ops/dropout_masks.py; None: the kernels draw it. projection_bias: [K, 3 H d] of q's type (see
-    adds_projection_bias), where it has not been added to q, k and v.
+    plan: of make_plan, whose report nobody needs to look at; None: the offsets are checked. masks: what
+    dropout keeps, of ops/dropout_masks.py; None: the kernels draw it. projection_bias: [K, 3 H d] of q's type
+    (see adds_projection_bias), where it has not been added to q, k and v.
     """
     if plan is None:
         look(call.offsets, q.shape[-3])
@@ -169,8 +169,8 @@ def backward(
     projection_bias: Tensor | None = None,
     projection_bias_grad: Tensor | None = None,
 ) -> Tensor | None:
-    """Writes the gradients of q, k and v to grads; returns that of the bias, float32. plan, masks, projection_bias: as
-    forward's. projection_bias_grad: where the gradient of that goes, float32."""
+    """Writes the gradients of q, k and v to grads; returns that of the bias, float32. plan, masks,
+    projection_bias: as forward's. projection_bias_grad: where the gradient of that goes, float32."""
     if plan is None:
         plan, _ = make_plan(call.offsets, q.shape[-3], call.bias)
     grad_out, q, k, v = (_aligned(x) for x in (grad_out, q, k, v))

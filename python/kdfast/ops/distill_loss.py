@@ -196,8 +196,8 @@ def _per_member(
 def _reduced(
     student: Tensor, inputs: LossInputs, reduction: str, smoothing: float, want_terms: bool
 ) -> tuple[Tensor, Tensor]:
-    """(loss, terms) with another reduction than the mean, or with smoothed labels. Terms that are not wanted may be
-    anything."""
+    """(loss, terms) with another reduction than the mean, or with smoothed labels. Terms that are not wanted
+    may be anything."""
     if reduction not in get_args(Reduction):
         hint = f"known: {', '.join(get_args(Reduction))}"
         raise ConfigError(f"unknown reduction {reduction!r}", where="reduction", hint=hint)

@@ -30,8 +30,8 @@ def distill_loss_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification, in float64: (loss [K], grad like student_logits, terms [K, 2]), as the raw op gives them.
 
-    terms: the weighted means of T² · KL (0 where α = 0, whatever the teacher) and of CE, so that
-    loss = α · terms[:, 0] + (1 − α) · terms[:, 1]. grad: of each member's own loss, empty where grad_dtype is None.
+    terms: the weighted means of T² · KL (0 where α = 0, whatever the teacher) and of CE, so that loss = α ·
+    terms[:, 0] + (1 − α) · terms[:, 1]. grad: of each member's own loss, empty where grad_dtype is None.
     """
     classes = student_logits.shape[-1]
     check_values(inputs, classes)

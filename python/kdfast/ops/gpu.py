@@ -94,8 +94,8 @@ def _as_float32(x: Tensor | None) -> Tensor | None:
 
 
 def rows_and_dropout(rows: PackedRows, dropout: Dropout | None) -> tuple[tuple[Tensor | None, ...], tuple[int, float]]:
-    """What an op on packed rows hands on of them: inputs (count, jet, position, seed, mask), scalars (threshold,
-    scale)."""
+    """What an op on packed rows hands on of them: inputs (count, jet, position, seed, mask), scalars
+    (threshold, scale)."""
     if dropout is None or dropout.p == 0:
         return (rows.count, rows.jet, rows.position, None, None), (0, 1.0)
     scalars = dropout_threshold(dropout.p), dropout_scale(dropout.p)

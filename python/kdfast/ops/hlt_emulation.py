@@ -50,11 +50,12 @@ def hlt_emulation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(constituents [M', 4], offsets [B + 1], removed [3]) of the jets as a trigger sees them.
 
-    constituents: [M, 4] float32 or float64, pt (GeV), eta, phi (rad), energy (GeV), in falling pt within a jet.
-    offsets: [B + 1] int64. index: [B] int64, keys a jet's random numbers. seed: 64 bits (philox.derive_seed).
-    pt_threshold (GeV), merge_radius (rad), pt_resolution (relative), angular_resolution (rad): ≥ 0 and finite.
-    loss: probability. removed: int64, constituents below the threshold, merged into another, and lost.
-    Raises DataError for shapes that don't fit, values that are not finite, pt < 0, or rising pt. No gradients.
+    constituents: [M, 4] float32 or float64, pt (GeV), eta, phi (rad), energy (GeV), in falling pt within a
+    jet. offsets: [B + 1] int64. index: [B] int64, keys a jet's random numbers. seed: 64 bits
+    (philox.derive_seed). pt_threshold (GeV), merge_radius (rad), pt_resolution (relative), angular_resolution
+    (rad): ≥ 0 and finite. loss: probability. removed: int64, constituents below the threshold, merged into
+    another, and lost. Raises DataError for shapes that don't fit, values that are not finite, pt < 0, or
+    rising pt. No gradients.
     """
     check_constituents(constituents, offsets)
     if index.dtype != torch.int64 or index.shape != (len(offsets) - 1,):

@@ -23,8 +23,8 @@ NO_AXIS = 1e-6  # share of the summed |pT| that the sum must have for a directio
 def jet_features(constituents: Tensor, offsets: Tensor, *, checked: bool = False) -> Tensor:
     """[M, 7] features of packed constituents, in their dtype.
 
-    constituents: [M, 4] float32 or float64, pt (GeV), eta, phi (rad), energy (GeV). offsets: [B + 1] int64. checked:
-    they are of PackedJets, which have checked them: of one jet the check takes half of the time.
+    constituents: [M, 4] float32 or float64, pt (GeV), eta, phi (rad), energy (GeV). offsets: [B + 1] int64.
+    checked: they are of PackedJets, which have checked them: of one jet the check takes half of the time.
     Raises DataError for shapes that don't fit. No gradients.
     """
     if not checked:

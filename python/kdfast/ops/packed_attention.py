@@ -30,8 +30,8 @@ def packed_attention(
     """[K, M, H, d]: attention within each jet, as constituent_attention_qkvpacked has it, zeros in the padding.
 
     qkv: [K, M, 3, H, d], the last dimension contiguous. plan: attention_plan of these rows; None: made for
-    this call. bias: [K, 3 H d] of the layer that gives qkv, where adds_bias: the parameter, whose gradient goes to its
-    place (gradient_place), and the same numbers in qkv's type.
+    this call. bias: [K, 3 H d] of the layer that gives qkv, where adds_bias: the parameter, whose gradient
+    goes to its place (gradient_place), and the same numbers in qkv's type.
     """
     if not _takes_kernel(qkv, rows):
         return packed_attention_reference(qkv, rows, dropout, None if bias is None else bias[0])

@@ -1,8 +1,8 @@
 """Rows of K members' features [K, M, D], as the ops of the lock-step engine (distill/cuda_engine.py) take them.
 
 All members see the same jets, so one description serves them. The capacity M is fixed, so that a step may be
-captured once and replayed; the rows behind a batch's last one are padding: ops write zeros there, and nothing in
-padding reaches a result.
+captured once and replayed; the rows behind a batch's last one are padding: ops write zeros there, and nothing
+in padding reaches a result.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def pair_tiles(counts: Tensor) -> Tensor:
 
 
 class Dropout(NamedTuple):
-    """p: probability. seed: int64 [], this use's, on the features' device, so that a captured step reads a new one.
-    mask: what it keeps, of ops/dropout_masks.py, for the kernels; None: they draw it."""
+    """p: probability. seed: int64 [], this use's, on the features' device, so that a captured step reads a
+    new one. mask: what it keeps, of ops/dropout_masks.py, for the kernels; None: they draw it."""
 
     p: float
     seed: Tensor
@@ -88,8 +88,9 @@ def drop_reference(x: Tensor, rows: PackedRows, dropout: Dropout | None) -> Tens
 def gradient_place(parameter: Tensor) -> Tensor | None:
     """Where an op's backward pass writes the gradient of a parameter: its .grad, where that is set.
 
-    The pass also returns it, so that torch.autograd.grad hands out that memory. A parameter with a .grad must go into
-    one op only, and Tensor.backward would add the gradient to itself. None: the gradient goes to new memory.
+    The pass also returns it, so that torch.autograd.grad hands out that memory. A parameter with a .grad must
+    go into one op only, and Tensor.backward would add the gradient to itself. None: the gradient goes to new
+    memory.
     """
     return parameter.grad if parameter.is_leaf else None
 

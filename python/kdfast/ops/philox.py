@@ -52,7 +52,8 @@ def fold_seed(seed: UInt64s, part: int) -> UInt64s: ...
 def fold_seed(seed: Any, part: int) -> Any:
     """One more link: a 63-bit seed for part (a layer, a step) of what seed is for; for each of an array.
 
-    For an int64 tensor [] a tensor: under torch.compile a seed is then data, not a constant of the compiled code.
+    For an int64 tensor [] a tensor: under torch.compile a seed is then data, not a constant of the compiled
+    code.
     """
     if isinstance(seed, Tensor):
         return torch.ops.kdfast.fold_seed.default(seed, part)
@@ -92,9 +93,9 @@ def dropout_scale(p: float) -> float:
 def dropout_keep(seed: int, p: float, jet: Tensor, head: Tensor, row: Tensor, num_columns: int) -> Tensor:
     """Which elements dropout keeps: bool [..., num_columns], for int64 index tensors that broadcast to [...].
 
-    One Philox call, at the counter (jet, head, row, column // 8), decides eight neighbouring columns: column c uses 16
-    bits of word (c % 8) // 2, the low half where c is even. jet: position in the batch; row: query or constituent
-    within the jet; column: key or feature.
+    One Philox call, at the counter (jet, head, row, column // 8), decides eight neighbouring columns: column
+    c uses 16 bits of word (c % 8) // 2, the low half where c is even. jet: position in the batch; row: query
+    or constituent within the jet; column: key or feature.
     """
     groups = torch.arange((num_columns + 7) // 8, device=jet.device)
     words = torch.stack(philox4x32(seed, jet[..., None], head[..., None], row[..., None], groups), dim=-1)

@@ -60,8 +60,9 @@ def analyse(store: StudyStore) -> Analysis:
 def analyse_networks(study: StudyNetworks) -> Analysis:
     """The same of results that have been read; their table is `study.table`.
 
-    Where configurations that lead were given further seeds (`kdfast refine`), the seeds that chose them are no evidence
-    for them: everything about the sweep rests on the sweep's own seeds, and the leaders are judged by the further ones.
+    Where configurations that lead were given further seeds (`kdfast refine`), the seeds that chose them are
+    no evidence for them: everything about the sweep rests on the sweep's own seeds, and the leaders are
+    judged by the further ones.
     """
     described = _study(study)
     runs = _runs(study)

@@ -238,8 +238,9 @@ class Baselines:
         return float(self.shares[-1] @ [baseline.value for baseline in self.each])
 
     def differences(self) -> tuple[list[Contrast], Floats, list[Scatter | Resampled]]:
-        """Each configuration of `names` minus its baseline, and last their mean minus the baselines', all paired; with
-        their covariance [n + 1, n + 1] from the test jets alone, and the errors from run to run, which add to it."""
+        """Each configuration of `names` minus its baseline, and last their mean minus the baselines', all
+        paired; with their covariance [n + 1, n + 1] from the test jets alone, and the errors from run to run,
+        which add to it."""
         students = self.students
         number = len(students.names)
         weights = np.eye(number)[self.places]
@@ -322,9 +323,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def best_of_equals(selection: Floats, reported: Floats | None = None, *, seed: int = 0) -> float:
     """How much the best of n equal configurations exceeds its true value on average (winner's curse).
 
-    selection [n, n]: covariance of the numbers that the choice looks at. reported [n, n]: covariance between these and
-    the numbers that are then quoted (None: the same numbers). Independent errors σ give 2.6 σ for 132. What all
-    configurations share changes no choice and adds nothing on average: it is left out, so that it adds no noise here.
+    selection [n, n]: covariance of the numbers that the choice looks at. reported [n, n]: covariance between
+    these and the numbers that are then quoted (None: the same numbers). Independent errors σ give 2.6 σ for
+    132. What all configurations share changes no choice and adds nothing on average: it is left out, so that
+    it adds no noise here.
     """
     number = len(selection)
     if number < 2:

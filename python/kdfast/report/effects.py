@@ -62,10 +62,10 @@ TABLES: dict[str, list[str]] = {
 
 
 def settings_frame(runs: pd.DataFrame, names: Sequence[str], study: Mapping[str, Value] | None = None) -> pd.DataFrame:
-    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init, alpha_final (NaN:
-    constant); the values of the last epoch, temp_last and alpha_last (the initial ones where constant); temp_level and
-    alpha_level, the final ones with −1 for constant; further axes, with the study's own value where a configuration has
-    none."""
+    """A row per configuration, in the order of names: strategy, temp_init, temp_final, alpha_init,
+    alpha_final (NaN: constant); the values of the last epoch, temp_last and alpha_last (the initial ones
+    where constant); temp_level and alpha_level, the final ones with −1 for constant; further axes, with the
+    study's own value where a configuration has none."""
     unique = runs.drop_duplicates("run_name").set_index("run_name").loc[list(names)]
     frame = unique[["strategy", *SCHEDULES]].copy()
     for name, column in axis_columns(runs).items():
@@ -102,8 +102,8 @@ def further_axes(settings: pd.DataFrame) -> list[str]:
 
 
 def numeric(settings: pd.DataFrame) -> dict[str, tuple[str, Floats]]:
-    """Symbol and values of T_init, α_init, and the further axes of numbers that vary. One that spans a decade or more
-    enters by its logarithm."""
+    """Symbol and values of T_init, α_init, and the further axes of numbers that vary. One that spans a decade
+    or more enters by its logarithm."""
     found = {"temp_init": ("T_init", settings["temp_init"].to_numpy(np.float64))}
     found["alpha_init"] = "α_init", settings["alpha_init"].to_numpy(np.float64)
     for name in further_axes(settings):
@@ -130,8 +130,8 @@ def _held(table: str, settings: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Effect:
-    """A contrast of configurations. direction [C]: its weights on their estimates; scatter: σ of configurations about
-    its model."""
+    """A contrast of configurations. direction [C]: its weights on their estimates; scatter: σ of
+    configurations about its model."""
 
     contrast: Contrast
     direction: Floats
@@ -141,9 +141,10 @@ class Effect:
 class Effects:
     """All tested effects of settings on one metric, as one family.
 
-    By key: ("planned", question); ("pair", table, group, other), for all pairs of groups of a table; ("slope", setting)
-    for the simple slopes behind the correlations; ("importance", one, other), |slope · standard deviation| of a setting
-    minus that of one before it. Those that the grid can't determine are absent.
+    By key: ("planned", question); ("pair", table, group, other), for all pairs of groups of a table;
+    ("slope", setting) for the simple slopes behind the correlations; ("importance", one, other), |slope ·
+    standard deviation| of a setting minus that of one before it. Those that the grid can't determine are
+    absent.
     """
 
     def __init__(self, estimates: Configurations, settings: pd.DataFrame, level: float) -> None:
@@ -224,8 +225,9 @@ class Effects:
 def _compared(
     estimates: Configurations, settings: pd.DataFrame, groups: pd.Series, held: Sequence[str]
 ) -> dict[tuple[str, str], Effect]:
-    """Each group minus each later one, in a linear model with other settings as factors, so that groups with different
-    shares of, say, high α compare like with like. Pairs that the design can't separate from these are absent.
+    """Each group minus each later one, in a linear model with other settings as factors, so that groups with
+    different shares of, say, high α compare like with like. Pairs that the design can't separate from these
+    are absent.
 
     groups: labels of the configurations that take part. held: columns of settings.
     """
@@ -260,8 +262,8 @@ def _model(estimates: Configurations, columns: Sequence[Floats]) -> Fit | None:
 def _effect(estimates: Configurations, model: Fit, weights: Floats) -> Effect | None:
     """A contrast of a model of the configurations' estimates; None where the design can't tell it.
 
-    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations about the
-    model what is more than the rest of a run. With one the latter includes both.
+    With several seeds it is taken in each of them: its scatter counts, and of the scatter of configurations
+    about the model what is more than the rest of a run. With one the latter includes both.
     """
     contrast = model.contrast(weights)
     if contrast is None:
@@ -288,8 +290,8 @@ def _effect(estimates: Configurations, model: Fit, weights: Floats) -> Effect | 
 
 
 def correlation(x: Floats, y: Floats) -> dict[str, float] | None:
-    """Pearson's r, its interval (low, high; Fisher's z) and two-sided p_value, by scipy; None with fewer than 4
-    points or where one of the two does not vary."""
+    """Pearson's r, its interval (low, high; Fisher's z) and two-sided p_value, by scipy; None with fewer than
+    4 points or where one of the two does not vary."""
     if len(x) < 4 or any(np.ptp(v) <= 1e-9 * np.abs(v).max() for v in (x, y)):
         return None
     result = stats.pearsonr(x, y)
@@ -302,11 +304,11 @@ def correlation(x: Floats, y: Floats) -> dict[str, float] | None:
 
 
 def linear_model(estimates: Configurations, settings: pd.DataFrame, metric: Metric) -> LinearModel | None:
-    """Slopes of ln T_init, ln T_last, α_init, α_last, further axes of numbers, and of the products of any two, all
-    centred: a description, not tested. A main effect is the slope at the mean of the other settings.
+    """Slopes of ln T_init, ln T_last, α_init, α_last, further axes of numbers, and of the products of any
+    two, all centred: a description, not tested. A main effect is the slope at the mean of the other settings.
 
-    Settings that do not vary are left out, and last values that are the initial ones in every configuration; None where
-    nothing varies, too few degrees of freedom are left, or no slope is determined.
+    Settings that do not vary are left out, and last values that are the initial ones in every configuration;
+    None where nothing varies, too few degrees of freedom are left, or no slope is determined.
     """
     main = {
         "ln T_init": np.log(settings["temp_init"].to_numpy()),
@@ -345,13 +347,14 @@ def linear_model(estimates: Configurations, settings: pd.DataFrame, metric: Metr
 
 
 def variance_shares(estimates: Configurations, settings: pd.DataFrame) -> dict[str, tuple[float, float]] | str:
-    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and the rest;
-    each with the share that noise (test jets, and seeds where there are several) is expected to make of it.
+    """Shares of the variance between configurations: of each setting (as a factor), of T_init × α_init, and
+    the rest; each with the share that noise (test jets, and seeds where there are several) is expected to
+    make of it.
 
-    Analysis of variance with sums of squares of type II (each factor after all others, the product after both): a
-    functional analysis of variance on the grid. A term's sum of squares is yᵀ Q y with a projection Q, and noise of
-    covariance V makes tr(Q V) of it on average. In a grid that is not fully crossed the shares need not add up to 1.
-    Returns the reason where the settings can't be separated.
+    Analysis of variance with sums of squares of type II (each factor after all others, the product after
+    both): a functional analysis of variance on the grid. A term's sum of squares is yᵀ Q y with a projection
+    Q, and noise of covariance V makes tr(Q V) of it on average. In a grid that is not fully crossed the
+    shares need not add up to 1. Returns the reason where the settings can't be separated.
     """
     symbols = {"temp_init": "T_init", "temp_level": "T_final", "alpha_init": "α_init", "alpha_level": "α_final"}
     symbols |= {name: AXES[name].label.lower() for name in further_axes(settings)}

@@ -13,9 +13,10 @@ Resampling-Based Multiple Testing, 1993). That distribution is simulated with th
 contrasts: they share test jets, seeds and configurations, so that far fewer than their number are
 independent, and Bonferroni's or Holm's correction would give away power. The interval of a contrast uses the
 quantile of the step at which the contrast was judged, so that an interval never contradicts a verdict.
-Contrasts are compared by their p-values, turned into normal quantiles, as a variance with few degrees of freedom
-gives a contrast other tails. Where contrasts share such a variance (the scatter of one baseline's seeds), the
-simulation draws it once for all of them; where many runs tell how a run scatters, it draws from their residuals.
+Contrasts are compared by their p-values, turned into normal quantiles, as a variance with few degrees of
+freedom gives a contrast other tails. Where contrasts share such a variance (the scatter of one baseline's
+seeds), the simulation draws it once for all of them; where many runs tell how a run scatters, it draws from
+their residuals.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ _LARGEST = 37.0
 class Adjusted:
     """A contrast as one of its family.
 
-    p_value is to be compared with 5 %, the level of the report: the family's adjusted p-value, times the report's
-    level over the family's. low, high: the simultaneous interval.
+    p_value is to be compared with 5 %, the level of the report: the family's adjusted p-value, times the
+    report's level over the family's. low, high: the simultaneous interval.
     """
 
     contrast: Contrast
@@ -102,8 +103,8 @@ def adjust(
 ) -> list[Adjusted]:
     """Step-down tests of contrasts [m] at a level.
 
-    covariance [m, m]: of their errors, of which only the correlations count. Where there are scatters: of the known
-    errors, to which these add.
+    covariance [m, m]: of their errors, of which only the correlations count. Where there are scatters: of the
+    known errors, to which these add.
     """
     if not contrasts:
         return []
@@ -153,8 +154,8 @@ def _with_scatters(
 
 
 def _bounded(simulated: float, contrast: Contrast, tests: float) -> float:
-    """An adjusted p-value by simulation, between that of the contrast alone and Bonferroni's for the number of tests,
-    which resolve what is very small."""
+    """An adjusted p-value by simulation, between that of the contrast alone and Bonferroni's for the number
+    of tests, which resolve what is very small."""
     return min(max(simulated, contrast.p_value), tests * max(contrast.p_value, _SMALLEST), 1.0)
 
 
@@ -197,8 +198,8 @@ def _draws(covariance: Floats) -> NDArray[np.float32]:
 
 
 class AllPairs:
-    """Every configuration against every other: valid whichever of them are compared, and by whatever they were
-    chosen.
+    """Every configuration against every other: valid whichever of them are compared, and by whatever they
+    were chosen.
 
     The largest |t| over all pairs of equal configurations, simulated with their covariance [C, C] (Tukey's
     studentised range for errors that are correlated). scatter: a part of it that is drawn from residuals.

@@ -57,9 +57,9 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run-to-run variance that is estimated: the variance, with what fluctuates in its estimate (a mean
-    square that may hold test jets, too), and the estimate's degrees of freedom. test: what of the mean square the test
-    jets are known to make, which the contrast's test variance holds, too."""
+    """A part of a run-to-run variance that is estimated: the variance, with what fluctuates in its estimate
+    (a mean square that may hold test jets, too), and the estimate's degrees of freedom. test: what of the
+    mean square the test jets are known to make, which the contrast's test variance holds, too."""
 
     variance: float
     mean_square: float
@@ -68,8 +68,8 @@ class Part:
 
 
 class Scatter(NamedTuple):
-    """Errors of m contrasts by a poorly known variance: their covariance [m, m] by its mean square, and the degrees of
-    freedom of this."""
+    """Errors of m contrasts by a poorly known variance: their covariance [m, m] by its mean square, and the
+    degrees of freedom of this."""
 
     covariance: Floats
     df: int
@@ -87,8 +87,8 @@ class Scatter(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """Errors of m contrasts, weights [m, K], by what many runs show of the scatter of one: residuals [K], scaled to its
-    standard deviation. They tell its tails, too, which are often heavy: a few runs fail."""
+    """Errors of m contrasts, weights [m, K], by what many runs show of the scatter of one: residuals [K],
+    scaled to its standard deviation. They tell its tails, too, which are often heavy: a few runs fail."""
 
     weights: Floats
     residuals: Floats
@@ -111,9 +111,9 @@ class Resampled(NamedTuple):
 
 @dataclass(frozen=True)
 class Contrast:
-    """A linear combination of coefficients: value, its variances from the test jets and from run to run, and the
-    degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no part). parts: those
-    of the run-to-run variance that are estimated."""
+    """A linear combination of coefficients: value, its variances from the test jets and from run to run, and
+    the degrees of freedom of Student's t (Satterthwaite's; inf where the run-to-run variance plays no part).
+    parts: those of the run-to-run variance that are estimated."""
 
     value: float
     test_variance: float
@@ -151,8 +151,8 @@ class Contrast:
 
     @cached_property
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the combination is 0: the level at which `half_width` reaches the value; 1
-        where no error is known."""
+        """Two-sided, of the hypothesis that the combination is 0: the level at which `half_width` reaches the
+        value; 1 where no error is known."""
         distance = abs(self.value)
         if self.error < ROUNDING or distance < ROUNDING:
             return 1.0
@@ -163,10 +163,10 @@ class Contrast:
 class _Bound:
     """Distribution of known · Z + spread · T, with normal Z and Student's T of df degrees of freedom.
 
-    Satterthwaite's approximation fails at the small levels of many tests: where a variance of few degrees of freedom
-    comes out small by chance, the test jets' part makes it look well known. So what is known stays normal, and what is
-    estimated is Student's t. A test by the sum of both is wrong at most as often as its level says, whatever the parts
-    are [Behrens and Fisher's; Robinson, Annals of Statistics 4, 1976, 963].
+    Satterthwaite's approximation fails at the small levels of many tests: where a variance of few degrees of
+    freedom comes out small by chance, the test jets' part makes it look well known. So what is known stays
+    normal, and what is estimated is Student's t. A test by the sum of both is wrong at most as often as its
+    level says, whatever the parts are [Behrens and Fisher's; Robinson, Annals of Statistics 4, 1976, 963].
     """
 
     known: float
@@ -248,8 +248,8 @@ class Fit:
         return (Part(self.cautious_variance * unit, self.uncertain * unit, self.df, self.test_share * unit),)
 
     def scatter(self, weights: Floats) -> tuple[Floats, list[Scatter | Resampled]]:
-        """Errors from run to run of contrasts with weights [m, K]; before them, what of their test jets' covariance
-        [m, m] these include."""
+        """Errors from run to run of contrasts with weights [m, K]; before them, what of their test jets'
+        covariance [m, m] these include."""
         units = weights @ weights.T
         if not self.df:
             return 0.0 * units, []

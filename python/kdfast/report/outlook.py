@@ -50,10 +50,10 @@ COMPARED = 8  # trained networks that tell what the test jets resolve
 class Outlook:
     """The expected score of each candidate [N], and what it says of those that are not trained.
 
-    Scores are of the validation jets, means over the seeds, on the metric's scale (AUC, or ln of the rejection).
-    mean, error [N]: expected, without the noise of a single run. leader: the trained candidate with the best mean.
-    chance [N]: that a candidate which is not tried is better than the leader by more than the tolerance; 0 for others.
-    kernel: of the fit.
+    Scores are of the validation jets, means over the seeds, on the metric's scale (AUC, or ln of the
+    rejection). mean, error [N]: expected, without the noise of a single run. leader: the trained candidate
+    with the best mean. chance [N]: that a candidate which is not tried is better than the leader by more than
+    the tolerance; 0 for others. kernel: of the fit.
     """
 
     mean: Floats
@@ -67,8 +67,8 @@ class Outlook:
 def places(runs: Sequence[RunConfig]) -> Floats:
     """[N, d] in [0, 1]: where candidates are in the space of the settings that differ among them.
 
-    T by its logarithm, α, at both ends of their schedules; numbers of further settings by their logarithm if they span
-    more than a factor of 4; texts by a column each. Columns that say the same count once.
+    T by its logarithm, α, at both ends of their schedules; numbers of further settings by their logarithm if
+    they span more than a factor of 4; texts by a column each. Columns that say the same count once.
     """
     columns: list[Floats] = []
     for values in (
@@ -131,11 +131,11 @@ def _one_thread() -> threadpool_limits:
 class Candidates:
     """The configurations that a search chooses from, in the grid's order, and what is known of them.
 
-    x: [N, d] their `places`. scores: of those that finished with all seeds, by number: mean over the seeds, of the
-    validation jets, on the metric's scale. tried [N]: whether it is planned or was trained, successfully or not.
-    tolerance: see `Outlook`; NaN while nothing has finished. affordable: further trainings that the search's budget of
-    epochs and hours has room for. seeds: trainings of a configuration. rejection: the same candidates by their
-    rejection, where the race looks for the Pareto front of both.
+    x: [N, d] their `places`. scores: of those that finished with all seeds, by number: mean over the seeds,
+    of the validation jets, on the metric's scale. tried [N]: whether it is planned or was trained,
+    successfully or not. tolerance: see `Outlook`; NaN while nothing has finished. affordable: further
+    trainings that the search's budget of epochs and hours has room for. seeds: trainings of a configuration.
+    rejection: the same candidates by their rejection, where the race looks for the Pareto front of both.
     """
 
     runs: Sequence[RunConfig]
@@ -197,19 +197,19 @@ class Candidates:
 
 
 def on_front(outlooks: Sequence[Outlook], finished: Iterable[int]) -> list[int]:
-    """Those of the finished candidates that are on the Pareto front of what is expected of them by several metrics, the
-    best by the first metric first."""
+    """Those of the finished candidates that are on the Pareto front of what is expected of them by several
+    metrics, the best by the first metric first."""
     numbers = sorted(finished, key=lambda number: -outlooks[0].mean[number])
     means = np.array([[outlook.mean[number] for outlook in outlooks] for number in numbers])
     return [number for number, best in zip(numbers, records.on_front(means), strict=True) if best]
 
 
 def joins_front(outlooks: Sequence[Outlook], reached: Sequence[int]) -> Floats:
-    """[N]: probability that a candidate is better than each of those reached by more than the tolerance, in one metric
-    or another.
+    """[N]: probability that a candidate is better than each of those reached by more than the tolerance, in
+    one metric or another.
 
-    That of the one that is hardest to beat, with independent errors of the metrics. Both make it too large rather than
-    too small, as the errors of the metrics rise and fall together.
+    That of the one that is hardest to beat, with independent errors of the metrics. Both make it too large
+    rather than too small, as the errors of the metrics rise and fall together.
     """
     below = np.ones((len(outlooks[0].mean), len(reached)))
     for outlook in outlooks:
@@ -237,8 +237,8 @@ def validation_scores(
 
 
 def _affordable(settings: StudySettings, students: Sequence[StoredResult]) -> float:
-    """How many trainings the budget has room for after these. One takes as many epochs as any may, and the hours that
-    these took on average."""
+    """How many trainings the budget has room for after these. One takes as many epochs as any may, and the
+    hours that these took on average."""
     search = settings.search
     assert search is not None
     left = math.inf

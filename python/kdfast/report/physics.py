@@ -124,8 +124,8 @@ def _bins_of_pt(jets: TestJets, edges: Floats) -> Iterator[tuple[dict[str, float
 
 
 def pt_ratios(jets: TestJets, student: Floats, baseline: Floats, edges: Floats) -> list[PtRatio]:
-    """Rejections at 50 % of one network over another's within each bin of pT, paired: both are resampled together. Bins
-    with few jets, or without a background jet that survives, are left out."""
+    """Rejections at 50 % of one network over another's within each bin of pT, paired: both are resampled
+    together. Bins with few jets, or without a background jet that survives, are left out."""
     found = []
     for ends, inside in _bins_of_pt(jets, edges):
         y = jets.labels[inside]
@@ -224,8 +224,8 @@ def mass_divergence(jets: TestJets, scores: Floats) -> float | None:
 def _mass_cells(
     jets: TestJets, scores: Floats, efficiency: int
 ) -> tuple[Floats, NDArray[np.float32], NDArray[np.bool_]] | None:
-    """Edges of bins equally filled by all background, its weights by bin [jets, bins], and which of its jets pass. None
-    where fewer than 30 pass, or masses do not vary or are not known."""
+    """Edges of bins equally filled by all background, its weights by bin [jets, bins], and which of its jets
+    pass. None where fewer than 30 pass, or masses do not vary or are not known."""
     if jets.mass is None:
         return None
     passing = scores >= threshold_at(jets, scores, efficiency / 100)
@@ -246,8 +246,8 @@ def _mass_cells(
 
 
 def _tail(random: Floats, observed: float) -> float:
-    """Chance of a divergence at least as large as the observed one: of a gamma distribution with the mean and variance
-    of the permutations (divergences are nearly χ²), which reaches further than their number does."""
+    """Chance of a divergence at least as large as the observed one: of a gamma distribution with the mean and
+    variance of the permutations (divergences are nearly χ²), which reaches further than their number does."""
     mean = float(random.mean())
     variance = float(random.var())
     if variance == 0.0:
@@ -258,8 +258,8 @@ def _tail(random: Floats, observed: float) -> float:
 def _resampled_divergences(
     cells: NDArray[np.float32], passed: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """[replicates] each, for cells [jets, bins] and which jets passed: of as many jets picked at random, and of the
-    jets that passed among jets drawn anew."""
+    """[replicates] each, for cells [jets, bins] and which jets passed: of as many jets picked at random, and
+    of the jets that passed among jets drawn anew."""
     n, survivors = len(cells), int(passed.sum())
     if n > _MANY_JETS:
         return _resampled_of_many(cells, passed, rng)
@@ -286,8 +286,8 @@ def _resampled_of_many(
 ) -> tuple[Floats, Floats]:
     """The same, at the cost of the jets that pass alone.
 
-    The others fill their bins with thousands of jets each, so that sums over a Poisson bootstrap are normal: with the
-    mean Σw and the variance Σw² of a bin.
+    The others fill their bins with thousands of jets each, so that sums over a Poisson bootstrap are normal:
+    with the mean Σw and the variance Σw² of a bin.
     """
     everything = cells.sum(axis=0, dtype=np.float64)
     chosen = cells[passed]
@@ -385,8 +385,8 @@ def gap_recovered(gain: float, gap: float, variances: tuple[float, float, float]
     """(student − baseline)/(teacher − baseline) = gain/gap, with Fieller's interval (Biometrika 41, 1954,
     175).
 
-    variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q
-    σ(gain − θ gap), q the quantile. Neither scipy nor statsmodels has it. There is none where the gap's own interval
+    variances: of gain, of gap, and their covariance. The interval holds the θ with |gain − θ gap| ≤ q σ(gain
+    − θ gap), q the quantile. Neither scipy nor statsmodels has it. There is none where the gap's own interval
     contains 0. None where the teacher is not above the baseline.
     """
     if gap <= 0:

@@ -145,8 +145,8 @@ def mean_versus_baseline(study: StudyNetworks) -> dict[Metric, Comparison]:
 
 
 def _best_set(study: StudyNetworks, metric: Metric) -> set[str]:
-    """The configurations that are statistically indistinguishable from the best: those that no other beats, all pairs
-    taken together. The truly best one is among them in more than 95 % of studies."""
+    """The configurations that are statistically indistinguishable from the best: those that no other beats,
+    all pairs taken together. The truly best one is among them in more than 95 % of studies."""
     students = study.students[metric]
     pairs = study.pairs[metric]
     errors = np.where(pairs.errors > 0.0, pairs.errors, np.inf)
@@ -277,8 +277,9 @@ def top_two(study: StudyNetworks, rows: Sequence[Configuration]) -> list[TopTwo]
 
 
 def rank_agreement(study: StudyNetworks, *, simulated: int = 4000) -> RankAgreement | None:
-    """Whether seeds agree on the order of configurations by AUC, more than equal configurations on the same test jets
-    would; None with fewer than two seeds or four configurations that all have them, or where nothing is tested."""
+    """Whether seeds agree on the order of configurations by AUC, more than equal configurations on the same
+    test jets would; None with fewer than two seeds or four configurations that all have them, or where
+    nothing is tested."""
     students = study.students["auc"]
     seeds, number = students.rows.shape
     if seeds < 2 or number < 4 or "auc" not in study.comparable:

@@ -70,8 +70,8 @@ def jet_counts(labels: NDArray[Any], weights: NDArray[np.float64]) -> Jets:
 
 
 def on_front(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[n]: which rows of numbers [n, metrics] are on the Pareto front: none is as high in all metrics and higher in
-    one."""
+    """[n]: which rows of numbers [n, metrics] are on the Pareto front: none is as high in all metrics and
+    higher in one."""
     beaten = [((numbers >= own).all(axis=1) & (numbers > own).any(axis=1)).any() for own in numbers]
     return ~np.array(beaten, bool)
 

@@ -226,8 +226,8 @@ def _resampled_background(
 
 
 def _first_reaching(weights: NDArray[np.float32], shares: Floats) -> NDArray[np.intp]:
-    """[replicates, shares]: the first row of weights [jets, replicates] at which their running sum reaches each
-    share of its total. Sums of blocks find the block, and running sums inside it the row."""
+    """[replicates, shares]: the first row of weights [jets, replicates] at which their running sum reaches
+    each share of its total. Sums of blocks find the block, and running sums inside it the row."""
     jets, replicates = weights.shape
     padded = np.zeros((-(-jets // _ROWS) * _ROWS, replicates), np.float32)
     padded[:jets] = weights

@@ -202,8 +202,8 @@ class TimingDocument(Document):
 
 
 class LatencyDocument(Document):
-    """What a network costs. model: its sizes, as in a result's card. flops: of the matrix products for a jet of N
-    constituents, as coefficients of 1, N, N². constituents: mean of the jets that were timed."""
+    """What a network costs. model: its sizes, as in a result's card. flops: of the matrix products for a jet
+    of N constituents, as coefficients of 1, N, N². constituents: mean of the jets that were timed."""
 
     model: dict[str, Any]
     parameters: Integer

@@ -54,8 +54,8 @@ def grid(
     """Return the configurations of a grid, in the order: constant, T annealed, α scheduled, both.
 
     Give either a preset or lists of your own. Each T is combined with each α: once constant, and once for
-    each final value that differs from the initial one, also above it. Repetitions are left out. With further axes
-    all of this is repeated for each combination of their values.
+    each final value that differs from the initial one, also above it. Repetitions are left out. With further
+    axes all of this is repeated for each combination of their values.
 
     Parameters
     ----------
@@ -224,8 +224,8 @@ class Space:
     def run(self, values: Mapping[str, Any]) -> RunConfig:
         """Return the configuration at these values of the free axes.
 
-        Numbers are rounded to three significant digits, which keeps names short. A final value that equals the initial
-        one makes a constant schedule.
+        Numbers are rounded to three significant digits, which keeps names short. A final value that equals
+        the initial one makes a constant schedule.
         """
         chosen: dict[str, Any] = {}
         for name, axis in self.axes.items():

@@ -81,8 +81,8 @@ class PlannedPack:
 
 
 def asked_runs(settings: StudySettings, packs: Iterable[PlannedPack], stored: Iterable[RunKey]) -> list[RunConfig]:
-    """The grid's configurations that a study is to train: all, or those that its search has chosen so far, which are in
-    packs or stored."""
+    """The grid's configurations that a study is to train: all, or those that its search has chosen so far,
+    which are in packs or stored."""
     runs = settings.runs()
     if settings.search is None:
         return runs

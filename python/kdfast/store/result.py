@@ -34,16 +34,16 @@ _ELSEWHERE = ("arrays", "state")
 class StoredResult:
     """One trained network as it is stored.
 
-    kind, name, seed: which run it is of (see RunKey). config: a student's configuration; a baseline's, where it
-    has further settings. status: "done" or "diverged", and message says why. metrics: those of
+    kind, name, seed: which run it is of (see RunKey). config: a student's configuration; a baseline's, where
+    it has further settings. status: "done" or "diverged", and message says why. metrics: those of
     `kdfast.metrics.evaluate` on the test jets and, with the suffix "_val", on the validation jets; best_epoch
-    (counted from 0) and epochs; seconds of training; of a diverged run, epochs alone. curves: a value per epoch,
-    or, with a curve `epoch` of their numbers (counted from 1), of these epochs only. arrays: logits per jet [B],
-    `scores_validation` and `scores_test`; none of a diverged or an imported run. state: the network's tensors.
-    card: `kdfast.models.tagger_card`, with which weights.safetensors is a model file. stored: when it was stored
-    (UTC, ISO 8601), filled in by `StudyStore.write`. environment: of the process that finished it: kdfast, torch,
-    isa, backend, device, host. resumed_from: other environments (the host aside) that trained it before, on which
-    its last bits may depend.
+    (counted from 0) and epochs; seconds of training; of a diverged run, epochs alone. curves: a value per
+    epoch, or, with a curve `epoch` of their numbers (counted from 1), of these epochs only. arrays: logits
+    per jet [B], `scores_validation` and `scores_test`; none of a diverged or an imported run. state: the
+    network's tensors. card: `kdfast.models.tagger_card`, with which weights.safetensors is a model file.
+    stored: when it was stored (UTC, ISO 8601), filled in by `StudyStore.write`. environment: of the process
+    that finished it: kdfast, torch, isa, backend, device, host. resumed_from: other environments (the host
+    aside) that trained it before, on which its last bits may depend.
 
     Of a result that was read back, arrays and state are loaded and checked on first use, which raises
     StudyError if they are damaged.

@@ -94,8 +94,8 @@ def htcondor_dag(
     """A file for condor_submit_dag: a planned study's teacher, the packs that are not done, and the report.
 
     All machines must see the study under the same path; its folder logs/ is made here. cpus, memory: of each
-    job (no cpus: as planned). submit: more lines of the submit descriptions; they take precedence. retry: as in
-    `slurm_script`.
+    job (no cpus: as planned). submit: more lines of the submit descriptions; they take precedence. retry: as
+    in `slurm_script`.
 
     Raises StudyError for a study without packs to submit, or whose folder logs/ can't be made.
     """

@@ -136,8 +136,8 @@ def run_packs(
 ) -> dict[str, Exception]:
     """Has the workers train what the packs are missing; the study's inputs are stored (inputs.write_inputs).
 
-    sizes: runs of a pack, by its shared settings; one that is missing more (planned for fewer workers) is cut into
-    parts. Returns the errors of packs that failed, by id; they do not end the others.
+    sizes: runs of a pack, by its shared settings; one that is missing more (planned for fewer workers) is cut
+    into parts. Returns the errors of packs that failed, by id; they do not end the others.
 
     Raises ClusterError where the cluster is lost, KdfastError for what every pack would meet (another version
     on a worker, another folder, a teacher that fails), SweepInterrupted.
@@ -167,8 +167,8 @@ def run_packs(
 
 
 def _in_parts(store: StudyStore, packs: Iterable[PlannedPack], sizes: Mapping[Settings, int]) -> Iterator[PlannedPack]:
-    """The packs, those of more runs than their size cut into parts. One that another process trains stays whole:
-    its task waits for that process."""
+    """The packs, those of more runs than their size cut into parts. One that another process trains stays
+    whole: its task waits for that process."""
     held = {holder.name for holder in at_work(store.path)}
     for pack in packs:
         size = sizes[pack.shared]

@@ -393,8 +393,9 @@ def _describe(
 def _with_precision(
     settings: StudySettings, stored: StudyStore | None, elsewhere: bool, shown: SweepProgress
 ) -> StudySettings:
-    """The settings with the precision that is trained in: what is given, else an existing study's own, else bf16 on
-    GPUs that have it. Own networks, which may not take bf16, and GPUs of other processes are fp32 by default."""
+    """The settings with the precision that is trained in: what is given, else an existing study's own, else
+    bf16 on GPUs that have it. Own networks, which may not take bf16, and GPUs of other processes are fp32 by
+    default."""
     precision = settings.precision
     if "precision" not in settings.model_fields_set:
         own = any(isinstance(model_config(model), OwnModel) for model in (settings.model, settings.teacher_model))

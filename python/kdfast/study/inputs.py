@@ -57,8 +57,8 @@ _IN_PYTHON = {
 class Given:
     """What a study is given in Python and no TOML can hold.
 
-    jets, validation_jets, test_jets, hlt_jets: instead of files and of the emulation; HLT jets of all three, joined
-    (sets.join). teacher: a Tagger, or for all jets what the setting `teacher_kind` says.
+    jets, validation_jets, test_jets, hlt_jets: instead of files and of the emulation; HLT jets of all three,
+    joined (sets.join). teacher: a Tagger, or for all jets what the setting `teacher_kind` says.
     """
 
     jets: PackedJets | None = None
@@ -79,9 +79,9 @@ class Given:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a study is trained on. given: what of it is given in Python. prepared: the jets. sets: that they were given
-    as. teacher: that the study was given, a Tagger, logits [N] of all jets, or None. decisive: what makes the study
-    this study."""
+    """What a study is trained on. given: what of it is given in Python. prepared: the jets. sets: that they
+    were given as. teacher: that the study was given, a Tagger, logits [N] of all jets, or None. decisive:
+    what makes the study this study."""
 
     given: Given
     prepared: PreparedData

@@ -88,8 +88,9 @@ def network_config(setting: Any, standardisation: Standardisation) -> NetworkCon
 def adapted(
     teacher: nn.Module, jets: PackedJets, hlt: str | HLTConfig | None, max_constituents: int | None
 ) -> NDArray[np.float32]:
-    """Logits [N] that a trained network of the user's own has for jets: of their offline view, with features as
-    `kdfast.features` gives them, standardised by nobody. hlt: the emulation that this view goes with, or None."""
+    """Logits [N] that a trained network of the user's own has for jets: of their offline view, with features
+    as `kdfast.features` gives them, standardised by nobody. hlt: the emulation that this view goes with, or
+    None."""
     adapter = teacher if isinstance(teacher, Adapter) else Adapter(teacher)
     name = type(adapter.module).__name__
     network = OwnNetwork(OwnModel(name=name, weights="", factory=lambda: adapter))
@@ -104,8 +105,9 @@ def adapted(
 
 
 def external_teacher(settings: StudySettings, given: Any) -> Tagger | nn.Module | NDArray[np.floating] | None:
-    """The teacher that the study was given, in Python or by its settings: a Tagger, a network of the user's own, or
-    values [N], logits (float32) or probabilities (float64). Checked as far as it can be without the jets."""
+    """The teacher that the study was given, in Python or by its settings: a Tagger, a network of the user's
+    own, or values [N], logits (float32) or probabilities (float64). Checked as far as it can be without the
+    jets."""
     teacher = given
     if teacher is None and settings.teacher is not None:
         file = Path(settings.teacher)
@@ -166,8 +168,8 @@ def check_values(values: NDArray[np.floating], kind: str, jets: int) -> None:
 
 
 def check_training_jets(teacher: Tagger, prepared: PreparedData) -> None:
-    """Raises DataError where the teacher was trained on jets of the test split; warns where its file does not say on
-    which jets it was trained."""
+    """Raises DataError where the teacher was trained on jets of the test split; warns where its file does not
+    say on which jets it was trained."""
     if teacher.trained_on is None:
         what = "the teacher's file does not say which jets it was trained on"
         warnings.warn(f"{what}: make sure that none of them is among the test jets", KdfastWarning, stacklevel=4)

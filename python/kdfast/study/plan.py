@@ -61,8 +61,8 @@ def plan_study(
     budget: Budget,
     shown: SweepProgress,
 ) -> tuple[list[PlannedPack], Mapping[Settings, int]]:
-    """Plans these runs with all seeds, says so, and returns the packs with just these runs, and how many of them a new
-    pack has at most, by the settings that its members share."""
+    """Plans these runs with all seeds, says so, and returns the packs with just these runs, and how many of
+    them a new pack has at most, by the settings that its members share."""
     wanted = [RunKey.of(run, seed) for seed in settings.seeds for run in with_baselines(runs)]
     known = {key for pack in planned(store) for key in pack.keys}
     lock_step = settings.device.startswith("cuda")  # all members of a pack run at once
@@ -157,9 +157,9 @@ def plan(
 ) -> tuple[list[PlannedPack], list[PlannedPack]]:
     """Writes packs of up to `members` runs for what is neither in a pack nor stored.
 
-    Runs of a pack have their shared settings alike (`shared_groups`). members: of all packs, or by these settings.
-    threads: of a worker. costs: of a member by shared settings. Both are stored for scripts that submit the packs as
-    jobs.
+    Runs of a pack have their shared settings alike (`shared_groups`). members: of all packs, or by these
+    settings. threads: of a worker. costs: of a member by shared settings. Both are stored for scripts that
+    submit the packs as jobs.
 
     Returns all of the study's packs, and the new ones. The caller holds the study (StudyStore.writing).
     """
@@ -213,8 +213,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class MemberCost:
-    """What one member takes on one thread of this machine, while others are on the other threads. seconds: if it
-    spares no epoch; nan where not known. memory: bytes while it runs."""
+    """What one member takes on one thread of this machine, while others are on the other threads. seconds: if
+    it spares no epoch; nan where not known. memory: bytes while it runs."""
 
     seconds: float = math.nan
     memory: int = 0
@@ -263,8 +263,8 @@ def calibrate(
 
 
 def study_seconds(teacher: float, members: float, threads: int) -> float:
-    """How long the training takes at most: the teacher with its threads, then the members, together so long on one
-    thread, on all threads (of all workers); nan where it is not known."""
+    """How long the training takes at most: the teacher with its threads, then the members, together so long
+    on one thread, on all threads (of all workers); nan where it is not known."""
     return teacher + members / threads
 
 

@@ -151,8 +151,8 @@ def _stored(paths: Sequence[str], how: Reading) -> PackedJets:
 
 
 def _stored_places(path: str, rule: SplitRule) -> NDArray[np.int8]:
-    """[jets] the place of each jet's part in splits.PARTS, by a column that a store keeps. Raises DataError for a jet
-    of none: those of a store are not left out."""
+    """[jets] the place of each jet's part in splits.PARTS, by a column that a store keeps. Raises DataError
+    for a jet of none: those of a store are not left out."""
     values = jet_store.split_values(path, rule.column)
     places = places_of(values, rule)
     if places.min() < 0:
@@ -171,8 +171,8 @@ def _compare(store: str | PathLike[str] | None) -> None:
 
 
 def _sets_of(path: str, name: str, settings: DataSettings) -> dict[str, int]:
-    """Jets of the sets that a store of data holds; none where it is one set. Raises ConfigError for what such a store
-    leaves no choice of."""
+    """Jets of the sets that a store of data holds; none where it is one set. Raises ConfigError for what such
+    a store leaves no choice of."""
     sizes = jet_store.StoreCard.read(Path(path)).sets
     if len(sizes) == 1:
         return {}
@@ -200,9 +200,9 @@ def prepare(
     """Splits the jets and makes both views of each split.
 
     hlt_jets: the same jets, in the same order, as a real trigger saw them; None: they are emulated with
-    settings.hlt. sets: that the jets were given as; None: as one. The split (by fractions: stratified by label)
-    and the emulation depend on settings.data.seed alone. Raises DataError: one class only, in all or in a split;
-    a split without weight or without a constituent; HLT jets that are not the same jets.
+    settings.hlt. sets: that the jets were given as; None: as one. The split (by fractions: stratified by
+    label) and the emulation depend on settings.data.seed alone. Raises DataError: one class only, in all or
+    in a split; a split without weight or without a constituent; HLT jets that are not the same jets.
     """
     sets = sets or Sets.of({"data": len(jets)})
     if hlt_jets is not None:

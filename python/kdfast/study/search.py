@@ -49,11 +49,11 @@ PER_SETTING = 4  # configurations of the first round for each setting that diffe
 def runs_to_train(
     store: StudyStore, settings: StudySettings, say: Callable[[str], None]
 ) -> tuple[Sequence[int], list[RunConfig]]:
-    """The seeds and configurations that the study is to train as far as its search has come, with a new round where
-    those before are finished: none are new where the search is over. Without a search: the grid's.
+    """The seeds and configurations that the study is to train as far as its search has come, with a new round
+    where those before are finished: none are new where the search is over. Without a search: the grid's.
 
-    say: shows a line about the round. The caller holds the study (StudyStore.writing), and plans what is new before it
-    gives it up.
+    say: shows a line about the round. The caller holds the study (StudyStore.writing), and plans what is new
+    before it gives it up.
     """
     search = settings.search
     if search is None:
@@ -119,8 +119,8 @@ def survivors(found: Candidates, search: SearchSettings) -> list[int]:
 def confidence_set(scores: NDArray[np.float64], error: float) -> list[int]:
     """Rows of scores [configurations, seeds] that may be the best.
 
-    One is not if it is below the best mean by Student's t of the differences at each seed, with Bonferroni's correction
-    for the comparisons. NaN: a run that did not finish; its configuration takes no part.
+    One is not if it is below the best mean by Student's t of the differences at each seed, with Bonferroni's
+    correction for the comparisons. NaN: a run that did not finish; its configuration takes no part.
     """
     from scipy import stats
 
@@ -214,8 +214,8 @@ def _first(search: SearchSettings, settings_that_differ: int) -> int:
 
 
 def _spread(x: NDArray[np.float64], count: int, tried: NDArray[np.bool_] | None = None) -> list[int]:
-    """Candidates far from each other and from those tried: the central one, then each time the one farthest from all
-    before it."""
+    """Candidates far from each other and from those tried: the central one, then each time the one farthest
+    from all before it."""
     tried = np.zeros(len(x), np.bool_) if tried is None else tried
     if tried.any():
         distance = np.min([((x - x[number]) ** 2).sum(axis=1) for number in np.flatnonzero(tried)], axis=0)
@@ -258,8 +258,8 @@ def _most_promising(found: Candidates, outlooks: Sequence[Outlook], count: int) 
 
 
 def _likely_on_front(found: Candidates, outlooks: Sequence[Outlook], count: int) -> list[int]:
-    """Candidates that most probably join the Pareto front, each as if those before it had reached what is expected of
-    them."""
+    """Candidates that most probably join the Pareto front, each as if those before it had reached what is
+    expected of them."""
     from kdfast.report.outlook import joins_front, on_front
 
     reached = on_front(outlooks, found.scores)

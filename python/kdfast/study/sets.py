@@ -35,8 +35,9 @@ MOST_IN_COMMON = 1e-3
 
 @dataclass(frozen=True)
 class Sets:
-    """rows: of each set that was given, by name. places: [B] of each jet's part in splits.PARTS; those of training
-    jets are shared by all parts without jets of their own. by_column: the places come from a column."""
+    """rows: of each set that was given, by name. places: [B] of each jet's part in splits.PARTS; those of
+    training jets are shared by all parts without jets of their own. by_column: the places come from a
+    column."""
 
     rows: Mapping[str, slice]
     places: NDArray[np.int8]
@@ -64,8 +65,8 @@ class Sets:
 def join(sets: Mapping[str, PackedJets]) -> PackedJets:
     """All jets, each with an index of its own.
 
-    Where two sets have jets of equal index, those of some sets are raised (see splits.raised_by). Raises DataError for
-    two jets of equal index within a set.
+    Where two sets have jets of equal index, those of some sets are raised (see splits.raised_by). Raises
+    DataError for two jets of equal index within a set.
     """
     first, *others = sets.values()
     if not others:

@@ -145,8 +145,8 @@ class StudyTraining:
     ) -> None:
         """Trains a pack and stores its results. keys: of the results, by member. card: of their model files.
 
-        Raises StudyError where the teacher diverges, and, after checkpoints, SweepInterrupted where the user has
-        stopped the training and CallbackError where the user's function has raised.
+        Raises StudyError where the teacher diverges, and, after checkpoints, SweepInterrupted where the user
+        has stopped the training and CallbackError where the user's function has raised.
         """
         configs = {member.name: member.config for member in pack.members}
         checkpoints = StudyCheckpoints(
@@ -213,8 +213,8 @@ class StudyTraining:
 
 
 class _Watch(threading.Event):
-    """Hands the epochs of a pack to the progress and to the user's function, one call at a time. It is set, and so ends
-    the pack, when that function has raised or `stop` is set."""
+    """Hands the epochs of a pack to the progress and to the user's function, one call at a time. It is set,
+    and so ends the pack, when that function has raised or `stop` is set."""
 
     def __init__(self, shown: SweepProgress, stop: threading.Event) -> None:
         super().__init__()

@@ -85,11 +85,11 @@ def _blocks(jets: PackedJets, positions: NDArray[np.int64]) -> Iterator[PackedJe
 
 
 def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[np.int64]) -> Standardisation | None:
-    """Of the features of the jets at these positions, by a preparation that does not standardise; None: they have no
-    constituent.
+    """Of the features of the jets at these positions, by a preparation that does not standardise; None: they
+    have no constituent.
 
-    Jets in memory are taken at once. Those of a store are taken block by block, which changes at most the rounding of
-    the sums in float64. Kept next to the store's views.
+    Jets in memory are taken at once. Those of a store are taken block by block, which changes at most the
+    rounding of the sums in float64. Kept next to the store's views.
     """
     store = store_of(jets)
     if store is None:
@@ -112,8 +112,8 @@ def fit_standardisation(unit: Preparation, jets: PackedJets, positions: NDArray[
 
 
 def _moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Mean and population standard deviation of rows in float64, of deviations from the first part's mean, so that no
-    digits cancel; None without rows."""
+    """Mean and population standard deviation of rows in float64, of deviations from the first part's mean, so
+    that no digits cancel; None without rows."""
     number = 0
     shift = total = squares = torch.zeros(0)
     for rows in parts:

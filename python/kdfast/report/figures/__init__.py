@@ -65,8 +65,8 @@ def figures(
 ) -> dict[str, Callable[[], Drawing]]:
     """What draws each figure that the study has the numbers for, by name, inside `figure_style`.
 
-    runs: the networks that are shown; none: teacher, baseline and the best students. Raises ConfigError for more
-    students than there are styles for.
+    runs: the networks that are shown; none: teacher, baseline and the best students. Raises ConfigError for
+    more students than there are styles for.
     """
     if runs:
         networks = _chosen(analysis, runs)

@@ -73,8 +73,8 @@ def _in_set(row: Configuration, metric: str) -> bool:
 
 
 def _references(axes: Any, analysis: Analysis, metric: str) -> None:
-    """A line for the mean of each baseline. The teacher is left out: it is so far above that the students would
-    fall together."""
+    """A line for the mean of each baseline. The teacher is left out: it is so far above that the students
+    would fall together."""
     compared = [(r, c) for r in analysis.configurations if (c := getattr(r, f"{metric}_vs_baseline")) is not None]
     if compared:
         values = [_estimate(row, metric).value - c.difference.value for row, c in compared]

@@ -51,8 +51,8 @@ class ShownNetwork:
 
 @dataclass(frozen=True)
 class TestSample:
-    """The test jets, labels and weights [B], and the networks that are drawn on them. mass [B]: of the jets (GeV), None
-    where it is not stored. chosen: whether a user has chosen the networks."""
+    """The test jets, labels and weights [B], and the networks that are drawn on them. mass [B]: of the jets
+    (GeV), None where it is not stored. chosen: whether a user has chosen the networks."""
 
     __test__ = False  # not a test class of pytest's
 

@@ -1,5 +1,5 @@
-"""Figures of what a physicist asks next of a tagger: calibration, performance by pT, mass, and how students follow the
-teacher."""
+"""Figures of what a physicist asks next of a tagger: calibration, performance by pT, mass, and how students
+follow the teacher."""
 
 from __future__ import annotations
 

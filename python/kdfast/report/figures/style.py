@@ -237,8 +237,8 @@ def by_strategy(rows: Sequence[S]) -> Iterator[tuple[list[S], str, dict[str, Any
 
 
 def legend_above(figure: Figure, axes: Axes, width: int = 46, columns: int = 1) -> None:
-    """Names of configurations are long: inside the axes they would lie on the curves. (Above the axes of a user's own
-    figure there may be others.)"""
+    """Names of configurations are long: inside the axes they would lie on the curves. (Above the axes of a
+    user's own figure there may be others.)"""
     handles, labels = axes.get_legend_handles_labels()
     names = [filled(label, width) for label in labels]
     target = _target.get()

@@ -32,8 +32,8 @@ Curves = Mapping[str, Sequence[float | None]]
 def training_figures(
     analysis: Analysis, leaders: Sequence[str], seed: int | None, others: Mapping[str, Curves], epochs: int | None
 ) -> Figures:
-    """leaders: names of the best configurations, at most as many as STUDENTS. seed: of the best student. others: curves
-    of teacher and baseline, by role. epochs: as planned; None where that is not known."""
+    """leaders: names of the best configurations, at most as many as STUDENTS. seed: of the best student.
+    others: curves of teacher and baseline, by role. epochs: as planned; None where that is not known."""
     if leaders and any(row.temp_final is not None or row.alpha_final is not None for row in analysis.runs):
         yield "schedules", partial(_schedules, analysis, leaders, epochs)
     if any(run.curves for run in analysis.runs):

@@ -129,8 +129,8 @@ class Term(Record):
 
 
 class LinearModel(Record):
-    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch), further axes of numbers, and
-    their products."""
+    """Metric on ln T_init, ln T_last, α_init, α_last (centred; last: of the last epoch), further axes of
+    numbers, and their products."""
 
     metric: Metric
     settings: list[str]
