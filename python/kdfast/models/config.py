@@ -124,7 +124,7 @@ _FAMILIES: dict[str, type[NetworkConfig]] = {"deepsets": DeepSetsConfig, "own": 
 PRESETS: dict[str, NetworkConfig] = {
     "study": ModelConfig(width=128, layers=6, heads=8, ffn=512),
     "medium": ModelConfig(width=64, layers=3, heads=4, ffn=256),
-    "demo": ModelConfig(width=32, layers=1, heads=2, ffn=64),
+    "demo": ModelConfig(width=48, layers=1, heads=2, ffn=96),
     "small": ModelConfig(width=32, layers=2, heads=4, ffn=64),
     "tiny": ModelConfig(width=16, layers=1, heads=2, ffn=32, pooling_heads=2),
     "deepsets": DeepSetsConfig(),
