@@ -236,6 +236,17 @@ def test_a_pack_that_another_process_holds_is_waited_for_and_a_large_one_is_cut(
     assert [(a.name, a.ended, a.pid, len(a.members)) for a in StudyStore.open(out).attempts()] == lost
 
 
+def test_the_profiler_of_workers_is_stopped_where_it_may_deadlock(out, client):
+    """In CPython 3.11.0 to 3.11.8: a worker has hung in it."""
+
+    def profiled(dask_worker: Any) -> bool:
+        return dask_worker.periodic_callbacks["profile"].is_running()
+
+    small_sweep(out, epochs=2, client=client)
+    safe = not (3, 11) <= sys.version_info < (3, 11, 9)
+    assert all(client.run(profiled).values()) == safe  # a worker that had no task still profiles
+
+
 def test_students_of_a_teacher_that_was_replaced(out, tmp_path, client):
     """Also of a study that was deleted and made anew: nothing of the old teacher is used."""
     small_sweep(out, epochs=2, client=client)
@@ -514,6 +525,7 @@ def test_the_local_cluster_suits_the_settings_file(tmp_path, monkeypatch):
 
     def recording(**shape: Any) -> None:
         started.append(shape)
+        assert not dask.config.get("distributed.worker.profile.enabled")  # nobody could see the profiles
         raise ClusterError("not started: only its shape is asked for")
 
     monkeypatch.setattr(distributed, "LocalCluster", recording)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+import sys
 import threading
 import time
 from asyncio import TimeoutError as AsyncTimeoutError
@@ -56,6 +57,8 @@ VISIBLE = 120.0  # after which another client of a network file system sees what
 # Tasks at once that a plan is made for while no worker is there yet, as in an adaptive cluster.
 EXPECTED = 16
 
+_PROFILER = "distributed.worker.profile.enabled"
+
 SAME_FILES = "workers and client have to see the same files under the same path"
 
 
@@ -88,6 +91,7 @@ def connected(address: str, *, threads: int | None = None, device: str = "auto")
             shape = {"n_workers": processes, "threads_per_worker": each}
         preload = ["kdfast.interrupt"]  # its dask_setup
         with (
+            import_module("dask.config").set({_PROFILER: False}),  # there is no dashboard to show its profiles
             distributed.LocalCluster(dashboard_address=None, preload=preload, **shape) as cluster,
             cluster.get_client() as client,
         ):
@@ -298,6 +302,7 @@ def train(
     from distributed import Reschedule, get_worker
 
     worker = get_worker()
+    _stop_profiler(worker)
     # Dask runs as many tasks as a worker has threads: one each. The teacher, before all others, takes all.
     threads = worker.state.nthreads if name == TEACHER else 1
     torch.set_num_threads(threads)
@@ -318,6 +323,14 @@ def train(
         here = f"{error.where or 'worker'}, on {platform.node()} ({worker.address})"
         KdfastError.__init__(error, error.what, where=here, hint=error.hint)
         raise
+
+
+def _stop_profiler(worker: Worker) -> None:
+    """A worker's profiler reads the frames of its threads a hundred times a second. CPython 3.11.0 to 3.11.8 may
+    deadlock in that (github.com/python/cpython/issues/106883), and the scheduler restarts a worker that does not
+    answer after 5 to 10 minutes only."""
+    if (3, 11) <= sys.version_info < (3, 11, 9) and "profile" in worker.periodic_callbacks:
+        worker.loop.add_callback(worker.periodic_callbacks["profile"].stop)
 
 
 _opening = threading.Lock()
