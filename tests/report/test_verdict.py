@@ -342,7 +342,8 @@ def test_statements_on_leaders_and_on_the_sweep(refined):
     assert rows[f"chosen: {shown(whole.refinement.winners[0].configuration)}"] in [
         row.auc_vs_baseline for row in whole.refinement.configurations
     ]
-    assert rows["mean of all 8"] == whole.mean_vs_baseline["auc"]  # of the sweep
+    assert rows["mean of 8, 2 seeds"] == whole.mean_vs_baseline["auc"]  # of the sweep
+    assert "With 2 seeds, the 8 configurations average AUC " in whole.verdict.text
 
 
 def test_seeds_of_the_settings_are_no_refinement(tmp_path):

@@ -40,6 +40,7 @@ def verdict(analysis: Analysis) -> Verdict:
         baseline=sum(values) / len(values) if values else None,
         several=bool(values) and max(values) - min(values) > ROUNDING,
         advice=[light.advice for light in lights if light.advice],
+        first_seeds=_first_seeds(analysis),
     )
     return Verdict(text=" ".join(text.split()), rows=_rows(analysis), lights=lights)
 
@@ -48,7 +49,9 @@ def _rows(analysis: Analysis) -> list[VerdictRow]:
     found = []
     mean = analysis.mean_vs_baseline.get("auc")
     if mean is not None and len(analysis.configurations) > 1:
-        found.append(VerdictRow(label=f"mean of all {len(analysis.configurations)}", comparison=mean))
+        number = len(analysis.configurations)
+        label = f"mean of all {number}" if analysis.refinement is None else f"mean of {number}, {_first_seeds(analysis)}"
+        found.append(VerdictRow(label=label, comparison=mean))
     rows = {row.run_name: row for row in analysis.judged.configurations}
     words = {"auc": "chosen", "constant": "best with constant T and α"}
     for winner in analysis.judged.winners:
@@ -57,6 +60,13 @@ def _rows(analysis: Analysis) -> list[VerdictRow]:
             label = f"{words[winner.goal]}: {shown(winner.configuration)}"
             found.append(VerdictRow(label=label, comparison=comparison))
     return found
+
+
+def _first_seeds(analysis: Analysis) -> str:
+    """How many seeds the students had before a refinement gave the leaders more."""
+    further = 0 if analysis.refinement is None else len(analysis.refinement.seeds)
+    number = len(analysis.study.seeds) - further
+    return "one seed" if number == 1 else f"{number} seeds"
 
 
 # ---- what limits the answer: state, text and advice
