@@ -50,7 +50,9 @@ def _rows(analysis: Analysis) -> list[VerdictRow]:
     mean = analysis.mean_vs_baseline.get("auc")
     if mean is not None and len(analysis.configurations) > 1:
         number = len(analysis.configurations)
-        label = f"mean of all {number}" if analysis.refinement is None else f"mean of {number}, {_first_seeds(analysis)}"
+        label = (
+            f"mean of all {number}" if analysis.refinement is None else f"mean of {number}, {_first_seeds(analysis)}"
+        )
         found.append(VerdictRow(label=label, comparison=mean))
     rows = {row.run_name: row for row in analysis.judged.configurations}
     words = {"auc": "chosen", "constant": "best with constant T and α"}
