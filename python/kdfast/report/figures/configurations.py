@@ -264,12 +264,12 @@ def _latency(analysis: Analysis) -> Drawing:
     front = [each for each in analysis.latencies if each.pareto]
     _front(axes, [(each.p50_us, each.auc.value) for each in front], "steps-post")
     named = [each for each in analysis.latencies if each.role != "student"]
-    sizes = {each.parameters: each for each in analysis.latencies}  # of each the network of the lowest AUC
+    sizes = {each.parameters: each for each in analysis.latencies}
     unnamed = sizes.keys() - {each.parameters for each in named}
     for each in (*named, *(sizes[size] for size in sorted(unnamed))):
-        name = "" if each.role == "student" else f"{each.role}, "
-        where: dict[str, Any] = {"xytext": (6, -12), "textcoords": "offset points"}
-        axes.annotate(f"{name}{each.parameters:,}", (each.p50_us, each.auc.value), **where)
+        text = f"{each.parameters:,}" if each.role == "student" else f"{each.role}, {each.parameters:,}"
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (0, 4), "textcoords": "offset points"}
+        axes.annotate(text, (each.p50_us, 1.0), rotation=45, ha="left", va="bottom", **where)
     axes.set(xscale="log", xlabel="time of one jet (µs)", ylabel="AUC")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
