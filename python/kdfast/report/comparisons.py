@@ -201,6 +201,7 @@ class Baseline:
 
     @cached_property
     def factor(self) -> Floats:
+        """[M] of its variance from the test jets."""
         return np.asarray(self.students.factor[self.group].mean(axis=0) + self.level.factor[0])
 
 

@@ -57,8 +57,6 @@ VISIBLE = 120.0  # after which another client of a network file system sees what
 # Tasks at once that a plan is made for while no worker is there yet, as in an adaptive cluster.
 EXPECTED = 16
 
-_PROFILER = "distributed.worker.profile.enabled"
-
 SAME_FILES = "workers and client have to see the same files under the same path"
 
 
@@ -91,7 +89,7 @@ def connected(address: str, *, threads: int | None = None, device: str = "auto")
             shape = {"n_workers": processes, "threads_per_worker": each}
         preload = ["kdfast.interrupt"]  # its dask_setup
         with (
-            import_module("dask.config").set({_PROFILER: False}),  # there is no dashboard to show its profiles
+            import_module("dask.config").set({"distributed.worker.profile.enabled": False}),  # no dashboard shows it
             distributed.LocalCluster(dashboard_address=None, preload=preload, **shape) as cluster,
             cluster.get_client() as client,
         ):
